@@ -1,0 +1,94 @@
+// swift-tools-version: 6.2
+
+import PackageDescription
+
+// Targets stand in dependency order: nothing imports a target below its own group.
+// The table of who may import whom is checked by Tests/TidyTests.
+
+let package = Package(
+    name: "varve",
+    products: [
+        .library(name: "Varve", targets: ["Varve"]),
+        .executable(name: "varve", targets: ["varve-cli"]),
+        .executable(name: "timetravel", targets: ["TimeTravel"]),
+    ],
+    dependencies: [
+        // FilePath and Errno in the store's interface, so that no path is a bare string.
+        .package(url: "https://github.com/apple/swift-system", from: "1.6.0"),
+        // The command line of Examples/varve and Examples/TimeTravel. The library does not use it.
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.6.0"),
+    ],
+    targets: [
+        // C, by module map: each stands for one Debian package.
+        .systemLibrary(name: "CZstd", providers: [.apt(["libzstd-dev"])]),
+        .systemLibrary(name: "CLMDB", providers: [.apt(["liblmdb-dev"])]),
+        .systemLibrary(
+            name: "CSQLite", path: "Examples/TimeTravel/CSQLite",
+            providers: [.apt(["libsqlite3-dev"])]),
+
+        // C of our own.
+        .target(name: "CPageKernels"),
+        .target(name: "CLinux"),
+
+        // Values and protocols.
+        .target(name: "GuestModel"),
+
+        // The repository.
+        .target(
+            name: "CheckpointFormat", dependencies: ["GuestModel", "CPageKernels", "CZstd"]),
+        .target(
+            name: "CheckpointStore",
+            dependencies: [
+                "CheckpointFormat", "GuestModel", "CLMDB",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ]),
+
+        // Capture, restore, revert.
+        .target(
+            name: "CheckpointEngine",
+            dependencies: ["CheckpointStore", "CheckpointFormat", "GuestModel", "CPageKernels"]),
+
+        // Guests.
+        .target(
+            name: "LinuxGuest",
+            dependencies: [
+                "GuestModel", "CLinux",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ]),
+
+        // The facade.
+        .target(
+            name: "Varve",
+            dependencies: ["CheckpointEngine", "CheckpointStore", "GuestModel", "LinuxGuest"]),
+
+        // Examples: in this package, so that one build serves library, tool and tests.
+        .executableTarget(
+            name: "varve-cli",
+            dependencies: [
+                "Varve",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            path: "Examples/varve"),
+        .executableTarget(
+            name: "TimeTravel",
+            dependencies: [
+                "Varve", "CSQLite",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            path: "Examples/TimeTravel",
+            exclude: ["CSQLite"]),
+    ]
+)
+
+for target in package.targets where target.type != .system {
+    if target.name.hasPrefix("C") && !target.name.hasPrefix("Checkpoint") { continue }
+    target.swiftSettings = [
+        // https://github.com/swiftlang/swift-evolution/blob/main/proposals/0335-existential-any.md
+        .enableUpcomingFeature("ExistentialAny"),
+        // https://github.com/swiftlang/swift-evolution/blob/main/proposals/0444-member-import-visibility.md
+        .enableUpcomingFeature("MemberImportVisibility"),
+        // https://github.com/swiftlang/swift-evolution/blob/main/proposals/0409-access-level-on-imports.md
+        .enableUpcomingFeature("InternalImportsByDefault"),
+        .treatAllWarnings(as: .error),
+    ]
+}

@@ -1,0 +1,3 @@
+#ifndef CPAGEKERNELS_H
+#define CPAGEKERNELS_H
+#endif

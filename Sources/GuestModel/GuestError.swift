@@ -1,0 +1,51 @@
+/// Why a guest could not do what was asked of it.
+public struct GuestError: Error, Hashable, Sendable {
+    /// The kinds of failure, open for more.
+    public struct Code: Hashable, Sendable {
+        private enum Kind {
+            case unsupported
+            case unavailable
+            case invalidRange
+            case callFailed
+            case sizeMismatch
+            case holdFailed
+            case stateRejected
+        }
+
+        private let kind: Kind
+
+        /// The kernel or hypervisor lacks something this guest needs.
+        public static let unsupported = Code(kind: .unsupported)
+        /// The guest is gone, or in a state in which the call has no meaning.
+        public static let unavailable = Code(kind: .unavailable)
+        /// Frames were named that the guest does not have.
+        public static let invalidRange = Code(kind: .invalidRange)
+        /// A system or hypervisor call failed; `errno` tells how.
+        public static let callFailed = Code(kind: .callFailed)
+        /// A file or region has another size than it must have.
+        public static let sizeMismatch = Code(kind: .sizeMismatch)
+        /// The embedder's closure could not hold its threads.
+        public static let holdFailed = Code(kind: .holdFailed)
+        /// The guest would not take the state that a checkpoint holds.
+        public static let stateRejected = Code(kind: .stateRejected)
+    }
+
+    /// The kind of failure.
+    public let code: Code
+    /// One sentence: what failed, and the remedy.
+    public let message: String
+    /// The system's error number, if a call failed.
+    public let errno: Int32?
+
+    /// Makes an error.
+    public init(code: Code, message: String, errno: Int32? = nil) {
+        self.code = code
+        self.message = message
+        self.errno = errno
+    }
+}
+
+extension GuestError: CustomStringConvertible {
+    /// The message.
+    public var description: String { message }
+}
