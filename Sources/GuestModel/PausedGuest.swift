@@ -2,7 +2,8 @@
 ///
 /// It exists so that no path can forget the guest: leaving a scope by any error resumes it.
 public struct PausedGuest: ~Copyable {
-    private let guest: any Guest
+    // nil once resumed, so that `deinit` has nothing left to do.
+    private var guest: (any Guest)?
 
     /// Holds the guest still.
     public init(pausing guest: any Guest) throws(GuestError) {
@@ -14,15 +15,15 @@ public struct PausedGuest: ~Copyable {
     ///
     /// A first failure is tried once more: a hypervisor answers EBUSY or EINTR at times.
     public consuming func resume() throws(GuestError) {
-        let guest = self.guest
-        discard self
+        guard let guest = self.guest else { return }
+        self.guest = nil
         try PausedGuest.resume(guest)
     }
 
     deinit {
         // The error that left the scope is the one reported; a guest that will not resume
         // after two tries has nobody else to tell.
-        try? PausedGuest.resume(guest)
+        if let guest { try? PausedGuest.resume(guest) }
     }
 
     private static func resume(_ guest: any Guest) throws(GuestError) {
