@@ -1,0 +1,65 @@
+package import GuestModel
+
+// The logical page map is a Merkle tree of fan-out 64 over frame numbers. The input to BLAKE3 for
+// one node:
+//
+//   offset size
+//        0    4  "VNOD"
+//        4    1  level: 0 covers 64 frames, level n covers 64 nodes of level n-1
+//        5    3  zero
+//        8    8  mask of children with a digest; level 0: frames that exist and are not zero
+//       16    8  level 0: mask of frames that exist and are zero; higher levels: 0
+//       24 32*n  the digests of the children in the first mask, in order
+//
+// A node without children is not hashed and stands for "nothing exists here". The root is the
+// digest of the lowest node that covers every frame that exists, at frame 0; for a guest without
+// a frame, of a node of level 0 with two empty masks. A node is at most 2,072 bytes long, so it is
+// never taken for a page.
+
+/// A node of the page map's tree, as what is hashed.
+package enum MerkleNode {
+    /// Children of a node.
+    package static let fanOut = 64
+    /// Bytes before the digests.
+    package static let headByteCount = 24
+    /// Bytes of the longest node.
+    package static let byteCountMax = headByteCount + fanOut * PageDigest.byteCount
+
+    /// The digest of a node.
+    ///
+    /// - Parameter child: the digest of a child whose bit is set in `present`.
+    package static func digest(
+        level: Int, present: UInt64, zero: UInt64, child: (Int) -> PageDigest
+    ) -> PageDigest {
+        precondition(present & zero == 0, "a frame is zero or has a digest, not both")
+        return withUnsafeTemporaryAllocation(byteCount: byteCountMax, alignment: 8) { buffer in
+            buffer.storeBytes(of: UInt32(0x444f_4e56).littleEndian, as: UInt32.self)
+            buffer.storeBytes(of: UInt32(level).littleEndian, toByteOffset: 4, as: UInt32.self)
+            buffer.storeBytes(of: present.littleEndian, toByteOffset: 8, as: UInt64.self)
+            buffer.storeBytes(of: zero.littleEndian, toByteOffset: 16, as: UInt64.self)
+            var end = headByteCount
+            var rest = present
+            while rest != 0 {
+                let index = rest.trailingZeroBitCount
+                rest &= rest - 1
+                buffer.storeBytes(of: child(index), toByteOffset: end, as: PageDigest.self)
+                end += PageDigest.byteCount
+            }
+            return PageDigest(hashing: UnsafeRawBufferPointer(rebasing: buffer[..<end]))
+        }
+    }
+
+    /// The root of a guest without a frame.
+    package static let emptyRoot = digest(level: 0, present: 0, zero: 0) { _ in .none }
+
+    /// How many levels a tree over frames below `frameEnd` has; at least 1.
+    package static func levelCount(frameEnd: UInt64) -> Int {
+        var levels = 1
+        var covered: UInt64 = 64
+        while covered < frameEnd {
+            covered <<= 6
+            levels += 1
+        }
+        return levels
+    }
+}

@@ -1,0 +1,115 @@
+// The 64 bytes that begin every file of a repository that is not derived.
+//
+//   offset size
+//        0    8  magic: "VARVEREP" the repository file, "VARVEPAK" a pack
+//        8    4  format version
+//       12    4  bytes of this envelope: 64
+//       16   16  repository id
+//       32    8  the repository's creation time (nanoseconds since 1970), or the pack's number
+//       40    4  features, a bit each; a reader refuses bits that it does not know
+//                bit 0: digests are keyed; bit 1: payloads are encrypted (both reserved, 0)
+//       44    8  key id, for those features (reserved, 0)
+//       52    8  zero
+//       60    4  CRC-32C of bytes 0 to 59
+//
+// All integers are little-endian.
+
+/// Says what a file is and which repository it belongs to.
+package struct Envelope: Hashable, Sendable {
+    /// What kind of file.
+    package enum Kind: Sendable {
+        case repository
+        case pack
+
+        fileprivate var magic: [UInt8] {
+            switch self {
+            case .repository: Array("VARVEREP".utf8)
+            case .pack: Array("VARVEPAK".utf8)
+            }
+        }
+    }
+
+    /// Bytes of an envelope.
+    package static let byteCount = 64
+    /// The version that this code writes, and the only one that it reads.
+    package static let formatVersion: UInt32 = 1
+
+    /// What kind of file.
+    package let kind: Kind
+    /// The repository.
+    package let repository: RepositoryID
+    /// A pack's number, or a repository's creation time in nanoseconds since 1970.
+    package let number: UInt64
+
+    package init(kind: Kind, repository: RepositoryID, number: UInt64) {
+        self.kind = kind
+        self.repository = repository
+        self.number = number
+    }
+
+    /// The 64 bytes.
+    package var encoded: [UInt8] {
+        var writer = ByteWriter(reserving: Envelope.byteCount)
+        writer.write(raw: kind.magic)
+        writer.write(Envelope.formatVersion)
+        writer.write(UInt32(Envelope.byteCount))
+        writer.write(repository)
+        writer.write(number)
+        writer.writeZeros(20)
+        writer.write(writer.bytes.withUnsafeBytes { Checksum.crc32c($0) })
+        return writer.bytes
+    }
+
+    /// Why an envelope was refused.
+    package enum Refusal: Error, Hashable, Sendable {
+        /// Not a file of this kind.
+        case foreign
+        /// A file of a later or unknown version.
+        case version(UInt32)
+        /// It uses features that this code does not know.
+        case features(UInt32)
+        /// It is of this kind, and damaged.
+        case damaged(FormatError)
+    }
+
+    /// Reads an envelope of a kind.
+    package static func decode(_ bytes: [UInt8], kind: Kind) throws(Refusal) -> Envelope {
+        guard bytes.count >= byteCount, bytes.starts(with: kind.magic) else { throw .foreign }
+        do {
+            return try ByteReader.decode(Array(bytes[..<byteCount])) {
+                (reader) throws(FormatError) -> Result<Envelope, Refusal> in
+                try decodeFields(&reader, kind: kind)
+            }.get()
+        } catch let refusal as Refusal {
+            throw refusal
+        } catch let error as FormatError {
+            throw .damaged(error)
+        } catch {
+            preconditionFailure("an envelope fails in two ways only: \(error)")
+        }
+    }
+
+    private static func decodeFields(
+        _ reader: inout ByteReader, kind: Kind
+    ) throws(FormatError) -> Result<Envelope, Refusal> {
+        var checked = reader
+        let found = Checksum.crc32c(try checked.read(raw: byteCount - 4))
+        let expected = try checked.read(UInt32.self)
+        _ = try reader.read(UInt64.self)
+        let version = try reader.read(UInt32.self)
+        guard found == expected else {
+            return .failure(
+                .damaged(FormatError(offset: 60, reason: "the envelope's checksum is wrong")))
+        }
+        guard version == formatVersion else { return .failure(.version(version)) }
+        guard try reader.read(UInt32.self) == UInt32(byteCount) else {
+            throw FormatError(offset: 12, reason: "the envelope's length is not 64")
+        }
+        let repository = try reader.readRepositoryID()
+        let number = try reader.read(UInt64.self)
+        let features = try reader.read(UInt32.self)
+        guard features == 0 else { return .failure(.features(features)) }
+        try reader.readZeros(16, "a reserved field")
+        return .success(Envelope(kind: kind, repository: repository, number: number))
+    }
+}

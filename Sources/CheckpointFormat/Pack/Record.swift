@@ -1,0 +1,176 @@
+// A record: the only thing a pack holds between its envelope and its footer.
+//
+//   offset size
+//        0    4  magic "VREC"
+//        4    1  type
+//        5    3  zero
+//        8    4  payload bytes, L
+//       12    4  confirmed: bytes of this pack that were known to be synced when the record was
+//                written; set in publish and mark records, zero in others
+//       16    8  transaction number
+//       24    4  zero
+//       28    4  CRC-32C of bytes 0 to 27, the payload and the padding
+//       32    L  payload
+//     32+L       zero padding up to a multiple of 8
+//
+// A damaged record before the highest `confirmed` of its pack is corruption. After it, it is what
+// a crash left of a transaction that was never acknowledged.
+
+/// The types of records; the numbers are the format's and never change.
+package struct RecordType: RawRepresentable, Hashable, Sendable {
+    package let rawValue: UInt8
+
+    package init(rawValue: UInt8) {
+        self.rawValue = rawValue
+    }
+
+    /// Pages of one transaction: `PageFrame`.
+    package static let pageFrame = RecordType(rawValue: 1)
+    /// A part of a page map: `MapPart`.
+    package static let mapPart = RecordType(rawValue: 2)
+    /// A part of a guest's state: `GuestStatePart`.
+    package static let guestState = RecordType(rawValue: 3)
+    /// A checkpoint: `Manifest`. Makes it exist.
+    package static let publish = RecordType(rawValue: 4)
+    /// No payload: only says what is confirmed.
+    package static let mark = RecordType(rawValue: 5)
+    /// The index that seals a pack: `PackIndex`.
+    package static let packIndex = RecordType(rawValue: 6)
+
+    package static let all: [RecordType] = [
+        .pageFrame, .mapPart, .guestState, .publish, .mark, .packIndex,
+    ]
+}
+
+extension RecordType: CustomStringConvertible {
+    /// A word for messages.
+    package var description: String {
+        switch self {
+        case .pageFrame: "page frame"
+        case .mapPart: "page map"
+        case .guestState: "guest state"
+        case .publish: "manifest"
+        case .mark: "mark"
+        case .packIndex: "pack index"
+        default: "record of type \(rawValue)"
+        }
+    }
+}
+
+/// The fixed part of a record.
+package struct RecordHeader: Hashable, Sendable {
+    package static let byteCount = 32
+    /// "VREC" as a little-endian number.
+    package static let magic: UInt32 = 0x4345_5256
+    /// The largest payload: a record never makes a reader allocate more than this.
+    package static let payloadLimit = 32 << 20
+
+    package let type: RecordType
+    package let payloadCount: Int
+    package let confirmed: UInt32
+    package let transaction: UInt64
+    package let checksum: UInt32
+
+    /// Bytes from this record's start to the next one's.
+    package var recordByteCount: Int { RecordHeader.recordByteCount(payload: payloadCount) }
+
+    /// Bytes that a record with such a payload takes.
+    package static func recordByteCount(payload: Int) -> Int {
+        byteCount + (payload + 7) & ~7
+    }
+
+    /// Reads a header and checks all but the checksum, which needs the payload.
+    package init(_ bytes: UnsafeRawBufferPointer) throws(FormatError) {
+        var reader = ByteReader(bytes)
+        guard try reader.read(UInt32.self) == RecordHeader.magic else {
+            throw FormatError(offset: 0, reason: "no record begins here")
+        }
+        let type = RecordType(rawValue: try reader.read(UInt8.self))
+        guard RecordType.all.contains(type) else {
+            throw FormatError(offset: 4, reason: "record type \(type.rawValue) is unknown")
+        }
+        try reader.readZeros(3, "a reserved field of the record")
+        let count = Int(try reader.read(UInt32.self))
+        guard count <= RecordHeader.payloadLimit else {
+            throw FormatError(offset: 8, reason: "the record claims \(count) bytes, over the limit")
+        }
+        self.type = type
+        payloadCount = count
+        confirmed = try reader.read(UInt32.self)
+        transaction = try reader.read(UInt64.self)
+        try reader.readZeros(4, "a reserved field of the record")
+        checksum = try reader.read(UInt32.self)
+    }
+
+    /// Checks the checksum over a whole record, header and padding included.
+    package static func check(_ record: UnsafeRawBufferPointer) throws(FormatError) {
+        let before = UnsafeRawBufferPointer(rebasing: record[..<28])
+        let after = UnsafeRawBufferPointer(rebasing: record[byteCount...])
+        let found = Checksum.crc32c(after, continuing: Checksum.crc32c(before))
+        let expected = UInt32(littleEndian: record.loadUnaligned(fromByteOffset: 28, as: UInt32.self))
+        guard found == expected else {
+            throw FormatError(
+                offset: 28,
+                reason: "the checksum says 0x\(String(expected, radix: 16)) and the bytes give "
+                    + "0x\(String(found, radix: 16))")
+        }
+    }
+}
+
+/// Builds records, one after the other, in one buffer.
+package struct RecordWriter {
+    /// The records so far, whole and checksummed.
+    package private(set) var bytes: [UInt8] = []
+
+    package init() {}
+
+    /// Empties the buffer and keeps its storage.
+    package mutating func removeAll() {
+        bytes.removeAll(keepingCapacity: true)
+    }
+
+    /// Appends one record whose payload `body` writes, at most `limit` bytes long.
+    ///
+    /// - Returns: the record's bytes within `bytes`.
+    @discardableResult
+    package mutating func append(
+        _ type: RecordType, transaction: UInt64, confirmed: UInt32 = 0, limit: Int,
+        _ body: (UnsafeMutableRawBufferPointer) -> Int
+    ) -> Range<Int> {
+        let start = bytes.count
+        let room = RecordHeader.recordByteCount(payload: limit)
+        bytes.append(contentsOf: repeatElement(0, count: room))
+        let total = bytes.withUnsafeMutableBytes { buffer in
+            let record = UnsafeMutableRawBufferPointer(rebasing: buffer[start...])
+            let count = body(
+                UnsafeMutableRawBufferPointer(rebasing: record[RecordHeader.byteCount...]))
+            precondition(count <= limit && count <= RecordHeader.payloadLimit, "payload too long")
+            let total = RecordHeader.recordByteCount(payload: count)
+            for index in RecordHeader.byteCount + count..<total { record[index] = 0 }
+            record.storeBytes(of: RecordHeader.magic.littleEndian, as: UInt32.self)
+            record.storeBytes(of: type.rawValue, toByteOffset: 4, as: UInt8.self)
+            record.storeBytes(of: UInt32(count).littleEndian, toByteOffset: 8, as: UInt32.self)
+            record.storeBytes(of: confirmed.littleEndian, toByteOffset: 12, as: UInt32.self)
+            record.storeBytes(of: transaction.littleEndian, toByteOffset: 16, as: UInt64.self)
+            let whole = UnsafeRawBufferPointer(rebasing: record[..<total])
+            let head = Checksum.crc32c(UnsafeRawBufferPointer(rebasing: whole[..<28]))
+            let rest = UnsafeRawBufferPointer(rebasing: whole[RecordHeader.byteCount...])
+            let checksum = Checksum.crc32c(rest, continuing: head)
+            record.storeBytes(of: checksum.littleEndian, toByteOffset: 28, as: UInt32.self)
+            return total
+        }
+        bytes.removeLast(room - total)
+        return start..<start + total
+    }
+
+    /// Appends one record with a payload at hand.
+    @discardableResult
+    package mutating func append(
+        _ type: RecordType, transaction: UInt64, confirmed: UInt32 = 0, payload: [UInt8]
+    ) -> Range<Int> {
+        append(type, transaction: transaction, confirmed: confirmed, limit: payload.count) {
+            $0.copyBytes(from: payload)
+            return payload.count
+        }
+    }
+}

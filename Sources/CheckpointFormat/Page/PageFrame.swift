@@ -1,0 +1,219 @@
+import GuestModel
+
+// The payload of a page frame record: up to 64 pages of one transaction, in blocks.
+//
+//   offset  size
+//        0     4  ordinal of the first page within its transaction
+//        4     1  pages, P: 1 to 64
+//        5     1  blocks, B: 1 to P
+//        6     2  zero
+//        8   4*B  for each block: bits 0 to 23 its stored bytes, bits 24 to 31 its pages
+//    8+4*B        the blocks, one after the other
+//
+// A block is pages that were adjacent in the guest, as one zstd frame; or, when that is no shorter,
+// the pages themselves (stored bytes = 4096 * pages). One page can be read with its block alone.
+// Ordinals count the pages that a transaction stores; its page maps name them (`MapPart`), so that
+// no digest is written twice.
+
+/// Where one page lies: within a block, within a pack.
+package struct PageLocation: Hashable, Sendable {
+    /// The pack's number.
+    package var pack: UInt32
+    /// Byte offset of the block in the pack.
+    package var blockOffset: UInt32
+    /// Stored bytes of the block.
+    package var blockByteCount: UInt32
+    /// Pages in the block: 1 to 64.
+    package var blockPageCount: UInt8
+    /// Which of them this page is.
+    package var slot: UInt8
+
+    package init(
+        pack: UInt32, blockOffset: UInt32, blockByteCount: UInt32, blockPageCount: UInt8,
+        slot: UInt8
+    ) {
+        self.pack = pack
+        self.blockOffset = blockOffset
+        self.blockByteCount = blockByteCount
+        self.blockPageCount = blockPageCount
+        self.slot = slot
+    }
+
+    /// Bytes of a location in the index.
+    package static let byteCount = 14
+}
+
+/// What a page frame holds, without the pages.
+package struct PageFrameTable: Hashable, Sendable {
+    /// One block's size.
+    package struct Block: Hashable, Sendable {
+        package let byteCount: UInt32
+        package let pageCount: UInt8
+
+        package init(byteCount: UInt32, pageCount: UInt8) {
+            self.byteCount = byteCount
+            self.pageCount = pageCount
+        }
+    }
+
+    /// Most pages a frame holds. The writer stops at 16.
+    package static let pageLimit = 64
+
+    /// The first page's ordinal within its transaction.
+    package let firstOrdinal: UInt32
+    /// The blocks in order.
+    package let blocks: [Block]
+
+    package init(firstOrdinal: UInt32, blocks: [Block]) {
+        self.firstOrdinal = firstOrdinal
+        self.blocks = blocks
+    }
+
+    /// Pages in all blocks.
+    package var pageCount: Int { blocks.reduce(0) { $0 + Int($1.pageCount) } }
+
+    /// Bytes of the payload before the first block.
+    package var headByteCount: Int { 8 + 4 * blocks.count }
+
+    /// Bytes of the whole payload.
+    package var payloadCount: Int { blocks.reduce(headByteCount) { $0 + Int($1.byteCount) } }
+
+    /// The locations of the pages, in ordinal order, for a frame whose record begins at `offset`.
+    package func forEachLocation(
+        pack: UInt32, recordOffset offset: UInt32, _ body: (PageLocation) -> Void
+    ) {
+        var blockOffset = offset + UInt32(RecordHeader.byteCount + headByteCount)
+        for block in blocks {
+            for slot in 0..<block.pageCount {
+                body(
+                    PageLocation(
+                        pack: pack, blockOffset: blockOffset, blockByteCount: block.byteCount,
+                        blockPageCount: block.pageCount, slot: slot))
+            }
+            blockOffset += block.byteCount
+        }
+    }
+
+    /// Reads the table at the head of a payload; `payloadCount` is the record's.
+    package static func decode(
+        _ payload: UnsafeRawBufferPointer, payloadCount: Int
+    ) throws(FormatError) -> PageFrameTable {
+        var reader = ByteReader(payload)
+        let firstOrdinal = try reader.read(UInt32.self)
+        let pageCount = Int(try reader.read(UInt8.self))
+        let blockCount = Int(try reader.read(UInt8.self))
+        try reader.readZeros(2, "a reserved field of the page frame")
+        var blocks: [Block] = []
+        blocks.reserveCapacity(blockCount)
+        for _ in 0..<blockCount {
+            let field = try reader.read(UInt32.self)
+            blocks.append(
+                Block(byteCount: field & 0xff_ffff, pageCount: UInt8(truncatingIfNeeded: field >> 24)))
+        }
+        let table = PageFrameTable(firstOrdinal: firstOrdinal, blocks: blocks)
+        try table.check()
+        guard table.pageCount == pageCount else {
+            throw FormatError(offset: 4, reason: "its blocks do not hold the pages it claims")
+        }
+        guard table.payloadCount == payloadCount else {
+            throw FormatError(offset: 8, reason: "its blocks do not add up to its length")
+        }
+        return table
+    }
+
+    /// The rules for a table from wherever it was read.
+    package func check() throws(FormatError) {
+        guard !blocks.isEmpty, pageCount <= PageFrameTable.pageLimit else {
+            throw FormatError(offset: 4, reason: "it has \(blocks.count) blocks, \(pageCount) pages")
+        }
+        for block in blocks {
+            guard block.pageCount > 0, block.byteCount > 0,
+                Int(block.byteCount) <= Int(block.pageCount) * Page.byteCount
+            else {
+                throw FormatError(
+                    offset: 8,
+                    reason: "a block of \(block.pageCount) pages has \(block.byteCount) bytes")
+            }
+        }
+    }
+}
+
+/// A block of a frame to be encoded: adjacent pages in memory.
+package struct PageBlockSource {
+    /// The pages; 1 to 16 times 4096 bytes.
+    package let bytes: UnsafeRawBufferPointer
+
+    package init(bytes: UnsafeRawBufferPointer) {
+        self.bytes = bytes
+    }
+
+    /// Pages in the block.
+    package var pageCount: Int { bytes.count / Page.byteCount }
+}
+
+/// Encodes page frames.
+package enum PageFrameEncoder {
+    /// Pages that the writer puts into one frame.
+    package static let pageCount = 16
+
+    /// Appends one frame record.
+    ///
+    /// - Returns: the frame's table.
+    package static func append(
+        _ blocks: [PageBlockSource], firstOrdinal: UInt32, transaction: UInt64,
+        compressor: borrowing Compressor, to records: inout RecordWriter
+    ) -> PageFrameTable {
+        let head = 8 + 4 * blocks.count
+        let limit = blocks.reduce(head) { $0 + max($1.bytes.count, Compressor.bound($1.bytes.count)) }
+        var sizes: [PageFrameTable.Block] = []
+        sizes.reserveCapacity(blocks.count)
+        records.append(.pageFrame, transaction: transaction, limit: limit) { payload in
+            var end = head
+            for block in blocks {
+                let rest = UnsafeMutableRawBufferPointer(rebasing: payload[end...])
+                let stored = store(block, compressor: compressor, into: rest)
+                sizes.append(
+                    PageFrameTable.Block(
+                        byteCount: UInt32(stored), pageCount: UInt8(block.pageCount)))
+                end += stored
+            }
+            let pages = sizes.reduce(0) { $0 + Int($1.pageCount) }
+            precondition(pages <= PageFrameTable.pageLimit, "a frame holds at most 64 pages")
+            payload.storeBytes(of: firstOrdinal.littleEndian, as: UInt32.self)
+            payload.storeBytes(of: UInt8(pages), toByteOffset: 4, as: UInt8.self)
+            payload.storeBytes(of: UInt8(blocks.count), toByteOffset: 5, as: UInt8.self)
+            payload.storeBytes(of: 0, toByteOffset: 6, as: UInt16.self)
+            for (index, size) in sizes.enumerated() {
+                let field = size.byteCount | UInt32(size.pageCount) << 24
+                payload.storeBytes(
+                    of: field.littleEndian, toByteOffset: 8 + 4 * index, as: UInt32.self)
+            }
+            return end
+        }
+        return PageFrameTable(firstOrdinal: firstOrdinal, blocks: sizes)
+    }
+
+    private static func store(
+        _ block: PageBlockSource, compressor: borrowing Compressor,
+        into rest: UnsafeMutableRawBufferPointer
+    ) -> Int {
+        if let count = compressor.compress(block.bytes, into: rest) { return count }
+        rest.copyMemory(from: block.bytes)
+        return block.bytes.count
+    }
+}
+
+/// Decodes blocks of page frames.
+package enum PageBlock {
+    /// Fills `pages` from a stored block.
+    package static func decode(
+        _ stored: UnsafeRawBufferPointer, decompressor: borrowing Decompressor,
+        into pages: UnsafeMutableRawBufferPointer
+    ) throws(FormatError) {
+        if stored.count == pages.count {
+            pages.copyMemory(from: stored)
+        } else {
+            try decompressor.decompress(stored, into: pages)
+        }
+    }
+}

@@ -1,0 +1,69 @@
+package import CheckpointFormat
+public import GuestModel
+
+/// The identity of a checkpoint: the digest of its manifest.
+public struct CheckpointID: Hashable, Sendable {
+    /// The digest.
+    public let digest: PageDigest
+
+    /// Wraps a digest.
+    public init(_ digest: PageDigest) {
+        self.digest = digest
+    }
+
+    /// The first 12 hexadecimal digits, for messages.
+    public var short: String { String(description.prefix(12)) }
+}
+
+extension CheckpointID: CustomStringConvertible {
+    /// 64 hexadecimal digits.
+    public var description: String { digest.description }
+}
+
+/// A published, restorable state of one guest.
+public struct Checkpoint: Hashable, Sendable {
+    /// Its identity.
+    public let id: CheckpointID
+    package let manifest: Manifest
+    package let location: RecordLocation
+
+    package init(id: CheckpointID, manifest: Manifest, location: RecordLocation) {
+        self.id = id
+        self.manifest = manifest
+        self.location = location
+    }
+
+    /// The checkpoint that this one follows; nil for the first of a guest.
+    public var parent: CheckpointID? {
+        manifest.parent == .none ? nil : CheckpointID(manifest.parent)
+    }
+
+    /// The guest's history that it belongs to.
+    public var lineage: String { manifest.lineage }
+    /// Its label, or nil.
+    public var label: String? { manifest.label.isEmpty ? nil : manifest.label }
+    /// When the guest was held still, in nanoseconds since 1970.
+    public var timeNanoseconds: Int64 { manifest.timeNanoseconds }
+    /// The page map's Merkle root: the identity of the memory.
+    public var root: PageDigest { manifest.root }
+    /// Pages that exist, zero pages among them.
+    public var pageCount: Int { Int(manifest.pageCount) }
+    /// Pages whose bytes are all zero.
+    public var zeroPageCount: Int { Int(manifest.zeroPageCount) }
+    /// Frames whose content differs from the parent's; all pages if there is no parent.
+    public var changedPageCount: Int { Int(manifest.changedPageCount) }
+    /// Pages whose content was new to the repository.
+    public var storedPageCount: Int { Int(manifest.storedPageCount) }
+    /// Bytes that taking it added to the packs.
+    public var addedByteCount: Int { Int(manifest.addedByteCount) }
+    /// Of those, bytes that are not page contents.
+    public var metadataByteCount: Int { Int(manifest.metadataByteCount) }
+    /// How long the guest was held still; zero where nothing ran.
+    public var pause: Duration { .nanoseconds(Int64(clamping: manifest.pauseNanoseconds)) }
+    /// Precopy rounds before the pause.
+    public var precopyRounds: Int { Int(manifest.precopyRounds) }
+    /// True if every page was compared, because there was no dirty log or its set was unknown.
+    public var comparedAll: Bool { manifest.comparedAll }
+    /// True if its page map is stored whole and not as a delta.
+    public var hasBaseMap: Bool { manifest.mapPosition == 0 }
+}

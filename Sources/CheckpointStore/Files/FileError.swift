@@ -1,0 +1,46 @@
+import Glibc
+
+/// A system call on a repository's file that failed.
+package struct FileError: Error, Hashable, Sendable {
+    /// The call: `pwrite`.
+    package let call: String
+    /// The file, relative to the repository.
+    package let path: String
+    package let errno: Int32
+
+    package init(call: String, path: String, errno: Int32) {
+        self.call = call
+        self.path = path
+        self.errno = errno
+    }
+}
+
+extension RepositoryError {
+    /// The sentence for a failed call.
+    package init(_ error: FileError) {
+        let reason = String(cString: strerror(error.errno))
+        switch error.errno {
+        case ENOSPC, EDQUOT:
+            self.init(
+                .noSpace,
+                "no space is left for \(error.path) (\(error.call): \(reason)); free some and try "
+                    + "again, all checkpoints taken so far are safe",
+                errno: error.errno)
+        case EROFS, EACCES, EPERM:
+            self.init(
+                .callFailed,
+                "\(error.path) cannot be opened or written (\(error.call): \(reason)); check the "
+                    + "mount and the permissions",
+                errno: error.errno)
+        default:
+            self.init(
+                .callFailed, "\(error.call) failed for \(error.path): \(reason)",
+                errno: error.errno)
+        }
+    }
+}
+
+extension FileError {
+    /// True if the file or a directory on its path does not exist.
+    package var isMissing: Bool { errno == ENOENT || errno == ENOTDIR }
+}

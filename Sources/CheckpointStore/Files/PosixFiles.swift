@@ -1,0 +1,124 @@
+import Glibc
+package import SystemPackage
+
+/// Files of a directory of the system.
+package final class PosixFiles: RepositoryFiles {
+    private let root: FilePath
+
+    package init(root: FilePath) {
+        self.root = root
+    }
+
+    package func open(_ path: String, _ mode: FileMode) throws(FileError) -> any RepositoryFile {
+        let flags =
+            switch mode {
+            case .read: O_RDONLY
+            case .update: O_RDWR
+            case .create: O_RDWR | O_CREAT | O_TRUNC
+            case .lock: O_RDWR | O_CREAT
+            }
+        let descriptor = system_open(absolute(path), flags, 0o666)
+        guard descriptor >= 0 else { throw FileError(call: "open", path: path, errno: errno) }
+        return PosixFile(descriptor: descriptor, path: path)
+    }
+
+    package func createDirectory(_ path: String) throws(FileError) {
+        if system_mkdir(absolute(path)) != 0 && errno != EEXIST {
+            throw FileError(call: "mkdir", path: path, errno: errno)
+        }
+    }
+
+    package func list(_ directory: String) throws(FileError) -> [String] {
+        guard let names = system_names(absolute(directory)) else {
+            throw FileError(call: "readdir", path: directory, errno: errno)
+        }
+        return names
+    }
+
+    package func syncDirectory(_ path: String) throws(FileError) {
+        let descriptor = system_open(absolute(path), O_RDONLY | O_DIRECTORY, 0)
+        guard descriptor >= 0 else { throw FileError(call: "open", path: path, errno: errno) }
+        defer { system_close(descriptor) }
+        if system_fsync(descriptor) != 0 {
+            throw FileError(call: "fsync", path: path, errno: errno)
+        }
+    }
+
+    package func rename(_ path: String, to newPath: String) throws(FileError) {
+        if system_rename(absolute(path), absolute(newPath)) != 0 {
+            throw FileError(call: "rename", path: path, errno: errno)
+        }
+    }
+
+    package func remove(_ path: String) throws(FileError) {
+        if system_unlink(absolute(path)) != 0 {
+            throw FileError(call: "unlink", path: path, errno: errno)
+        }
+    }
+
+    private func absolute(_ path: String) -> String {
+        path.isEmpty ? root.string : root.appending(path).string
+    }
+}
+
+private final class PosixFile: RepositoryFile {
+    private let descriptor: Int32
+    private let path: String
+
+    init(descriptor: Int32, path: String) {
+        self.descriptor = descriptor
+        self.path = path
+    }
+
+    deinit {
+        system_close(descriptor)
+    }
+
+    func byteCount() throws(FileError) -> UInt64 {
+        var status = stat()
+        if system_fstat(descriptor, &status) != 0 { throw failure("fstat") }
+        return UInt64(status.st_size)
+    }
+
+    func read(
+        into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64
+    ) throws(FileError) -> Int {
+        var done = 0
+        while done < buffer.count {
+            let rest = UnsafeMutableRawBufferPointer(rebasing: buffer[done...])
+            let count = system_pread(descriptor, rest, Int(offset) + done)
+            if count < 0 { throw failure("pread") }
+            if count == 0 { break }
+            done += count
+        }
+        return done
+    }
+
+    func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(FileError) {
+        var done = 0
+        while done < bytes.count {
+            let rest = UnsafeRawBufferPointer(rebasing: bytes[done...])
+            let count = system_pwrite(descriptor, rest, Int(offset) + done)
+            if count < 0 { throw failure("pwrite") }
+            done += count
+        }
+    }
+
+    func truncate(to byteCount: UInt64) throws(FileError) {
+        if system_ftruncate(descriptor, Int(byteCount)) != 0 { throw failure("ftruncate") }
+    }
+
+    func sync() throws(FileError) {
+        if system_fdatasync(descriptor) != 0 { throw failure("fdatasync") }
+    }
+
+    func tryLock() throws(FileError) -> Bool {
+        if system_flock(descriptor) == 0 { return true }
+        if errno == EWOULDBLOCK { return false }
+        throw failure("flock")
+    }
+
+    private func failure(_ call: String) -> FileError {
+        FileError(call: call, path: path, errno: errno)
+    }
+}

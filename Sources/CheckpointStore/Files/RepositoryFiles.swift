@@ -1,0 +1,55 @@
+// The one seam between the store and the disk. All of the store's own file access goes through it,
+// so that tests can put a disk there that fails, tears writes and forgets what was not synced.
+// LMDB reaches its files by itself; what it holds is derived and can be lost.
+//
+// What the store relies on:
+//  - A write is durable once `sync()` of its file returned; a file's existence and name once
+//    `syncDirectory` of its directory returned. Nothing else is.
+//  - A failed or short write may have left any part of itself behind.
+//  - After a failed `sync()` nothing written since the last good one may be relied on.
+
+/// A directory of files; paths are relative to the repository.
+package protocol RepositoryFiles: AnyObject, Sendable {
+    /// Opens a file.
+    func open(_ path: String, _ mode: FileMode) throws(FileError) -> any RepositoryFile
+    /// Makes a directory; one that exists is fine.
+    func createDirectory(_ path: String) throws(FileError)
+    /// The names in a directory, without `.` and `..`, in no order.
+    func list(_ directory: String) throws(FileError) -> [String]
+    /// Makes names in a directory durable.
+    func syncDirectory(_ path: String) throws(FileError)
+    /// Gives a file another name, over one that has it.
+    func rename(_ path: String, to newPath: String) throws(FileError)
+    /// Removes a file.
+    func remove(_ path: String) throws(FileError)
+}
+
+/// How a file is opened.
+package enum FileMode: Sendable {
+    /// It must exist.
+    case read
+    /// It must exist.
+    case update
+    /// It is made, empty; one that exists is emptied.
+    case create
+    /// It is made if it does not exist.
+    case lock
+}
+
+/// An open file. Calls may come from several threads at once. It closes when it is released.
+package protocol RepositoryFile: AnyObject, Sendable {
+    /// Bytes in the file.
+    func byteCount() throws(FileError) -> UInt64
+    /// Fills `buffer` from `offset`; returns fewer bytes only at the end of the file.
+    func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws(FileError)
+        -> Int
+    /// Writes all of `bytes`.
+    func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(FileError)
+    /// Cuts the file.
+    func truncate(to byteCount: UInt64) throws(FileError)
+    /// Returns when all that was written is durable. `fdatasync`.
+    func sync() throws(FileError)
+    /// Takes the lock on the file, or says that another holder has it. The lock goes with the
+    /// file's closing, so a dead process leaves none. `flock`.
+    func tryLock() throws(FileError) -> Bool
+}

@@ -1,0 +1,89 @@
+import Glibc
+
+// Every system call that the store makes, one function each; nothing else in this module calls
+// libc for files. Results are the kernel's, -1 with errno set on failure.
+
+private func retrying<T: FixedWidthInteger & SignedInteger>(_ call: () -> T) -> T {
+    while true {
+        let result = call()
+        if result != -1 || errno != EINTR { return result }
+    }
+}
+
+/// `open(2)`, with O_CLOEXEC.
+func system_open(_ path: String, _ flags: Int32, _ mode: mode_t) -> Int32 {
+    retrying { open(path, flags | O_CLOEXEC, mode) }
+}
+
+/// `close(2)`; not retried: on Linux the descriptor is gone whatever it answers.
+func system_close(_ descriptor: Int32) {
+    _ = close(descriptor)
+}
+
+/// `pread(2)`.
+func system_pread(
+    _ descriptor: Int32, _ buffer: UnsafeMutableRawBufferPointer, _ offset: Int
+) -> Int {
+    retrying { pread(descriptor, buffer.baseAddress, buffer.count, offset) }
+}
+
+/// `pwrite(2)`.
+func system_pwrite(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, _ offset: Int) -> Int {
+    retrying { pwrite(descriptor, bytes.baseAddress, bytes.count, offset) }
+}
+
+/// `fdatasync(2)`.
+func system_fdatasync(_ descriptor: Int32) -> Int32 {
+    retrying { fdatasync(descriptor) }
+}
+
+/// `fsync(2)`, for directories.
+func system_fsync(_ descriptor: Int32) -> Int32 {
+    retrying { fsync(descriptor) }
+}
+
+/// `ftruncate(2)`.
+func system_ftruncate(_ descriptor: Int32, _ byteCount: Int) -> Int32 {
+    retrying { ftruncate(descriptor, byteCount) }
+}
+
+/// `fstat(2)`.
+func system_fstat(_ descriptor: Int32, _ status: inout stat) -> Int32 {
+    fstat(descriptor, &status)
+}
+
+/// `flock(2)`, exclusive, without waiting.
+func system_flock(_ descriptor: Int32) -> Int32 {
+    retrying { flock(descriptor, LOCK_EX | LOCK_NB) }
+}
+
+/// `mkdir(2)`.
+func system_mkdir(_ path: String) -> Int32 {
+    mkdir(path, 0o777)
+}
+
+/// `rename(2)`.
+func system_rename(_ path: String, _ newPath: String) -> Int32 {
+    rename(path, newPath)
+}
+
+/// `unlink(2)`.
+func system_unlink(_ path: String) -> Int32 {
+    unlink(path)
+}
+
+/// `opendir(3)` and `readdir(3)`: the names in a directory, or nil with errno set.
+func system_names(_ path: String) -> [String]? {
+    guard let directory = opendir(path) else { return nil }
+    defer { closedir(directory) }
+    var names: [String] = []
+    while true {
+        errno = 0
+        guard let entry = readdir(directory) else { break }
+        let name = withUnsafeBytes(of: &entry.pointee.d_name) { bytes in
+            String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+        }
+        if name != "." && name != ".." { names.append(name) }
+    }
+    return errno == 0 ? names : nil
+}

@@ -1,0 +1,241 @@
+import CLMDB
+package import CheckpointFormat
+import Glibc
+package import GuestModel
+import Synchronization
+
+// The derived index: where each digest's page lies, and the catalog of checkpoints. It can be
+// deleted at any time; `IndexReplay` makes it from the packs. It never points at anything that is
+// not published.
+//
+//   table        key                        value
+//   pages        digest, 32 bytes           pack u32, block offset u32, block bytes u32,
+//                                           block pages u8, slot u8
+//   checkpoints  id, 32 bytes               pack u32, offset u32 of the manifest, order u64
+//   order        order u64, big-endian      id
+//   lineages     name                       id of the newest
+//   labels       label                      id of the newest
+//   state        "version"                  u32
+//                "repository"               16 bytes
+//                "read"                     pack u32, offset u32: how far packs were read
+//                "transaction"              u64: the highest number seen
+//                "boot"                     the boot id under which it was opened, until it was
+//                                           closed and synced; empty then
+
+/// How far into the packs the index has read.
+package typealias ReadMark = RecordLocation
+
+/// The derived index of a repository.
+package final class Index: Sendable {
+    enum Table: Int, CaseIterable {
+        case pages
+        case checkpoints
+        case order
+        case lineages
+        case labels
+        case state
+    }
+
+    static let version: UInt32 = 1
+
+    let environment: LMDBEnvironment
+
+    private init(environment: LMDBEnvironment) {
+        self.environment = environment
+    }
+
+    /// Opens the index in a directory; tables are made if they are missing.
+    static func open(directory: String, isReadOnly: Bool) throws(LMDBError) -> Index {
+        let names = Table.allCases.map { "\($0)" }
+        return Index(
+            environment: try IndexEnvironments.open(
+                directory: directory, tables: names, isReadOnly: isReadOnly))
+    }
+
+    func table(_ table: Table) -> MDB_dbi { environment.tables[table.rawValue] }
+
+    // MARK: - What it is
+
+    /// True if it belongs to the repository, is of this version, and was not cut off by a power
+    /// failure.
+    func isSound(repository: RepositoryID) throws -> Bool {
+        try environment.read { transaction in
+            var expected = ByteWriter()
+            expected.write(repository)
+            var version = ByteWriter()
+            version.write(Index.version)
+            let boot = try value(transaction, "boot") ?? []
+            return try value(transaction, "repository") == expected.bytes
+                && value(transaction, "version") == version.bytes
+                && (boot.isEmpty || boot == Index.bootID)
+        }
+    }
+
+    /// Empties it and stamps it for the repository: the first step of a rebuild.
+    func reset(repository: RepositoryID) throws {
+        try environment.write { transaction in
+            for table in Table.allCases { try transaction.clear(self.table(table)) }
+            var id = ByteWriter()
+            id.write(repository)
+            try setValue(transaction, "repository", id.bytes)
+            var version = ByteWriter()
+            version.write(Index.version)
+            try setValue(transaction, "version", version.bytes)
+            try setValue(transaction, "boot", Index.bootID)
+        }
+    }
+
+    /// Notes that it is open for writing: after a power cut it will not be trusted.
+    func markOpen() throws {
+        try environment.write { try setValue($0, "boot", Index.bootID) }
+        try environment.sync()
+    }
+
+    /// Brings it to the disk and notes that.
+    func markClosed() throws {
+        try environment.sync()
+        try environment.write { try setValue($0, "boot", []) }
+        try environment.sync()
+    }
+
+    private static let bootID: [UInt8] = {
+        let descriptor = system_open("/proc/sys/kernel/random/boot_id", O_RDONLY, 0)
+        guard descriptor >= 0 else { return Array("unknown".utf8) }
+        defer { system_close(descriptor) }
+        let bytes = [UInt8](unsafeUninitializedCapacity: 36) { buffer, count in
+            count = max(0, system_pread(descriptor, UnsafeMutableRawBufferPointer(buffer), 0))
+        }
+        return bytes.isEmpty ? Array("unknown".utf8) : bytes
+    }()
+
+    // MARK: - State values
+
+    func value(_ transaction: borrowing LMDBTransaction, _ key: String) throws(LMDBError)
+        -> [UInt8]?
+    {
+        try Index.withKey(key) { (bytes) throws(LMDBError) in
+            try transaction.get(table(.state), bytes) { Array($0) }
+        }
+    }
+
+    func setValue(
+        _ transaction: borrowing LMDBTransaction, _ key: String, _ value: [UInt8]
+    ) throws(LMDBError) {
+        try Index.withKey(key) { (bytes) throws(LMDBError) in
+            try value.withUnsafeBufferPointer { (buffer) throws(LMDBError) in
+                try transaction.put(table(.state), bytes, UnsafeRawBufferPointer(buffer))
+            }
+        }
+    }
+
+    static func withKey<T>(
+        _ key: String, _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> T
+    ) throws(LMDBError) -> T {
+        try Array(key.utf8).withUnsafeBufferPointer { (bytes) throws(LMDBError) -> T in
+            try body(UnsafeRawBufferPointer(bytes))
+        }
+    }
+
+    /// How far packs were read.
+    package func readMark() throws -> ReadMark {
+        try environment.read { transaction in
+            guard let bytes = try value(transaction, "read") else {
+                return ReadMark(pack: 0, offset: 0)
+            }
+            return try ByteReader.decode(bytes) { (reader) throws(FormatError) in
+                let pack = try reader.read(UInt32.self)
+                return ReadMark(pack: pack, offset: try reader.read(UInt32.self))
+            }
+        }
+    }
+
+    /// The highest transaction number seen.
+    package func highestTransaction() throws -> UInt64 {
+        try environment.read { transaction in
+            guard let bytes = try value(transaction, "transaction") else { return 0 }
+            return try ByteReader.decode(bytes) { (reader) throws(FormatError) in
+                try reader.read(UInt64.self)
+            }
+        }
+    }
+}
+
+// MARK: - Pages
+
+extension Index {
+    /// Where pages lie, for a batch of digests: one moment of the index, results in order.
+    package func locations(
+        of digests: Span<PageDigest>, _ body: (_ index: Int, PageLocation?) -> Void
+    ) throws {
+        try environment.read { (transaction) throws in
+            for position in digests.indices {
+                let digest = digests[position]
+                let location = try withUnsafeBytes(of: digest.words) { key in
+                    try transaction.get(table(.pages), key) { PageLocation($0) }
+                }
+                body(position, location)
+            }
+        }
+    }
+
+    /// How many different pages are stored.
+    package func pageCount() throws -> Int {
+        try environment.read { try $0.count(table(.pages)) }
+    }
+}
+
+extension PageLocation {
+    fileprivate init(_ bytes: UnsafeRawBufferPointer) {
+        precondition(bytes.count == PageLocation.byteCount, "a location has 14 bytes")
+        self.init(
+            pack: UInt32(littleEndian: bytes.loadUnaligned(as: UInt32.self)),
+            blockOffset: UInt32(
+                littleEndian: bytes.loadUnaligned(fromByteOffset: 4, as: UInt32.self)),
+            blockByteCount: UInt32(
+                littleEndian: bytes.loadUnaligned(fromByteOffset: 8, as: UInt32.self)),
+            blockPageCount: bytes[12], slot: bytes[13])
+    }
+
+    func encode(into bytes: UnsafeMutableRawBufferPointer) {
+        bytes.storeBytes(of: pack.littleEndian, as: UInt32.self)
+        bytes.storeBytes(of: blockOffset.littleEndian, toByteOffset: 4, as: UInt32.self)
+        bytes.storeBytes(of: blockByteCount.littleEndian, toByteOffset: 8, as: UInt32.self)
+        bytes[12] = blockPageCount
+        bytes[13] = slot
+    }
+}
+
+// MARK: - One environment a process
+
+/// The open environments of this process, by the directory's device and inode.
+private enum IndexEnvironments {
+    private struct Entry {
+        weak var environment: LMDBEnvironment?
+    }
+
+    private struct Key: Hashable {
+        let device: UInt
+        let inode: UInt
+        let isReadOnly: Bool
+    }
+
+    private static let open = Mutex<[Key: Entry]>([:])
+
+    static func open(
+        directory: String, tables: [String], isReadOnly: Bool
+    ) throws(LMDBError) -> LMDBEnvironment {
+        var status = stat()
+        guard stat(directory, &status) == 0 else {
+            throw LMDBError(call: "stat", code: errno)
+        }
+        let key = Key(
+            device: UInt(status.st_dev), inode: UInt(status.st_ino), isReadOnly: isReadOnly)
+        return try open.withLock { (entries) throws(LMDBError) -> LMDBEnvironment in
+            if let environment = entries[key]?.environment { return environment }
+            let environment = try LMDBEnvironment(
+                directory: directory, tables: tables, isReadOnly: isReadOnly)
+            entries[key] = Entry(environment: environment)
+            return environment
+        }
+    }
+}

@@ -1,0 +1,214 @@
+import CLMDB
+import Glibc
+
+// Every call of liblmdb that the store makes. LMDB is a key-value store in one memory-mapped file
+// with one writer and readers that never wait; http://www.lmdb.tech/doc/.
+
+/// A call of liblmdb that failed.
+struct LMDBError: Error, Hashable {
+    let call: String
+    let code: Int32
+
+    /// True if the files are damaged or not LMDB's: the index is to be made anew.
+    var isDamage: Bool {
+        [
+            MDB_CORRUPTED, MDB_PAGE_NOTFOUND, MDB_INVALID, MDB_VERSION_MISMATCH, MDB_PANIC,
+            MDB_BAD_VALSIZE, MDB_BAD_DBI, MDB_INCOMPATIBLE, MDB_BAD_TXN, MDB_NOTFOUND,
+        ].contains(code)
+    }
+}
+
+/// An open LMDB environment with the index's tables.
+///
+/// LMDB forbids a process to open the same files twice, so `IndexEnvironments` hands out one.
+final class LMDBEnvironment: @unchecked Sendable {
+    // Unchecked: LMDB environments may be used from any thread; the handles never change.
+    private let environment: OpaquePointer
+    let tables: [MDB_dbi]
+    let isReadOnly: Bool
+
+    /// Address space for the file; it grows as needed and this is never allocated.
+    private static let mapByteCount = 256 << 30
+
+    init(directory: String, tables names: [String], isReadOnly: Bool) throws(LMDBError) {
+        var created: OpaquePointer?
+        try LMDBEnvironment.check(mdb_env_create(&created), "mdb_env_create")
+        guard let environment = created else {
+            throw LMDBError(call: "mdb_env_create", code: ENOMEM)
+        }
+        do throws(LMDBError) {
+            try LMDBEnvironment.check(
+                mdb_env_set_mapsize(environment, LMDBEnvironment.mapByteCount),
+                "mdb_env_set_mapsize")
+            try LMDBEnvironment.check(
+                mdb_env_set_maxdbs(environment, MDB_dbi(names.count)), "mdb_env_set_maxdbs")
+            try LMDBEnvironment.check(
+                mdb_env_set_maxreaders(environment, 1024), "mdb_env_set_maxreaders")
+            // No sync: the index is derived, and made anew after a power cut (`Index.isSound`).
+            // No TLS: a read transaction may end on another thread than it began on.
+            let flags =
+                MDB_NOTLS | MDB_NOSYNC | (isReadOnly ? MDB_RDONLY | MDB_NOLOCK : 0)
+            try LMDBEnvironment.check(
+                mdb_env_open(environment, directory, UInt32(flags), 0o666), "mdb_env_open")
+            var dead: Int32 = 0
+            if !isReadOnly { _ = mdb_reader_check(environment, &dead) }
+            tables = try LMDBEnvironment.openTables(environment, names, isReadOnly: isReadOnly)
+        } catch {
+            mdb_env_close(environment)
+            throw error
+        }
+        self.environment = environment
+        self.isReadOnly = isReadOnly
+    }
+
+    deinit {
+        mdb_env_close(environment)
+    }
+
+    private static func openTables(
+        _ environment: OpaquePointer, _ names: [String], isReadOnly: Bool
+    ) throws(LMDBError) -> [MDB_dbi] {
+        var transaction: OpaquePointer?
+        try check(
+            mdb_txn_begin(environment, nil, isReadOnly ? UInt32(MDB_RDONLY) : 0, &transaction),
+            "mdb_txn_begin")
+        var tables: [MDB_dbi] = []
+        for name in names {
+            var table: MDB_dbi = 0
+            let code = mdb_dbi_open(transaction, name, isReadOnly ? 0 : UInt32(MDB_CREATE), &table)
+            if code != 0 {
+                mdb_txn_abort(transaction)
+                throw LMDBError(call: "mdb_dbi_open", code: code)
+            }
+            tables.append(table)
+        }
+        try check(mdb_txn_commit(transaction), "mdb_txn_commit")
+        return tables
+    }
+
+    /// Runs `body` in a read transaction: one moment of the index.
+    func read<T, E: Error>(
+        _ body: (borrowing LMDBTransaction) throws(E) -> T
+    ) throws -> T {
+        var handle: OpaquePointer?
+        try LMDBEnvironment.check(
+            mdb_txn_begin(environment, nil, UInt32(MDB_RDONLY), &handle), "mdb_txn_begin")
+        guard let handle else { throw LMDBError(call: "mdb_txn_begin", code: ENOMEM) }
+        let transaction = LMDBTransaction(handle: handle)
+        return try body(transaction)
+    }
+
+    /// Runs `body` in a write transaction, and commits it if `body` returns.
+    func write<T>(_ body: (borrowing LMDBTransaction) throws -> T) throws -> T {
+        var handle: OpaquePointer?
+        try LMDBEnvironment.check(mdb_txn_begin(environment, nil, 0, &handle), "mdb_txn_begin")
+        guard let handle else { throw LMDBError(call: "mdb_txn_begin", code: ENOMEM) }
+        let transaction = LMDBTransaction(handle: handle)
+        let value = try body(transaction)
+        try transaction.commit()
+        return value
+    }
+
+    /// Brings all that was committed to the disk.
+    func sync() throws(LMDBError) {
+        try LMDBEnvironment.check(mdb_env_sync(environment, 1), "mdb_env_sync")
+    }
+
+    fileprivate static func check(_ code: Int32, _ call: String) throws(LMDBError) {
+        if code != 0 { throw LMDBError(call: call, code: code) }
+    }
+}
+
+/// A transaction of LMDB; aborted when it is dropped.
+struct LMDBTransaction: ~Copyable {
+    private let handle: OpaquePointer
+    private var isOpen = true
+
+    fileprivate init(handle: OpaquePointer) {
+        self.handle = handle
+    }
+
+    deinit {
+        if isOpen { mdb_txn_abort(handle) }
+    }
+
+    fileprivate consuming func commit() throws(LMDBError) {
+        isOpen = false
+        try LMDBEnvironment.check(mdb_txn_commit(handle), "mdb_txn_commit")
+    }
+
+    /// The value of a key, valid inside `body` only; nil if there is none.
+    func get<T>(
+        _ table: MDB_dbi, _ key: UnsafeRawBufferPointer, _ body: (UnsafeRawBufferPointer) -> T
+    ) throws(LMDBError) -> T? {
+        var keyValue = LMDBTransaction.value(key)
+        var found = MDB_val()
+        let code = mdb_get(handle, table, &keyValue, &found)
+        if code == MDB_NOTFOUND { return nil }
+        try LMDBEnvironment.check(code, "mdb_get")
+        return body(UnsafeRawBufferPointer(start: found.mv_data, count: found.mv_size))
+    }
+
+    /// Sets a key's value; one that is there stays if `keeping`.
+    func put(
+        _ table: MDB_dbi, _ key: UnsafeRawBufferPointer, _ bytes: UnsafeRawBufferPointer,
+        keeping: Bool = false
+    ) throws(LMDBError) {
+        var keyValue = LMDBTransaction.value(key)
+        var value = LMDBTransaction.value(bytes)
+        let code = mdb_put(
+            handle, table, &keyValue, &value, keeping ? UInt32(MDB_NOOVERWRITE) : 0)
+        if keeping && code == MDB_KEYEXIST { return }
+        try LMDBEnvironment.check(code, "mdb_put")
+    }
+
+    /// Empties a table.
+    func clear(_ table: MDB_dbi) throws(LMDBError) {
+        try LMDBEnvironment.check(mdb_drop(handle, table, 0), "mdb_drop")
+    }
+
+    /// How many keys a table has.
+    func count(_ table: MDB_dbi) throws(LMDBError) -> Int {
+        var status = MDB_stat()
+        try LMDBEnvironment.check(mdb_stat(handle, table, &status), "mdb_stat")
+        return status.ms_entries
+    }
+
+    /// Calls `body` with keys from `start` on, in byte order, until it returns false.
+    func scan(
+        _ table: MDB_dbi, from start: [UInt8],
+        _ body: (_ key: UnsafeRawBufferPointer, _ value: UnsafeRawBufferPointer) -> Bool
+    ) throws(LMDBError) {
+        var cursor: OpaquePointer?
+        try LMDBEnvironment.check(mdb_cursor_open(handle, table, &cursor), "mdb_cursor_open")
+        defer { mdb_cursor_close(cursor) }
+        var key = MDB_val()
+        var value = MDB_val()
+        var code = start.withUnsafeBytes { bytes in
+            key = LMDBTransaction.value(bytes)
+            return mdb_cursor_get(cursor, &key, &value, start.isEmpty ? MDB_FIRST : MDB_SET_RANGE)
+        }
+        while code == 0 {
+            let goesOn = body(
+                UnsafeRawBufferPointer(start: key.mv_data, count: key.mv_size),
+                UnsafeRawBufferPointer(start: value.mv_data, count: value.mv_size))
+            if !goesOn { return }
+            code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)
+        }
+        if code != MDB_NOTFOUND { throw LMDBError(call: "mdb_cursor_get", code: code) }
+    }
+
+    private static func value(_ bytes: UnsafeRawBufferPointer) -> MDB_val {
+        MDB_val(mv_size: bytes.count, mv_data: UnsafeMutableRawPointer(mutating: bytes.baseAddress))
+    }
+}
+
+extension LMDBError {
+    /// Tables that contradict each other.
+    static let damaged = MDB_CORRUPTED
+}
+
+extension LMDBError {
+    /// LMDB's own words for the failure.
+    var reason: String { String(cString: mdb_strerror(code)) }
+}

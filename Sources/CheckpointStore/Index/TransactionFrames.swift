@@ -1,0 +1,65 @@
+package import CheckpointFormat
+
+/// The page frames that one transaction appended: where the page of each ordinal lies.
+package struct TransactionFrames: Sendable {
+    private struct Frame {
+        let firstOrdinal: UInt32
+        let location: RecordLocation
+        let table: PageFrameTable
+    }
+
+    // Sorted by ordinal when asked first; workers append out of order.
+    private var frames: [Frame] = []
+    private var isSorted = true
+
+    package init() {}
+
+    /// Notes a frame.
+    package mutating func append(_ table: PageFrameTable, at location: RecordLocation) {
+        if let last = frames.last, last.firstOrdinal > table.firstOrdinal { isSorted = false }
+        frames.append(
+            Frame(firstOrdinal: table.firstOrdinal, location: location, table: table))
+    }
+
+    /// Calls `body` with the locations of `count` pages from an ordinal on.
+    ///
+    /// - Returns: false if a page is not in any frame; `body` was not called for it.
+    package mutating func forEachLocation(
+        from ordinal: UInt32, count: Int, _ body: (PageLocation) throws -> Void
+    ) rethrows -> Bool {
+        if !isSorted {
+            frames.sort { $0.firstOrdinal < $1.firstOrdinal }
+            isSorted = true
+        }
+        var next = UInt64(ordinal)
+        let end = next + UInt64(count)
+        var position = index(of: ordinal)
+        while next < end {
+            guard let current = position, current < frames.count else { return false }
+            let frame = frames[current]
+            let first = UInt64(frame.firstOrdinal)
+            guard first <= next, next < first + UInt64(frame.table.pageCount) else { return false }
+            var locations: [PageLocation] = []
+            frame.table.forEachLocation(
+                pack: frame.location.pack, recordOffset: frame.location.offset
+            ) { locations.append($0) }
+            while next < end, next < first + UInt64(locations.count) {
+                try body(locations[Int(next - first)])
+                next += 1
+            }
+            position = current + 1
+        }
+        return true
+    }
+
+    /// The last frame whose first ordinal is not above `ordinal`.
+    private func index(of ordinal: UInt32) -> Int? {
+        var low = 0
+        var high = frames.count
+        while low < high {
+            let middle = (low + high) / 2
+            if frames[middle].firstOrdinal <= ordinal { low = middle + 1 } else { high = middle }
+        }
+        return low == 0 ? nil : low - 1
+    }
+}

@@ -1,0 +1,234 @@
+package import CheckpointFormat
+package import GuestModel
+
+// The logical page map in memory: for each frame absent, zero or a digest, and the Merkle tree.
+//
+//   slots    [ leaf number ]  -> which block of digests, or none        4 bytes for 64 frames
+//   present  [ leaf number ]  -> mask of frames with a digest
+//   zero     [ leaf number ]  -> mask of frames that are zero
+//   blocks   [ slot / 512 ]   -> 512 leaves of 64 digests, allocated as needed
+//   nodes    [ level ][ n ]   -> digest of each node; stale where `dirty` says so
+//
+// About 0.8 % of the guest's memory. A leaf without a digest has no block, so holes and zero pages
+// cost nothing. One thread writes at a time; the owner sees to that.
+
+/// A checkpoint's page map, in memory, that can be changed.
+package final class PageMap {
+    private static let leavesPerChunk = 512
+    private static let noSlot = UInt32.max
+
+    private var slots: [UInt32] = []
+    private var present: [UInt64] = []
+    private var zero: [UInt64] = []
+    private var chunks: [UnsafeMutablePointer<PageDigest>] = []
+    private var slotCount: UInt32 = 0
+    private var nodes: [[PageDigest]] = []
+    private var dirtyLeaves = DirtyBitmap()
+
+    package init() {}
+
+    deinit {
+        for chunk in chunks { chunk.deallocate() }
+    }
+
+    /// Frames that exist.
+    package var pageCount: Int {
+        zip(present, zero).reduce(0) { $0 + ($1.0 | $1.1).nonzeroBitCount }
+    }
+
+    /// Frames that exist and are zero.
+    package var zeroPageCount: Int { zero.reduce(0) { $0 + $1.nonzeroBitCount } }
+
+    /// One more than the highest frame that exists.
+    package var frameEnd: UInt64 {
+        for leaf in present.indices.reversed() {
+            let mask = present[leaf] | zero[leaf]
+            if mask != 0 { return UInt64(leaf) * 64 + 64 - UInt64(mask.leadingZeroBitCount) }
+        }
+        return 0
+    }
+
+    /// The frames that exist.
+    package var layout: GuestLayout {
+        var frames = DirtyBitmap()
+        let masks = zip(present, zero).map { $0 | $1 }
+        frames.formUnion(words: masks.span)
+        return GuestLayout(runs: frames.runs())
+    }
+
+    /// What a frame holds.
+    package subscript(frame: PageFrameNumber) -> PageContent {
+        let leaf = Int(frame.rawValue / 64)
+        let bit = UInt64(1) << (frame.rawValue % 64)
+        guard leaf < present.count else { return .absent }
+        if present[leaf] & bit != 0 { return .present(digest(leaf, Int(frame.rawValue % 64))) }
+        return zero[leaf] & bit != 0 ? .zero : .absent
+    }
+
+    /// Sets what a frame holds.
+    ///
+    /// - Returns: true if that differs from before.
+    @discardableResult
+    package func set(_ frame: PageFrameNumber, _ content: PageContent) -> Bool {
+        let leaf = Int(frame.rawValue / 64)
+        let index = Int(frame.rawValue % 64)
+        let bit = UInt64(1) << UInt64(index)
+        if leaf >= present.count {
+            if content == .absent { return false }
+            grow(to: leaf + 1)
+        }
+        switch content {
+        case .absent:
+            guard (present[leaf] | zero[leaf]) & bit != 0 else { return false }
+            present[leaf] &= ~bit
+            zero[leaf] &= ~bit
+        case .zero:
+            guard zero[leaf] & bit == 0 else { return false }
+            present[leaf] &= ~bit
+            zero[leaf] |= bit
+        case .present(let digest):
+            let place = block(leaf) + index
+            if present[leaf] & bit != 0 && place.pointee == digest { return false }
+            place.pointee = digest
+            present[leaf] |= bit
+            zero[leaf] &= ~bit
+        }
+        dirtyLeaves.insert(PageFrameNumber(UInt64(leaf)))
+        return true
+    }
+
+    /// Makes the frames of a layout, and only those, exist; new ones are zero until set.
+    ///
+    /// - Returns: the frames that this changed.
+    package func adopt(_ layout: GuestLayout) -> DirtyBitmap {
+        let wanted = DirtyBitmap(layout)
+        var changed = DirtyBitmap()
+        grow(to: wanted.words.count)
+        for leaf in present.indices {
+            let want = leaf < wanted.words.count ? wanted.words[leaf] : 0
+            let have = present[leaf] | zero[leaf]
+            guard want != have else { continue }
+            present[leaf] &= want
+            zero[leaf] = zero[leaf] & want | want & ~have
+            dirtyLeaves.insert(PageFrameNumber(UInt64(leaf)))
+            var difference = want ^ have
+            while difference != 0 {
+                let index = UInt64(difference.trailingZeroBitCount)
+                changed.insert(PageFrameNumber(UInt64(leaf) * 64 + index))
+                difference &= difference - 1
+            }
+        }
+        return changed
+    }
+
+    // MARK: - Blocks of digests
+
+    private func grow(to leafCount: Int) {
+        guard leafCount > present.count else { return }
+        let added = leafCount - present.count
+        present.append(contentsOf: repeatElement(0, count: added))
+        zero.append(contentsOf: repeatElement(0, count: added))
+        slots.append(contentsOf: repeatElement(PageMap.noSlot, count: added))
+    }
+
+    private func block(_ leaf: Int) -> UnsafeMutablePointer<PageDigest> {
+        if slots[leaf] == PageMap.noSlot {
+            if Int(slotCount) == chunks.count * PageMap.leavesPerChunk {
+                let count = PageMap.leavesPerChunk * 64
+                let chunk = UnsafeMutablePointer<PageDigest>.allocate(capacity: count)
+                chunk.initialize(repeating: .none, count: count)
+                chunks.append(chunk)
+            }
+            slots[leaf] = slotCount
+            slotCount += 1
+        }
+        let slot = Int(slots[leaf])
+        return chunks[slot / PageMap.leavesPerChunk] + slot % PageMap.leavesPerChunk * 64
+    }
+
+    private func digest(_ leaf: Int, _ index: Int) -> PageDigest {
+        let slot = Int(slots[leaf])
+        precondition(slots[leaf] != PageMap.noSlot, "a present frame has a digest")
+        return chunks[slot / PageMap.leavesPerChunk][
+            slot % PageMap.leavesPerChunk * 64 + index]
+    }
+}
+
+// MARK: - The Merkle tree
+
+extension PageMap {
+    /// The root; brings nodes over changed leaves up to date. O(changed leaves * levels).
+    package func root() -> PageDigest {
+        let levels = MerkleNode.levelCount(frameEnd: UInt64(present.count) * 64)
+        grow(levels: levels)
+        var dirty = dirtyLeaves
+        dirtyLeaves.removeAll()
+        for level in 0..<levels {
+            var parents = DirtyBitmap()
+            dirty.forEachRun { run in
+                for node in run.frames {
+                    nodes[level][Int(node)] = nodeDigest(level: level, node: Int(node))
+                    parents.insert(PageFrameNumber(node / 64))
+                }
+            }
+            dirty = parents
+        }
+        let top = MerkleNode.levelCount(frameEnd: frameEnd) - 1
+        guard let root = nodes[top].first, root != .none else { return MerkleNode.emptyRoot }
+        return root
+    }
+
+    private func grow(levels: Int) {
+        var count = max(1, present.count)
+        let hadLevels = nodes.count
+        for level in 0..<levels {
+            if level == nodes.count { nodes.append([]) }
+            let missing = count - nodes[level].count
+            if missing > 0 {
+                nodes[level].append(contentsOf: repeatElement(.none, count: missing))
+            }
+            count = (count + 63) / 64
+        }
+        // A new level covers nodes that were there before it: make them all over.
+        if levels > hadLevels && hadLevels > 0 {
+            for leaf in present.indices where present[leaf] | zero[leaf] != 0 {
+                dirtyLeaves.insert(PageFrameNumber(UInt64(leaf)))
+            }
+        }
+    }
+
+    private func nodeDigest(level: Int, node: Int) -> PageDigest {
+        if level == 0 {
+            let (present, zero) = (present[node], zero[node])
+            if present | zero == 0 { return .none }
+            return MerkleNode.digest(level: 0, present: present, zero: zero) {
+                digest(node, $0)
+            }
+        }
+        let children = nodes[level - 1]
+        let first = node * 64
+        var mask: UInt64 = 0
+        for index in 0..<min(64, children.count - first) where children[first + index] != .none {
+            mask |= 1 << UInt64(index)
+        }
+        if mask == 0 { return .none }
+        return MerkleNode.digest(level: level, present: mask, zero: 0) { children[first + $0] }
+    }
+
+    /// Frames whose content differs between two maps. O(leaves), digests only where leaves differ.
+    package func difference(from other: PageMap) -> DirtyBitmap {
+        _ = root()
+        _ = other.root()
+        var result = DirtyBitmap()
+        for leaf in 0..<max(present.count, other.present.count) {
+            let mine = leaf < present.count ? nodes[0][leaf] : .none
+            let theirs = leaf < other.present.count ? other.nodes[0][leaf] : .none
+            guard mine != theirs else { continue }
+            for frame in UInt64(leaf) * 64..<UInt64(leaf) * 64 + 64 {
+                let number = PageFrameNumber(frame)
+                if self[number] != other[number] { result.insert(number) }
+            }
+        }
+        return result
+    }
+}

@@ -1,0 +1,171 @@
+package import CheckpointFormat
+import Synchronization
+
+/// Reads records and blocks of packs, and checks each before it hands it on.
+///
+/// Any number of threads. It keeps up to `openLimit` packs open.
+package final class PackReader: Sendable {
+    private struct State {
+        var packs: [UInt32: any RepositoryFile] = [:]
+        var order: [UInt32] = []
+    }
+
+    private static let openLimit = 128
+
+    package let files: any RepositoryFiles
+    package let repository: RepositoryID
+    private let state = Mutex(State())
+
+    package init(files: any RepositoryFiles, repository: RepositoryID) {
+        self.files = files
+        self.repository = repository
+    }
+
+    /// Opens a pack, or finds it open; its envelope was checked.
+    package func file(_ pack: UInt32) throws(RepositoryError) -> any RepositoryFile {
+        if let open = state.withLock({ $0.packs[pack] }) { return open }
+        let file = try openChecked(pack)
+        return state.withLock { state in
+            if let other = state.packs[pack] { return other }
+            if state.order.count >= PackReader.openLimit {
+                state.packs[state.order.removeFirst()] = nil
+            }
+            state.packs[pack] = file
+            state.order.append(pack)
+            return file
+        }
+    }
+
+    /// Forgets an open pack whose file was cut or removed.
+    package func drop(_ pack: UInt32) {
+        state.withLock { state in
+            state.packs[pack] = nil
+            state.order.removeAll { $0 == pack }
+        }
+    }
+
+    private func openChecked(_ pack: UInt32) throws(RepositoryError) -> any RepositoryFile {
+        let path = PackName.path(pack)
+        do {
+            let file = try files.open(path, .read)
+            let head = try file.readBytes(Envelope.byteCount, at: 0)
+            try PackReader.checkEnvelope(head, pack: pack, repository: repository)
+            return file
+        } catch let error as FileError {
+            if error.call == "open" && error.isMissing {
+                throw RepositoryError(
+                    Corruption(
+                        file: path, offset: 0, object: "pack",
+                        reason: "the file is missing; restore it from a copy"))
+            }
+            throw RepositoryError(error)
+        } catch let error as RepositoryError {
+            throw error
+        } catch {
+            preconditionFailure("opening a pack fails in two ways only: \(error)")
+        }
+    }
+
+    /// Fails unless `bytes` is the envelope of this pack of this repository.
+    package static func checkEnvelope(
+        _ bytes: [UInt8], pack: UInt32, repository: RepositoryID
+    ) throws(RepositoryError) {
+        func corrupted(_ reason: String) -> RepositoryError {
+            RepositoryError(
+                Corruption(
+                    file: PackName.path(pack), offset: 0, object: "envelope", reason: reason))
+        }
+        let envelope: Envelope
+        do {
+            envelope = try Envelope.decode(bytes, kind: .pack)
+        } catch {
+            switch error {
+            case .foreign: throw corrupted("it does not begin like a pack")
+            case .version(let version): throw corrupted("its format version is \(version)")
+            case .features(let bits): throw corrupted("it claims unknown features \(bits)")
+            case .damaged(let error): throw corrupted(error.reason)
+            }
+        }
+        guard envelope.repository == repository else {
+            throw corrupted("it belongs to repository \(envelope.repository)")
+        }
+        guard envelope.number == UInt64(pack) else {
+            throw corrupted("it says that it is pack \(envelope.number)")
+        }
+    }
+
+    /// Reads one record whole, and checks type and checksum.
+    package func record(
+        at location: RecordLocation, _ type: RecordType
+    ) throws(RepositoryError) -> (header: RecordHeader, payload: [UInt8]) {
+        let file = try file(location.pack)
+        do {
+            let (header, bytes) = try PackReader.readRecord(file, at: location.offset)
+            guard header.type == type else {
+                throw FormatError(offset: 4, reason: "a \(type) should be here, not \(header.type)")
+            }
+            return (
+                header,
+                Array(
+                    bytes[
+                        RecordHeader.byteCount..<RecordHeader.byteCount + header.payloadCount])
+            )
+        } catch let error as FormatError {
+            throw corrupted(location, type, error)
+        } catch let error as FileError {
+            throw RepositoryError(error)
+        } catch {
+            preconditionFailure("reading a record fails in two ways only: \(error)")
+        }
+    }
+
+    /// The error for a damaged record.
+    package func corrupted(
+        _ location: RecordLocation, _ type: RecordType, _ error: FormatError
+    ) -> RepositoryError {
+        RepositoryError(
+            Corruption(
+                file: PackName.path(location.pack), offset: UInt64(location.offset),
+                object: type.description, reason: error.reason))
+    }
+
+    /// Reads a record and checks its checksum. Throws `FormatError` or `FileError`.
+    package static func readRecord(
+        _ file: any RepositoryFile, at offset: UInt32
+    ) throws -> (header: RecordHeader, bytes: [UInt8]) {
+        let head = try file.readBytes(RecordHeader.byteCount, at: UInt64(offset))
+        guard head.count == RecordHeader.byteCount else {
+            throw FormatError(offset: 0, reason: "the pack ends within it")
+        }
+        let header = try head.withUnsafeBytes { try RecordHeader($0) }
+        let bytes = try file.readBytes(header.recordByteCount, at: UInt64(offset))
+        guard bytes.count == header.recordByteCount else {
+            throw FormatError(offset: 0, reason: "the pack ends within it")
+        }
+        try bytes.withUnsafeBytes { try RecordHeader.check($0) }
+        return (header, bytes)
+    }
+}
+
+extension RepositoryFile {
+    /// Reads up to `count` bytes; fewer only at the end of the file.
+    package func readBytes(_ count: Int, at offset: UInt64) throws(FileError) -> [UInt8] {
+        var failure: FileError?
+        let bytes = [UInt8](unsafeUninitializedCapacity: count) { buffer, initializedCount in
+            do throws(FileError) {
+                initializedCount = try read(into: UnsafeMutableRawBufferPointer(buffer), at: offset)
+            } catch {
+                failure = error
+            }
+        }
+        if let failure { throw failure }
+        return bytes
+    }
+
+    /// Writes all bytes of an array.
+    package func write(_ bytes: [UInt8], at offset: UInt64) throws(FileError) {
+        try bytes.withUnsafeBufferPointer { (buffer) throws(FileError) in
+            try write(UnsafeRawBufferPointer(buffer), at: offset)
+        }
+    }
+}

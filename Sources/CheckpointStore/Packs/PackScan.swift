@@ -1,0 +1,166 @@
+package import CheckpointFormat
+
+// What is in a pack, read from its index if it is sealed and from its records otherwise.
+//
+// An unsealed pack is read from the front to the first bytes that are no whole record: its valid
+// part. What follows is either what a crash left of a transaction that nobody was told of, and may
+// be cut; or damage to something acknowledged. It is damage if any whole record after it says
+// `confirmed` beyond it, or if the repository's index remembers a publication beyond it.
+
+/// What is in a pack.
+package struct PackScan: Sendable {
+    /// The records, in order.
+    package let entries: [PackIndex.Entry]
+    /// Where the valid records end.
+    package let validEnd: UInt32
+    /// True if the pack has its index and footer.
+    package let isSealed: Bool
+    /// Bytes in the file.
+    package let fileByteCount: UInt64
+    /// The highest `confirmed` that a whole record states.
+    package let confirmed: UInt32
+    /// Why the valid part ends before the file does; nil if it does not.
+    package let tail: FormatError?
+
+    /// True if the tail is damage to something acknowledged.
+    package var isCorrupted: Bool { tail != nil && confirmed > validEnd }
+
+    /// Reads what is in a pack: the index of a sealed one, all of an unsealed one.
+    ///
+    /// Throws `corrupted` only when a sealed pack's index cannot be read.
+    package static func scan(
+        _ reader: PackReader, pack: UInt32
+    ) throws(RepositoryError) -> PackScan {
+        let file = try reader.file(pack)
+        do {
+            let size = try file.byteCount()
+            if let sealed = try scanSealed(file, pack: pack, size: size) { return sealed }
+            return try scanRecords(file, size: size)
+        } catch let error as FormatError {
+            throw RepositoryError(
+                Corruption(
+                    file: PackName.path(pack), offset: UInt64(error.offset), object: "pack index",
+                    reason: error.reason))
+        } catch let error as FileError {
+            throw RepositoryError(error)
+        } catch {
+            preconditionFailure("scanning a pack fails in two ways only: \(error)")
+        }
+    }
+
+    private static func scanSealed(
+        _ file: any RepositoryFile, pack: UInt32, size: UInt64
+    ) throws -> PackScan? {
+        let smallest = UInt64(Envelope.byteCount + PackFooter.byteCount)
+        guard size >= smallest, size <= UInt64(UInt32.max) else { return nil }
+        let end = size - UInt64(PackFooter.byteCount)
+        let bytes = try file.readBytes(PackFooter.byteCount, at: end)
+        let footer: PackFooter
+        do {
+            guard let found = try PackFooter.decode(bytes) else { return nil }
+            footer = found
+        } catch {
+            throw FormatError(offset: Int(end), reason: error.reason)
+        }
+        guard footer.pack == UInt64(pack) else {
+            throw FormatError(offset: Int(end), reason: "the footer names pack \(footer.pack)")
+        }
+        do {
+            let (header, record) = try PackReader.readRecord(file, at: footer.indexOffset)
+            guard header.type == .packIndex,
+                UInt64(footer.indexOffset) + UInt64(header.recordByteCount) == end
+            else {
+                throw FormatError(offset: 0, reason: "the footer does not point at the pack index")
+            }
+            let index = try record.withUnsafeBytes { bytes in
+                let range =
+                    RecordHeader.byteCount..<RecordHeader.byteCount + header.payloadCount
+                return try PackIndex.decode(
+                    UnsafeRawBufferPointer(rebasing: bytes[range]),
+                    recordOffset: footer.indexOffset)
+            }
+            return PackScan(
+                entries: index.entries, validEnd: UInt32(size), isSealed: true,
+                fileByteCount: size, confirmed: UInt32(size), tail: nil)
+        } catch let error as FormatError {
+            throw FormatError(offset: Int(footer.indexOffset), reason: error.reason)
+        }
+    }
+
+    /// Reads an unsealed pack record by record.
+    package static func scanRecords(
+        _ file: any RepositoryFile, size: UInt64
+    ) throws -> PackScan {
+        var entries: [PackIndex.Entry] = []
+        var offset = UInt32(Envelope.byteCount)
+        var confirmed: UInt32 = 0
+        var tail: FormatError?
+        while UInt64(offset) < size {
+            do {
+                let (header, record) = try PackReader.readRecord(file, at: offset)
+                guard header.type != .packIndex else {
+                    throw FormatError(offset: 0, reason: "a pack index has no footer")
+                }
+                entries.append(try entry(header, record, at: offset))
+                confirmed = max(confirmed, header.confirmed)
+                offset += UInt32(header.recordByteCount)
+            } catch let error as FormatError {
+                tail = error
+                break
+            }
+        }
+        if tail != nil {
+            confirmed = max(confirmed, try confirmedAfter(file, from: offset, size: size))
+        }
+        return PackScan(
+            entries: entries, validEnd: offset, isSealed: false, fileByteCount: size,
+            confirmed: confirmed, tail: tail)
+    }
+
+    /// One record as an entry of a pack's index.
+    package static func entry(
+        _ header: RecordHeader, _ record: [UInt8], at offset: UInt32
+    ) throws(FormatError) -> PackIndex.Entry {
+        var frame: PageFrameTable?
+        if header.type == .pageFrame {
+            frame = try record.withUnsafeBufferPointer {
+                (bytes) throws(FormatError) -> PageFrameTable in
+                let payload = UnsafeRawBufferPointer(bytes)[RecordHeader.byteCount...]
+                return try PageFrameTable.decode(
+                    UnsafeRawBufferPointer(rebasing: payload), payloadCount: header.payloadCount)
+            }
+        }
+        return PackIndex.Entry(
+            type: header.type, offset: offset, payloadCount: header.payloadCount,
+            transaction: header.transaction, frame: frame)
+    }
+
+    /// The highest `confirmed` among whole records after a damaged place. Records begin at
+    /// multiples of 8.
+    private static func confirmedAfter(
+        _ file: any RepositoryFile, from offset: UInt32, size: UInt64
+    ) throws -> UInt32 {
+        let rest = try file.readBytes(Int(size - UInt64(offset)), at: UInt64(offset))
+        var highest: UInt32 = 0
+        rest.withUnsafeBytes { bytes in
+            var position = 0
+            while position + RecordHeader.byteCount <= bytes.count {
+                let magic = bytes.loadUnaligned(fromByteOffset: position, as: UInt32.self)
+                let record = UnsafeRawBufferPointer(rebasing: bytes[position...])
+                if UInt32(littleEndian: magic) == RecordHeader.magic,
+                    let header = try? RecordHeader(record),
+                    header.recordByteCount <= record.count,
+                    (try? RecordHeader.check(
+                        UnsafeRawBufferPointer(rebasing: record[..<header.recordByteCount])))
+                        != nil
+                {
+                    highest = max(highest, header.confirmed)
+                    position += header.recordByteCount
+                } else {
+                    position += 8
+                }
+            }
+        }
+        return highest
+    }
+}

@@ -1,0 +1,277 @@
+package import CheckpointFormat
+import Synchronization
+
+// The open pack, and the order of writes.
+//
+//  1. Records are appended; nobody is told of them.
+//  2. A publish record is appended last and states how much of the pack was confirmed before.
+//  3. The pack is synced. Now the checkpoint exists.
+//  4. A pack that has reached its size gets its index and footer and is synced, and only then is the
+//     next pack made, its envelope synced, and its name synced.
+//
+// After any failed write or sync nothing beyond `confirmed` is trusted: the next transaction begins
+// by cutting the pack there, and every transaction that was under way is lost (its epoch is over).
+
+/// A record to be appended, encoded.
+package struct PendingRecord: Sendable {
+    /// Its bytes within the buffer it comes in.
+    package let range: Range<Int>
+    package let type: RecordType
+    package let transaction: UInt64
+    /// The table of a page frame.
+    package let frame: PageFrameTable?
+
+    package init(
+        range: Range<Int>, type: RecordType, transaction: UInt64, frame: PageFrameTable? = nil
+    ) {
+        self.range = range
+        self.type = type
+        self.transaction = transaction
+        self.frame = frame
+    }
+}
+
+/// Appends records to the newest pack of a repository. Any thread; calls exclude each other.
+package final class PackWriter: Sendable {
+    private struct State {
+        var pack: UInt32
+        /// nil until the first append makes the pack.
+        var file: (any RepositoryFile)?
+        var end: UInt32
+        var confirmed: UInt32
+        var entries: [PackIndex.Entry]
+        var epoch: UInt64 = 0
+        var isBroken = false
+        var activeTransactions = 0
+    }
+
+    private let files: any RepositoryFiles
+    private let repository: RepositoryID
+    private let packByteCountMax: Int
+    private let state: Mutex<State>
+
+    /// A writer that goes on where a scan ended.
+    ///
+    /// - Parameters:
+    ///   - pack: the number of the open pack, or of one to be made.
+    ///   - scan: what is in the open pack, all of it confirmed; nil if it is to be made.
+    package init(
+        files: any RepositoryFiles, repository: RepositoryID, pack: UInt32, scan: PackScan?,
+        packByteCountMax: Int
+    ) throws(RepositoryError) {
+        self.files = files
+        self.repository = repository
+        self.packByteCountMax = packByteCountMax
+        var file: (any RepositoryFile)?
+        if scan != nil {
+            do {
+                file = try files.open(PackName.path(pack), .update)
+            } catch {
+                throw RepositoryError(error)
+            }
+        }
+        let end = scan?.validEnd ?? 0
+        state = Mutex(
+            State(
+                pack: pack, file: file, end: end, confirmed: end, entries: scan?.entries ?? []))
+    }
+
+    /// Begins a transaction: repairs what a failure left.
+    ///
+    /// - Returns: the epoch, to be named by each append.
+    package func begin() throws(RepositoryError) -> UInt64 {
+        try locked { (state) throws(FileError) -> UInt64 in
+            if state.isBroken { try self.cut(&state) }
+            state.activeTransactions += 1
+            return state.epoch
+        }
+    }
+
+    /// Ends a transaction. What an abandoned one appended to the open pack is cut off if nobody
+    /// else writes; otherwise prune takes it.
+    package func end(wasPublished: Bool) {
+        state.withLock { state in
+            state.activeTransactions -= 1
+            guard !wasPublished, state.activeTransactions == 0, state.end > state.confirmed else {
+                return
+            }
+            do throws(FileError) {
+                try cut(&state)
+            } catch {
+                // Tried again, and reported, by the next `begin`.
+                state.isBroken = true
+            }
+        }
+    }
+
+    /// Appends records in order.
+    ///
+    /// - Returns: where each record lies.
+    package func append(
+        _ records: [PendingRecord], of bytes: [UInt8], epoch: UInt64
+    ) throws(RepositoryError) -> [RecordLocation] {
+        try inEpoch(epoch) { (state) throws(FileError) -> [RecordLocation] in
+            try self.write(records, of: bytes, &state)
+        }
+    }
+
+    /// Appends a publish record, and syncs. When this returns the checkpoint exists.
+    ///
+    /// - Parameter payload: the manifest's bytes.
+    package func publish(
+        _ payload: [UInt8], transaction: UInt64, epoch: UInt64
+    ) throws(RepositoryError) -> RecordLocation {
+        try inEpoch(epoch) { (state) throws(FileError) -> RecordLocation in
+            let size = RecordHeader.recordByteCount(payload: payload.count)
+            try self.makeRoom(for: size, &state)
+            return try self.writeConfirming(
+                .publish, payload: payload, transaction: transaction, &state)
+        }
+    }
+
+    /// States in the open pack that all of it is confirmed, so that later damage to its last
+    /// checkpoint is never taken for a crash. Called when a writer closes.
+    package func mark() throws(RepositoryError) {
+        try locked { (state) throws(FileError) in
+            guard !state.isBroken, state.file != nil, state.end == state.confirmed,
+                state.entries.last?.type == .publish
+            else { return }
+            _ = try self.writeConfirming(.mark, payload: [], transaction: 0, &state)
+        }
+    }
+
+    /// Where the confirmed part of the open pack ends.
+    package var confirmedEnd: RecordLocation {
+        state.withLock { RecordLocation(pack: $0.pack, offset: $0.confirmed) }
+    }
+
+    // MARK: - Under the lock
+
+    private func locked<T>(
+        _ body: (inout State) throws(FileError) -> T
+    ) throws(RepositoryError) -> T {
+        let result: Result<T, FileError> = state.withLock { state in
+            do throws(FileError) {
+                return .success(try body(&state))
+            } catch {
+                state.isBroken = true
+                state.epoch += 1
+                return .failure(error)
+            }
+        }
+        switch result {
+        case .success(let value): return value
+        case .failure(let error): throw RepositoryError(error)
+        }
+    }
+
+    private func inEpoch<T>(
+        _ epoch: UInt64, _ body: (inout State) throws(FileError) -> T
+    ) throws(RepositoryError) -> T {
+        let value = try locked { (state) throws(FileError) -> T? in
+            guard state.epoch == epoch, !state.isBroken else { return nil }
+            return try body(&state)
+        }
+        guard let value else {
+            throw RepositoryError(
+                .abandoned,
+                "an earlier write to the repository failed, so this checkpoint was given up; take "
+                    + "it again")
+        }
+        return value
+    }
+
+    private func write(
+        _ records: [PendingRecord], of bytes: [UInt8], _ state: inout State
+    ) throws(FileError) -> [RecordLocation] {
+        guard let first = records.first, let last = records.last else { return [] }
+        let span = first.range.lowerBound..<last.range.upperBound
+        let file = try makeRoom(for: span.count, &state)
+        let start = state.end
+        try bytes.withUnsafeBufferPointer { (buffer) throws(FileError) in
+            let slice = UnsafeRawBufferPointer(buffer)[span]
+            try file.write(UnsafeRawBufferPointer(rebasing: slice), at: UInt64(start))
+        }
+        var locations: [RecordLocation] = []
+        locations.reserveCapacity(records.count)
+        for record in records {
+            precondition(
+                record.range.lowerBound - span.lowerBound == Int(state.end - start),
+                "records follow each other without a gap")
+            locations.append(RecordLocation(pack: state.pack, offset: state.end))
+            let payload = bytes.withUnsafeBytes {
+                $0.loadUnaligned(fromByteOffset: record.range.lowerBound + 8, as: UInt32.self)
+            }
+            state.entries.append(
+                PackIndex.Entry(
+                    type: record.type, offset: state.end,
+                    payloadCount: Int(UInt32(littleEndian: payload)),
+                    transaction: record.transaction, frame: record.frame))
+            state.end += UInt32(record.range.count)
+        }
+        return locations
+    }
+
+    private func writeConfirming(
+        _ type: RecordType, payload: [UInt8], transaction: UInt64, _ state: inout State
+    ) throws(FileError) -> RecordLocation {
+        var record = RecordWriter()
+        let range = record.append(
+            type, transaction: transaction, confirmed: state.confirmed, payload: payload)
+        let pending = PendingRecord(range: range, type: type, transaction: transaction)
+        let locations = try write([pending], of: record.bytes, &state)
+        try state.file?.sync()
+        state.confirmed = state.end
+        return locations[0]
+    }
+
+    /// The open pack, with room for `byteCount` more; seals a full one and makes the next.
+    @discardableResult
+    private func makeRoom(
+        for byteCount: Int, _ state: inout State
+    ) throws(FileError) -> any RepositoryFile {
+        if let file = state.file {
+            let isEmpty = state.entries.isEmpty
+            if isEmpty || Int(state.end) + byteCount <= packByteCountMax { return file }
+            try seal(file, &state)
+        }
+        return try make(&state)
+    }
+
+    private func seal(_ file: any RepositoryFile, _ state: inout State) throws(FileError) {
+        var record = RecordWriter()
+        record.append(
+            .packIndex, transaction: 0, payload: PackIndex(entries: state.entries).encoded)
+        let footer = PackFooter(indexOffset: state.end, pack: UInt64(state.pack))
+        try file.write(record.bytes + footer.encoded, at: UInt64(state.end))
+        try file.sync()
+        state.file = nil
+        state.pack += 1
+        state.entries = []
+        state.end = 0
+        state.confirmed = 0
+    }
+
+    private func make(_ state: inout State) throws(FileError) -> any RepositoryFile {
+        let file = try files.open(PackName.path(state.pack), .create)
+        let envelope = Envelope(kind: .pack, repository: repository, number: UInt64(state.pack))
+        try file.write(envelope.encoded, at: 0)
+        try file.sync()
+        try files.syncDirectory(PackName.directory)
+        state.file = file
+        state.end = UInt32(Envelope.byteCount)
+        state.confirmed = state.end
+        return file
+    }
+
+    /// Takes the open pack back to what is confirmed.
+    private func cut(_ state: inout State) throws(FileError) {
+        if let file = state.file {
+            try file.truncate(to: UInt64(state.confirmed))
+            try file.sync()
+        }
+        state.entries.removeAll { $0.offset >= state.confirmed }
+        state.end = state.confirmed
+        state.isBroken = false
+    }
+}

@@ -1,0 +1,170 @@
+import CheckpointFormat
+public import GuestModel
+
+extension Repository {
+    /// All checkpoints in the order of publication, or those of one lineage.
+    ///
+    /// Reads one small record a checkpoint.
+    public func checkpoints(lineage: String? = nil) throws(RepositoryError) -> [Checkpoint] {
+        let catalog = try withIndex { try $0.catalog() }
+        var result: [Checkpoint] = []
+        result.reserveCapacity(catalog.count)
+        for entry in catalog {
+            let checkpoint = try read(entry.id, at: entry.location)
+            if lineage == nil || checkpoint.lineage == lineage { result.append(checkpoint) }
+        }
+        return result
+    }
+
+    /// The lineages and the newest checkpoint of each.
+    public func lineages() throws(RepositoryError) -> [(name: String, newest: CheckpointID)] {
+        try withIndex { try $0.lineages() }
+    }
+
+    /// The newest checkpoint of a lineage; nil if the lineage does not exist.
+    public func newest(ofLineage lineage: String) throws(RepositoryError) -> Checkpoint? {
+        guard let id = try withIndex({ try $0.newest(lineage: lineage) }) else { return nil }
+        return try checkpoint(id: id)
+    }
+
+    /// The checkpoint with an id.
+    public func checkpoint(id: CheckpointID) throws(RepositoryError) -> Checkpoint {
+        guard let location = try withIndex({ try $0.manifestLocation(id) }) else {
+            throw RepositoryError(
+                .unknownName, "there is no checkpoint \(id.short); 'varve log' lists them")
+        }
+        return try read(id, at: location)
+    }
+
+    /// The checkpoint with a name: a lineage (its newest), a label or the beginning of an id, in
+    /// this order; each may be followed by `~N`: N parents before it.
+    public func checkpoint(named name: String) throws(RepositoryError) -> Checkpoint {
+        var base = name[...]
+        var steps = 0
+        if let tilde = name.lastIndex(of: "~") {
+            let digits = name[name.index(after: tilde)...]
+            guard let count = digits.isEmpty ? 1 : Int(digits), count >= 0 else {
+                throw unknown(name)
+            }
+            steps = count
+            base = name[..<tilde]
+        }
+        var checkpoint = try self.checkpoint(base: String(base), name: name)
+        for step in 0..<steps {
+            guard let parent = checkpoint.parent else {
+                throw RepositoryError(
+                    .unknownName,
+                    "'\(name)' goes back \(steps) checkpoints and '\(base)' has \(step) before it")
+            }
+            checkpoint = try self.checkpoint(id: parent)
+        }
+        return checkpoint
+    }
+
+    private func checkpoint(base: String, name: String) throws(RepositoryError) -> Checkpoint {
+        if base.isEmpty || base.utf8.count > Names.byteCountMax { throw unknown(name) }
+        if let checkpoint = try newest(ofLineage: base) { return checkpoint }
+        if let id = try withIndex({ try $0.labelled(base) }) { return try checkpoint(id: id) }
+        let ids = try withIndex { try $0.ids(prefix: base, limit: 2) }
+        guard let id = ids.first else { throw unknown(name) }
+        guard ids.count == 1 else {
+            throw RepositoryError(
+                .ambiguousName, "several checkpoints begin with '\(base)'; give more digits")
+        }
+        return try checkpoint(id: id)
+    }
+
+    private func unknown(_ name: String) -> RepositoryError {
+        RepositoryError(
+            .unknownName,
+            "no lineage, label or checkpoint is called '\(name)'; 'varve log' lists them")
+    }
+
+    private func read(
+        _ id: CheckpointID, at location: RecordLocation
+    ) throws(RepositoryError) -> Checkpoint {
+        let (found, manifest) = try ManifestReader.read(reader, at: location)
+        guard found == id else {
+            throw reader.corrupted(
+                location, .publish,
+                FormatError(offset: 0, reason: "it is checkpoint \(found.short), not \(id.short)"))
+        }
+        return Checkpoint(id: id, manifest: manifest, location: location)
+    }
+
+    /// A checkpoint's page map, checked against its root.
+    ///
+    /// - Returns: the map, and how many stored maps it took.
+    package func pageMap(
+        of checkpoint: Checkpoint
+    ) throws(RepositoryError) -> sending (map: PageMap, mapsRead: Int) {
+        var series = [checkpoint]
+        while let last = series.last, last.manifest.mapPosition > 0 {
+            let ancestor = try self.checkpoint(id: CheckpointID(last.manifest.mapAncestor))
+            guard ancestor.manifest.mapPosition < last.manifest.mapPosition else {
+                throw reader.corrupted(
+                    last.location, .publish,
+                    FormatError(offset: 88, reason: "its series of page maps does not end"))
+            }
+            series.append(ancestor)
+        }
+        let map = PageMap()
+        do throws(RepositoryError) {
+            for step in series.reversed() {
+                try MapReader.apply(reader, step.manifest, to: map)
+            }
+        } catch {
+            throw error.attributed(to: checkpoint.id)
+        }
+        guard map.root() == checkpoint.root else {
+            throw reader.corrupted(
+                checkpoint.location, .publish,
+                FormatError(
+                    offset: 32, reason: "the page map's root is \(map.root()), not what it states")
+            ).attributed(to: checkpoint.id)
+        }
+        return (map, series.count)
+    }
+
+    /// A checkpoint's state besides memory.
+    public func state(of checkpoint: Checkpoint) throws(RepositoryError) -> GuestState {
+        var bytes: [UInt8] = []
+        for location in checkpoint.manifest.stateParts {
+            bytes += try reader.record(at: location, .guestState).payload
+        }
+        let location = checkpoint.manifest.stateParts.first ?? checkpoint.location
+        let digest = bytes.withUnsafeBytes { PageDigest(hashing: $0) }
+        guard digest == checkpoint.manifest.stateDigest else {
+            throw reader.corrupted(
+                location, .guestState,
+                FormatError(offset: 0, reason: "the state's digest is not what the manifest states")
+            ).attributed(to: checkpoint.id)
+        }
+        do {
+            return try GuestStateCoding.decode(bytes)
+        } catch {
+            throw reader.corrupted(location, .guestState, error).attributed(to: checkpoint.id)
+        }
+    }
+
+    /// The frames whose content differs between two checkpoints, as ascending runs.
+    public func difference(
+        from first: Checkpoint, to second: Checkpoint
+    ) throws(RepositoryError) -> [PageRange] {
+        let before = try pageMap(of: first).map
+        let after = try pageMap(of: second).map
+        return after.difference(from: before).runs()
+    }
+}
+
+extension RepositoryError {
+    /// The same error; a corruption says besides for which checkpoint it was found.
+    package func attributed(
+        to checkpoint: CheckpointID, frame: PageFrameNumber? = nil
+    ) -> RepositoryError {
+        guard var corruption else { return self }
+        corruption.checkpoint = corruption.checkpoint ?? checkpoint
+        corruption.frame = corruption.frame ?? frame
+        return RepositoryError(corruption)
+    }
+}

@@ -1,0 +1,300 @@
+import CheckpointFormat
+import GuestModel
+public import SystemPackage
+
+/// What opening the index gave.
+struct OpenedIndex {
+    let index: Index
+    /// nil for a reader.
+    let writer: PackWriter?
+    let highestTransaction: UInt64
+}
+
+extension Repository {
+    /// Bytes of a pack at most; 64 MiB fits one object of a distributed store.
+    package static let packByteCountMax = 64 << 20
+    // Room that is kept for the index that seals a pack.
+    private static let packIndexReserve = 256 << 10
+
+    private static let envelopePath = "repository"
+    private static let lockPath = "lock"
+    private static let indexPath = "index"
+
+    /// Makes a repository in a directory that is empty or does not exist, and opens it for
+    /// writing.
+    public static func create(at path: FilePath) throws(RepositoryError) -> Repository {
+        let files = PosixFiles(root: path)
+        do throws(FileError) {
+            try files.createDirectory("")
+            let known: Set = [PackName.directory, indexPath, lockPath, envelopePath + ".new"]
+            let names = try files.list("")
+            if names.contains(envelopePath) {
+                throw FileError(call: "create", path: path.string, errno: 0)
+            }
+            // What a creation that was cut off left behind is fine; anything else is not ours.
+            var packs: [String] = []
+            if names.contains(PackName.directory) { packs = try files.list(PackName.directory) }
+            guard Set(names).isSubset(of: known), packs.isEmpty else {
+                throw FileError(call: "create", path: path.string, errno: 1)
+            }
+            try files.createDirectory(PackName.directory)
+            try files.syncDirectory("")
+            let envelope = Envelope(
+                kind: .repository, repository: .random(), number: WallClock.nanoseconds)
+            let file = try files.open(envelopePath + ".new", .create)
+            try file.write(envelope.encoded, at: 0)
+            try file.sync()
+            try files.rename(envelopePath + ".new", to: envelopePath)
+            try files.syncDirectory("")
+        } catch {
+            if error.call == "create" {
+                throw RepositoryError(
+                    .exists,
+                    error.errno == 0
+                        ? "\(path) is a repository already; nothing was changed"
+                        : "\(path) is not empty; name a new or empty directory")
+            }
+            if error.isMissing {
+                throw RepositoryError(
+                    .missing, "\(path) cannot be made because its parent does not exist")
+            }
+            throw RepositoryError(error)
+        }
+        return try open(at: path, .writing)
+    }
+
+    /// Opens a repository.
+    ///
+    /// For writing it takes the lock, reads what the index lacks, and cuts off what a crash left
+    /// of transactions that were never published. For reading it changes nothing but the index.
+    ///
+    /// - Parameter packByteCountMax: for tests: packs are sealed at this size.
+    public static func open(
+        at path: FilePath, _ access: Access
+    ) throws(RepositoryError) -> Repository {
+        try open(at: path, access, files: PosixFiles(root: path))
+    }
+
+    /// Opens a repository over other files, or with other limits.
+    package static func open(
+        at path: FilePath, _ access: Access, files: any RepositoryFiles,
+        packByteCountMax: Int = Repository.packByteCountMax
+    ) throws(RepositoryError) -> Repository {
+        let id = try readEnvelope(path, files)
+        let reader = PackReader(files: files, repository: id)
+        let indexDirectory = path.appending(indexPath).string
+        do {
+            switch access {
+            case .writing:
+                let lock = try takeLock(path, files)
+                try files.createDirectory(indexPath)
+                let opened = try openForWriting(
+                    indexDirectory, reader, packByteCountMax: packByteCountMax)
+                return Repository(
+                    path: path, id: id, files: files, reader: reader, opened: opened, lock: lock)
+            case .reading:
+                let index = try openForReading(indexDirectory, path, reader)
+                return Repository(
+                    path: path, id: id, files: files, reader: reader,
+                    opened: OpenedIndex(index: index, writer: nil, highestTransaction: 0),
+                    lock: nil)
+            }
+        } catch {
+            throw RepositoryError(indexFailure: error, path: path)
+        }
+    }
+
+    private static func readEnvelope(
+        _ path: FilePath, _ files: any RepositoryFiles
+    ) throws(RepositoryError) -> RepositoryID {
+        let bytes: [UInt8]
+        do {
+            bytes = try files.open(envelopePath, .read)
+                .readBytes(Envelope.byteCount, at: 0)
+        } catch {
+            if error.isMissing {
+                throw RepositoryError(
+                    .missing, "there is no repository at \(path); make one with 'varve init'")
+            }
+            throw RepositoryError(error)
+        }
+        do {
+            return try Envelope.decode(bytes, kind: .repository).repository
+        } catch {
+            switch error {
+            case .foreign:
+                throw RepositoryError(
+                    .foreign, "\(path) is not a Varve repository; check the path")
+            case .version(let version):
+                throw RepositoryError(
+                    .version,
+                    "the repository at \(path) has format version \(version) and this program "
+                        + "reads version \(Envelope.formatVersion); use a program that knows it")
+            case .features:
+                throw RepositoryError(
+                    .version,
+                    "the repository at \(path) uses features that this program does not know; use "
+                        + "a newer one")
+            case .damaged(let error):
+                throw RepositoryError(
+                    Corruption(
+                        file: envelopePath, offset: UInt64(error.offset), object: "envelope",
+                        reason: error.reason))
+            }
+        }
+    }
+
+    /// Takes the writer's lock. A reader that brings the index up to date holds it for moments,
+    /// so it is tried for a second.
+    private static func takeLock(
+        _ path: FilePath, _ files: any RepositoryFiles
+    ) throws(RepositoryError) -> any RepositoryFile {
+        do throws(FileError) {
+            let lock = try files.open(lockPath, .lock)
+            for _ in 0..<50 {
+                if try lock.tryLock() { return lock }
+                WallClock.sleep(milliseconds: 20)
+            }
+        } catch {
+            throw RepositoryError(error)
+        }
+        throw RepositoryError(
+            .locked,
+            "another process is writing to \(path); wait until it has ended and try again")
+    }
+
+    // MARK: - Writing
+
+    private static func openForWriting(
+        _ directory: String, _ reader: PackReader, packByteCountMax: Int
+    ) throws -> OpenedIndex {
+        let index = try openSound(directory, reader)
+        try index.markOpen()
+        let packs = try PackName.list(reader.files)
+        var replay = try IndexReplay(reader: reader, index: index)
+        let end = try replay.run(packs: packs)
+        for pack in end.abandonedPacks {
+            reader.drop(pack)
+            try reader.files.remove(PackName.path(pack))
+        }
+        if !end.abandonedPacks.isEmpty { try reader.files.syncDirectory(PackName.directory) }
+        let writer = try resume(reader, end, limit: packByteCountMax - packIndexReserve)
+        return OpenedIndex(
+            index: index, writer: writer, highestTransaction: end.highestTransaction)
+    }
+
+    /// Makes a writer that goes on behind the newest publication, and cuts off what follows it.
+    private static func resume(
+        _ reader: PackReader, _ end: IndexReplay.End, limit: Int
+    ) throws -> PackWriter {
+        guard let last = end.lastConfirming, let scan = end.scan else {
+            return try PackWriter(
+                files: reader.files, repository: reader.repository, pack: 1, scan: nil,
+                packByteCountMax: limit)
+        }
+        if scan.isSealed {
+            return try PackWriter(
+                files: reader.files, repository: reader.repository, pack: last.pack + 1, scan: nil,
+                packByteCountMax: limit)
+        }
+        let kept = scan.entries.filter { $0.offset <= last.offset }
+        let validEnd = kept.last?.end ?? UInt32(Envelope.byteCount)
+        if scan.fileByteCount > UInt64(validEnd) {
+            let file = try reader.files.open(PackName.path(last.pack), .update)
+            try file.truncate(to: UInt64(validEnd))
+            try file.sync()
+        }
+        let trimmed = PackScan(
+            entries: kept, validEnd: validEnd, isSealed: false, fileByteCount: UInt64(validEnd),
+            confirmed: validEnd, tail: nil)
+        return try PackWriter(
+            files: reader.files, repository: reader.repository, pack: last.pack, scan: trimmed,
+            packByteCountMax: limit)
+    }
+
+    /// Opens the index, or makes it anew if it is missing, foreign, damaged or was cut off.
+    private static func openSound(_ directory: String, _ reader: PackReader) throws -> Index {
+        do {
+            let index = try Index.open(directory: directory, isReadOnly: false)
+            if try !index.isSound(repository: reader.repository) {
+                try index.reset(repository: reader.repository)
+            }
+            return index
+        } catch let error as LMDBError where error.isDamage {
+            for name in try reader.files.list(indexPath) {
+                try reader.files.remove("\(indexPath)/\(name)")
+            }
+            let index = try Index.open(directory: directory, isReadOnly: false)
+            try index.reset(repository: reader.repository)
+            return index
+        }
+    }
+
+    // MARK: - Reading
+
+    private static func openForReading(
+        _ directory: String, _ path: FilePath, _ reader: PackReader
+    ) throws -> Index {
+        // A writer may be rebuilding the index, or be about to finish: look again for ten seconds.
+        for _ in 0..<500 {
+            if let index = try? Index.open(directory: directory, isReadOnly: false),
+                try index.isSound(repository: reader.repository)
+            {
+                if try isCurrent(index, reader) { return index }
+                guard let lock = try? reader.files.open(lockPath, .lock) else { return index }
+                // While a writer lives it keeps the index current by itself.
+                guard try lock.tryLock() else { return index }
+                return try catchUp(directory, reader)
+            }
+            if let index = try openOnReadOnlyMedium(directory, path, reader) { return index }
+            let lock = try reader.files.open(lockPath, .lock)
+            if try lock.tryLock() {
+                try reader.files.createDirectory(indexPath)
+                return try catchUp(directory, reader)
+            }
+            WallClock.sleep(milliseconds: 20)
+        }
+        throw RepositoryError(
+            .busy,
+            "another process is rebuilding the index of \(path); wait until it is done and try "
+                + "again")
+    }
+
+    /// With the lock held and nobody appending: reads into the index what it lacks.
+    private static func catchUp(_ directory: String, _ reader: PackReader) throws -> Index {
+        let index = try openSound(directory, reader)
+        var replay = try IndexReplay(reader: reader, index: index)
+        _ = try replay.run(packs: try PackName.list(reader.files))
+        return index
+    }
+
+    /// True if the index has read the newest pack to its end.
+    private static func isCurrent(_ index: Index, _ reader: PackReader) throws -> Bool {
+        let mark = try index.readMark()
+        guard let newest = try PackName.list(reader.files).last else { return true }
+        guard newest == mark.pack else { return false }
+        return try reader.files.open(PackName.path(newest), .read).byteCount()
+            == UInt64(mark.offset)
+    }
+
+    /// The index of a repository whose medium cannot be written; nil if it can.
+    private static func openOnReadOnlyMedium(
+        _ directory: String, _ path: FilePath, _ reader: PackReader
+    ) throws -> Index? {
+        do {
+            _ = try reader.files.open(lockPath, .lock)
+            return nil
+        } catch {
+            let index = try? Index.open(directory: directory, isReadOnly: true)
+            if let index, try index.isSound(repository: reader.repository),
+                try isCurrent(index, reader)
+            {
+                return index
+            }
+            throw RepositoryError(
+                .readOnly,
+                "\(path) cannot be written and its index is missing or behind; open it once where "
+                    + "it can be written")
+        }
+    }
+}

@@ -1,0 +1,95 @@
+package import CheckpointFormat
+package import GuestModel
+import Synchronization
+
+/// A checkpoint being made: the parent's page map, changed as pages come in.
+///
+/// Workers call it from several threads, each for other frames. Two copies of one frame must be
+/// handed in one after the other; the last one counts.
+package final class CheckpointDraft: Sendable {
+    struct State: ~Copyable {
+        var map: PageMap
+        var changed = DirtyBitmap()
+        var stored = StoredPages()
+    }
+
+    private let state: Mutex<State>
+
+    /// Starts from the parent's map, which belongs to the draft from now on.
+    package init(map: sending PageMap) {
+        state = Mutex(State(map: map))
+    }
+
+    /// Makes the frames of a layout exist. New ones are zero until they are handed in.
+    package func adopt(_ layout: GuestLayout) {
+        state.withLock { state in
+            let before = state.map.layout
+            for run in before.runs { state.forgetFrames(of: run, outside: layout) }
+            state.changed.formUnion(state.map.adopt(layout))
+        }
+    }
+
+    /// Hands in what frames hold now.
+    ///
+    /// - Parameters:
+    ///   - frames: the frames, as numbers.
+    ///   - contents: what each holds.
+    ///   - changed: called under the draft's lock with the position of each frame whose content is
+    ///     not what it was.
+    package func update(
+        _ frames: Span<UInt64>, _ contents: Span<PageContent>, changed: (Int) -> Void
+    ) {
+        state.withLock { state in
+            for position in frames.indices {
+                let frame = PageFrameNumber(frames[position])
+                let old = state.map[frame]
+                guard state.map.set(frame, contents[position]) else { continue }
+                if case .present(let digest) = old {
+                    state.stored.forget(frame, holding: digest)
+                }
+                state.changed.insert(frame)
+                changed(position)
+            }
+        }
+    }
+
+    /// Notes that the transaction stored what consecutive frames hold, with consecutive ordinals.
+    package func recordStored(_ range: PageRange, firstOrdinal: UInt32) {
+        state.withLock { state in
+            for (index, frame) in range.frames.enumerated() {
+                state.stored.insert(PageFrameNumber(frame), ordinal: firstOrdinal + UInt32(index))
+            }
+        }
+    }
+
+    /// The root of what was handed in so far.
+    package func root() -> PageDigest {
+        state.withLock { $0.map.root() }
+    }
+
+    func withState<T, E: Error>(
+        _ body: (inout sending State) throws(E) -> sending T
+    ) throws(E) -> sending T {
+        try state.withLock(body)
+    }
+
+    /// Ends the draft: its map, for the next one.
+    package consuming func finish() -> sending PageMap {
+        state.withLock { state in
+            let map = state.map
+            state.map = PageMap()
+            return map
+        }
+    }
+}
+
+extension CheckpointDraft.State {
+    /// Orphans the pages of frames that a layout no longer has.
+    fileprivate mutating func forgetFrames(of run: PageRange, outside layout: GuestLayout) {
+        for frame in run.frames {
+            let number = PageFrameNumber(frame)
+            guard stored.ordinal(number) != nil, !layout.contains(number) else { continue }
+            if case .present(let digest) = map[number] { stored.forget(number, holding: digest) }
+        }
+    }
+}

@@ -1,0 +1,263 @@
+import CheckpointFormat
+package import GuestModel
+import Synchronization
+
+// One checkpoint on its way into the packs.
+//
+//   begin -> append page frames (any thread, any order) -> publish -> the checkpoint exists
+//                                                       -> abandon: nothing of it is ever seen
+//
+// `publish` appends the page map and the state, then the manifest, and syncs once. Everything the
+// manifest names was appended before it, to the same pack or to one that is sealed and synced.
+
+/// What a checkpoint is called and how it came about.
+package struct CheckpointFacts: Sendable {
+    package var lineage: String
+    package var label: String?
+    package var timeNanoseconds: Int64
+    package var pause: Duration
+    package var precopyRounds: Int
+    package var comparedAll: Bool
+
+    package init(
+        lineage: String, label: String?, timeNanoseconds: Int64, pause: Duration = .zero,
+        precopyRounds: Int = 0, comparedAll: Bool
+    ) {
+        self.lineage = lineage
+        self.label = label
+        self.timeNanoseconds = timeNanoseconds
+        self.pause = pause
+        self.precopyRounds = precopyRounds
+        self.comparedAll = comparedAll
+    }
+}
+
+/// Appends a checkpoint's pages to the packs, and publishes it.
+package final class CheckpointTransaction: Sendable {
+    private struct State {
+        var frames = TransactionFrames()
+        var claims: Set<PageDigest> = []
+        var nextOrdinal: UInt32 = 0
+        var storedPages: UInt64 = 0
+        var appendedBytes: UInt64 = 0
+        var blockBytes: UInt64 = 0
+        var isOpen = true
+    }
+
+    /// Digests that are remembered as stored by this transaction; beyond it a page that comes
+    /// twice may be stored twice.
+    private static let claimCountMax = 1 << 19
+
+    package let number: UInt64
+    private let parent: Checkpoint?
+    private let repository: Repository
+    private let writer: PackWriter
+    private let epoch: UInt64
+    private let state = Mutex(State())
+
+    init(
+        number: UInt64, parent: Checkpoint?, repository: Repository, writer: PackWriter
+    ) throws(RepositoryError) {
+        self.number = number
+        self.parent = parent
+        self.repository = repository
+        self.writer = writer
+        epoch = try writer.begin()
+    }
+
+    deinit {
+        abandon()
+    }
+
+    /// Finds out which of some pages must be stored: those that are neither in the repository nor
+    /// claimed by this transaction before. They are claimed now.
+    ///
+    /// - Parameter mustStore: called with the position of each.
+    package func claim(
+        _ digests: Span<PageDigest>, mustStore: (Int) -> Void
+    ) throws(RepositoryError) {
+        var unknown: [Int] = []
+        try repository.withIndex { index in
+            try index.locations(of: digests) { position, location in
+                if location == nil { unknown.append(position) }
+            }
+        }
+        state.withLock { state in
+            for position in unknown {
+                if state.claims.count >= CheckpointTransaction.claimCountMax {
+                    state.claims.removeAll(keepingCapacity: true)
+                }
+                if state.claims.insert(digests[position]).inserted { mustStore(position) }
+            }
+        }
+    }
+
+    /// Reserves ordinals for pages about to be encoded.
+    package func reserveOrdinals(_ count: Int) throws(RepositoryError) -> UInt32 {
+        let first = state.withLock { state -> UInt32? in
+            let first = state.nextOrdinal
+            guard UInt64(first) + UInt64(count) < UInt64(UInt32.max) else { return nil }
+            state.nextOrdinal += UInt32(count)
+            return first
+        }
+        guard let first else {
+            throw RepositoryError(
+                .abandoned, "one checkpoint cannot store more than 16 TiB of new pages")
+        }
+        return first
+    }
+
+    /// Appends encoded page frames. Any thread; blocks for the write.
+    package func append(
+        _ frames: [PendingRecord], of bytes: [UInt8]
+    ) throws(RepositoryError) {
+        let locations = try writer.append(frames, of: bytes, epoch: epoch)
+        state.withLock { state in
+            for (record, location) in zip(frames, locations) {
+                guard let table = record.frame else { continue }
+                state.frames.append(table, at: location)
+                state.storedPages += UInt64(table.pageCount)
+                state.blockBytes += UInt64(table.payloadCount - table.headByteCount)
+            }
+            state.appendedBytes += frames.reduce(0) { $0 + UInt64($1.range.count) }
+        }
+    }
+
+    /// Publishes: when this returns the checkpoint exists and is durable.
+    ///
+    /// On failure the transaction is over, and nothing of it is ever seen.
+    package func publish(
+        _ draft: CheckpointDraft, state guestState: GuestState, _ facts: CheckpointFacts
+    ) throws(RepositoryError) -> Checkpoint {
+        try Names.check(facts.lineage, kind: "lineage")
+        if let label = facts.label { try Names.check(label, kind: "label") }
+        var manifest = manifest(facts)
+        try draft.withState { (state) throws(RepositoryError) in
+            manifest.root = state.map.root()
+            manifest.frameEnd = state.map.frameEnd
+            manifest.pageCount = UInt64(state.map.pageCount)
+            manifest.zeroPageCount = UInt64(state.map.zeroPageCount)
+            manifest.changedPageCount = UInt64(state.changed.count)
+            let frames = try chooseMap(&manifest, state)
+            manifest.mapParts = try appendMap(frames, &state)
+        }
+        let stateBytes = GuestStateCoding.encode(guestState)
+        manifest.stateDigest = stateBytes.withUnsafeBytes { PageDigest(hashing: $0) }
+        manifest.stateParts = try appendState(stateBytes)
+        state.withLock { state in
+            manifest.storedPageCount = state.storedPages
+            manifest.addedByteCount = state.appendedBytes
+            manifest.metadataByteCount = state.appendedBytes - state.blockBytes
+        }
+        let payload = manifest.encoded
+        let location = try writer.publish(payload, transaction: number, epoch: epoch)
+        let id = CheckpointID(payload.withUnsafeBytes { PageDigest(hashing: $0) })
+        let frames = close()
+        writer.end(wasPublished: true)
+        let checkpoint = Checkpoint(id: id, manifest: manifest, location: location)
+        repository.didPublish(checkpoint, transaction: number, frames: frames)
+        return checkpoint
+    }
+
+    /// Gives the transaction up. Harmless after `publish`.
+    package func abandon() {
+        let wasOpen = state.withLock { state in
+            defer { state.isOpen = false }
+            return state.isOpen
+        }
+        guard wasOpen else { return }
+        writer.end(wasPublished: false)
+        repository.didEnd(transaction: number)
+    }
+
+    private func close() -> TransactionFrames {
+        state.withLock { state in
+            state.isOpen = false
+            return state.frames
+        }
+    }
+
+    private func manifest(_ facts: CheckpointFacts) -> Manifest {
+        var manifest = Manifest()
+        manifest.parent = parent?.id.digest ?? .none
+        manifest.timeNanoseconds = facts.timeNanoseconds
+        manifest.transaction = number
+        manifest.comparedAll = facts.comparedAll
+        let (seconds, attoseconds) = facts.pause.components
+        manifest.pauseNanoseconds = UInt64(seconds) * 1_000_000_000 + UInt64(attoseconds / 1_000_000_000)
+        manifest.precopyRounds = UInt32(facts.precopyRounds)
+        manifest.lineage = facts.lineage
+        manifest.label = facts.label ?? ""
+        return manifest
+    }
+
+    // MARK: - The page map
+
+    /// Chooses base or delta, and returns the frames that the map must name.
+    private func chooseMap(
+        _ manifest: inout Manifest, _ draft: borrowing CheckpointDraft.State
+    ) throws(RepositoryError) -> DirtyBitmap {
+        let all = draft.map.layout
+        if let parent {
+            let position = parent.manifest.mapPosition + 1
+            let series = try repository.mapSeries(
+                from: parent, to: MapSeries.ancestor(of: position))
+            var frames = draft.changed
+            frames.formUnion(series.frames)
+            if frames.count * 2 <= all.pageCount {
+                manifest.mapPosition = position
+                manifest.mapAncestor = series.ancestor.digest
+                return frames
+            }
+        }
+        manifest.mapPosition = 0
+        return DirtyBitmap(all)
+    }
+
+    private func appendMap(
+        _ frames: DirtyBitmap, _ draft: inout CheckpointDraft.State
+    ) throws(RepositoryError) -> [RecordLocation] {
+        var locations: [RecordLocation] = []
+        let compressor = Compressor(level: .standard)
+        var builder = MapBuilder { (part) throws(RepositoryError) in
+            locations += [
+                try self.append(.mapPart, payload: part.encoded(compressor: compressor))
+            ]
+        }
+        for run in frames.runs() {
+            for number in run.frames {
+                let frame = PageFrameNumber(number)
+                let content = draft.map[frame]
+                var ordinal = draft.stored.ordinal(frame)
+                if ordinal == nil, case .present(let digest) = content {
+                    ordinal = draft.stored.adopt(digest)
+                }
+                try builder.append(frame, content, ordinal: ordinal)
+            }
+        }
+        try builder.finish()
+        return locations
+    }
+
+    private func appendState(_ bytes: [UInt8]) throws(RepositoryError) -> [RecordLocation] {
+        var locations: [RecordLocation] = []
+        var start = 0
+        while start < bytes.count {
+            let end = min(bytes.count, start + GuestStateCoding.partByteCountMax)
+            locations.append(try append(.guestState, payload: Array(bytes[start..<end])))
+            start = end
+        }
+        return locations
+    }
+
+    private func append(
+        _ type: RecordType, payload: [UInt8]
+    ) throws(RepositoryError) -> RecordLocation {
+        var record = RecordWriter()
+        let range = record.append(type, transaction: number, payload: payload)
+        let pending = PendingRecord(range: range, type: type, transaction: number)
+        let locations = try writer.append([pending], of: record.bytes, epoch: epoch)
+        state.withLock { $0.appendedBytes += UInt64(range.count) }
+        return locations[0]
+    }
+}

@@ -1,0 +1,51 @@
+import CheckpointFormat
+import GuestModel
+
+/// Turns frames of a page map into parts, stretch by stretch.
+struct MapBuilder {
+    private var runs: [MapRun] = []
+    private var digests: [PageDigest] = []
+    private var frameCount = 0
+    private let emit: (MapPart) throws(RepositoryError) -> Void
+
+    init(emit: @escaping (MapPart) throws(RepositoryError) -> Void) {
+        self.emit = emit
+    }
+
+    /// Adds one frame; frames come in ascending order.
+    mutating func append(
+        _ frame: PageFrameNumber, _ content: PageContent, ordinal: UInt32?
+    ) throws(RepositoryError) {
+        if frameCount == MapPart.frameCountMax { try finish() }
+        frameCount += 1
+        let kind: MapRun.Content
+        switch content {
+        case .absent: kind = .absent
+        case .zero: kind = .zero
+        case .present(let digest):
+            kind = ordinal == nil ? .storedBefore : .storedHere
+            digests.append(digest)
+        }
+        if let last = runs.last, last.content == kind, last.range.end == frame,
+            ordinal == nil || UInt64(last.firstOrdinal) + UInt64(last.range.count) == ordinal ?? 0
+        {
+            runs[runs.count - 1] = MapRun(
+                range: PageRange(first: last.range.first, count: last.range.count + 1),
+                content: kind, firstOrdinal: last.firstOrdinal)
+        } else {
+            runs.append(
+                MapRun(
+                    range: PageRange(first: frame, count: 1), content: kind,
+                    firstOrdinal: ordinal ?? 0))
+        }
+    }
+
+    /// Emits what was added since the last part.
+    mutating func finish() throws(RepositoryError) {
+        guard !runs.isEmpty else { return }
+        try emit(MapPart(runs: runs, digests: digests))
+        runs.removeAll(keepingCapacity: true)
+        digests.removeAll(keepingCapacity: true)
+        frameCount = 0
+    }
+}
