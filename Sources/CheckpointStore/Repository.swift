@@ -116,9 +116,9 @@ public final class Repository: Sendable {
             return (state.activeTransactions.isEmpty, state.indexIsBehind)
         }
         do {
-            let size = RecordHeader.recordByteCount(payload: checkpoint.manifest.encoded.count)
             let end = RecordLocation(
-                pack: checkpoint.location.pack, offset: checkpoint.location.offset + UInt32(size))
+                pack: checkpoint.location.pack,
+                offset: checkpoint.location.offset + UInt32(checkpoint.manifestByteCount))
             try index.add(
                 checkpoint.id, checkpoint.manifest, at: checkpoint.location, frames: &frames,
                 reader: reader, readMark: isAlone && !isBehind ? end : nil,

@@ -55,9 +55,9 @@ public struct Checkpoint: Hashable, Sendable {
     /// Pages whose content was new to the repository.
     public var storedPageCount: Int { Int(manifest.storedPageCount) }
     /// Bytes that taking it added to the packs.
-    public var addedByteCount: Int { Int(manifest.addedByteCount) }
+    public var addedByteCount: Int { Int(manifest.addedByteCount) + manifestByteCount }
     /// Of those, bytes that are not page contents.
-    public var metadataByteCount: Int { Int(manifest.metadataByteCount) }
+    public var metadataByteCount: Int { Int(manifest.metadataByteCount) + manifestByteCount }
     /// How long the guest was held still; zero where nothing ran.
     public var pause: Duration { .nanoseconds(Int64(clamping: manifest.pauseNanoseconds)) }
     /// Precopy rounds before the pause.
@@ -66,4 +66,9 @@ public struct Checkpoint: Hashable, Sendable {
     public var comparedAll: Bool { manifest.comparedAll }
     /// True if its page map is stored whole and not as a delta.
     public var hasBaseMap: Bool { manifest.mapPosition == 0 }
+
+    /// Bytes of the manifest's own record.
+    package var manifestByteCount: Int {
+        RecordHeader.recordByteCount(payload: manifest.encoded.count)
+    }
 }

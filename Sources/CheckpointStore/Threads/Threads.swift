@@ -1,0 +1,108 @@
+import Glibc
+import Synchronization
+
+/// Threads of our own: the store and the engine block for the disk, which Swift's cooperative pool
+/// must not.
+package enum Threads {
+    /// Processors that this process may run on.
+    package static var processorCount: Int {
+        max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))))
+    }
+
+    /// Runs `body` on `count` threads, the caller's among them, and returns when all have ended.
+    package static func concurrently(_ count: Int, _ body: @escaping @Sendable (Int) -> Void) {
+        let threads = (1..<max(count, 1)).map { index in Thread { body(index) } }
+        body(0)
+        for thread in threads { thread.join() }
+    }
+
+    /// One thread.
+    package final class Thread: Sendable {
+        private let handle: Mutex<pthread_t?>
+
+        /// Starts a thread that runs `body`.
+        package init(_ body: @escaping @Sendable () -> Void) {
+            let box = Unmanaged.passRetained(Body(body))
+            var handle = pthread_t()
+            let code = pthread_create(
+                &handle, nil,
+                { argument in
+                    guard let argument else { return nil }
+                    Unmanaged<Body>.fromOpaque(argument).takeRetainedValue().run()
+                    return nil
+                }, box.toOpaque())
+            precondition(code == 0, "the system has no thread left (pthread_create: \(code))")
+            self.handle = Mutex(handle)
+        }
+
+        /// Waits until it has ended. Later calls return at once.
+        package func join() {
+            let handle = handle.withLock { handle in
+                defer { handle = nil }
+                return handle
+            }
+            if let handle { pthread_join(handle, nil) }
+        }
+    }
+
+    private final class Body: Sendable {
+        let run: @Sendable () -> Void
+        init(_ run: @escaping @Sendable () -> Void) { self.run = run }
+    }
+}
+
+/// A value that threads change under a lock, and wait for.
+package final class Monitor<Value: Sendable>: @unchecked Sendable {
+    // Unchecked: `value` is touched with the mutex held only.
+    private var value: Value
+    private let mutex: UnsafeMutablePointer<pthread_mutex_t>
+    private let condition: UnsafeMutablePointer<pthread_cond_t>
+
+    package init(_ value: Value) {
+        self.value = value
+        mutex = .allocate(capacity: 1)
+        mutex.initialize(to: pthread_mutex_t())
+        pthread_mutex_init(mutex, nil)
+        condition = .allocate(capacity: 1)
+        condition.initialize(to: pthread_cond_t())
+        pthread_cond_init(condition, nil)
+    }
+
+    deinit {
+        pthread_cond_destroy(condition)
+        pthread_mutex_destroy(mutex)
+        condition.deallocate()
+        mutex.deallocate()
+    }
+
+    /// Changes the value, and wakes every thread that waits.
+    package func change<T>(_ body: (inout Value) -> T) -> T {
+        pthread_mutex_lock(mutex)
+        defer {
+            pthread_cond_broadcast(condition)
+            pthread_mutex_unlock(mutex)
+        }
+        return body(&value)
+    }
+
+    /// Reads the value.
+    package func read<T>(_ body: (Value) -> T) -> T {
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        return body(value)
+    }
+
+    /// Blocks until `body` returns something, and returns that. `body` may change the value; it
+    /// is called again after each change.
+    package func wait<T>(_ body: (inout Value) -> T?) -> T {
+        pthread_mutex_lock(mutex)
+        defer {
+            pthread_cond_broadcast(condition)
+            pthread_mutex_unlock(mutex)
+        }
+        while true {
+            if let result = body(&value) { return result }
+            pthread_cond_wait(condition, mutex)
+        }
+    }
+}
