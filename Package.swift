@@ -59,7 +59,9 @@ let package = Package(
         // The facade.
         .target(
             name: "Varve",
-            dependencies: ["CheckpointEngine", "CheckpointStore", "GuestModel", "LinuxGuest"]),
+            dependencies: [
+                "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel", "LinuxGuest",
+            ]),
 
         // Examples: in this package, so that one build serves library, tool and tests.
         .executableTarget(

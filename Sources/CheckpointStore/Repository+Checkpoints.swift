@@ -97,7 +97,7 @@ extension Repository {
     /// - Returns: the map, and how many stored maps it took.
     package func pageMap(
         of checkpoint: Checkpoint
-    ) throws(RepositoryError) -> sending (map: PageMap, mapsRead: Int) {
+    ) throws(RepositoryError) -> (map: PageMap, mapsRead: Int) {
         var series = [checkpoint]
         while let last = series.last, last.manifest.mapPosition > 0 {
             let ancestor = try self.checkpoint(id: CheckpointID(last.manifest.mapAncestor))

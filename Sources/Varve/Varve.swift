@@ -1,1 +1,7 @@
-// Varve
+// The facade: everything that an embedder needs comes with `import Varve`.
+
+@_exported public import CheckpointEngine
+@_exported public import CheckpointFormat
+@_exported public import CheckpointStore
+@_exported public import GuestModel
+@_exported public import LinuxGuest

@@ -13,7 +13,9 @@ package import GuestModel
 // cost nothing. One thread writes at a time; the owner sees to that.
 
 /// A checkpoint's page map, in memory, that can be changed.
-package final class PageMap {
+///
+/// Unchecked: it goes from owner to owner (session, draft, reader), and only the owner touches it.
+package final class PageMap: @unchecked Sendable {
     private static let leavesPerChunk = 512
     private static let noSlot = UInt32.max
 

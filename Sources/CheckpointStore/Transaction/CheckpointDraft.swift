@@ -7,7 +7,7 @@ import Synchronization
 /// Workers call it from several threads, each for other frames. Two copies of one frame must be
 /// handed in one after the other; the last one counts.
 package final class CheckpointDraft: Sendable {
-    struct State: ~Copyable {
+    struct State: Sendable {
         var map: PageMap
         var changed = DirtyBitmap()
         var stored = StoredPages()
@@ -16,7 +16,7 @@ package final class CheckpointDraft: Sendable {
     private let state: Mutex<State>
 
     /// Starts from the parent's map, which belongs to the draft from now on.
-    package init(map: sending PageMap) {
+    package init(map: PageMap) {
         state = Mutex(State(map: map))
     }
 
@@ -34,10 +34,9 @@ package final class CheckpointDraft: Sendable {
     /// - Parameters:
     ///   - frames: the frames, as numbers.
     ///   - contents: what each holds.
-    ///   - changed: called under the draft's lock with the position of each frame whose content is
-    ///     not what it was.
+    ///   - changed: gets the position of each frame whose content is not what it was.
     package func update(
-        _ frames: Span<UInt64>, _ contents: Span<PageContent>, changed: (Int) -> Void
+        _ frames: Span<UInt64>, _ contents: Span<PageContent>, changed: inout [Int]
     ) {
         state.withLock { state in
             for position in frames.indices {
@@ -48,7 +47,7 @@ package final class CheckpointDraft: Sendable {
                     state.stored.forget(frame, holding: digest)
                 }
                 state.changed.insert(frame)
-                changed(position)
+                changed.append(position)
             }
         }
     }
@@ -67,14 +66,14 @@ package final class CheckpointDraft: Sendable {
         state.withLock { $0.map.root() }
     }
 
-    func withState<T, E: Error>(
-        _ body: (inout sending State) throws(E) -> sending T
-    ) throws(E) -> sending T {
-        try state.withLock(body)
+    func withState<T: Sendable, E: Error>(
+        _ body: (inout State) throws(E) -> T
+    ) throws(E) -> T {
+        try state.withLock { (state) throws(E) -> T in try body(&state) }
     }
 
     /// Ends the draft: its map, for the next one.
-    package consuming func finish() -> sending PageMap {
+    package func finish() -> PageMap {
         state.withLock { state in
             let map = state.map
             state.map = PageMap()

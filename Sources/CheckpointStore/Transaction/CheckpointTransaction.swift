@@ -72,9 +72,9 @@ package final class CheckpointTransaction: Sendable {
     /// Finds out which of some pages must be stored: those that are neither in the repository nor
     /// claimed by this transaction before. They are claimed now.
     ///
-    /// - Parameter mustStore: called with the position of each.
+    /// - Parameter mustStore: gets the position of each.
     package func claim(
-        _ digests: Span<PageDigest>, mustStore: (Int) -> Void
+        _ digests: Span<PageDigest>, mustStore: inout [Int]
     ) throws(RepositoryError) {
         var unknown: [Int] = []
         try repository.withIndex { index in
@@ -87,7 +87,7 @@ package final class CheckpointTransaction: Sendable {
                 if state.claims.count >= CheckpointTransaction.claimCountMax {
                     state.claims.removeAll(keepingCapacity: true)
                 }
-                if state.claims.insert(digests[position]).inserted { mustStore(position) }
+                if state.claims.insert(digests[position]).inserted { mustStore.append(position) }
             }
         }
     }

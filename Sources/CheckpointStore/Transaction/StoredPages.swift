@@ -5,7 +5,7 @@ package import GuestModel
 /// A page that was stored for one frame may be named by another frame meanwhile. When the first
 /// frame changes again its page becomes an orphan that the map can still name; without that the
 /// other frame would have a digest that no map says the place of.
-package struct StoredPages {
+package struct StoredPages: Sendable {
     private static let none = UInt32.max
 
     // 64 ordinals a leaf, allocated as needed.

@@ -1,0 +1,47 @@
+public import CheckpointFormat
+public import CheckpointStore
+
+/// How a session captures.
+public struct CaptureOptions: Sendable {
+    /// Bytes of the staging ring: the most that captures hold in memory beside the page map. The
+    /// pages that are dirty in the pause must fit it. Touched as far as needed. 256 MiB.
+    public var ringByteCount = 256 << 20
+    /// How long the pause may take to copy pages; more dirty pages than fit are copied before it,
+    /// while the guest runs. 10 ms.
+    public var pauseBudget = Duration.milliseconds(10)
+    /// Precopy rounds at most; then the pause begins if the ring holds what is dirty. 8.
+    public var precopyRoundsMax = 8
+    /// Captures that may be encoding while the next one is taken. 2.
+    public var overlappingCapturesMax = 2
+    /// How hard pages are compressed. zstd level 1.
+    public var compression = CompressionLevel.standard
+    /// Threads that digest and compress; one a processor.
+    public var workerCount = Threads.processorCount
+
+    /// The defaults.
+    public init() {}
+}
+
+/// What a capture came to.
+public struct CaptureResult: Sendable {
+    /// The checkpoint; it is durable.
+    public let checkpoint: Checkpoint
+    /// Pages that the dirty log named, or all pages if every page was compared.
+    public let dirtyPageCount: Int
+    /// Pages copied out of the guest, precopy rounds counted each time.
+    public let copiedPageCount: Int
+    /// Pages copied in the pause.
+    public let pausedPageCount: Int
+    /// How long the guest was held still.
+    public let pause: Duration
+}
+
+/// How far a capture is; for a progress line.
+public struct CaptureProgress: Sendable {
+    /// The phase.
+    public let phase: CapturePhase
+    /// Pages copied so far in this phase.
+    public let pagesDone: Int
+    /// Pages to copy in this phase.
+    public let pagesTotal: Int
+}

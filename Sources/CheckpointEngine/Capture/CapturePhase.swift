@@ -1,0 +1,99 @@
+import Synchronization
+
+// One capture's phases. `encoding` of one capture may overlap any phase before it of the next.
+//
+//   idle --begin()--> tracking --precopy()--> precopy(1) --precopy()--> precopy(2) ...
+//                        |                        |
+//                        +--------pause()---------+
+//                                  v
+//                               paused --copied()--> copied --resume()--> running
+//                                  |                    |                    |
+//                                  |                    |                encode()
+//                          backOff(): resumed,          |                    v
+//                          back to precopy              |                encoding --publish()--> published
+//                                  |                    |                    |
+//   any but published --------- fail() ---------------------------------> failed
+//
+// What holds:
+//   tracking, precopy   the guest runs; its log is on; pages copied so far may be out of date
+//   paused              the guest stands still; the final set is being taken and copied
+//   copied              the guest stands still; every changed page is in the ring
+//   running, encoding   the guest runs; the ring holds the pages; nothing is published
+//   published           the checkpoint exists
+//   failed              nothing was published; the guest runs; its bits are merged back
+
+/// Where a capture is.
+public enum CapturePhase: Hashable, Sendable {
+    /// Nothing was done yet.
+    case idle
+    /// The dirty log is on.
+    case tracking
+    /// Copying while the guest runs; the round, from 1.
+    case precopy(round: Int)
+    /// The guest is held still.
+    case paused
+    /// Everything is copied; the guest is still held.
+    case copied
+    /// The guest runs again.
+    case running
+    /// Digests, compression, writing.
+    case encoding
+    /// The checkpoint exists.
+    case published
+    /// Given up, and everything put right.
+    case failed
+}
+
+/// The moves between phases; an illegal one traps.
+struct CaptureMachine: Sendable {
+    /// The phase now.
+    private(set) var phase = CapturePhase.idle
+
+    init() {}
+
+    /// The log is on.
+    mutating func begin() { move(to: .tracking, from: phase == .idle) }
+
+    /// A round of copying while the guest runs.
+    mutating func precopy() {
+        switch phase {
+        case .tracking: phase = .precopy(round: 1)
+        case .precopy(let round): phase = .precopy(round: round + 1)
+        default: illegal(.precopy(round: 0))
+        }
+    }
+
+    /// The guest is held still.
+    mutating func pause() {
+        if case .precopy = phase { phase = .paused } else { move(to: .paused, from: phase == .tracking) }
+    }
+
+    /// More was dirty than the ring holds: the guest runs again and another round begins.
+    mutating func backOff(round: Int) {
+        move(to: .precopy(round: round), from: phase == .paused)
+    }
+
+    /// Every changed page is in the ring.
+    mutating func copied() { move(to: .copied, from: phase == .paused) }
+
+    /// The guest runs again.
+    mutating func resume() { move(to: .running, from: phase == .copied) }
+
+    /// Workers have the pages.
+    mutating func encode() { move(to: .encoding, from: phase == .running) }
+
+    /// The checkpoint exists.
+    mutating func publish() { move(to: .published, from: phase == .encoding) }
+
+    /// It was given up.
+    mutating func fail() { move(to: .failed, from: phase != .published) }
+
+    private mutating func move(to next: CapturePhase, from isLegal: Bool) {
+        if !isLegal { illegal(next) }
+        phase = next
+    }
+
+    private func illegal(_ next: CapturePhase) -> Never {
+        preconditionFailure("a capture cannot go from \(phase) to \(next)")
+    }
+}

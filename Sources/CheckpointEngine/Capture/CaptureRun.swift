@@ -1,0 +1,337 @@
+import CheckpointStore
+import GuestModel
+import Synchronization
+
+/// One capture, on the caller's thread: from the dirty log to the ring. See `CapturePhase` for the
+/// phases and what holds in each.
+struct CaptureRun {
+    private let session: CaptureSession
+    private let label: String?
+    private let progress: (@Sendable (CaptureProgress) -> Void)?
+    private let job: CaptureJob
+    private let taken: Taken
+
+    /// What the capture took from the log; merged back by the pipeline if it fails.
+    private final class Taken: Sendable {
+        struct Pages: Sendable {
+            var pages = DirtyBitmap()
+            var comparesAll = false
+        }
+        let pages = Mutex(Pages())
+    }
+
+    init(
+        session: CaptureSession, label: String?,
+        progress: (@Sendable (CaptureProgress) -> Void)?
+    ) {
+        self.session = session
+        self.label = label
+        self.progress = progress
+        let taken = Taken()
+        self.taken = taken
+        job = session.pipeline.begin { [memory = session.state] _, result in
+            guard case .failure = result else { return }
+            let (pages, comparesAll) = taken.pages.withLock { ($0.pages, $0.comparesAll) }
+            memory.mergeBack(pages, comparesAll: comparesAll)
+        }
+    }
+
+    /// Takes the checkpoint up to the moment when the guest runs again.
+    func run() throws(CaptureError) -> PendingCapture {
+        do {
+            let tracking = try startTracking()
+            takeUnsaved()
+            let facts =
+                if let tracking {
+                    try captureTracked(tracking)
+                } else {
+                    try captureUntracked()
+                }
+            return PendingCapture(job: job, facts: facts)
+        } catch {
+            let failure = CaptureError(wrapping: error)
+            job.abort(failure)
+            // Until the pipeline has merged the pages back the next capture would lack them.
+            _ = try? job.wait()
+            throw failure
+        }
+    }
+
+    private func startTracking() throws -> (any DirtyTracking)? {
+        guard let tracking = session.guest.dirtyTracking else {
+            job.move { $0.begin() }
+            return nil
+        }
+        if !session.state.withLock({ $0.isTracking }) {
+            try tracking.start()
+            session.state.withLock { state in
+                state.isTracking = true
+                state.comparesAll = true
+            }
+        }
+        job.move { $0.begin() }
+        return tracking
+    }
+
+    /// Takes over what earlier captures could not save.
+    private func takeUnsaved() {
+        let (unsaved, comparesAll) = session.state.withLock { state in
+            defer {
+                state.unsaved = DirtyBitmap()
+                state.comparesAll = false
+            }
+            return (state.unsaved, state.comparesAll)
+        }
+        taken.pages.withLock { taken in
+            taken.pages = unsaved
+            taken.comparesAll = comparesAll
+        }
+    }
+
+    // MARK: - With a dirty log
+
+    private func captureTracked(_ tracking: any DirtyTracking) throws -> PendingCapture.Facts {
+        let comparesAll = taken.pages.withLock { $0.comparesAll }
+        var layout = try session.guest.layout()
+        var facts = PendingCapture.Facts()
+        var dirty = taken.pages.withLock { $0.pages }
+        dirty.formUnion(addedFrames(layout))
+        if comparesAll {
+            dirty = DirtyBitmap(layout)
+            // What was logged so far is in the set: every page is.
+            var forgotten = DirtyBitmap()
+            _ = try take(tracking, into: &forgotten, isFinal: false)
+        }
+        var all = dirty
+        var rounds = 0
+        while true {
+            (dirty, rounds) = try precopy(tracking, dirty, rounds, &all, &facts)
+            layout = try session.guest.layout()
+            let attempt = try pauseAndCopy(tracking, dirty, &all, &facts)
+            switch attempt {
+            case .copied(let completion):
+                finish(completion, rounds: rounds, all: all, comparesAll: comparesAll, &facts)
+                return facts
+            case .tooMany(let set):
+                job.move { $0.backOff(round: max(1, rounds)) }
+                guard rounds < session.options.precopyRoundsMax else { throw ringTooSmall(set) }
+                dirty = set
+            }
+        }
+    }
+
+    private func ringTooSmall(_ set: DirtyBitmap) -> CaptureError {
+        CaptureError(
+            .ringTooSmall,
+            "\(set.count) pages are dirty in the pause and the staging ring holds "
+                + "\(session.pipeline.ring.pageCount); give the session a larger ringByteCount")
+    }
+
+    /// Copies while the guest runs, until what is left fits the pause.
+    private func precopy(
+        _ tracking: any DirtyTracking, _ first: DirtyBitmap, _ roundsSoFar: Int,
+        _ all: inout DirtyBitmap, _ facts: inout PendingCapture.Facts
+    ) throws -> (DirtyBitmap, Int) {
+        var dirty = first
+        var rounds = roundsSoFar
+        let limit = pausePageCountMax
+        var previous = Int.max
+        while rounds < session.options.precopyRoundsMax {
+            let known = dirty.count
+            let expected = known + (try tracking.peekDirtyCount())
+            if expected <= limit || expected >= previous { break }
+            previous = expected
+            if try take(tracking, into: &dirty, isFinal: false) == .unknown {
+                dirty = DirtyBitmap(try session.guest.layout())
+                taken.pages.withLock { $0.comparesAll = true }
+            }
+            all.formUnion(dirty)
+            rounds += 1
+            job.move { $0.precopy() }
+            dirty.formIntersection(DirtyBitmap(try session.guest.layout()))
+            try copy(dirty, phase: .precopy(round: rounds), &facts)
+            try job.drain()
+            dirty = DirtyBitmap()
+        }
+        return (dirty, rounds)
+    }
+
+    /// Pages that the pause budget allows to be copied.
+    private var pausePageCountMax: Int {
+        let (seconds, attoseconds) = session.options.pauseBudget.components
+        let budget = Double(seconds) + Double(attoseconds) * 1e-18
+        let pages = budget * session.state.withLock { $0.copyRate }
+        return min(Int(pages), session.pipeline.ring.pageCount * 3 / 4)
+    }
+
+    /// Takes the log, and remembers what was taken so that a failure merges it back.
+    private func take(
+        _ tracking: any DirtyTracking, into dirty: inout DirtyBitmap, isFinal: Bool
+    ) throws -> DirtyKnowledge {
+        do {
+            let knowledge = try tracking.takeDirty(into: &dirty, isFinal: isFinal)
+            taken.pages.withLock { taken in
+                taken.pages.formUnion(dirty)
+                taken.comparesAll = taken.comparesAll || knowledge == .unknown
+            }
+            return knowledge
+        } catch {
+            // The log may be cleared: nobody knows what it held.
+            taken.pages.withLock { $0.comparesAll = true }
+            throw error
+        }
+    }
+
+    private enum Attempt {
+        case copied(Paused)
+        case tooMany(DirtyBitmap)
+    }
+
+    /// What was learned while the guest stood still.
+    private struct Paused {
+        let layout: GuestLayout
+        let state: GuestState
+        let batches: [StagedBatch]
+        let timeNanoseconds: Int64
+        let pause: Duration
+    }
+
+    /// The pause: take the final set, copy it, take the state. Nothing else.
+    private func pauseAndCopy(
+        _ tracking: any DirtyTracking, _ known: DirtyBitmap, _ all: inout DirtyBitmap,
+        _ facts: inout PendingCapture.Facts
+    ) throws -> Attempt {
+        try session.checkCancelled()
+        try waitForRoom(known.count + (try tracking.peekDirtyCount()))
+        var dirty = known
+        job.move { $0.pause() }
+        let start = ContinuousClock.now
+        let paused = try PausedGuest(pausing: session.guest)
+        let time = Int64(WallClock.nanoseconds)
+        let layout = try session.guest.layout()
+        if try take(tracking, into: &dirty, isFinal: true) == .unknown {
+            dirty = DirtyBitmap(layout)
+        }
+        dirty.formUnion(addedFrames(layout))
+        all.formUnion(dirty)
+        dirty.formIntersection(DirtyBitmap(layout))
+        let cut = StagedBatches.cut(dirty.runs())
+        guard cut.count <= session.pipeline.ring.freeSlotCount else {
+            try paused.resume()
+            return .tooMany(dirty)
+        }
+        let copyStart = ContinuousClock.now
+        let batches = try cut.map { try stage($0) }
+        let copyTime = ContinuousClock.now - copyStart
+        let state = try session.guest.captureState()
+        job.move { $0.copied() }
+        try paused.resume()
+        let pause = ContinuousClock.now - start
+        job.move { $0.resume() }
+        let pages = batches.reduce(0) { $0 + $1.pageCount }
+        learn(pages, copyTime)
+        facts.copiedPageCount += pages
+        facts.pausedPageCount = pages
+        facts.pause = pause
+        return .copied(
+            Paused(
+                layout: layout, state: state, batches: batches, timeNanoseconds: time,
+                pause: pause))
+    }
+
+    private func finish(
+        _ paused: Paused, rounds: Int, all: DirtyBitmap, comparesAll: Bool,
+        _ facts: inout PendingCapture.Facts
+    ) {
+        for batch in paused.batches { job.submit(batch) }
+        facts.dirtyPageCount = all.count
+        session.state.withLock { $0.layout = paused.layout }
+        let comparedAll = comparesAll || taken.pages.withLock { $0.comparesAll }
+        job.complete(
+            CaptureJob.Completion(
+                layout: paused.layout, state: paused.state,
+                facts: CheckpointFacts(
+                    lineage: session.lineage, label: label,
+                    timeNanoseconds: paused.timeNanoseconds, pause: paused.pause,
+                    precopyRounds: rounds, comparedAll: comparedAll)))
+    }
+
+    /// Frames that the layout has and the last capture's had not.
+    private func addedFrames(_ layout: GuestLayout) -> DirtyBitmap {
+        let before = session.state.withLock { $0.layout }
+        guard before != layout else { return DirtyBitmap() }
+        var added = DirtyBitmap(layout)
+        added.subtract(DirtyBitmap(before))
+        return added
+    }
+
+    /// Waits, before the pause, until the ring has room for what is expected and some more.
+    private func waitForRoom(_ expected: Int) throws(CaptureError) {
+        let pages = expected + expected / 4 + 2 * StagingRing.slotPageCount
+        session.pipeline.ring.waitForFree(pages / StagingRing.slotPageCount + 1)
+        if let failure = job.failure { throw failure }
+    }
+
+    private func learn(_ pages: Int, _ time: Duration) {
+        let (seconds, attoseconds) = time.components
+        let elapsed = Double(seconds) + Double(attoseconds) * 1e-18
+        guard pages >= 256, elapsed > 0 else { return }
+        session.state.withLock { state in
+            state.copyRate = 0.75 * state.copyRate + 0.25 * Double(pages) / elapsed
+        }
+    }
+
+    // MARK: - Without a dirty log
+
+    /// Holds the guest and hands every page to the workers: they compare. The guest stands still
+    /// for as long as that takes, because without a log nothing else is right.
+    private func captureUntracked() throws -> PendingCapture.Facts {
+        var facts = PendingCapture.Facts()
+        job.move { $0.pause() }
+        let start = ContinuousClock.now
+        let paused = try PausedGuest(pausing: session.guest)
+        let time = Int64(WallClock.nanoseconds)
+        let layout = try session.guest.layout()
+        let all = DirtyBitmap(layout)
+        try copy(all, phase: .paused, &facts)
+        let state = try session.guest.captureState()
+        job.move { $0.copied() }
+        try paused.resume()
+        job.move { $0.resume() }
+        facts.pause = ContinuousClock.now - start
+        facts.pausedPageCount = facts.copiedPageCount
+        let completion = Paused(
+            layout: layout, state: state, batches: [], timeNanoseconds: time, pause: facts.pause)
+        finish(completion, rounds: 0, all: all, comparesAll: true, &facts)
+        return facts
+    }
+
+    // MARK: - Copying
+
+    /// Copies pages and hands them to the workers at once.
+    private func copy(
+        _ pages: DirtyBitmap, phase: CapturePhase, _ facts: inout PendingCapture.Facts
+    ) throws {
+        let total = pages.count
+        var done = 0
+        for runs in StagedBatches.cut(pages.runs()) {
+            try session.checkCancelled()
+            if let failure = job.failure { throw failure }
+            let batch = try stage(runs)
+            done += batch.pageCount
+            job.submit(batch)
+            progress?(CaptureProgress(phase: phase, pagesDone: done, pagesTotal: total))
+        }
+        facts.copiedPageCount += done
+    }
+
+    /// Copies runs of at most 256 pages into a slot.
+    private func stage(_ runs: [PageRange]) throws(GuestError) -> StagedBatch {
+        let slot = session.pipeline.ring.take()
+        let batch = StagedBatch(slot: slot, runs: runs)
+        let bytes = slot.bytes[..<(batch.pageCount * Page.byteCount)]
+        var destination = UnsafeMutableRawBufferPointer(rebasing: bytes).mutableBytes
+        try session.guest.copyPages(runs.span, into: &destination)
+        return batch
+    }
+}

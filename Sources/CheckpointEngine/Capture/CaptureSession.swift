@@ -1,0 +1,186 @@
+public import CheckpointStore
+public import GuestModel
+import Synchronization
+
+/// Captures one guest into one lineage, again and again.
+///
+/// Methods block and may be called from any thread; captures and reverts wait for one another. The
+/// guest is resumed on every path, and a page that was taken from the dirty log is either in a
+/// published checkpoint or taken again.
+public final class CaptureSession: Sendable {
+    /// What outlives a capture; apart from the session, because captures that end late still put
+    /// their pages back.
+    final class Memory: Sendable {
+        private let state = Mutex(State())
+
+        func withLock<T: Sendable>(_ body: (inout State) -> T) -> T {
+            state.withLock { body(&$0) }
+        }
+
+        /// Puts pages back that a failed capture had taken.
+        func mergeBack(_ pages: DirtyBitmap, comparesAll: Bool) {
+            withLock { state in
+                state.unsaved.formUnion(pages)
+                state.comparesAll = state.comparesAll || comparesAll
+            }
+        }
+    }
+
+    struct State: Sendable {
+        var isTracking = false
+        /// Every page is compared by the next capture.
+        var comparesAll = true
+        /// Pages taken from the log that are in no checkpoint and in no capture under way.
+        var unsaved = DirtyBitmap()
+        /// The layout of the last capture.
+        var layout = GuestLayout.empty
+        /// Pages a second that copying in the pause reached; grows with experience.
+        var copyRate = 500_000.0
+        var isClosed = false
+    }
+
+    /// The guest.
+    public let guest: any Guest
+    /// The lineage that checkpoints go to.
+    public let lineage: String
+    let options: CaptureOptions
+    let pipeline: CheckpointPipeline
+    let state = Memory()
+    /// Held by whoever captures or reverts.
+    let turn = Monitor(false)
+    private let isCancelled = Atomic(false)
+
+    /// Begins a session.
+    ///
+    /// - Parameters:
+    ///   - guest: what to capture.
+    ///   - repository: where to; opened for writing.
+    ///   - lineage: the guest's history. The first checkpoint follows its newest one.
+    ///   - parent: follow this one instead: a branch.
+    ///   - options: sizes and limits.
+    public init(
+        of guest: any Guest, in repository: Repository, lineage: String,
+        parent: Checkpoint? = nil, options: CaptureOptions = CaptureOptions()
+    ) throws(CaptureError) {
+        do throws(RepositoryError) {
+            try Names.check(lineage, kind: "lineage")
+            var newest = parent
+            if newest == nil { newest = try repository.newest(ofLineage: lineage) }
+            pipeline = CheckpointPipeline(
+                repository: repository, parent: newest, ringByteCount: options.ringByteCount,
+                level: options.compression, workerCount: max(1, options.workerCount))
+        } catch {
+            throw CaptureError(error)
+        }
+        self.guest = guest
+        self.lineage = lineage
+        self.options = options
+    }
+
+    deinit {
+        guest.dirtyTracking?.stop()
+        pipeline.close()
+    }
+
+    /// Takes a checkpoint: returns when it is durable.
+    ///
+    /// - Parameters:
+    ///   - label: a name for this one checkpoint.
+    ///   - progress: called on this thread, now and then.
+    public func capture(
+        label: String? = nil, progress: (@Sendable (CaptureProgress) -> Void)? = nil
+    ) throws(CaptureError) -> CaptureResult {
+        try begin(label: label, progress: progress).wait()
+    }
+
+    /// Takes a checkpoint: returns as soon as the guest runs again; the checkpoint exists when
+    /// `wait` of the result returns.
+    ///
+    /// Blocks before the pause while the ring or the disk cannot keep up.
+    public func begin(
+        label: String? = nil, progress: (@Sendable (CaptureProgress) -> Void)? = nil
+    ) throws(CaptureError) -> PendingCapture {
+        if let label {
+            do { try Names.check(label, kind: "label") } catch { throw CaptureError(error) }
+        }
+        takeTurn()
+        defer { endTurn() }
+        guard !state.withLock({ $0.isClosed }) else { throw CaptureSession.closed }
+        isCancelled.store(false, ordering: .relaxed)
+        pipeline.waitForJobs(atMost: max(1, options.overlappingCapturesMax) - 1)
+        return try CaptureRun(session: self, label: label, progress: progress).run()
+    }
+
+    /// Makes the capture under way fail with `cancelled`, if it has not come to its pause.
+    public func cancel() {
+        isCancelled.store(true, ordering: .relaxed)
+    }
+
+    /// The checkpoint that the next one will follow.
+    public var parent: Checkpoint? { pipeline.parent }
+
+    /// Waits for captures under way, and ends logging. The guest runs on.
+    public func close() {
+        takeTurn()
+        defer { endTurn() }
+        pipeline.waitForJobs(atMost: 0)
+        guest.dirtyTracking?.stop()
+        state.withLock { state in
+            state.isClosed = true
+            state.isTracking = false
+            state.comparesAll = true
+        }
+    }
+
+    static let closed = CaptureError(.closed, "the session is closed; begin another one")
+
+    func checkCancelled() throws(CaptureError) {
+        if isCancelled.load(ordering: .relaxed) {
+            throw CaptureError(.cancelled, "the capture was cancelled; the guest runs")
+        }
+    }
+
+    func takeTurn() {
+        turn.wait { isTaken -> Void? in
+            guard !isTaken else { return nil }
+            isTaken = true
+            return ()
+        }
+    }
+
+    func endTurn() {
+        turn.change { $0 = false }
+    }
+}
+
+/// A capture whose guest runs again and whose checkpoint does not exist yet.
+public final class PendingCapture: Sendable {
+    private let job: CaptureJob
+    private let facts: Facts
+
+    struct Facts: Sendable {
+        var dirtyPageCount = 0
+        var copiedPageCount = 0
+        var pausedPageCount = 0
+        var pause = Duration.zero
+    }
+
+    init(job: CaptureJob, facts: Facts) {
+        self.job = job
+        self.facts = facts
+    }
+
+    /// How long the guest was held still.
+    public var pause: Duration { facts.pause }
+
+    /// The capture's phase now.
+    public var phase: CapturePhase { job.phase }
+
+    /// Waits until the checkpoint is durable, or the capture failed and its pages are merged back.
+    public func wait() throws(CaptureError) -> CaptureResult {
+        CaptureResult(
+            checkpoint: try job.wait(), dirtyPageCount: facts.dirtyPageCount,
+            copiedPageCount: facts.copiedPageCount, pausedPageCount: facts.pausedPageCount,
+            pause: facts.pause)
+    }
+}

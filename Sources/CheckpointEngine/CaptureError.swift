@@ -1,0 +1,84 @@
+public import CheckpointStore
+public import GuestModel
+
+/// Why a capture, restore or revert did not happen. The guest runs, unless the message says
+/// otherwise, and its dirty pages are kept for the next capture.
+public struct CaptureError: Error, Sendable {
+    /// The kinds of failure, open for more.
+    public struct Code: Hashable, Sendable {
+        private enum Kind {
+            case guest
+            case repository
+            case cancelled
+            case ringTooSmall
+            case predecessorFailed
+            case sizeMismatch
+            case sourceFailed
+            case closed
+        }
+
+        private let kind: Kind
+
+        /// The guest failed; see `guestError`.
+        public static let guest = Code(kind: .guest)
+        /// The repository failed; see `repositoryError`.
+        public static let repository = Code(kind: .repository)
+        /// It was cancelled.
+        public static let cancelled = Code(kind: .cancelled)
+        /// The guest dirties more between two looks than the staging ring holds.
+        public static let ringTooSmall = Code(kind: .ringTooSmall)
+        /// A capture that was begun before this one failed, so this one lacks its pages.
+        public static let predecessorFailed = Code(kind: .predecessorFailed)
+        /// An image has another size than its lineage, or is no whole number of pages.
+        public static let sizeMismatch = Code(kind: .sizeMismatch)
+        /// Reading an image failed.
+        public static let sourceFailed = Code(kind: .sourceFailed)
+        /// The session is closed.
+        public static let closed = Code(kind: .closed)
+    }
+
+    /// The kind of failure.
+    public let code: Code
+    /// One sentence: what failed, and the remedy.
+    public let message: String
+    /// What the guest said.
+    public let guestError: GuestError?
+    /// What the repository said.
+    public let repositoryError: RepositoryError?
+
+    init(_ code: Code, _ message: String) {
+        self.code = code
+        self.message = message
+        guestError = nil
+        repositoryError = nil
+    }
+
+    init(_ error: GuestError) {
+        code = .guest
+        message = error.message
+        guestError = error
+        repositoryError = nil
+    }
+
+    init(_ error: RepositoryError) {
+        code = .repository
+        message = error.message
+        guestError = nil
+        repositoryError = error
+    }
+
+    /// Wraps whatever was thrown below.
+    init(wrapping error: any Error) {
+        switch error {
+        case let error as CaptureError: self = error
+        case let error as RepositoryError: self.init(error)
+        case let error as GuestError: self.init(error)
+        default: self.init(.sourceFailed, "\(error)")
+        }
+    }
+}
+
+extension CaptureError: CustomStringConvertible {
+    /// The message.
+    public var description: String { message }
+}

@@ -1,0 +1,264 @@
+import CheckpointFormat
+import CheckpointStore
+import GuestModel
+import Synchronization
+
+// From staged pages to a published checkpoint.
+//
+//   capture thread  -> ring -> job -> dispatcher thread -> workers -> packs
+//
+// The dispatcher takes jobs in the order in which they began, one at a time: a job's draft starts
+// from the page map that the job before it left. Batches of one job go to all workers. When a job
+// fails, jobs that began before its failure was known fail too: they lack its pages.
+
+/// Encodes and publishes the captures of one guest, in order.
+final class CheckpointPipeline: Sendable {
+    private struct Queue: Sendable {
+        var jobs: [CaptureJob] = []
+        var isBusy = false
+        var isClosed = false
+        var failureCount: UInt64 = 0
+    }
+
+    private struct Work: Sendable {
+        var items: [(batch: StagedBatch, job: CaptureJob)] = []
+        var draft: CheckpointDraft?
+        var transaction: CheckpointTransaction?
+        var isClosed = false
+    }
+
+    /// What the next draft starts from; touched by the dispatcher, or while it is idle.
+    private struct Base: ~Copyable {
+        var parent: Checkpoint?
+        /// nil: to be read from the repository.
+        var map: PageMap?
+    }
+
+    let repository: Repository
+    let ring: StagingRing
+    private let level: CompressionLevel
+    private let queue = Monitor(Queue())
+    private let work = Monitor(Work())
+    private let base: Mutex<Base>
+    private let threads = Mutex<[Threads.Thread]>([])
+
+    init(
+        repository: Repository, parent: Checkpoint?, ringByteCount: Int, level: CompressionLevel,
+        workerCount: Int
+    ) {
+        self.repository = repository
+        ring = StagingRing(byteCount: ringByteCount)
+        self.level = level
+        base = Mutex(Base(parent: parent, map: parent == nil ? PageMap() : nil))
+        // The threads hold the pipeline; `close` ends them.
+        threads.withLock { threads in
+            threads.append(Threads.Thread { self.dispatch() })
+            for _ in 0..<workerCount {
+                threads.append(Threads.Thread { self.runWorker() })
+            }
+        }
+    }
+
+    /// Ends the threads after all jobs have ended.
+    func close() {
+        queue.change { $0.isClosed = true }
+        let threads = threads.withLock { threads in
+            defer { threads = [] }
+            return threads
+        }
+        for thread in threads { thread.join() }
+    }
+
+    /// Begins a job; it waits its turn.
+    func begin(
+        ended: @escaping @Sendable (CaptureJob, Result<Checkpoint, CaptureError>) -> Void
+    ) -> CaptureJob {
+        queue.change { queue in
+            precondition(!queue.isClosed, "the pipeline is closed")
+            let job = CaptureJob(generation: queue.failureCount, ended: ended)
+            queue.jobs.append(job)
+            return job
+        }
+    }
+
+    /// Jobs that have not ended.
+    var openJobCount: Int { queue.read { $0.jobs.count + ($0.isBusy ? 1 : 0) } }
+
+    /// Waits until at most so many jobs have not ended.
+    func waitForJobs(atMost count: Int) {
+        queue.wait { $0.jobs.count + ($0.isBusy ? 1 : 0) <= count ? () : nil }
+    }
+
+    // MARK: - Base, while no job is open
+
+    /// The checkpoint that the next one follows.
+    var parent: Checkpoint? { base.withLock { $0.parent } }
+
+    /// Runs `body` with the parent's page map. No job may be open.
+    func withMap<T>(
+        _ body: (PageMap) throws(RepositoryError) -> T
+    ) throws(RepositoryError) -> T {
+        precondition(openJobCount == 0, "the map belongs to a job")
+        return try base.withLock { (base) throws(RepositoryError) -> T in
+            if base.map == nil, let parent = base.parent {
+                base.map = try repository.pageMap(of: parent).map
+            }
+            let map = base.map ?? PageMap()
+            base.map = map
+            return try body(map)
+        }
+    }
+
+    /// Makes another checkpoint the parent of the next one. No job may be open.
+    func rebase(on parent: Checkpoint, map: PageMap) {
+        precondition(openJobCount == 0, "the base belongs to a job")
+        base.withLock { base in
+            base.parent = parent
+            base.map = map
+        }
+    }
+
+    // MARK: - The dispatcher
+
+    private func dispatch() {
+        while let job = nextJob() {
+            let result = run(job)
+            job.state.change { state in
+                switch result {
+                case .success: state.machine.publish()
+                case .failure: state.machine.fail()
+                }
+            }
+            if case .failure = result { queue.change { $0.failureCount += 1 } }
+            job.ended(job, result)
+            queue.change { $0.isBusy = false }
+            job.state.change { $0.result = result }
+        }
+        work.change { $0.isClosed = true }
+    }
+
+    private func nextJob() -> CaptureJob? {
+        queue.wait { queue -> CaptureJob?? in
+            if !queue.jobs.isEmpty {
+                queue.isBusy = true
+                return .some(queue.jobs.removeFirst())
+            }
+            return queue.isClosed ? .some(nil) : nil
+        }
+    }
+
+    private func run(_ job: CaptureJob) -> Result<Checkpoint, CaptureError> {
+        do {
+            if job.generation != queue.read({ $0.failureCount }) {
+                throw CaptureError(
+                    .predecessorFailed,
+                    "an earlier capture failed after this one had begun; take it again, the next "
+                        + "capture has the pages of both")
+            }
+            return .success(try encode(job))
+        } catch {
+            let failure = CaptureError(wrapping: error)
+            job.fail(failure)
+            // The capture thread may still be handing in: wait until it has noticed.
+            job.state.wait { $0.isHandedOver ? () : nil }
+            return .failure(job.failure ?? failure)
+        }
+    }
+
+    private func encode(_ job: CaptureJob) throws -> Checkpoint {
+        let (parent, map) = try takeBase()
+        let draft = CheckpointDraft(map: map)
+        do {
+            let transaction = try repository.begin(parent: parent)
+            defer { transaction.abandon() }
+            try encodeBatches(job, draft, transaction)
+            guard let completion = job.state.read({ $0.completion }) else {
+                preconditionFailure("a job without failure is completed")
+            }
+            job.move { $0.encode() }
+            draft.adopt(completion.layout)
+            let checkpoint = try transaction.publish(
+                draft, state: completion.state, completion.facts)
+            let map = draft.finish()
+            base.withLock { base in
+                base.parent = checkpoint
+                base.map = map
+            }
+            return checkpoint
+        } catch {
+            // The map holds parts of a checkpoint that does not exist: read it again.
+            base.withLock { $0.map = nil }
+            throw error
+        }
+    }
+
+    private func takeBase() throws(RepositoryError) -> (Checkpoint?, PageMap) {
+        try base.withLock { (base) throws(RepositoryError) in
+            let parent = base.parent
+            if let map = base.map {
+                base.map = nil
+                return (parent, map)
+            }
+            guard let parent else { return (nil, PageMap()) }
+            return (parent, try repository.pageMap(of: parent).map)
+        }
+    }
+
+    /// Hands a job's batches to the workers until it is complete and all are encoded.
+    private func encodeBatches(
+        _ job: CaptureJob, _ draft: CheckpointDraft, _ transaction: CheckpointTransaction
+    ) throws(CaptureError) {
+        work.change { work in
+            work.draft = draft
+            work.transaction = transaction
+        }
+        defer {
+            work.change { work in
+                work.draft = nil
+                work.transaction = nil
+            }
+        }
+        while true {
+            let batches = job.state.wait { state -> [StagedBatch]? in
+                if state.failure != nil { return state.openBatchCount == 0 ? [] : nil }
+                if !state.batches.isEmpty {
+                    defer { state.batches.removeAll() }
+                    return state.batches
+                }
+                return state.completion != nil && state.openBatchCount == 0 ? [] : nil
+            }
+            if batches.isEmpty { break }
+            work.change { $0.items.append(contentsOf: batches.map { ($0, job) }) }
+        }
+        if let failure = job.failure { throw failure }
+    }
+
+    // MARK: - Workers
+
+    private func runWorker() {
+        var encoder = BatchEncoder(level: level)
+        while true {
+            let next = work.wait {
+                work -> (StagedBatch, CaptureJob, CheckpointDraft, CheckpointTransaction)?? in
+                if let item = work.items.first, let draft = work.draft,
+                    let transaction = work.transaction
+                {
+                    work.items.removeFirst()
+                    return .some((item.batch, item.job, draft, transaction))
+                }
+                return work.isClosed ? .some(nil) : nil
+            }
+            guard let (batch, job, draft, transaction) = next else { return }
+            var failure: CaptureError?
+            if job.failure == nil {
+                do throws(RepositoryError) {
+                    try encoder.encode(batch, draft: draft, transaction: transaction)
+                } catch {
+                    failure = CaptureError(error)
+                }
+            }
+            if let failure { job.fail(failure) }
+            job.state.change { $0.openBatchCount -= 1 }
+        }
+    }
+}

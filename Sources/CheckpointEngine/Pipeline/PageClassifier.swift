@@ -1,0 +1,42 @@
+import CPageKernels
+import CheckpointFormat
+import GuestModel
+
+/// Finds out what pages hold: zero, or a digest. Keeps its buffers.
+struct PageClassifier {
+    private var zeroFlags = [UInt8](repeating: 0, count: StagingRing.slotPageCount)
+    private var digests: [PageDigest] = []
+    /// What the pages of the last call hold, in order.
+    private(set) var contents: [PageContent] = []
+
+    /// Fills `contents`; at most 256 pages.
+    mutating func classify(_ pages: UnsafeRawBufferPointer) {
+        let count = pages.count / Page.byteCount
+        precondition(count <= StagingRing.slotPageCount, "a batch has at most 256 pages")
+        ckernels_zero_pages(pages.baseAddress, count, &zeroFlags)
+        digests.removeAll(keepingCapacity: true)
+        digests.append(contentsOf: repeatElement(.none, count: count))
+        withUnsafeTemporaryAllocation(of: UnsafeRawPointer?.self, capacity: count) { inputs in
+            var inputCount = 0
+            for position in 0..<count where zeroFlags[position] == 0 {
+                inputs[inputCount] = pages.baseAddress.map { $0 + position * Page.byteCount }
+                inputCount += 1
+            }
+            digests.withUnsafeMutableBufferPointer {
+                PageDigest.hash(
+                    UnsafeBufferPointer(rebasing: inputs[..<inputCount]),
+                    byteCount: Page.byteCount, into: $0)
+            }
+        }
+        contents.removeAll(keepingCapacity: true)
+        var next = 0
+        for position in 0..<count {
+            if zeroFlags[position] != 0 {
+                contents.append(.zero)
+            } else {
+                contents.append(.present(digests[next]))
+                next += 1
+            }
+        }
+    }
+}

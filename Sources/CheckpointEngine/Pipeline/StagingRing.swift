@@ -1,0 +1,114 @@
+import CheckpointStore
+import GuestModel
+
+/// Memory between the guest and the workers: slots of 256 pages, handed out and given back.
+///
+/// Its size is the bound on what captures hold in memory beside the page map. The memory is
+/// touched only as far as it was ever needed at once: the slot given back last is used first.
+final class StagingRing: Sendable {
+    /// Pages in a slot.
+    static let slotPageCount = 256
+    /// Bytes in a slot.
+    static let slotByteCount = slotPageCount * Page.byteCount
+
+    private let free: Monitor<[Int]>
+    // Never moves and is freed in deinit; each slot belongs to whoever took it.
+    private nonisolated(unsafe) let memory: UnsafeMutableRawBufferPointer
+    /// Slots in all.
+    let slotCount: Int
+
+    /// Reserves memory for at least `byteCount` bytes, and at least four slots.
+    init(byteCount: Int) {
+        slotCount = max(4, (byteCount + StagingRing.slotByteCount - 1) / StagingRing.slotByteCount)
+        memory = .allocate(
+            byteCount: slotCount * StagingRing.slotByteCount, alignment: Page.byteCount)
+        free = Monitor(Array((0..<slotCount).reversed()))
+    }
+
+    deinit {
+        memory.deallocate()
+    }
+
+    /// Pages in all slots.
+    var pageCount: Int { slotCount * StagingRing.slotPageCount }
+
+    /// Slots that nobody has.
+    var freeSlotCount: Int { free.read { $0.count } }
+
+    /// Takes a slot; blocks until one is free.
+    func take() -> Slot {
+        Slot(index: free.wait { $0.popLast() }, ring: self)
+    }
+
+    /// Blocks until so many slots are free; at most all are asked for.
+    func waitForFree(_ count: Int) {
+        free.wait { $0.count >= min(count, slotCount) ? () : nil }
+    }
+
+    /// A slot that somebody has; it goes back to the ring when it is released.
+    final class Slot: Sendable {
+        fileprivate let index: Int
+        fileprivate let ring: StagingRing
+
+        fileprivate init(index: Int, ring: StagingRing) {
+            self.index = index
+            self.ring = ring
+        }
+
+        deinit {
+            let index = index
+            ring.free.change { $0.append(index) }
+        }
+
+        /// The slot's memory: 1 MiB, page-aligned.
+        var bytes: UnsafeMutableRawBufferPointer {
+            let start = index * StagingRing.slotByteCount
+            return UnsafeMutableRawBufferPointer(
+                rebasing: ring.memory[start..<start + StagingRing.slotByteCount])
+        }
+    }
+}
+
+/// Pages of one slot on their way to a worker.
+struct StagedBatch: Sendable {
+    /// Where the pages are, run after run.
+    let slot: StagingRing.Slot
+    /// Which frames they are, ascending; at most 256 together.
+    let runs: [PageRange]
+
+    init(slot: StagingRing.Slot, runs: [PageRange]) {
+        self.slot = slot
+        self.runs = runs
+    }
+
+    /// Pages in the batch.
+    var pageCount: Int { runs.reduce(0) { $0 + $1.count } }
+}
+
+/// Cuts ascending runs into batches that fit a slot.
+enum StagedBatches {
+    /// Groups of runs of at most 256 pages each.
+    static func cut(_ runs: [PageRange]) -> [[PageRange]] {
+        var result: [[PageRange]] = []
+        var batch: [PageRange] = []
+        var room = StagingRing.slotPageCount
+        for run in runs {
+            var first = run.first
+            var rest = run.count
+            while rest > 0 {
+                let count = min(rest, room)
+                batch.append(PageRange(first: first, count: count))
+                first = PageFrameNumber(first.rawValue + UInt64(count))
+                rest -= count
+                room -= count
+                if room == 0 {
+                    result.append(batch)
+                    batch = []
+                    room = StagingRing.slotPageCount
+                }
+            }
+        }
+        if !batch.isEmpty { result.append(batch) }
+        return result
+    }
+}

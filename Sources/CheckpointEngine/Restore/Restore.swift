@@ -1,0 +1,99 @@
+import CheckpointFormat
+public import CheckpointStore
+public import GuestModel
+import Synchronization
+
+/// What a restore came to.
+public struct RestoreResult: Hashable, Sendable {
+    /// Pages written into the guest.
+    public let writtenPageCount: Int
+    /// Stored page maps that were read: O(log n) for the n-th checkpoint.
+    public let mapsRead: Int
+    /// Bytes read from packs for pages.
+    public let bytesRead: Int
+    /// The page map's root; the memory has it now.
+    public let root: PageDigest
+}
+
+/// Fills new guests from checkpoints.
+public enum Restore {
+    /// Fills a guest with a checkpoint: its pages, each verified, then its state.
+    ///
+    /// Reads packs from front to back on all processors. When it throws, the guest holds part of
+    /// the checkpoint and must not run.
+    ///
+    /// - Parameters:
+    ///   - checkpoint: which.
+    ///   - repository: where it is.
+    ///   - guest: a new guest, or one that nobody runs.
+    ///   - progress: called now and then with pages done and in all, from any thread.
+    public static func run(
+        _ checkpoint: Checkpoint, from repository: Repository, into guest: any WritableGuest,
+        progress: (@Sendable (_ done: Int, _ total: Int) -> Void)? = nil
+    ) throws(CaptureError) -> RestoreResult {
+        do {
+            let (map, mapsRead) = try repository.pageMap(of: checkpoint)
+            let state = try repository.state(of: checkpoint)
+            let layout = map.layout
+            try guest.adoptLayout(layout)
+            let total = checkpoint.pageCount
+            let done = Atomic(0)
+            var bytesRead = 0
+            let supply = PageSupply(repository: repository, checkpoint: checkpoint)
+            try forEachWindow(map, layout) { pages, zeros in
+                if !guest.startsZeroed { try writeZeros(zeros, into: guest) }
+                let skipped = zeros.reduce(0) { $0 + $1.count }
+                done.add(skipped, ordering: .relaxed)
+                bytesRead += try supply.read(pages) { range, bytes in
+                    try guest.writePages([range].span, from: bytes.bytes)
+                    done.add(range.count, ordering: .relaxed)
+                    progress?(done.load(ordering: .relaxed), total)
+                }
+            }
+            try guest.restoreState(state)
+            progress?(total, total)
+            let zeroPages = guest.startsZeroed ? checkpoint.zeroPageCount : 0
+            return RestoreResult(
+                writtenPageCount: total - zeroPages, mapsRead: mapsRead, bytesRead: bytesRead,
+                root: checkpoint.root)
+        } catch {
+            throw CaptureError(wrapping: error)
+        }
+    }
+
+    /// Splits a map into windows that fit memory.
+    private static func forEachWindow(
+        _ map: PageMap, _ layout: GuestLayout,
+        _ body: ([(frame: PageFrameNumber, digest: PageDigest)], _ zeros: [PageRange]) throws -> Void
+    ) throws {
+        var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
+        var zeros = DirtyBitmap()
+        for run in layout.runs {
+            for number in run.frames {
+                let frame = PageFrameNumber(number)
+                switch map[frame] {
+                case .present(let digest): pages.append((frame, digest))
+                case .zero: zeros.insert(frame)
+                case .absent: break
+                }
+                if pages.count == PageSupply.windowPageCount {
+                    try body(pages, zeros.runs())
+                    pages.removeAll(keepingCapacity: true)
+                    zeros.removeAll()
+                }
+            }
+        }
+        try body(pages, zeros.runs())
+    }
+
+    /// Writes zero pages.
+    static func writeZeros(
+        _ runs: [PageRange], into guest: any WritableGuest
+    ) throws(GuestError) {
+        let zeros = [UInt8](repeating: 0, count: StagingRing.slotByteCount)
+        for batch in StagedBatches.cut(runs) {
+            let count = batch.reduce(0) { $0 + $1.byteCount }
+            try guest.writePages(batch.span, from: zeros.span.bytes.extracting(first: count))
+        }
+    }
+}

@@ -1,0 +1,276 @@
+import CheckpointFormat
+public import CheckpointStore
+import GuestModel
+import Synchronization
+
+// Revert in place: the guest goes back to a checkpoint, and only pages that differ are written.
+//
+//   while it runs:   candidates = difference of the page maps + pages written since
+//                    their contents of then are read, verified, and staged
+//   in the pause:    pages written meanwhile are staged too
+//                    every candidate is compared with the live page; those that differ are written
+//                    the state is put back; the log of our own writes is thrown away
+//
+// Nothing is written before everything that will be written is staged and verified. So a damaged
+// repository leaves the guest as it was.
+
+/// What a revert came to.
+public struct RevertResult: Sendable {
+    /// Pages that differed, and were written.
+    public let writtenPageCount: Int
+    /// Pages that were compared.
+    public let comparedPageCount: Int
+    /// How long the guest was held still.
+    public let pause: Duration
+}
+
+extension CaptureSession {
+    /// Puts the guest back to a checkpoint, in place. The next capture follows that checkpoint.
+    ///
+    /// Waits for captures under way. Needs memory for the pages that may differ: those in which
+    /// the two checkpoints differ, and those written since the last capture.
+    ///
+    /// When it throws before writing, the guest goes on as it was. When writing itself fails the
+    /// guest runs with part of the pages: the message says so, and the next capture compares
+    /// every page.
+    @discardableResult
+    public func revert(to checkpoint: Checkpoint) throws(CaptureError) -> RevertResult {
+        guard let writable = guest as? any WritableGuest else {
+            throw CaptureError(
+                GuestError(code: .unsupported, message: "this guest cannot be written in place"))
+        }
+        takeTurn()
+        defer { endTurn() }
+        guard !state.withLock({ $0.isClosed }) else { throw CaptureSession.closed }
+        pipeline.waitForJobs(atMost: 0)
+        do {
+            return try RevertRun(session: self, guest: writable, target: checkpoint).run()
+        } catch {
+            throw CaptureError(wrapping: error)
+        }
+    }
+}
+
+/// One revert, on the caller's thread.
+private struct RevertRun {
+    private let session: CaptureSession
+    private let guest: any WritableGuest
+    private let target: Checkpoint
+    private let map: PageMap
+    private let guestState: GuestState
+    private let staged: StagedPages
+
+    init(session: CaptureSession, guest: any WritableGuest, target: Checkpoint) throws {
+        self.session = session
+        self.guest = guest
+        self.target = target
+        let repository = session.pipeline.repository
+        map = try repository.pageMap(of: target).map
+        guestState = try repository.state(of: target)
+        staged = StagedPages(
+            map: map, supply: PageSupply(repository: repository, checkpoint: target))
+    }
+
+    func run() throws -> RevertResult {
+        var candidates = try candidatesWhileRunning()
+        try staged.add(candidates)
+        let start = ContinuousClock.now
+        let paused = try PausedGuest(pausing: guest)
+        let late = try candidatesInPause()
+        candidates.formUnion(late)
+        try staged.add(late)
+        let written = try write(candidates)
+        try paused.resume()
+        session.pipeline.rebase(on: target, map: map)
+        return RevertResult(
+            writtenPageCount: written, comparedPageCount: candidates.count,
+            pause: ContinuousClock.now - start)
+    }
+
+    /// Pages that may differ from the target, as far as can be known while the guest runs.
+    private func candidatesWhileRunning() throws -> DirtyBitmap {
+        guard let tracking = guest.dirtyTracking,
+            session.state.withLock({ $0.isTracking && !$0.comparesAll })
+        else { return DirtyBitmap() }
+        var candidates = try session.pipeline.withMap { map.difference(from: $0) }
+        try take(tracking, isFinal: false)
+        candidates.formUnion(session.state.withLock { $0.unsaved })
+        return candidates
+    }
+
+    /// What joins them in the pause: pages written meanwhile; or, without a log, every page that
+    /// differs now.
+    private func candidatesInPause() throws -> DirtyBitmap {
+        let knowsAll = session.state.withLock { $0.isTracking && !$0.comparesAll }
+        if let tracking = guest.dirtyTracking, knowsAll {
+            try take(tracking, isFinal: true)
+            if !session.state.withLock({ $0.comparesAll }) {
+                return session.state.withLock { $0.unsaved }
+            }
+        }
+        return map.difference(from: try MemoryRoot.map(of: guest))
+    }
+
+    /// Takes the log into the session's unsaved pages: a failure from here on loses none.
+    private func take(_ tracking: any DirtyTracking, isFinal: Bool) throws {
+        var pages = DirtyBitmap()
+        do {
+            let knowledge = try tracking.takeDirty(into: &pages, isFinal: isFinal)
+            session.state.mergeBack(pages, comparesAll: knowledge == .unknown)
+        } catch {
+            session.state.mergeBack(pages, comparesAll: true)
+            throw error
+        }
+    }
+
+    /// Writes the candidates that differ, and the state.
+    private func write(_ candidates: DirtyBitmap) throws -> Int {
+        let layout = map.layout
+        try guest.adoptLayout(layout)
+        var present = candidates
+        present.formIntersection(DirtyBitmap(layout))
+        var written = 0
+        do {
+            for batch in StagedBatches.cut(present.runs()) { written += try writeDiffering(batch) }
+            try guest.restoreState(guestState)
+        } catch {
+            session.state.mergeBack(DirtyBitmap(), comparesAll: true)
+            throw CaptureError(
+                .guest,
+                "the revert to \(target.id.short) failed after \(written) pages were written "
+                    + "(\(error)); the guest runs with part of them: revert again or restore it")
+        }
+        forgetOwnWrites(layout)
+        return written
+    }
+
+    /// The memory is the target's now: what the log says is our own doing.
+    private func forgetOwnWrites(_ layout: GuestLayout) {
+        var comparesAll = false
+        if let tracking = guest.dirtyTracking, session.state.withLock({ $0.isTracking }) {
+            var own = DirtyBitmap()
+            let knowledge = try? tracking.takeDirty(into: &own, isFinal: true)
+            // If the log cannot be read nothing is lost: every page is compared next time.
+            comparesAll = knowledge != .complete
+        } else {
+            comparesAll = true
+        }
+        session.state.withLock { state in
+            state.unsaved = DirtyBitmap()
+            state.comparesAll = comparesAll
+            state.layout = layout
+        }
+    }
+
+    /// Compares a batch with the live pages and writes what differs.
+    private func writeDiffering(_ batch: [PageRange]) throws -> Int {
+        let slot = session.pipeline.ring.take()
+        let count = batch.reduce(0) { $0 + $1.byteCount }
+        let live = UnsafeMutableRawBufferPointer(rebasing: slot.bytes[..<count])
+        var destination = live.mutableBytes
+        try guest.copyPages(batch.span, into: &destination)
+        var differing: [PageRange] = []
+        var end = 0
+        var position = 0
+        for run in batch {
+            for frame in run.frames {
+                let old = UnsafeMutableRawBufferPointer(
+                    rebasing: live[position..<position + Page.byteCount])
+                position += Page.byteCount
+                guard staged.differs(PageFrameNumber(frame), from: UnsafeRawBufferPointer(old))
+                else { continue }
+                // Differing pages are packed at the front of the slot, over pages done with.
+                staged.copy(
+                    PageFrameNumber(frame),
+                    to: UnsafeMutableRawBufferPointer(rebasing: live[end..<end + Page.byteCount]))
+                end += Page.byteCount
+                differing.append(PageRange(first: PageFrameNumber(frame), count: 1))
+            }
+        }
+        guard !differing.isEmpty else { return 0 }
+        let runs = differing.reduce(into: [PageRange]()) { runs, page in
+            if let last = runs.last, last.end == page.first {
+                runs[runs.count - 1] = PageRange(first: last.first, count: last.count + 1)
+            } else {
+                runs.append(page)
+            }
+        }
+        try guest.writePages(
+            runs.span, from: UnsafeRawBufferPointer(rebasing: live[..<end]).bytes)
+        return differing.count
+    }
+}
+
+/// Contents of a checkpoint's pages, verified, in memory.
+private final class StagedPages: Sendable {
+    private struct State {
+        var positions: [UInt64: Int] = [:]
+        var chunks: [UnsafeMutableRawBufferPointer] = []
+        var count = 0
+    }
+
+    private static let chunkPageCount = 1024
+
+    private let map: PageMap
+    private let supply: PageSupply
+    // Changed on one thread; during `add` other threads write pages whose place is fixed already.
+    private nonisolated(unsafe) var state = State()
+
+    init(map: PageMap, supply: PageSupply) {
+        self.map = map
+        self.supply = supply
+    }
+
+    deinit {
+        for chunk in state.chunks { chunk.deallocate() }
+    }
+
+    /// Reads the pages of a set that are not staged yet. Zero and absent pages need no room.
+    func add(_ frames: DirtyBitmap) throws {
+        var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
+        frames.forEachRun { run in
+            for number in run.frames where state.positions[number] == nil {
+                let frame = PageFrameNumber(number)
+                guard case .present(let digest) = map[frame] else { continue }
+                state.positions[number] = state.count
+                state.count += 1
+                pages.append((frame, digest))
+            }
+        }
+        while state.chunks.count * StagedPages.chunkPageCount < state.count {
+            state.chunks.append(
+                .allocate(
+                    byteCount: StagedPages.chunkPageCount * Page.byteCount,
+                    alignment: Page.byteCount))
+        }
+        _ = try supply.read(pages) { range, bytes in
+            for (index, number) in range.frames.enumerated() {
+                guard let place = self.place(PageFrameNumber(number)) else { continue }
+                let page = bytes[index * Page.byteCount..<(index + 1) * Page.byteCount]
+                place.copyMemory(from: UnsafeRawBufferPointer(rebasing: page))
+            }
+        }
+    }
+
+    private func place(_ frame: PageFrameNumber) -> UnsafeMutableRawBufferPointer? {
+        guard let position = state.positions[frame.rawValue] else { return nil }
+        let offset = position % StagedPages.chunkPageCount * Page.byteCount
+        let chunk = state.chunks[position / StagedPages.chunkPageCount]
+        return UnsafeMutableRawBufferPointer(rebasing: chunk[offset..<offset + Page.byteCount])
+    }
+
+    /// True if the checkpoint's page is not `live`.
+    func differs(_ frame: PageFrameNumber, from live: UnsafeRawBufferPointer) -> Bool {
+        if let place = place(frame) { return !place.elementsEqualBytes(live) }
+        return live.contains { $0 != 0 }
+    }
+
+    /// Copies the checkpoint's page out.
+    func copy(_ frame: PageFrameNumber, to destination: UnsafeMutableRawBufferPointer) {
+        if let place = place(frame) {
+            destination.copyMemory(from: UnsafeRawBufferPointer(place))
+        } else {
+            destination.initializeMemory(as: UInt8.self, repeating: 0)
+        }
+    }
+}
