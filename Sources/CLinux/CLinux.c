@@ -1,1 +1,85 @@
-/* */
+#define _GNU_SOURCE
+#include "CLinux.h"
+
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+// struct pm_scan_arg, Linux 6.7.
+struct clinux_pm_scan_arg {
+    uint64_t size;
+    uint64_t flags;
+    uint64_t start;
+    uint64_t end;
+    uint64_t walk_end;
+    uint64_t vec;
+    uint64_t vec_len;
+    uint64_t max_pages;
+    uint64_t category_inverted;
+    uint64_t category_mask;
+    uint64_t category_anyof_mask;
+    uint64_t return_mask;
+};
+
+enum {
+    PM_SCAN_WP_MATCHING_ = 1 << 0,
+    PM_SCAN_CHECK_WPASYNC_ = 1 << 1,
+    PAGE_IS_WRITTEN_ = 1 << 1,
+    UFFD_USER_MODE_ONLY_ = 1,
+};
+
+#define CLINUX_PAGEMAP_SCAN _IOWR('f', 16, struct clinux_pm_scan_arg)
+
+// Features of Linux 5.19, 6.4 and 6.7.
+#define UFFD_FEATURE_WP_HUGETLBFS_SHMEM_ (1ull << 12)
+#define UFFD_FEATURE_WP_UNPOPULATED_ (1ull << 13)
+#define UFFD_FEATURE_WP_ASYNC_ (1ull << 15)
+
+long clinux_pagemap_scan(int pagemap, uint64_t start, uint64_t end, int clear,
+                         struct clinux_page_region *regions, size_t region_count,
+                         uint64_t *walk_end) {
+    struct clinux_pm_scan_arg arg = {
+        .size = sizeof arg,
+        .flags = PM_SCAN_CHECK_WPASYNC_ | (clear ? PM_SCAN_WP_MATCHING_ : 0),
+        .start = start,
+        .end = end,
+        .vec = (uintptr_t)regions,
+        .vec_len = region_count,
+        .category_mask = PAGE_IS_WRITTEN_,
+        .return_mask = PAGE_IS_WRITTEN_,
+    };
+    long count = ioctl(pagemap, CLINUX_PAGEMAP_SCAN, &arg);
+    *walk_end = arg.walk_end;
+    return count;
+}
+
+int clinux_userfaultfd(void) {
+    // O_CLOEXEC is 02000000 on all Linux targets of ours.
+    return (int)syscall(SYS_userfaultfd, 02000000 | UFFD_USER_MODE_ONLY_);
+}
+
+int clinux_uffd_enable_write_protect(int userfaultfd) {
+    struct uffdio_api api = {
+        .api = UFFD_API,
+        .features = UFFD_FEATURE_WP_ASYNC_ | UFFD_FEATURE_WP_UNPOPULATED_
+                    | UFFD_FEATURE_WP_HUGETLBFS_SHMEM_,
+    };
+    return ioctl(userfaultfd, UFFDIO_API, &api);
+}
+
+int clinux_uffd_register(int userfaultfd, uint64_t start, uint64_t length) {
+    struct uffdio_register request = {
+        .range = {.start = start, .len = length},
+        .mode = UFFDIO_REGISTER_MODE_WP,
+    };
+    return ioctl(userfaultfd, UFFDIO_REGISTER, &request);
+}
+
+int clinux_uffd_unregister(int userfaultfd, uint64_t start, uint64_t length) {
+    struct uffdio_range range = {.start = start, .len = length};
+    return ioctl(userfaultfd, UFFDIO_UNREGISTER, &range);
+}
+
+int clinux_memfd(const char *name) { return memfd_create(name, MFD_CLOEXEC); }

@@ -1,3 +1,49 @@
 #ifndef CLINUX_H
 #define CLINUX_H
+
+// What Swift cannot import from the kernel's headers: ioctl numbers (function-like macros), variadic
+// calls, and interfaces newer than the headers of the oldest system that this builds on (Debian 12
+// has those of Linux 6.1). Layouts and numbers are those of include/uapi/linux/fs.h and
+// include/uapi/linux/userfaultfd.h of Linux 6.7.
+//
+// Every function returns -1 and sets errno on failure, as the call behind it does.
+
+#include <stddef.h>
+#include <stdint.h>
+
+/// One run of pages with equal categories. `struct page_region`.
+struct clinux_page_region {
+    uint64_t start;      // byte address
+    uint64_t end;        // byte address
+    uint64_t categories;
+};
+
+/// Finds the pages of [start, end) that were written since they were last protected.
+/// ioctl `PAGEMAP_SCAN` on /proc/self/pagemap, with PM_SCAN_CHECK_WPASYNC and PAGE_IS_WRITTEN.
+///
+/// clear       write-protects each page found, in the same step (PM_SCAN_WP_MATCHING)
+/// walk_end    gets the address up to which was scanned; less than `end` when `regions` is full
+/// Returns how many regions were filled.
+long clinux_pagemap_scan(int pagemap, uint64_t start, uint64_t end, int clear,
+                         struct clinux_page_region *regions, size_t region_count,
+                         uint64_t *walk_end);
+
+/// Opens a userfaultfd for faults of this process's user mode only, which needs no privilege.
+/// userfaultfd(2), UFFD_USER_MODE_ONLY. There is no libc wrapper.
+int clinux_userfaultfd(void);
+
+/// Asks for asynchronous write-protection, of pages never touched too, and of shared memory.
+/// ioctl `UFFDIO_API` with UFFD_FEATURE_WP_ASYNC, _WP_UNPOPULATED, _WP_HUGETLBFS_SHMEM.
+/// EINVAL: the kernel lacks one of them.
+int clinux_uffd_enable_write_protect(int userfaultfd);
+
+/// Registers memory for write-protection. ioctl `UFFDIO_REGISTER`, UFFDIO_REGISTER_MODE_WP.
+int clinux_uffd_register(int userfaultfd, uint64_t start, uint64_t length);
+
+/// Takes memory back. ioctl `UFFDIO_UNREGISTER`.
+int clinux_uffd_unregister(int userfaultfd, uint64_t start, uint64_t length);
+
+/// An anonymous file in memory. memfd_create(2), MFD_CLOEXEC; hidden behind _GNU_SOURCE.
+int clinux_memfd(const char *name);
+
 #endif

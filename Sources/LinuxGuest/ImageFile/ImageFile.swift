@@ -1,0 +1,264 @@
+import Glibc
+public import GuestModel
+import Synchronization
+public import SystemPackage
+
+/// A raw memory image: frame n is bytes 4096 * n to 4096 * n + 4095 of a file.
+///
+/// It has no dirty log, so capturing it compares every page, and no state. Made for reading, or for
+/// filling from a checkpoint; frames that do not exist are holes, and so are zero pages.
+///
+/// A new image is written under a temporary name beside its own, and gets its name in `finish`.
+/// Without `finish` nothing is left behind, and a file that has the name stays as it is.
+public final class ImageFile: WritableGuest {
+    private enum Role {
+        case reading
+        case writing(temporary: String, target: String, replacing: Bool)
+        /// A device that is written as it is.
+        case device
+        case finished
+    }
+
+    private struct State {
+        var role: Role
+        var layout: GuestLayout
+    }
+
+    private let descriptor: Int32
+    private let path: String
+    private let state: Mutex<State>
+
+    /// Opens an image for reading.
+    ///
+    /// It must be a regular file or block device whose size is a positive multiple of 4096.
+    public init(reading path: FilePath) throws(GuestError) {
+        self.path = path.string
+        descriptor = system_open(path.string, O_RDONLY)
+        guard descriptor >= 0 else { throw GuestError.call("open", path.string) }
+        do throws(GuestError) {
+            let byteCount = try ImageFile.byteCount(descriptor, path.string)
+            state = Mutex(
+                State(
+                    role: .reading,
+                    layout: GuestLayout(pageCount: byteCount / Page.byteCount)))
+        } catch {
+            system_close(descriptor)
+            throw error
+        }
+    }
+
+    /// Makes an image to be filled from a checkpoint.
+    ///
+    /// - Parameters:
+    ///   - path: its name. A block or character device is written in place.
+    ///   - replacing: whether a regular file that has the name may be replaced.
+    public init(creating path: FilePath, replacing: Bool = false) throws(GuestError) {
+        self.path = path.string
+        var status = stat()
+        let exists = stat(path.string, &status) == 0
+        let kind = status.st_mode & S_IFMT
+        if exists && kind != S_IFREG {
+            guard kind == S_IFBLK || kind == S_IFCHR else {
+                throw GuestError(
+                    code: .unavailable,
+                    message: "\(path) is neither a file nor a device; name another target")
+            }
+            descriptor = system_open(path.string, O_WRONLY)
+            guard descriptor >= 0 else { throw GuestError.call("open", path.string) }
+            state = Mutex(State(role: .device, layout: .empty))
+            return
+        }
+        if exists && !replacing { throw ImageFile.taken(path.string) }
+        let temporary = "\(path.string).\(UInt32.random(in: .min ... .max)).part"
+        descriptor = system_open(temporary, O_RDWR | O_CREAT | O_EXCL, 0o666)
+        guard descriptor >= 0 else { throw GuestError.call("open", path.string) }
+        state = Mutex(
+            State(
+                role: .writing(
+                    temporary: temporary, target: path.string, replacing: replacing),
+                layout: .empty))
+    }
+
+    deinit {
+        abandon()
+        system_close(descriptor)
+    }
+
+    private static func byteCount(
+        _ descriptor: Int32, _ path: String
+    ) throws(GuestError) -> Int {
+        var status = stat()
+        guard system_fstat(descriptor, &status) == 0 else { throw GuestError.call("fstat", path) }
+        let kind = status.st_mode & S_IFMT
+        guard kind == S_IFREG || kind == S_IFBLK else {
+            throw GuestError(
+                code: .unavailable,
+                message: "\(path) is neither a file nor a block device; a memory image is needed")
+        }
+        let byteCount =
+            kind == S_IFBLK ? Int(lseek(descriptor, 0, SEEK_END)) : Int(status.st_size)
+        guard byteCount > 0, byteCount % Page.byteCount == 0 else {
+            throw GuestError(
+                code: .sizeMismatch,
+                message: "\(path) has \(byteCount) bytes, which is no positive multiple of 4096; it "
+                    + "is cut short or no raw memory image")
+        }
+        return byteCount
+    }
+
+    private static func taken(_ path: String) -> GuestError {
+        GuestError(
+            code: .unavailable,
+            message: "\(path) exists and was left as it is; name another file or allow replacing it")
+    }
+
+    /// Makes a new image durable and gives it its name. Nothing for an image that is read.
+    public func finish() throws(GuestError) {
+        try state.withLock { (state) throws(GuestError) in
+            switch state.role {
+            case .reading, .finished: return
+            case .device: try sync()
+            case .writing(let temporary, let target, let replacing):
+                try sync()
+                if replacing {
+                    guard system_rename(temporary, target) == 0 else {
+                        throw GuestError.call("rename", target)
+                    }
+                } else {
+                    // A name that somebody took meanwhile is not taken from them.
+                    guard system_link(temporary, target) == 0 else {
+                        throw errno == EEXIST
+                            ? ImageFile.taken(target) : GuestError.call("link", target)
+                    }
+                    system_unlink(temporary)
+                }
+            }
+            state.role = .finished
+        }
+    }
+
+    private func sync() throws(GuestError) {
+        // Character devices such as /dev/null cannot be synced, and need not be.
+        if system_fsync(descriptor) != 0 && errno != EINVAL && errno != EROFS {
+            throw GuestError.call("fsync", path)
+        }
+    }
+
+    /// Removes a new image that was not finished. Harmless otherwise.
+    public func abandon() {
+        state.withLock { state in
+            if case .writing(let temporary, _, _) = state.role {
+                system_unlink(temporary)
+                state.role = .finished
+            }
+        }
+    }
+
+    // MARK: - Guest
+
+    /// All frames of the file.
+    public func layout() -> GuestLayout { state.withLock { $0.layout } }
+
+    /// nil: a file does not say what changed.
+    public var dirtyTracking: (any DirtyTracking)? { nil }
+
+    /// Nothing: nobody runs an image. Whoever writes to it meanwhile spoils the capture.
+    public func pause() {}
+
+    /// Nothing.
+    public func resume() {}
+
+    /// Reads pages. A file that was cut meanwhile is an error.
+    public func copyPages(
+        _ runs: Span<PageRange>, into destination: inout MutableRawSpan
+    ) throws(GuestError) {
+        try destination.withUnsafeMutableBytes { (bytes) throws(GuestError) in
+            var offset = 0
+            for index in runs.indices {
+                let count = runs[index].byteCount
+                try read(
+                    UnsafeMutableRawBufferPointer(rebasing: bytes[offset..<offset + count]),
+                    at: Int(runs[index].first.rawValue) * Page.byteCount)
+                offset += count
+            }
+        }
+    }
+
+    private func read(
+        _ bytes: UnsafeMutableRawBufferPointer, at offset: Int
+    ) throws(GuestError) {
+        var done = 0
+        while done < bytes.count {
+            let rest = UnsafeMutableRawBufferPointer(rebasing: bytes[done...])
+            let count = system_pread(descriptor, rest, offset + done)
+            guard count >= 0 else { throw GuestError.call("pread", path) }
+            guard count > 0 else {
+                throw GuestError(
+                    code: .unavailable,
+                    message: "\(path) ends at byte \(offset + done), sooner than it did when it was "
+                        + "opened; take it in again when nobody changes it")
+            }
+            done += count
+        }
+    }
+
+    /// An image has no state.
+    public func captureState() -> GuestState { .empty }
+
+    // MARK: - WritableGuest
+
+    /// Gives a new image its size; an image that is read must have it.
+    public func adoptLayout(_ layout: GuestLayout) throws(GuestError) {
+        try state.withLock { (state) throws(GuestError) in
+            switch state.role {
+            case .writing:
+                guard system_ftruncate(descriptor, Int(layout.frameEnd) * Page.byteCount) == 0
+                else { throw GuestError.call("ftruncate", path) }
+            case .device: break
+            case .reading, .finished:
+                guard state.layout == layout else {
+                    throw GuestError(
+                        code: .sizeMismatch,
+                        message: "\(path) has \(state.layout.pageCount) pages and the checkpoint "
+                            + "has \(layout.pageCount)")
+                }
+            }
+            state.layout = layout
+        }
+    }
+
+    /// True for a new file; a device holds what it held.
+    public var startsZeroed: Bool {
+        state.withLock { state in
+            if case .writing = state.role { return true }
+            return false
+        }
+    }
+
+    /// Writes pages.
+    public func writePages(_ runs: Span<PageRange>, from source: RawSpan) throws(GuestError) {
+        try source.withUnsafeBytes { (bytes) throws(GuestError) in
+            var offset = 0
+            for index in runs.indices {
+                let count = runs[index].byteCount
+                try write(
+                    UnsafeRawBufferPointer(rebasing: bytes[offset..<offset + count]),
+                    at: Int(runs[index].first.rawValue) * Page.byteCount)
+                offset += count
+            }
+        }
+    }
+
+    private func write(_ bytes: UnsafeRawBufferPointer, at offset: Int) throws(GuestError) {
+        var done = 0
+        while done < bytes.count {
+            let rest = UnsafeRawBufferPointer(rebasing: bytes[done...])
+            let count = system_pwrite(descriptor, rest, offset + done)
+            guard count >= 0 else { throw GuestError.call("pwrite", path) }
+            done += count
+        }
+    }
+
+    /// Nothing: a raw image cannot hold state, and what a checkpoint has of it is left out.
+    public func restoreState(_ state: GuestState) {}
+}

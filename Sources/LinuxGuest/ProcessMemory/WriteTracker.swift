@@ -1,0 +1,149 @@
+import CLinux
+import Glibc
+import GuestModel
+import Synchronization
+
+// The kernel's log of written pages.
+//
+// A region is registered with a userfaultfd in write-protect mode. With UFFD_FEATURE_WP_ASYNC the
+// kernel resolves a write to a protected page by itself: it lifts the protection and goes on.
+// `PAGEMAP_SCAN` finds the pages without protection ("written") and protects them again in the same
+// step, under the page table's lock: a write comes either before, and is in this set, or after,
+// and is in the next. Documentation/admin-guide/mm/pagemap.rst of Linux 6.7.
+//
+// A page that was never touched counts as written until it is protected (WP_UNPOPULATED), so the
+// first take of a region has all of its pages. A huge page is split when it is protected, so
+// single pages are found there too.
+
+/// Tracks writes to regions of this process.
+final class WriteTracker: Sendable {
+    private struct State {
+        var userfaultfd: Int32 = -1
+        var pagemap: Int32 = -1
+        var regions: [MemoryRegion] = []
+        var isOpen: Bool { userfaultfd >= 0 }
+    }
+
+    // Runs of written pages that one call of the kernel hands over.
+    private static let regionCount = 1024
+
+    private let state = Mutex(State())
+
+    deinit {
+        stop()
+    }
+
+    /// Begins to track. Harmless if it has begun.
+    func start(_ regions: [MemoryRegion]) throws(GuestError) {
+        try state.withLock { (state) throws(GuestError) in
+            guard !state.isOpen else { return }
+            do throws(GuestError) {
+                try WriteTracker.open(&state)
+                for region in regions {
+                    try WriteTracker.register(region, &state)
+                    // What was written before is the caller's to copy.
+                    try WriteTracker.scan(region, state, clear: true) { _ in }
+                }
+            } catch {
+                WriteTracker.close(&state)
+                throw error
+            }
+        }
+    }
+
+    /// Tracks one more region; all its pages are in the next set. Nothing before `start`.
+    func add(_ region: MemoryRegion) throws(GuestError) {
+        try state.withLock { (state) throws(GuestError) in
+            if state.isOpen { try WriteTracker.register(region, &state) }
+        }
+    }
+
+    /// Adds the pages written since the last call, and clears the log.
+    func take(into bitmap: inout DirtyBitmap) throws(GuestError) {
+        try state.withLock { (state) throws(GuestError) in
+            for region in state.regions {
+                try WriteTracker.scan(region, state, clear: true) { bitmap.insert($0) }
+            }
+        }
+    }
+
+    /// Counts the pages written since the last take.
+    func peek() throws(GuestError) -> Int {
+        try state.withLock { (state) throws(GuestError) -> Int in
+            var count = 0
+            for region in state.regions {
+                try WriteTracker.scan(region, state, clear: false) { count += $0.count }
+            }
+            return count
+        }
+    }
+
+    /// Ends tracking: the kernel lifts all protection. Harmless if it has not begun.
+    func stop() {
+        state.withLock { WriteTracker.close(&$0) }
+    }
+
+    // MARK: - Under the lock
+
+    private static func open(_ state: inout State) throws(GuestError) {
+        state.userfaultfd = system_userfaultfd()
+        guard state.userfaultfd >= 0 else { throw GuestError.userfaultfd() }
+        guard system_enableWriteProtect(state.userfaultfd) == 0 else {
+            throw GuestError.writeProtect()
+        }
+        state.pagemap = system_open("/proc/self/pagemap", O_RDONLY)
+        guard state.pagemap >= 0 else { throw GuestError.call("open", "/proc/self/pagemap") }
+    }
+
+    private static func close(_ state: inout State) {
+        if state.isOpen {
+            // Memory that outlives the tracker must not stay protected.
+            for region in state.regions { _ = system_unregister(state.userfaultfd, region.bytes) }
+            system_close(state.userfaultfd)
+        }
+        if state.pagemap >= 0 { system_close(state.pagemap) }
+        state = State()
+    }
+
+    private static func register(
+        _ region: MemoryRegion, _ state: inout State
+    ) throws(GuestError) {
+        guard system_register(state.userfaultfd, region.bytes) == 0 else {
+            throw GuestError.call("UFFDIO_REGISTER", "region \(region.pages)")
+        }
+        state.regions.append(region)
+    }
+
+    /// Calls `body` with runs of written pages, in order.
+    private static func scan(
+        _ region: MemoryRegion, _ state: borrowing State, clear: Bool,
+        _ body: (PageRange) -> Void
+    ) throws(GuestError) {
+        let start = UInt64(UInt(bitPattern: region.bytes.baseAddress))
+        let end = start + UInt64(region.bytes.count)
+        let pagemap = state.pagemap
+        let failure = withUnsafeTemporaryAllocation(
+            of: clinux_page_region.self, capacity: regionCount
+        ) { found -> GuestError? in
+            var position = start
+            while position < end {
+                var walkEnd = position
+                let count = system_pagemapScan(
+                    pagemap, position..<end, clear: clear, found, &walkEnd)
+                guard count >= 0 else { return GuestError.pagemapScan() }
+                for run in found[..<count] {
+                    let first = (run.start - start) / UInt64(Page.byteCount)
+                    body(
+                        PageRange(
+                            first: PageFrameNumber(region.pages.first.rawValue + first),
+                            count: Int((run.end - run.start) / UInt64(Page.byteCount))))
+                }
+                // The kernel stops early only when `found` is full.
+                guard walkEnd > position else { return GuestError.call("PAGEMAP_SCAN", "a region") }
+                position = walkEnd
+            }
+            return nil
+        }
+        if let failure { throw failure }
+    }
+}
