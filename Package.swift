@@ -79,6 +79,21 @@ let package = Package(
             ],
             path: "Examples/TimeTravel",
             exclude: ["CSQLite"]),
+
+        // Tests.
+        .target(
+            name: "VarveTestSupport",
+            dependencies: [
+                "CheckpointStore", "GuestModel",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ],
+            path: "Tests/VarveTestSupport"),
+        .testTarget(
+            name: "CheckpointEngineTests",
+            dependencies: [
+                "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
+                "VarveTestSupport", .product(name: "SystemPackage", package: "swift-system"),
+            ]),
     ]
 )
 

@@ -1,0 +1,209 @@
+import CheckpointEngine
+import CheckpointStore
+import GuestModel
+import SystemPackage
+import Testing
+import VarveTestSupport
+
+/// The engine and the store against a naive oracle: a full copy of the guest for each checkpoint.
+///
+/// Random histories of writes, captures, failed captures, branches, reverts and restores. Whatever
+/// was acknowledged must come back bit for bit, at every later moment.
+@Suite struct HistoryTests {
+    @Test(arguments: 0..<(TestSeed.isLong ? 200 : 12))
+    func everyCheckpointComesBack(round: Int) throws {
+        var history = try History(round: round)
+        for _ in 0..<40 { try history.step() }
+        try history.checkAll()
+    }
+}
+
+/// One random history and what must be true of it.
+private struct History {
+    private struct Copy {
+        let pages: [UInt64: [UInt8]]
+        let state: GuestState
+    }
+
+    private var random: SeededGenerator
+    private let directory = TemporaryDirectory()
+    private let files: FaultyFiles
+    private let path: FilePath
+    private var repository: Repository
+    private let guest: SimulatedGuest
+    private var session: CaptureSession
+    private var oracle: [CheckpointID: Copy] = [:]
+    private var checkpoints: [Checkpoint] = []
+    private var branchCount = 0
+
+    init(round: Int) throws {
+        random = TestSeed.generator(UInt64(round))
+        path = directory.path.appending("store")
+        try Repository.create(at: path).close()
+        files = FaultyFiles(PosixFiles(root: path))
+        repository = try History.open(path, files)
+        let first = UInt64.random(in: 0..<200, using: &random)
+        let layout = GuestLayout(runs: [
+            PageRange(first: PageFrameNumber(first), count: .random(in: 1...700, using: &random)),
+            PageRange(first: PageFrameNumber(5000), count: .random(in: 1...100, using: &random)),
+        ])
+        guest = SimulatedGuest(layout: layout, hasLog: round % 4 != 3)
+        session = try History.session(guest, repository, parent: nil, branch: 0, &random)
+    }
+
+    private static func open(_ path: FilePath, _ files: FaultyFiles) throws -> Repository {
+        // Packs of 1 MiB, so that histories run over many.
+        try Repository.open(at: path, .writing, files: files, packByteCountMax: 1 << 20)
+    }
+
+    private static func session(
+        _ guest: SimulatedGuest, _ repository: Repository, parent: Checkpoint?, branch: Int,
+        _ random: inout SeededGenerator
+    ) throws -> CaptureSession {
+        var options = CaptureOptions()
+        options.ringByteCount = 8 << 20
+        options.workerCount = .random(in: 1...3, using: &random)
+        options.pauseBudget = .microseconds(.random(in: 1...200, using: &random))
+        return try CaptureSession(
+            of: guest, in: repository, lineage: "branch\(branch)", parent: parent, options: options)
+    }
+
+    mutating func step() throws {
+        switch Int.random(in: 0..<20, using: &random) {
+        case 0..<7: write()
+        case 7..<13: try capture()
+        case 13: try failGuestCall()
+        case 14: try failDiskCall()
+        case 15, 16: try revert()
+        case 17: try reopen()
+        case 18: guest.with { $0.knowledge = .unknown }
+        default: balloon()
+        }
+        #expect(guest.pausesOpen == 0)
+    }
+
+    // MARK: - Steps
+
+    private mutating func page() -> [UInt8] {
+        switch Int.random(in: 0..<5, using: &random) {
+        case 0: return [UInt8](repeating: 0, count: Page.byteCount)
+        case 1: return [UInt8](repeating: .random(in: 1...3, using: &random), count: Page.byteCount)
+        case 2:
+            return (0..<Page.byteCount).map { _ in UInt8.random(in: 0...255, using: &random) }
+        default:
+            var page = [UInt8](repeating: 7, count: Page.byteCount)
+            page[Int.random(in: 0..<Page.byteCount, using: &random)] = .random(
+                in: 0...255, using: &random)
+            return page
+        }
+    }
+
+    private mutating func write() {
+        let frames = guest.with { $0.pages.keys.sorted() }
+        for _ in 0..<Int.random(in: 1...60, using: &random) {
+            guard let frame = frames.randomElement(using: &random) else { return }
+            let content = page()
+            guest.with { $0.write(frame, content) }
+        }
+        // Now and then it goes on writing while it is copied.
+        let seed = random.next()
+        let isLive = Bool.random(using: &random)
+        let live: @Sendable (inout SimulatedGuest.State) -> Void = { state in
+            History.writeOne(&state, seed: seed)
+        }
+        guest.setLive(isLive ? live : nil)
+    }
+
+    private static func writeOne(_ state: inout SimulatedGuest.State, seed: UInt64) {
+        var random = SeededGenerator(seed: seed ^ UInt64(state.pages.count))
+        guard let frame = state.pages.keys.sorted().randomElement(using: &random) else { return }
+        let value = UInt8.random(in: 0...255, using: &random)
+        state.write(frame, [UInt8](repeating: value, count: Page.byteCount))
+    }
+
+    private mutating func balloon() {
+        let frame = UInt64.random(in: 0..<6000, using: &random)
+        let content = page()
+        guest.with { state in
+            if state.pages[frame] == nil {
+                state.write(frame, content)
+            } else if state.pages.count > 1 {
+                state.pages[frame] = nil
+            }
+        }
+    }
+
+    private mutating func capture() throws {
+        let tag = UInt8.random(in: 0...255, using: &random)
+        let state = GuestState(records: [GuestState.Record(kind: "tag", bytes: [tag, 1, 2])])
+        guest.with { $0.state = state }
+        let result = try session.capture()
+        remember(result.checkpoint)
+    }
+
+    /// Notes what the guest is now as what a checkpoint must give back. Nothing writes between
+    /// the pause and now: live writes come with copies while running only.
+    private mutating func remember(_ checkpoint: Checkpoint) {
+        oracle[checkpoint.id] = guest.with { Copy(pages: $0.pages, state: $0.state) }
+        checkpoints.append(checkpoint)
+    }
+
+    private mutating func failGuestCall() throws {
+        guest.failCall(.random(in: 0..<12, using: &random))
+        defer { guest.failCall(nil) }
+        if let result = try? session.capture() { remember(result.checkpoint) }
+    }
+
+    private mutating func failDiskCall() throws {
+        files.failCall(
+            .random(in: 0..<6, using: &random), errno: Bool.random(using: &random) ? 5 : 28)
+        defer { files.failCall(nil, errno: 0) }
+        if let result = try? session.capture() { remember(result.checkpoint) }
+    }
+
+    private mutating func revert() throws {
+        guard let target = checkpoints.randomElement(using: &random) else { return }
+        try session.revert(to: target)
+        try check(guest, target)
+        // The root of a guest that writes meanwhile means nothing.
+        guest.setLive(nil)
+        #expect(try MemoryRoot.of(guest) == target.root)
+    }
+
+    private mutating func reopen() throws {
+        session.close()
+        let parent = Bool.random(using: &random) ? checkpoints.randomElement(using: &random) : nil
+        if Bool.random(using: &random) {
+            try repository.close()
+            repository = try History.open(path, files)
+        }
+        branchCount += 1
+        session = try History.session(
+            guest, repository, parent: parent, branch: branchCount, &random)
+    }
+
+    // MARK: - Checks
+
+    private func check(_ guest: SimulatedGuest, _ checkpoint: Checkpoint) throws {
+        let expected = try #require(oracle[checkpoint.id])
+        let isEqual = guest.with { $0.pages == expected.pages && $0.state == expected.state }
+        #expect(isEqual, "checkpoint \(checkpoint.id.short)")
+    }
+
+    mutating func checkAll() throws {
+        session.close()
+        try repository.close()
+        let reader = try Repository.open(at: path, .reading)
+        #expect(try reader.checkpoints().map(\.id) == checkpoints.map(\.id))
+        for checkpoint in checkpoints {
+            let restored = SimulatedGuest(layout: .empty)
+            let result = try Restore.run(checkpoint, from: reader, into: restored)
+            try check(restored, checkpoint)
+            #expect(result.root == checkpoint.root)
+            #expect(try MemoryRoot.of(restored) == checkpoint.root)
+        }
+        let report = try reader.verify()
+        #expect(report.isClean, "\(report.corruptions)")
+        #expect(report.checkpointCount == checkpoints.count)
+    }
+}

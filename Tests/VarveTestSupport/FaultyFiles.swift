@@ -1,0 +1,112 @@
+package import CheckpointStore
+import Synchronization
+
+/// Files over others that fail at the n-th call that changes something.
+package final class FaultyFiles: RepositoryFiles {
+    private struct State {
+        var callsUntilFailure: Int?
+        var errno: Int32 = 5
+        var callCount = 0
+    }
+
+    private let inner: any RepositoryFiles
+    private let state = Mutex(State())
+
+    package init(_ inner: any RepositoryFiles) {
+        self.inner = inner
+    }
+
+    /// Makes the n-th changing call from now fail; 0 is the next one.
+    package func failCall(_ count: Int?, errno: Int32) {
+        state.withLock { state in
+            state.callsUntilFailure = count
+            state.errno = errno
+        }
+    }
+
+    /// Changing calls so far.
+    package var callCount: Int { state.withLock { $0.callCount } }
+
+    fileprivate func check(_ call: String, _ path: String) throws(FileError) {
+        let code = state.withLock { state -> Int32? in
+            state.callCount += 1
+            guard let left = state.callsUntilFailure else { return nil }
+            state.callsUntilFailure = left == 0 ? nil : left - 1
+            return left == 0 ? state.errno : nil
+        }
+        if let code { throw FileError(call: call, path: path, errno: code) }
+    }
+
+    package func open(_ path: String, _ mode: FileMode) throws(FileError) -> any RepositoryFile {
+        if mode == .create { try check("open", path) }
+        return FaultyFile(try inner.open(path, mode), path, self)
+    }
+
+    package func createDirectory(_ path: String) throws(FileError) {
+        try check("mkdir", path)
+        try inner.createDirectory(path)
+    }
+
+    package func list(_ directory: String) throws(FileError) -> [String] {
+        try inner.list(directory)
+    }
+
+    package func syncDirectory(_ path: String) throws(FileError) {
+        try check("fsync", path)
+        try inner.syncDirectory(path)
+    }
+
+    package func rename(_ path: String, to newPath: String) throws(FileError) {
+        try check("rename", path)
+        try inner.rename(path, to: newPath)
+    }
+
+    package func remove(_ path: String) throws(FileError) {
+        try check("unlink", path)
+        try inner.remove(path)
+    }
+}
+
+private final class FaultyFile: RepositoryFile {
+    private let inner: any RepositoryFile
+    private let path: String
+    private let owner: FaultyFiles
+
+    init(_ inner: any RepositoryFile, _ path: String, _ owner: FaultyFiles) {
+        self.inner = inner
+        self.path = path
+        self.owner = owner
+    }
+
+    func byteCount() throws(FileError) -> UInt64 { try inner.byteCount() }
+
+    func read(
+        into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64
+    ) throws(FileError) -> Int {
+        try inner.read(into: buffer, at: offset)
+    }
+
+    func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(FileError) {
+        do throws(FileError) {
+            try owner.check("pwrite", path)
+        } catch {
+            // A failed write has left half of itself behind.
+            let half = UnsafeRawBufferPointer(rebasing: bytes[..<(bytes.count / 2)])
+            try inner.write(half, at: offset)
+            throw error
+        }
+        try inner.write(bytes, at: offset)
+    }
+
+    func truncate(to byteCount: UInt64) throws(FileError) {
+        try owner.check("ftruncate", path)
+        try inner.truncate(to: byteCount)
+    }
+
+    func sync() throws(FileError) {
+        try owner.check("fdatasync", path)
+        try inner.sync()
+    }
+
+    func tryLock() throws(FileError) -> Bool { try inner.tryLock() }
+}
