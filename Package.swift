@@ -67,7 +67,7 @@ let package = Package(
         .executableTarget(
             name: "varve-cli",
             dependencies: [
-                "Varve",
+                "Varve", .product(name: "SystemPackage", package: "swift-system"),
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             path: "Examples/varve"),

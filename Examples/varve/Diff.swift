@@ -1,0 +1,54 @@
+import ArgumentParser
+import SystemPackage
+import Varve
+
+struct Diff: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Lists the pages in which two checkpoints differ.",
+        discussion: """
+            With --json, one object {"firstPage", "pages"} for each range, and a last object \
+            {"pagesDiffering", "ranges"}.
+            """)
+
+    @Argument(help: "The repository.")
+    var store: String
+
+    @Argument(help: "One checkpoint.")
+    var first: String
+
+    @Argument(help: "Another checkpoint.")
+    var second: String
+
+    @Flag(help: "Print one JSON object a line.")
+    var json = false
+
+    func run() throws {
+        try reporting {
+            let repository = try Repository.open(at: FilePath(store), .reading)
+            let ranges = try repository.difference(
+                from: try repository.checkpoint(named: first),
+                to: try repository.checkpoint(named: second))
+            let total = ranges.reduce(0) { $0 + $1.count }
+            for range in ranges {
+                let start = Int(range.first.rawValue)
+                if json {
+                    try Output.line(
+                        JSON.object([
+                            ("firstPage", .integer(start)), ("pages", .integer(range.count)),
+                        ]).text)
+                } else {
+                    let end = start + range.count - 1
+                    try Output.line(range.count == 1 ? "\(start)" : "\(start)-\(end)")
+                }
+            }
+            if json {
+                try Output.line(
+                    JSON.object([
+                        ("pagesDiffering", .integer(total)), ("ranges", .integer(ranges.count)),
+                    ]).text)
+            } else {
+                try Output.line("\(total) pages differ, in \(ranges.count) ranges")
+            }
+        }
+    }
+}

@@ -1,0 +1,20 @@
+import ArgumentParser
+import SystemPackage
+import Varve
+
+struct Init: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Makes a repository.",
+        discussion: "STORE must not exist or be an empty directory.")
+
+    @Argument(help: "The directory of the new repository.")
+    var store: String
+
+    func run() throws {
+        try reporting {
+            let repository = try Repository.create(at: FilePath(store))
+            try repository.close()
+            try Output.line("made repository \(repository.id) in \(store)")
+        }
+    }
+}

@@ -1,0 +1,46 @@
+import ArgumentParser
+import SystemPackage
+import Varve
+
+struct Log: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Lists checkpoints, the newest first.")
+
+    @Argument(help: "The repository.")
+    var store: String
+
+    @Option(help: "Only those of one lineage.")
+    var lineage: String?
+
+    @Flag(help: "Print one JSON object a line.")
+    var json = false
+
+    func run() throws {
+        try reporting {
+            let repository = try Repository.open(at: FilePath(store), .reading)
+            let checkpoints = try repository.checkpoints(lineage: lineage)
+            if let lineage, checkpoints.isEmpty {
+                throw ToolError("there is no lineage '\(lineage)' in \(store)")
+            }
+            if json {
+                for checkpoint in checkpoints.reversed() {
+                    try Output.line(JSON.object(checkpoint.fields).text)
+                }
+                return
+            }
+            let rows = checkpoints.reversed().map { checkpoint in
+                [
+                    checkpoint.id.short, checkpoint.parent?.short ?? "-", checkpoint.lineage,
+                    checkpoint.label ?? "", String(Format.time(checkpoint.timeNanoseconds).prefix(23)),
+                    String(checkpoint.root.description.prefix(12)),
+                    String(checkpoint.changedPageCount), String(checkpoint.addedByteCount),
+                ]
+            }
+            let header = [
+                "id", "parent", "lineage", "label", "time (UTC)", "root", "pages changed",
+                "bytes added",
+            ]
+            for line in Format.table(header, Array(rows), right: [6, 7]) { try Output.line(line) }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+import Glibc
+import Varve
+
+/// Standard output and standard error.
+enum Output {
+    /// Prints a line; a closed pipe or a full disk is an error.
+    static func line(_ text: String) throws {
+        try write(text + "\n", to: STDOUT_FILENO)
+    }
+
+    /// Prints a line on standard error; a failure there has nowhere to go.
+    static func standardError(_ text: String) {
+        try? write(text + "\n", to: STDERR_FILENO)
+    }
+
+    /// Writes text as it is.
+    static func write(_ text: String, to descriptor: Int32) throws {
+        try Array(text.utf8).withUnsafeBytes { try write($0, to: descriptor) }
+    }
+
+    /// Writes all bytes.
+    static func write(_ bytes: UnsafeRawBufferPointer, to descriptor: Int32) throws {
+        var done = 0
+        while done < bytes.count {
+            let rest = UnsafeRawBufferPointer(rebasing: bytes[done...])
+            let count = Glibc.write(descriptor, rest.baseAddress, rest.count)
+            if count < 0 {
+                if errno == EINTR { continue }
+                throw ToolError("standard output cannot be written: \(reason())")
+            }
+            done += count
+        }
+    }
+
+    /// The system's words for the last failure.
+    static func reason() -> String { String(cString: strerror(errno)) }
+}
+
+/// Values as people read them.
+enum Format {
+    /// `1.5 MiB`.
+    static func bytes(_ count: Int) -> String {
+        let units = ["bytes", "KiB", "MiB", "GiB", "TiB"]
+        var value = Double(count)
+        var unit = 0
+        while value >= 1024, unit < units.count - 1 {
+            value /= 1024
+            unit += 1
+        }
+        return unit == 0 ? "\(count) bytes" : "\(decimal(value, 1)) \(units[unit])"
+    }
+
+    /// A number with so many decimals.
+    static func decimal(_ value: Double, _ places: Int) -> String {
+        let scale = pow(10, Double(places))
+        let rounded = (value * scale).rounded()
+        let whole = Int(rounded / scale)
+        if places == 0 { return "\(whole)" }
+        let rest = String(Int(abs(rounded)) % Int(scale))
+        return "\(whole)." + String(repeating: "0", count: places - rest.count) + rest
+    }
+
+    /// `2026-05-10T12:00:00.123456789Z`.
+    static func time(_ nanoseconds: Int64) -> String {
+        var seconds = time_t(nanoseconds / 1_000_000_000)
+        var rest = nanoseconds % 1_000_000_000
+        if rest < 0 {
+            seconds -= 1
+            rest += 1_000_000_000
+        }
+        var fields = tm()
+        gmtime_r(&seconds, &fields)
+        func pad(_ value: some BinaryInteger, _ width: Int) -> String {
+            let digits = String(value)
+            return String(repeating: "0", count: max(0, width - digits.count)) + digits
+        }
+        let date = "\(pad(fields.tm_year + 1900, 4))-\(pad(fields.tm_mon + 1, 2))-"
+        let day = "\(pad(fields.tm_mday, 2))T\(pad(fields.tm_hour, 2)):\(pad(fields.tm_min, 2)):"
+        return date + day + "\(pad(fields.tm_sec, 2)).\(pad(rest, 9))Z"
+    }
+
+    /// Columns, each as wide as its widest cell; numbers to the right.
+    static func table(_ header: [String], _ rows: [[String]], right: Set<Int>) -> [String] {
+        let all = [header] + rows
+        let widths = header.indices.map { column in
+            all.reduce(0) { max($0, $1[column].count) }
+        }
+        return all.map { row in
+            let cells = row.indices.map { column in
+                let space = String(repeating: " ", count: widths[column] - row[column].count)
+                return right.contains(column) ? space + row[column] : row[column] + space
+            }
+            let line = cells.joined(separator: "  ")
+            return String(line.reversed().drop { $0 == " " }.reversed())
+        }
+    }
+}

@@ -1,0 +1,61 @@
+import Glibc
+import Synchronization
+
+/// A line on the terminal that says how far a command is, how fast, and how long it will take.
+/// Nothing unless standard error is a terminal.
+final class Progress: Sendable {
+    private struct State {
+        var lastDrawn = ContinuousClock.now
+        var hasDrawn = false
+    }
+
+    private let verb: String
+    private let unitByteCount: Int
+    private let isShown: Bool
+    private let start = ContinuousClock.now
+    private let state = Mutex(State())
+
+    /// Makes a line that begins with `verb`; amounts count units of so many bytes.
+    init(_ verb: String, unitByteCount: Int = 1, isJSON: Bool = false) {
+        self.verb = verb
+        self.unitByteCount = unitByteCount
+        isShown = !isJSON && isatty(STDERR_FILENO) == 1
+    }
+
+    /// Says how far it is; drawn ten times a second at most. `total` is nil where nobody knows.
+    func update(_ done: Int, of total: Int?) {
+        guard isShown else { return }
+        let isDue = state.withLock { state in
+            let now = ContinuousClock.now
+            guard now - state.lastDrawn >= .milliseconds(100) else { return false }
+            state.lastDrawn = now
+            state.hasDrawn = true
+            return true
+        }
+        guard isDue else { return }
+        let elapsed = Progress.seconds(ContinuousClock.now - start)
+        let rate = Double(done * unitByteCount) / max(elapsed, 0.001)
+        var text = "\(verb) \(Format.bytes(done * unitByteCount))"
+        if let total, total > 0 {
+            let left = Double((total - done) * unitByteCount) / max(rate, 1)
+            text += " of \(Format.bytes(total * unitByteCount)) (\(done * 100 / total) %)"
+            text += ", \(Format.bytes(Int(rate)))/s, \(Format.decimal(left, 0)) s left"
+        } else {
+            text += ", \(Format.bytes(Int(rate)))/s"
+        }
+        try? Output.write("\r\u{1b}[K" + text, to: STDERR_FILENO)
+    }
+
+    /// Takes the line away.
+    func finish() {
+        if state.withLock({ $0.hasDrawn }) { try? Output.write("\r\u{1b}[K", to: STDERR_FILENO) }
+    }
+
+    /// Seconds since it began.
+    var seconds: Double { Progress.seconds(ContinuousClock.now - start) }
+
+    private static func seconds(_ duration: Duration) -> Double {
+        let (seconds, attoseconds) = duration.components
+        return Double(seconds) + Double(attoseconds) * 1e-18
+    }
+}

@@ -1,0 +1,66 @@
+import ArgumentParser
+import SystemPackage
+import Varve
+
+struct Show: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Shows one checkpoint.")
+
+    @Argument(help: "The repository.")
+    var store: String
+
+    @Argument(help: "The checkpoint.")
+    var checkpoint: String
+
+    @Flag(help: "Print it as a JSON object.")
+    var json = false
+
+    func run() throws {
+        try reporting {
+            let repository = try Repository.open(at: FilePath(store), .reading)
+            let found = try repository.checkpoint(named: checkpoint)
+            let state = try repository.state(of: found)
+            if json {
+                let records = state.records.map { record in
+                    JSON.object([
+                        ("kind", .string(record.kind)), ("bytes", .integer(record.bytes.count)),
+                    ])
+                }
+                try Output.line(JSON.object(found.fields + [("state", .array(records))]).text)
+                return
+            }
+            for line in Show.lines(found, state) { try Output.line(line) }
+        }
+    }
+
+    private static func lines(_ checkpoint: Checkpoint, _ state: GuestState) -> [String] {
+        var rows = [
+            ["id", checkpoint.id.description],
+            ["parent", checkpoint.parent?.description ?? "none"],
+            ["lineage", checkpoint.lineage],
+            ["label", checkpoint.label ?? "none"],
+            ["time", Format.time(checkpoint.timeNanoseconds)],
+            ["root", checkpoint.root.description],
+            [
+                "pages",
+                "\(checkpoint.pageCount) (\(Format.bytes(checkpoint.pageCount * Page.byteCount))), "
+                    + "\(checkpoint.zeroPageCount) zero",
+            ],
+            ["changed", "\(checkpoint.changedPageCount) pages, \(checkpoint.storedPageCount) stored"],
+            [
+                "added",
+                "\(Format.bytes(checkpoint.addedByteCount)), "
+                    + "\(Format.bytes(checkpoint.metadataByteCount)) of it metadata",
+            ],
+            ["page map", checkpoint.hasBaseMap ? "base" : "delta"],
+            ["compared", checkpoint.comparedAll ? "every page" : "pages of the dirty log"],
+            ["pause", "\(checkpoint.pause)"],
+            ["precopy rounds", "\(checkpoint.precopyRounds)"],
+        ]
+        for record in state.records {
+            rows.append(["state", "\(record.kind), \(record.bytes.count) bytes"])
+        }
+        return rows.map { row in
+            row[0] + String(repeating: " ", count: 16 - row[0].count) + row[1]
+        }
+    }
+}

@@ -1,0 +1,58 @@
+import ArgumentParser
+import SystemPackage
+import Varve
+
+struct Stats: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Says what a repository holds and what it costs.")
+
+    @Argument(help: "The repository.")
+    var store: String
+
+    @Flag(help: "Print it as a JSON object.")
+    var json = false
+
+    func run() throws {
+        try reporting {
+            let repository = try Repository.open(at: FilePath(store), .reading)
+            let statistics = try repository.statistics()
+            if json {
+                try Output.line(JSON.object(Stats.fields(statistics)).text)
+                return
+            }
+            for line in Stats.lines(statistics) { try Output.line(line) }
+        }
+    }
+
+    private static func fields(_ statistics: RepositoryStatistics) -> [(String, JSON)] {
+        [
+            ("checkpoints", .integer(statistics.checkpointCount)),
+            ("pages", .integer(statistics.pageCount)),
+            ("unique", .integer(statistics.uniquePageCount)),
+            ("zero", .integer(statistics.zeroPageCount)),
+            ("changed", .integer(statistics.changedPageCount)),
+            ("ratio", .number(statistics.ratio)),
+            ("bytes", .integer(statistics.byteCount)),
+            ("metadataBytes", .integer(statistics.metadataByteCount)),
+            ("metadataBytesPerChangedPage", .number(statistics.metadataBytesPerChangedPage)),
+            ("logicalBytes", .integer(statistics.logicalByteCount)),
+            ("abandonedBytes", .integer(statistics.abandonedByteCount)),
+        ]
+    }
+
+    private static func lines(_ statistics: RepositoryStatistics) -> [String] {
+        let perPage = Format.decimal(statistics.metadataBytesPerChangedPage, 1)
+        return [
+            "checkpoints     \(statistics.checkpointCount)",
+            "pages           \(statistics.pageCount) in all checkpoints, "
+                + "\(Format.bytes(statistics.logicalByteCount)) as full copies",
+            "zero            \(statistics.zeroPageCount)",
+            "changed         \(statistics.changedPageCount)",
+            "unique          \(statistics.uniquePageCount) stored",
+            "bytes           \(statistics.byteCount) (\(Format.bytes(statistics.byteCount)))",
+            "metadata bytes  \(statistics.metadataByteCount), \(perPage) a changed page",
+            "abandoned bytes \(statistics.abandonedByteCount)",
+            "ratio           \(Format.decimal(statistics.ratio, 2))",
+        ]
+    }
+}
