@@ -74,7 +74,7 @@ let package = Package(
         .executableTarget(
             name: "TimeTravel",
             dependencies: [
-                "Varve", "CSQLite",
+                "Varve", "CSQLite", .product(name: "SystemPackage", package: "swift-system"),
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             path: "Examples/TimeTravel",

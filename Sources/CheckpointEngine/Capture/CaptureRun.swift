@@ -92,10 +92,11 @@ struct CaptureRun {
 
     private func captureTracked(_ tracking: any DirtyTracking) throws -> PendingCapture.Facts {
         let comparesAll = taken.pages.withLock { $0.comparesAll }
-        var layout = try session.guest.layout()
         var facts = PendingCapture.Facts()
         var dirty = taken.pages.withLock { $0.pages }
-        dirty.formUnion(addedFrames(layout))
+        var seen = session.state.withLock { $0.layout }
+        let layout = try session.guest.layout()
+        dirty.formUnion(CaptureRun.addedFrames(layout, since: &seen))
         if comparesAll {
             dirty = DirtyBitmap(layout)
             // What was logged so far is in the set: every page is.
@@ -106,8 +107,7 @@ struct CaptureRun {
         var rounds = 0
         while true {
             (dirty, rounds) = try precopy(tracking, dirty, rounds, &all, &facts)
-            layout = try session.guest.layout()
-            let attempt = try pauseAndCopy(tracking, dirty, &all, &facts)
+            let attempt = try pauseAndCopy(tracking, dirty, &seen, &all, &facts)
             switch attempt {
             case .copied(let completion):
                 finish(completion, rounds: rounds, all: all, comparesAll: comparesAll, &facts)
@@ -198,8 +198,8 @@ struct CaptureRun {
 
     /// The pause: take the final set, copy it, take the state. Nothing else.
     private func pauseAndCopy(
-        _ tracking: any DirtyTracking, _ known: DirtyBitmap, _ all: inout DirtyBitmap,
-        _ facts: inout PendingCapture.Facts
+        _ tracking: any DirtyTracking, _ known: DirtyBitmap, _ seen: inout GuestLayout,
+        _ all: inout DirtyBitmap, _ facts: inout PendingCapture.Facts
     ) throws -> Attempt {
         try session.checkCancelled()
         try waitForRoom(known.count + (try tracking.peekDirtyCount()))
@@ -212,7 +212,7 @@ struct CaptureRun {
         if try take(tracking, into: &dirty, isFinal: true) == .unknown {
             dirty = DirtyBitmap(layout)
         }
-        dirty.formUnion(addedFrames(layout))
+        dirty.formUnion(CaptureRun.addedFrames(layout, since: &seen))
         all.formUnion(dirty)
         dirty.formIntersection(DirtyBitmap(layout))
         let cut = StagedBatches.cut(dirty.runs())
@@ -256,12 +256,15 @@ struct CaptureRun {
                     precopyRounds: rounds, comparedAll: comparedAll)))
     }
 
-    /// Frames that the layout has and the last capture's had not.
-    private func addedFrames(_ layout: GuestLayout) -> DirtyBitmap {
-        let before = session.state.withLock { $0.layout }
-        guard before != layout else { return DirtyBitmap() }
+    /// Frames that a layout has and the one seen last had not: new memory is copied whatever the
+    /// log says of it.
+    private static func addedFrames(
+        _ layout: GuestLayout, since seen: inout GuestLayout
+    ) -> DirtyBitmap {
+        guard seen != layout else { return DirtyBitmap() }
         var added = DirtyBitmap(layout)
-        added.subtract(DirtyBitmap(before))
+        added.subtract(DirtyBitmap(seen))
+        seen = layout
         return added
     }
 

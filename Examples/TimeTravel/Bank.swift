@@ -1,0 +1,163 @@
+import Dispatch
+import Glibc
+import Synchronization
+import Varve
+
+/// A database at work: accounts, and entries that a thread adds, changes and deletes all the time.
+///
+/// The gate orders all that touches the region: the worker holds it for each transaction, the
+/// engine for each pause, and a proof for as long as it looks.
+final class Bank: @unchecked Sendable {
+    // Unchecked: `database`, `counters` and `random` are touched with the gate held only.
+
+    /// What a checkpoint carries besides the memory.
+    struct Counters: Equatable {
+        /// Rows of the entry table.
+        var rows = 0
+        /// Transactions so far.
+        var transactions = 0
+    }
+
+    private let gate = DispatchSemaphore(value: 1)
+    private let isWanted = Atomic(false)
+    private let isParked = Atomic(false)
+    private let isStopped = Atomic(false)
+    private let failure = Mutex<String?>(nil)
+    private var database: Database?
+    private var random: SeededChoices
+    private(set) var counters = Counters()
+
+    init(random: SeededChoices) {
+        self.random = random
+    }
+
+    /// Makes the tables and the first rows.
+    func prepare(accounts: Int) throws {
+        let database = try Database()
+        try database.run(
+            """
+            CREATE TABLE account (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL);
+            CREATE TABLE entry (
+                id INTEGER PRIMARY KEY, account INTEGER NOT NULL REFERENCES account (id),
+                amount INTEGER NOT NULL, note TEXT NOT NULL);
+            CREATE INDEX entry_by_account ON entry (account, amount);
+            WITH RECURSIVE number (n) AS
+                (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < \(accounts))
+            INSERT INTO account SELECT n, 1000 FROM number;
+            """)
+        self.database = database
+    }
+
+    // MARK: - The gate
+
+    /// Waits until no transaction is under way, and keeps the next one from beginning.
+    func hold() {
+        isWanted.store(true, ordering: .sequentiallyConsistent)
+        gate.wait()
+        isWanted.store(false, ordering: .sequentiallyConsistent)
+    }
+
+    /// Lets transactions go on.
+    func release() {
+        gate.signal()
+    }
+
+    /// Keeps the worker from beginning transactions, from the next one on.
+    func park() { isParked.store(true, ordering: .sequentiallyConsistent) }
+
+    /// Lets it work again.
+    func unpark() { isParked.store(false, ordering: .sequentiallyConsistent) }
+
+    // MARK: - The worker
+
+    /// Runs transactions until `stop`.
+    func work() {
+        while !isStopped.load(ordering: .relaxed) {
+            if isParked.load(ordering: .relaxed) || isWanted.load(ordering: .relaxed) {
+                usleep(50)
+                continue
+            }
+            gate.wait()
+            do {
+                try transact()
+            } catch {
+                failure.withLock { $0 = "\(error)" }
+                isStopped.store(true, ordering: .relaxed)
+            }
+            gate.signal()
+            // Think time, as a client of a real bank has: about 3,000 transactions a second.
+            usleep(200)
+        }
+    }
+
+    /// Ends the worker, and throws what stopped it before.
+    func stop() throws {
+        isStopped.store(true, ordering: .relaxed)
+        if let failure = failure.withLock({ $0 }) { throw DemoError(failure) }
+    }
+
+    private func transact() throws {
+        guard let database else { throw DemoError("the bank was not prepared") }
+        let account = Int.random(in: 1...10_000, using: &random)
+        let amount = Int.random(in: -500...500, using: &random)
+        let note = String(repeating: "x", count: Int.random(in: 10...200, using: &random))
+        try database.run("BEGIN IMMEDIATE")
+        var rows = counters.rows
+        for step in 0..<8 {
+            rows += try database.change(
+                "INSERT INTO entry (account, amount, note) VALUES "
+                    + "(\((account + step * 37) % 10_000 + 1), \(amount), '\(note) \(step)')")
+        }
+        _ = try database.change(
+            "UPDATE account SET balance = balance + \(amount) WHERE id = \(account)")
+        if counters.transactions % 4 == 0 {
+            rows -= try database.change(
+                "DELETE FROM entry WHERE account = \(account) AND amount < 0")
+        }
+        try database.run("COMMIT")
+        counters.rows = rows
+        counters.transactions += 1
+    }
+
+    // MARK: - State
+
+    /// The counters as a checkpoint keeps them. Called while held.
+    func saveState() -> GuestState {
+        let bytes = withUnsafeBytes(of: (Int64(counters.rows), Int64(counters.transactions))) {
+            Array($0)
+        }
+        return GuestState(records: [GuestState.Record(kind: "bank.counters", bytes: bytes)])
+    }
+
+    /// Takes the counters back, and opens the database anew. Called while held.
+    ///
+    /// SQLite keeps pages of its own, and trusts them while the file's change counter is what it
+    /// was. Two branches can have equal counters and different pages, so after a revert only a new
+    /// connection is right.
+    func restoreState(_ state: GuestState) throws {
+        counters = try Bank.counters(of: state)
+        database = nil
+        database = try Database()
+    }
+
+    /// Reads the counters that a checkpoint keeps.
+    static func counters(of state: GuestState) throws -> Counters {
+        guard let bytes = state.bytes(ofKind: "bank.counters"), bytes.count == 16 else {
+            throw DemoError("the checkpoint has no counters")
+        }
+        return bytes.withUnsafeBytes { raw in
+            Counters(
+                rows: Int(raw.load(as: Int64.self)),
+                transactions: Int(raw.load(fromByteOffset: 8, as: Int64.self)))
+        }
+    }
+
+    // MARK: - Proof
+
+    /// What SQLite itself says of the database. Called while held.
+    func inspect() throws -> (integrity: String, rows: Int) {
+        guard let database else { throw DemoError("the bank was not prepared") }
+        let integrity = try database.text("PRAGMA integrity_check")
+        return (integrity, try database.integer("SELECT count(*) FROM entry"))
+    }
+}

@@ -1,0 +1,66 @@
+import CSQLite
+
+/// A failure of the demonstration, with its sentence.
+struct DemoError: Error, CustomStringConvertible {
+    let description: String
+
+    init(_ description: String) {
+        self.description = description
+    }
+}
+
+/// A connection to the database in memory. One thread at a time.
+final class Database {
+    private let connection: OpaquePointer
+
+    /// Opens the image; makes the database if it is empty.
+    init() throws {
+        var opened: OpaquePointer?
+        let flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX
+        let code = sqlite3_open_v2("bank.db", &opened, flags, MemoryVFS.name)
+        guard code == SQLITE_OK, let opened else {
+            sqlite3_close(opened)
+            throw DemoError("SQLite cannot open the database in memory (code \(code))")
+        }
+        connection = opened
+        try run("PRAGMA page_size=4096; PRAGMA journal_mode=MEMORY; PRAGMA temp_store=MEMORY")
+    }
+
+    deinit {
+        sqlite3_close(connection)
+    }
+
+    /// Runs statements that give nothing back.
+    func run(_ sql: String) throws {
+        guard sqlite3_exec(connection, sql, nil, nil, nil) == SQLITE_OK else { throw failure(sql) }
+    }
+
+    /// Runs a statement, and says how many rows it changed.
+    func change(_ sql: String) throws -> Int {
+        try run(sql)
+        return Int(sqlite3_changes(connection))
+    }
+
+    /// The first value of the first row, as text.
+    func text(_ sql: String) throws -> String {
+        var statement: OpaquePointer?
+        guard sqlite3_prepare_v2(connection, sql, -1, &statement, nil) == SQLITE_OK else {
+            throw failure(sql)
+        }
+        defer { sqlite3_finalize(statement) }
+        guard sqlite3_step(statement) == SQLITE_ROW, let text = sqlite3_column_text(statement, 0)
+        else { throw failure(sql) }
+        return String(cString: text)
+    }
+
+    /// The first value of the first row, as a number.
+    func integer(_ sql: String) throws -> Int {
+        let text = try text(sql)
+        guard let value = Int(text) else { throw DemoError("'\(text)' is no number, for \(sql)") }
+        return value
+    }
+
+    private func failure(_ sql: String) -> DemoError {
+        DemoError("SQLite says '\(String(cString: sqlite3_errmsg(connection)))' to: \(sql)")
+    }
+}

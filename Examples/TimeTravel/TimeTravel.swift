@@ -1,0 +1,104 @@
+import ArgumentParser
+import Glibc
+import Synchronization
+import SystemPackage
+import Varve
+
+/// A database in memory, checkpointed while it works, and taken back to any point.
+@main
+struct TimeTravel: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "timetravel",
+        abstract: "Checkpoints a working SQLite database in memory, and reverts it to any point.",
+        discussion: """
+            Every revert is proved: SQLite's integrity check, the row count that the checkpoint \
+            recorded, and the Merkle root of the memory. Exit code 0 if all proofs hold.
+            """)
+
+    @Option(help: "How long to take checkpoints.")
+    var seconds = 10.0
+
+    @Option(help: "Checkpoints a second.")
+    var rate = 20.0
+
+    @Option(help: "Size of the database's memory in MiB.")
+    var regionMib = 256
+
+    @Option(help: "How many reverts to prove.")
+    var reverts = 12
+
+    @Option(help: "Repeats a run's choices.")
+    var seed: UInt64?
+
+    @Option(help: "Where to put the repository; kept. Without it a temporary one is used.")
+    var store: String?
+
+    func validate() throws {
+        guard seconds > 0, rate > 0, regionMib >= 8, reverts >= 1 else {
+            throw ValidationError("seconds, rate and reverts are positive, region-mib is at least 8")
+        }
+    }
+
+    func run() throws {
+        do {
+            try ProcessMemory.checkSupport()
+            try Journey(self).run()
+        } catch {
+            Report.line("timetravel: \(error)")
+            throw ExitCode.failure
+        }
+    }
+}
+
+/// Pseudo-random choices that a seed repeats. SplitMix64.
+struct SeededChoices: RandomNumberGenerator {
+    private var state: UInt64
+
+    init(seed: UInt64) { state = seed }
+
+    mutating func next() -> UInt64 {
+        state &+= 0x9e37_79b9_7f4a_7c15
+        var z = state
+        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
+        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
+        return z ^ (z >> 31)
+    }
+}
+
+/// A directory that is removed with everything in it, unless it is kept.
+struct StorePlace: ~Copyable {
+    let path: FilePath
+    private let isTemporary: Bool
+
+    init(_ store: String?) throws {
+        isTemporary = store == nil
+        if let store {
+            path = FilePath(store)
+            return
+        }
+        let base = getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp"
+        var name = Array("\(base)/varve-timetravel-XXXXXX".utf8CString)
+        guard mkdtemp(&name) != nil else { throw DemoError("\(base) has no room for a repository") }
+        path = FilePath(String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self))
+    }
+
+    deinit {
+        guard isTemporary else { return }
+        StorePlace.remove(path)
+    }
+
+    private static func remove(_ path: FilePath) {
+        if let directory = opendir(path.string) {
+            while let entry = readdir(directory) {
+                let name = withUnsafeBytes(of: &entry.pointee.d_name) {
+                    String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+                }
+                if name != "." && name != ".." { remove(path.appending(name)) }
+            }
+            closedir(directory)
+            rmdir(path.string)
+        } else {
+            unlink(path.string)
+        }
+    }
+}
