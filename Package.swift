@@ -60,7 +60,8 @@ let package = Package(
         .target(
             name: "Varve",
             dependencies: [
-                "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel", "LinuxGuest",
+                "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
+                "LinuxGuest",
             ]),
 
         // Examples: in this package, so that one build serves library, tool and tests.

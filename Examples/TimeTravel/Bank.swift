@@ -121,7 +121,9 @@ final class Bank: @unchecked Sendable {
 
     // MARK: - State
 
-    /// The counters as a checkpoint keeps them. Called while held.
+    /// The counters as a checkpoint keeps them.
+    ///
+    /// Called while held.
     func saveState() -> GuestState {
         let bytes = withUnsafeBytes(of: (Int64(counters.rows), Int64(counters.transactions))) {
             Array($0)
@@ -129,7 +131,9 @@ final class Bank: @unchecked Sendable {
         return GuestState(records: [GuestState.Record(kind: "bank.counters", bytes: bytes)])
     }
 
-    /// Takes the counters back, and opens the database anew. Called while held.
+    /// Takes the counters back, and opens the database anew.
+    ///
+    /// Called while held.
     ///
     /// SQLite keeps pages of its own, and trusts them while the file's change counter is what it
     /// was. Two branches can have equal counters and different pages, so after a revert only a new
@@ -154,7 +158,9 @@ final class Bank: @unchecked Sendable {
 
     // MARK: - Proof
 
-    /// What SQLite itself says of the database. Called while held.
+    /// What SQLite itself says of the database.
+    ///
+    /// Called while held.
     func inspect() throws -> (integrity: String, rows: Int) {
         guard let database else { throw DemoError("the bank was not prepared") }
         let integrity = try database.text("PRAGMA integrity_check")

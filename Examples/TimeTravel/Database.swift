@@ -9,7 +9,9 @@ struct DemoError: Error, CustomStringConvertible {
     }
 }
 
-/// A connection to the database in memory. One thread at a time.
+/// A connection to the database in memory.
+///
+/// One thread at a time.
 final class Database {
     private let connection: OpaquePointer
 

@@ -35,7 +35,8 @@ struct TimeTravel: ParsableCommand {
 
     func validate() throws {
         guard seconds > 0, rate > 0, regionMib >= 8, reverts >= 1 else {
-            throw ValidationError("seconds, rate and reverts are positive, region-mib is at least 8")
+            throw ValidationError(
+                "seconds, rate and reverts are positive, region-mib is at least 8")
         }
     }
 
@@ -50,7 +51,9 @@ struct TimeTravel: ParsableCommand {
     }
 }
 
-/// Pseudo-random choices that a seed repeats. SplitMix64.
+/// Pseudo-random choices that a seed repeats.
+///
+/// SplitMix64.
 struct SeededChoices: RandomNumberGenerator {
     private var state: UInt64
 
@@ -79,7 +82,8 @@ struct StorePlace: ~Copyable {
         let base = getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp"
         var name = Array("\(base)/varve-timetravel-XXXXXX".utf8CString)
         guard mkdtemp(&name) != nil else { throw DemoError("\(base) has no room for a repository") }
-        path = FilePath(String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self))
+        path = FilePath(
+            String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self))
     }
 
     deinit {

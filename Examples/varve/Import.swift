@@ -91,7 +91,9 @@ private final class ImageSource {
         if descriptor != STDIN_FILENO { close(descriptor) }
     }
 
-    /// Fills a buffer; 0 at the end. An image that ends sooner than it should is an error.
+    /// Fills a buffer; 0 at the end.
+    ///
+    /// An image that ends sooner than it should is an error.
     func read(_ buffer: UnsafeMutableRawBufferPointer) throws -> Int {
         while true {
             let count = Glibc.read(descriptor, buffer.baseAddress, buffer.count)

@@ -13,7 +13,9 @@ enum JSON {
         self = text.map { .string($0) } ?? .null
     }
 
-    /// The value on one line. RFC 8259.
+    /// The value on one line.
+    ///
+    /// RFC 8259.
     var text: String {
         switch self {
         case .null: "null"

@@ -31,7 +31,8 @@ struct Log: ParsableCommand {
             let rows = checkpoints.reversed().map { checkpoint in
                 [
                     checkpoint.id.short, checkpoint.parent?.short ?? "-", checkpoint.lineage,
-                    checkpoint.label ?? "", String(Format.time(checkpoint.timeNanoseconds).prefix(23)),
+                    checkpoint.label ?? "",
+                    String(Format.time(checkpoint.timeNanoseconds).prefix(23)),
                     String(checkpoint.root.description.prefix(12)),
                     String(checkpoint.changedPageCount), String(checkpoint.addedByteCount),
                 ]

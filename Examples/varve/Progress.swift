@@ -2,6 +2,7 @@ import Glibc
 import Synchronization
 
 /// A line on the terminal that says how far a command is, how fast, and how long it will take.
+///
 /// Nothing unless standard error is a terminal.
 final class Progress: Sendable {
     private struct State {
@@ -22,7 +23,9 @@ final class Progress: Sendable {
         isShown = !isJSON && isatty(STDERR_FILENO) == 1
     }
 
-    /// Says how far it is; drawn ten times a second at most. `total` is nil where nobody knows.
+    /// Says how far it is; drawn ten times a second at most.
+    ///
+    /// `total` is nil where nobody knows.
     func update(_ done: Int, of total: Int?) {
         guard isShown else { return }
         let isDue = state.withLock { state in

@@ -45,7 +45,10 @@ struct Show: ParsableCommand {
                 "\(checkpoint.pageCount) (\(Format.bytes(checkpoint.pageCount * Page.byteCount))), "
                     + "\(checkpoint.zeroPageCount) zero",
             ],
-            ["changed", "\(checkpoint.changedPageCount) pages, \(checkpoint.storedPageCount) stored"],
+            [
+                "changed",
+                "\(checkpoint.changedPageCount) pages, \(checkpoint.storedPageCount) stored",
+            ],
             [
                 "added",
                 "\(Format.bytes(checkpoint.addedByteCount)), "

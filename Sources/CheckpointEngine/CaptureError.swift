@@ -1,8 +1,10 @@
 public import CheckpointStore
 public import GuestModel
 
-/// Why a capture, restore or revert did not happen. The guest runs, unless the message says
-/// otherwise, and its dirty pages are kept for the next capture.
+/// Why a capture, restore or revert did not happen.
+///
+/// The guest runs, unless the message says otherwise, and its dirty pages are kept for the next
+/// capture.
 public struct CaptureError: Error, Sendable {
     /// The kinds of failure, open for more.
     public struct Code: Hashable, Sendable {

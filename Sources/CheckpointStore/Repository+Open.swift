@@ -144,8 +144,9 @@ extension Repository {
         }
     }
 
-    /// Takes the writer's lock. A reader that brings the index up to date holds it for moments,
-    /// so it is tried for a second.
+    /// Takes the writer's lock.
+    ///
+    /// A reader that brings the index up to date holds it for moments, so it is tried for a second.
     private static func takeLock(
         _ path: FilePath, _ files: any RepositoryFiles
     ) throws(RepositoryError) -> any RepositoryFile {

@@ -34,7 +34,9 @@ public struct RepositoryStatistics: Hashable, Sendable {
 }
 
 extension Repository {
-    /// Counts what the repository holds. Reads one record a checkpoint.
+    /// Counts what the repository holds.
+    ///
+    /// Reads one record a checkpoint.
     public func statistics() throws(RepositoryError) -> RepositoryStatistics {
         var result = RepositoryStatistics()
         var pageBytes = 0
@@ -55,10 +57,12 @@ extension Repository {
                     try reader.files.open(PackName.path(pack), .read).byteCount())
                 let scan = try PackScan.scan(reader, pack: pack)
                 let frame = Envelope.byteCount + (scan.isSealed ? PackFooter.byteCount : 0)
-                added += frame + scan.entries.reduce(0) {
-                    $1.type == .mark
-                        ? $0 + RecordHeader.recordByteCount(payload: $1.payloadCount) : $0
-                }
+                added +=
+                    frame
+                    + scan.entries.reduce(0) {
+                        $1.type == .mark
+                            ? $0 + RecordHeader.recordByteCount(payload: $1.payloadCount) : $0
+                    }
                 if let last = scan.entries.last, scan.isSealed {
                     added += Int(scan.fileByteCount) - Int(last.end) - PackFooter.byteCount
                 }

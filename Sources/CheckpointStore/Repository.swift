@@ -60,8 +60,9 @@ public final class Repository: Sendable {
         try? close()
     }
 
-    /// Ends writing: states that all is confirmed, brings the index to the disk, gives up the
-    /// lock. Reading goes on. Called by `deinit` too, without a way to report a failure.
+    /// Ends writing: states that all is confirmed, brings the index to the disk, gives up the lock.
+    ///
+    /// Reading goes on. Called by `deinit` too, without a way to report a failure.
     public func close() throws(RepositoryError) {
         let lock = state.withLock { state in
             defer { state.lock = nil }
@@ -81,7 +82,9 @@ public final class Repository: Sendable {
 
     // MARK: - Transactions
 
-    /// Begins a checkpoint. Several may be under way at once.
+    /// Begins a checkpoint.
+    ///
+    /// Several may be under way at once.
     package func begin(parent: Checkpoint?) throws(RepositoryError) -> CheckpointTransaction {
         guard let writer, isWritable else {
             throw RepositoryError(
@@ -107,8 +110,10 @@ public final class Repository: Sendable {
         state.withLock { _ = $0.activeTransactions.remove(transaction) }
     }
 
-    /// Indexes a checkpoint that exists. A failure is made good by the next `catchUp`: the
-    /// checkpoint is in the packs, and the index can be read from them.
+    /// Indexes a checkpoint that exists.
+    ///
+    /// A failure is made good by the next `catchUp`: the checkpoint is in the packs, and the index
+    /// can be read from them.
     func didPublish(_ checkpoint: Checkpoint, transaction: UInt64, frames: TransactionFrames) {
         var frames = frames
         let (isAlone, isBehind) = state.withLock { state in

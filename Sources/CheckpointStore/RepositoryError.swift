@@ -82,7 +82,9 @@ extension RepositoryError: CustomStringConvertible {
     public var description: String { message }
 }
 
-/// Bytes of a repository that are not what was written. Never retried.
+/// Bytes of a repository that are not what was written.
+///
+/// Never retried.
 public struct Corruption: Hashable, Sendable {
     /// The file, relative to the repository: `packs/00000001.pack`.
     public let file: String

@@ -6,7 +6,9 @@ public struct DirtyBitmap: Sendable, Equatable {
     /// The bits, 64 frames a word, least significant bit first.
     public private(set) var words: [UInt64]
 
-    /// An empty set, with room for frames below `frameEnd`. It grows by itself when needed.
+    /// An empty set, with room for frames below `frameEnd`.
+    ///
+    /// It grows by itself when needed.
     public init(frameEnd: UInt64 = 0) {
         words = [UInt64](repeating: 0, count: Int((frameEnd + 63) / 64))
     }
@@ -17,10 +19,14 @@ public struct DirtyBitmap: Sendable, Equatable {
         for run in layout.runs { insert(run) }
     }
 
-    /// How many frames are in the set. O(words).
+    /// How many frames are in the set.
+    ///
+    /// O(words).
     public var count: Int { words.reduce(0) { $0 + $1.nonzeroBitCount } }
 
-    /// True if no frame is in the set. O(words).
+    /// True if no frame is in the set.
+    ///
+    /// O(words).
     public var isEmpty: Bool { words.allSatisfy { $0 == 0 } }
 
     /// True if the frame is in the set.
@@ -35,20 +41,26 @@ public struct DirtyBitmap: Sendable, Equatable {
         words[Int(frame.rawValue / 64)] |= 1 << (frame.rawValue % 64)
     }
 
-    /// Adds a run of frames. O(words touched).
+    /// Adds a run of frames.
+    ///
+    /// O(words touched).
     public mutating func insert(_ range: PageRange) {
         reserve(wordCount: Int((range.end.rawValue + 63) / 64))
         DirtyBitmap.forEachWord(of: range) { index, mask in words[index] |= mask }
     }
 
-    /// Removes a run of frames. O(words touched).
+    /// Removes a run of frames.
+    ///
+    /// O(words touched).
     public mutating func remove(_ range: PageRange) {
         DirtyBitmap.forEachWord(of: range) { index, mask in
             if index < words.count { words[index] &= ~mask }
         }
     }
 
-    /// Adds all frames of another set. O(words).
+    /// Adds all frames of another set.
+    ///
+    /// O(words).
     public mutating func formUnion(_ other: DirtyBitmap) {
         reserve(wordCount: other.words.count)
         for index in other.words.indices { words[index] |= other.words[index] }
@@ -61,14 +73,18 @@ public struct DirtyBitmap: Sendable, Equatable {
         for index in other.indices { words[firstWord + index] |= other[index] }
     }
 
-    /// Removes all frames of another set. O(words).
+    /// Removes all frames of another set.
+    ///
+    /// O(words).
     public mutating func subtract(_ other: DirtyBitmap) {
         for index in 0..<min(words.count, other.words.count) {
             words[index] &= ~other.words[index]
         }
     }
 
-    /// Keeps only frames that are in both sets. O(words).
+    /// Keeps only frames that are in both sets.
+    ///
+    /// O(words).
     public mutating func formIntersection(_ other: DirtyBitmap) {
         for index in words.indices {
             words[index] &= index < other.words.count ? other.words[index] : 0
@@ -87,7 +103,9 @@ public struct DirtyBitmap: Sendable, Equatable {
         return result
     }
 
-    /// Calls `body` with each maximal run in ascending order, cut at `limit` frames. O(words + runs).
+    /// Calls `body` with each maximal run in ascending order, cut at `limit` frames.
+    ///
+    /// O(words + runs).
     public func forEachRun(limit: Int = .max, _ body: (PageRange) -> Void) {
         precondition(limit > 0, "a run holds at least one frame")
         var start: UInt64?

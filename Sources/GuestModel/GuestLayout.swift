@@ -46,7 +46,9 @@ public struct GuestLayout: Hashable, Sendable {
     /// Bytes of memory that exist.
     public var byteCount: Int { pageCount * Page.byteCount }
 
-    /// True if the frame exists. O(log runs).
+    /// True if the frame exists.
+    ///
+    /// O(log runs).
     public func contains(_ frame: PageFrameNumber) -> Bool {
         var low = 0
         var high = runs.count

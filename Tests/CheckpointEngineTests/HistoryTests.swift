@@ -141,8 +141,9 @@ private struct History {
         remember(result.checkpoint)
     }
 
-    /// Notes what the guest is now as what a checkpoint must give back. Nothing writes between
-    /// the pause and now: live writes come with copies while running only.
+    /// Notes what the guest is now as what a checkpoint must give back.
+    ///
+    /// Nothing writes between the pause and now: live writes come with copies while running only.
     private mutating func remember(_ checkpoint: Checkpoint) {
         oracle[checkpoint.id] = guest.with { Copy(pages: $0.pages, state: $0.state) }
         checkpoints.append(checkpoint)

@@ -1,6 +1,8 @@
 import Glibc
 
-/// Random numbers that a seed repeats. SplitMix64: G. Steele et al., OOPSLA 2014.
+/// Random numbers that a seed repeats.
+///
+/// SplitMix64: G. Steele et al., OOPSLA 2014.
 public struct SeededGenerator: RandomNumberGenerator, Sendable {
     private var state: UInt64
 

@@ -179,7 +179,9 @@ extension SimulatedGuest: DirtyTracking {
         try call("start") { $0.isTracking = true }
     }
 
-    /// Takes the log. A failing take has destroyed it, as Xen's may.
+    /// Takes the log.
+    ///
+    /// A failing take has destroyed it, as Xen's may.
     public func takeDirty(
         into bitmap: inout DirtyBitmap, isFinal: Bool
     ) throws(GuestError) -> DirtyKnowledge {

@@ -3,17 +3,24 @@ public import CheckpointStore
 
 /// How a session captures.
 public struct CaptureOptions: Sendable {
-    /// Bytes of the staging ring: the most that captures hold in memory beside the page map. The
-    /// pages that are dirty in the pause must fit it. Touched as far as needed. 256 MiB.
+    /// Bytes of the staging ring: the most that captures hold in memory beside the page map.
+    ///
+    /// The pages that are dirty in the pause must fit it. Touched as far as needed. 256 MiB.
     public var ringByteCount = 256 << 20
     /// How long the pause may take to copy pages; more dirty pages than fit are copied before it,
-    /// while the guest runs. 10 ms.
+    /// while the guest runs.
+    ///
+    /// 10 ms.
     public var pauseBudget = Duration.milliseconds(10)
-    /// Precopy rounds at most; then the pause begins if the ring holds what is dirty. 8.
+    /// Precopy rounds at most; then the pause begins if the ring holds what is dirty.
+    ///
+    /// 8.
     public var precopyRoundsMax = 8
-    /// Captures that may be encoding while the next one is taken. 2.
+    /// Captures that may be encoding while the next one is taken.
+    ///
+    /// 2.
     public var overlappingCapturesMax = 2
-    /// How hard pages are compressed. zstd level 1.
+    /// How hard pages are compressed; zstd level 1.
     public var compression = CompressionLevel.standard
     /// Threads that digest and compress; one a processor.
     public var workerCount = Threads.processorCount

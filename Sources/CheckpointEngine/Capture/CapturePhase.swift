@@ -65,7 +65,11 @@ struct CaptureMachine: Sendable {
 
     /// The guest is held still.
     mutating func pause() {
-        if case .precopy = phase { phase = .paused } else { move(to: .paused, from: phase == .tracking) }
+        if case .precopy = phase {
+            phase = .paused
+        } else {
+            move(to: .paused, from: phase == .tracking)
+        }
     }
 
     /// More was dirty than the ring holds: the guest runs again and another round begins.

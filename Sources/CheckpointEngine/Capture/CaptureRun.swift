@@ -2,8 +2,9 @@ import CheckpointStore
 import GuestModel
 import Synchronization
 
-/// One capture, on the caller's thread: from the dirty log to the ring. See `CapturePhase` for the
-/// phases and what holds in each.
+/// One capture, on the caller's thread: from the dirty log to the ring.
+///
+/// See `CapturePhase` for the phases and what holds in each.
 struct CaptureRun {
     private let session: CaptureSession
     private let label: String?
@@ -196,7 +197,9 @@ struct CaptureRun {
         let pause: Duration
     }
 
-    /// The pause: take the final set, copy it, take the state. Nothing else.
+    /// The pause: take the final set, copy it, take the state.
+    ///
+    /// Nothing else.
     private func pauseAndCopy(
         _ tracking: any DirtyTracking, _ known: DirtyBitmap, _ seen: inout GuestLayout,
         _ all: inout DirtyBitmap, _ facts: inout PendingCapture.Facts
@@ -286,8 +289,10 @@ struct CaptureRun {
 
     // MARK: - Without a dirty log
 
-    /// Holds the guest and hands every page to the workers: they compare. The guest stands still
-    /// for as long as that takes, because without a log nothing else is right.
+    /// Holds the guest and hands every page to the workers: they compare.
+    ///
+    /// The guest stands still for as long as that takes, because without a log nothing else is
+    /// right.
     private func captureUntracked() throws -> PendingCapture.Facts {
         var facts = PendingCapture.Facts()
         job.move { $0.pause() }

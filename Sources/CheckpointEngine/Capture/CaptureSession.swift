@@ -119,7 +119,9 @@ public final class CaptureSession: Sendable {
     /// The checkpoint that the next one will follow.
     public var parent: Checkpoint? { pipeline.parent }
 
-    /// Waits for captures under way, and ends logging. The guest runs on.
+    /// Waits for captures under way, and ends logging.
+    ///
+    /// The guest runs on.
     public func close() {
         takeTurn()
         defer { endTurn() }

@@ -25,7 +25,8 @@ struct BatchEncoder: ~Copyable {
         let pages = UnsafeRawBufferPointer(batch.slot.bytes)
         frames.removeAll(keepingCapacity: true)
         for run in batch.runs { frames.append(contentsOf: run.frames) }
-        classifier.classify(UnsafeRawBufferPointer(rebasing: pages[..<(frames.count * Page.byteCount)]))
+        classifier.classify(
+            UnsafeRawBufferPointer(rebasing: pages[..<(frames.count * Page.byteCount)]))
         var changed: [Int] = []
         changed.reserveCapacity(frames.count)
         draft.update(frames.span, classifier.contents.span, changed: &changed)

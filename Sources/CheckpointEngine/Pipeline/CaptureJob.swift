@@ -10,12 +10,6 @@ final class CaptureJob: Sendable {
         let layout: GuestLayout
         let state: GuestState
         let facts: CheckpointFacts
-
-        init(layout: GuestLayout, state: GuestState, facts: CheckpointFacts) {
-            self.layout = layout
-            self.state = state
-            self.facts = facts
-        }
     }
 
     struct State: Sendable {
@@ -52,7 +46,9 @@ final class CaptureJob: Sendable {
     /// The phase now.
     var phase: CapturePhase { state.read { $0.machine.phase } }
 
-    /// Hands in a batch. It never blocks: the ring did that.
+    /// Hands in a batch.
+    ///
+    /// It never blocks: the ring did that.
     func submit(_ batch: StagedBatch) {
         state.change { state in
             // After a failure nobody encodes; dropping the batch gives its slot back.

@@ -94,7 +94,9 @@ final class CheckpointPipeline: Sendable {
     /// The checkpoint that the next one follows.
     var parent: Checkpoint? { base.withLock { $0.parent } }
 
-    /// Runs `body` with the parent's page map. No job may be open.
+    /// Runs `body` with the parent's page map.
+    ///
+    /// No job may be open.
     func withMap<T>(
         _ body: (PageMap) throws(RepositoryError) -> T
     ) throws(RepositoryError) -> T {
@@ -109,7 +111,9 @@ final class CheckpointPipeline: Sendable {
         }
     }
 
-    /// Makes another checkpoint the parent of the next one. No job may be open.
+    /// Makes another checkpoint the parent of the next one.
+    ///
+    /// No job may be open.
     func rebase(on parent: Checkpoint, map: PageMap) {
         precondition(openJobCount == 0, "the base belongs to a job")
         base.withLock { base in

@@ -2,7 +2,9 @@ import CPageKernels
 import CheckpointFormat
 import GuestModel
 
-/// Finds out what pages hold: zero, or a digest. Keeps its buffers.
+/// Finds out what pages hold: zero, or a digest.
+///
+/// Keeps its buffers.
 struct PageClassifier {
     private var zeroFlags = [UInt8](repeating: 0, count: StagingRing.slotPageCount)
     private var digests: [PageDigest] = []

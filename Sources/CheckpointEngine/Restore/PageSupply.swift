@@ -46,7 +46,9 @@ struct PageSupply: Sendable {
             let bytes = fetcher.bytesRead
             results.withLock { $0.bytes += bytes }
         }
-        let (bytes, failure) = results.withLock { ($0.bytes, $0.failure.map { $0 as any Error & Sendable }) }
+        let (bytes, failure) = results.withLock {
+            ($0.bytes, $0.failure.map { $0 as any Error & Sendable })
+        }
         if let failure { throw failure }
         return bytes
     }

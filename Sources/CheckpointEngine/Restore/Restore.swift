@@ -64,7 +64,8 @@ public enum Restore {
     /// Splits a map into windows that fit memory.
     private static func forEachWindow(
         _ map: PageMap, _ layout: GuestLayout,
-        _ body: ([(frame: PageFrameNumber, digest: PageDigest)], _ zeros: [PageRange]) throws -> Void
+        _ body: ([(frame: PageFrameNumber, digest: PageDigest)], _ zeros: [PageRange]) throws ->
+            Void
     ) throws {
         var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
         var zeros = DirtyBitmap()

@@ -25,7 +25,9 @@ public struct RevertResult: Sendable {
 }
 
 extension CaptureSession {
-    /// Puts the guest back to a checkpoint, in place. The next capture follows that checkpoint.
+    /// Puts the guest back to a checkpoint, in place.
+    ///
+    /// The next capture follows that checkpoint.
     ///
     /// Waits for captures under way. Needs memory for the pages that may differ: those in which
     /// the two checkpoints differ, and those written since the last capture.
@@ -225,7 +227,9 @@ private final class StagedPages: Sendable {
         for chunk in state.chunks { chunk.deallocate() }
     }
 
-    /// Reads the pages of a set that are not staged yet. Zero and absent pages need no room.
+    /// Reads the pages of a set that are not staged yet.
+    ///
+    /// Zero and absent pages need no room.
     func add(_ frames: DirtyBitmap) throws {
         var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
         frames.forEachRun { run in

@@ -28,7 +28,7 @@ package struct ByteWriter {
         bytes.append(UInt8(rest))
     }
 
-    /// Appends a signed number, folded so that small magnitudes are short: 0, -1, 1, -2, …
+    /// Appends a signed number, folded so that small magnitudes are short: 0, -1, 1, -2 and so on.
     package mutating func writeZigzag(_ value: Int64) {
         writeVarint(UInt64(bitPattern: (value << 1) ^ (value >> 63)))
     }

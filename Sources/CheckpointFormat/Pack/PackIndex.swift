@@ -123,7 +123,8 @@ package struct PackIndex: Hashable, Sendable {
             var blocks: [PageFrameTable.Block] = []
             for _ in 0..<blockCount {
                 let byteCount = try reader.readVarint(limit: 0xff_ffff, "a block's length")
-                let pages = try reader.readVarint(limit: PageFrameTable.pageLimit, "a block's pages")
+                let pages = try reader.readVarint(
+                    limit: PageFrameTable.pageLimit, "a block's pages")
                 blocks.append(
                     PageFrameTable.Block(byteCount: UInt32(byteCount), pageCount: UInt8(pages)))
             }

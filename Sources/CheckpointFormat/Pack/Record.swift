@@ -30,7 +30,9 @@ package struct RecordType: RawRepresentable, Hashable, Sendable {
     package static let mapPart = RecordType(rawValue: 2)
     /// A part of a guest's state: `GuestStatePart`.
     package static let guestState = RecordType(rawValue: 3)
-    /// A checkpoint: `Manifest`. Makes it exist.
+    /// A checkpoint: `Manifest`.
+    ///
+    /// Makes it exist.
     package static let publish = RecordType(rawValue: 4)
     /// No payload: only says what is confirmed.
     package static let mark = RecordType(rawValue: 5)
@@ -107,7 +109,8 @@ package struct RecordHeader: Hashable, Sendable {
         let before = UnsafeRawBufferPointer(rebasing: record[..<28])
         let after = UnsafeRawBufferPointer(rebasing: record[byteCount...])
         let found = Checksum.crc32c(after, continuing: Checksum.crc32c(before))
-        let expected = UInt32(littleEndian: record.loadUnaligned(fromByteOffset: 28, as: UInt32.self))
+        let expected = UInt32(
+            littleEndian: record.loadUnaligned(fromByteOffset: 28, as: UInt32.self))
         guard found == expected else {
             throw FormatError(
                 offset: 28,

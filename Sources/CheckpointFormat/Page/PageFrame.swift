@@ -56,7 +56,9 @@ package struct PageFrameTable: Hashable, Sendable {
         }
     }
 
-    /// Most pages a frame holds. The writer stops at 16.
+    /// Most pages a frame holds.
+    ///
+    /// The writer stops at 16.
     package static let pageLimit = 64
 
     /// The first page's ordinal within its transaction.
@@ -108,7 +110,9 @@ package struct PageFrameTable: Hashable, Sendable {
         for _ in 0..<blockCount {
             let field = try reader.read(UInt32.self)
             blocks.append(
-                Block(byteCount: field & 0xff_ffff, pageCount: UInt8(truncatingIfNeeded: field >> 24)))
+                Block(
+                    byteCount: field & 0xff_ffff, pageCount: UInt8(truncatingIfNeeded: field >> 24))
+            )
         }
         let table = PageFrameTable(firstOrdinal: firstOrdinal, blocks: blocks)
         try table.check()
@@ -124,7 +128,8 @@ package struct PageFrameTable: Hashable, Sendable {
     /// The rules for a table from wherever it was read.
     package func check() throws(FormatError) {
         guard !blocks.isEmpty, pageCount <= PageFrameTable.pageLimit else {
-            throw FormatError(offset: 4, reason: "it has \(blocks.count) blocks, \(pageCount) pages")
+            throw FormatError(
+                offset: 4, reason: "it has \(blocks.count) blocks, \(pageCount) pages")
         }
         for block in blocks {
             guard block.pageCount > 0, block.byteCount > 0,
@@ -164,7 +169,9 @@ package enum PageFrameEncoder {
         compressor: borrowing Compressor, to records: inout RecordWriter
     ) -> PageFrameTable {
         let head = 8 + 4 * blocks.count
-        let limit = blocks.reduce(head) { $0 + max($1.bytes.count, Compressor.bound($1.bytes.count)) }
+        let limit = blocks.reduce(head) {
+            $0 + max($1.bytes.count, Compressor.bound($1.bytes.count))
+        }
         var sizes: [PageFrameTable.Block] = []
         sizes.reserveCapacity(blocks.count)
         records.append(.pageFrame, transaction: transaction, limit: limit) { payload in

@@ -36,7 +36,9 @@ package enum FileMode: Sendable {
     case lock
 }
 
-/// An open file. Calls may come from several threads at once. It closes when it is released.
+/// An open file.
+///
+/// Calls may come from several threads at once. It closes when it is released.
 package protocol RepositoryFile: AnyObject, Sendable {
     /// Bytes in the file.
     func byteCount() throws(FileError) -> UInt64

@@ -59,7 +59,9 @@ package enum MapReader {
 /// The rule for which map a delta map builds on.
 package enum MapSeries {
     /// The position that the map at `position` builds on: its lowest digit in base 4 that is not
-    /// zero, less one. Position 0 is the base map.
+    /// zero, less one.
+    ///
+    /// Position 0 is the base map.
     ///
     /// A map at position n covers 4^j checkpoints, where j counts the zeros that n ends with: 0.75
     /// a level and checkpoint on average, where clearing the lowest set bit costs 0.5 a level but

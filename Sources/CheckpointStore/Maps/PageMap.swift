@@ -159,7 +159,9 @@ package final class PageMap: @unchecked Sendable {
 // MARK: - The Merkle tree
 
 extension PageMap {
-    /// The root; brings nodes over changed leaves up to date. O(changed leaves * levels).
+    /// The root; brings nodes over changed leaves up to date.
+    ///
+    /// O(changed leaves * levels).
     package func root() -> PageDigest {
         let levels = MerkleNode.levelCount(frameEnd: UInt64(present.count) * 64)
         grow(levels: levels)
@@ -217,7 +219,9 @@ extension PageMap {
         return MerkleNode.digest(level: level, present: mask, zero: 0) { children[first + $0] }
     }
 
-    /// Frames whose content differs between two maps. O(leaves), digests only where leaves differ.
+    /// Frames whose content differs between two maps.
+    ///
+    /// O(leaves), digests only where leaves differ.
     package func difference(from other: PageMap) -> DirtyBitmap {
         _ = root()
         _ = other.root()

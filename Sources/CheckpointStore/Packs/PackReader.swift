@@ -129,7 +129,9 @@ package final class PackReader: Sendable {
                 object: type.description, reason: error.reason))
     }
 
-    /// Reads a record and checks its checksum. Throws `FormatError` or `FileError`.
+    /// Reads a record and checks its checksum.
+    ///
+    /// Throws `FormatError` or `FileError`.
     package static func readRecord(
         _ file: any RepositoryFile, at offset: UInt32
     ) throws -> (header: RecordHeader, bytes: [UInt8]) {

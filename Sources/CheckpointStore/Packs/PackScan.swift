@@ -135,8 +135,9 @@ package struct PackScan: Sendable {
             transaction: header.transaction, frame: frame)
     }
 
-    /// The highest `confirmed` among whole records after a damaged place. Records begin at
-    /// multiples of 8.
+    /// The highest `confirmed` among whole records after a damaged place.
+    ///
+    /// Records begin at multiples of 8.
     private static func confirmedAfter(
         _ file: any RepositoryFile, from offset: UInt32, size: UInt64
     ) throws -> UInt32 {

@@ -31,7 +31,9 @@ package struct PendingRecord: Sendable {
     }
 }
 
-/// Appends records to the newest pack of a repository. Any thread; calls exclude each other.
+/// Appends records to the newest pack of a repository.
+///
+/// Any thread; calls exclude each other.
 package final class PackWriter: Sendable {
     private struct State {
         var pack: UInt32
@@ -87,8 +89,10 @@ package final class PackWriter: Sendable {
         }
     }
 
-    /// Ends a transaction. What an abandoned one appended to the open pack is cut off if nobody
-    /// else writes; otherwise prune takes it.
+    /// Ends a transaction.
+    ///
+    /// What an abandoned one appended to the open pack is cut off if nobody else writes; otherwise
+    /// prune takes it.
     package func end(wasPublished: Bool) {
         state.withLock { state in
             state.activeTransactions -= 1
@@ -115,7 +119,9 @@ package final class PackWriter: Sendable {
         }
     }
 
-    /// Appends a publish record, and syncs. When this returns the checkpoint exists.
+    /// Appends a publish record, and syncs.
+    ///
+    /// When this returns the checkpoint exists.
     ///
     /// - Parameter payload: the manifest's bytes.
     package func publish(
@@ -130,7 +136,9 @@ package final class PackWriter: Sendable {
     }
 
     /// States in the open pack that all of it is confirmed, so that later damage to its last
-    /// checkpoint is never taken for a crash. Called when a writer closes.
+    /// checkpoint is never taken for a crash.
+    ///
+    /// Called when a writer closes.
     package func mark() throws(RepositoryError) {
         try locked { (state) throws(FileError) in
             guard !state.isBroken, state.file != nil, state.end == state.confirmed,

@@ -35,7 +35,9 @@ package enum Threads {
             self.handle = Mutex(handle)
         }
 
-        /// Waits until it has ended. Later calls return at once.
+        /// Waits until it has ended.
+        ///
+        /// Later calls return at once.
         package func join() {
             let handle = handle.withLock { handle in
                 defer { handle = nil }
@@ -92,8 +94,9 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
         return body(value)
     }
 
-    /// Blocks until `body` returns something, and returns that. `body` may change the value; it
-    /// is called again after each change.
+    /// Blocks until `body` returns something, and returns that.
+    ///
+    /// `body` may change the value; it is called again after each change.
     package func wait<T>(_ body: (inout Value) -> T?) -> T {
         pthread_mutex_lock(mutex)
         defer {

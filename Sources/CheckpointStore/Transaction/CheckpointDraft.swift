@@ -20,7 +20,9 @@ package final class CheckpointDraft: Sendable {
         state = Mutex(State(map: map))
     }
 
-    /// Makes the frames of a layout exist. New ones are zero until they are handed in.
+    /// Makes the frames of a layout exist.
+    ///
+    /// New ones are zero until they are handed in.
     package func adopt(_ layout: GuestLayout) {
         state.withLock { state in
             let before = state.map.layout

@@ -70,7 +70,9 @@ package final class CheckpointTransaction: Sendable {
     }
 
     /// Finds out which of some pages must be stored: those that are neither in the repository nor
-    /// claimed by this transaction before. They are claimed now.
+    /// claimed by this transaction before.
+    ///
+    /// They are claimed now.
     ///
     /// - Parameter mustStore: gets the position of each.
     package func claim(
@@ -107,7 +109,9 @@ package final class CheckpointTransaction: Sendable {
         return first
     }
 
-    /// Appends encoded page frames. Any thread; blocks for the write.
+    /// Appends encoded page frames.
+    ///
+    /// Any thread; blocks for the write.
     package func append(
         _ frames: [PendingRecord], of bytes: [UInt8]
     ) throws(RepositoryError) {
@@ -159,7 +163,9 @@ package final class CheckpointTransaction: Sendable {
         return checkpoint
     }
 
-    /// Gives the transaction up. Harmless after `publish`.
+    /// Gives the transaction up.
+    ///
+    /// Harmless after `publish`.
     package func abandon() {
         let wasOpen = state.withLock { state in
             defer { state.isOpen = false }
@@ -184,7 +190,8 @@ package final class CheckpointTransaction: Sendable {
         manifest.transaction = number
         manifest.comparedAll = facts.comparedAll
         let (seconds, attoseconds) = facts.pause.components
-        manifest.pauseNanoseconds = UInt64(seconds) * 1_000_000_000 + UInt64(attoseconds / 1_000_000_000)
+        manifest.pauseNanoseconds =
+            UInt64(seconds) * 1_000_000_000 + UInt64(attoseconds / 1_000_000_000)
         manifest.precopyRounds = UInt32(facts.precopyRounds)
         manifest.lineage = facts.lineage
         manifest.label = facts.label ?? ""

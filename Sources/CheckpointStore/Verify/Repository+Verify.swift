@@ -241,8 +241,10 @@ private final class Verification: Sendable {
         progress.map { report in state.withLock { report($0.total, $0.total) } }
     }
 
-    /// Checks a page map against its root. Where the checkpoint follows the one before, its delta
-    /// over that one's map is enough: it names every frame that differs.
+    /// Checks a page map against its root.
+    ///
+    /// Where the checkpoint follows the one before, its delta over that one's map is enough: it
+    /// names every frame that differs.
     private func checkMap(
         _ checkpoint: Checkpoint, after last: (id: CheckpointID, map: PageMap)?
     ) throws -> (CheckpointID, PageMap) {

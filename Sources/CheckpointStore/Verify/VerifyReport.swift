@@ -8,8 +8,9 @@ public struct VerifyReport: Sendable {
     public var byteCount = 0
     /// Pages that were decompressed and digested.
     public var pageCount = 0
-    /// Bytes behind the newest publication, left by an abandoned transaction. They are no damage,
-    /// and the next writer cuts them off.
+    /// Bytes behind the newest publication, left by an abandoned transaction.
+    ///
+    /// They are no damage, and the next writer cuts them off.
     public var abandonedByteCount = 0
     /// Everything that is wrong, in the order in which it was found.
     public var corruptions: [Corruption] = []

@@ -100,7 +100,8 @@ public final class ImageFile: WritableGuest {
         guard byteCount > 0, byteCount % Page.byteCount == 0 else {
             throw GuestError(
                 code: .sizeMismatch,
-                message: "\(path) has \(byteCount) bytes, which is no positive multiple of 4096; it "
+                message:
+                    "\(path) has \(byteCount) bytes, which is no positive multiple of 4096; it "
                     + "is cut short or no raw memory image")
         }
         return byteCount
@@ -109,10 +110,13 @@ public final class ImageFile: WritableGuest {
     private static func taken(_ path: String) -> GuestError {
         GuestError(
             code: .unavailable,
-            message: "\(path) exists and was left as it is; name another file or allow replacing it")
+            message: "\(path) exists and was left as it is; name another file or allow replacing it"
+        )
     }
 
-    /// Makes a new image durable and gives it its name. Nothing for an image that is read.
+    /// Makes a new image durable and gives it its name.
+    ///
+    /// Nothing for an image that is read.
     public func finish() throws(GuestError) {
         try state.withLock { (state) throws(GuestError) in
             switch state.role {
@@ -144,7 +148,9 @@ public final class ImageFile: WritableGuest {
         }
     }
 
-    /// Removes a new image that was not finished. Harmless otherwise.
+    /// Removes a new image that was not finished.
+    ///
+    /// Harmless otherwise.
     public func abandon() {
         state.withLock { state in
             if case .writing(let temporary, _, _) = state.role {
@@ -162,13 +168,17 @@ public final class ImageFile: WritableGuest {
     /// nil: a file does not say what changed.
     public var dirtyTracking: (any DirtyTracking)? { nil }
 
-    /// Nothing: nobody runs an image. Whoever writes to it meanwhile spoils the capture.
+    /// Nothing: nobody runs an image.
+    ///
+    /// Whoever writes to it meanwhile spoils the capture.
     public func pause() {}
 
     /// Nothing.
     public func resume() {}
 
-    /// Reads pages. A file that was cut meanwhile is an error.
+    /// Reads pages.
+    ///
+    /// A file that was cut meanwhile is an error.
     public func copyPages(
         _ runs: Span<PageRange>, into destination: inout MutableRawSpan
     ) throws(GuestError) {
@@ -195,7 +205,8 @@ public final class ImageFile: WritableGuest {
             guard count > 0 else {
                 throw GuestError(
                     code: .unavailable,
-                    message: "\(path) ends at byte \(offset + done), sooner than it did when it was "
+                    message:
+                        "\(path) ends at byte \(offset + done), sooner than it did when it was "
                         + "opened; take it in again when nobody changes it")
             }
             done += count

@@ -5,7 +5,9 @@ import GuestModel
 
 extension GuestError {
     /// A call that failed in a way that needs no advice.
-    static func call(_ name: String, _ subject: String, errno code: Int32 = Glibc.errno) -> GuestError {
+    static func call(_ name: String, _ subject: String, errno code: Int32 = Glibc.errno)
+        -> GuestError
+    {
         let reason = String(cString: strerror(code))
         if code == ENOSPC || code == EDQUOT {
             return GuestError(
@@ -24,7 +26,8 @@ extension GuestError {
         case ENOSYS:
             GuestError(
                 code: .unsupported,
-                message: "the kernel has no userfaultfd, which tracking writes needs; use Linux 6.7 "
+                message:
+                    "the kernel has no userfaultfd, which tracking writes needs; use Linux 6.7 "
                     + "or later with CONFIG_USERFAULTFD, or track with .compareAll",
                 errno: code)
         case EPERM, EACCES:
@@ -54,7 +57,8 @@ extension GuestError {
         }
         return GuestError(
             code: .unsupported,
-            message: "the kernel has no PAGEMAP_SCAN, which tracking writes needs; use Linux 6.7 or "
+            message:
+                "the kernel has no PAGEMAP_SCAN, which tracking writes needs; use Linux 6.7 or "
                 + "later, or track with .compareAll",
             errno: code)
     }

@@ -86,7 +86,9 @@ public final class ProcessMemory: WritableGuest {
     /// The regions, in frame order.
     public var allRegions: [MemoryRegion] { regions.withLock { $0 } }
 
-    /// Maps zeroed memory and makes it a region. It is unmapped with this guest.
+    /// Maps zeroed memory and makes it a region.
+    ///
+    /// It is unmapped with this guest.
     ///
     /// - Parameter byteCount: a positive multiple of 4096.
     public func allocate(
@@ -119,8 +121,9 @@ public final class ProcessMemory: WritableGuest {
         }
     }
 
-    /// Makes memory that the embedder mapped a region. It must stay mapped while this guest lives,
-    /// and stays the embedder's.
+    /// Makes memory that the embedder mapped a region.
+    ///
+    /// It must stay mapped while this guest lives, and stays the embedder's.
     ///
     /// - Parameter bytes: page-aligned, a positive multiple of 4096 bytes, in no other region.
     public func register(

@@ -33,7 +33,9 @@ final class WriteTracker: Sendable {
         stop()
     }
 
-    /// Begins to track. Harmless if it has begun.
+    /// Begins to track.
+    ///
+    /// Harmless if it has begun.
     func start(_ regions: [MemoryRegion]) throws(GuestError) {
         try state.withLock { (state) throws(GuestError) in
             guard !state.isOpen else { return }
@@ -51,7 +53,9 @@ final class WriteTracker: Sendable {
         }
     }
 
-    /// Tracks one more region; all its pages are in the next set. Nothing before `start`.
+    /// Tracks one more region; all its pages are in the next set.
+    ///
+    /// Nothing before `start`.
     func add(_ region: MemoryRegion) throws(GuestError) {
         try state.withLock { (state) throws(GuestError) in
             if state.isOpen { try WriteTracker.register(region, &state) }
@@ -78,7 +82,9 @@ final class WriteTracker: Sendable {
         }
     }
 
-    /// Ends tracking: the kernel lifts all protection. Harmless if it has not begun.
+    /// Ends tracking: the kernel lifts all protection.
+    ///
+    /// Harmless if it has not begun.
     func stop() {
         state.withLock { WriteTracker.close(&$0) }
     }
