@@ -90,6 +90,15 @@ let package = Package(
             ],
             path: "Tests/VarveTestSupport"),
         .testTarget(
+            name: "PageKernelsTests", dependencies: ["CPageKernels", "GuestModel", "VarveTestSupport"]),
+        .testTarget(name: "GuestModelTests", dependencies: ["GuestModel", "VarveTestSupport"]),
+        .testTarget(
+            name: "LinuxGuestTests",
+            dependencies: [
+                "GuestModel", "LinuxGuest", "VarveTestSupport",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ]),
+        .testTarget(
             name: "CheckpointEngineTests",
             dependencies: [
                 "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
