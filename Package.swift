@@ -99,6 +99,14 @@ let package = Package(
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
         .testTarget(
+            name: "CheckpointStoreTests",
+            dependencies: [
+                // The independent reader unpacks with zstd itself.
+                "CZstd", "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
+                "VarveTestSupport", .product(name: "SystemPackage", package: "swift-system"),
+            ],
+            resources: [.copy("Golden")]),
+        .testTarget(
             name: "CheckpointEngineTests",
             dependencies: [
                 "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",

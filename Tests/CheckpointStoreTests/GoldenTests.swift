@@ -1,0 +1,137 @@
+import CheckpointEngine
+import CheckpointStore
+import Foundation
+import GuestModel
+import SystemPackage
+import Testing
+import VarveTestSupport
+
+/// Repositories of each format version, kept as bytes: later code must read them for ever.
+///
+/// Golden files are added, never changed. `RECORD_GOLDEN=DIRECTORY` writes new ones.
+@Suite struct GoldenTests {
+    /// What the golden guest holds at each of its three checkpoints.
+    private static func pages(step: Int) -> [UInt64: [UInt8]] {
+        var random = SeededGenerator(seed: 42)
+        var pages: [UInt64: [UInt8]] = [:]
+        for frame in Array(0..<40) + Array(5000..<5010) as [UInt64] {
+            var page = [UInt8](repeating: UInt8(frame % 7), count: 4096)
+            if frame % 3 == 0 { page = page.map { _ in UInt8.random(in: 0...255, using: &random) } }
+            if frame % 10 == 9 { page = [UInt8](repeating: 0, count: 4096) }
+            pages[frame] = page
+        }
+        if step >= 1 {
+            for frame in [3, 4, 17, 5001] as [UInt64] {
+                pages[frame] = [UInt8](repeating: 200, count: 4096)
+            }
+            pages[0] = [UInt8](repeating: 0, count: 4096)
+        }
+        if step >= 2 {
+            pages[5009] = nil
+            pages[40] = pages[6]
+        }
+        return pages
+    }
+
+    private static func state(step: Int) -> GuestState {
+        GuestState(records: [.init(kind: "golden", bytes: [1, 2, UInt8(step)])])
+    }
+
+    private static func write(to path: FilePath) throws {
+        try Repository.create(at: path).close()
+        let repository = try Repository.open(
+            at: path, .writing, files: PosixFiles(root: path), packByteCountMax: 320 << 10)
+        let guest = SimulatedGuest(layout: .empty)
+        let session = try CaptureSession(of: guest, in: repository, lineage: "golden")
+        for step in 0..<3 {
+            let pages = GoldenTests.pages(step: step)
+            guest.with { guest in
+                guest.state = GoldenTests.state(step: step)
+                for frame in Set(pages.keys).union(guest.pages.keys)
+                where pages[frame] != guest.pages[frame] {
+                    if let page = pages[frame] {
+                        guest.write(frame, page)
+                    } else {
+                        guest.pages[frame] = nil
+                    }
+                }
+            }
+            _ = try session.capture(label: step == 1 ? "middle" : nil)
+        }
+        session.close()
+        try repository.close()
+    }
+
+    private static func check(_ path: FilePath) throws {
+        let independent = try IndependentReader(path: path.string)
+        #expect(independent.checkpoints.count == 3)
+        let repository = try Repository.open(at: path, .reading)
+        let checkpoints = try repository.checkpoints(lineage: "golden")
+        #expect(checkpoints.map(\.label) == [nil, "middle", nil])
+        for (step, checkpoint) in checkpoints.enumerated() {
+            let read = independent.checkpoints[step]
+            #expect(read.pages == pages(step: step), "independent reader, step \(step)")
+            #expect(read.id == checkpoint.id.digest.bytes)
+            #expect(read.root == checkpoint.root.bytes)
+            #expect(read.lineage == "golden")
+            let guest = SimulatedGuest(layout: .empty)
+            _ = try Restore.run(checkpoint, from: repository, into: guest)
+            #expect(guest.with { $0.pages } == pages(step: step), "library, step \(step)")
+            #expect(guest.with { $0.state } == state(step: step))
+        }
+        #expect(try repository.verify().isClean)
+    }
+
+    @Test func whatIsWrittenNowReadsIndependently() throws {
+        let directory = TemporaryDirectory()
+        let path = directory.path.appending("store")
+        try GoldenTests.write(to: path)
+        try GoldenTests.check(path)
+        if let record = ProcessInfo.processInfo.environment["RECORD_GOLDEN"] {
+            try FileManager.default.removeItem(atPath: path.appending("index").string)
+            try FileManager.default.copyItem(atPath: path.string, toPath: record)
+        }
+    }
+
+    @Test(arguments: ["v1"])
+    func goldenRepositoriesAreRead(version: String) throws {
+        let golden = try #require(
+            Bundle.module.url(forResource: "Golden", withExtension: nil)?
+                .appendingPathComponent(version))
+        let directory = TemporaryDirectory()
+        let path = directory.path.appending("store")
+        try FileManager.default.copyItem(atPath: golden.path, toPath: path.string)
+        try GoldenTests.check(path)
+    }
+
+    @Test func everyFlippedByteOfAPackIsFound() throws {
+        let directory = TemporaryDirectory()
+        let path = directory.path.appending("store")
+        try GoldenTests.write(to: path)
+        let packs = path.appending("packs").string
+        var random = TestSeed.generator(300)
+        var count = 0
+        for name in try FileManager.default.contentsOfDirectory(atPath: packs).sorted() {
+            let url = URL(fileURLWithPath: "\(packs)/\(name)")
+            let whole = try Data(contentsOf: url)
+            // The first 600 bytes and the last 1200 one by one, the rest here and there.
+            let offsets = (0..<whole.count).filter { offset in
+                TestSeed.isLong || offset < 600 && offset % 3 == 0
+                    || offset >= whole.count - 1200 && offset % 5 == 0
+                    || Int.random(in: 0..<400, using: &random) == 0
+            }
+            for offset in offsets {
+                var damaged = whole
+                damaged[offset] ^= UInt8.random(in: 1...255, using: &random)
+                try damaged.write(to: url)
+                let report = try Repository.open(at: path, .reading).verify()
+                #expect(!report.isClean, "byte \(offset) of \(name)")
+                #expect(report.corruptions.contains { $0.file == "packs/\(name)" })
+                count += 1
+            }
+            try whole.write(to: url)
+        }
+        print("flipped \(count) bytes one at a time, each found")
+        #expect(try Repository.open(at: path, .reading).verify().isClean)
+    }
+}

@@ -1,0 +1,302 @@
+import CZstd
+import Foundation
+
+/// Reads a repository's packs from the documented layout alone: no code of the library's.
+///
+/// Slow and simple on purpose: the checksum bit by bit, BLAKE3 word by word, everything in arrays.
+struct IndependentReader {
+    struct Failure: Error, CustomStringConvertible {
+        let description: String
+    }
+
+    struct Checkpoint {
+        let id: [UInt8]
+        let parent: [UInt8]
+        let root: [UInt8]
+        let lineage: String
+        let label: String
+        /// Frames that exist: their pages.
+        let pages: [UInt64: [UInt8]]
+        let state: [UInt8]
+    }
+
+    private struct Record {
+        let type: UInt8
+        let transaction: UInt64
+        let payload: [UInt8]
+    }
+
+    /// Checkpoints in the order of their publish records.
+    private(set) var checkpoints: [Checkpoint] = []
+    private var records: [UInt64: Record] = [:]
+    private var ordinals: [UInt64: [UInt32: [UInt8]]] = [:]
+    private var pages: [[UInt8]: [UInt8]] = [:]
+    private var maps: [[UInt8]: [UInt64: [UInt8]?]] = [:]
+
+    init(path: String) throws {
+        let head = try IndependentReader.load("\(path)/repository")
+        try IndependentReader.check(head.starts(with: Array("VARVEREP".utf8)), "repository magic")
+        let id = Array(head[16..<32])
+        let names = try FileManager.default.contentsOfDirectory(atPath: "\(path)/packs").sorted()
+        for name in names {
+            guard let number = UInt32(name.prefix(8), radix: 16) else {
+                throw Failure(description: "\(name) is no pack")
+            }
+            let bytes = try IndependentReader.load("\(path)/packs/\(name)")
+            try readPack(bytes, number, id, isLast: name == names.last)
+        }
+    }
+
+    private static func load(_ path: String) throws -> [UInt8] {
+        Array(try Data(contentsOf: URL(fileURLWithPath: path)))
+    }
+
+    private static func check(_ condition: Bool, _ what: String) throws {
+        if !condition { throw Failure(description: what) }
+    }
+
+    // MARK: - Packs
+
+    private mutating func readPack(
+        _ bytes: [UInt8], _ number: UInt32, _ id: [UInt8], isLast: Bool
+    ) throws {
+        try Self.check(bytes.starts(with: Array("VARVEPAK".utf8)), "pack magic")
+        try Self.check(Self.u32(bytes, 8) == 1 && Self.u32(bytes, 12) == 64, "version, length")
+        try Self.check(Array(bytes[16..<32]) == id, "repository id")
+        try Self.check(Self.u64(bytes, 32) == UInt64(number), "pack number")
+        try Self.check(bytes[40..<60].allSatisfy { $0 == 0 }, "reserved")
+        try Self.check(Self.crc(bytes[0..<60]) == Self.u32(bytes, 60), "envelope checksum")
+        var offset = 64
+        var isSealed = false
+        while offset < bytes.count {
+            if bytes.count - offset == 32,
+                Array(bytes[offset..<offset + 8]) == Array("VARVEEND".utf8)
+            {
+                isSealed = true
+                break
+            }
+            offset = try readRecord(bytes, number, at: offset)
+        }
+        try Self.check(isSealed || isLast, "only the last pack may be open")
+    }
+
+    private mutating func readRecord(
+        _ bytes: [UInt8], _ number: UInt32, at offset: Int
+    ) throws -> Int {
+        try Self.check(Array(bytes[offset..<offset + 4]) == Array("VREC".utf8), "record magic")
+        let count = Int(Self.u32(bytes, offset + 8))
+        let end = offset + 32 + (count + 7) / 8 * 8
+        let covered = Array(bytes[offset..<offset + 28]) + Array(bytes[offset + 32..<end])
+        try Self.check(Self.crc(covered[...]) == Self.u32(bytes, offset + 28), "record checksum")
+        let record = Record(
+            type: bytes[offset + 4], transaction: Self.u64(bytes, offset + 16),
+            payload: Array(bytes[offset + 32..<offset + 32 + count]))
+        records[UInt64(number) << 32 | UInt64(offset)] = record
+        switch record.type {
+        case 1: try readPageFrame(record)
+        case 4: try readManifest(record)
+        default: break
+        }
+        return end
+    }
+
+    private mutating func readPageFrame(_ record: Record) throws {
+        let payload = record.payload
+        var ordinal = Self.u32(payload, 0)
+        let blockCount = Int(payload[5])
+        var offset = 8 + 4 * blockCount
+        var pageCount = 0
+        for block in 0..<blockCount {
+            let field = Self.u32(payload, 8 + 4 * block)
+            let stored = Array(payload[offset..<offset + Int(field & 0xff_ffff)])
+            offset += stored.count
+            let count = Int(field >> 24)
+            pageCount += count
+            let contents = try Self.unpack(stored, to: count * 4096)
+            for page in 0..<count {
+                ordinals[record.transaction, default: [:]][ordinal] = Array(
+                    contents[page * 4096..<(page + 1) * 4096])
+                ordinal += 1
+            }
+        }
+        try Self.check(offset == payload.count && pageCount == Int(payload[4]), "page frame sizes")
+    }
+
+    private static func unpack(_ stored: [UInt8], to count: Int) throws -> [UInt8] {
+        if stored.count == count { return stored }
+        var result = [UInt8](repeating: 0, count: count)
+        let got = ZSTD_decompress(&result, count, stored, stored.count)
+        try check(got == count, "zstd")
+        return result
+    }
+
+    // MARK: - Checkpoints
+
+    private mutating func readManifest(_ record: Record) throws {
+        let payload = record.payload
+        let id = ReferenceBLAKE3.hash(payload)
+        let position = Self.u32(payload, 80)
+        let ancestor = Array(payload[88..<120])
+        var offset = 120 + 8 * 8 + 4
+        let lineage = Self.text(payload, &offset)
+        let label = Self.text(payload, &offset)
+        let mapParts = Self.parts(payload, &offset)
+        let stateParts = Self.parts(payload, &offset)
+        let stateDigest = Array(payload[offset..<offset + 32])
+        try Self.check(offset + 32 == payload.count, "manifest length")
+        var map: [UInt64: [UInt8]?] = position == 0 ? [:] : try Self.found(maps[ancestor], "map")
+        for part in mapParts {
+            try readMapPart(try Self.found(records[part], "map part"), into: &map)
+        }
+        maps[id] = map
+        var state: [UInt8] = []
+        for part in stateParts { state += try Self.found(records[part], "state part").payload }
+        try Self.check(ReferenceBLAKE3.hash(state) == stateDigest, "state digest")
+        var contents: [UInt64: [UInt8]] = [:]
+        for (frame, digest) in map {
+            contents[frame] =
+                try digest.map { try Self.found(pages[$0], "page") }
+                ?? [UInt8](repeating: 0, count: 4096)
+        }
+        let root = Array(payload[32..<64])
+        try Self.check(Self.root(of: map) == root, "root")
+        checkpoints.append(
+            Checkpoint(
+                id: id, parent: Array(payload[0..<32]), root: root, lineage: lineage,
+                label: label, pages: contents, state: state))
+    }
+
+    private mutating func readMapPart(
+        _ record: Record, into map: inout [UInt64: [UInt8]?]
+    ) throws {
+        let payload = record.payload
+        let digestCount = Int(Self.u32(payload, 0))
+        let storedCount = Int(Self.u32(payload, 4))
+        let columnCount = Int(Self.u32(payload, 8))
+        let columns = try Self.unpack(Array(payload[16..<16 + storedCount]), to: columnCount)
+        var digest = 16 + storedCount
+        try Self.check(digest + 32 * digestCount == payload.count, "map part length")
+        var offset = 0
+        var frame: UInt64 = 0
+        var ordinal: Int64 = 0
+        while offset < columns.count {
+            frame += Self.varint(columns, &offset)
+            let count = Self.varint(columns, &offset)
+            let content = columns[offset]
+            offset += 1
+            if content == 2 {
+                let folded = Self.varint(columns, &offset)
+                ordinal += Int64(bitPattern: folded >> 1) ^ -Int64(bitPattern: folded & 1)
+            }
+            for _ in 0..<count {
+                switch content {
+                case 0: map[frame] = nil
+                case 1: map[frame] = .some(nil)
+                default:
+                    let expected = Array(payload[digest..<digest + 32])
+                    digest += 32
+                    if content == 2 {
+                        let page = try Self.found(
+                            ordinals[record.transaction]?[UInt32(ordinal)], "ordinal")
+                        try Self.check(ReferenceBLAKE3.hash(page) == expected, "page digest")
+                        pages[expected] = page
+                        ordinal += 1
+                    }
+                    map[frame] = expected
+                }
+                frame += 1
+            }
+        }
+    }
+
+    /// The Merkle root by recursion over frame numbers.
+    private static func root(of map: [UInt64: [UInt8]?]) -> [UInt8] {
+        let end = (map.keys.max() ?? 0) + 1
+        var level = 0
+        var covered: UInt64 = 64
+        while covered < end {
+            covered *= 64
+            level += 1
+        }
+        return node(map, level, 0)
+            ?? ReferenceBLAKE3.hash(Array("VNOD".utf8) + [UInt8](repeating: 0, count: 20))
+    }
+
+    private static func node(
+        _ map: [UInt64: [UInt8]?], _ level: Int, _ number: UInt64
+    ) -> [UInt8]? {
+        var present: UInt64 = 0
+        var zero: UInt64 = 0
+        var digests: [UInt8] = []
+        for index in 0..<64 as Range<UInt64> {
+            let child = number * 64 + index
+            if level > 0 {
+                guard let digest = node(map, level - 1, child) else { continue }
+                present |= 1 << index
+                digests += digest
+            } else if let content = map[child] {
+                if let content {
+                    present |= 1 << index
+                    digests += content
+                } else {
+                    zero |= 1 << index
+                }
+            }
+        }
+        if present | zero == 0 { return nil }
+        func little(_ value: UInt64) -> [UInt8] { (0..<8).map { UInt8(value >> ($0 * 8) & 0xff) } }
+        return ReferenceBLAKE3.hash(
+            Array("VNOD".utf8) + [UInt8(level), 0, 0, 0] + little(present) + little(zero) + digests)
+    }
+
+    // MARK: - Values
+
+    private static func found<T>(_ value: T?, _ what: String) throws -> T {
+        guard let value else { throw Failure(description: "\(what) is missing") }
+        return value
+    }
+
+    private static func u32(_ bytes: [UInt8], _ offset: Int) -> UInt32 {
+        (0..<4).reduce(0) { $0 | UInt32(bytes[offset + $1]) << ($1 * 8) }
+    }
+
+    private static func u64(_ bytes: [UInt8], _ offset: Int) -> UInt64 {
+        (0..<8).reduce(0) { $0 | UInt64(bytes[offset + $1]) << ($1 * 8) }
+    }
+
+    private static func varint(_ bytes: [UInt8], _ offset: inout Int) -> UInt64 {
+        var value: UInt64 = 0
+        var shift = 0
+        while true {
+            let byte = bytes[offset]
+            offset += 1
+            value |= UInt64(byte & 0x7f) << shift
+            if byte & 0x80 == 0 { return value }
+            shift += 7
+        }
+    }
+
+    private static func text(_ bytes: [UInt8], _ offset: inout Int) -> String {
+        let count = Int(bytes[offset]) | Int(bytes[offset + 1]) << 8
+        defer { offset += 2 + count }
+        return String(decoding: bytes[offset + 2..<offset + 2 + count], as: UTF8.self)
+    }
+
+    private static func parts(_ bytes: [UInt8], _ offset: inout Int) -> [UInt64] {
+        let count = Int(u32(bytes, offset))
+        defer { offset += 4 + 8 * count }
+        return (0..<count).map { index in
+            let place = offset + 4 + 8 * index
+            return UInt64(u32(bytes, place)) << 32 | UInt64(u32(bytes, place + 4))
+        }
+    }
+
+    private static func crc(_ bytes: ArraySlice<UInt8>) -> UInt32 {
+        var rest = ~UInt32(0)
+        for byte in bytes {
+            rest ^= UInt32(byte)
+            for _ in 0..<8 { rest = rest & 1 == 0 ? rest >> 1 : rest >> 1 ^ 0x82f6_3b78 }
+        }
+        return ~rest
+    }
+}
