@@ -110,7 +110,7 @@ let package = Package(
             name: "CheckpointEngineTests",
             dependencies: [
                 "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
-                "VarveTestSupport", .product(name: "SystemPackage", package: "swift-system"),
+                "LinuxGuest", "VarveTestSupport", .product(name: "SystemPackage", package: "swift-system"),
             ]),
     ]
 )

@@ -40,7 +40,7 @@ import VarveTestSupport
     private static func write(to path: FilePath) throws {
         try Repository.create(at: path).close()
         let repository = try Repository.open(
-            at: path, .writing, files: PosixFiles(root: path), packByteCountMax: 320 << 10)
+            at: path, .writing, files: PosixFiles(root: path), packByteCountMax: 288 << 10)
         let guest = SimulatedGuest(layout: .empty)
         let session = try CaptureSession(of: guest, in: repository, lineage: "golden")
         for step in 0..<3 {

@@ -58,9 +58,9 @@ extension Repository {
 
 /// Reads pages; one for each thread.
 package struct PageFetcher: ~Copyable {
-    // A read spans at most this, and skips gaps of at most that.
+    // A read spans at most this, and skips gaps of at most that: the heads between page frames.
     private static let readByteCountMax = 1 << 20
-    private static let gapByteCountMax = 16 << 10
+    private static let gapByteCountMax = 256
 
     private let reader: PackReader
     private let decompressor = Decompressor()

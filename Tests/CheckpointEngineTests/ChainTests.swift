@@ -1,0 +1,117 @@
+import CheckpointEngine
+import CheckpointFormat
+import CheckpointStore
+import GuestModel
+import LinuxGuest
+import SystemPackage
+import Testing
+import VarveTestSupport
+
+/// A long chain: going back costs the same anywhere in it, and metadata stays small.
+@Suite(.serialized) struct ChainTests {
+    private struct Chain {
+        let directory = TemporaryDirectory()
+        let repository: Repository
+        var checkpoints: [Checkpoint] = []
+
+        /// Takes `count` checkpoints of a guest of `pageCount` pages, `dirtyCount` random ones
+        /// dirty in each.
+        init(count: Int, pageCount: Int, dirtyCount: Int) throws {
+            repository = try Repository.create(at: directory.path.appending("store"))
+            let memory = ProcessMemory()
+            let region = try memory.allocate(byteCount: pageCount * Page.byteCount)
+            var random = TestSeed.generator(400)
+            for page in 0..<pageCount { ChainTests.fill(region, page, &random) }
+            let session = try CaptureSession(of: memory, in: repository, lineage: "chain")
+            checkpoints.append(try session.capture().checkpoint)
+            var pending: PendingCapture?
+            for _ in 1..<count {
+                for _ in 0..<dirtyCount {
+                    ChainTests.fill(region, Int.random(in: 0..<pageCount, using: &random), &random)
+                }
+                let next = try session.begin()
+                if let result = try pending?.wait() { checkpoints.append(result.checkpoint) }
+                pending = next
+            }
+            if let result = try pending?.wait() { checkpoints.append(result.checkpoint) }
+        }
+
+        /// Restores a checkpoint, and says what it took.
+        func restore(_ checkpoint: Checkpoint) throws -> (RestoreResult, Duration) {
+            let memory = ProcessMemory(tracking: .compareAll)
+            _ = try memory.allocate(byteCount: checkpoint.pageCount * Page.byteCount)
+            let start = ContinuousClock.now
+            let result = try Restore.run(checkpoint, from: repository, into: memory)
+            let time = ContinuousClock.now - start
+            #expect(try MemoryRoot.of(memory) == checkpoint.root)
+            return (result, time)
+        }
+    }
+
+    /// Half of the page random, half of it the same byte: compresses to about half.
+    private static func fill(
+        _ region: MemoryRegion, _ page: Int, _ random: inout SeededGenerator
+    ) {
+        let start = page * Page.byteCount
+        for offset in stride(from: start, to: start + Page.byteCount / 2, by: 8) {
+            region.bytes.storeBytes(of: random.next(), toByteOffset: offset, as: UInt64.self)
+        }
+    }
+
+    @Test(.enabled(if: tracksWrites))
+    func firstAndLastOfAThousandCostTheSame() throws {
+        let pageCount = TestSeed.isLong ? 65_536 : 4096
+        let dirtyCount = TestSeed.isLong ? 1000 : 100
+        let chain = try Chain(count: 1000, pageCount: pageCount, dirtyCount: dirtyCount)
+        let first = chain.checkpoints[0]
+        let last = chain.checkpoints[999]
+        var times: [Duration] = []
+        var results: [RestoreResult] = []
+        for checkpoint in [first, last, first, last, first, last] {
+            let (result, time) = try chain.restore(checkpoint)
+            results.append(result)
+            times.append(time)
+        }
+        let (one, thousand) = (results[4], results[5])
+        print(
+            "restore of checkpoint 1: \(one.mapsRead) maps, \(one.bytesRead) bytes, \(times[4]); "
+                + "of checkpoint 1000: \(thousand.mapsRead) maps, \(thousand.bytesRead) bytes, "
+                + "\(times[5])")
+        let ratio = Double(thousand.bytesRead) / Double(one.bytesRead)
+        #expect(ratio > 0.9 && ratio < 1.1, "bytes read, last over first")
+        // 3 log4(n) + 1 maps at most.
+        for checkpoint in chain.checkpoints where checkpoint.id.digest.words.0 % 50 == 0 {
+            let mapsRead = try chain.repository.pageMap(of: checkpoint).mapsRead
+            #expect(mapsRead <= 16)
+        }
+    }
+
+    @Test(.enabled(if: tracksWrites))
+    func metadataStaysSmall() throws {
+        let chain = try Chain(count: 130, pageCount: 1 << 17, dirtyCount: 1000)
+        let deltas = chain.checkpoints.dropFirst()
+        let plain = deltas.filter { $0.manifest.mapPosition % 4 != 0 && !$0.hasBaseMap }
+        func perPage(_ checkpoints: some Collection<Checkpoint>) -> Double {
+            let bytes = checkpoints.reduce(0) { $0 + $1.metadataByteCount }
+            return Double(bytes) / Double(checkpoints.reduce(0) { $0 + $1.changedPageCount })
+        }
+        let statistics = try chain.repository.statistics()
+        print(
+            "metadata a changed page, 1000 random pages of 131072: plain delta \(perPage(plain)), "
+                + "all deltas \(perPage(deltas)), whole repository "
+                + "\(statistics.metadataBytesPerChangedPage)")
+        #expect(perPage(plain) <= 48)
+        #expect(perPage(deltas) <= 150)
+    }
+}
+
+/// True if this kernel can track writes; says why not, once.
+let tracksWrites: Bool = {
+    do throws(GuestError) {
+        try ProcessMemory.checkSupport()
+        return true
+    } catch {
+        print("skipped, tracking of writes: \(error.message)")
+        return false
+    }
+}()
