@@ -90,7 +90,8 @@ let package = Package(
             ],
             path: "Tests/VarveTestSupport"),
         .testTarget(
-            name: "PageKernelsTests", dependencies: ["CPageKernels", "GuestModel", "VarveTestSupport"]),
+            name: "PageKernelsTests",
+            dependencies: ["CPageKernels", "GuestModel", "VarveTestSupport"]),
         .testTarget(name: "GuestModelTests", dependencies: ["GuestModel", "VarveTestSupport"]),
         .testTarget(
             name: "LinuxGuestTests",
@@ -110,7 +111,8 @@ let package = Package(
             name: "CheckpointEngineTests",
             dependencies: [
                 "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
-                "LinuxGuest", "VarveTestSupport", .product(name: "SystemPackage", package: "swift-system"),
+                "LinuxGuest", "VarveTestSupport",
+                .product(name: "SystemPackage", package: "swift-system"),
             ]),
     ]
 )

@@ -19,12 +19,16 @@ final class TestThread: @unchecked Sendable {
     func join() { ended.wait() }
 }
 
-/// Discards memory. `madvise(MADV_DONTNEED)`.
+/// Discards memory.
+///
+/// `madvise(MADV_DONTNEED)`.
 func discard(_ address: UnsafeMutableRawPointer, _ byteCount: Int) -> Bool {
     madvise(address, byteCount, MADV_DONTNEED) == 0
 }
 
-/// Makes the kernel write. `read(2)` of /dev/urandom.
+/// Makes the kernel write.
+///
+/// `read(2)` of /dev/urandom.
 func readRandom(_ address: UnsafeMutableRawPointer, _ byteCount: Int) -> Bool {
     let descriptor = open("/dev/urandom", O_RDONLY)
     defer { close(descriptor) }
