@@ -57,15 +57,30 @@ extension Repository {
 }
 
 /// Reads pages; one for each thread.
+///
+/// Blocks are unpacked into a batch of up to 128 pages, which is digested at once: one page alone
+/// takes six times as long to digest as one of sixteen.
 package struct PageFetcher: ~Copyable {
     // A read spans at most this, and skips gaps of at most that: the heads between page frames.
     private static let readByteCountMax = 1 << 20
     private static let gapByteCountMax = 256
+    private static let batchPageCount = 2 * PageFrameTable.pageLimit
+
+    /// A requested page of the batch.
+    private struct Unpacked {
+        let request: PageRequest
+        /// Which page of the batch it is.
+        let position: Int
+    }
 
     private let reader: PackReader
     private let decompressor = Decompressor()
     private let stored: UnsafeMutableRawBufferPointer
     private let pages: UnsafeMutableRawBufferPointer
+    private var batch: [Unpacked] = []
+    private var batchPages = 0
+    private var inputs: [UnsafeRawPointer?] = []
+    private var digests: [PageDigest]
     /// Bytes read from packs so far.
     package private(set) var bytesRead = 0
 
@@ -74,7 +89,8 @@ package struct PageFetcher: ~Copyable {
         stored = .allocate(
             byteCount: PageFetcher.readByteCountMax + PageFrameTable.pageLimit * Page.byteCount,
             alignment: 64)
-        pages = .allocate(byteCount: PageFrameTable.pageLimit * Page.byteCount, alignment: 64)
+        pages = .allocate(byteCount: PageFetcher.batchPageCount * Page.byteCount, alignment: 64)
+        digests = Array(repeating: .none, count: PageFetcher.batchPageCount)
     }
 
     deinit {
@@ -85,6 +101,7 @@ package struct PageFetcher: ~Copyable {
     /// Reads pages that are sorted by place.
     ///
     /// - Parameters:
+    ///   - requests: the pages.
     ///   - damaged: called for each page that cannot be had; it may throw to stop.
     ///   - deliver: called with runs of frames and their verified contents, valid inside it only.
     package mutating func fetch(
@@ -94,81 +111,94 @@ package struct PageFetcher: ~Copyable {
     ) throws {
         var start = requests.startIndex
         while start < requests.endIndex {
-            let first = requests[start].location
-            var end = start
-            var limit = UInt64(first.blockOffset)
-            while end < requests.endIndex {
-                let next = requests[end].location
-                let nextEnd = UInt64(next.blockOffset) + UInt64(next.blockByteCount)
-                guard next.pack == first.pack,
-                    UInt64(next.blockOffset) <= limit + UInt64(PageFetcher.gapByteCountMax)
-                        || end == start,
-                    nextEnd - UInt64(first.blockOffset) <= UInt64(PageFetcher.readByteCountMax)
-                        || end == start
-                else { break }
-                limit = max(limit, nextEnd)
-                end += 1
-            }
-            try fetchNear(
-                requests[start..<end], byteCount: Int(limit - UInt64(first.blockOffset)),
-                damaged: damaged, deliver: deliver)
-            start = end
+            let near = PageFetcher.near(requests[start...])
+            try read(near, damaged: damaged, deliver: deliver)
+            start = near.endIndex
         }
+        try flush(damaged: damaged, deliver: deliver)
     }
 
-    /// Reads blocks that one read spans.
-    private mutating func fetchNear(
-        _ requests: ArraySlice<PageRequest>, byteCount: Int,
+    /// The first requests whose blocks one read spans.
+    private static func near(_ requests: ArraySlice<PageRequest>) -> ArraySlice<PageRequest> {
+        let first = requests[requests.startIndex].location
+        var limit = UInt64(first.blockOffset) + UInt64(first.blockByteCount)
+        var end = requests.startIndex + 1
+        while end < requests.endIndex {
+            let next = requests[end].location
+            let nextEnd = UInt64(next.blockOffset) + UInt64(next.blockByteCount)
+            guard next.pack == first.pack,
+                UInt64(next.blockOffset) <= limit + UInt64(gapByteCountMax),
+                nextEnd - UInt64(first.blockOffset) <= UInt64(readByteCountMax)
+            else { break }
+            limit = max(limit, nextEnd)
+            end += 1
+        }
+        return requests[..<end]
+    }
+
+    /// Reads blocks with one call, and unpacks them into the batch.
+    private mutating func read(
+        _ requests: ArraySlice<PageRequest>,
         damaged: (Corruption, PageRequest) throws -> Void,
         deliver: (PageRange, UnsafeRawBufferPointer) throws -> Void
     ) throws {
         let base = requests[requests.startIndex].location
-        let buffer = UnsafeMutableRawBufferPointer(rebasing: stored[..<byteCount])
-        var got = 0
+        let end = requests.reduce(0) {
+            max($0, Int($1.location.blockOffset) + Int($1.location.blockByteCount))
+        }
+        let buffer = UnsafeMutableRawBufferPointer(
+            rebasing: stored[..<(end - Int(base.blockOffset))])
+        var count = 0
         do {
-            got = try reader.file(base.pack).read(into: buffer, at: UInt64(base.blockOffset))
+            count = try reader.file(base.pack).read(into: buffer, at: UInt64(base.blockOffset))
         } catch let error as RepositoryError {
             guard let corruption = error.corruption else { throw error }
             for request in requests { try damaged(corruption, request) }
             return
         }
-        bytesRead += got
+        bytesRead += count
         var start = requests.startIndex
         while start < requests.endIndex {
             let place = requests[start].location
-            let block = requests[start...].prefix { $0.location.blockOffset == place.blockOffset }
+            var next = start + 1
+            while next < requests.endIndex,
+                requests[next].location.blockOffset == place.blockOffset
+            { next += 1 }
             let offset = Int(place.blockOffset - base.blockOffset)
-            try fetchBlock(
-                block, offset: offset, isWhole: offset + Int(place.blockByteCount) <= got,
-                damaged: damaged, deliver: deliver)
-            start = block.endIndex
+            let bytes = UnsafeRawBufferPointer(rebasing: buffer[..<count])
+            if batchPages + Int(place.blockPageCount) > PageFetcher.batchPageCount {
+                try flush(damaged: damaged, deliver: deliver)
+            }
+            do throws(FormatError) {
+                try unpack(requests[start..<next], from: bytes, at: offset)
+            } catch {
+                for request in requests[start..<next] {
+                    try damaged(corruption(request, "page frame", error.reason), request)
+                }
+            }
+            start = next
         }
     }
 
-    private func fetchBlock(
-        _ requests: ArraySlice<PageRequest>, offset: Int, isWhole: Bool,
-        damaged: (Corruption, PageRequest) throws -> Void,
-        deliver: (PageRange, UnsafeRawBufferPointer) throws -> Void
-    ) throws {
+    /// Unpacks one block into the batch.
+    private mutating func unpack(
+        _ requests: ArraySlice<PageRequest>, from bytes: UnsafeRawBufferPointer, at offset: Int
+    ) throws(FormatError) {
         let place = requests[requests.startIndex].location
-        let count = Int(place.blockPageCount) * Page.byteCount
-        let contents = UnsafeMutableRawBufferPointer(rebasing: pages[..<count])
-        do {
-            guard isWhole else {
-                throw FormatError(offset: 0, reason: "the pack ends within it")
-            }
-            let bytes = stored[offset..<offset + Int(place.blockByteCount)]
-            try PageBlock.decode(
-                UnsafeRawBufferPointer(rebasing: bytes), decompressor: decompressor,
-                into: contents)
-        } catch let error as FormatError {
-            for request in requests {
-                try damaged(corruption(request, "page frame", error.reason), request)
-            }
-            return
+        guard offset + Int(place.blockByteCount) <= bytes.count else {
+            throw FormatError(offset: 0, reason: "the pack ends within it")
         }
-        try deliverPages(
-            requests, of: UnsafeRawBufferPointer(contents), damaged: damaged, deliver: deliver)
+        let first = batchPages
+        let range = first * Page.byteCount..<(first + Int(place.blockPageCount)) * Page.byteCount
+        try PageBlock.decode(
+            UnsafeRawBufferPointer(
+                rebasing: bytes[offset..<offset + Int(place.blockByteCount)]),
+            decompressor: decompressor, into: UnsafeMutableRawBufferPointer(rebasing: pages[range]))
+        batchPages += Int(place.blockPageCount)
+        for request in requests {
+            batch.append(
+                Unpacked(request: request, position: first + Int(request.location.slot)))
+        }
     }
 
     private func corruption(
@@ -180,55 +210,54 @@ package struct PageFetcher: ~Copyable {
             frame: request.frame)
     }
 
-    /// Checks the digests of pages of one block and delivers them in runs.
-    private func deliverPages(
-        _ requests: ArraySlice<PageRequest>, of contents: UnsafeRawBufferPointer,
+    /// Checks the batch's digests and delivers its pages in runs.
+    private mutating func flush(
         damaged: (Corruption, PageRequest) throws -> Void,
         deliver: (PageRange, UnsafeRawBufferPointer) throws -> Void
     ) throws {
-        let digests = hash(requests, of: contents)
-        var run: (range: PageRange, slot: Int)?
-        func flush() throws {
-            guard let (range, slot) = run else { return }
+        hash()
+        let contents = UnsafeRawBufferPointer(pages)
+        var run: (range: PageRange, position: Int)?
+        func deliverRun() throws {
+            guard let (range, position) = run else { return }
             run = nil
-            let bytes = contents[slot * Page.byteCount..<slot * Page.byteCount + range.byteCount]
-            try deliver(range, UnsafeRawBufferPointer(rebasing: bytes))
+            let start = position * Page.byteCount
+            try deliver(
+                range, UnsafeRawBufferPointer(rebasing: contents[start..<start + range.byteCount]))
         }
-        for (position, request) in requests.enumerated() {
-            let slot = Int(request.location.slot)
-            guard digests[position] == request.digest else {
-                try flush()
-                try damaged(
-                    corruption(
-                        request, "page",
-                        "its digest is \(digests[position]) and should be \(request.digest)"),
-                    request)
+        for (index, page) in batch.enumerated() {
+            guard digests[index] == page.request.digest else {
+                try deliverRun()
+                let reason =
+                    "its digest is \(digests[index]) and should be \(page.request.digest)"
+                try damaged(corruption(page.request, "page", reason), page.request)
                 continue
             }
-            if let (range, first) = run, range.end == request.frame, first + range.count == slot {
-                run = (PageRange(first: range.first, count: range.count + 1), first)
+            if let (range, position) = run, range.end == page.request.frame,
+                position + range.count == page.position
+            {
+                run = (PageRange(first: range.first, count: range.count + 1), position)
             } else {
-                try flush()
-                run = (PageRange(first: request.frame, count: 1), slot)
+                try deliverRun()
+                run = (PageRange(first: page.request.frame, count: 1), page.position)
             }
         }
-        try flush()
+        try deliverRun()
+        batch.removeAll(keepingCapacity: true)
+        batchPages = 0
     }
 
-    private func hash(
-        _ requests: ArraySlice<PageRequest>, of contents: UnsafeRawBufferPointer
-    ) -> [PageDigest] {
-        let inputs = requests.map { request in
-            contents.baseAddress.map { $0 + Int(request.location.slot) * Page.byteCount }
+    /// Digests the pages of the batch; one page may be wanted for many frames.
+    private mutating func hash() {
+        inputs.removeAll(keepingCapacity: true)
+        for page in batch {
+            inputs.append(pages.baseAddress.map { $0 + page.position * Page.byteCount })
         }
-        return [PageDigest](unsafeUninitializedCapacity: inputs.count) { digests, count in
-            for index in 0..<inputs.count {
-                (digests.baseAddress.unsafelyUnwrapped + index).initialize(to: .none)
-            }
+        while digests.count < inputs.count { digests.append(.none) }
+        digests.withUnsafeMutableBufferPointer { digests in
             inputs.withUnsafeBufferPointer {
                 PageDigest.hash($0, byteCount: Page.byteCount, into: digests)
             }
-            count = inputs.count
         }
     }
 }
