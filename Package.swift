@@ -108,6 +108,11 @@ let package = Package(
             ],
             resources: [.copy("Golden")]),
         .testTarget(
+            name: "CommandLineTests",
+            dependencies: [
+                "VarveTestSupport", .product(name: "SystemPackage", package: "swift-system"),
+            ]),
+        .testTarget(
             name: "CheckpointEngineTests",
             dependencies: [
                 "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",

@@ -31,6 +31,12 @@ struct Export: ParsableCommand {
             if image == "-" {
                 try exportToStandardOutput(found, of: repository)
             } else {
+                var status = stat()
+                let isTaken = stat(image, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
+                if isTaken && !force {
+                    throw ToolError(
+                        "\(image) exists and was left as it is; name another file, or use --force")
+                }
                 try restore(
                     found, of: repository,
                     to: try ImageFile(creating: FilePath(image), replacing: force))

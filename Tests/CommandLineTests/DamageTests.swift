@@ -1,0 +1,184 @@
+import Foundation
+import Testing
+import VarveTestSupport
+
+/// Damage, loss and death.
+@Suite(.serialized, .enabled(if: Tool.isBuilt)) struct DamageTests {
+    private let directory = TemporaryDirectory()
+
+    private func path(_ name: String) -> String { directory.path.appending(name).string }
+    private var store: String { path("store") }
+
+    private func packs() throws -> [String] {
+        try FileManager.default.contentsOfDirectory(atPath: path("store/packs")).sorted()
+    }
+
+    private func importImage(_ image: Data, _ lineage: String) throws {
+        try image.write(to: URL(fileURLWithPath: path("image")))
+        let result = try Tool.run("import", store, path("image"), "--lineage", lineage)
+        #expect(result.status == 0, "\(result.error)")
+    }
+
+    @Test func aFlippedByteIsFoundAndNamed() throws {
+        var random = TestSeed.generator(600)
+        #expect(try Tool.run("init", store).status == 0)
+        let image = Images.make(pages: 500, &random)
+        try importImage(image, "web")
+        let pack = path("store/packs/00000001.pack")
+        let whole = try Data(contentsOf: URL(fileURLWithPath: pack))
+        // Within the page frames: every one of their bytes is needed for this checkpoint.
+        for _ in 0..<20 {
+            let offset = Int.random(in: 200..<whole.count * 3 / 4, using: &random)
+            var damaged = whole
+            damaged[offset] ^= UInt8.random(in: 1...255, using: &random)
+            try damaged.write(to: URL(fileURLWithPath: pack))
+            let verify = try Tool.run("verify", store, "--json")
+            #expect(verify.status == 3)
+            let found = try #require(try verify.objects.first)
+            #expect(found["file"] as? String == "packs/00000001.pack")
+            #expect((found["offset"] as? Int).map { $0 <= offset } == true)
+            #expect(try Tool.run("verify", store).status == 3)
+            // A frame's head is the index's to know: there the export may be right all the same.
+            let export = try Tool.run("export", store, "web", path("out"), "--force")
+            if export.status == 0 {
+                #expect(try Data(contentsOf: URL(fileURLWithPath: path("out"))) == image)
+            } else {
+                #expect(export.status == 3 && export.error.contains("packs/00000001.pack"))
+            }
+        }
+        try whole.write(to: URL(fileURLWithPath: pack))
+        #expect(try Tool.run("verify", store).status == 0)
+    }
+
+    @Test func lostAndCutPacksAreNamed() throws {
+        var random = TestSeed.generator(601)
+        #expect(try Tool.run("init", store).status == 0)
+        try importImage(Images.make(pages: 500, &random), "web")
+        let pack = path("store/packs/00000001.pack")
+        let whole = try Data(contentsOf: URL(fileURLWithPath: pack))
+        for count in [0, 10, 64, 100, whole.count / 2, whole.count - 8] {
+            try whole.prefix(count).write(to: URL(fileURLWithPath: pack))
+            #expect(try Tool.run("verify", store).status == 3, "cut to \(count)")
+            let export = try Tool.run("export", store, "web", "-")
+            #expect(export.status == 3 || count == whole.count - 8, "cut to \(count)")
+        }
+        try FileManager.default.removeItem(atPath: pack)
+        #expect(try Tool.run("verify", store).status == 3)
+        let export = try Tool.run("export", store, "web", "-")
+        #expect(export.status == 3 && export.error.contains("missing"))
+    }
+
+    @Test func theIndexIsRebuiltByItself() throws {
+        var random = TestSeed.generator(602)
+        #expect(try Tool.run("init", store).status == 0)
+        let first = Images.make(pages: 500, &random)
+        let second = Images.change(first, pages: 30, &random)
+        try importImage(first, "web")
+        try importImage(second, "web")
+        let log = try Tool.run("log", store, "--json").text
+        for step in 0..<4 {
+            switch step {
+            case 0: try FileManager.default.removeItem(atPath: path("store/index"))
+            case 1:
+                try Data("rubbish".utf8).write(
+                    to: URL(fileURLWithPath: path("store/index/data.mdb")))
+            case 2:
+                try Data().write(to: URL(fileURLWithPath: path("store/index/data.mdb")))
+            default:
+                try Data(repeating: 7, count: 100_000).write(
+                    to: URL(fileURLWithPath: path("store/index/data.mdb")))
+            }
+            #expect(try Tool.run("log", store, "--json").text == log, "step \(step)")
+            #expect(try Tool.run("export", store, "web", "-").output == second)
+            #expect(try Tool.run("export", store, "web~1", "-").output == first)
+            #expect(try Tool.run("verify", store).status == 0)
+        }
+        try importImage(first, "web")
+        #expect(try Tool.run("verify", store).status == 0)
+    }
+
+    @Test func killedWhileImportingFiftyTimes() throws {
+        var random = TestSeed.generator(603)
+        #expect(try Tool.run("init", store).status == 0)
+        var images = [Images.make(pages: 6000, &random)]
+        try importImage(images[0], "web")
+        var killed = 0
+        var published = 0
+        while killed < 50 {
+            let next = Images.change(images[images.count - 1], pages: 3000, &random)
+            try next.write(to: URL(fileURLWithPath: path("image")))
+            let (process, output, _) = try Tool.start(
+                ["import", store, path("image"), "--lineage", "web"])
+            usleep(UInt32.random(in: 0...60_000, using: &random))
+            kill(process.processIdentifier, SIGKILL)
+            _ = output.fileHandleForReading.readDataToEndOfFile()
+            process.waitUntilExit()
+            if process.terminationReason == .uncaughtSignal { killed += 1 }
+            // Published or not: the log has whole checkpoints only.
+            let log = try Tool.run("log", store, "--json").objects
+            if log.count == images.count + 1 {
+                images.append(next)
+                published += 1
+            }
+            #expect(log.count == images.count)
+            let name = Int.random(in: 0..<images.count, using: &random)
+            let export = try Tool.run("export", store, "web~\(images.count - 1 - name)", "-")
+            #expect(export.output == images[name])
+            // The next writer cleans up; now and then that one is killed too.
+            if killed % 5 == 0 { #expect(try Tool.run("verify", store).status == 0) }
+        }
+        try importImage(images[images.count - 1], "web")
+        #expect(try Tool.run("verify", store).status == 0)
+        for (number, image) in images.enumerated() where number % 7 == 0 {
+            let name = "web~\(images.count - number)"
+            #expect(try Tool.run("export", store, name, "-").output == image)
+        }
+        print("killed \(killed) imports; \(published) more had published before they died")
+    }
+
+    @Test(.enabled(if: geteuid() == 0))
+    func aFullDiskLeavesTheStoreAsItWas() throws {
+        let mount = path("small")
+        try FileManager.default.createDirectory(
+            atPath: mount, withIntermediateDirectories: true)
+        guard system("mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", mount) else {
+            print("skipped, a full disk: tmpfs cannot be mounted here")
+            return
+        }
+        defer { _ = system("umount", mount) }
+        var random = TestSeed.generator(604)
+        let full = "\(mount)/store"
+        #expect(try Tool.run("init", full).status == 0)
+        let small = Images.make(pages: 1000, &random)
+        try small.write(to: URL(fileURLWithPath: path("image")))
+        #expect(try Tool.run("import", full, path("image"), "--lineage", "web").status == 0)
+        var large = Data(count: 40 << 20)
+        for offset in stride(from: 0, to: large.count, by: 8) {
+            withUnsafeBytes(of: random.next()) {
+                large.replaceSubrange(offset..<offset + 8, with: $0)
+            }
+        }
+        try large.write(to: URL(fileURLWithPath: path("large")))
+        let result = try Tool.run("import", full, path("large"), "--lineage", "big")
+        #expect(result.status == 1)
+        #expect(result.error.contains("no space"), "\(result.error)")
+        #expect(try Tool.run("export", full, "web", "-").output == small)
+        #expect(try Tool.run("verify", full).status == 0)
+        // What the failed import left is gone, and there is room for the next.
+        let next = Images.change(small, pages: 100, &random)
+        try next.write(to: URL(fileURLWithPath: path("image")))
+        let after = try Tool.run("import", full, path("image"), "--lineage", "web")
+        #expect(after.status == 0, "\(after.error)")
+        #expect(try Tool.run("export", full, "web", "-").output == next)
+    }
+
+    private func system(_ arguments: String...) -> Bool {
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+        process.arguments = arguments
+        process.standardError = FileHandle.nullDevice
+        guard (try? process.run()) != nil else { return false }
+        process.waitUntilExit()
+        return process.terminationStatus == 0
+    }
+}
