@@ -112,6 +112,7 @@ let package = Package(
             dependencies: [
                 "VarveTestSupport", .product(name: "SystemPackage", package: "swift-system"),
             ]),
+        .testTarget(name: "TidyTests"),
         .testTarget(
             name: "CheckpointEngineTests",
             dependencies: [

@@ -1,0 +1,124 @@
+import Foundation
+import Testing
+
+/// The house rules over the tree.
+@Suite struct TidyTests {
+    private static let root = URL(fileURLWithPath: #filePath)
+        .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+
+    /// Paths relative to the root, of files that end so.
+    private static func files(_ folders: [String], _ endings: [String]) -> [String] {
+        folders.flatMap { folder -> [String] in
+            let base = root.appendingPathComponent(folder).path
+            let paths = FileManager.default.enumerator(atPath: base)?.compactMap { $0 as? String }
+            return (paths ?? []).filter { path in
+                endings.contains { path.hasSuffix($0) } && !path.contains(".build")
+            }.map { "\(folder)/\($0)" }
+        }
+    }
+
+    private static let code = files(
+        ["Sources", "Tests", "Examples", "Benchmarks"], [".swift", ".c", ".h"])
+
+    private static func text(_ path: String) throws -> String {
+        try String(contentsOf: root.appendingPathComponent(path), encoding: .utf8)
+    }
+
+    private func expectNone(
+        _ paths: [String], _ rule: (String, String) -> [String]
+    ) throws {
+        #expect(!paths.isEmpty, "the rule looks at something")
+        for path in paths {
+            for problem in rule(try TidyTests.text(path), path) {
+                Issue.record("\(path): \(problem)")
+            }
+        }
+    }
+
+    @Test func linesAndFilesAreShort() throws {
+        try expectNone(TidyTests.code) { text, _ in TidyRules.lengths(text) }
+    }
+
+    @Test func functionsAreShort() throws {
+        let swift = TidyTests.code.filter { $0.hasSuffix(".swift") }
+        try expectNone(swift) { text, _ in TidyRules.functions(text) }
+    }
+
+    @Test func nothingIsLeftToDo() throws {
+        let scripts = TidyTests.files(["Scripts"], [""]).filter { !$0.hasSuffix("/") }
+        let documents = TidyTests.files(["Sources"], [".md"]) + ["README.md", "CONTRIBUTING.md"]
+        try expectNone(TidyTests.code + scripts + documents) { text, _ in TidyRules.words(text) }
+    }
+
+    @Test func nothingImportsUpwards() throws {
+        let sources = TidyTests.files(["Sources"], [".swift"])
+        try expectNone(sources) { text, path in
+            TidyRules.imports(text, of: String(path.split(separator: "/")[1]))
+        }
+    }
+
+    @Test func theKernelIsCalledInOnePlace() throws {
+        let sources = TidyTests.files(
+            ["Sources/CheckpointStore", "Sources/LinuxGuest"], [".swift"])
+        try expectNone(sources) { text, path in TidyRules.kernelCalls(text, file: path) }
+    }
+
+    @Test func documentsAreFilled() throws {
+        let documents =
+            TidyTests.files(["Sources"], [".md"]) + [
+                "README.md", "CONTRIBUTING.md", "CHANGELOG.md",
+            ]
+        try expectNone(documents) { text, _ in TidyRules.markdown(text) }
+    }
+
+    @Test func namesSaySomething() {
+        for path in TidyTests.code {
+            #expect(TidyRules.name(path).isEmpty, "\(path)")
+        }
+    }
+}
+
+/// Each rule finds what breaks it.
+@Suite struct TidyRulesTests {
+    @Test func findLengths() {
+        #expect(TidyRules.lengths(String(repeating: "x", count: 101)).count == 1)
+        #expect(TidyRules.lengths(String(repeating: "x\n", count: 601)).count == 1)
+        #expect(TidyRules.lengths(String(repeating: "x\n", count: 600)).isEmpty)
+    }
+
+    @Test func findLongFunctions() {
+        func text(_ count: Int) -> String {
+            "    package func f() {\n" + String(repeating: "        x()\n", count: count)
+                + "    }\n"
+        }
+        #expect(TidyRules.functions(text(69)).count == 1)
+        #expect(TidyRules.functions(text(68)).isEmpty)
+    }
+
+    @Test func findWords() {
+        #expect(TidyRules.words("// TO" + "DO: later").count == 1)
+        #expect(TidyRules.words("// done").isEmpty)
+    }
+
+    @Test func findImports() {
+        #expect(TidyRules.imports("package import CLMDB\n", of: "GuestModel").count == 1)
+        #expect(TidyRules.imports("import Foundation\n", of: "CheckpointStore").count == 1)
+        #expect(TidyRules.imports("public import GuestModel\n", of: "LinuxGuest").isEmpty)
+        #expect(TidyRules.imports("import GuestModel\n", of: "Elsewhere").count == 1)
+    }
+
+    @Test func findKernelCalls() {
+        #expect(TidyRules.kernelCalls("    pwrite(1, b, 2, 3)", file: "a/B.swift").count == 1)
+        #expect(TidyRules.kernelCalls("    pwrite(1, b, 2, 3)", file: "a/Syscalls.swift").isEmpty)
+    }
+
+    @Test func findEmptyDocuments() {
+        #expect(TidyRules.markdown("# One\n\n# Two\n").count == 2)
+        #expect(TidyRules.markdown("# One\n" + String(repeating: "word ", count: 40)).isEmpty)
+    }
+
+    @Test func findNames() {
+        #expect(TidyRules.name("Sources/A/FileUtils.swift").count == 1)
+        #expect(TidyRules.name("Sources/A/My File.swift").count == 1)
+    }
+}
