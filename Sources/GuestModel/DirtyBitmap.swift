@@ -66,6 +66,13 @@ public struct DirtyBitmap: Sendable, Equatable {
         for index in other.words.indices { words[index] |= other.words[index] }
     }
 
+    /// The frames of both sets.
+    public func union(_ other: DirtyBitmap) -> DirtyBitmap {
+        var result = self
+        result.formUnion(other)
+        return result
+    }
+
     /// Adds the frames whose bits are set in raw words, the first of which stands for
     /// frame `firstWord * 64`: how a bitmap read from a hypervisor is merged.
     public mutating func formUnion(words other: Span<UInt64>, firstWord: Int = 0) {

@@ -5,7 +5,8 @@
 public protocol Guest: AnyObject, Sendable {
     /// The frames that exist now.
     ///
-    /// Asked once at the start of a capture and once more in the pause, where it must be cheap.
+    /// Asked once at the start of a capture and once more in the pause, where it must be cheap. A
+    /// frame that went and came back between two captures must be in the dirty log.
     func layout() throws(GuestError) -> GuestLayout
 
     /// How this guest learns which pages changed; nil if it cannot, and every capture compares all.

@@ -35,6 +35,8 @@ private struct History {
     private var oracle: [CheckpointID: Copy] = [:]
     private var checkpoints: [Checkpoint] = []
     private var branchCount = 0
+    /// The kinds of steps so far, for the message of a failure.
+    private var steps: [String] = []
 
     init(round: Int) throws {
         random = TestSeed.generator(UInt64(round))
@@ -69,7 +71,9 @@ private struct History {
     }
 
     mutating func step() throws {
-        switch Int.random(in: 0..<20, using: &random) {
+        let kind = Int.random(in: 0..<20, using: &random)
+        steps.append("\(kind)")
+        switch kind {
         case 0..<7: write()
         case 7..<13: try capture()
         case 13: try failGuestCall()
@@ -187,8 +191,13 @@ private struct History {
 
     private func check(_ guest: SimulatedGuest, _ checkpoint: Checkpoint) throws {
         let expected = try #require(oracle[checkpoint.id])
-        let isEqual = guest.with { $0.pages == expected.pages && $0.state == expected.state }
-        #expect(isEqual, "checkpoint \(checkpoint.id.short)")
+        let (pages, state) = guest.with { ($0.pages, $0.state) }
+        let frames = Set(pages.keys).union(expected.pages.keys)
+        let wrong = frames.filter { pages[$0] != expected.pages[$0] }.sorted()
+        #expect(
+            wrong.isEmpty && state == expected.state,
+            "checkpoint \(checkpoint.id.short), frames \(wrong), after \(steps.joined(separator: " "))"
+        )
     }
 
     mutating func checkAll() throws {

@@ -106,11 +106,23 @@ private struct RevertRun {
         let knowsAll = session.state.withLock { $0.isTracking && !$0.comparesAll }
         if let tracking = guest.dirtyTracking, knowsAll {
             try take(tracking, isFinal: true)
-            if !session.state.withLock({ $0.comparesAll }) {
-                return session.state.withLock { $0.unsaved }
+            let (unsaved, layout, comparesAll) = session.state.withLock {
+                ($0.unsaved, $0.layout, $0.comparesAll)
             }
+            if !comparesAll { return unsaved.union(try ballooned(since: layout)) }
         }
         return map.difference(from: try MemoryRoot.map(of: guest))
+    }
+
+    /// Frames that came since the last capture, and those that the target has and the guest has no
+    /// longer: no log names them.
+    private func ballooned(since layout: GuestLayout) throws(GuestError) -> DirtyBitmap {
+        let live = DirtyBitmap(try guest.layout())
+        var missing = DirtyBitmap(map.layout)
+        missing.subtract(live)
+        var added = live
+        added.subtract(DirtyBitmap(layout))
+        return missing.union(added)
     }
 
     /// Takes the log into the session's unsaved pages: a failure from here on loses none.
