@@ -62,8 +62,8 @@ final class Journey {
         let count = max(1, Int(options.seconds * options.rate))
         let interval = Duration.seconds(1 / options.rate)
         Report.line(
-            "a SQLite database in \(options.regionMib) MiB of tracked memory; \(count) checkpoints, "
-                + "\(options.rate) a second")
+            "a SQLite database in \(options.regionMib) MiB of tracked memory; "
+                + "\(count) checkpoints, \(options.rate) a second")
         let start = ContinuousClock.now
         var pending: PendingCapture?
         for number in 0..<count {
@@ -75,8 +75,8 @@ final class Journey {
             pending = next
             if let last = results.last {
                 Report.progress(
-                    "checkpoint \(number + 1) of \(count): \(last.dirtyPageCount) dirty pages, pause "
-                        + "\(Report.microseconds(last.pause)) us")
+                    "checkpoint \(number + 1) of \(count): \(last.dirtyPageCount) dirty pages, "
+                        + "pause \(Report.microseconds(last.pause)) us")
             }
         }
         try collect(pending)
@@ -155,8 +155,8 @@ final class Journey {
         proofCount += 1
         Report.line(
             "proof \(Report.pad("\(proofCount)", 2)): \(here.id.short) -> \(target.id.short) "
-                + "(\(direction(from: here, to: target))), \(result.writtenPageCount) pages written "
-                + "in \(Report.microseconds(result.pause)) us; integrity ok, \(rows) rows as "
+                + "(\(direction(from: here, to: target))), \(result.writtenPageCount) pages "
+                + "written in \(Report.microseconds(result.pause)) us; integrity ok, \(rows) rows as "
                 + "recorded, root equal")
     }
 
@@ -184,8 +184,8 @@ final class Journey {
         let statistics = try reader.statistics()
         let full = results.count * (options.regionMib << 20)
         Report.line(
-            "verified: \(report.checkpointCount) checkpoints in \(Report.mebibytes(report.byteCount)), "
-                + "\(report.pageCount) pages, nothing damaged; full copies would take "
+            "verified: \(report.checkpointCount) checkpoints in "
+                + "\(Report.mebibytes(report.byteCount)), \(report.pageCount) pages, nothing damaged; full copies would take "
                 + "\(Report.mebibytes(full)); \(Int(statistics.metadataBytesPerChangedPage + 0.5)) "
                 + "bytes of metadata a changed page")
         Report.line("\(proofCount) of \(options.reverts) reverts proved")

@@ -102,8 +102,8 @@ private final class ImageSource {
             position += count
             if let byteCount, count == 0, position != byteCount {
                 throw ToolError(
-                    "\(name) changed from \(byteCount) to \(position) bytes while it was read; take "
-                        + "it in again when nobody writes to it")
+                    "\(name) changed from \(byteCount) to \(position) bytes while it was read; "
+                        + "take it in again when nobody writes to it")
             }
             return count
         }

@@ -27,8 +27,8 @@ struct Verify: ParsableCommand {
             if !report.isClean {
                 throw ToolError(
                     "\(report.corruptions.count) places of \(store) are damaged and "
-                        + "\(report.affectedCheckpoints.count) checkpoints cannot be restored whole; "
-                        + "restore the named packs from a copy", isCorruption: true)
+                        + "\(report.affectedCheckpoints.count) checkpoints cannot be restored "
+                        + "whole; restore the named packs from a copy", isCorruption: true)
             }
         }
     }

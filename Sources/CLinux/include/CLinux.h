@@ -1,9 +1,9 @@
 #ifndef CLINUX_H
 #define CLINUX_H
 
-// What Swift cannot import from the kernel's headers: ioctl numbers (function-like macros), variadic
-// calls, and interfaces newer than the headers of the oldest system that this builds on (Debian 12
-// has those of Linux 6.1). Layouts and numbers are those of include/uapi/linux/fs.h and
+// What Swift cannot import from the kernel's headers: ioctl numbers (function-like macros),
+// variadic calls, and interfaces newer than the headers of the oldest system that this builds on
+// (Debian 12 has those of Linux 6.1). Layouts and numbers are those of include/uapi/linux/fs.h and
 // include/uapi/linux/userfaultfd.h of Linux 6.7.
 //
 // Every function returns -1 and sets errno on failure, as the call behind it does.

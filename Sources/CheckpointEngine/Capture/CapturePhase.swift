@@ -10,8 +10,9 @@ import Synchronization
 //                                  |                    |                    |
 //                                  |                    |                encode()
 //                          backOff(): resumed,          |                    v
-//                          back to precopy              |                encoding --publish()--> published
-//                                  |                    |                    |
+//                          back to precopy              |                encoding
+//                                  |                    |                    |  publish()
+//                                  |                    |                    +----> published
 //   any but published --------- fail() ---------------------------------> failed
 //
 // What holds:

@@ -6,8 +6,8 @@ import Synchronization
 //  1. Records are appended; nobody is told of them.
 //  2. A publish record is appended last and states how much of the pack was confirmed before.
 //  3. The pack is synced. Now the checkpoint exists.
-//  4. A pack that has reached its size gets its index and footer and is synced, and only then is the
-//     next pack made, its envelope synced, and its name synced.
+//  4. A pack that has reached its size gets its index and footer and is synced, and only then is
+//     the next pack made, its envelope synced, and its name synced.
 //
 // After any failed write or sync nothing beyond `confirmed` is trusted: the next transaction begins
 // by cutting the pack there, and every transaction that was under way is lost (its epoch is over).

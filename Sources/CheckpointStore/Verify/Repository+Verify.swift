@@ -6,9 +6,9 @@ import Synchronization
 //
 //  1. Every pack is read from its first byte to its last: envelope, each record's checksum, each
 //     page frame's table, the pack's index against its records, the footer.
-//  2. Every checkpoint in the order of publication: manifest and id, page map and Merkle root, guest
-//     state, and each page that it stored: decompressed, and digested. A page that an earlier
-//     checkpoint stored must be in the index.
+//  2. Every checkpoint in the order of publication: manifest and id, page map and Merkle root, the
+//     guest's state, and each page that it stored: decompressed, and digested. A page that an
+//     earlier checkpoint stored must be in the index.
 //
 // What a writer appends meanwhile lies behind the index's read mark and is left alone.
 
