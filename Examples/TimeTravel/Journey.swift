@@ -156,8 +156,8 @@ final class Journey {
         Report.line(
             "proof \(Report.pad("\(proofCount)", 2)): \(here.id.short) -> \(target.id.short) "
                 + "(\(direction(from: here, to: target))), \(result.writtenPageCount) pages "
-                + "written in \(Report.microseconds(result.pause)) us; integrity ok, \(rows) rows as "
-                + "recorded, root equal")
+                + "written in \(Report.microseconds(result.pause)) us; integrity ok, \(rows) rows "
+                + "as recorded, root equal")
     }
 
     private func direction(from here: Checkpoint, to target: Checkpoint) -> String {
@@ -185,8 +185,8 @@ final class Journey {
         let full = results.count * (options.regionMib << 20)
         Report.line(
             "verified: \(report.checkpointCount) checkpoints in "
-                + "\(Report.mebibytes(report.byteCount)), \(report.pageCount) pages, nothing damaged; full copies would take "
-                + "\(Report.mebibytes(full)); \(Int(statistics.metadataBytesPerChangedPage + 0.5)) "
+                + "\(Report.mebibytes(report.byteCount)), \(report.pageCount) pages, nothing damaged; "
+                + "full copies would take \(Report.mebibytes(full)); \(Int(statistics.metadataBytesPerChangedPage + 0.5)) "
                 + "bytes of metadata a changed page")
         Report.line("\(proofCount) of \(options.reverts) reverts proved")
     }

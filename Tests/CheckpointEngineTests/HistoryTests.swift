@@ -36,7 +36,7 @@ private struct History {
     private var checkpoints: [Checkpoint] = []
     private var branchCount = 0
     /// The kinds of steps so far, for the message of a failure.
-    private var steps: [String] = []
+    private var steps: [Int] = []
 
     init(round: Int) throws {
         random = TestSeed.generator(UInt64(round))
@@ -72,7 +72,7 @@ private struct History {
 
     mutating func step() throws {
         let kind = Int.random(in: 0..<20, using: &random)
-        steps.append("\(kind)")
+        steps.append(kind)
         switch kind {
         case 0..<7: write()
         case 7..<13: try capture()
@@ -196,7 +196,7 @@ private struct History {
         let wrong = frames.filter { pages[$0] != expected.pages[$0] }.sorted()
         #expect(
             wrong.isEmpty && state == expected.state,
-            "checkpoint \(checkpoint.id.short), frames \(wrong), after \(steps.joined(separator: " "))"
+            "checkpoint \(checkpoint.id.short), frames \(wrong), after steps \(steps)"
         )
     }
 

@@ -100,6 +100,8 @@ private final class PosixFile: RepositoryFile {
             let rest = UnsafeRawBufferPointer(rebasing: bytes[done...])
             let count = system_pwrite(descriptor, rest, Int(offset) + done)
             if count < 0 { throw failure("pwrite") }
+            // Never seen for a file; without this it would be tried for ever.
+            if count == 0 { throw FileError(call: "pwrite", path: path, errno: EIO) }
             done += count
         }
     }

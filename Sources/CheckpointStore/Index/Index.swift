@@ -38,17 +38,24 @@ package final class Index: Sendable {
 
     static let version: UInt32 = 1
 
-    let environment: LMDBEnvironment
+    // The register keeps it, and closes it when the last index is released.
+    unowned let environment: LMDBEnvironment
+    private let key: IndexEnvironments.Key
 
-    private init(environment: LMDBEnvironment) {
-        self.environment = environment
+    private init(_ opened: (key: IndexEnvironments.Key, environment: LMDBEnvironment)) {
+        key = opened.key
+        environment = opened.environment
+    }
+
+    deinit {
+        IndexEnvironments.release(key)
     }
 
     /// Opens the index in a directory; tables are made if they are missing.
     static func open(directory: String, isReadOnly: Bool) throws(LMDBError) -> Index {
         let names = Table.allCases.map { "\($0)" }
         return Index(
-            environment: try IndexEnvironments.open(
+            try IndexEnvironments.open(
                 directory: directory, tables: names, isReadOnly: isReadOnly))
     }
 
@@ -208,12 +215,15 @@ extension PageLocation {
 // MARK: - One environment a process
 
 /// The open environments of this process, by the directory's device and inode.
+///
+/// Opened and closed under one lock: LMDB forbids two at a time, even for moments.
 private enum IndexEnvironments {
     private struct Entry {
-        weak var environment: LMDBEnvironment?
+        let environment: LMDBEnvironment
+        var holderCount: Int
     }
 
-    private struct Key: Hashable {
+    struct Key: Hashable {
         let device: UInt
         let inode: UInt
         let isReadOnly: Bool
@@ -221,21 +231,34 @@ private enum IndexEnvironments {
 
     private static let open = Mutex<[Key: Entry]>([:])
 
+    /// Opens an environment, or finds it open; `release` gives it back.
     static func open(
         directory: String, tables: [String], isReadOnly: Bool
-    ) throws(LMDBError) -> LMDBEnvironment {
+    ) throws(LMDBError) -> (key: Key, environment: LMDBEnvironment) {
         var status = stat()
         guard stat(directory, &status) == 0 else {
             throw LMDBError(call: "stat", code: errno)
         }
         let key = Key(
             device: UInt(status.st_dev), inode: UInt(status.st_ino), isReadOnly: isReadOnly)
-        return try open.withLock { (entries) throws(LMDBError) -> LMDBEnvironment in
-            if let environment = entries[key]?.environment { return environment }
+        let environment = try open.withLock { (entries) throws(LMDBError) -> LMDBEnvironment in
+            if let entry = entries[key] {
+                entries[key]?.holderCount += 1
+                return entry.environment
+            }
             let environment = try LMDBEnvironment(
                 directory: directory, tables: tables, isReadOnly: isReadOnly)
-            entries[key] = Entry(environment: environment)
+            entries[key] = Entry(environment: environment, holderCount: 1)
             return environment
+        }
+        return (key, environment)
+    }
+
+    /// Gives an environment back; the last holder closes it.
+    static func release(_ key: Key) {
+        open.withLock { entries in
+            entries[key]?.holderCount -= 1
+            if entries[key]?.holderCount == 0 { entries[key] = nil }
         }
     }
 }
