@@ -183,11 +183,12 @@ final class Journey {
         }
         let statistics = try reader.statistics()
         let full = results.count * (options.regionMib << 20)
+        let metadata = Int(statistics.metadataBytesPerChangedPage + 0.5)
         Report.line(
             "verified: \(report.checkpointCount) checkpoints in "
-                + "\(Report.mebibytes(report.byteCount)), \(report.pageCount) pages, nothing damaged; "
-                + "full copies would take \(Report.mebibytes(full)); \(Int(statistics.metadataBytesPerChangedPage + 0.5)) "
-                + "bytes of metadata a changed page")
+                + "\(Report.mebibytes(report.byteCount)), \(report.pageCount) pages, "
+                + "nothing damaged; full copies would take \(Report.mebibytes(full)); "
+                + "\(metadata) bytes of metadata a changed page")
         Report.line("\(proofCount) of \(options.reverts) reverts proved")
     }
 }

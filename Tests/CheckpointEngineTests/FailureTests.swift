@@ -1,0 +1,198 @@
+import CheckpointEngine
+import CheckpointStore
+import GuestModel
+import Synchronization
+import SystemPackage
+import Testing
+import VarveTestSupport
+
+/// What happens when something fails half-way: the guest runs, and no dirty page is lost.
+@Suite struct FailureTests {
+    private let directory = TemporaryDirectory()
+    private var path: FilePath { directory.path.appending("store") }
+
+    private static func page(_ value: Int) -> [UInt8] {
+        var random = SeededGenerator(seed: UInt64(value))
+        return (0..<Page.byteCount).map { _ in UInt8(truncatingIfNeeded: random.next()) }
+    }
+
+    private func make(
+        pageCount: Int, options: CaptureOptions = CaptureOptions()
+    ) throws -> (SimulatedGuest, FaultyFiles, Repository, CaptureSession) {
+        try Repository.create(at: path).close()
+        let files = FaultyFiles(PosixFiles(root: path))
+        let repository = try Repository.open(at: path, .writing, files: files)
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: pageCount))
+        let session = try CaptureSession(
+            of: guest, in: repository, lineage: "web", options: options)
+        return (guest, files, repository, session)
+    }
+
+    private func expectEqual(
+        _ checkpoint: Checkpoint, _ guest: SimulatedGuest, _ repository: Repository
+    ) throws {
+        let restored = SimulatedGuest(layout: .empty)
+        _ = try Restore.run(checkpoint, from: repository, into: restored)
+        #expect(restored.with { $0.pages } == guest.with { $0.pages })
+    }
+
+    /// Each changing call on the disk fails in turn, with a full disk and with a broken one.
+    @Test(arguments: [28, 5] as [Int32])
+    func everyFailedCallOfACaptureLosesNothing(errno: Int32) throws {
+        let (guest, files, repository, session) = try make(pageCount: 50)
+        _ = try session.capture()
+        var failures = 0
+        for call in 0..<40 {
+            guest.with { $0.write(UInt64(call % 50), FailureTests.page(call)) }
+            files.failCall(call % 8, errno: errno)
+            do {
+                _ = try session.capture()
+            } catch {
+                failures += 1
+                #expect(error.code == .repository)
+                #expect(errno != 28 || error.repositoryError?.code == .noSpace)
+            }
+            files.failCall(nil, errno: 0)
+            #expect(guest.pausesOpen == 0)
+            // The next capture has the pages of the failed one, without comparing every page.
+            guest.with { $0.write(49, FailureTests.page(1000 + call)) }
+            let result = try session.capture()
+            #expect(!result.checkpoint.comparedAll)
+            try expectEqual(result.checkpoint, guest, repository)
+        }
+        #expect(failures > 10, "the calls that a capture makes were failed")
+        #expect(try repository.verify().isClean)
+    }
+
+    @Test func everyFailedCallOfTheGuestLosesNothing() throws {
+        let (guest, _, repository, session) = try make(pageCount: 50)
+        _ = try session.capture()
+        var failures = 0
+        for call in 0..<24 {
+            guest.with { $0.write(UInt64(call), FailureTests.page(call)) }
+            guest.failCall(call % 12)
+            do {
+                _ = try session.capture()
+            } catch {
+                failures += 1
+                #expect(error.code == .guest)
+            }
+            guest.failCall(nil)
+            #expect(guest.pausesOpen == 0, "the guest runs")
+            guest.with { $0.write(30, FailureTests.page(2000 + call)) }
+            try expectEqual(try session.capture().checkpoint, guest, repository)
+        }
+        #expect(failures > 6)
+    }
+
+    @Test func capturesBegunBeforeAFailureFailToo() throws {
+        let (guest, files, repository, session) = try make(pageCount: 2000)
+        _ = try session.capture()
+        for round in 0..<20 {
+            guest.with { state in
+                for frame in 0..<600 {
+                    state.write(UInt64(frame), FailureTests.page(round + frame))
+                }
+            }
+            files.failCall(round % 5, errno: 5)
+            let first = try session.begin()
+            guest.with { $0.write(1999, FailureTests.page(5000 + round)) }
+            let second = Result { try session.begin() }
+            let outcome = Result { try first.wait() }
+            let later = Result { try second.get().wait() }
+            files.failCall(nil, errno: 0)
+            if case .failure = outcome, case .success(let result) = later {
+                // Only one that began after the failure was known may succeed: it has all pages.
+                try expectEqual(result.checkpoint, guest, repository)
+            }
+            #expect(guest.pausesOpen == 0)
+            try expectEqual(try session.capture().checkpoint, guest, repository)
+        }
+    }
+
+    @Test func anUnknownSetComparesEveryPageAndSaysSo() throws {
+        let (guest, _, repository, session) = try make(pageCount: 300)
+        #expect(try session.capture().checkpoint.comparedAll)
+        guest.with { $0.write(5, FailureTests.page(5)) }
+        #expect(try !session.capture().checkpoint.comparedAll)
+        guest.with { state in
+            state.write(6, FailureTests.page(6))
+            state.knowledge = .unknown
+        }
+        let result = try session.capture()
+        #expect(result.checkpoint.comparedAll)
+        #expect(result.checkpoint.changedPageCount == 1)
+        try expectEqual(result.checkpoint, guest, repository)
+    }
+
+    @Test func aDirtyPageThatDidNotChangeCostsNothing() throws {
+        let (guest, _, _, session) = try make(pageCount: 300)
+        guest.with { $0.write(5, FailureTests.page(5)) }
+        _ = try session.capture()
+        guest.with { $0.write(5, FailureTests.page(5)) }
+        let result = try session.capture()
+        #expect(result.dirtyPageCount == 1)
+        #expect(result.checkpoint.changedPageCount == 0)
+        guest.with { $0.write(7, FailureTests.page(5)) }
+        let copy = try session.capture().checkpoint
+        #expect(copy.changedPageCount == 1 && copy.storedPageCount == 0, "the page is known")
+    }
+
+    @Test func moreDirtyPagesThanTheRingHoldsIsAnErrorAndNoLoss() throws {
+        var options = CaptureOptions()
+        options.ringByteCount = 4 << 20
+        options.precopyRoundsMax = 2
+        let (guest, _, repository, session) = try make(pageCount: 3000, options: options)
+        _ = try session.capture()
+        // Whenever it is copied it dirties 2,000 pages: more than the ring's 1,024.
+        let round = Atomic(0)
+        guest.setLive { state in
+            let number = round.add(1, ordering: .relaxed).newValue
+            for frame in 0..<2000 { state.write(UInt64(frame), FailureTests.page(number % 3)) }
+        }
+        guest.with { state in
+            for frame in 0..<2000 { state.write(UInt64(frame), FailureTests.page(9)) }
+        }
+        let error = #expect(throws: CaptureError.self) { try session.capture() }
+        #expect(error?.code == .ringTooSmall)
+        #expect(error?.message.contains("ringByteCount") == true)
+        #expect(guest.pausesOpen == 0)
+        guest.setLive(nil)
+        try expectEqual(try session.capture().checkpoint, guest, repository)
+    }
+
+    @Test func aCancelledCaptureLosesNothing() throws {
+        var options = CaptureOptions()
+        options.pauseBudget = .microseconds(10)
+        let (guest, _, repository, session) = try make(pageCount: 2000, options: options)
+        guest.with { state in
+            for frame in 0..<2000 { state.write(UInt64(frame), FailureTests.page(frame)) }
+        }
+        guest.setLive { [weak session] _ in session?.cancel() }
+        let error = #expect(throws: CaptureError.self) { try session.capture() }
+        #expect(error?.code == .cancelled)
+        #expect(guest.pausesOpen == 0)
+        guest.setLive(nil)
+        try expectEqual(try session.capture().checkpoint, guest, repository)
+    }
+
+    @Test func aDamagedRepositoryLeavesTheGuestAsItWas() throws {
+        let (guest, _, repository, session) = try make(pageCount: 300)
+        guest.with { state in
+            for frame in 0..<300 { state.write(UInt64(frame), FailureTests.page(frame)) }
+        }
+        let first = try session.capture().checkpoint
+        guest.with { state in
+            for frame in 0..<300 { state.write(UInt64(frame), FailureTests.page(frame + 1000)) }
+        }
+        _ = try session.capture()
+        let before = guest.with { $0.pages }
+        let pack = try PosixFiles(root: path).open("packs/00000001.pack", .update)
+        try pack.write([1, 2, 3], at: 100_000)
+        let error = #expect(throws: CaptureError.self) { try session.revert(to: first) }
+        #expect(error?.repositoryError?.code == .corrupted)
+        #expect(guest.with { $0.pages } == before)
+        #expect(guest.pausesOpen == 0)
+        #expect(try !repository.verify().isClean)
+    }
+}
