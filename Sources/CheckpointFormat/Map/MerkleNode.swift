@@ -25,32 +25,39 @@ package enum MerkleNode {
     /// Bytes of the longest node.
     package static let byteCountMax = headByteCount + fanOut * PageDigest.byteCount
 
-    /// The digest of a node.
+    /// Writes what is hashed for a node.
     ///
-    /// - Parameter child: the digest of a child whose bit is set in `present`.
-    package static func digest(
-        level: Int, present: UInt64, zero: UInt64, child: (Int) -> PageDigest
-    ) -> PageDigest {
+    /// - Parameters:
+    ///   - buffer: room for `byteCountMax` bytes.
+    ///   - child: the digest of a child whose bit is set in `present`.
+    /// - Returns: how many bytes.
+    package static func encode(
+        level: Int, present: UInt64, zero: UInt64, into buffer: UnsafeMutableRawBufferPointer,
+        child: (Int) -> PageDigest
+    ) -> Int {
         precondition(present & zero == 0, "a frame is zero or has a digest, not both")
-        return withUnsafeTemporaryAllocation(byteCount: byteCountMax, alignment: 8) { buffer in
-            buffer.storeBytes(of: UInt32(0x444f_4e56).littleEndian, as: UInt32.self)
-            buffer.storeBytes(of: UInt32(level).littleEndian, toByteOffset: 4, as: UInt32.self)
-            buffer.storeBytes(of: present.littleEndian, toByteOffset: 8, as: UInt64.self)
-            buffer.storeBytes(of: zero.littleEndian, toByteOffset: 16, as: UInt64.self)
-            var end = headByteCount
-            var rest = present
-            while rest != 0 {
-                let index = rest.trailingZeroBitCount
-                rest &= rest - 1
-                buffer.storeBytes(of: child(index), toByteOffset: end, as: PageDigest.self)
-                end += PageDigest.byteCount
-            }
-            return PageDigest(hashing: UnsafeRawBufferPointer(rebasing: buffer[..<end]))
+        buffer.storeBytes(of: UInt32(0x444f_4e56).littleEndian, as: UInt32.self)
+        buffer.storeBytes(of: UInt32(level).littleEndian, toByteOffset: 4, as: UInt32.self)
+        buffer.storeBytes(of: present.littleEndian, toByteOffset: 8, as: UInt64.self)
+        buffer.storeBytes(of: zero.littleEndian, toByteOffset: 16, as: UInt64.self)
+        var end = headByteCount
+        var rest = present
+        while rest != 0 {
+            let index = rest.trailingZeroBitCount
+            rest &= rest - 1
+            buffer.storeBytes(of: child(index), toByteOffset: end, as: PageDigest.self)
+            end += PageDigest.byteCount
         }
+        return end
     }
 
     /// The root of a guest without a frame.
-    package static let emptyRoot = digest(level: 0, present: 0, zero: 0) { _ in .none }
+    package static let emptyRoot = withUnsafeTemporaryAllocation(
+        byteCount: byteCountMax, alignment: 8
+    ) { buffer in
+        let end = encode(level: 0, present: 0, zero: 0, into: buffer) { _ in .none }
+        return PageDigest(hashing: UnsafeRawBufferPointer(rebasing: buffer[..<end]))
+    }
 
     /// How many levels a tree over frames below `frameEnd` has; at least 1.
     package static func levelCount(frameEnd: UInt64) -> Int {

@@ -167,14 +167,16 @@ extension PageMap {
         grow(levels: levels)
         var dirty = dirtyLeaves
         dirtyLeaves.removeAll()
+        let batch = NodeBatch()
         for level in 0..<levels {
             var parents = DirtyBitmap()
             dirty.forEachRun { run in
                 for node in run.frames {
-                    nodes[level][Int(node)] = nodeDigest(level: level, node: Int(node))
+                    encode(level: level, node: Int(node), into: batch)
                     parents.insert(PageFrameNumber(node / 64))
                 }
             }
+            batch.flush { nodes[level][$0] = $1 }
             dirty = parents
         }
         let top = MerkleNode.levelCount(frameEnd: frameEnd) - 1
@@ -201,13 +203,19 @@ extension PageMap {
         }
     }
 
-    private func nodeDigest(level: Int, node: Int) -> PageDigest {
+    /// Hands one node to the batch, or notes that nothing is below it.
+    private func encode(level: Int, node: Int, into batch: NodeBatch) {
+        if batch.isFull { batch.flush { nodes[level][$0] = $1 } }
         if level == 0 {
             let (present, zero) = (present[node], zero[node])
-            if present | zero == 0 { return .none }
-            return MerkleNode.digest(level: 0, present: present, zero: zero) {
-                digest(node, $0)
+            nodes[0][node] = .none
+            if present | zero == 0 { return }
+            batch.append(node) { buffer in
+                MerkleNode.encode(level: 0, present: present, zero: zero, into: buffer) {
+                    digest(node, $0)
+                }
             }
+            return
         }
         let children = nodes[level - 1]
         let first = node * 64
@@ -215,8 +223,13 @@ extension PageMap {
         for index in 0..<min(64, children.count - first) where children[first + index] != .none {
             mask |= 1 << UInt64(index)
         }
-        if mask == 0 { return .none }
-        return MerkleNode.digest(level: level, present: mask, zero: 0) { children[first + $0] }
+        nodes[level][node] = .none
+        if mask == 0 { return }
+        batch.append(node) { buffer in
+            MerkleNode.encode(level: level, present: mask, zero: 0, into: buffer) {
+                children[first + $0]
+            }
+        }
     }
 
     /// Frames whose content differs between two maps.
