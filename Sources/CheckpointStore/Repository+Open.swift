@@ -54,6 +54,10 @@ extension Repository {
                         ? "\(path) is a repository already; nothing was changed"
                         : "\(path) is not empty; name a new or empty directory")
             }
+            if error.call == "readdir" && error.isMissing {
+                throw RepositoryError(
+                    .exists, "\(path) is not a directory; name a new or empty one")
+            }
             if error.isMissing {
                 throw RepositoryError(
                     .missing, "\(path) cannot be made because its parent does not exist")

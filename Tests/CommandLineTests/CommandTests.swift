@@ -190,6 +190,8 @@ import VarveTestSupport
         _ = try save(Data("hello".utf8), "foreign/repository")
         expect(try Tool.run("log", path("foreign")), status: 1, saying: "not a Varve repository")
         expect(try Tool.run("init", path("foreign")), status: 1, saying: "already")
+        expect(try Tool.run("init", image), status: 1, saying: "not a directory")
+        expect(try Tool.run("init", path("a/b")), status: 1, saying: "parent")
         try FileManager.default.removeItem(atPath: path("foreign/repository"))
         _ = try save(Data("hello".utf8), "foreign/other")
         expect(try Tool.run("init", path("foreign")), status: 1, saying: "not empty")
