@@ -61,7 +61,7 @@ let package = Package(
             name: "Varve",
             dependencies: [
                 "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
-                "LinuxGuest",
+                "LinuxGuest", .product(name: "SystemPackage", package: "swift-system"),
             ]),
 
         // Examples: in this package, so that one build serves library, tool and tests.

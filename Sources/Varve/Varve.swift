@@ -5,3 +5,5 @@
 @_exported public import CheckpointStore
 @_exported public import GuestModel
 @_exported public import LinuxGuest
+
+@_exported public import struct SystemPackage.FilePath

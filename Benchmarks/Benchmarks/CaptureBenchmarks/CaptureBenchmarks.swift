@@ -53,7 +53,8 @@ let benchmarks: @Sendable () -> Void = {
         metrics: [.wallClock, .cpuTotal, .peakMemoryResident], timeUnits: .microseconds,
         warmupIterations: 2, maxDuration: .seconds(5), maxIterations: 200)
 
-    Benchmark("memcpy of 1,000 scattered pages", configuration: configuration) { benchmark, subject in
+    Benchmark("memcpy of 1,000 scattered pages", configuration: configuration) {
+        benchmark, subject in
         let target = UnsafeMutableRawPointer.allocate(
             byteCount: dirtyCount * Page.byteCount, alignment: Page.byteCount)
         defer { target.deallocate() }
