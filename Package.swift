@@ -100,6 +100,9 @@ let package = Package(
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
         .testTarget(
+            name: "CheckpointFormatTests",
+            dependencies: ["CheckpointFormat", "GuestModel", "VarveTestSupport"]),
+        .testTarget(
             name: "CheckpointStoreTests",
             dependencies: [
                 // The independent reader unpacks with zstd itself.

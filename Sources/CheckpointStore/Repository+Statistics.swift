@@ -55,6 +55,7 @@ extension Repository {
             do {
                 result.byteCount += Int(
                     try reader.files.open(PackName.path(pack), .read).byteCount())
+                if try PackScan.isHollow(reader.files, pack: pack) { continue }
                 let scan = try PackScan.scan(reader, pack: pack)
                 let frame = Envelope.byteCount + (scan.isSealed ? PackFooter.byteCount : 0)
                 added +=

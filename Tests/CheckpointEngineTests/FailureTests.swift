@@ -1,6 +1,7 @@
 import CheckpointEngine
 import CheckpointStore
 import GuestModel
+import LinuxGuest
 import Synchronization
 import SystemPackage
 import Testing
@@ -174,6 +175,44 @@ import VarveTestSupport
         #expect(guest.pausesOpen == 0)
         guest.setLive(nil)
         try expectEqual(try session.capture().checkpoint, guest, repository)
+    }
+
+    @Test func frameNumbersThatNoMapHoldsAreRefused() throws {
+        let (guest, _, repository, session) = try make(pageCount: 10)
+        guest.with { $0.write(1 << 33, FailureTests.page(1)) }
+        let error = #expect(throws: CaptureError.self) { try session.capture() }
+        #expect(error?.guestError?.code == .unsupported)
+        #expect(guest.pausesOpen == 0)
+        guest.with { $0.pages[1 << 33] = nil }
+        try expectEqual(try session.capture().checkpoint, guest, repository)
+    }
+
+    @Test func anImageFileIsAGuestToo() throws {
+        let (_, _, repository, _) = try make(pageCount: 1)
+        let image = directory.path.appending("image")
+        func save(_ values: [Int]) throws {
+            let file = try ImageFile(creating: image, replacing: true)
+            try file.adoptLayout(GuestLayout(pageCount: values.count))
+            for (frame, value) in values.enumerated() where value != 0 {
+                let run = PageRange(first: PageFrameNumber(UInt64(frame)), count: 1)
+                try file.writePages([run].span, from: FailureTests.page(value).span.bytes)
+            }
+            try file.finish()
+        }
+        try save([1, 0, 2, 3, 3])
+        let first = try CaptureSession(
+            of: try ImageFile(reading: image), in: repository, lineage: "image"
+        ).capture().checkpoint
+        #expect(first.comparedAll && first.zeroPageCount == 1 && first.storedPageCount == 3)
+        try save([1, 0, 4, 3, 0])
+        let second = try CaptureSession(
+            of: try ImageFile(reading: image), in: repository, lineage: "image"
+        ).capture().checkpoint
+        #expect(second.parent == first.id && second.changedPageCount == 2)
+        let restored = SimulatedGuest(layout: .empty)
+        _ = try Restore.run(first, from: repository, into: restored)
+        #expect(restored.with { $0.pages[2] } == FailureTests.page(2))
+        #expect(try MemoryRoot.of(try ImageFile(reading: image)) == second.root)
     }
 
     @Test func aDamagedRepositoryLeavesTheGuestAsItWas() throws {

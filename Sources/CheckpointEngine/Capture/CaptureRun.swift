@@ -96,7 +96,7 @@ struct CaptureRun {
         var facts = PendingCapture.Facts()
         var dirty = taken.pages.withLock { $0.pages }
         var seen = session.state.withLock { $0.layout }
-        let layout = try session.guest.layout()
+        let layout = try currentLayout()
         dirty.formUnion(CaptureRun.addedFrames(layout, since: &seen))
         if comparesAll {
             dirty = DirtyBitmap(layout)
@@ -211,7 +211,7 @@ struct CaptureRun {
         let start = ContinuousClock.now
         let paused = try PausedGuest(pausing: session.guest)
         let time = Int64(WallClock.nanoseconds)
-        let layout = try session.guest.layout()
+        let layout = try currentLayout()
         if try take(tracking, into: &dirty, isFinal: true) == .unknown {
             dirty = DirtyBitmap(layout)
         }
@@ -259,6 +259,18 @@ struct CaptureRun {
                     precopyRounds: rounds, comparedAll: comparedAll)))
     }
 
+    /// The guest's layout, if a page map can hold it.
+    private func currentLayout() throws(GuestError) -> GuestLayout {
+        let layout = try session.guest.layout()
+        guard layout.frameEnd <= PageMap.frameEndMax else {
+            throw GuestError(
+                code: .unsupported,
+                message: "the guest has a frame \(layout.frameEnd - 1), and only frames below 2^32 "
+                    + "can be checkpointed; number its frames from 0")
+        }
+        return layout
+    }
+
     /// Frames that a layout has and the one seen last had not: new memory is copied whatever the
     /// log says of it.
     private static func addedFrames(
@@ -299,7 +311,7 @@ struct CaptureRun {
         let start = ContinuousClock.now
         let paused = try PausedGuest(pausing: session.guest)
         let time = Int64(WallClock.nanoseconds)
-        let layout = try session.guest.layout()
+        let layout = try currentLayout()
         let all = DirtyBitmap(layout)
         try copy(all, phase: .paused, &facts)
         let state = try session.guest.captureState()

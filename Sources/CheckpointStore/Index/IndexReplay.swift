@@ -37,12 +37,15 @@ package struct IndexReplay {
         let mark = try index.readMark()
         var last: (location: RecordLocation, scan: PackScan)?
         var abandoned: [UInt32] = []
-        for pack in packs where pack >= mark.pack {
-            let isNewest = pack == packs.last
-            guard let scan = try scan(pack, isNewest: isNewest, mark: mark) else {
-                abandoned.append(pack)
-                continue
-            }
+        var whole = packs.filter { $0 >= mark.pack }
+        var hollow: [UInt32] = []
+        while let newest = whole.last, newest > mark.pack,
+            try PackScan.isHollow(reader.files, pack: newest)
+        {
+            hollow.append(whole.removeLast())
+        }
+        for pack in whole {
+            let scan = try scan(pack, isNewest: pack == whole.last, mark: mark)
             var confirming: RecordLocation?
             for entry in scan.entries {
                 highestTransaction = max(highestTransaction, entry.transaction)
@@ -60,17 +63,12 @@ package struct IndexReplay {
             }
         }
         return End(
-            lastConfirming: last?.location, scan: last?.scan, abandonedPacks: abandoned,
+            lastConfirming: last?.location, scan: last?.scan, abandonedPacks: abandoned + hollow,
             highestTransaction: highestTransaction)
     }
 
-    /// What is in a pack; nil for one that a crash left before anything could be in it.
-    private func scan(_ pack: UInt32, isNewest: Bool, mark: ReadMark) throws -> PackScan? {
-        if isNewest && pack > mark.pack {
-            let head = try reader.files.open(PackName.path(pack), .read)
-                .readBytes(Envelope.byteCount, at: 0)
-            if head.count < Envelope.byteCount || head.allSatisfy({ $0 == 0 }) { return nil }
-        }
+    /// What is in a pack; throws if anything acknowledged is damaged.
+    private func scan(_ pack: UInt32, isNewest: Bool, mark: ReadMark) throws -> PackScan {
         let scan = try PackScan.scan(reader, pack: pack)
         let acknowledged = mark.pack == pack && mark.offset > scan.validEnd
         let isDamaged = scan.isCorrupted || acknowledged || (!scan.isSealed && !isNewest)

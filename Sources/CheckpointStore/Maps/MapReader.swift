@@ -28,6 +28,11 @@ package enum MapReader {
     ) throws(RepositoryError) {
         for location in manifest.mapParts {
             let part = try part(reader, at: location)
+            if let last = part.runs.last, last.range.end.rawValue > PageMap.frameEndMax {
+                throw reader.corrupted(
+                    location, .mapPart,
+                    FormatError(offset: 16, reason: "it names frame numbers beyond 2^32"))
+            }
             part.forEachRun { run, digests in
                 var next = digests.startIndex
                 for frame in run.range.frames {

@@ -16,6 +16,12 @@ package import GuestModel
 ///
 /// Unchecked: it goes from owner to owner (session, draft, reader), and only the owner touches it.
 package final class PageMap: @unchecked Sendable {
+    /// Frames are below this: 16 TiB of guest.
+    ///
+    /// The map has some bytes for every 64 frames up to the highest one, so a hostile number must
+    /// not choose how many.
+    package static let frameEndMax: UInt64 = 1 << 32
+
     private static let leavesPerChunk = 512
     private static let noSlot = UInt32.max
 

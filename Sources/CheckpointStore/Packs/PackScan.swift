@@ -25,6 +25,19 @@ package struct PackScan: Sendable {
     /// True if the tail is damage to something acknowledged.
     package var isCorrupted: Bool { tail != nil && confirmed > validEnd }
 
+    /// True if a crash came between making a pack and syncing its envelope: nothing can be in it.
+    package static func isHollow(
+        _ files: any RepositoryFiles, pack: UInt32
+    ) throws(RepositoryError) -> Bool {
+        do {
+            let head = try files.open(PackName.path(pack), .read)
+                .readBytes(Envelope.byteCount, at: 0)
+            return head.count < Envelope.byteCount || head.allSatisfy { $0 == 0 }
+        } catch {
+            throw RepositoryError(error)
+        }
+    }
+
     /// Reads what is in a pack: the index of a sealed one, all of an unsealed one.
     ///
     /// Throws `corrupted` only when a sealed pack's index cannot be read.

@@ -125,6 +125,12 @@ private final class Verification: Sendable {
         func damage(_ offset: UInt32, _ object: String, _ reason: String) {
             note(Corruption(file: path, offset: UInt64(offset), object: object, reason: reason))
         }
+        if pack > mark.pack {
+            // Nothing in it was published: it is a live writer's, or what a crash left of one.
+            let size = Int(try reader.files.open(path, .read).byteCount())
+            state.withLock { $0.report.abandonedByteCount += size }
+            return advance(size)
+        }
         // Not through the reader's cache: the envelope is read from the disk once more.
         reader.drop(pack)
         let file = try reader.file(pack)
@@ -140,8 +146,8 @@ private final class Verification: Sendable {
         let end: UInt64
         if let last = sealed?.entries.last {
             end = UInt64(last.end)
-        } else if pack == mark.pack && UInt64(mark.offset) <= size {
-            end = UInt64(mark.offset)
+        } else if pack == mark.pack {
+            end = min(UInt64(mark.offset), size)
         } else {
             end = size
         }
@@ -191,8 +197,8 @@ private final class Verification: Sendable {
         } else if pack == mark.pack && end < mark.offset {
             damage(end, "record", "the pack ends before what was published in it")
         }
-        let kept = pack == mark.pack ? UInt64(mark.offset) : UInt64(end)
-        if pack >= mark.pack && size > kept {
+        let kept = UInt64(mark.offset)
+        if pack == mark.pack && size > kept {
             state.withLock { $0.report.abandonedByteCount += Int(size - kept) }
         }
     }

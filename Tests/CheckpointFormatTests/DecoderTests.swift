@@ -1,0 +1,171 @@
+import CheckpointFormat
+import GuestModel
+import Testing
+import VarveTestSupport
+
+/// What was encoded decodes to the same, and no bytes whatever make a decoder trap.
+@Suite struct DecoderTests {
+    private static let rounds = TestSeed.isLong ? 20_000 : 1500
+
+    /// Runs a decoder over an encoding, then over ever other bytes made from it.
+    private func attack(
+        _ bytes: [UInt8], salt: UInt64, _ decode: ([UInt8]) throws -> Void
+    ) throws {
+        try decode(bytes)
+        var random = TestSeed.generator(salt)
+        for _ in 0..<DecoderTests.rounds {
+            var other = bytes
+            for _ in 0..<Int.random(in: 1...4, using: &random) {
+                switch Int.random(in: 0..<4, using: &random) {
+                case 0: other = Array(other.prefix(Int.random(in: 0...other.count, using: &random)))
+                case 1: other += [0, 255, 128].shuffled(using: &random)
+                default:
+                    guard let place = other.indices.randomElement(using: &random) else { continue }
+                    other[place] =
+                        [0, 1, 127, 128, 255, .random(in: 0...255, using: &random)]
+                        .randomElement(using: &random) ?? 0
+                }
+            }
+            _ = try? decode(other)
+        }
+    }
+
+    private func digest(_ value: UInt64) -> PageDigest { PageDigest(words: (value, 1, 2, value)) }
+
+    private func range(_ first: UInt64, _ count: Int) -> PageRange {
+        PageRange(first: PageFrameNumber(first), count: count)
+    }
+
+    @Test func envelopes() throws {
+        let envelope = Envelope(kind: .pack, repository: .random(), number: 7)
+        try attack(envelope.encoded, salt: 700) { bytes in
+            let found = try Envelope.decode(bytes, kind: .pack)
+            #expect(found == envelope, "a checksum lets nothing else through")
+        }
+        #expect(throws: Envelope.Refusal.foreign) {
+            try Envelope.decode(envelope.encoded, kind: .repository)
+        }
+    }
+
+    @Test func records() throws {
+        var writer = RecordWriter()
+        writer.append(.mark, transaction: 3, confirmed: 64, payload: [])
+        let second = writer.append(.publish, transaction: 9, confirmed: 96, payload: [1, 2, 3])
+        #expect(second == 32..<72)
+        try attack(Array(writer.bytes[second]), salt: 701) { bytes in
+            try bytes.withUnsafeBytes { raw in
+                let header = try RecordHeader(raw)
+                guard header.recordByteCount <= raw.count else { return }
+                try RecordHeader.check(
+                    UnsafeRawBufferPointer(rebasing: raw[..<header.recordByteCount]))
+                #expect(header.transaction == 9 && header.payloadCount == 3)
+            }
+        }
+    }
+
+    @Test func mapParts() throws {
+        let part = MapPart(
+            runs: [
+                MapRun(range: range(3, 2), content: .storedHere, firstOrdinal: 5),
+                MapRun(range: range(5, 100), content: .zero),
+                MapRun(range: range(1 << 20, 1), content: .storedBefore),
+                MapRun(range: range(1 << 21, 4), content: .absent),
+                MapRun(range: range(1 << 22, 2), content: .storedHere, firstOrdinal: 0),
+            ], digests: (1...5).map { digest($0) })
+        let compressor = Compressor(level: .standard)
+        let decompressor = Decompressor()
+        let encoded = part.encoded(compressor: compressor)
+        try attack(encoded, salt: 702) { bytes in
+            let found = try bytes.withUnsafeBytes {
+                try MapPart.decode($0, decompressor: decompressor)
+            }
+            if bytes == encoded { #expect(found == part) }
+        }
+    }
+
+    @Test func manifests() throws {
+        var manifest = Manifest()
+        manifest.parent = digest(1)
+        manifest.root = digest(2)
+        manifest.lineage = "web"
+        manifest.label = "läbel"
+        (manifest.frameEnd, manifest.pageCount, manifest.zeroPageCount) = (100, 90, 10)
+        manifest.mapParts = [RecordLocation(pack: 1, offset: 64)]
+        manifest.stateParts = [RecordLocation(pack: 1, offset: 96), .init(pack: 2, offset: 64)]
+        try attack(manifest.encoded, salt: 703) { bytes in
+            let found = try Manifest.decode(bytes)
+            #expect(found.encoded == bytes, "one encoding for each manifest")
+        }
+    }
+
+    @Test func packIndexes() throws {
+        let table = PageFrameTable(
+            firstOrdinal: 16,
+            blocks: [.init(byteCount: 700, pageCount: 3), .init(byteCount: 4096, pageCount: 1)])
+        let first = PackIndex.Entry(
+            type: .pageFrame, offset: 64, payloadCount: table.payloadCount, transaction: 5,
+            frame: table)
+        let second = PackIndex.Entry(
+            type: .publish, offset: first.end, payloadCount: 300, transaction: 4, frame: nil)
+        let index = PackIndex(entries: [first, second])
+        try attack(index.encoded, salt: 704) { bytes in
+            let found = try bytes.withUnsafeBytes {
+                try PackIndex.decode($0, recordOffset: second.end)
+            }
+            #expect(found.encoded == bytes)
+        }
+        let footer = PackFooter(indexOffset: 5000, pack: 3)
+        try attack(footer.encoded, salt: 705) { bytes in
+            let found = try PackFooter.decode(bytes)
+            #expect(found == nil || found == footer)
+        }
+    }
+
+    @Test func guestStates() throws {
+        let state = GuestState(records: [
+            .init(kind: "a", bytes: [1, 2, 3]), .init(kind: "", bytes: []),
+        ])
+        try attack(GuestStateCoding.encode(state), salt: 706) { bytes in
+            let found = try GuestStateCoding.decode(bytes)
+            #expect(GuestStateCoding.encode(found) == bytes)
+        }
+    }
+
+    @Test func pageFramesComeBackAndDamageIsRefused() throws {
+        var random = TestSeed.generator(707)
+        var pages = [UInt8](repeating: 5, count: 4 * Page.byteCount)
+        for index in 0..<Page.byteCount { pages[index] = .random(in: 0...255, using: &random) }
+        let compressor = Compressor(level: .standard)
+        let decompressor = Decompressor()
+        var writer = RecordWriter()
+        let table = pages.withUnsafeBytes { raw in
+            PageFrameEncoder.append(
+                [
+                    PageBlockSource(bytes: UnsafeRawBufferPointer(rebasing: raw[..<4096])),
+                    PageBlockSource(bytes: UnsafeRawBufferPointer(rebasing: raw[4096...])),
+                ], firstOrdinal: 3, transaction: 1, compressor: compressor, to: &writer)
+        }
+        #expect(table.blocks.map(\.pageCount) == [1, 3])
+        #expect(table.blocks[0].byteCount == 4096, "what does not shrink is stored as it is")
+        let payload = Array(writer.bytes[32..<32 + table.payloadCount])
+        try attack(payload, salt: 708) { bytes in
+            let found = try bytes.withUnsafeBytes {
+                try PageFrameTable.decode($0, payloadCount: bytes.count)
+            }
+            var offset = found.headByteCount
+            for block in found.blocks {
+                let stored = Array(bytes[offset..<offset + Int(block.byteCount)])
+                offset += stored.count
+                var target = [UInt8](repeating: 0, count: Int(block.pageCount) * Page.byteCount)
+                try stored.withUnsafeBytes { source in
+                    try target.withUnsafeMutableBytes {
+                        try PageBlock.decode(source, decompressor: decompressor, into: $0)
+                    }
+                }
+                if bytes == payload, block.pageCount == 3 {
+                    #expect(target == Array(pages[4096...]))
+                }
+            }
+        }
+    }
+}
