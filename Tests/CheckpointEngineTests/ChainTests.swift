@@ -79,9 +79,9 @@ import VarveTestSupport
         }
         let (one, thousand) = (results[4], results[5])
         print(
-            "writes to 1/\(spread) of the guest; restore of checkpoint 1: \(one.mapsRead) maps, \(one.bytesRead) bytes, \(times[4]); "
-                + "of checkpoint 1000: \(thousand.mapsRead) maps, \(thousand.bytesRead) bytes, "
-                + "\(times[5])")
+            "writes to 1/\(spread) of the guest; restore of checkpoint 1: \(one.mapsRead) maps, "
+                + "\(one.bytesRead) bytes, \(times[4]); of checkpoint 1000: "
+                + "\(thousand.mapsRead) maps, \(thousand.bytesRead) bytes, \(times[5])")
         let ratio = Double(thousand.bytesRead) / Double(one.bytesRead)
         #expect(ratio > 0.9 && ratio < 1.1, "bytes read, last over first")
         // 3 log4(n) + 1 maps at most.
