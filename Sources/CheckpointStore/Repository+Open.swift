@@ -249,13 +249,13 @@ extension Repository {
                 guard let lock = try? reader.files.open(lockPath, .lock) else { return index }
                 // While a writer lives it keeps the index current by itself.
                 guard try lock.tryLock() else { return index }
-                return try catchUp(directory, reader)
+                return try withExtendedLifetime(lock) { try catchUp(directory, reader) }
             }
             if let index = try openOnReadOnlyMedium(directory, path, reader) { return index }
             let lock = try reader.files.open(lockPath, .lock)
             if try lock.tryLock() {
                 try reader.files.createDirectory(indexPath)
-                return try catchUp(directory, reader)
+                return try withExtendedLifetime(lock) { try catchUp(directory, reader) }
             }
             WallClock.sleep(milliseconds: 20)
         }

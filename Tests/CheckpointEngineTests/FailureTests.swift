@@ -179,11 +179,12 @@ import VarveTestSupport
 
     @Test func frameNumbersThatNoMapHoldsAreRefused() throws {
         let (guest, _, repository, session) = try make(pageCount: 10)
-        guest.with { $0.write(1 << 33, FailureTests.page(1)) }
+        let far = PageRange(first: PageFrameNumber(1 << 33), count: 1)
+        guest.with { $0.statedLayout = GuestLayout(runs: [far]) }
         let error = #expect(throws: CaptureError.self) { try session.capture() }
         #expect(error?.guestError?.code == .unsupported)
         #expect(guest.pausesOpen == 0)
-        guest.with { $0.pages[1 << 33] = nil }
+        guest.with { $0.statedLayout = nil }
         try expectEqual(try session.capture().checkpoint, guest, repository)
     }
 

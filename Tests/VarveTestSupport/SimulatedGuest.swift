@@ -19,6 +19,8 @@ public final class SimulatedGuest: WritableGuest {
         var callsUntilFailure: Int?
         var pauseCount = 0
         var resumeCount = 0
+        /// What `layout` answers, if not the frames of `pages`.
+        public var statedLayout: GuestLayout?
         /// What the next takes answer.
         public var knowledge = DirtyKnowledge.complete
 
@@ -82,6 +84,7 @@ public final class SimulatedGuest: WritableGuest {
     /// The frames that exist.
     public func layout() throws(GuestError) -> GuestLayout {
         try call("layout") { state in
+            if let layout = state.statedLayout { return layout }
             var frames = DirtyBitmap()
             for frame in state.pages.keys { frames.insert(PageFrameNumber(frame)) }
             return GuestLayout(runs: frames.runs())
