@@ -34,7 +34,30 @@ import VarveTestSupport
     ) throws {
         let restored = SimulatedGuest(layout: .empty)
         _ = try Restore.run(checkpoint, from: repository, into: restored)
-        #expect(restored.with { $0.pages } == guest.with { $0.pages })
+        let isEqual = restored.with { $0.pages } == guest.with { $0.pages }
+        #expect(isEqual, "checkpoint \(checkpoint.id.short)")
+    }
+
+    /// A page is stored for one frame, another frame holds it too, and the first changes again
+    /// before the pause: the page map must still say where the page is.
+    @Test func aPageOutlivesTheFrameItWasStoredFor() throws {
+        var options = CaptureOptions()
+        options.pauseBudget = .microseconds(10)
+        options.workerCount = 1
+        let (guest, _, repository, session) = try make(pageCount: 600, options: options)
+        _ = try session.capture()
+        guest.with { state in
+            for frame in 0..<600 { state.write(UInt64(frame), FailureTests.page(frame % 100)) }
+        }
+        // Frames 0 to 99 hold each page first; all of them change while they are copied.
+        guest.setLive { state in
+            for frame in 0..<100 { state.write(UInt64(frame), FailureTests.page(1000 + frame)) }
+        }
+        let result = try session.capture()
+        guest.setLive(nil)
+        #expect(result.checkpoint.precopyRounds > 0)
+        try expectEqual(result.checkpoint, guest, repository)
+        #expect(try repository.verify().isClean)
     }
 
     /// Each changing call on the disk fails in turn, with a full disk and with a broken one.
