@@ -44,6 +44,8 @@ package final class PackWriter: Sendable {
         var entries: [PackIndex.Entry]
         var epoch: UInt64 = 0
         var isBroken = false
+        /// What ended the epoch before this one; each transaction of it is told the same.
+        var lastFailure: FileError?
         var activeTransactions = 0
     }
 
@@ -104,6 +106,7 @@ package final class PackWriter: Sendable {
             } catch {
                 // Tried again, and reported, by the next `begin`.
                 state.isBroken = true
+                state.lastFailure = error
             }
         }
     }
@@ -164,6 +167,7 @@ package final class PackWriter: Sendable {
             } catch {
                 state.isBroken = true
                 state.epoch += 1
+                state.lastFailure = error
                 return .failure(error)
             }
         }
@@ -176,17 +180,19 @@ package final class PackWriter: Sendable {
     private func inEpoch<T>(
         _ epoch: UInt64, _ body: (inout State) throws(FileError) -> T
     ) throws(RepositoryError) -> T {
-        let value = try locked { (state) throws(FileError) -> T? in
-            guard state.epoch == epoch, !state.isBroken else { return nil }
-            return try body(&state)
+        // A straggler of an ended epoch must not end the one that runs now, so its failure is
+        // returned past `locked`.
+        let result = try locked { (state) throws(FileError) -> Result<T, FileError> in
+            if state.epoch == epoch, !state.isBroken { return .success(try body(&state)) }
+            guard let failure = state.lastFailure else {
+                preconditionFailure("an epoch ends by a failure")
+            }
+            return .failure(failure)
         }
-        guard let value else {
-            throw RepositoryError(
-                .abandoned,
-                "an earlier write to the repository failed, so this checkpoint was given up; take "
-                    + "it again")
+        switch result {
+        case .success(let value): return value
+        case .failure(let error): throw RepositoryError(error)
         }
-        return value
     }
 
     private func write(
