@@ -56,12 +56,15 @@ let package = Package(
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
 
+        .target(name: "XenStream", dependencies: ["GuestModel"]),
+
         // The facade.
         .target(
             name: "Varve",
             dependencies: [
                 "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
-                "LinuxGuest", .product(name: "SystemPackage", package: "swift-system"),
+                "LinuxGuest", "XenStream",
+                .product(name: "SystemPackage", package: "swift-system"),
             ]),
 
         // Examples: in this package, so that one build serves library, tool and tests.

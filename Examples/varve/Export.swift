@@ -3,13 +3,27 @@ import Glibc
 import SystemPackage
 import Varve
 
+/// What a checkpoint is written as.
+enum ExportFormat: String, CaseIterable, ExpressibleByArgument {
+    case raw
+    case xl
+    case libxc
+    case elf
+}
+
 struct Export: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Writes a checkpoint's memory as a raw image.",
+        abstract: "Writes a checkpoint as a file: its memory, or a guest that Xen restores.",
         discussion: """
-            Every page is checked against its digest. Zero pages become holes. The image gets its \
-            name when it is whole. '-' writes to standard output, by way of a temporary file in \
-            TMPDIR (or /tmp) that takes as much room as the image's pages that are not zero.
+            raw    the memory from frame 0; zero pages become holes
+            xl     a file that 'xl restore' starts
+            libxc  the bare libxc stream, version 3
+            elf    the core format of 'xl dump-core'
+
+            xl, libxc and elf need the state that a stream of Xen brought along. Every page is \
+            checked against its digest. The file gets its name when it is whole.
+
+            varve export STORE web - --format xl | xl restore /dev/stdin
             """)
 
     @Argument(help: "The repository.")
@@ -18,37 +32,61 @@ struct Export: ParsableCommand {
     @Argument(help: "The checkpoint.")
     var checkpoint: String
 
-    @Argument(help: "The image to write; '-' is standard output.")
+    @Argument(help: "The file to write; '-' is standard output.")
     var image: String
+
+    @Option(help: "The form of the file.")
+    var format = ExportFormat.raw
+
+    @Option(
+        help: "For xl: the guest's configuration instead of its own, JSON or an xl.cfg.")
+    var config: String?
 
     @Flag(help: "Replace a file that has the name.")
     var force = false
 
-    func run() throws {
-        try reporting {
-            let repository = try Repository.open(at: FilePath(store), .reading)
-            let found = try repository.checkpoint(named: checkpoint)
-            if image == "-" {
-                try exportToStandardOutput(found, of: repository)
-            } else {
-                var status = stat()
-                let isTaken = stat(image, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
-                if isTaken && !force {
-                    throw ToolError(
-                        "\(image) exists and was left as it is; name another file, or use --force")
-                }
-                try restore(
-                    found, of: repository,
-                    to: try ImageFile(creating: FilePath(image), replacing: force))
-            }
+    func validate() throws {
+        if config != nil && format != .xl {
+            throw ValidationError("--config goes with --format xl alone")
         }
     }
 
+    func run() throws {
+        try reporting {
+            let configuration = try config.map { try Export.read($0) }
+            let repository = try Repository.open(at: FilePath(store), .reading)
+            let found = try repository.checkpoint(named: checkpoint)
+            var status = stat()
+            let isTaken =
+                image != "-" && stat(image, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
+            if isTaken && !force {
+                throw ToolError(
+                    "\(image) exists and was left as it is; name another file, or use --force")
+            }
+            let progress = Progress("written", unitByteCount: Page.byteCount)
+            defer { progress.finish() }
+            if format == .raw && image != "-" {
+                try restore(
+                    found, of: repository,
+                    to: try ImageFile(creating: FilePath(image), replacing: force), progress)
+                return
+            }
+            let formats: [ExportFormat: XenExport.Format] = [
+                .raw: .raw, .xl: .xl(configuration: configuration), .libxc: .libxc, .elf: .elf,
+            ]
+            guard let form = formats[format] else { preconditionFailure("each has its form") }
+            let output = try OutputFile(image, replacing: force)
+            try XenExport.run(
+                found, from: repository, as: form, progress: { progress.update($0, of: $1) },
+                sink: output.write)
+            try output.finish()
+        }
+    }
+
+    /// Memory into an image with holes, in pack order.
     private func restore(
-        _ found: Checkpoint, of repository: Repository, to file: ImageFile
+        _ found: Checkpoint, of repository: Repository, to file: ImageFile, _ progress: Progress
     ) throws {
-        let progress = Progress("written", unitByteCount: Page.byteCount)
-        defer { progress.finish() }
         do {
             _ = try Restore.run(found, from: repository, into: file) {
                 progress.update($0, of: $1)
@@ -60,27 +98,12 @@ struct Export: ParsableCommand {
         }
     }
 
-    private func exportToStandardOutput(
-        _ found: Checkpoint, of repository: Repository
-    ) throws {
-        let directory = getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp"
-        let path = "\(directory)/varve-export-\(getpid()).raw"
-        try restore(found, of: repository, to: try ImageFile(creating: FilePath(path)))
-        let descriptor = open(path, O_RDONLY | O_CLOEXEC)
-        unlink(path)
-        guard descriptor >= 0 else {
-            throw ToolError("the temporary file \(path) cannot be read: \(Output.reason())")
+    private static func read(_ path: String) throws -> [UInt8] {
+        let source = try InputSource(path)
+        let bytes = try source.peek(1 << 20)
+        guard !bytes.isEmpty, bytes.count < 1 << 20 else {
+            throw ToolError("\(path) is no configuration: it is empty, or has 1 MiB or more")
         }
-        defer { close(descriptor) }
-        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 20, alignment: 4096)
-        defer { buffer.deallocate() }
-        while true {
-            let count = read(descriptor, buffer.baseAddress, buffer.count)
-            if count < 0 && errno == EINTR { continue }
-            guard count >= 0 else { throw ToolError("\(path) cannot be read: \(Output.reason())") }
-            if count == 0 { return }
-            try Output.write(
-                UnsafeRawBufferPointer(rebasing: buffer[..<count]), to: STDOUT_FILENO)
-        }
+        return bytes
     }
 }

@@ -1,111 +1,144 @@
 import ArgumentParser
-import Glibc
 import SystemPackage
 import Varve
 
+/// What a guest's memory comes as.
+enum ImportFormat: String, CaseIterable, ExpressibleByArgument {
+    case raw
+    case xl
+    case libxl
+    case libxc
+    case xenopsd
+
+    /// The stream's format; nil for a raw image.
+    var stream: XenStreamFormat? { XenStreamFormat(rawValue: rawValue) }
+
+    /// Tells the format from the input's first bytes.
+    static func detect(_ source: InputSource) throws -> ImportFormat {
+        let head = try source.peek(XenStreamFormat.byteCount)
+        let stream = head.withUnsafeBytes { XenStreamFormat(detecting: $0) }
+        return stream.flatMap { ImportFormat(rawValue: $0.rawValue) } ?? .raw
+    }
+}
+
 struct Import: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Takes a raw memory image in as a checkpoint.",
+        abstract: "Takes a guest's memory in: a raw image, or a stream of Xen.",
         discussion: """
-            Every page is compared with the lineage's newest checkpoint, and only what differs is \
-            stored. Whatever goes wrong, the repository stays as it was.
+            A raw memory image, a file of 'xl save', a libxl or libxc stream, or a suspend image \
+            of xenopsd; which one is told from its first bytes. Every page is compared with the \
+            lineage's newest checkpoint, and only what differs is stored. What a stream says of \
+            the guest besides its memory is kept with the checkpoint.
+
+            Each epoch of a checkpointed stream (Remus) is a checkpoint, published as the epoch \
+            ends; a part epoch at the end is dropped. Whatever goes wrong, checkpoints that were \
+            published stay, and nothing else does.
             """)
 
     @Argument(help: "The repository.")
     var store: String
 
-    @Argument(help: "The image, a multiple of 4096 bytes; '-' is standard input.")
+    @Argument(help: "The image or stream; '-' is standard input.")
     var image: String
 
     @Option(help: "The guest's history that it goes to; a new name begins one.")
     var lineage: String
 
-    @Option(help: "A name for this checkpoint.")
+    @Option(help: "A name for this checkpoint; for the first one of a checkpointed stream.")
     var label: String?
 
-    @Flag(help: "Print the checkpoint as a JSON object.")
+    @Option(help: "What the input is, instead of what its first bytes say.")
+    var format: ImportFormat?
+
+    @Flag(help: "Print each checkpoint as a JSON object.")
     var json = false
 
     func run() throws {
         try reporting {
-            let source = try ImageSource(image)
-            let repository = try Repository.open(at: FilePath(store), .writing)
-            let progress = Progress("taken in", isJSON: json)
-            defer { progress.finish() }
-            let checkpoint = try ImageImport.run(
-                into: repository, lineage: lineage, label: label,
-                progress: { progress.update($0, of: source.byteCount) }, read: source.read)
-            try repository.close()
-            progress.finish()
-            if json {
-                try Output.line(JSON.object(checkpoint.fields).text)
-            } else {
-                try Output.line(
-                    "\(checkpoint.id.short) \(lineage): \(checkpoint.changedPageCount) of "
-                        + "\(checkpoint.pageCount) pages changed, "
-                        + "\(Format.bytes(checkpoint.addedByteCount)) added, "
-                        + "\(Format.decimal(progress.seconds, 2)) s")
+            Interruption.arm()
+            let source = try InputSource(image)
+            do {
+                let format = try format ?? ImportFormat.detect(source)
+                let repository = try Repository.open(at: FilePath(store), .writing)
+                let progress = Progress("taken in", isJSON: json)
+                defer { progress.finish() }
+                if let stream = format.stream {
+                    try importStream(stream, source, repository, progress)
+                } else {
+                    try importRaw(source, repository, progress)
+                }
+                try repository.close()
+            } catch is Interruption.Requested {
+                throw ToolError("interrupted; checkpoints that were published stay")
             }
+        }
+    }
+
+    private func importRaw(
+        _ source: InputSource, _ repository: Repository, _ progress: Progress
+    ) throws {
+        if let byteCount = source.byteCount, byteCount % Page.byteCount != 0 {
+            throw ToolError(
+                "\(source.name) has \(byteCount) bytes, which is no multiple of 4096; it is cut "
+                    + "short, or neither a raw memory image nor a stream of Xen")
+        }
+        let checkpoint = try ImageImport.run(
+            into: repository, lineage: lineage, label: label,
+            progress: { progress.update($0, of: source.byteCount) }, read: source.read)
+        try show(checkpoint, progress)
+    }
+
+    private func importStream(
+        _ format: XenStreamFormat, _ source: InputSource, _ repository: Repository,
+        _ progress: Progress
+    ) throws {
+        let result = try XenImport.run(
+            format, into: repository, lineage: lineage, label: label,
+            published: { try show($0, progress) },
+            source: { buffer in
+                progress.update(source.position, of: source.byteCount)
+                return try source.read(buffer)
+            })
+        progress.finish()
+        StreamEnd.report(result)
+    }
+
+    private func show(_ checkpoint: Checkpoint, _ progress: Progress) throws {
+        progress.finish()
+        if json {
+            try Output.line(JSON.object(checkpoint.fields).text)
+        } else {
+            try Output.line(checkpoint.summaryLine + ", \(Format.decimal(progress.seconds, 2)) s")
         }
     }
 }
 
-/// An image that is read from its beginning to its end.
-private final class ImageSource {
-    /// Its size, if it is known before it is read.
-    let byteCount: Int?
-    private let name: String
-    private let descriptor: Int32
-    private var position = 0
-
-    init(_ path: String) throws {
-        if path == "-" {
-            name = "standard input"
-            descriptor = STDIN_FILENO
-            byteCount = nil
-            return
-        }
-        name = path
-        descriptor = open(path, O_RDONLY | O_CLOEXEC)
-        guard descriptor >= 0 else {
-            throw ToolError("\(path) cannot be opened: \(Output.reason()); check the path")
-        }
-        var status = stat()
-        guard fstat(descriptor, &status) == 0 else {
-            throw ToolError("\(path) cannot be looked at: \(Output.reason())")
-        }
-        switch status.st_mode & S_IFMT {
-        case S_IFREG:
-            byteCount = Int(status.st_size)
-            guard status.st_size % off_t(Page.byteCount) == 0 else {
-                throw ToolError(
-                    "\(path) has \(status.st_size) bytes, which is no multiple of 4096; it is cut "
-                        + "short or no raw memory image")
-            }
-        case S_IFDIR: throw ToolError("\(path) is a directory; name a raw memory image")
-        default: byteCount = nil
-        }
+extension Checkpoint {
+    /// `1a2b3c4d web: 10 of 100 pages changed, 1.5 KiB added`.
+    var summaryLine: String {
+        "\(id.short) \(lineage): \(changedPageCount) of \(pageCount) pages changed, "
+            + "\(Format.bytes(addedByteCount)) added"
     }
+}
 
-    deinit {
-        if descriptor != STDIN_FILENO { close(descriptor) }
-    }
-
-    /// Fills a buffer; 0 at the end.
-    ///
-    /// An image that ends sooner than it should is an error.
-    func read(_ buffer: UnsafeMutableRawBufferPointer) throws -> Int {
-        while true {
-            let count = Glibc.read(descriptor, buffer.baseAddress, buffer.count)
-            if count < 0 && errno == EINTR { continue }
-            guard count >= 0 else { throw ToolError("\(name) cannot be read: \(Output.reason())") }
-            position += count
-            if let byteCount, count == 0, position != byteCount {
-                throw ToolError(
-                    "\(name) changed from \(byteCount) to \(position) bytes while it was read; "
-                        + "take it in again when nobody writes to it")
-            }
-            return count
+/// What a checkpointed stream's end means.
+enum StreamEnd {
+    /// Says on standard error that a part epoch was dropped.
+    static func report(_ result: XenImportResult) {
+        guard result.summary.isCheckpointed else { return }
+        let epochs = "\(result.summary.epochCount) whole epochs"
+        switch (result.cutShort, result.summary.hasPartialEpoch) {
+        case (nil, false): return
+        case (nil, true):
+            Output.standardError(
+                "varve: the stream ends after \(epochs) with a part of one, which was dropped")
+        case (.some, false):
+            Output.standardError(
+                "varve: the stream stopped after \(epochs); all were taken in")
+        case (.some(let error), true):
+            Output.standardError(
+                "varve: \(error.message); \(epochs) were taken in, and the part after them was "
+                    + "dropped")
         }
     }
 }

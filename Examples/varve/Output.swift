@@ -19,14 +19,17 @@ enum Output {
     }
 
     /// Writes all bytes.
-    static func write(_ bytes: UnsafeRawBufferPointer, to descriptor: Int32) throws {
+    static func write(
+        _ bytes: UnsafeRawBufferPointer, to descriptor: Int32,
+        named name: String = "standard output"
+    ) throws {
         var done = 0
         while done < bytes.count {
             let rest = UnsafeRawBufferPointer(rebasing: bytes[done...])
             let count = Glibc.write(descriptor, rest.baseAddress, rest.count)
             if count < 0 {
                 if errno == EINTR { continue }
-                throw ToolError("standard output cannot be written: \(reason())")
+                throw ToolError("\(name) cannot be written: \(reason())")
             }
             done += count
         }

@@ -3,7 +3,9 @@ import SystemPackage
 import Varve
 
 struct Show: ParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Shows one checkpoint.")
+    static let configuration = CommandConfiguration(
+        abstract: "Shows one checkpoint, and what the guest was.",
+        discussion: "The guest is told from the state that a stream of Xen brought along.")
 
     @Argument(help: "The repository.")
     var store: String
@@ -25,7 +27,11 @@ struct Show: ParsableCommand {
                         ("kind", .string(record.kind)), ("bytes", .integer(record.bytes.count)),
                     ])
                 }
-                try Output.line(JSON.object(found.fields + [("state", .array(records))]).text)
+                let guest = GuestLines(state).map(\.json) ?? .null
+                try Output.line(
+                    JSON.object(
+                        found.fields + [("guest", guest), ("state", .array(records))]
+                    ).text)
                 return
             }
             for line in Show.lines(found, state) { try Output.line(line) }
@@ -59,6 +65,7 @@ struct Show: ParsableCommand {
             ["pause", "\(checkpoint.pause)"],
             ["precopy rounds", "\(checkpoint.precopyRounds)"],
         ]
+        rows += GuestLines(state)?.rows ?? []
         for record in state.records {
             rows.append(["state", "\(record.kind), \(record.bytes.count) bytes"])
         }

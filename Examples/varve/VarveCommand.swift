@@ -7,7 +7,7 @@ import Varve
 struct VarveCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "varve",
-        abstract: "Keeps checkpoints of guests' memory, and brings any of them back.",
+        abstract: "Keeps checkpoints of guests, and brings any of them back.",
         discussion: """
             CHECKPOINT is the name of a lineage (its newest checkpoint), NAME~3 (three before it), \
             a label, or the beginning of an id.
@@ -17,8 +17,8 @@ struct VarveCommand: ParsableCommand {
             """,
         version: "0.1.0",
         subcommands: [
-            Init.self, Import.self, Log.self, Show.self, Diff.self, Export.self, Verify.self,
-            Stats.self,
+            Init.self, Import.self, Receive.self, Log.self, Show.self, Diff.self, Export.self,
+            Verify.self, Stats.self,
         ])
 
     /// Parses, runs, and ends with one of the documented exit codes.

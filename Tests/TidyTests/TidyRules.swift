@@ -50,9 +50,10 @@ enum TidyRules {
             "Synchronization",
         ],
         "LinuxGuest": ["GuestModel", "CLinux", "SystemPackage", "Glibc", "Synchronization"],
+        "XenStream": ["GuestModel"],
         "Varve": [
             "GuestModel", "CheckpointFormat", "CheckpointStore", "CheckpointEngine", "LinuxGuest",
-            "SystemPackage",
+            "XenStream", "SystemPackage",
         ],
     ]
 

@@ -1,0 +1,127 @@
+import Glibc
+import Varve
+
+/// A file or pipe that is read from its beginning to its end.
+final class InputSource {
+    /// Its size, if it is known before it is read.
+    let byteCount: Int?
+    let name: String
+    /// Bytes read so far.
+    private(set) var position = 0
+    private let descriptor: Int32
+    /// Bytes that were looked at before they were asked for.
+    private var head: [UInt8] = []
+
+    init(_ path: String) throws {
+        if path == "-" {
+            name = "standard input"
+            descriptor = STDIN_FILENO
+            byteCount = nil
+            return
+        }
+        name = path
+        descriptor = open(path, O_RDONLY | O_CLOEXEC)
+        guard descriptor >= 0 else {
+            throw ToolError("\(path) cannot be opened: \(Output.reason()); check the path")
+        }
+        var status = stat()
+        guard fstat(descriptor, &status) == 0 else {
+            throw ToolError("\(path) cannot be looked at: \(Output.reason())")
+        }
+        switch status.st_mode & S_IFMT {
+        case S_IFREG: byteCount = Int(status.st_size)
+        case S_IFDIR: throw ToolError("\(path) is a directory; name a file or '-'")
+        default: byteCount = nil
+        }
+    }
+
+    deinit {
+        if descriptor != STDIN_FILENO { close(descriptor) }
+    }
+
+    /// Shows the first bytes, as many as there are, without taking them.
+    func peek(_ count: Int) throws -> [UInt8] {
+        while head.count < count {
+            var piece = [UInt8](repeating: 0, count: count - head.count)
+            let read = try piece.withUnsafeMutableBytes { try readDescriptor($0) }
+            if read == 0 { break }
+            head += piece[..<read]
+        }
+        return head
+    }
+
+    /// Fills a buffer, not always to its end; 0 at the end of the input.
+    ///
+    /// A file that ends sooner than it should is an error.
+    func read(_ buffer: UnsafeMutableRawBufferPointer) throws -> Int {
+        let count: Int
+        if head.isEmpty {
+            count = try readDescriptor(buffer)
+        } else {
+            count = min(head.count, buffer.count)
+            buffer.copyBytes(from: head[..<count])
+            head.removeFirst(count)
+        }
+        position += count
+        if let byteCount, count == 0, position != byteCount {
+            throw ToolError(
+                "\(name) changed from \(byteCount) to \(position) bytes while it was read; "
+                    + "take it in again when nobody writes to it")
+        }
+        return count
+    }
+
+    private func readDescriptor(_ buffer: UnsafeMutableRawBufferPointer) throws -> Int {
+        while true {
+            try Interruption.wait(for: descriptor)
+            let count = Glibc.read(descriptor, buffer.baseAddress, buffer.count)
+            if count < 0 && errno == EINTR { continue }
+            guard count >= 0 else { throw ToolError("\(name) cannot be read: \(Output.reason())") }
+            return count
+        }
+    }
+}
+
+/// Ends a command that takes checkpoints at `^C` or SIGTERM, between two reads.
+enum Interruption {
+    /// Thrown by `wait` when the user wants the command to end.
+    struct Requested: Error {}
+
+    // Written by the handler, read by the thread that waits: nothing else is shared.
+    private nonisolated(unsafe) static var isRequested = false
+    private nonisolated(unsafe) static var isArmed = false
+
+    /// From here on `^C` and SIGTERM are delivered only while `wait` waits, and end it.
+    ///
+    /// Called before any thread is started: threads inherit the mask.
+    static func arm() {
+        var action = sigaction()
+        action.__sigaction_handler.sa_handler = { _ in Interruption.isRequested = true }
+        sigaction(SIGINT, &action, nil)
+        sigaction(SIGTERM, &action, nil)
+        var set = sigset_t()
+        sigemptyset(&set)
+        sigaddset(&set, SIGINT)
+        sigaddset(&set, SIGTERM)
+        pthread_sigmask(SIG_BLOCK, &set, nil)
+        isArmed = true
+    }
+
+    /// Waits until a descriptor can be read; throws `Requested` if the user wants to end.
+    static func wait(for descriptor: Int32) throws {
+        guard isArmed else { return }
+        var none = sigset_t()
+        sigemptyset(&none)
+        guard descriptor < FD_SETSIZE else { throw ToolError("too many files are open") }
+        var readable = fd_set()
+        withUnsafeMutableBytes(of: &readable) {
+            $0[Int(descriptor) / 8] |= 1 << UInt8(descriptor % 8)
+        }
+        // The mask is lifted inside the call alone, so a signal cannot come just before it.
+        let result = pselect(descriptor + 1, &readable, nil, nil, nil, &none)
+        if isRequested { throw Requested() }
+        guard result >= 0 || errno == EINTR else {
+            throw ToolError("pselect failed: \(Output.reason())")
+        }
+    }
+}

@@ -1,0 +1,92 @@
+import ArgumentParser
+import Glibc
+import SystemPackage
+import Varve
+
+struct Receive: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Is the far end of 'xl remus' and 'xl migrate'.",
+        discussion: """
+            xl remus -s '' DOMAIN 'varve receive STORE --lineage NAME'
+            xl migrate -s '' DOMAIN 'varve receive STORE --lineage NAME'
+
+            xl runs it and speaks to it through standard input and output, here or by way of ssh. \
+            Each epoch of Remus is a checkpoint, durable as the epoch ends; '^C', a sender that \
+            dies and a failover leave every whole epoch published, and drop the part after them. \
+            No guest is started here.
+
+            A migration is one checkpoint. The sender is then told to resume its guest, which it \
+            does, and reports that the migration failed: the guest is saved and runs on. With \
+            --end the sender is told that all went well, and destroys its guest.
+
+            A line for each checkpoint goes to standard error.
+            """)
+
+    @Argument(help: "The repository.")
+    var store: String
+
+    @Option(help: "The guest's history that it goes to; a new name begins one.")
+    var lineage: String
+
+    @Flag(help: "After a migration, let the sender destroy its guest instead of resuming it.")
+    var end = false
+
+    @Flag(help: "Print each checkpoint as a JSON object.")
+    var json = false
+
+    func run() throws {
+        try reporting {
+            Interruption.arm()
+            // Whatever is wrong with the repository is said before the sender suspends its guest.
+            let repository = try Repository.open(at: FilePath(store), .writing)
+            try send(MigrationHandshake.banner)
+            let source = try InputSource("-")
+            var count = 0
+            do {
+                let result = try XenImport.run(
+                    .xl, into: repository, lineage: lineage,
+                    published: { checkpoint in
+                        count += 1
+                        try show(checkpoint)
+                    }, source: source.read)
+                StreamEnd.report(result)
+                if !result.summary.isCheckpointed { try endMigration(source) }
+            } catch is Interruption.Requested {
+                Output.standardError("varve: ended by request after \(count) checkpoints")
+            }
+            try repository.close()
+        }
+    }
+
+    private func show(_ checkpoint: Checkpoint) throws {
+        Output.standardError(
+            json ? JSON.object(checkpoint.fields).text : "varve: \(checkpoint.summaryLine)")
+    }
+
+    private func send(_ message: [UInt8]) throws {
+        try message.withUnsafeBytes { try Output.write($0, to: STDOUT_FILENO) }
+    }
+
+    /// The guest is stored; says who has it now.
+    private func endMigration(_ source: InputSource) throws {
+        try send(MigrationHandshake.ready)
+        var answer: [UInt8] = []
+        while answer.count < MigrationHandshake.permission.count {
+            var piece = [UInt8](
+                repeating: 0, count: MigrationHandshake.permission.count - answer.count)
+            let count = try piece.withUnsafeMutableBytes { try source.read($0) }
+            guard count > 0 else {
+                throw ToolError(
+                    "the sender ended before it handed the guest over; the checkpoint is stored, "
+                        + "look after the guest there")
+            }
+            answer += piece[..<count]
+        }
+        guard answer == MigrationHandshake.permission else {
+            throw ToolError("the sender answered with something else than its permission")
+        }
+        try send(MigrationHandshake.report)
+        try send([end ? 0 : 1])
+        if !end { try send(MigrationHandshake.permission) }
+    }
+}

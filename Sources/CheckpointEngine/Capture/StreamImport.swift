@@ -1,0 +1,214 @@
+public import CheckpointStore
+public import GuestModel
+
+/// Takes memory in that comes as a stream of pages: one checkpoint after another.
+///
+/// The first checkpoint is compared with the lineage's newest one and has the frames that came, no
+/// others. Each later one starts from the one before it. Memory: the page map and the ring,
+/// whatever the stream's length. One thread at a time; calls block while workers or the disk are behind.
+///
+/// After an error the import is over; checkpoints that were published stay.
+public final class StreamImport {
+    private let lineage: String
+    private let pipeline: CheckpointPipeline
+    private var job: CaptureJob?
+    private var publishedCount = 0
+    private var slot: StagingRing.Slot?
+    private var runs: [PageRange] = []
+    private var filledCount = 0
+    /// Frames that workers may still have: a second content of one must wait for the first.
+    private var inFlight = DirtyBitmap()
+    private var populated = DirtyBitmap()
+    /// The checkpoint that the first one follows.
+    let parent: Checkpoint?
+
+    /// Begins an import.
+    ///
+    /// - Parameters:
+    ///   - repository: opened for writing.
+    ///   - lineage: the guest's history.
+    ///   - options: sizes and limits.
+    public init(
+        into repository: Repository, lineage: String, options: CaptureOptions = CaptureOptions()
+    ) throws(CaptureError) {
+        do throws(RepositoryError) {
+            try Names.check(lineage, kind: "lineage")
+            parent = try repository.newest(ofLineage: lineage)
+        } catch {
+            throw CaptureError(error)
+        }
+        self.lineage = lineage
+        pipeline = CheckpointPipeline(
+            repository: repository, parent: parent, ringByteCount: options.ringByteCount,
+            level: options.compression, workerCount: max(1, options.workerCount))
+    }
+
+    deinit {
+        if let job {
+            job.abort(CaptureError(.cancelled, "the import ended before its checkpoint was whole"))
+            _ = try? job.wait()
+        }
+        slot = nil
+        pipeline.close()
+    }
+
+    // MARK: - What frames hold
+
+    /// Hands in what frames hold; a frame that comes again has its last content.
+    ///
+    /// - Parameters:
+    ///   - frames: in any order, below 2^32.
+    ///   - contents: 4096 bytes for each; copied.
+    public func write(
+        _ frames: Span<PageFrameNumber>, _ contents: RawSpan
+    ) throws(CaptureError) {
+        try contents.withUnsafeBytes { (bytes) throws(CaptureError) in
+            precondition(bytes.count == frames.count * Page.byteCount, "4096 bytes for each frame")
+            for index in frames.indices {
+                let start = index * Page.byteCount
+                let page = UnsafeRawBufferPointer(rebasing: bytes[start..<start + Page.byteCount])
+                try append(frames[index], page)
+            }
+        }
+    }
+
+    /// Hands in a frame of zeros.
+    public func writeZero(_ frame: PageFrameNumber) throws(CaptureError) {
+        try append(frame, nil)
+    }
+
+    /// Says that a frame does not exist, or no longer.
+    public func remove(_ frame: PageFrameNumber) {
+        if populated.contains(frame) { populated.remove(PageRange(first: frame, count: 1)) }
+    }
+
+    private func append(
+        _ frame: PageFrameNumber, _ page: UnsafeRawBufferPointer?
+    ) throws(CaptureError) {
+        guard frame.rawValue < PageMap.frameEndMax else {
+            throw CaptureError(
+                .sizeMismatch,
+                "the guest has a frame \(frame), and only frames below 2^32 can be checkpointed")
+        }
+        if inFlight.contains(frame) {
+            flush()
+            try openJob().drain()
+            inFlight.removeAll()
+        }
+        let slot = takeSlot()
+        let start = filledCount * Page.byteCount
+        let place = UnsafeMutableRawBufferPointer(
+            rebasing: slot.bytes[start..<start + Page.byteCount])
+        if let page {
+            place.copyMemory(from: page)
+        } else {
+            place.initializeMemory(as: UInt8.self, repeating: 0)
+        }
+        inFlight.insert(frame)
+        populated.insert(frame)
+        if let last = runs.last, last.end == frame {
+            runs[runs.count - 1] = PageRange(first: last.first, count: last.count + 1)
+        } else {
+            runs.append(PageRange(first: frame, count: 1))
+        }
+        filledCount += 1
+        if filledCount == StagingRing.slotPageCount {
+            flush()
+            if let failure = openJob().failure { throw failure }
+        }
+    }
+
+    private func takeSlot() -> StagingRing.Slot {
+        if let slot { return slot }
+        let taken = pipeline.ring.take()
+        slot = taken
+        return taken
+    }
+
+    private func flush() {
+        guard let slot, filledCount > 0 else { return }
+        openJob().submit(StagedBatch(slot: slot, runs: runs))
+        self.slot = nil
+        runs.removeAll(keepingCapacity: true)
+        filledCount = 0
+    }
+
+    /// Fills a slot by itself: a source that reads needs no copy.
+    ///
+    /// - Parameter fill: fills the slot's memory and returns the frames it filled.
+    /// - Returns: the number of pages filled.
+    func submit(
+        _ fill: (UnsafeMutableRawBufferPointer) throws -> PageRange?
+    ) throws -> Int {
+        if let failure = openJob().failure { throw failure }
+        let slot = pipeline.ring.take()
+        guard let range = try fill(slot.bytes) else { return 0 }
+        populated.insert(range)
+        openJob().submit(StagedBatch(slot: slot, runs: [range]))
+        return range.count
+    }
+
+    // MARK: - Checkpoints
+
+    /// Publishes what was handed in: when this returns the checkpoint is durable.
+    ///
+    /// - Parameters:
+    ///   - label: a name for this one checkpoint.
+    ///   - state: the guest's state besides memory.
+    public func publish(
+        label: String? = nil, state: GuestState = .empty
+    ) throws(CaptureError) -> Checkpoint {
+        if let label {
+            do throws(RepositoryError) {
+                try Names.check(label, kind: "label")
+            } catch {
+                throw CaptureError(error)
+            }
+        }
+        flush()
+        let job = openJob()
+        self.job = nil
+        inFlight.removeAll()
+        job.move { machine in
+            machine.copied()
+            machine.resume()
+        }
+        job.complete(
+            CaptureJob.Completion(
+                layout: GuestLayout(runs: populated.runs()), state: state,
+                facts: CheckpointFacts(
+                    lineage: lineage, label: label,
+                    timeNanoseconds: Int64(WallClock.nanoseconds), comparedAll: publishedCount == 0)
+            ))
+        let checkpoint = try job.wait()
+        publishedCount += 1
+        return checkpoint
+    }
+
+    /// Gives up what was handed in since the last checkpoint, and says why.
+    ///
+    /// - Returns: the first failure: the pipeline's own, if that was before.
+    func abandon(_ error: any Error) -> CaptureError {
+        let failure = CaptureError(wrapping: error)
+        guard let job else { return failure }
+        self.job = nil
+        job.abort(failure)
+        do throws(CaptureError) {
+            _ = try job.wait()
+            return failure
+        } catch {
+            return error
+        }
+    }
+
+    private func openJob() -> CaptureJob {
+        if let job { return job }
+        let opened = pipeline.begin { _, _ in }
+        opened.move { machine in
+            machine.begin()
+            machine.pause()
+        }
+        job = opened
+        return opened
+    }
+}

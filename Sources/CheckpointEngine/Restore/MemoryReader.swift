@@ -1,0 +1,173 @@
+import CheckpointFormat
+public import CheckpointStore
+public import GuestModel
+import Synchronization
+
+/// Reads a checkpoint's memory from its lowest frame to its highest, verified: for formats that are
+/// written in that order, and for pipes.
+///
+/// Packs hold pages in the order in which they changed, so memory is put in order in windows of
+/// 32 MiB: one is filled on all processors while the one before it is handed on.
+public struct MemoryReader {
+    /// Pages in a window.
+    private static let windowPageCount = 8192
+
+    private let repository: Repository
+    private let checkpoint: Checkpoint
+    private let map: PageMap
+    /// The checkpoint's frames.
+    public let layout: GuestLayout
+    /// The checkpoint's state besides memory.
+    public let state: GuestState
+
+    /// Reads the checkpoint's page map and state.
+    public init(_ checkpoint: Checkpoint, from repository: Repository) throws(CaptureError) {
+        do throws(RepositoryError) {
+            map = try repository.pageMap(of: checkpoint).map
+            state = try repository.state(of: checkpoint)
+        } catch {
+            throw CaptureError(error)
+        }
+        self.repository = repository
+        self.checkpoint = checkpoint
+        layout = map.layout
+    }
+
+    /// Pages side by side, of ascending frames.
+    private final class Window: Sendable {
+        let runs: [PageRange]
+        /// Where each run begins in the memory, in pages.
+        private let starts: [Int]
+        // Filled by one thread for each page, then read; freed with the window.
+        private nonisolated(unsafe) let memory: UnsafeMutableRawBufferPointer
+
+        init(_ runs: [PageRange]) {
+            self.runs = runs
+            var starts: [Int] = []
+            var count = 0
+            for run in runs {
+                starts.append(count)
+                count += run.count
+            }
+            self.starts = starts
+            memory = .allocate(byteCount: count * Page.byteCount, alignment: Page.byteCount)
+        }
+
+        deinit { memory.deallocate() }
+
+        var bytes: UnsafeRawBufferPointer { UnsafeRawBufferPointer(memory) }
+
+        /// The place of frames that lie in one run.
+        func place(_ range: PageRange) -> UnsafeMutableRawBufferPointer {
+            var (low, high) = (0, runs.count)
+            while high - low > 1 {
+                let middle = (low + high) / 2
+                if runs[middle].first <= range.first { low = middle } else { high = middle }
+            }
+            let offset = starts[low] + Int(range.first.rawValue - runs[low].first.rawValue)
+            let start = offset * Page.byteCount
+            return UnsafeMutableRawBufferPointer(
+                rebasing: memory[start..<start + range.byteCount])
+        }
+    }
+
+    /// Reads all pages.
+    ///
+    /// Blocks; `deliver` is called on this thread.
+    ///
+    /// - Parameters:
+    ///   - progress: called now and then with pages done and in all.
+    ///   - deliver: gets ascending runs and their contents without gaps, valid inside it only.
+    public func read(
+        progress: ((_ done: Int, _ total: Int) -> Void)? = nil,
+        deliver: (_ runs: [PageRange], _ contents: UnsafeRawBufferPointer) throws -> Void
+    ) throws {
+        let windows = MemoryReader.cut(layout.runs)
+        var done = 0
+        var next = windows.first.map { filling($0) }
+        for index in windows.indices {
+            guard let window = try next?.wait() else { return }
+            next = index + 1 < windows.count ? filling(windows[index + 1]) : nil
+            do {
+                try deliver(window.runs, window.bytes)
+            } catch {
+                // The other thread uses this reader's repository until it is done.
+                _ = try? next?.wait()
+                throw error
+            }
+            done += window.bytes.count / Page.byteCount
+            progress?(done, layout.pageCount)
+        }
+    }
+
+    private static func cut(_ runs: [PageRange]) -> [[PageRange]] {
+        var result: [[PageRange]] = []
+        var window: [PageRange] = []
+        var room = windowPageCount
+        for run in runs {
+            var (first, rest) = (run.first.rawValue, run.count)
+            while rest > 0 {
+                let count = min(rest, room)
+                window.append(PageRange(first: PageFrameNumber(first), count: count))
+                first += UInt64(count)
+                rest -= count
+                room -= count
+                if room == 0 {
+                    result.append(window)
+                    window = []
+                    room = windowPageCount
+                }
+            }
+        }
+        return window.isEmpty ? result : result + [window]
+    }
+
+    /// A window that a thread fills.
+    private struct Filling {
+        let thread: Threads.Thread
+        let result: Result
+
+        final class Result: Sendable {
+            let value = Mutex<Swift.Result<Window, CaptureError>?>(nil)
+        }
+
+        func wait() throws(CaptureError) -> Window {
+            thread.join()
+            guard let result = result.value.withLock({ $0 }) else {
+                preconditionFailure("a thread that was joined has set its result")
+            }
+            return try result.get()
+        }
+    }
+
+    private func filling(_ runs: [PageRange]) -> Filling {
+        let result = Filling.Result()
+        let window = Window(runs)
+        var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
+        for run in runs {
+            for number in run.frames {
+                let frame = PageFrameNumber(number)
+                switch map[frame] {
+                case .present(let digest): pages.append((frame, digest))
+                case .zero, .absent:
+                    window.place(PageRange(first: frame, count: 1))
+                        .initializeMemory(as: UInt8.self, repeating: 0)
+                }
+            }
+        }
+        let supply = PageSupply(repository: repository, checkpoint: checkpoint)
+        let thread = Threads.Thread { [pages] in
+            let outcome: Swift.Result<Window, CaptureError>
+            do {
+                _ = try supply.read(pages) { range, bytes in
+                    window.place(range).copyMemory(from: bytes)
+                }
+                outcome = .success(window)
+            } catch {
+                outcome = .failure(CaptureError(wrapping: error))
+            }
+            result.value.withLock { $0 = outcome }
+        }
+        return Filling(thread: thread, result: result)
+    }
+}

@@ -1,0 +1,93 @@
+public import CheckpointEngine
+public import CheckpointStore
+import GuestModel
+public import XenStream
+
+/// What became of a stream that was taken in.
+public struct XenImportResult: Sendable {
+    /// The checkpoints, one for each whole epoch; a plain stream is one epoch.
+    public let checkpoints: [Checkpoint]
+    /// What the stream was.
+    public let summary: XenStreamSummary
+    /// Where a checkpointed stream ended without an end record; nil if it had one.
+    ///
+    /// Its sender died, or the guest failed over.
+    public let cutShort: XenStreamError?
+}
+
+/// Takes Xen's own streams in: each whole epoch becomes a checkpoint.
+public enum XenImport {
+    /// Reads a stream to its end.
+    ///
+    /// Pages are compared with the lineage's newest checkpoint, and only what differs is stored. A
+    /// checkpoint is durable when `published` is called; a part epoch at the stream's end is
+    /// dropped. Blocks as `source` does. Memory: the page map, the ring and the guest's state.
+    ///
+    /// Throws `XenStreamError`, `CaptureError`, or what `source` and `published` throw; checkpoints
+    /// that `published` was called with stay.
+    ///
+    /// - Parameters:
+    ///   - format: what the stream is.
+    ///   - repository: opened for writing.
+    ///   - lineage: the guest's history.
+    ///   - label: a name for the first checkpoint.
+    ///   - options: sizes and limits.
+    ///   - published: called with each checkpoint, as its epoch ends.
+    ///   - source: fills a buffer from where it stopped; returns how many bytes, 0 at the end.
+    public static func run(
+        _ format: XenStreamFormat, into repository: Repository, lineage: String,
+        label: String? = nil, options: CaptureOptions = CaptureOptions(),
+        published: (Checkpoint) throws -> Void = { _ in },
+        source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int
+    ) throws -> XenImportResult {
+        try withoutActuallyEscaping(published) { published in
+            let visitor = ImportVisitor(
+                try StreamImport(into: repository, lineage: lineage, options: options),
+                label: label, published: published)
+            var reader = XenStreamReader(format: format, source: source)
+            var cutShort: XenStreamError?
+            do {
+                try reader.run(visitor)
+            } catch let error as XenStreamError
+                where error.code == .truncated && reader.summary.epochCount > 0
+            {
+                cutShort = error
+            }
+            return XenImportResult(
+                checkpoints: visitor.checkpoints, summary: reader.summary, cutShort: cutShort)
+        }
+    }
+}
+
+/// Hands what a stream holds to an import.
+private final class ImportVisitor: XenStreamVisitor {
+    private let target: StreamImport
+    private var label: String?
+    private let published: (Checkpoint) throws -> Void
+    private(set) var checkpoints: [Checkpoint] = []
+
+    init(
+        _ target: StreamImport, label: String?,
+        published: @escaping (Checkpoint) throws -> Void
+    ) {
+        self.target = target
+        self.label = label
+        self.published = published
+    }
+
+    func pages(_ frames: Span<PageFrameNumber>, _ contents: RawSpan) throws {
+        try target.write(frames, contents)
+    }
+
+    func frame(_ frame: PageFrameNumber, isPopulated: Bool) throws {
+        // The content of a page that is only allocated is nobody's business: it is stored as zero.
+        if isPopulated { try target.writeZero(frame) } else { target.remove(frame) }
+    }
+
+    func endEpoch(_ state: GuestState) throws {
+        let checkpoint = try target.publish(label: label, state: state)
+        label = nil
+        checkpoints.append(checkpoint)
+        try published(checkpoint)
+    }
+}

@@ -1,0 +1,37 @@
+extension FixedWidthInteger {
+    /// The number's bytes, the highest first.
+    var bigEndianBytes: [UInt8] { withUnsafeBytes(of: bigEndian) { Array($0) } }
+
+    /// The number's bytes, the lowest first.
+    var littleEndianBytes: [UInt8] { withUnsafeBytes(of: littleEndian) { Array($0) } }
+
+    /// The number rounded up to a multiple of 8.
+    var paddedTo8: Self { (self + 7) & ~7 }
+}
+
+extension UnsafeRawBufferPointer {
+    /// A number at an offset that lies within the buffer, the lowest byte first.
+    func little<T: FixedWidthInteger & BitwiseCopyable>(
+        _ offset: Int, as type: T.Type = T.self
+    ) -> T {
+        precondition(offset >= 0 && offset + MemoryLayout<T>.size <= count, "within the buffer")
+        return T(littleEndian: loadUnaligned(fromByteOffset: offset, as: T.self))
+    }
+
+    /// A number at an offset that lies within the buffer, the highest byte first.
+    func big<T: FixedWidthInteger & BitwiseCopyable>(
+        _ offset: Int, as type: T.Type = T.self
+    ) -> T {
+        precondition(offset >= 0 && offset + MemoryLayout<T>.size <= count, "within the buffer")
+        return T(bigEndian: loadUnaligned(fromByteOffset: offset, as: T.self))
+    }
+}
+
+extension Array where Element == UInt8 {
+    /// A number at an offset that lies within the bytes, the lowest byte first.
+    func little<T: FixedWidthInteger & BitwiseCopyable>(
+        _ offset: Int, as type: T.Type = T.self
+    ) -> T {
+        withUnsafeBytes { $0.little(offset) }
+    }
+}

@@ -1,0 +1,158 @@
+/// A record's header, and where it stands.
+struct Record {
+    let type: LibxcRecordType
+    /// Bytes of the body, without padding.
+    let length: UInt32
+    /// Offset of the header in the stream.
+    let start: UInt64
+
+    func malformed(_ reason: String) -> XenStreamError {
+        XenStreamError(.malformed, at: start, in: type.name, reason)
+    }
+
+    func unsupported(_ reason: String) -> XenStreamError {
+        XenStreamError(.unsupported, at: start, in: type.name, reason)
+    }
+
+    func expectEmpty() throws(XenStreamError) {
+        guard length == 0 else { throw malformed("it has \(length) bytes and must have none") }
+    }
+}
+
+/// What the bodies of libxc records must be: what Xen's verify-stream-v2 asks of them, and the
+/// order rules of its receiver (xg_sr_restore_x86_pv.c, xg_sr_common_x86.c).
+enum LibxcRecords {
+    /// True for the records, besides pages and ends, that a stream of a guest may have.
+    static func isKnown(_ type: LibxcRecordType, in kind: XenGuestKind) -> Bool {
+        switch type {
+        case .tscInfo, .verify, .staticDataEnd, .cpuidPolicy, .msrPolicy: true
+        case .pvInfo, .pvP2MFrames, .vcpuBasic, .vcpuExtended, .vcpuXsave, .vcpuMSRs, .sharedInfo:
+            kind == .pv
+        case .hvmContext, .hvmParams: kind == .hvm
+        default: false
+        }
+    }
+
+    /// True for records that Xen 4.6 to 4.8 sends without content; they mean nothing.
+    static func isEmptyErratum(_ type: LibxcRecordType, _ body: [UInt8]) -> Bool {
+        switch type {
+        case .hvmParams, .vcpuExtended, .vcpuXsave, .vcpuMSRs: body.count == 8
+        default: false
+        }
+    }
+
+    /// Checks a body.
+    static func check(
+        _ record: Record, _ body: [UInt8], version: UInt32, _ state: StateBuilder
+    ) throws(XenStreamError) {
+        switch record.type {
+        case .staticDataEnd:
+            try record.expectEmpty()
+            try expectVersion3(record, version)
+        case .verify: try record.expectEmpty()
+        case .cpuidPolicy:
+            try expectVersion3(record, version)
+            try expectEntries(record, of: 24)
+        case .msrPolicy:
+            try expectVersion3(record, version)
+            try expectEntries(record, of: 16)
+        case .tscInfo:
+            try expectLength(record, 24)
+            try expectZero(record, body.little(20, as: UInt32.self))
+        case .sharedInfo: try expectLength(record, 4096)
+        case .pvInfo: try checkPVInfo(record, body, state)
+        case .pvP2MFrames: try checkP2MFrames(record, body, state)
+        case .vcpuBasic, .vcpuExtended, .vcpuXsave, .vcpuMSRs: try checkVCPU(record, body)
+        case .hvmContext:
+            guard record.length > 0 else { throw record.malformed("it is empty") }
+        case .hvmParams: try checkParams(record, body)
+        default: preconditionFailure("every record that is known is checked")
+        }
+    }
+
+    private static func expectVersion3(
+        _ record: Record, _ version: UInt32
+    ) throws(XenStreamError) {
+        guard version >= 3 else { throw record.malformed("a stream of version 2 has none") }
+    }
+
+    private static func expectLength(
+        _ record: Record, _ length: UInt32
+    ) throws(XenStreamError) {
+        guard record.length == length else {
+            throw record.malformed("its length is \(record.length), and \(length) is right")
+        }
+    }
+
+    private static func expectEntries(
+        _ record: Record, of length: UInt32
+    ) throws(XenStreamError) {
+        guard record.length > 0, record.length % length == 0 else {
+            throw record.malformed("its length is \(record.length), no multiple of \(length)")
+        }
+    }
+
+    private static func expectZero(_ record: Record, _ field: UInt32) throws(XenStreamError) {
+        guard field == 0 else { throw record.malformed("reserved bits are set") }
+    }
+
+    private static func checkPVInfo(
+        _ record: Record, _ body: [UInt8], _ state: StateBuilder
+    ) throws(XenStreamError) {
+        try expectLength(record, 8)
+        guard !state.has(.pvInfo) else { throw record.malformed("it comes a second time") }
+        guard body[0] == 4 || body[0] == 8 else {
+            throw record.malformed("the guest's width is \(body[0]), and 4 or 8 is right")
+        }
+        guard body[1] == 3 || body[1] == 4 else {
+            throw record.malformed("it has \(body[1]) levels of page tables, and 3 or 4 is right")
+        }
+        try expectZero(record, UInt32(body.little(2, as: UInt16.self)) | body.little(4))
+    }
+
+    /// One frame of the p2m holds so many entries of the guest's width.
+    private static func checkP2MFrames(
+        _ record: Record, _ body: [UInt8], _ state: StateBuilder
+    ) throws(XenStreamError) {
+        guard let info = state.bytes(of: .pvInfo) else {
+            throw record.malformed("there was no X86_PV_INFO record before it")
+        }
+        guard !state.has(.pvP2MFrames) else { throw record.malformed("it comes a second time") }
+        guard record.length >= 8 else { throw record.malformed("it is shorter than its head") }
+        let (start, end): (UInt32, UInt32) = (body.little(0), body.little(4))
+        guard start <= end else { throw record.malformed("it ends before it starts") }
+        let entries = 4096 / UInt32(info[0])
+        let count = UInt64(end / entries - start / entries + 1)
+        guard UInt64(record.length) == 8 + count * 8 else {
+            throw record.malformed(
+                "its length is \(record.length), and frames \(start) to \(end) ask for "
+                    + "\(8 + count * 8)")
+        }
+    }
+
+    private static func checkVCPU(_ record: Record, _ body: [UInt8]) throws(XenStreamError) {
+        guard record.length >= 8 else { throw record.malformed("it is shorter than its head") }
+        try expectZero(record, body.little(4))
+        let length = record.length - 8
+        switch record.type {
+        case .vcpuBasic where length != 5168 && length != 2800:
+            throw record.malformed("its context has \(length) bytes, and 5168 or 2800 is right")
+        case .vcpuExtended where length > 128:
+            throw record.malformed("its context has \(length) bytes, and 128 is the most")
+        case .vcpuXsave where length != 0 && length < 16:
+            throw record.malformed("its context has \(length) bytes, and 16 is the least")
+        case .vcpuMSRs where length % 16 != 0:
+            throw record.malformed("its context has \(length) bytes, no multiple of 16")
+        default: return
+        }
+    }
+
+    private static func checkParams(_ record: Record, _ body: [UInt8]) throws(XenStreamError) {
+        guard record.length >= 8 else { throw record.malformed("it is shorter than its head") }
+        let count: UInt32 = body.little(0)
+        try expectZero(record, body.little(4))
+        guard UInt64(record.length) == 8 + UInt64(count) * 16 else {
+            throw record.malformed("\(count) parameters do not make \(record.length) bytes")
+        }
+    }
+}
