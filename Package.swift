@@ -95,6 +95,9 @@ let package = Package(
         .testTarget(
             name: "PageKernelsTests",
             dependencies: ["CPageKernels", "GuestModel", "VarveTestSupport"]),
+        .testTarget(
+            name: "XenStreamTests", dependencies: ["GuestModel", "VarveTestSupport", "XenStream"],
+            resources: [.copy("Corpus")]),
         .testTarget(name: "GuestModelTests", dependencies: ["GuestModel", "VarveTestSupport"]),
         .testTarget(
             name: "LinuxGuestTests",
@@ -113,6 +116,12 @@ let package = Package(
                 "VarveTestSupport", .product(name: "SystemPackage", package: "swift-system"),
             ],
             resources: [.copy("Golden")]),
+        .testTarget(
+            name: "VarveTests",
+            dependencies: [
+                "Varve", "VarveTestSupport",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ]),
         .testTarget(
             name: "CommandLineTests",
             dependencies: [
