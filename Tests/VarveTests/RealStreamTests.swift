@@ -1,0 +1,77 @@
+import Foundation
+import SystemPackage
+import Testing
+import Varve
+import VarveTestSupport
+
+/// Where real streams are.
+enum RealStreams {
+    private static let folder = ProcessInfo.processInfo.environment["VARVE_XEN_STREAMS"]
+    static let files: [String] = {
+        guard let folder else { return [] }
+        let names = (try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? []
+        return names.filter { $0.contains(".xlsave") || $0.contains(".libxc") }.sorted().map {
+            "\(folder)/\($0)"
+        }
+    }()
+    static let isThere: Bool = {
+        if !files.isEmpty { return true }
+        print("skipped, real streams: VARVE_XEN_STREAMS names no folder with some; see xen-test")
+        return false
+    }()
+}
+
+/// Streams that real Xen wrote; Scripts/xen-test leaves some in the folder VARVE_XEN_STREAMS names.
+@Suite(.serialized, .enabled(if: RealStreams.isThere)) struct RealStreamTests {
+    private let directory = TemporaryDirectory()
+
+    /// Every epoch is a checkpoint, and each comes out equal, page for page and record for record.
+    @Test(arguments: RealStreams.files)
+    func comesOutEqual(_ file: String) throws {
+        let bytes = [UInt8](try Data(contentsOf: URL(fileURLWithPath: file)))
+        let naive = NaiveStream(bytes)
+        let format = try #require(bytes.withUnsafeBytes { XenStreamFormat(detecting: $0) })
+        let repository = try Repository.create(at: directory.path.appending("store"))
+        var position = 0
+        let result = try XenImport.run(format, into: repository, lineage: "real") { buffer in
+            let count = min(buffer.count, bytes.count - position)
+            buffer.copyBytes(from: bytes[position..<position + count])
+            position += count
+            return count
+        }
+        #expect(result.checkpoints.count == naive.epochs.count && !naive.epochs.isEmpty)
+        for (index, checkpoint) in result.checkpoints.enumerated() {
+            var output: [UInt8] = []
+            let configuration = naive.configuration ?? Array("{}".utf8)
+            try XenExport.run(
+                checkpoint, from: repository, as: .xl(configuration: configuration)
+            ) { output.append(contentsOf: $0) }
+            let differences = NaiveStream(output).differences(0, from: naive, index)
+            #expect(differences.isEmpty, "epoch \(index): \(differences.prefix(3))")
+            try verify(output)
+        }
+        print("\(file): \(naive.epochs.count) epochs equal")
+        try repository.close()
+    }
+
+    /// Xen's own verify-stream-v2, if VARVE_XEN_VERIFIER names it.
+    private func verify(_ stream: [UInt8]) throws {
+        guard let verifier = ProcessInfo.processInfo.environment["VARVE_XEN_VERIFIER"] else {
+            print("skipped, Xen's own verifier: VARVE_XEN_VERIFIER does not name verify-stream-v2")
+            return
+        }
+        let file = directory.path.appending("export").string
+        try Data(stream).write(to: URL(fileURLWithPath: file))
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+        process.arguments = ["python3", verifier, "--quiet", "--format=xl", "--in=\(file)"]
+        // Beside it in its package: .../bin/verify-stream-v2 and .../lib/python.
+        let root = URL(fileURLWithPath: verifier).deletingLastPathComponent()
+            .deletingLastPathComponent()
+        process.environment = ["PYTHONPATH": root.appendingPathComponent("lib/python").path]
+            .merging(ProcessInfo.processInfo.environment) { new, _ in new }
+        try process.run()
+        process.waitUntilExit()
+        #expect(process.terminationStatus == 0, "verify-stream-v2 refuses the export")
+    }
+}
