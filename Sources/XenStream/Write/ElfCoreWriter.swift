@@ -177,10 +177,10 @@ public struct ElfCoreWriter {
         var bytes: [UInt8] = [0x7f, 0x45, 0x4c, 0x46, 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
         bytes += UInt16(4).littleEndianBytes + UInt16(62).littleEndianBytes
         bytes += UInt32(1).littleEndianBytes
-        // No entry, no program headers; section headers follow at once.
+        // No entry; section headers follow at once; program headers of 56 bytes, none of them.
         bytes += UInt64(0).littleEndianBytes + UInt64(0).littleEndianBytes
         bytes += UInt64(headerByteCount).littleEndianBytes + UInt32(0).littleEndianBytes
-        for field in [headerByteCount, 0, 0, sectionHeaderByteCount, sectionCount, 1] {
+        for field in [headerByteCount, 56, 0, sectionHeaderByteCount, sectionCount, 1] {
             bytes += UInt16(field).littleEndianBytes
         }
         return bytes

@@ -1,0 +1,184 @@
+# The cases, in dom0: stock xl beside this project's own command line.
+#
+# Each case starts from no guest and an empty /run/work, prints one line, and leaves nothing.
+# /share, if it is there, gets the streams that the tests on the host read.
+. /rig/rig.sh
+cd /run || exit 1
+varve=/payload/varve
+passed=0
+failed=0
+share=
+grep -q ' /share 9p' /proc/mounts && share=/share
+
+fail() { echo "    $*"; return 1; }
+
+# run NAME COMMAND...: one case.
+run() {
+    name=$1
+    shift
+    rm -rf /run/work
+    mkdir -p /run/work
+    cd /run/work || exit 1
+    "$varve" init store >/dev/null || exit 1
+    start=$(now)
+    if "$@" >case.log 2>&1; then
+        passed=$((passed + 1))
+        grep '^#' case.log | sed 's/^#/   /'
+        echo "✔ case $name passed ($(echo "$start $(now)" | awk '{ printf "%.1f", $2 - $1 }') s)"
+    else
+        failed=$((failed + 1))
+        tail -n 30 case.log | sed 's/^/    /'
+        echo "✘ case $name failed"
+    fi
+    for domain in $(xl list | awk 'NR > 2 { print $1 }'); do xl destroy "$domain"; done
+}
+
+# restored NAME FILE FROM [TO]: starts a file with stock xl; the guest must go on counting between FROM
+# and shortly after TO (or FROM), without an error. A guest that began anew would count from 0, one of another
+# time from somewhere else: it writes 16 pages every 20 ms at most.
+restored() {
+    : >"/var/log/xen/guest-$1.log"
+    xl restore "$2" || return 1
+    wait_console "$1" 'writes=' 60 || fail "the restored guest says nothing" || return 1
+    first=$(first_writes "$1")
+    [ "$first" -ge "$3" ] || fail "goes on at $first, before $3" || return 1
+    [ "$first" -le $((${4:-$3} + 4000)) ] || fail "goes on at $first, long after $3" || return 1
+    goes_on "$1"
+}
+
+# goes_on NAME: the guest counts, and its own check finds nothing.
+goes_on() {
+    before=$(writes "$1")
+    tries=50
+    while [ "$(writes "$1")" -le "$before" ]; do
+        tries=$((tries - 1))
+        [ $tries -gt 0 ] || fail "$1 stands still at $before" || return 1
+        sleep 0.2
+    done
+    [ "$(errors "$1")" -eq 0 ] || fail "the guest found errors" || return 1
+}
+
+# settle NAME: lets the guest write for a while.
+settle() {
+    wait_console "$1" 'writes=[0-9][0-9][0-9]' 60
+}
+
+# A guest saved by stock xl, taken in, taken out, started by stock xl.
+save_restore() {
+    start_guest "$1" && settle "$1" || return 1
+    xl save "$1" file || return 1
+    at=$(writes "$1")
+    $varve import store file --lineage web || return 1
+    [ -z "$share" ] || cat file >"$share/$1.xlsave"
+    rm file
+    $varve export store web file --format xl || return 1
+    restored "$1" file "$at" || return 1
+    rm file
+    xl destroy "$1"
+    # The same by pipe.
+    : >"/var/log/xen/guest-$1.log"
+    $varve export store web - --format xl | xl restore /dev/stdin || return 1
+    wait_console "$1" 'writes=' 60 && goes_on "$1" || return 1
+    $varve verify store
+}
+
+# Saves of a running guest, straight into a store; the second costs what changed.
+save_pipe() {
+    start_guest pvh && settle pvh || return 1
+    for i in 1 2; do
+        xl save -c pvh /dev/stdout 2>save.log | $varve import store - --lineage web --json >line-$i \
+            || return 1
+        goes_on pvh || return 1
+    done
+    first=$(sed 's/.*"pagesChanged":\([0-9]*\).*/\1/' line-1)
+    second=$(sed 's/.*"pagesChanged":\([0-9]*\).*/\1/' line-2)
+    echo "# pages changed: $first, then $second"
+    [ "$second" -lt $((first / 4)) ] || fail "the second save changed $second pages"
+}
+
+# Stock Remus feeds the store; its sender is killed; the newest epoch and an older one are started.
+remus() {
+    start_guest pvh && settle pvh || return 1
+    # What xl sends is kept as it is, for the tests on the host.
+    xl remus -F -d -n -e -i 200 -s '' pvh \
+        "tee /run/work/stream | $varve receive /run/work/store --lineage remus" >remus.log 2>&1 &
+    sender=$!
+    tries=300
+    while [ "$(grep -c 'pages changed' remus.log)" -lt 6 ]; do
+        tries=$((tries - 1))
+        [ $tries -gt 0 ] || { cat remus.log; fail "no epochs came"; return 1; }
+        sleep 0.2
+    done
+    kill -9 $sender
+    killall -9 libxl-save-helper
+    tries=100
+    while pidof varve >/dev/null; do
+        tries=$((tries - 1))
+        [ $tries -gt 0 ] || fail "the receiver does not end" || return 1
+        sleep 0.2
+    done
+    cat remus.log
+    grep -q 'whole epochs' remus.log || fail "the receiver said nothing of its end" || return 1
+    at=$(writes pvh)
+    xl destroy pvh
+    [ -z "$share" ] || cat stream >"$share/remus.xlsave"
+    rm stream
+    count=$($varve log store --json | wc -l)
+    echo "# epochs in the store: $count"
+    [ "$count" -ge 6 ] || fail "only $count checkpoints" || return 1
+    $varve verify store || return 1
+    newest=
+    for checkpoint in remus remus~4; do
+        $varve export store $checkpoint file --format xl || return 1
+        : >/var/log/xen/guest-pvh.log
+        xl restore file || return 1
+        wait_console pvh 'writes=' 60 || fail "$checkpoint says nothing" || return 1
+        first=$(first_writes pvh)
+        echo "# $checkpoint goes on at $first writes; the guest had come to $at"
+        [ "$first" -le $((at + 4000)) ] || fail "too far" || return 1
+        goes_on pvh || return 1
+        [ -n "$newest" ] || newest=$first
+        xl destroy pvh
+        rm file
+    done
+    [ "$first" -lt "$newest" ] || fail "the older epoch is not older"
+}
+
+# Stock migration: the guest is stored, and its sender resumes it.
+migrate() {
+    start_guest pvh && settle pvh || return 1
+    at=$(writes pvh)
+    xl migrate -s '' pvh "$varve receive /run/work/store --lineage web"
+    xl list
+    xl domid pvh || fail "the guest has lost its name" || return 1
+    to=$(writes pvh)
+    goes_on pvh || return 1
+    $varve log store --json | grep -q pagesChanged || fail "nothing was stored" || return 1
+    xl destroy pvh
+    $varve export store web file --format xl && restored pvh file "$at" "$to"
+}
+
+# What stock xl writes of a guest, and what an export of the same guest says, side by side on the
+# host: a core is compared there.
+dump_core() {
+    [ -n "$share" ] || { echo "# no share: not compared"; return 0; }
+    start_guest pvh && settle pvh || return 1
+    # Paused, the guest is the same for both; a saved guest stays paused with -p.
+    xl save -p pvh file || return 1
+    cat file >"$share/dumped.xlsave"
+    rm file
+    xl dump-core pvh core || return 1
+    cat core >"$share/dumped.core"
+}
+
+run save-restore-pvh save_restore pvh
+run save-restore-pv save_restore pv
+run save-pipe save_pipe
+run remus remus
+run migrate migrate
+# xl dump-core takes five minutes here, so it runs by hand alone.
+[ ! -e /payload/all ] || run dump-core dump_core
+# The emulation itself: a program that crashed makes all of this worthless.
+if dmesg | grep -E 'segfault|traps:'; then failed=$((failed + 1)); fi
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]

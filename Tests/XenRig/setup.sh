@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Fetches Debian's Xen and kernel, and builds the rig's images. Does nothing the second time.
+set -euo pipefail
+# shellcheck source=settings.sh
+. "$(dirname "$0")/settings.sh"
+[ ! -e "$images/done" ] || exit 0
+
+# 1. On the host: the emulator, and what the images are made from.
+need=()
+command -v qemu-system-x86_64 >/dev/null || need+=(qemu-system-x86)
+command -v cpio >/dev/null || need+=(cpio)
+command -v gcc >/dev/null || need+=(gcc libc6-dev)
+command -v strip >/dev/null || need+=(binutils)
+[ -x /bin/busybox ] || need+=(busybox-static)
+if [ ${#need[@]} -gt 0 ]; then
+    if [ "$(id -u)" -ne 0 ]; then
+        echo "varve: packages are missing; run: sudo apt-get install -y ${need[*]}" >&2
+        exit 1
+    fi
+    echo "installing: apt-get install -y --no-install-recommends ${need[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
+fi
+
+# 2. Only unpacked, never installed: hypervisor, tool stack, kernel. What is not needed goes.
+if [ ! -e "$packages/done" ]; then
+    echo "fetching Xen $XENRIG_XEN and a kernel by apt into $VARVE_XEN_CACHE"
+    rm -rf "$packages"
+    mkdir -p "$packages/deb"
+    [ -n "$(ls /var/lib/apt/lists/*Packages* 2>/dev/null)" ] || apt-get update -qq
+    kernel=$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+    (cd "$packages/deb" && apt-get download -qq -o APT::Sandbox::User=root \
+        "xen-hypervisor-$XENRIG_XEN-amd64" "xen-utils-$XENRIG_XEN" xenstore-utils libyajl2 \
+        libxencall1 libxendevicemodel1 libxenevtchn1 libxenforeignmemory1 libxengnttab1 \
+        libxenhypfs1 "libxenmisc$XENRIG_XEN" libxenstore4 libxentoolcore1 libxentoollog1 "$kernel")
+    for package in "$packages"/deb/*.deb; do dpkg-deb -x "$package" "$packages"; done
+    rm -rf "$packages/deb"
+    # Of the kernel's modules some twenty are used.
+    find "$packages/lib/modules" -name '*.ko' | grep -vE '/(xen|9p|virtio|fscache|netfs)|/net/9p/' \
+        | xargs rm -f
+    touch "$packages/done"
+fi
+
+# 3. The kernel, the guests' file system and dom0's.
+echo "building the rig's images"
+rm -rf "$VARVE_XEN_CACHE"/images-*
+mkdir -p "$images"
+cd "$rig"
+python3 unpack-kernel.py "$(ls "$packages"/boot/vmlinuz-*-amd64 | head -n 1)" "$images/vmlinux"
+gzip -dc "$packages/boot/xen-$XENRIG_XEN-amd64.gz" >"$images/xen"
+
+pack() { (cd "$1" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$2"; }
+
+root=$images/domu-root
+mkdir -p "$root"/{bin,dev,proc,sys}
+cp /bin/busybox "$root/bin/"
+gcc -O2 -Wall -Werror -static -o "$root/bin/dirtier" domu/dirtier.c
+install -m755 domu/init "$root/init"
+pack "$root" "$images/domu.cpio"
+
+root=$images/dom0-root
+mkdir -p "$root"/{bin,sbin,dev,proc,sys,tmp,run,mnt,share,etc/xen,modules,rig,lib64,usr/lib}
+mkdir -p "$root"/var/{lib/xen,lib/xenstored,log/xen}
+ln -s ../run "$root/var/run"
+ln -s usr/lib "$root/lib"
+tools=$root/usr/lib/xen-$XENRIG_XEN/bin
+mkdir -p "$tools"
+for tool in xl xenstored xenconsoled xenconsole xen-init-dom0 libxl-save-helper; do
+    cp "$packages/usr/lib/xen-$XENRIG_XEN/bin/$tool" "$tools/"
+done
+for tool in "$packages"/usr/bin/xenstore*; do [ ! -e "$tool" ] || cp "$tool" "$root/bin/"; done
+cp /bin/busybox "$root/bin/"
+LD_LIBRARY_PATH=$packages/usr/lib/x86_64-linux-gnu \
+    ./copy-libraries.sh "$root" "$tools"/* "$root/bin/xenstore"
+# pthread_cancel loads it by name, so ldd does not show it; xl aborts without it.
+cp -L /lib/x86_64-linux-gnu/libgcc_s.so.1 "$root/usr/lib/"
+number=10
+python3 module-order.py "$packages/lib/modules" xen-privcmd xen-evtchn xen-gntdev xen-gntalloc \
+    xenfs virtio_pci 9pnet_virtio 9p | while read -r module; do
+    cp "$module" "$root/modules/$number-$(basename "$module")"
+    number=$((number + 1))
+done
+sed "s|XENVERSION|$XENRIG_XEN|" dom0/init >"$root/init"
+chmod 755 "$root/init"
+cp dom0/rig.sh dom0/*.cfg "$images/domu.cpio" "$images/vmlinux" "$root/rig/"
+echo 'autoballoon="off"' >"$root/etc/xen/xl.conf"
+pack "$root" "$images/dom0.cpio"
+rm -rf "$images/domu-root" "$images/dom0-root"
+touch "$images/done"
