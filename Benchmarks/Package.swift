@@ -25,6 +25,15 @@ let package = Package(
                 .product(name: "Varve", package: "varve"),
             ],
             path: "Benchmarks/CaptureBenchmarks",
-            plugins: [.plugin(name: "BenchmarkPlugin", package: "benchmark")])
+            plugins: [.plugin(name: "BenchmarkPlugin", package: "benchmark")]),
+        .executableTarget(
+            name: "StreamBenchmarks",
+            dependencies: [
+                .product(name: "Benchmark", package: "benchmark"),
+                .product(name: "SystemPackage", package: "swift-system"),
+                .product(name: "Varve", package: "varve"),
+            ],
+            path: "Benchmarks/StreamBenchmarks",
+            plugins: [.plugin(name: "BenchmarkPlugin", package: "benchmark")]),
     ]
 )

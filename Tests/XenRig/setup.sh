@@ -9,6 +9,8 @@ set -euo pipefail
 need=()
 command -v qemu-system-x86_64 >/dev/null || need+=(qemu-system-x86)
 command -v cpio >/dev/null || need+=(cpio)
+command -v python3 >/dev/null || need+=(python3)
+command -v zstd >/dev/null || need+=(zstd)
 command -v gcc >/dev/null || need+=(gcc libc6-dev)
 command -v strip >/dev/null || need+=(binutils)
 [ -x /bin/busybox ] || need+=(busybox-static)
