@@ -3,7 +3,7 @@ import Testing
 import VarveTestSupport
 import XenStream
 
-/// What must be refused is refused, with its offset, its record and a reason; what must be borne is.
+/// What must be refused is refused, with offset, record and reason; what must be borne is borne.
 @Suite struct StrictnessTests {
     /// A stream that must be refused, and what must be said.
     private struct Case {

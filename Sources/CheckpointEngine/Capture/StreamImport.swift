@@ -5,7 +5,8 @@ public import GuestModel
 ///
 /// The first checkpoint is compared with the lineage's newest one and has the frames that came, no
 /// others. Each later one starts from the one before it. Memory: the page map and the ring,
-/// whatever the stream's length. One thread at a time; calls block while workers or the disk are behind.
+/// whatever the stream's length. One thread at a time; calls block while workers or the disk are
+/// behind.
 ///
 /// After an error the import is over; checkpoints that were published stay.
 public final class StreamImport {

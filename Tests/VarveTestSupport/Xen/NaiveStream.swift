@@ -13,6 +13,7 @@ public struct NaiveStream {
 
     /// The guest at one instant.
     public struct Epoch {
+        /// Each frame's last entry.
         public var pages: [UInt64: Page]
         /// The last body of each record; the key is `layer.type.instance`.
         public var records: [String: [UInt8]]
@@ -29,6 +30,7 @@ public struct NaiveStream {
     private var now = Epoch(pages: [:], records: [:])
     private var offset = 0
 
+    /// Reads a stream.
     public init(_ bytes: [UInt8]) {
         self.bytes = bytes
         if bytes.starts(with: Array("Xen saved domain".utf8)) {
@@ -136,7 +138,9 @@ public struct NaiveStream {
 
     // MARK: - Equality
 
-    /// A frame's content; nil if there is no page. What is only allocated is zero.
+    /// A frame's content; nil if there is no page.
+    ///
+    /// What is only allocated is zero.
     public func content(_ page: Page) -> ArraySlice<UInt8>? {
         if let data = page.data { return bytes[data] }
         return page.type == 14 ? NaiveStream.zeros[...] : nil
@@ -144,8 +148,10 @@ public struct NaiveStream {
 
     private static let zeros = [UInt8](repeating: 0, count: 4096)
 
-    /// What differs between an epoch of this stream and one of another: nothing, if both are the
-    /// same guest. A frame that is not there is the same as one that was never named.
+    /// What differs between an epoch of this stream and one of another.
+    ///
+    /// Nothing, if both are the same guest. A frame that is not there is the same as one that was
+    /// never named.
     public func differences(_ epoch: Int, from other: NaiveStream, _ otherEpoch: Int) -> [String] {
         var found: [String] = []
         let (mine, theirs) = (epochs[epoch], other.epochs[otherEpoch])

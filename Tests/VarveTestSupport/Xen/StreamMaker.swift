@@ -1,5 +1,5 @@
-/// Builds streams of Xen byte by byte, from the layouts in Xen's docs/specs, without the module that
-/// is tested.
+/// Builds streams of Xen byte by byte, from the layouts in Xen's docs/specs, without the module
+/// that is tested.
 public struct StreamMaker {
     /// What lies around the libxc stream.
     public enum Wrapper: CaseIterable, Sendable {
@@ -14,6 +14,7 @@ public struct StreamMaker {
     /// Where each header and record begins.
     public private(set) var boundaries: [Int] = []
 
+    /// An empty stream.
     public init() {}
 
     // MARK: - Pieces
@@ -45,10 +46,12 @@ public struct StreamMaker {
                 + little(UInt32(17)))
     }
 
+    /// The header of a libxl stream.
     public mutating func libxlHeader(version: UInt32 = 2, options: UInt32 = 0) {
         append(big(UInt64(0x4c69_6278_6c46_6d74)) + big(version) + big(options))
     }
 
+    /// The header of an xl save file, with its configuration.
     public mutating func xlHeader(
         configuration: [UInt8]?, mandatory: UInt32 = 3, order: UInt32 = 0x0102_0304
     ) {
@@ -89,6 +92,7 @@ public struct StreamMaker {
         }
     }
 
+    /// The body of an X86_TSC_INFO record.
     public static func tsc(_ random: inout SeededGenerator) -> [UInt8] {
         some(20, &random) + [0, 0, 0, 0]
     }
@@ -104,8 +108,10 @@ public struct StreamMaker {
 
     // MARK: - Whole guests
 
-    /// A guest's stream with random pages: batches in several rounds, frames that come again, frames
-    /// without content, and as many epochs as asked for; 0 makes a plain stream.
+    /// A guest's stream with random pages.
+    ///
+    /// Batches in several rounds, frames that come again, frames without content, and as many
+    /// epochs as asked for; 0 makes a plain stream.
     public static func guest(
         isPV: Bool, wrapper: Wrapper, version: UInt32 = 3, epochCount: Int, pageCount: Int,
         _ random: inout SeededGenerator
