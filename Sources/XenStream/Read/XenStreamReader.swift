@@ -46,11 +46,6 @@ public struct XenStreamReader: ~Copyable {
         }
     }
 
-    /// Takes bytes that follow the stream's end: the rest of a hand-shake.
-    public mutating func trailer(_ count: Int) throws -> [UInt8] {
-        try input.bytes(count, of: "the hand-shake after the stream")
-    }
-
     /// The end of a plain stream is the end of its one epoch; a checkpointed stream's last part
     /// epoch is dropped, as Xen's receiver does.
     private mutating func endPlain(_ visitor: any XenStreamVisitor) throws {
