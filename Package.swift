@@ -22,6 +22,9 @@ let package = Package(
         // C, by module map: each stands for one Debian package.
         .systemLibrary(name: "CZstd", providers: [.apt(["libzstd-dev"])]),
         .systemLibrary(name: "CLMDB", providers: [.apt(["liblmdb-dev"])]),
+        // libxenctrl, libxenguest, libxenforeignmemory, libxenstore and libxenlight: the only way
+        // to a domain that Xen supports.
+        .systemLibrary(name: "CXen", providers: [.apt(["libxen-dev"])]),
         .systemLibrary(
             name: "CSQLite", path: "Examples/TimeTravel/CSQLite",
             providers: [.apt(["libsqlite3-dev"])]),
@@ -57,13 +60,14 @@ let package = Package(
             ]),
 
         .target(name: "XenStream", dependencies: ["GuestModel"]),
+        .target(name: "XenGuest", dependencies: ["GuestModel", "XenStream", "CXen"]),
 
         // The facade.
         .target(
             name: "Varve",
             dependencies: [
                 "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
-                "LinuxGuest", "XenStream",
+                "LinuxGuest", "XenGuest", "XenStream",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
 

@@ -98,7 +98,8 @@ struct Export: ParsableCommand {
         }
     }
 
-    private static func read(_ path: String) throws -> [UInt8] {
+    /// A configuration file's bytes.
+    static func read(_ path: String) throws -> [UInt8] {
         let source = try InputSource(path)
         let bytes = try source.peek(1 << 20)
         guard !bytes.isEmpty, bytes.count < 1 << 20 else {

@@ -124,4 +124,15 @@ enum Interruption {
             throw ToolError("pselect failed: \(Output.reason())")
         }
     }
+
+    /// Waits; throws `Requested` as soon as the user wants to end, also if he did before.
+    static func sleep(for duration: Duration) throws {
+        var none = sigset_t()
+        sigemptyset(&none)
+        var time = timespec(
+            tv_sec: Int(duration.components.seconds),
+            tv_nsec: Int(duration.components.attoseconds / 1_000_000_000))
+        _ = pselect(0, nil, nil, nil, &time, &none)
+        if isRequested { throw Requested() }
+    }
 }

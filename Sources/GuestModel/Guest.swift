@@ -40,6 +40,11 @@ public protocol Guest: AnyObject, Sendable {
 
 /// A guest that can be put back to a checkpoint in place, or filled from one.
 public protocol WritableGuest: Guest {
+    /// Throws if the guest could not take such state, before anything of it is changed.
+    ///
+    /// Called while the guest runs.
+    func checkState(_ state: GuestState) throws(GuestError)
+
     /// Makes the guest's layout the given one before pages are written.
     ///
     /// Called in the pause for a revert, and before any page for a restore. A guest whose layout is
@@ -61,6 +66,11 @@ public protocol WritableGuest: Guest {
 
     /// Puts state besides memory back, after the pages. Called in the pause for a revert.
     func restoreState(_ state: GuestState) throws(GuestError)
+}
+
+extension WritableGuest {
+    /// Takes any state.
+    public func checkState(_ state: GuestState) throws(GuestError) {}
 }
 
 /// What a dirty log knows after it was read.

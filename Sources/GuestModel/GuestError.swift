@@ -10,6 +10,11 @@ public struct GuestError: Error, Hashable, Sendable {
             case sizeMismatch
             case holdFailed
             case stateRejected
+            case gone
+            case crashed
+            case shutDown
+            case timedOut
+            case busy
         }
 
         private let kind: Kind
@@ -28,6 +33,16 @@ public struct GuestError: Error, Hashable, Sendable {
         public static let holdFailed = Code(kind: .holdFailed)
         /// The guest would not take the state that a checkpoint holds.
         public static let stateRejected = Code(kind: .stateRejected)
+        /// The guest was destroyed.
+        public static let gone = Code(kind: .gone)
+        /// The guest crashed; what is left of it stands still.
+        public static let crashed = Code(kind: .crashed)
+        /// The guest shut itself down, or reboots.
+        public static let shutDown = Code(kind: .shutDown)
+        /// The guest did not do in time what it was asked.
+        public static let timedOut = Code(kind: .timedOut)
+        /// Somebody else holds what is needed; later it may be free.
+        public static let busy = Code(kind: .busy)
     }
 
     /// The kind of failure.

@@ -5,6 +5,7 @@
 @_exported public import CheckpointStore
 @_exported public import GuestModel
 @_exported public import LinuxGuest
+@_exported public import XenGuest
 @_exported public import XenStream
 
 @_exported public import struct SystemPackage.FilePath

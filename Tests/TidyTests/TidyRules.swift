@@ -51,9 +51,10 @@ enum TidyRules {
         ],
         "LinuxGuest": ["GuestModel", "CLinux", "SystemPackage", "Glibc", "Synchronization"],
         "XenStream": ["GuestModel"],
+        "XenGuest": ["GuestModel", "XenStream", "CXen", "Glibc", "Synchronization"],
         "Varve": [
             "GuestModel", "CheckpointFormat", "CheckpointStore", "CheckpointEngine", "LinuxGuest",
-            "XenStream", "SystemPackage",
+            "XenStream", "XenGuest", "SystemPackage",
         ],
     ]
 

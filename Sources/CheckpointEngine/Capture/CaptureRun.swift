@@ -211,10 +211,10 @@ struct CaptureRun {
         let start = ContinuousClock.now
         let paused = try PausedGuest(pausing: session.guest)
         let time = Int64(WallClock.nanoseconds)
+        // The log first: it may name frames that came since the layout was looked at.
+        let knowledge = try take(tracking, into: &dirty, isFinal: true)
         let layout = try currentLayout()
-        if try take(tracking, into: &dirty, isFinal: true) == .unknown {
-            dirty = DirtyBitmap(layout)
-        }
+        if knowledge == .unknown { dirty = DirtyBitmap(layout) }
         dirty.formUnion(CaptureRun.addedFrames(layout, since: &seen))
         all.formUnion(dirty)
         dirty.formIntersection(DirtyBitmap(layout))

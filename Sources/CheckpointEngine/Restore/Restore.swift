@@ -35,6 +35,7 @@ public enum Restore {
             let (map, mapsRead) = try repository.pageMap(of: checkpoint)
             let state = try repository.state(of: checkpoint)
             let layout = map.layout
+            try guest.checkState(state)
             try guest.adoptLayout(layout)
             let total = checkpoint.pageCount
             let done = Atomic(0)

@@ -74,11 +74,12 @@ private struct RevertRun {
     }
 
     func run() throws -> RevertResult {
-        var candidates = try candidatesWhileRunning()
+        try guest.checkState(guestState)
+        var (candidates, known) = try candidatesWhileRunning()
         try staged.add(candidates)
         let start = ContinuousClock.now
         let paused = try PausedGuest(pausing: guest)
-        let late = try candidatesInPause()
+        let late = try candidatesInPause(known)
         candidates.formUnion(late)
         try staged.add(late)
         let written = try write(candidates)
@@ -89,27 +90,38 @@ private struct RevertRun {
             pause: ContinuousClock.now - start)
     }
 
-    /// Pages that may differ from the target, as far as can be known while the guest runs.
-    private func candidatesWhileRunning() throws -> DirtyBitmap {
-        guard let tracking = guest.dirtyTracking,
-            session.state.withLock({ $0.isTracking && !$0.comparesAll })
-        else { return DirtyBitmap() }
-        var candidates = try session.pipeline.withMap { map.difference(from: $0) }
-        try take(tracking, isFinal: false)
-        candidates.formUnion(session.state.withLock { $0.unsaved })
-        return candidates
+    /// Pages that may differ from the target, as far as can be known while the guest runs, and the
+    /// layout that this is known for; nil if every page must be compared in the pause.
+    private func candidatesWhileRunning() throws -> (DirtyBitmap, GuestLayout?) {
+        guard let tracking = guest.dirtyTracking else { return (DirtyBitmap(), nil) }
+        let (isTracking, comparesAll, layout) = session.state.withLock {
+            ($0.isTracking, $0.comparesAll, $0.layout)
+        }
+        if isTracking && !comparesAll {
+            var candidates = try session.pipeline.withMap { map.difference(from: $0) }
+            guard try take(tracking, isFinal: false) == .complete else { return (candidates, nil) }
+            candidates.formUnion(session.state.withLock { $0.unsaved })
+            return (candidates, layout)
+        }
+        // Nothing is known of the memory: it is read while the guest runs, and what is written
+        // meanwhile is in the log.
+        if !isTracking {
+            try tracking.start()
+            session.state.withLock { $0.isTracking = true }
+        }
+        _ = try take(tracking, isFinal: false)
+        let now = try guest.layout()
+        return (map.difference(from: try MemoryRoot.map(of: guest)), now)
     }
 
     /// What joins them in the pause: pages written meanwhile; or, without a log, every page that
     /// differs now.
-    private func candidatesInPause() throws -> DirtyBitmap {
-        let knowsAll = session.state.withLock { $0.isTracking && !$0.comparesAll }
-        if let tracking = guest.dirtyTracking, knowsAll {
-            try take(tracking, isFinal: true)
-            let (unsaved, layout, comparesAll) = session.state.withLock {
-                ($0.unsaved, $0.layout, $0.comparesAll)
+    private func candidatesInPause(_ known: GuestLayout?) throws -> DirtyBitmap {
+        if let tracking = guest.dirtyTracking, let known {
+            let knowledge = try take(tracking, isFinal: true)
+            if knowledge == .complete {
+                return session.state.withLock { $0.unsaved }.union(try ballooned(since: known))
             }
-            if !comparesAll { return unsaved.union(try ballooned(since: layout)) }
         }
         return map.difference(from: try MemoryRoot.map(of: guest))
     }
@@ -126,11 +138,14 @@ private struct RevertRun {
     }
 
     /// Takes the log into the session's unsaved pages: a failure from here on loses none.
-    private func take(_ tracking: any DirtyTracking, isFinal: Bool) throws {
+    private func take(
+        _ tracking: any DirtyTracking, isFinal: Bool
+    ) throws -> DirtyKnowledge {
         var pages = DirtyBitmap()
         do {
             let knowledge = try tracking.takeDirty(into: &pages, isFinal: isFinal)
             session.state.mergeBack(pages, comparesAll: knowledge == .unknown)
+            return knowledge
         } catch {
             session.state.mergeBack(pages, comparesAll: true)
             throw error

@@ -31,19 +31,21 @@ public enum XenImport {
     ///   - repository: opened for writing.
     ///   - lineage: the guest's history.
     ///   - label: a name for the first checkpoint.
+    ///   - configuration: xl's JSON, for a bare stream, which brings none.
     ///   - options: sizes and limits.
     ///   - published: called with each checkpoint, as its epoch ends.
     ///   - source: fills a buffer from where it stopped; returns how many bytes, 0 at the end.
     public static func run(
         _ format: XenStreamFormat, into repository: Repository, lineage: String,
-        label: String? = nil, options: CaptureOptions = CaptureOptions(),
+        label: String? = nil, configuration: [UInt8]? = nil,
+        options: CaptureOptions = CaptureOptions(),
         published: (Checkpoint) throws -> Void = { _ in },
         source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int
     ) throws -> XenImportResult {
         try withoutActuallyEscaping(published) { published in
             let visitor = ImportVisitor(
                 try StreamImport(into: repository, lineage: lineage, options: options),
-                label: label, published: published)
+                label: label, configuration: configuration, published: published)
             var reader = XenStreamReader(format: format, source: source)
             var cutShort: XenStreamError?
             do {
@@ -63,15 +65,17 @@ public enum XenImport {
 private final class ImportVisitor: XenStreamVisitor {
     private let target: StreamImport
     private var label: String?
+    private let configuration: [UInt8]?
     private let published: (Checkpoint) throws -> Void
     private(set) var checkpoints: [Checkpoint] = []
 
     init(
-        _ target: StreamImport, label: String?,
+        _ target: StreamImport, label: String?, configuration: [UInt8]?,
         published: @escaping (Checkpoint) throws -> Void
     ) {
         self.target = target
         self.label = label
+        self.configuration = configuration
         self.published = published
     }
 
@@ -85,6 +89,12 @@ private final class ImportVisitor: XenStreamVisitor {
     }
 
     func endEpoch(_ state: GuestState) throws {
+        var state = state
+        if let configuration {
+            state.records.insert(
+                GuestState.Record(kind: XenStateKind.configuration, bytes: configuration + [0]),
+                at: 0)
+        }
         let checkpoint = try target.publish(label: label, state: state)
         label = nil
         checkpoints.append(checkpoint)

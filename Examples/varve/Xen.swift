@@ -1,0 +1,242 @@
+import ArgumentParser
+import SystemPackage
+import Varve
+
+struct Xen: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Checkpoints running domains of Xen, and brings them back.",
+        discussion: """
+            Runs in dom0, as root. A domain is named by its number or its name. It runs again \
+            whatever happens: a guard process resumes it if this one dies.
+            """,
+        subcommands: [
+            XenList.self, XenCheckpoint.self, XenRestoreCommand.self, XenRevert.self,
+            XenDoctor.self, XenGuardCommand.self,
+        ])
+}
+
+struct XenList: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "list", abstract: "Shows the domains that run here.")
+
+    @Flag(help: "Print each domain as a JSON object.")
+    var json = false
+
+    func run() throws {
+        try reporting {
+            let domains = try XenHost().domains()
+            if json {
+                for domain in domains { try Output.line(JSON.object(domain.fields).text) }
+                return
+            }
+            let rows = domains.map { domain in
+                [
+                    "\(domain.number)", domain.name, domain.kind == .pv ? "PV" : "HVM/PVH",
+                    Format.bytes(domain.pageCount * Page.byteCount), "\(domain.vcpuCount)",
+                    domain.condition.rawValue,
+                ]
+            }
+            let header = ["id", "name", "kind", "memory", "vcpus", "condition"]
+            for line in Format.table(header, rows, right: [0, 3, 4]) { try Output.line(line) }
+        }
+    }
+}
+
+extension XenHost.Domain {
+    /// The fields of its JSON object.
+    var fields: [(String, JSON)] {
+        [
+            ("domain", .integer(Int(number))),
+            ("name", .string(name)),
+            ("uuid", .string(XenConfiguration.text(ofUUID: uuid))),
+            ("kind", .string(kind == .pv ? "pv" : "hvm")),
+            ("pages", .integer(pageCount)),
+            ("vcpus", .integer(vcpuCount)),
+            ("condition", .string(condition.rawValue)),
+        ]
+    }
+}
+
+struct XenRestoreCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "restore",
+        abstract: "Starts a checkpoint as a new domain.",
+        discussion: """
+            Stock 'xl restore' builds the domain, fed by a pipe. While the original runs, the new \
+            one needs another name; it gets a uuid of its own. The checkpoint must have been taken \
+            by suspend.
+            """)
+
+    @Argument(help: "The repository.")
+    var store: String
+
+    @Argument(help: "The checkpoint.")
+    var checkpoint: String
+
+    @Option(help: "The new domain's name, instead of its own.")
+    var name: String?
+
+    @Flag(help: "Leave it paused; 'xl unpause' starts it.")
+    var paused = false
+
+    @Option(help: "The configuration instead of its own, JSON or an xl.cfg.")
+    var config: String?
+
+    @Flag(help: "Print the domain as a JSON object.")
+    var json = false
+
+    func run() throws {
+        try reporting {
+            let repository = try Repository.open(at: FilePath(store), .reading)
+            var options = XenRestore.Options()
+            options.name = name
+            options.isPaused = paused
+            options.configuration = try config.map { try Export.read($0) }
+            let progress = Progress("restored", unitByteCount: Page.byteCount, isJSON: json)
+            defer { progress.finish() }
+            let domain = try XenRestore.run(
+                try repository.checkpoint(named: checkpoint), from: repository, options: options,
+                progress: { progress.update($0, of: $1) })
+            progress.finish()
+            try Output.line(
+                json
+                    ? JSON.object(domain.fields).text
+                    : "domain \(domain.number) \(domain.name) is \(domain.condition.rawValue), "
+                        + "\(Format.decimal(progress.seconds, 2)) s")
+        }
+    }
+}
+
+struct XenRevert: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "revert",
+        abstract: "Puts a running domain back to one of its checkpoints, in place.",
+        discussion: """
+            Only pages that differ are written, while the domain is held as it was for the \
+            checkpoint. What the domain did since is lost, unless it is in a checkpoint. Only for \
+            a PVH domain with no devices but console and xenstore, and for checkpoints of that \
+            very domain.
+            """)
+
+    @Argument(help: "The domain's number or name.")
+    var domain: String
+
+    @Argument(help: "The repository.")
+    var store: String
+
+    @Argument(help: "The checkpoint.")
+    var checkpoint: String
+
+    @Flag(help: "Print the result as a JSON object.")
+    var json = false
+
+    func run() throws {
+        try reporting {
+            let repository = try Repository.open(at: FilePath(store), .writing)
+            let found = try repository.checkpoint(named: checkpoint)
+            let number = try XenHost().domain(named: domain).number
+            var options = XenDomain.Options.tool
+            options.hold = XenOrigin(try repository.state(of: found))?.hold ?? .suspend
+            let guest = try XenDomain(number, options: options)
+            let session = try CaptureSession(of: guest, in: repository, lineage: found.lineage)
+            let result = try session.revert(to: found)
+            session.close()
+            try repository.close()
+            if json {
+                try Output.line(
+                    JSON.object([
+                        ("domain", .integer(Int(number))),
+                        ("checkpoint", .string("\(found.id)")),
+                        ("pagesWritten", .integer(result.writtenPageCount)),
+                        ("pagesCompared", .integer(result.comparedPageCount)),
+                        ("pauseMicroseconds", .integer(result.pause.microseconds)),
+                    ]).text)
+            } else {
+                try Output.line(
+                    "domain \(number) is back at \(found.id.short): \(result.writtenPageCount) "
+                        + "pages written, held for \(Format.milliseconds(result.pause))")
+            }
+        }
+    }
+}
+
+struct XenDoctor: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "doctor",
+        abstract: "Tells what this host and its domains allow, and what is missing.")
+
+    @Argument(help: "A domain's number or name; all of them without it.")
+    var domain: String?
+
+    @Flag(help: "Print each finding as a JSON object.")
+    var json = false
+
+    func run() throws {
+        try reporting {
+            let host = try XenHost()
+            try show("host", try host.findings())
+            let domains = try domain.map { [try host.domain(named: $0)] } ?? host.domains()
+            for domain in domains {
+                try show(
+                    domain.name.isEmpty ? "\(domain.number)" : domain.name,
+                    try host.findings(of: domain))
+            }
+        }
+    }
+
+    private func show(_ place: String, _ findings: [XenHost.Finding]) throws {
+        for finding in findings {
+            if json {
+                try Output.line(
+                    JSON.object([
+                        ("place", .string(place)), ("subject", .string(finding.subject)),
+                        ("grade", .string(finding.grade.rawValue)), ("text", .string(finding.text)),
+                    ]).text)
+            } else {
+                try Output.line(
+                    "\(place): \(finding.subject): \(finding.grade.rawValue): \(finding.text)")
+            }
+        }
+    }
+}
+
+/// Not for people: the process that outlives a checkpointer.
+struct XenGuardCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "guard", abstract: "Resumes a domain whose checkpointer dies.",
+        shouldDisplay: false)
+
+    @Argument(help: "The domain's number.")
+    var domain: UInt32
+
+    func run() throws {
+        try reporting {
+            if let text = try XenGuard.run(domain: domain) {
+                Output.standardError("varve: \(text)")
+            }
+        }
+    }
+}
+
+extension XenDomain.Options {
+    /// With this program as the guard.
+    static var tool: XenDomain.Options {
+        var options = XenDomain.Options()
+        options.guardCommand = ["/proc/self/exe", "xen", "guard"]
+        return options
+    }
+}
+
+extension Duration {
+    /// Whole microseconds.
+    var microseconds: Int {
+        Int(components.seconds) * 1_000_000 + Int(components.attoseconds / 1_000_000_000_000)
+    }
+}
+
+extension Format {
+    /// `1.25 ms`.
+    static func milliseconds(_ duration: Duration) -> String {
+        "\(decimal(Double(duration.microseconds) / 1000, 2)) ms"
+    }
+}

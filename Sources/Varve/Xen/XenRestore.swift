@@ -1,0 +1,103 @@
+import CheckpointEngine
+public import CheckpointStore
+import GuestModel
+public import XenGuest
+import XenStream
+
+/// Starts checkpoints as new domains.
+///
+/// Stock `xl restore` does it, fed by a pipe: it stays with the domain afterwards, for its reboots
+/// and its end, which an embedder of libxenlight would have to do itself (decision record 0007).
+public enum XenRestore {
+    /// How a domain is started.
+    public struct Options: Sendable {
+        /// Another name, with a new uuid: needed while the original runs.
+        public var name: String?
+        /// It stays paused until `xl unpause`.
+        public var isPaused = false
+        /// JSON as `xl save` writes it, or an xl.cfg, instead of the checkpoint's own.
+        public var configuration: [UInt8]?
+        /// The program, looked up in PATH.
+        public var xl = "xl"
+
+        /// The defaults: as it was, running.
+        public init() {}
+    }
+
+    /// Starts a checkpoint; every page is checked against its digest before.
+    ///
+    /// Blocks until xl has built the domain. When it throws, xl has taken down what it began.
+    ///
+    /// - Parameter progress: called now and then with pages done and in all.
+    /// - Returns: the new domain.
+    public static func run(
+        _ checkpoint: Checkpoint, from repository: Repository, options: Options = Options(),
+        progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+    ) throws -> XenHost.Domain {
+        let host = try XenHost()
+        let (configuration, name) = try configuration(
+            of: repository.state(of: checkpoint), options)
+        if let name, try host.domains().contains(where: { $0.name == name }) {
+            throw GuestError(
+                code: .busy,
+                message: "a domain '\(name)' is there already; give the new one another name "
+                    + "(--name)")
+        }
+        let before = Set(try host.domains().map(\.number))
+        let command = [options.xl, "restore"] + (options.isPaused ? ["-p"] : []) + ["/dev/stdin"]
+        let process = try ChildProcess(command, collectsOutput: true)
+        var failure: (any Error)?
+        do {
+            try XenExport.run(
+                checkpoint, from: repository, as: .xl(configuration: configuration),
+                progress: progress, sink: { try process.write($0) })
+        } catch {
+            failure = error
+        }
+        let status = process.wait()
+        // What xl says explains a pipe that it closed.
+        if let failure, !(failure is GuestError) { throw failure }
+        guard status == 0, failure == nil else {
+            let lines = process.collectedLines.filter { $0.contains("rror") }
+            throw GuestError(
+                code: .callFailed,
+                message: "xl restore failed with status \(status): "
+                    + (lines.last ?? "it said nothing"))
+        }
+        let new = try host.domains().filter { !before.contains($0.number) }
+        guard let domain = new.first(where: { name == nil || $0.name == name }) ?? new.first else {
+            throw GuestError(
+                code: .gone, message: "xl restored the domain, and it has ended already")
+        }
+        return domain
+    }
+
+    private static func configuration(
+        of state: GuestState, _ options: Options
+    ) throws -> (configuration: [UInt8]?, name: String?) {
+        if let origin = XenOrigin(state), origin.hold == .pause {
+            throw GuestError(
+                code: .stateRejected,
+                message: "the checkpoint was taken by pause: the guest did not prepare itself to be "
+                    + "started anew; revert its domain in place, or take checkpoints by suspend")
+        }
+        let own = state.bytes(ofKind: XenStateKind.configuration)
+        guard let text = options.configuration ?? own else { return (nil, options.name) }
+        let isJSON = text.first { !" \n\t\r".utf8.contains($0) } == UInt8(ascii: "{")
+        guard isJSON else {
+            if options.name == nil { return (text, nil) }
+            throw GuestError(
+                code: .unsupported, message: "a name goes with JSON alone; write it into the xl.cfg")
+        }
+        var configuration = XenConfiguration(text)
+        if let name = options.name {
+            var generator = SystemRandomNumberGenerator()
+            var uuid = (0..<16).map { _ in UInt8.random(in: .min ... .max, using: &generator) }
+            // RFC 9562: version 4, variant 10.
+            uuid[6] = uuid[6] & 0x0f | 0x40
+            uuid[8] = uuid[8] & 0x3f | 0x80
+            try configuration.rename(name, uuid: uuid)
+        }
+        return (configuration.json, options.name ?? configuration.name)
+    }
+}

@@ -1,0 +1,471 @@
+import CXen
+import Glibc
+package import GuestModel
+import Synchronization
+
+/// The calls, made to the libraries of the installed Xen.
+///
+/// The handles may be used by several threads (libxenctrl: one hypercall buffer cache with a lock),
+/// but `waitForRelease` by one.
+package final class LibxenCalls: XenCalls {
+    private nonisolated(unsafe) let control: OpaquePointer
+    private nonisolated(unsafe) let memory: OpaquePointer
+    private nonisolated(unsafe) let store: OpaquePointer
+    private nonisolated(unsafe) let logger: UnsafeMutablePointer<xentoollog_logger>
+    private let libxl = Mutex<Handle?>(nil)
+    private let isWatching = Mutex(false)
+
+    private struct Handle: @unchecked Sendable { let pointer: OpaquePointer }
+
+    /// Opens all that is needed.
+    ///
+    /// Fails with one sentence where there is no Xen, or without the right.
+    package init() throws(GuestError) {
+        guard LibxenCalls.hasPrivilegedDevice else {
+            throw GuestError(
+                code: .unsupported,
+                message: "this is not Xen's control domain: there is neither /dev/xen/privcmd nor "
+                    + "/proc/xen/privcmd; run it in dom0")
+        }
+        guard let tool = LibxenCalls.makeLogger() else {
+            throw LibxenCalls.failure("xtl_createlogger_stdiostream", nil)
+        }
+        logger = tool
+        guard let control = xc_interface_open(tool, tool, 0) else {
+            let error = LibxenCalls.failure("xc_interface_open", nil)
+            xtl_logger_destroy(tool)
+            throw error
+        }
+        guard let memory = xenforeignmemory_open(tool, 0) else {
+            let error = LibxenCalls.failure("xenforeignmemory_open", nil)
+            xc_interface_close(control)
+            xtl_logger_destroy(tool)
+            throw error
+        }
+        guard let store = xs_open(0) else {
+            let error = LibxenCalls.failure("xs_open", nil)
+            xenforeignmemory_close(memory)
+            xc_interface_close(control)
+            xtl_logger_destroy(tool)
+            throw error
+        }
+        self.control = control
+        self.memory = memory
+        self.store = store
+    }
+
+    deinit {
+        if let libxl = libxl.withLock({ $0 }) { libxl_ctx_free(libxl.pointer) }
+        xs_close(store)
+        xenforeignmemory_close(memory)
+        xc_interface_close(control)
+        xtl_logger_destroy(logger)
+    }
+
+    private static var hasPrivilegedDevice: Bool {
+        access("/dev/xen/privcmd", F_OK) == 0 || access("/proc/xen/privcmd", F_OK) == 0
+    }
+
+    /// Failures are told by the errors of this class; the libraries' own lines would say them again.
+    private static func makeLogger() -> UnsafeMutablePointer<xentoollog_logger>? {
+        guard let file = fdopen(STDERR_FILENO, "w") else { return nil }
+        guard let logger = xtl_createlogger_stdiostream(file, XTL_CRITICAL, 0) else { return nil }
+        return UnsafeMutableRawPointer(logger).assumingMemoryBound(to: xentoollog_logger.self)
+    }
+
+    private static func failure(_ call: String, _ domain: UInt32?) -> GuestError {
+        let code = errno
+        let reason = String(cString: strerror(code))
+        let of = domain.map { " for domain \($0)" } ?? ""
+        let remedy =
+            switch code {
+            case EPERM, EACCES: "; run it as root in dom0"
+            case ENOENT, ENXIO, ECONNREFUSED: "; is Xen's tool stack running?"
+            default: ""
+            }
+        return GuestError(
+            code: .callFailed, message: "\(call)\(of) failed: \(reason)\(remedy)", errno: code)
+    }
+
+    private func check(
+        _ call: String, _ domain: UInt32?, _ result: Int32
+    ) throws(GuestError) {
+        if result < 0 { throw LibxenCalls.failure(call, domain) }
+    }
+
+    // MARK: - Domains
+
+    package func facts(_ domain: UInt32) throws(GuestError) -> DomainFacts? {
+        var info = xc_dominfo_t()
+        let count = xc_domain_getinfo(control, domain, 1, &info)
+        // It answers with the next domain when the asked one is gone.
+        if count == 0 || (count < 0 && errno == ESRCH) { return nil }
+        if count < 0 { throw LibxenCalls.failure("xc_domain_getinfo", domain) }
+        return info.domid == domain ? LibxenCalls.facts(info) : nil
+    }
+
+    package func allFacts() throws(GuestError) -> [DomainFacts] {
+        var all: [DomainFacts] = []
+        var next: UInt32 = 0
+        while true {
+            var infos = [xc_dominfo_t](repeating: xc_dominfo_t(), count: 256)
+            let count = xc_domain_getinfo(control, next, UInt32(infos.count), &infos)
+            if count < 0 && errno != ESRCH { throw LibxenCalls.failure("xc_domain_getinfo", nil) }
+            guard count > 0 else { return all }
+            for info in infos[..<Int(count)] {
+                all.append(LibxenCalls.facts(info))
+                next = info.domid + 1
+            }
+        }
+    }
+
+    private static func facts(_ info: xc_dominfo_t) -> DomainFacts {
+        var facts = DomainFacts(domain: info.domid)
+        withUnsafeBytes(of: info.handle) { facts.handle = Array($0) }
+        facts.isHVM = info.hvm != 0
+        facts.isPaused = info.paused != 0
+        facts.isDying = info.dying != 0
+        if info.shutdown != 0 || info.crashed != 0 {
+            facts.shutdown = ShutdownReason(rawValue: info.shutdown_reason) ?? .other
+        }
+        facts.pageCount = Int(info.nr_pages)
+        facts.vcpuCount = Int(info.nr_online_vcpus)
+        facts.cpuTime = info.cpu_time
+        return facts
+    }
+
+    package func pause(_ domain: UInt32) throws(GuestError) {
+        try check("xc_domain_pause", domain, xc_domain_pause(control, domain))
+    }
+
+    package func unpause(_ domain: UInt32) throws(GuestError) {
+        try check("xc_domain_unpause", domain, xc_domain_unpause(control, domain))
+    }
+
+    package func resumeSuspended(_ domain: UInt32) throws(GuestError) {
+        try check("xc_domain_resume", domain, xc_domain_resume(control, domain, 1))
+    }
+
+    package func version() throws(GuestError) -> (major: UInt32, minor: UInt32) {
+        let version = xc_version(control, XENVER_version, nil)
+        try check("xc_version", nil, version)
+        return (UInt32(version) >> 16, UInt32(version) & 0xffff)
+    }
+
+    // MARK: - The dirty log
+
+    package func enableLog(_ domain: UInt32) throws(GuestError) {
+        let operation = UInt32(XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY)
+        try check(
+            "xc_shadow_control(ENABLE_LOGDIRTY)", domain,
+            xc_shadow_control(control, domain, operation, nil, 0))
+    }
+
+    package func disableLog(_ domain: UInt32) throws(GuestError) {
+        let operation = UInt32(XEN_DOMCTL_SHADOW_OP_OFF)
+        try check(
+            "xc_shadow_control(OFF)", domain,
+            xc_shadow_control(control, domain, operation, nil, 0))
+    }
+
+    /// What `DECLARE_HYPERCALL_BUFFER` and `xc_hypercall_buffer_alloc_pages` make in C.
+    private final class Buffer: LogBuffer {
+        private let owner: LibxenCalls
+        fileprivate var descriptor: xc_hypercall_buffer_t
+        private let pageCount: Int32
+        let words: UnsafeBufferPointer<UInt64>
+
+        init(_ owner: LibxenCalls, frameCount: Int) throws(GuestError) {
+            self.owner = owner
+            pageCount = Int32(frameCount / 8 / Page.byteCount + 1)
+            descriptor = xc_hypercall_buffer_t(
+                hbuf: nil, param_shadow: nil, dir: 0, ubuf: UnsafeMutableRawPointer(bitPattern: -1),
+                sz: 0)
+            guard
+                let bytes = xc__hypercall_buffer_alloc_pages(owner.control, &descriptor, pageCount)
+            else { throw LibxenCalls.failure("xc_hypercall_buffer_alloc_pages", nil) }
+            let count = Int(pageCount) * Page.byteCount / 8
+            words = UnsafeBufferPointer(
+                start: bytes.assumingMemoryBound(to: UInt64.self), count: count)
+        }
+
+        deinit { xc__hypercall_buffer_free_pages(owner.control, &descriptor, pageCount) }
+    }
+
+    package func makeLogBuffer(frameCount: Int) throws(GuestError) -> any LogBuffer {
+        try Buffer(self, frameCount: frameCount)
+    }
+
+    package func readLog(
+        _ domain: UInt32, _ operation: LogOperation, into buffer: any LogBuffer, frameCount: Int,
+        isFinal: Bool
+    ) throws(GuestError) -> Int {
+        guard let buffer = buffer as? Buffer else {
+            preconditionFailure("a log buffer of other calls")
+        }
+        var stats = xc_shadow_op_stats_t()
+        let code =
+            operation == .clean ? XEN_DOMCTL_SHADOW_OP_CLEAN : XEN_DOMCTL_SHADOW_OP_PEEK
+        let mode = isFinal ? UInt32(XEN_DOMCTL_SHADOW_LOGDIRTY_FINAL) : 0
+        let count = xc_logdirty_control(
+            control, domain, UInt32(code), &buffer.descriptor, UInt(frameCount), mode, &stats)
+        guard count >= 0 else {
+            throw LibxenCalls.failure("xc_logdirty_control(\(operation))", domain)
+        }
+        guard count == frameCount else {
+            throw GuestError(
+                code: .callFailed,
+                message: "the dirty log of domain \(domain) answered for \(count) of \(frameCount) "
+                    + "frames; begin again")
+        }
+        return Int(stats.dirty_count)
+    }
+
+    package func logCount(_ domain: UInt32, frameCount: Int) throws(GuestError) -> Int {
+        var stats = xc_shadow_op_stats_t()
+        let count = xc_logdirty_control(
+            control, domain, UInt32(XEN_DOMCTL_SHADOW_OP_PEEK), nil, UInt(frameCount), 0, &stats)
+        guard count >= 0 else { throw LibxenCalls.failure("xc_logdirty_control(PEEK)", domain) }
+        return Int(stats.dirty_count)
+    }
+
+    // MARK: - Memory
+
+    package func frameCount(_ domain: UInt32) throws(GuestError) -> Int {
+        var count: xen_pfn_t = 0
+        try check("xc_domain_nr_gpfns", domain, xc_domain_nr_gpfns(control, domain, &count))
+        return Int(count)
+    }
+
+    package func frameTypes(
+        _ domain: UInt32, _ frames: UnsafeMutableBufferPointer<UInt>
+    ) throws(GuestError) {
+        try check(
+            "xc_get_pfn_type_batch", domain,
+            xc_get_pfn_type_batch(control, domain, UInt32(frames.count), frames.baseAddress))
+    }
+
+    package func map(
+        _ domain: UInt32, _ frames: UnsafeBufferPointer<UInt>, isWritable: Bool,
+        errors: UnsafeMutableBufferPointer<Int32>
+    ) throws(GuestError) -> UnsafeMutableRawPointer {
+        let protection = isWritable ? PROT_READ | PROT_WRITE : PROT_READ
+        guard
+            let address = xenforeignmemory_map(
+                memory, domain, protection, frames.count, frames.baseAddress, errors.baseAddress)
+        else { throw LibxenCalls.failure("xenforeignmemory_map", domain) }
+        return address
+    }
+
+    package func unmap(_ address: UnsafeMutableRawPointer, pageCount: Int) {
+        xenforeignmemory_unmap(memory, address, pageCount)
+    }
+
+    package func grantTable(_ domain: UInt32) throws(GuestError) -> [GrantEntry] {
+        var size = gnttab_query_size()
+        size.dom = domid_t(domain)
+        guard xc_gnttab_query_size(control, &size) == 0, size.status == 0 else {
+            throw LibxenCalls.failure("xc_gnttab_query_size", domain)
+        }
+        let version = xc_gnttab_get_version(control, domain)
+        try check("xc_gnttab_get_version", domain, version)
+        guard size.nr_frames > 0 else { return [] }
+        var address: UnsafeMutableRawPointer?
+        let resource = xenforeignmemory_map_resource(
+            memory, domid_t(domain), UInt32(XENMEM_resource_grant_table),
+            UInt32(XENMEM_resource_grant_table_id_shared), 0, UInt(size.nr_frames), &address,
+            PROT_READ, 0)
+        guard let resource, let address else {
+            throw LibxenCalls.failure("xenforeignmemory_map_resource(grant table)", domain)
+        }
+        defer { xenforeignmemory_unmap_resource(memory, resource) }
+        let entries = UnsafeRawBufferPointer(
+            start: address, count: Int(size.nr_frames) * Page.byteCount)
+        return version == 1 ? LibxenCalls.entriesV1(entries) : LibxenCalls.entriesV2(entries)
+    }
+
+    private static func entriesV1(_ entries: UnsafeRawBufferPointer) -> [GrantEntry] {
+        stride(from: 0, to: entries.count, by: 8).map { offset in
+            GrantEntry(
+                flags: entries.load(fromByteOffset: offset, as: UInt16.self),
+                frame: UInt64(entries.load(fromByteOffset: offset + 4, as: UInt32.self)))
+        }
+    }
+
+    private static func entriesV2(_ entries: UnsafeRawBufferPointer) -> [GrantEntry] {
+        stride(from: 0, to: entries.count, by: 16).map { offset in
+            let flags = entries.load(fromByteOffset: offset, as: UInt16.self)
+            let allowsWriting = flags & UInt16(GTF_type_mask) != 0 && flags & 1 << 2 == 0
+            return GrantEntry(
+                flags: allowsWriting ? flags | 1 << 4 : flags,
+                frame: entries.load(fromByteOffset: offset + 8, as: UInt64.self))
+        }
+    }
+
+    // MARK: - State
+
+    package func hvmContext(_ domain: UInt32) throws(GuestError) -> [UInt8] {
+        let size = xc_domain_hvm_getcontext(control, domain, nil, 0)
+        guard size > 0 else { throw LibxenCalls.failure("xc_domain_hvm_getcontext", domain) }
+        var context = [UInt8](repeating: 0, count: Int(size))
+        let count = xc_domain_hvm_getcontext(control, domain, &context, UInt32(size))
+        guard count > 0 else { throw LibxenCalls.failure("xc_domain_hvm_getcontext", domain) }
+        return Array(context[..<Int(count)])
+    }
+
+    package func setHVMContext(_ domain: UInt32, _ context: [UInt8]) throws(GuestError) {
+        var context = context
+        try check(
+            "xc_domain_hvm_setcontext", domain,
+            xc_domain_hvm_setcontext(control, domain, &context, UInt32(context.count)))
+    }
+
+    package func hvmParameter(
+        _ domain: UInt32, _ index: UInt32
+    ) throws(GuestError) -> UInt64 {
+        var value: UInt64 = 0
+        try check(
+            "xc_hvm_param_get(\(index))", domain,
+            xc_hvm_param_get(control, domain, index, &value))
+        return value
+    }
+
+    package func tsc(_ domain: UInt32) throws(GuestError) -> TSCFacts {
+        var facts = TSCFacts()
+        try check(
+            "xc_domain_get_tsc_info", domain,
+            xc_domain_get_tsc_info(
+                control, domain, &facts.mode, &facts.nanoseconds, &facts.kilohertz,
+                &facts.incarnation))
+        return facts
+    }
+
+    package func policies(
+        _ domain: UInt32
+    ) throws(GuestError) -> (cpuid: [UInt8], msr: [UInt8]) {
+        guard let policy = xc_cpu_policy_init() else {
+            throw LibxenCalls.failure("xc_cpu_policy_init", domain)
+        }
+        defer { xc_cpu_policy_destroy(policy) }
+        var (leafCount, msrCount): (UInt32, UInt32) = (0, 0)
+        try check(
+            "xc_cpu_policy_get_size", domain,
+            xc_cpu_policy_get_size(control, &leafCount, &msrCount))
+        try check(
+            "xc_cpu_policy_get_domain", domain,
+            xc_cpu_policy_get_domain(control, domain, policy))
+        var leaves = [xen_cpuid_leaf_t](repeating: xen_cpuid_leaf_t(), count: Int(leafCount))
+        var msrs = [xen_msr_entry_t](repeating: xen_msr_entry_t(), count: Int(msrCount))
+        try check(
+            "xc_cpu_policy_serialise", domain,
+            xc_cpu_policy_serialise(control, policy, &leaves, &leafCount, &msrs, &msrCount))
+        return (
+            leaves[..<Int(leafCount)].withUnsafeBytes { Array($0) },
+            msrs[..<Int(msrCount)].withUnsafeBytes { Array($0) }
+        )
+    }
+
+    package func configuration(_ domain: UInt32) throws(GuestError) -> [UInt8] {
+        let context = try libxlContext()
+        var configuration = libxl_domain_config()
+        libxl_domain_config_init(&configuration)
+        defer { libxl_domain_config_dispose(&configuration) }
+        let code = libxl_retrieve_domain_configuration(
+            context.pointer, domain, &configuration, nil)
+        guard code == 0, let text = libxl_domain_config_to_json(context.pointer, &configuration)
+        else {
+            throw GuestError(
+                code: .callFailed,
+                message: "libxl has no configuration of domain \(domain) (error \(code)); was it "
+                    + "made by another tool stack?")
+        }
+        defer { free(text) }
+        return Array(UnsafeRawBufferPointer(start: text, count: strlen(text)))
+    }
+
+    private func libxlContext() throws(GuestError) -> Handle {
+        try libxl.withLock { (slot) throws(GuestError) -> Handle in
+            if let handle = slot { return handle }
+            var context: OpaquePointer?
+            guard libxl_ctx_alloc(&context, LIBXL_VERSION, 0, logger) == 0, let context else {
+                throw LibxenCalls.failure("libxl_ctx_alloc", nil)
+            }
+            let handle = Handle(pointer: context)
+            slot = handle
+            return handle
+        }
+    }
+
+    package func save(
+        _ domain: UInt32, to descriptor: Int32, isCheckpointed: Bool, isLive: Bool,
+        _ steps: SaveSteps
+    ) throws(GuestError) {
+        // The callbacks get the steps by address, for as long as the call lasts.
+        let result = withUnsafePointer(to: steps) { pointer in
+            var callbacks = save_callbacks()
+            callbacks.suspend = { data in LibxenCalls.steps(data).suspend() ? 1 : 0 }
+            callbacks.postcopy = { data in LibxenCalls.steps(data).postcopy() ? 1 : 0 }
+            callbacks.checkpoint = { data in LibxenCalls.steps(data).checkpoint() ? 1 : 0 }
+            callbacks.wait_checkpoint = { _ in 1 }
+            callbacks.switch_qemu_logdirty = { _, _, _ in 0 }
+            callbacks.data = UnsafeMutableRawPointer(mutating: UnsafeRawPointer(pointer))
+            return xc_domain_save(
+                control, descriptor, domain, isLive ? UInt32(XCFLAGS_LIVE) : 0, &callbacks,
+                isCheckpointed ? XC_STREAM_REMUS : XC_STREAM_PLAIN, -1)
+        }
+        try check("xc_domain_save", domain, result)
+    }
+
+    private static func steps(_ data: UnsafeMutableRawPointer?) -> SaveSteps {
+        guard let data else { preconditionFailure("libxenguest lost its callbacks' data") }
+        return data.assumingMemoryBound(to: SaveSteps.self).pointee
+    }
+
+    // MARK: - xenstore
+
+    package func read(_ path: String) throws(GuestError) -> String? {
+        var count: UInt32 = 0
+        guard let bytes = xs_read(store, 0, path, &count) else {
+            if errno == ENOENT { return nil }
+            throw LibxenCalls.failure("xs_read(\(path))", nil)
+        }
+        defer { free(bytes) }
+        return String(
+            decoding: UnsafeRawBufferPointer(start: bytes, count: Int(count)), as: UTF8.self)
+    }
+
+    package func write(_ path: String, _ value: String) throws(GuestError) {
+        let isWritten = value.withCString { xs_write(store, 0, path, $0, UInt32(value.utf8.count)) }
+        guard isWritten else { throw LibxenCalls.failure("xs_write(\(path))", nil) }
+    }
+
+    package func list(_ path: String) throws(GuestError) -> [String] {
+        var count: UInt32 = 0
+        guard let names = xs_directory(store, 0, path, &count) else {
+            if errno == ENOENT { return [] }
+            throw LibxenCalls.failure("xs_directory(\(path))", nil)
+        }
+        defer { free(names) }
+        return (0..<Int(count)).compactMap { names[$0].map { String(cString: $0) } }
+    }
+
+    package func waitForRelease(milliseconds: Int) throws(GuestError) {
+        let isNew = isWatching.withLock { isWatching in
+            defer { isWatching = true }
+            return !isWatching
+        }
+        // xenstored fires it when a domain is suspended too.
+        if isNew, !xs_watch(store, "@releaseDomain", "varve") {
+            throw LibxenCalls.failure("xs_watch(@releaseDomain)", nil)
+        }
+        var ready = pollfd(fd: xs_fileno(store), events: Int16(POLLIN), revents: 0)
+        _ = poll(&ready, 1, Int32(milliseconds))
+        while let event = xs_check_watch(store) { free(event) }
+    }
+
+    package func announceResumed(_ domain: UInt32) throws(GuestError) {
+        guard xs_resume_domain(store, domain) else {
+            throw LibxenCalls.failure("xs_resume_domain", domain)
+        }
+    }
+}

@@ -1,0 +1,166 @@
+package import GuestModel
+
+// Every call to Xen's libraries that this module makes, one function each; nothing else here calls
+// them. `LibxenCalls` makes them; a test puts something else in its place, to count, trace and fail
+// each.
+
+/// What the hypervisor says of a domain: `xc_dominfo_t` of xenctrl.h.
+package struct DomainFacts: Hashable, Sendable {
+    package var domain: UInt32
+    /// The uuid, 16 bytes.
+    package var handle: [UInt8] = []
+    package var isHVM = false
+    package var isPaused = false
+    package var isDying = false
+    /// Why it stands still for good, or for a suspension; nil while it lives.
+    package var shutdown: ShutdownReason?
+    package var pageCount = 0
+    package var vcpuCount = 1
+    /// Nanoseconds of processor time so far.
+    package var cpuTime: UInt64 = 0
+
+    package init(domain: UInt32) { self.domain = domain }
+}
+
+/// `SHUTDOWN_*` of xen/include/public/sched.h.
+package enum ShutdownReason: UInt32, Hashable, Sendable {
+    case powerOff = 0
+    case reboot = 1
+    case suspend = 2
+    case crash = 3
+    case watchdog = 4
+    case softReset = 5
+    case other = 255
+}
+
+/// What is asked of the dirty log.
+package enum LogOperation: Sendable {
+    /// Copy and clear: `XEN_DOMCTL_SHADOW_OP_CLEAN`.
+    case clean
+    /// Copy: `XEN_DOMCTL_SHADOW_OP_PEEK`.
+    case peek
+}
+
+/// `xc_domain_get_tsc_info`.
+package struct TSCFacts: Hashable, Sendable {
+    package var mode: UInt32 = 0
+    package var kilohertz: UInt32 = 0
+    package var nanoseconds: UInt64 = 0
+    package var incarnation: UInt32 = 0
+
+    package init() {}
+}
+
+/// Memory that Xen fills with bits: a hypercall buffer.
+///
+/// Bits above what was asked for are zero.
+package protocol LogBuffer: AnyObject {
+    var words: UnsafeBufferPointer<UInt64> { get }
+}
+
+/// What a stream that libxenguest writes asks on its way.
+package struct SaveSteps {
+    /// Suspends the domain; false gives up.
+    package var suspend: () -> Bool
+    /// The pages are copied: resumes the domain; false gives up.
+    package var postcopy: () -> Bool
+    /// An epoch is written: true begins another.
+    package var checkpoint: () -> Bool
+
+    package init(
+        suspend: @escaping () -> Bool, postcopy: @escaping () -> Bool,
+        checkpoint: @escaping () -> Bool
+    ) {
+        self.suspend = suspend
+        self.postcopy = postcopy
+        self.checkpoint = checkpoint
+    }
+}
+
+/// The calls. Each blocks for as long as Xen takes; each failure is a `GuestError` with errno.
+package protocol XenCalls: AnyObject, Sendable {
+    // Domains: libxenctrl.
+
+    /// nil if there is no such domain.
+    func facts(_ domain: UInt32) throws(GuestError) -> DomainFacts?
+    func allFacts() throws(GuestError) -> [DomainFacts]
+    func pause(_ domain: UInt32) throws(GuestError)
+    func unpause(_ domain: UInt32) throws(GuestError)
+    /// `xc_domain_resume(fast = 1)`: only for a domain that has suspended itself.
+    func resumeSuspended(_ domain: UInt32) throws(GuestError)
+    func version() throws(GuestError) -> (major: UInt32, minor: UInt32)
+
+    // The dirty log: libxenctrl.
+
+    func enableLog(_ domain: UInt32) throws(GuestError)
+    func disableLog(_ domain: UInt32) throws(GuestError)
+    func makeLogBuffer(frameCount: Int) throws(GuestError) -> any LogBuffer
+    /// Fills the buffer for frames from 0, and returns how many bits are set.
+    func readLog(
+        _ domain: UInt32, _ operation: LogOperation, into buffer: any LogBuffer, frameCount: Int,
+        isFinal: Bool
+    ) throws(GuestError) -> Int
+    /// How many bits are set, without a copy.
+    func logCount(_ domain: UInt32, frameCount: Int) throws(GuestError) -> Int
+
+    // Memory: libxenctrl, libxenforeignmemory.
+
+    /// One more than the highest frame number.
+    func frameCount(_ domain: UInt32) throws(GuestError) -> Int
+    /// Replaces each frame number by what it is: bits 28 to 31 as in `XEN_DOMCTL_PFINFO_*`.
+    func frameTypes(
+        _ domain: UInt32, _ frames: UnsafeMutableBufferPointer<UInt>
+    ) throws(GuestError)
+    /// Maps frames side by side; `errors` gets an error number for each.
+    func map(
+        _ domain: UInt32, _ frames: UnsafeBufferPointer<UInt>, isWritable: Bool,
+        errors: UnsafeMutableBufferPointer<Int32>
+    ) throws(GuestError) -> UnsafeMutableRawPointer
+    func unmap(_ address: UnsafeMutableRawPointer, pageCount: Int)
+    /// Entries of the grant table. In one of version 2, where the mapping's bits lie elsewhere,
+    /// every entry that allows writing counts as written.
+    func grantTable(_ domain: UInt32) throws(GuestError) -> [GrantEntry]
+
+    // State: libxenctrl, libxenguest, libxenlight.
+
+    func hvmContext(_ domain: UInt32) throws(GuestError) -> [UInt8]
+    func setHVMContext(_ domain: UInt32, _ context: [UInt8]) throws(GuestError)
+    func hvmParameter(_ domain: UInt32, _ index: UInt32) throws(GuestError) -> UInt64
+    func tsc(_ domain: UInt32) throws(GuestError) -> TSCFacts
+    /// `xen_cpuid_leaf_t` and `xen_msr_entry_t` of the domain, as a stream has them.
+    func policies(_ domain: UInt32) throws(GuestError) -> (cpuid: [UInt8], msr: [UInt8])
+    /// The configuration as `xl save` would write it: JSON.
+    func configuration(_ domain: UInt32) throws(GuestError) -> [UInt8]
+    /// Writes the domain's stream into a descriptor: `xc_domain_save`.
+    func save(
+        _ domain: UInt32, to descriptor: Int32, isCheckpointed: Bool, isLive: Bool,
+        _ steps: SaveSteps
+    ) throws(GuestError)
+
+    // xenstore: libxenstore.
+
+    /// nil if there is no such node.
+    func read(_ path: String) throws(GuestError) -> String?
+    func write(_ path: String, _ value: String) throws(GuestError)
+    func list(_ path: String) throws(GuestError) -> [String]
+    /// Returns when a domain was suspended, shut down or destroyed since the last call, or after
+    /// the time.
+    func waitForRelease(milliseconds: Int) throws(GuestError)
+    /// Tells xenstored that a suspended domain runs again.
+    func announceResumed(_ domain: UInt32) throws(GuestError)
+}
+
+/// `grant_entry_v1` or `_v2` of xen/include/public/grant_table.h, as far as it matters here.
+package struct GrantEntry: Hashable, Sendable {
+    /// `GTF_*`.
+    package var flags: UInt16
+    package var frame: UInt64
+
+    package init(flags: UInt16, frame: UInt64) {
+        self.flags = flags
+        self.frame = frame
+    }
+
+    /// `GTF_writing`: a writable mapping exists.
+    package var isWritten: Bool { flags & 1 << 4 != 0 }
+}

@@ -1,0 +1,200 @@
+import GuestModel
+import Synchronization
+import XenStream
+
+/// How long one hold took.
+public struct HoldTimes: Hashable, Sendable {
+    /// From the request until the domain stood still: the guest's own way to its suspension.
+    public var request = Duration.zero
+    /// How long it stood still.
+    public var still = Duration.zero
+}
+
+/// Holds a domain still and lets it run: by its own suspension, or by a pause.
+///
+/// With a guard, whatever happens to this process in between is put right.
+final class DomainHold: Sendable {
+    let number: UInt32
+    let kind: XenHold
+    private let timeout: Duration
+    private let calls: any XenCalls
+    private let guardian: XenGuard?
+    private let state = Mutex(State())
+
+    private struct State {
+        var isHeld = false
+        /// A suspension that was asked for and did not come in time may come yet.
+        var mayComeLate = false
+        var heldSince: ContinuousClock.Instant?
+        var times = HoldTimes()
+    }
+
+    init(
+        _ number: UInt32, _ calls: any XenCalls, _ options: XenDomain.Options
+    ) throws(GuestError) {
+        self.number = number
+        self.calls = calls
+        kind = options.hold
+        timeout = options.suspendTimeout
+        guardian = try options.guardCommand.map { (command) throws(GuestError) in
+            try XenGuard(command: command, domain: number)
+        }
+    }
+
+    deinit {
+        // A guard whose pipe ends without a farewell looks after a suspension that comes late.
+        if !state.withLock({ $0.mayComeLate }) { guardian?.dismiss() }
+    }
+
+    /// True between `hold` and `release`.
+    var isHeld: Bool { state.withLock { $0.isHeld } }
+
+    /// Tells the guard a step.
+    func note(_ step: XenGuard.Step) { guardian?.note(step) }
+
+    private var controlPath: String { "/local/domain/\(number)/control/shutdown" }
+
+    /// Holds the domain still.
+    func hold() throws(GuestError) {
+        try resumeLateSuspension()
+        try checkAlive()
+        if let guardian {
+            try guardian.checkAlive()
+            guardian.note(kind == .suspend ? .suspending : .pausing)
+        }
+        let start = ContinuousClock.now
+        do throws(GuestError) {
+            switch kind {
+            case .pause: try calls.pause(number)
+            case .suspend: try suspend()
+            }
+        } catch {
+            if !state.withLock({ $0.mayComeLate }) { note(.running) }
+            throw error
+        }
+        let now = ContinuousClock.now
+        state.withLock { state in
+            state.isHeld = true
+            state.heldSince = now
+            state.times = HoldTimes(request: now - start)
+        }
+    }
+
+    /// How long the last hold took.
+    var times: HoldTimes { state.withLock { $0.times } }
+
+    /// Lets the domain run on; may be called again if it throws.
+    func release() throws(GuestError) {
+        guard let facts = try calls.facts(number) else {
+            forget()
+            throw XenDomain.gone(number)
+        }
+        switch kind {
+        case .pause: try calls.unpause(number)
+        case .suspend:
+            // Resuming a domain that does not stand in its suspend call corrupts its eax.
+            if facts.shutdown == .suspend { try calls.resumeSuspended(number) }
+            try calls.announceResumed(number)
+        }
+        forget()
+    }
+
+    private func forget() {
+        note(.running)
+        let now = ContinuousClock.now
+        state.withLock { state in
+            state.isHeld = false
+            if let since = state.heldSince { state.times.still = now - since }
+            state.heldSince = nil
+        }
+    }
+
+    /// Throws unless the domain lives and is nobody else's.
+    private func checkAlive() throws(GuestError) {
+        guard let facts = try calls.facts(number), !facts.isDying else {
+            throw XenDomain.gone(number)
+        }
+        guard let reason = facts.shutdown else { return }
+        guard reason == .suspend else { throw DomainHold.ended(number, reason) }
+        throw GuestError(
+            code: .busy,
+            message: "domain \(number) is suspended already, by somebody else (xl save?); wait "
+                + "for it")
+    }
+
+    private static func ended(_ number: UInt32, _ reason: ShutdownReason) -> GuestError {
+        switch reason {
+        case .crash:
+            GuestError(code: .crashed, message: "domain \(number) has crashed")
+        case .powerOff:
+            GuestError(code: .shutDown, message: "domain \(number) has shut down")
+        case .reboot:
+            GuestError(code: .shutDown, message: "domain \(number) reboots")
+        default:
+            GuestError(code: .shutDown, message: "domain \(number) has ended (\(reason))")
+        }
+    }
+
+    // MARK: - Suspending
+
+    /// Asks the guest to suspend itself, and waits.
+    ///
+    /// The guest acknowledges by emptying the node, stops its devices' front ends without taking
+    /// them down, and calls SCHEDOP_shutdown(SUSPEND).
+    private func suspend() throws(GuestError) {
+        try calls.write(controlPath, "suspend")
+        var deadline = ContinuousClock.now + timeout
+        var isAcknowledged = false
+        while true {
+            guard let facts = try calls.facts(number), !facts.isDying else {
+                throw XenDomain.gone(number)
+            }
+            if let reason = facts.shutdown {
+                if reason == .suspend { return }
+                throw DomainHold.ended(number, reason)
+            }
+            if ContinuousClock.now >= deadline {
+                guard !isAcknowledged else { break }
+                guard try calls.read(controlPath) != "suspend" else {
+                    try withdraw()
+                    return
+                }
+                isAcknowledged = true
+                deadline = ContinuousClock.now + timeout
+            }
+            try calls.waitForRelease(milliseconds: 50)
+        }
+        state.withLock { $0.mayComeLate = true }
+        throw GuestError(
+            code: .timedOut,
+            message: "domain \(number) took the request to suspend and did not suspend within "
+                + "\(timeout); it is resumed if it does so later; hold it by pause")
+    }
+
+    /// Takes an unanswered request back; returns if the guest had just suspended after all.
+    private func withdraw() throws(GuestError) {
+        try calls.write(controlPath, "")
+        let facts = try calls.facts(number)
+        if facts?.shutdown == .suspend { return }
+        let canSuspend = try calls.read(
+            "/local/domain/\(number)/control/feature-suspend") == "1"
+        state.withLock { $0.mayComeLate = true }
+        throw GuestError(
+            code: .timedOut,
+            message: "domain \(number) did not answer the request to suspend within "
+                + "\(timeout)"
+                + (canSuspend ? "" : ", and does not say that it can (no control/feature-suspend)")
+                + "; hold it by pause, which needs no cooperation")
+    }
+
+    /// Resumes the domain if an earlier request was answered after its time.
+    private func resumeLateSuspension() throws(GuestError) {
+        guard state.withLock({ $0.mayComeLate }), let facts = try calls.facts(number),
+            facts.shutdown == .suspend
+        else { return }
+        try calls.resumeSuspended(number)
+        try calls.announceResumed(number)
+        state.withLock { $0.mayComeLate = false }
+        note(.running)
+    }
+}

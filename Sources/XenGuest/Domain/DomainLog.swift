@@ -1,0 +1,153 @@
+import Glibc
+public import GuestModel
+import Synchronization
+
+// What the log of a domain does not say, and what is done about it:
+//
+//   a failed allocation in the hypervisor (ENOMEM)   off and on again; every page is compared
+//   another domctl on the log at the same time       EBUSY: tried again for a second
+//   the log is on already                            refused, or taken over by option
+//   a PCI device is assigned                         no log: every page is compared
+//   writes through a grant that stays mapped         marked at unmap alone (grant_table.c,
+//                                                    unmap_common_complete), so every frame with a
+//                                                    writable mapping counts as dirty each time
+//   frames that came since the layout was scanned    a bit outside the layout: scanned again
+
+extension XenDomain: DirtyTracking {
+    private static let busyTries = 100
+
+    /// Turns log-dirty mode on.
+    ///
+    /// The hypervisor splits superpages; a guest with nested paging runs a few per cent slower.
+    public func start() throws(GuestError) {
+        guard !state.withLock({ $0.isLogging }) else { return }
+        hold.note(.logging)
+        do throws(GuestError) {
+            try calls.enableLog(number)
+        } catch {
+            guard error.errno == EINVAL || error.errno == EEXIST else {
+                hold.note(.notLogging)
+                throw XenDomain.noLog(error, number)
+            }
+            guard options.takesLogOver else {
+                hold.note(.notLogging)
+                throw GuestError(
+                    code: .busy,
+                    message: "log-dirty mode of domain \(number) is on already: a migration, a "
+                        + "save or another checkpointer is at work, or died; wait for it, or take "
+                        + "the log over (--take-over)", errno: error.errno)
+            }
+            try restartLog()
+        }
+        state.withLock { $0.isLogging = true }
+    }
+
+    private static func noLog(_ error: GuestError, _ number: UInt32) -> GuestError {
+        switch error.errno {
+        case EOPNOTSUPP, ENOSYS:
+            GuestError(
+                code: .unsupported,
+                message: "this hypervisor logs no writes of domain \(number): it was built without "
+                    + "shadow paging; compare every page instead (--compare-all)",
+                errno: error.errno)
+        case ENOMEM:
+            GuestError(
+                code: .callFailed,
+                message: "the hypervisor has no memory for the dirty log of domain \(number); give "
+                    + "it some (xl mem-set 0), or compare every page (--compare-all)",
+                errno: error.errno)
+        default: error
+        }
+    }
+
+    /// Turns the log off and on: whatever it held is lost.
+    private func restartLog() throws(GuestError) {
+        try calls.disableLog(number)
+        try calls.enableLog(number)
+    }
+
+    /// Takes and clears the log, and adds what it cannot know.
+    public func takeDirty(
+        into bitmap: inout DirtyBitmap, isFinal: Bool
+    ) throws(GuestError) -> DirtyKnowledge {
+        let frameCount = try calls.frameCount(number)
+        let buffer = try calls.makeLogBuffer(frameCount: frameCount)
+        do throws(GuestError) {
+            _ = try retrying { () throws(GuestError) in
+                try calls.readLog(
+                    number, .clean, into: buffer, frameCount: frameCount, isFinal: isFinal)
+            }
+        } catch {
+            guard error.errno == ENOMEM else { throw error }
+            try restartLog()
+            return .unknown
+        }
+        bitmap.formUnion(words: buffer.words.span)
+        for entry in try calls.grantTable(number)
+        where entry.isWritten && entry.frame < frameCount {
+            bitmap.insert(PageFrameNumber(entry.frame))
+        }
+        try noticeNewFrames(bitmap)
+        return .complete
+    }
+
+    /// Forgets the layout if pages are dirty that it does not have.
+    private func noticeNewFrames(_ bitmap: DirtyBitmap) throws(GuestError) {
+        guard let layout = state.withLock({ $0.scan?.layout }) else { return }
+        var strange = bitmap
+        strange.subtract(DirtyBitmap(layout))
+        var frames: [UInt] = []
+        strange.forEachRun { run in frames += run.frames.map { UInt($0) } }
+        while !frames.isEmpty {
+            let batch = Array(frames.prefix(FrameScan.batchFrameCount))
+            frames.removeFirst(batch.count)
+            if try FrameScan.havePages(batch, number, calls).contains(true) {
+                state.withLock { $0.scan = nil }
+                return
+            }
+        }
+    }
+
+    /// Counts the log without clearing it.
+    public func peekDirtyCount() throws(GuestError) -> Int {
+        let frameCount = try calls.frameCount(number)
+        do throws(GuestError) {
+            return try retrying { () throws(GuestError) in
+                try calls.logCount(number, frameCount: frameCount)
+            }
+        } catch {
+            // The set is unknown until the log is taken: as if every page were dirty.
+            guard error.errno == ENOMEM else { throw error }
+            return state.withLock { $0.scan?.layout.pageCount } ?? frameCount
+        }
+    }
+
+    /// Turns log-dirty mode off.
+    public func stop() {
+        let wasLogging = state.withLock { state in
+            defer { state.isLogging = false }
+            return state.isLogging
+        }
+        guard wasLogging else { return }
+        do throws(GuestError) {
+            try calls.disableLog(number)
+            hold.note(.notLogging)
+        } catch {
+            // The guard, who still believes that it is on, tries again when this process ends.
+        }
+    }
+
+    private func retrying<T>(
+        _ body: () throws(GuestError) -> T
+    ) throws(GuestError) -> T {
+        for _ in 1..<XenDomain.busyTries {
+            do throws(GuestError) {
+                return try body()
+            } catch {
+                guard error.errno == EBUSY || error.errno == EAGAIN else { throw error }
+                usleep(10_000)
+            }
+        }
+        return try body()
+    }
+}

@@ -1,0 +1,53 @@
+import GuestModel
+
+/// Which frames of a domain have a page.
+struct FrameScan: Sendable {
+    /// Frames a hypercall takes at most: `XEN_DOMCTL_getpageframeinfo3` refuses more.
+    static let batchFrameCount = 1024
+    private static let typeMask: UInt = 0xf << 28
+    /// `XEN_DOMCTL_PFINFO_XALLOC`, `_BROKEN` and `_XTAB`: nothing to copy.
+    private static let typesWithout: Set<UInt> = [0xd << 28, 0xe << 28, 0xf << 28]
+
+    /// The domain's pages as the hypervisor counted them then.
+    let pageCount: Int
+    /// One more than the highest frame number then.
+    let frameCount: Int
+    /// What was found.
+    let layout: GuestLayout
+
+    /// Asks for each frame from 0.
+    init(
+        _ domain: UInt32, _ calls: any XenCalls, pageCount: Int, frameCount: Int
+    ) throws(GuestError) {
+        self.pageCount = pageCount
+        self.frameCount = frameCount
+        var runs: [PageRange] = []
+        var first = 0
+        while first < frameCount {
+            let count = min(FrameScan.batchFrameCount, frameCount - first)
+            let frames = (first..<first + count).map { UInt($0) }
+            for (index, hasPage) in try FrameScan.havePages(frames, domain, calls).enumerated()
+            where hasPage {
+                let frame = PageFrameNumber(UInt64(first + index))
+                if let last = runs.last, last.end == frame {
+                    runs[runs.count - 1] = PageRange(first: last.first, count: last.count + 1)
+                } else {
+                    runs.append(PageRange(first: frame, count: 1))
+                }
+            }
+            first += count
+        }
+        layout = GuestLayout(runs: runs)
+    }
+
+    /// Which of at most 1,024 frames have a page.
+    static func havePages(
+        _ frames: [UInt], _ domain: UInt32, _ calls: any XenCalls
+    ) throws(GuestError) -> [Bool] {
+        var types = frames
+        try types.withUnsafeMutableBufferPointer { (types) throws(GuestError) in
+            try calls.frameTypes(domain, types)
+        }
+        return types.map { !typesWithout.contains($0 & typeMask) }
+    }
+}

@@ -1,0 +1,365 @@
+public import GuestModel
+public import XenStream
+import Synchronization
+
+/// A running PVH domain of Xen as a guest.
+///
+/// Needs root in dom0. Memory is read through foreign mappings, so no second copy of it is made;
+/// what changed comes from the hypervisor's log-dirty mode; nothing is torn down, and no device
+/// notices. All state besides memory that `xl restore` needs goes along.
+///
+/// The domain runs again on every path out of a call, and with a guard (`Options.guardCommand`)
+/// also when this process dies. Methods block and may be called from any thread, one at a time.
+///
+/// Sources of facts: xenctrl.h and xenguest.h of Xen 4.17, xen/common/grant_table.c,
+/// tools/libs/guest/xg_resume.c, tools/libs/light/libxl_dom_suspend.c.
+public final class XenDomain: Sendable {
+    /// How a domain is handled.
+    public struct Options: Sendable {
+        /// How it is held still; see `XenHold`.
+        public var hold = XenHold.suspend
+        /// How long a guest may take to suspend itself, from the request to its acknowledgement and
+        /// from there to the suspension.
+        ///
+        /// 60 s each, as in libxl.
+        public var suspendTimeout = Duration.seconds(60)
+        /// Log-dirty mode that is found on is turned off and on again: right if the one who
+        /// turned it on is dead, and fatal to a migration that is under way.
+        public var takesLogOver = false
+        /// Does without the log: every checkpoint compares every page in the pause.
+        public var comparesAll = false
+        /// The program and arguments of the guard, for example `["/usr/bin/varve", "xen",
+        /// "guard"]`; the domain's number follows.
+        ///
+        /// Such a program calls `XenGuard.run`. Without one, a domain whose checkpointer dies in
+        /// the pause stays still.
+        public var guardCommand: [String]?
+
+        /// The defaults: suspend, with the log, without a guard.
+        public init() {}
+    }
+
+    /// The domain's number.
+    public let number: UInt32
+    /// Its uuid.
+    public let uuid: [UInt8]
+    /// Why every checkpoint compares every page; nil if the log is used.
+    public let comparesAllBecause: String?
+    let options: Options
+    let calls: any XenCalls
+    let hold: DomainHold
+    let state = Mutex(State())
+    /// What does not change while the domain lives, as records of its state.
+    private let constant: XenLiveState
+
+    struct Mapping: @unchecked Sendable {
+        let address: UnsafeMutableRawPointer
+        let pageCount: Int
+    }
+
+    struct State: Sendable {
+        var scan: FrameScan?
+        var isLogging = false
+        /// Mappings made in the pause, taken down after it.
+        var retired: [Mapping] = []
+    }
+
+    /// Takes charge of a domain; it runs on untouched until the first capture.
+    ///
+    /// Throws a sentence with the remedy if it cannot be checkpointed.
+    public convenience init(
+        _ number: UInt32, options: Options = Options()
+    ) throws(GuestError) {
+        try self.init(number, calls: LibxenCalls(), options: options)
+    }
+
+    package init(
+        _ number: UInt32, calls: any XenCalls, options: Options
+    ) throws(GuestError) {
+        self.number = number
+        self.calls = calls
+        self.options = options
+        guard let facts = try calls.facts(number), !facts.isDying else {
+            throw XenDomain.gone(number)
+        }
+        try XenDomain.checkKind(facts, calls)
+        uuid = facts.handle
+        if options.comparesAll {
+            comparesAllBecause = "it was asked for"
+        } else if try !calls.list("/local/domain/\(number)/device/pci").isEmpty {
+            comparesAllBecause = "a PCI device is assigned to the domain, and Xen logs no writes then"
+        } else {
+            comparesAllBecause = nil
+        }
+        var constant = XenLiveState(hold: options.hold, domain: number, uuid: facts.handle)
+        (constant.xenMajor, constant.xenMinor) = try calls.version()
+        (constant.cpuidPolicy, constant.msrPolicy) = try calls.policies(number)
+        constant.configuration = try calls.configuration(number)
+        self.constant = constant
+        hold = try DomainHold(number, calls, options)
+    }
+
+    deinit {
+        stop()
+        unmapRetired()
+    }
+
+    /// Refuses what cannot be checkpointed whole.
+    private static func checkKind(
+        _ facts: DomainFacts, _ calls: any XenCalls
+    ) throws(GuestError) {
+        let number = facts.domain
+        guard number != 0 else {
+            throw GuestError(code: .unsupported, message: "domain 0 cannot checkpoint itself")
+        }
+        guard facts.isHVM else {
+            throw GuestError(
+                code: .unsupported,
+                message: "domain \(number) is a PV domain, whose page tables only libxenguest's "
+                    + "stream makes canonical; use XenStreamCapture")
+        }
+        guard try calls.list("/local/domain/0/device-model/\(number)").isEmpty else {
+            throw GuestError(
+                code: .unsupported,
+                message: "domain \(number) has a device model (QEMU), whose state and dirty pages "
+                    + "are not taken; use a PVH domain, or 'xl save -c' and 'varve import'")
+        }
+    }
+
+    static func gone(_ number: UInt32) -> GuestError {
+        GuestError(
+            code: .gone, message: "there is no domain \(number); 'xl list' shows those that run")
+    }
+}
+
+// MARK: - Guest
+
+extension XenDomain: WritableGuest {
+    /// The frames that exist.
+    ///
+    /// Scanned at first, about 1,000 hypercalls for 4 GiB of frame numbers, and again when the
+    /// domain's number of pages changes or the log names a frame that was not there. A guest that
+    /// gives a page back and takes another one, and has written neither, is not noticed before it
+    /// writes.
+    public func layout() throws(GuestError) -> GuestLayout {
+        guard let facts = try calls.facts(number) else { throw XenDomain.gone(number) }
+        let frameCount = try calls.frameCount(number)
+        if let scan = state.withLock({ $0.scan }), scan.pageCount == facts.pageCount,
+            scan.frameCount == frameCount
+        {
+            return scan.layout
+        }
+        let scan = try FrameScan(
+            number, calls, pageCount: facts.pageCount, frameCount: frameCount)
+        state.withLock { $0.scan = scan }
+        return scan.layout
+    }
+
+    /// The hypervisor's log; nil where it cannot be had, see `comparesAllBecause`.
+    public var dirtyTracking: (any DirtyTracking)? {
+        comparesAllBecause == nil ? self : nil
+    }
+
+    /// Copies pages through foreign mappings, 1,024 a mapping.
+    ///
+    /// In the pause mappings are only made; they are taken down after it.
+    public func copyPages(
+        _ runs: Span<PageRange>, into destination: inout MutableRawSpan
+    ) throws(GuestError) {
+        try destination.withUnsafeMutableBytes { (bytes) throws(GuestError) in
+            var offset = 0
+            try forEachMapping(of: runs, isWritable: false) { pages, errors in
+                for index in errors.indices {
+                    let target = bytes.baseAddress.unsafelyUnwrapped + offset
+                    if errors[index] == 0 {
+                        target.copyMemory(
+                            from: pages + index * Page.byteCount, byteCount: Page.byteCount)
+                    } else {
+                        // Gone while the guest runs: the layout of the pause will lack it.
+                        target.initializeMemory(
+                            as: UInt8.self, repeating: 0, count: Page.byteCount)
+                    }
+                    offset += Page.byteCount
+                }
+            }
+        }
+    }
+
+    /// State besides memory, in the records of a stream.
+    public func captureState() throws(GuestError) -> GuestState {
+        var live = constant
+        let tsc = try calls.tsc(number)
+        live.tsc = XenLiveState.tscInfo(
+            mode: tsc.mode, kilohertz: tsc.kilohertz, nanoseconds: tsc.nanoseconds,
+            incarnation: tsc.incarnation)
+        live.hvmContext = try calls.hvmContext(number)
+        for index in XenLiveState.parameterIndexes {
+            let value = try calls.hvmParameter(number, index)
+            if value != 0 { live.parameters.append((UInt64(index), value)) }
+        }
+        return live.guestState
+    }
+
+    /// Holds the domain still: it suspends itself, or the hypervisor pauses it.
+    public func pause() throws(GuestError) { try hold.hold() }
+
+    /// How long the last pause took to come and to end.
+    public var holdTimes: HoldTimes { hold.times }
+
+    /// Lets the domain run on.
+    public func resume() throws(GuestError) {
+        try hold.release()
+        unmapRetired()
+    }
+
+    private func unmapRetired() {
+        let retired = state.withLock { state in
+            defer { state.retired = [] }
+            return state.retired
+        }
+        for mapping in retired { calls.unmap(mapping.address, pageCount: mapping.pageCount) }
+    }
+
+    // MARK: WritableGuest
+
+    /// Only checkpoints of this very domain, held in the same way, fit it.
+    public func checkState(_ state: GuestState) throws(GuestError) {
+        guard let origin = XenOrigin(state), XenOrigin.hvmContext(state) != nil else {
+            throw GuestError(
+                code: .stateRejected,
+                message: "the checkpoint was not taken of a live domain, so nothing can be "
+                    + "reverted to it in place; restore it as a new domain")
+        }
+        guard origin.domain == number, origin.uuid == uuid else {
+            throw GuestError(
+                code: .stateRejected,
+                message: "the checkpoint is of another domain (number \(origin.domain) then) than "
+                    + "domain \(number): event channels and grants differ; restore it as a new one")
+        }
+        guard origin.hold == options.hold else {
+            throw GuestError(
+                code: .stateRejected,
+                message: "the checkpoint was taken by \(origin.hold.rawValue), and the domain is "
+                    + "being held by \(options.hold.rawValue); use \(origin.hold.rawValue)")
+        }
+        let others = try XenDomain.backends(of: number, calls)
+        guard others.isEmpty else {
+            throw GuestError(
+                code: .unsupported,
+                message: "domain \(number) has devices that cannot be reverted in place "
+                    + "(\(others.joined(separator: ", "))): their backends would not go back with "
+                    + "it; restore the checkpoint as a new domain")
+        }
+    }
+
+    /// Devices besides console and xenstore.
+    static func backends(
+        of number: UInt32, _ calls: any XenCalls
+    ) throws(GuestError) -> [String] {
+        let known: Set<String> = ["console", "suspend"]
+        let path = "/local/domain/\(number)/device"
+        var found: [String] = []
+        for kind in try calls.list(path) where !known.contains(kind) {
+            if try !calls.list("\(path)/\(kind)").isEmpty { found.append(kind) }
+        }
+        return found
+    }
+
+    /// The layout must be the checkpoint's: nothing is populated or given back.
+    public func adoptLayout(_ layout: GuestLayout) throws(GuestError) {
+        let mine = try self.layout()
+        guard mine == layout else {
+            throw GuestError(
+                code: .sizeMismatch,
+                message: "the checkpoint has \(layout.pageCount) pages and domain \(number) has "
+                    + "\(mine.pageCount), or they lie elsewhere: it was ballooned since; restore "
+                    + "the checkpoint as a new domain")
+        }
+    }
+
+    /// False: pages hold whatever they hold.
+    public var startsZeroed: Bool { false }
+
+    /// Copies pages in through writable foreign mappings.
+    public func writePages(
+        _ runs: Span<PageRange>, from source: RawSpan
+    ) throws(GuestError) {
+        let number = number
+        try source.withUnsafeBytes { (bytes) throws(GuestError) in
+            var offset = 0
+            try forEachMapping(of: runs, isWritable: true) { (pages, errors) throws(GuestError) in
+                for index in errors.indices {
+                    guard errors[index] == 0 else {
+                        throw GuestError(
+                            code: .callFailed,
+                            message: "a page of domain \(number) cannot be mapped for writing",
+                            errno: -errors[index])
+                    }
+                    (pages + index * Page.byteCount).copyMemory(
+                        from: bytes.baseAddress.unsafelyUnwrapped + offset,
+                        byteCount: Page.byteCount)
+                    offset += Page.byteCount
+                }
+            }
+        }
+    }
+
+    /// Puts the processors and their interrupt controllers back.
+    public func restoreState(_ state: GuestState) throws(GuestError) {
+        guard let context = XenOrigin.hvmContext(state) else {
+            throw GuestError(
+                code: .stateRejected, message: "the checkpoint has no state of a domain")
+        }
+        try calls.setHVMContext(number, context)
+    }
+
+    /// Calls `body` with mapped pages and an error number for each, in the order of the runs.
+    private func forEachMapping(
+        of runs: Span<PageRange>, isWritable: Bool,
+        _ body: (UnsafeMutableRawPointer, [Int32]) throws(GuestError) -> Void
+    ) throws(GuestError) {
+        var frames: [UInt] = []
+        frames.reserveCapacity(FrameScan.batchFrameCount)
+        for index in runs.indices {
+            for frame in runs[index].frames {
+                frames.append(UInt(frame))
+                if frames.count == FrameScan.batchFrameCount {
+                    try withMapping(of: frames, isWritable: isWritable, body)
+                    frames.removeAll(keepingCapacity: true)
+                }
+            }
+        }
+        if !frames.isEmpty { try withMapping(of: frames, isWritable: isWritable, body) }
+    }
+
+    private func withMapping(
+        of frames: [UInt], isWritable: Bool,
+        _ body: (UnsafeMutableRawPointer, [Int32]) throws(GuestError) -> Void
+    ) throws(GuestError) {
+        var errors = [Int32](repeating: 0, count: frames.count)
+        var address: UnsafeMutableRawPointer?
+        try frames.withUnsafeBufferPointer { (frames) throws(GuestError) in
+            try errors.withUnsafeMutableBufferPointer { (errors) throws(GuestError) in
+                address = try calls.map(number, frames, isWritable: isWritable, errors: errors)
+            }
+        }
+        guard let address else { return }
+        let mapping = Mapping(address: address, pageCount: frames.count)
+        let isHeld = hold.isHeld
+        state.withLock { state in
+            if isHeld && !isWritable { state.retired.append(mapping) }
+            if errors.contains(where: { $0 != 0 }) { state.scan = nil }
+        }
+        defer {
+            if !isHeld || isWritable { calls.unmap(address, pageCount: frames.count) }
+        }
+        if isHeld, let position = errors.firstIndex(where: { $0 != 0 }) {
+            throw GuestError(
+                code: .callFailed,
+                message: "frame \(PageFrameNumber(UInt64(frames[position]))) of domain \(number) "
+                    + "cannot be mapped: the domain's memory changed its layout, take the "
+                    + "checkpoint again", errno: abs(errors[position]))
+        }
+        try body(address, errors)
+    }
+}

@@ -1,0 +1,141 @@
+public import GuestModel
+import XenStream
+import Synchronization
+
+/// A running PV domain: its checkpoints come by the stream that libxenguest writes.
+///
+/// Page tables of a PV domain name machine frames; libxenguest makes them canonical. The domain is
+/// always held by suspension. Without log-dirty mode (Debian's hypervisor has none for PV) it
+/// stands still while all of its memory is written, as with `xl save -c`.
+public final class XenPVDomain: Sendable {
+    /// The domain's number.
+    public let number: UInt32
+    /// xl's configuration as JSON, for `XenImport`: the stream has none.
+    public let configuration: [UInt8]
+    private let calls: any XenCalls
+    private let hold: DomainHold
+
+    /// Takes charge of a domain; it runs on untouched until the first save.
+    ///
+    /// - Parameter options: `suspendTimeout` and `guardCommand` are used.
+    public convenience init(
+        _ number: UInt32, options: XenDomain.Options = XenDomain.Options()
+    ) throws(GuestError) {
+        try self.init(number, calls: LibxenCalls(), options: options)
+    }
+
+    package init(
+        _ number: UInt32, calls: any XenCalls, options: XenDomain.Options
+    ) throws(GuestError) {
+        guard let facts = try calls.facts(number), !facts.isDying else {
+            throw XenDomain.gone(number)
+        }
+        guard !facts.isHVM, options.hold == .suspend else {
+            throw GuestError(
+                code: .unsupported,
+                message: facts.isHVM
+                    ? "domain \(number) is no PV domain; use XenDomain"
+                    : "domain \(number) is a PV domain, which can only be held by suspension: its "
+                        + "page tables are canonical only then")
+        }
+        self.number = number
+        self.calls = calls
+        configuration = try calls.configuration(number)
+        hold = try DomainHold(number, calls, options)
+    }
+
+    /// How a save goes.
+    public enum Mode: Sendable {
+        /// One epoch, all memory, written while the domain stands still.
+        case plain
+        /// Epoch after epoch of a live, checkpointed stream (Remus): needs log-dirty mode.
+        ///
+        /// The closure is called after each epoch, while the domain runs: it waits as long as it
+        /// likes, and says whether to take another.
+        case checkpointed(next: @Sendable () -> Bool)
+    }
+
+    /// What one save shares between its two threads.
+    private final class Run: Sendable {
+        struct State {
+            var pauses: [Duration] = []
+            var start: ContinuousClock.Instant?
+            var failure: GuestError?
+        }
+        let state = Mutex(State())
+    }
+
+    /// Saves the domain: a thread writes its stream, `body` reads it here.
+    ///
+    /// The domain runs again when this returns or throws.
+    ///
+    /// - Parameter body: gets the stream as a source for `XenImport`, and must read it to its end.
+    /// - Returns: how long the domain stood still, for each epoch.
+    public func save(
+        _ mode: Mode,
+        _ body: (_ source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int) throws -> Void
+    ) throws -> [Duration] {
+        let run = Run()
+        let pipe = try Pipe()
+        let writer = try CallThread { [self] in
+            defer { pipe.closeWriting() }
+            write(mode, pipe, run)
+        }
+        var bodyFailure: (any Error)?
+        do { try body { try pipe.read($0) } } catch { bodyFailure = error }
+        // If the body gave up, the writer finds the pipe broken, and resumes the domain.
+        pipe.closeReading()
+        writer.join()
+        // The writer's failure is the cause of whatever the reader found.
+        let (failure, pauses) = run.state.withLock { ($0.failure, $0.pauses) }
+        if let failure, bodyFailure == nil || bodyFailure is XenStreamError { throw failure }
+        if let bodyFailure { throw bodyFailure }
+        return pauses
+    }
+
+    private func write(_ mode: Mode, _ pipe: Pipe, _ run: Run) {
+        var isCheckpointed = false
+        var next: @Sendable () -> Bool = { false }
+        if case .checkpointed(let closure) = mode { (isCheckpointed, next) = (true, closure) }
+        let steps = SaveSteps(
+            suspend: { [self] in step(run) { () throws(GuestError) in try begin(run) } },
+            postcopy: { [self] in step(run) { () throws(GuestError) in try end(run) } },
+            checkpoint: { next() })
+        do throws(GuestError) {
+            try calls.save(
+                number, to: pipe.writingEnd, isCheckpointed: isCheckpointed, isLive: isCheckpointed,
+                steps)
+        } catch {
+            run.state.withLock { $0.failure = $0.failure ?? error }
+        }
+        guard hold.isHeld else { return }
+        if !step(run, { () throws(GuestError) in try end(run) }) {
+            _ = step(run) { () throws(GuestError) in try end(run) }
+        }
+    }
+
+    private func begin(_ run: Run) throws(GuestError) {
+        let start = ContinuousClock.now
+        try hold.hold()
+        run.state.withLock { $0.start = start }
+    }
+
+    private func end(_ run: Run) throws(GuestError) {
+        try hold.release()
+        run.state.withLock { state in
+            if let start = state.start { state.pauses.append(ContinuousClock.now - start) }
+            state.start = nil
+        }
+    }
+
+    /// Runs a step of a save; a failure is kept and ends the save.
+    private func step(_ run: Run, _ body: () throws(GuestError) -> Void) -> Bool {
+        do throws(GuestError) {
+            try body()
+            return true
+        } catch {
+            run.state.withLock { $0.failure = $0.failure ?? error }
+            return false
+        }
+    }
+}

@@ -1,0 +1,134 @@
+public import GuestModel
+import Synchronization
+
+// The guard is a small process that outlives the checkpointer. It reads one byte for each step:
+//
+//   L  log-dirty mode goes on          l  it is off
+//   S  the guest is asked to suspend   P  the domain is paused
+//   R  the domain runs                 Q  farewell
+//
+// It writes one byte, '+', when it is ready. Each byte is written before the step that can leave
+// the domain still, and after the step that lets it run, so what the guard believes is never
+// better than what is.
+
+/// A process that resumes a domain and turns its log off if the checkpointer dies.
+///
+/// It holds the reading end of a pipe to the checkpointer, which ends with it, SIGKILL included. It
+/// is in a session of its own, so a signal to the checkpointer's group does not reach it.
+public final class XenGuard: Sendable {
+    enum Step: UInt8, Sendable {
+        case logging = 0x4c
+        case notLogging = 0x6c
+        case suspending = 0x53
+        case pausing = 0x50
+        case running = 0x52
+        case farewell = 0x51
+    }
+
+    private let process: ChildProcess
+
+    /// Starts the guard and waits until it is ready.
+    init(command: [String], domain: UInt32) throws(GuestError) {
+        process = try ChildProcess(command + ["\(domain)"], readsOutput: true, inNewSession: true)
+        guard process.readByte() == UInt8(ascii: "+") else {
+            throw GuestError(
+                code: .unavailable,
+                message: "the guard (\(command.joined(separator: " "))) did not start; without it "
+                    + "a checkpointer that dies could leave the domain still")
+        }
+    }
+
+    /// Throws if the guard has died: the domain must not be held without it.
+    func checkAlive() throws(GuestError) {
+        guard process.isRunning else {
+            throw GuestError(
+                code: .unavailable,
+                message: "the guard has died, so the domain is not held; begin again")
+        }
+    }
+
+    /// Tells the guard a step.
+    ///
+    /// A guard that is dead is found by `checkAlive`, before the next pause.
+    func note(_ step: Step) {
+        process.write(step.rawValue)
+    }
+
+    /// Ends the guard: nothing is left to look after.
+    func dismiss() {
+        note(.farewell)
+        process.wait()
+    }
+
+    // MARK: - The guard's own process
+
+    /// Is the guard: reads standard input to its end, then puts the domain right.
+    ///
+    /// Called by the program that `XenDomain.Options.guardCommand` names, and by nothing else in
+    /// it. Returns after at most 60 s, within a second if the domain is not on its way to suspend.
+    ///
+    /// - Returns: what was done, one sentence; nil if nothing was left to do.
+    public static func run(domain: UInt32) throws(GuestError) -> String? {
+        try run(
+            domain: domain, calls: LibxenCalls(), ready: { ChildProcess.announceReady() },
+            next: { ChildProcess.nextByte() })
+    }
+
+    package static func run(
+        domain: UInt32, calls: any XenCalls, ready: () -> Void, next: () -> UInt8?
+    ) throws(GuestError) -> String? {
+        ready()
+        var hold = Step.running
+        var isLogging = false
+        while let byte = next() {
+            switch Step(rawValue: byte) {
+            case .logging: isLogging = true
+            case .notLogging: isLogging = false
+            case .farewell: return nil
+            case .some(let step): hold = step
+            case nil:
+                throw GuestError(
+                    code: .callFailed, message: "the guard was sent a byte \(byte)")
+            }
+        }
+        var done: [String] = []
+        if try release(domain, from: hold, calls) { done.append("resumed") }
+        if isLogging, try calls.facts(domain) != nil {
+            try calls.disableLog(domain)
+            done.append("taken out of log-dirty mode")
+        }
+        guard !done.isEmpty else { return nil }
+        return "the checkpointer of domain \(domain) died; the domain was "
+            + done.joined(separator: " and ")
+    }
+
+    /// Lets the domain run on; false if it did already, or is gone.
+    private static func release(
+        _ domain: UInt32, from hold: Step, _ calls: any XenCalls
+    ) throws(GuestError) -> Bool {
+        switch hold {
+        case .pausing:
+            guard let facts = try calls.facts(domain), facts.isPaused else { return false }
+            try calls.unpause(domain)
+            return true
+        case .suspending:
+            let path = "/local/domain/\(domain)/control/shutdown"
+            let isUnanswered = try calls.read(path) == "suspend"
+            if isUnanswered { try calls.write(path, "") }
+            // A guest that has read the request suspends yet, even if it was taken back.
+            let deadline = ContinuousClock.now + .seconds(isUnanswered ? 5 : 60)
+            while ContinuousClock.now < deadline {
+                guard let facts = try calls.facts(domain), !facts.isDying else { return false }
+                if let reason = facts.shutdown {
+                    guard reason == .suspend else { return false }
+                    try calls.resumeSuspended(domain)
+                    try calls.announceResumed(domain)
+                    return true
+                }
+                try calls.waitForRelease(milliseconds: 50)
+            }
+            return false
+        default: return false
+        }
+    }
+}

@@ -1,0 +1,161 @@
+public import GuestModel
+public import XenStream
+
+/// The host's domains, and what it allows.
+public final class XenHost: Sendable {
+    private let calls: any XenCalls
+
+    /// Opens Xen's interfaces; one sentence if this is not dom0, or not root.
+    public convenience init() throws(GuestError) {
+        self.init(calls: try LibxenCalls())
+    }
+
+    package init(calls: any XenCalls) { self.calls = calls }
+
+    /// A domain as it is listed.
+    public struct Domain: Hashable, Sendable {
+        /// What it is doing.
+        public enum Condition: String, Sendable {
+            case running
+            case paused
+            case suspended
+            case crashed
+            case shutDown = "shut down"
+            case dying
+        }
+
+        /// Its number.
+        public let number: UInt32
+        /// Its name in xenstore; empty if it has none.
+        public let name: String
+        /// Its uuid, 16 bytes.
+        public let uuid: [UInt8]
+        /// PV, or HVM and PVH.
+        public let kind: XenGuestKind
+        /// Pages that it has.
+        public let pageCount: Int
+        /// Virtual processors that are online.
+        public let vcpuCount: Int
+        /// What it is doing.
+        public let condition: Condition
+    }
+
+    /// All domains but domain 0.
+    public func domains() throws(GuestError) -> [Domain] {
+        var found: [Domain] = []
+        for facts in try calls.allFacts() where facts.domain != 0 {
+            found.append(try domain(facts))
+        }
+        return found
+    }
+
+    /// The domain with a number or name.
+    public func domain(named text: String) throws(GuestError) -> Domain {
+        if let number = UInt32(text), let facts = try calls.facts(number), number != 0 {
+            return try domain(facts)
+        }
+        let all = try domains()
+        if let found = all.first(where: { $0.name == text }) { return found }
+        throw GuestError(
+            code: .gone,
+            message: all.isEmpty
+                ? "there is no domain '\(text)': only dom0 runs here"
+                : "there is no domain '\(text)'; there are "
+                    + all.map { $0.name.isEmpty ? "\($0.number)" : $0.name }
+                        .joined(separator: ", "))
+    }
+
+    private func domain(_ facts: DomainFacts) throws(GuestError) -> Domain {
+        let name = try calls.read("/local/domain/\(facts.domain)/name") ?? ""
+        let condition: Domain.Condition =
+            if facts.isDying {
+                .dying
+            } else if let reason = facts.shutdown {
+                reason == .suspend ? .suspended : reason == .crash ? .crashed : .shutDown
+            } else {
+                facts.isPaused ? .paused : .running
+            }
+        return Domain(
+            number: facts.domain, name: name, uuid: facts.handle, kind: facts.isHVM ? .hvm : .pv,
+            pageCount: facts.pageCount, vcpuCount: facts.vcpuCount, condition: condition)
+    }
+
+    // MARK: - What is possible
+
+    /// One thing that was looked at.
+    public struct Finding: Hashable, Sendable {
+        /// How good it is.
+        public enum Grade: String, Sendable {
+            case good
+            /// It works, but slower or with less.
+            case limited
+            /// It does not work.
+            case missing
+        }
+
+        /// What was looked at.
+        public let subject: String
+        /// How good it is.
+        public let grade: Grade
+        /// What was found, and the remedy.
+        public let text: String
+    }
+
+    /// What the host allows.
+    public func findings() throws(GuestError) -> [Finding] {
+        let (major, minor) = try calls.version()
+        let isTested = major == 4 && minor == 17
+        let all = try calls.allFacts()
+        return [
+            Finding(
+                subject: "hypervisor", grade: isTested ? .good : .limited,
+                text: "Xen \(major).\(minor)" + (isTested ? "" : "; Varve is tested with 4.17")),
+            Finding(
+                subject: "xenstore", grade: .good,
+                text: "answers; \(all.count) domains, dom0 among them"),
+        ]
+    }
+
+    /// What a domain allows.
+    public func findings(of domain: Domain) throws(GuestError) -> [Finding] {
+        let root = "/local/domain/\(domain.number)"
+        var found: [Finding] = []
+        func add(_ subject: String, _ grade: Finding.Grade, _ text: String) {
+            found.append(Finding(subject: subject, grade: grade, text: text))
+        }
+        let hasModel = try !calls.list("/local/domain/0/device-model/\(domain.number)").isEmpty
+        switch (domain.kind, hasModel) {
+        case (.pv, _):
+            add(
+                "kind", .limited,
+                "PV: checkpoints come by libxenguest's stream, all memory each time; no revert")
+        case (.hvm, false): add("kind", .good, "PVH: read straight from its memory")
+        case (.hvm, true):
+            add("kind", .missing, "HVM with a device model, which is not taken; use PVH")
+        }
+        let canSuspend = try calls.read("\(root)/control/feature-suspend") == "1"
+        add(
+            "suspend", canSuspend ? .good : .limited,
+            canSuspend
+                ? "the guest says that it can suspend itself"
+                : "the guest does not say that it can suspend itself (no control/feature-suspend); "
+                    + "try it, or use --pause")
+        let hasPCI = try !calls.list("\(root)/device/pci").isEmpty
+        if hasPCI {
+            add("log-dirty", .limited, "a PCI device is assigned: every page is compared")
+        } else if domain.kind == .pv {
+            add("log-dirty", .limited, "not used for PV: all memory is written each time")
+        } else {
+            add("log-dirty", .good, "no passthrough device stands against it")
+        }
+        let others = try XenDomain.backends(of: domain.number, calls)
+        add(
+            "devices", others.isEmpty ? .good : .limited,
+            others.isEmpty
+                ? "console and xenstore alone: revert in place is possible"
+                : others.joined(separator: ", ")
+                    + ": restore as a new domain works, revert in place is refused; disks are not "
+                    + "part of a checkpoint")
+        return found
+    }
+}

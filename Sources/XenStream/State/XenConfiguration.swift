@@ -1,0 +1,146 @@
+/// xl's configuration of a guest as JSON, edited without reading it as a whole.
+///
+/// libxl reads what xl writes and back; nothing but the values asked for is touched, so fields that
+/// a later libxl adds stay as they are.
+public struct XenConfiguration: Sendable {
+    /// The text, without a NUL.
+    public private(set) var json: [UInt8]
+
+    /// Takes JSON as `xl save` writes it; a NUL at its end is dropped.
+    public init(_ json: [UInt8]) {
+        self.json = Array(json.prefix { $0 != 0 })
+    }
+
+    /// `c_info.name`; nil if there is none, or escapes are in it.
+    public var name: String? {
+        var cursor = Cursor(json)
+        guard let range = cursor.value(at: ["c_info", "name"]), json[range.lowerBound] == Cursor.quote
+        else { return nil }
+        let text = json[range].dropFirst().dropLast()
+        return text.contains(Cursor.backslash) ? nil : String(decoding: text, as: UTF8.self)
+    }
+
+    /// Makes it another guest's: a name and a uuid of its own.
+    ///
+    /// - Parameters:
+    ///   - name: without quotes, backslashes and control characters.
+    ///   - uuid: 16 bytes.
+    public mutating func rename(_ name: String, uuid: [UInt8]) throws(XenStreamError) {
+        let isPlain = name.utf8.allSatisfy {
+            $0 >= 0x20 && $0 != Cursor.quote && $0 != Cursor.backslash
+        }
+        guard !name.isEmpty, isPlain, uuid.count == 16 else {
+            throw XenStreamError(
+                .malformed, "'\(name)' cannot be a domain's name; use letters, digits and dashes")
+        }
+        try replace(["c_info", "name"], with: name)
+        try replace(["c_info", "uuid"], with: XenConfiguration.text(ofUUID: uuid))
+    }
+
+    private mutating func replace(
+        _ path: [String], with value: String
+    ) throws(XenStreamError) {
+        var cursor = Cursor(json)
+        guard let range = cursor.value(at: path) else {
+            throw XenStreamError(
+                .malformed,
+                "the checkpoint's configuration has no \(path.joined(separator: ".")); give one "
+                    + "with --config")
+        }
+        json.replaceSubrange(range, with: Array("\"\(value)\"".utf8))
+    }
+
+    /// `00112233-4455-6677-8899-aabbccddeeff`.
+    public static func text(ofUUID uuid: [UInt8]) -> String {
+        var text = ""
+        for (index, byte) in uuid.enumerated() {
+            if [4, 6, 8, 10].contains(index) { text += "-" }
+            let digits = String(byte, radix: 16)
+            text += digits.count == 1 ? "0" + digits : digits
+        }
+        return text
+    }
+}
+
+/// Finds values in JSON text (RFC 8259); what is not JSON has none.
+private struct Cursor {
+    static let quote = UInt8(ascii: "\"")
+    static let backslash = UInt8(ascii: "\\")
+    /// Deeper than any configuration.
+    private static let depthMax = 64
+
+    private let bytes: [UInt8]
+    private var position = 0
+
+    init(_ bytes: [UInt8]) { self.bytes = bytes }
+
+    /// Where the value at the end of a path of keys lies.
+    mutating func value(at path: [String]) -> Range<Int>? {
+        guard let key = path.first else {
+            skipSpace()
+            let start = position
+            return skipValue(0) ? start..<position : nil
+        }
+        guard take(UInt8(ascii: "{")) else { return nil }
+        while true {
+            skipSpace()
+            let start = position
+            guard skipString() else { return nil }
+            let name = bytes[start + 1..<position - 1]
+            guard take(UInt8(ascii: ":")) else { return nil }
+            if name.elementsEqual(key.utf8) { return value(at: Array(path.dropFirst())) }
+            guard skipValue(0), take(UInt8(ascii: ",")) else { return nil }
+        }
+    }
+
+    private mutating func skipSpace() {
+        while position < bytes.count, [0x20, 0x09, 0x0a, 0x0d].contains(bytes[position]) {
+            position += 1
+        }
+    }
+
+    private mutating func take(_ byte: UInt8) -> Bool {
+        skipSpace()
+        guard position < bytes.count, bytes[position] == byte else { return false }
+        position += 1
+        return true
+    }
+
+    private mutating func skipString() -> Bool {
+        guard take(Cursor.quote) else { return false }
+        while position < bytes.count {
+            let byte = bytes[position]
+            position += byte == Cursor.backslash ? 2 : 1
+            if byte == Cursor.quote { return true }
+        }
+        return false
+    }
+
+    private mutating func skipValue(_ depth: Int) -> Bool {
+        skipSpace()
+        guard position < bytes.count, depth < Cursor.depthMax else { return false }
+        switch bytes[position] {
+        case Cursor.quote: return skipString()
+        case UInt8(ascii: "{"), UInt8(ascii: "["):
+            let isObject = bytes[position] == UInt8(ascii: "{")
+            let end = UInt8(ascii: isObject ? "}" : "]")
+            position += 1
+            if take(end) { return true }
+            while true {
+                if isObject {
+                    skipSpace()
+                    guard skipString(), take(UInt8(ascii: ":")) else { return false }
+                }
+                guard skipValue(depth + 1) else { return false }
+                if take(end) { return true }
+                guard take(UInt8(ascii: ",")) else { return false }
+            }
+        default:
+            let start = position
+            while position < bytes.count, !",]}: \t\r\n\"".utf8.contains(bytes[position]) {
+                position += 1
+            }
+            return position > start
+        }
+    }
+}
