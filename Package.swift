@@ -132,6 +132,15 @@ let package = Package(
                 "VarveTestSupport", .product(name: "SystemPackage", package: "swift-system"),
             ]),
         .testTarget(name: "TidyTests"),
+        // Runs in dom0 of the rig, beside stock xl: Scripts/xen-test.
+        .executableTarget(
+            name: "XenCases",
+            dependencies: [
+                "Varve", "CheckpointStore", "CheckpointFormat", "CheckpointEngine", "XenGuest",
+                "GuestModel", "XenStream",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ],
+            path: "Tests/XenRig/Cases"),
         .testTarget(
             name: "CheckpointEngineTests",
             dependencies: [

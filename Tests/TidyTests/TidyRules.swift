@@ -26,6 +26,11 @@ enum TidyRules {
             guard let count = lines[number...].firstIndex(of: closing).map({ $0 - number + 1 }),
                 count > 70, !line.hasSuffix("}")
             else { continue }
+            // A protocol's requirement has no body: the protocol ends before such a brace comes.
+            let isRequirement = lines[number + 1..<number + count - 1].contains {
+                $0.hasPrefix("}") && !closing.hasPrefix("}")
+            }
+            if isRequirement { continue }
             found.append("line \(number + 1): a function of \(count) lines")
         }
         return found

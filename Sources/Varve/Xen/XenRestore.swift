@@ -78,8 +78,9 @@ public enum XenRestore {
         if let origin = XenOrigin(state), origin.hold == .pause {
             throw GuestError(
                 code: .stateRejected,
-                message: "the checkpoint was taken by pause: the guest did not prepare itself to be "
-                    + "started anew; revert its domain in place, or take checkpoints by suspend")
+                message: "the checkpoint was taken by pause: the guest did not prepare itself to "
+                    + "be started anew; revert its domain in place, or take checkpoints by "
+                    + "suspend")
         }
         let own = state.bytes(ofKind: XenStateKind.configuration)
         guard let text = options.configuration ?? own else { return (nil, options.name) }
@@ -87,7 +88,8 @@ public enum XenRestore {
         guard isJSON else {
             if options.name == nil { return (text, nil) }
             throw GuestError(
-                code: .unsupported, message: "a name goes with JSON alone; write it into the xl.cfg")
+                code: .unsupported,
+                message: "a name goes with JSON alone; write it into the xl.cfg")
         }
         var configuration = XenConfiguration(text)
         if let name = options.name {

@@ -66,7 +66,7 @@ package final class LibxenCalls: XenCalls {
         access("/dev/xen/privcmd", F_OK) == 0 || access("/proc/xen/privcmd", F_OK) == 0
     }
 
-    /// Failures are told by the errors of this class; the libraries' own lines would say them again.
+    /// Failures are told by the errors of this class; the libraries' own lines would repeat them.
     private static func makeLogger() -> UnsafeMutablePointer<xentoollog_logger>? {
         guard let file = fdopen(STDERR_FILENO, "w") else { return nil }
         guard let logger = xtl_createlogger_stdiostream(file, XTL_CRITICAL, 0) else { return nil }

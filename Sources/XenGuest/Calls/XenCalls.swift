@@ -77,7 +77,7 @@ package struct SaveSteps {
     }
 }
 
-/// The calls. Each blocks for as long as Xen takes; each failure is a `GuestError` with errno.
+/// The libraries' calls: each blocks as long as Xen takes, each failure is a `GuestError`.
 package protocol XenCalls: AnyObject, Sendable {
     // Domains: libxenctrl.
 

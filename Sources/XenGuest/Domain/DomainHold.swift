@@ -176,8 +176,9 @@ final class DomainHold: Sendable {
         try calls.write(controlPath, "")
         let facts = try calls.facts(number)
         if facts?.shutdown == .suspend { return }
-        let canSuspend = try calls.read(
-            "/local/domain/\(number)/control/feature-suspend") == "1"
+        let canSuspend =
+            try calls.read(
+                "/local/domain/\(number)/control/feature-suspend") == "1"
         state.withLock { $0.mayComeLate = true }
         throw GuestError(
             code: .timedOut,

@@ -1,6 +1,6 @@
 public import GuestModel
-public import XenStream
 import Synchronization
+public import XenStream
 
 /// A running PVH domain of Xen as a guest.
 ///
@@ -87,7 +87,7 @@ public final class XenDomain: Sendable {
         if options.comparesAll {
             comparesAllBecause = "it was asked for"
         } else if try !calls.list("/local/domain/\(number)/device/pci").isEmpty {
-            comparesAllBecause = "a PCI device is assigned to the domain, and Xen logs no writes then"
+            comparesAllBecause = "a PCI device is assigned to it, and Xen logs no writes then"
         } else {
             comparesAllBecause = nil
         }

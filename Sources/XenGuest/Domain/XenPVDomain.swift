@@ -1,6 +1,6 @@
 public import GuestModel
-import XenStream
 import Synchronization
+import XenStream
 
 /// A running PV domain: its checkpoints come by the stream that libxenguest writes.
 ///

@@ -62,7 +62,7 @@ public final class XenHost: Sendable {
                 ? "there is no domain '\(text)': only dom0 runs here"
                 : "there is no domain '\(text)'; there are "
                     + all.map { $0.name.isEmpty ? "\($0.number)" : $0.name }
-                        .joined(separator: ", "))
+                    .joined(separator: ", "))
     }
 
     private func domain(_ facts: DomainFacts) throws(GuestError) -> Domain {

@@ -14,7 +14,8 @@ public struct XenConfiguration: Sendable {
     /// `c_info.name`; nil if there is none, or escapes are in it.
     public var name: String? {
         var cursor = Cursor(json)
-        guard let range = cursor.value(at: ["c_info", "name"]), json[range.lowerBound] == Cursor.quote
+        guard let range = cursor.value(at: ["c_info", "name"]),
+            json[range.lowerBound] == Cursor.quote
         else { return nil }
         let text = json[range].dropFirst().dropLast()
         return text.contains(Cursor.backslash) ? nil : String(decoding: text, as: UTF8.self)

@@ -1,0 +1,249 @@
+import CheckpointStore
+import Glibc
+import Synchronization
+import SystemPackage
+import Varve
+import XenGuest
+
+/// The part of the cases that needs the library: run by cases.sh, in dom0.
+///
+///     XenCases compare DOMAIN STORE COUNT MILLISECONDS    checkpoints against naive copies
+///     XenCases jump DOMAIN STORE COUNT SEED               reverts against naive copies
+///     XenCases same DOMAIN STORE CHECKPOINT               a restored domain against its checkpoint
+///     XenCases die DOMAIN STORE MOMENT                    SIGKILL at a moment of a capture
+///     XenCases meanwhile DOMAIN STORE MOMENT COMMAND      a command at a moment of a capture
+///     XenCases watch DOMAIN SECONDS                       how long the domain stands still
+@main
+struct XenCases {
+    static func main() {
+        let words = Array(CommandLine.arguments.dropFirst())
+        do {
+            guard words.count >= 3, let domain = UInt32(words[1]) else {
+                throw Failed("usage: see XenCases.swift")
+            }
+            let rest = Array(words[2...])
+            switch (words[0], rest.count) {
+            case ("compare", 3): try compare(domain, rest[0], number(rest[1]), number(rest[2]))
+            case ("jump", 3): try jump(domain, rest[0], number(rest[1]), number(rest[2]))
+            case ("same", 2): try same(domain, rest[0], rest[1])
+            case ("die", 2): try die(domain, rest[0], moment(rest[1]))
+            case ("meanwhile", 3): try meanwhile(domain, rest[0], moment(rest[1]), rest[2])
+            case ("watch", 1): try watch(domain, number(rest[0]))
+            default: throw Failed("usage: see XenCases.swift")
+            }
+        } catch {
+            print("XenCases: \(error)")
+            exit(1)
+        }
+    }
+
+    private static func number(_ text: String) throws -> Int {
+        guard let number = Int(text) else { throw Failed("'\(text)' is no number") }
+        return number
+    }
+
+    private static func moment(_ text: String) throws -> WatchedGuest.Moment {
+        guard let moment = WatchedGuest.Moment(rawValue: text) else {
+            throw Failed("'\(text)' is no moment")
+        }
+        return moment
+    }
+
+    private static func open(_ domain: UInt32) throws -> XenDomain {
+        var options = XenDomain.Options()
+        options.guardCommand = ["/payload/varve", "xen", "guard"]
+        return try XenDomain(domain, options: options)
+    }
+
+    // MARK: - Cases
+
+    /// Each checkpoint of a guest that writes all the time equals a full copy made in its pause.
+    private static func compare(
+        _ domain: UInt32, _ store: String, _ count: Int, _ milliseconds: Int
+    ) throws {
+        let repository = try Repository.open(at: FilePath(store), .writing)
+        let naive = try NaiveCopy(domain)
+        let base = try open(domain)
+        let guest = WatchedGuest(base) { if $0 == .copied { try naive.refresh() } }
+        let session = try CaptureSession(of: guest, in: repository, lineage: "compare")
+        var figures = Figures()
+        var due = ContinuousClock.now
+        for index in 0..<count {
+            while ContinuousClock.now < due { usleep(1000) }
+            due = ContinuousClock.now + .milliseconds(milliseconds)
+            let result = try session.capture(label: index % 10 == 0 ? "compare-\(index)" : nil)
+            var wrong = try naive.differences(from: result.checkpoint, in: repository)
+            if index % 20 == 0 {
+                wrong += try naive.differingContents(of: result.checkpoint, in: repository)
+            }
+            guard wrong.isEmpty else {
+                throw Failed(
+                    "checkpoint \(index): \(wrong.count) pages differ from the full copy, first "
+                        + "\(wrong.prefix(5)); \(naive.changedCount) changed, "
+                        + "\(result.dirtyPageCount) dirty")
+            }
+            if index > 0 {
+                figures.dirty.append(result.dirtyPageCount)
+                figures.changed.append(naive.changedCount)
+                figures.bytes.append(result.checkpoint.addedByteCount)
+            }
+        }
+        session.close()
+        try repository.close()
+        print("# \(count) checkpoints of \(naive.pageCount) pages, each equal to a full copy")
+        print("# \(figures.line)")
+    }
+
+    /// Reverts to checkpoints in any order; after each, all memory is the checkpoint's.
+    private static func jump(
+        _ domain: UInt32, _ store: String, _ count: Int, _ seed: Int
+    ) throws {
+        let repository = try Repository.open(at: FilePath(store), .writing)
+        let naive = try NaiveCopy(domain)
+        let base = try open(domain)
+        let guest = WatchedGuest(base) { if $0 == .copied { try naive.refresh() } }
+        let session = try CaptureSession(of: guest, in: repository, lineage: "jump")
+        var checkpoints: [Checkpoint] = []
+        for _ in 0..<6 {
+            checkpoints.append(try session.capture().checkpoint)
+            usleep(400_000)
+        }
+        print("# seed \(seed)")
+        var random = UInt64(truncatingIfNeeded: seed)
+        var written: [Int] = []
+        for index in 0..<count {
+            random = random &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
+            let target = checkpoints[Int(random >> 33) % checkpoints.count]
+            let result = try session.revert(to: target)
+            let wrong = try naive.differences(from: target, in: repository)
+            guard wrong.isEmpty else {
+                throw Failed("revert \(index): \(wrong.count) pages differ, first \(wrong[0])")
+            }
+            written.append(result.writtenPageCount)
+            usleep(300_000)
+            // Captures go on from where the guest was put.
+            if index % 5 == 4 { checkpoints.append(try session.capture().checkpoint) }
+        }
+        session.close()
+        try repository.close()
+        print(
+            "# \(count) reverts, each equal to its checkpoint; pages written p50 "
+                + "\(written.sorted()[count / 2]), max \(written.max() ?? 0)")
+    }
+
+    /// A restored domain that has not run yet has the checkpoint's memory.
+    ///
+    /// xl itself clears the special pages of parameters 1, 5, 6 and 17 (xg_sr_restore_x86_hvm.c).
+    private static func same(_ domain: UInt32, _ store: String, _ name: String) throws {
+        let repository = try Repository.open(at: FilePath(store), .reading)
+        let checkpoint = try repository.checkpoint(named: name)
+        let calls = try LibxenCalls()
+        let cleared = Set(
+            try [1, 5, 6, 17].map { (index: UInt32) in UInt(try calls.hvmParameter(domain, index)) }
+        )
+        let naive = try NaiveCopy(domain)
+        try naive.refresh()
+        let wrong = try naive.differences(from: checkpoint, in: repository).filter {
+            !cleared.contains($0)
+        }
+        guard wrong.isEmpty else {
+            throw Failed("\(wrong.count) pages differ from \(name), first \(wrong.prefix(5))")
+        }
+    }
+
+    /// Dies at a moment of the second capture.
+    private static func die(
+        _ domain: UInt32, _ store: String, _ moment: WatchedGuest.Moment
+    ) throws {
+        try second(domain, store, moment) { kill(getpid(), SIGKILL) }
+        throw Failed("still alive")
+    }
+
+    /// Something happens to the domain at a moment of the second capture; says what came of it.
+    private static func meanwhile(
+        _ domain: UInt32, _ store: String, _ moment: WatchedGuest.Moment, _ command: String
+    ) throws {
+        do {
+            try second(domain, store, moment) {
+                _ = try? ChildProcess(["sh", "-c", command]).wait()
+            }
+            print("outcome: published")
+        } catch let error as CaptureError {
+            print("outcome: \(error.message)")
+        }
+    }
+
+    private static func second(
+        _ domain: UInt32, _ store: String, _ moment: WatchedGuest.Moment,
+        _ body: @escaping @Sendable () -> Void
+    ) throws {
+        let repository = try Repository.open(at: FilePath(store), .writing)
+        let armed = Armed()
+        let guest = WatchedGuest(try open(domain)) { now in
+            if now == moment, armed.fire() { body() }
+        }
+        var options = CaptureOptions()
+        if moment == .precopy { options.pauseBudget = .nanoseconds(1) }
+        let session = try CaptureSession(
+            of: guest, in: repository, lineage: "second", options: options)
+        defer { session.close() }
+        _ = try session.capture()
+        usleep(300_000)
+        armed.arm()
+        _ = try session.capture()
+    }
+
+    /// Prints how long the domain stood still, each time, in milliseconds.
+    private static func watch(_ domain: UInt32, _ seconds: Int) throws {
+        let calls = try LibxenCalls()
+        let end = ContinuousClock.now + .seconds(seconds)
+        var since: ContinuousClock.Instant?
+        var stills: [Double] = []
+        while ContinuousClock.now < end, let facts = try calls.facts(domain) {
+            let isStill = facts.shutdown != nil || facts.isPaused
+            let now = ContinuousClock.now
+            if isStill, since == nil { since = now }
+            if !isStill, let start = since {
+                stills.append((now - start).milliseconds)
+                since = nil
+            }
+            usleep(500)
+        }
+        let sorted = stills.sorted()
+        guard let max = sorted.last else { throw Failed("the domain never stood still") }
+        print("\(sorted.count) \(sorted[sorted.count / 2]) \(max)")
+    }
+}
+
+/// Fires once, after it was armed.
+final class Armed: Sendable {
+    private let state = Atomic(0)
+
+    func arm() { state.store(1, ordering: .releasing) }
+
+    func fire() -> Bool {
+        state.compareExchange(expected: 1, desired: 2, ordering: .acquiringAndReleasing).exchanged
+    }
+}
+
+/// What a row of checkpoints came to.
+struct Figures {
+    var dirty: [Int] = []
+    var changed: [Int] = []
+    var bytes: [Int] = []
+
+    var line: String {
+        "dirty pages p50 \(middle(dirty)), max \(dirty.max() ?? 0); really changed p50 "
+            + "\(middle(changed)); bytes p50 \(middle(bytes)), max \(bytes.max() ?? 0)"
+    }
+
+    private func middle(_ values: [Int]) -> Int {
+        values.isEmpty ? 0 : values.sorted()[values.count / 2]
+    }
+}
+
+extension Duration {
+    var milliseconds: Double {
+        Double(components.seconds) * 1000 + Double(components.attoseconds) / 1e15
+    }
+}
