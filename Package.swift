@@ -110,6 +110,14 @@ let package = Package(
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
         .testTarget(
+            name: "XenGuestTests",
+            dependencies: [
+                // Memory of a simulated domain is a memfd, which glibc hides from Swift.
+                "CLinux", "CheckpointEngine", "CheckpointStore", "GuestModel", "VarveTestSupport",
+                "XenGuest", "XenStream",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ]),
+        .testTarget(
             name: "CheckpointFormatTests",
             dependencies: ["CheckpointFormat", "GuestModel", "VarveTestSupport"]),
         .testTarget(

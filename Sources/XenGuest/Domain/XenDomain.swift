@@ -116,7 +116,7 @@ public final class XenDomain: Sendable {
             throw GuestError(
                 code: .unsupported,
                 message: "domain \(number) is a PV domain, whose page tables only libxenguest's "
-                    + "stream makes canonical; use XenStreamCapture")
+                    + "stream makes canonical; use XenPVDomain")
         }
         guard try calls.list("/local/domain/0/device-model/\(number)").isEmpty else {
             throw GuestError(

@@ -1,0 +1,163 @@
+import CheckpointEngine
+import CheckpointStore
+import GuestModel
+import Testing
+import VarveTestSupport
+import XenStream
+
+@testable import XenGuest
+
+/// How a domain answers the request to suspend, and what becomes of it.
+@Suite struct DomainHoldTests {
+    /// A guest that answers at once is not too late however busy the machine is.
+    private static let promptly = FakeDomain.Answer.suspends(acknowledgedAfter: 0, stillAfter: 0)
+
+    private func make(_ salt: UInt64, hold: XenHold = .suspend) throws -> Scene {
+        let scene = try Scene(salt, hold: hold)
+        scene.options.suspendTimeout = .milliseconds(40)
+        scene.xen.with(Scene.number) { $0.answer = DomainHoldTests.promptly }
+        return scene
+    }
+
+    /// A capture that must fail, and its code.
+    private func code(
+        _ scene: Scene, _ answer: FakeDomain.Answer
+    ) throws -> GuestError? {
+        _ = try scene.capture()
+        scene.write()
+        scene.xen.with(Scene.number) { $0.answer = answer }
+        return failure { _ = try scene.capture() }
+    }
+
+    private func expectGoesOn(_ scene: Scene) throws {
+        scene.xen.with(Scene.number) { $0.answer = DomainHoldTests.promptly }
+        let result = try scene.capture()
+        #expect(!result.checkpoint.comparedAll, "the failed capture's pages were kept")
+        scene.expectSound(isLogOn: true)
+    }
+
+    @Test func aGuestThatNeverAnswersIsLeftAlone() throws {
+        let scene = try make(8400)
+        let error = try code(scene, .never)
+        #expect(error?.code == .timedOut)
+        #expect(error?.message.contains("did not answer") == true)
+        #expect(error?.message.contains("feature-suspend") == false)
+        scene.expectSound(isLogOn: true)
+        try expectGoesOn(scene)
+    }
+
+    @Test func aGuestThatCannotSuspendIsToldOf() throws {
+        let scene = try make(8401)
+        scene.xen.with { $0.store["/local/domain/7/control/feature-suspend"] = nil }
+        let error = try code(scene, .never)
+        #expect(error?.code == .timedOut)
+        #expect(error?.message.contains("no control/feature-suspend") == true)
+        try expectGoesOn(scene)
+    }
+
+    @Test func aGuestThatAcknowledgesAndNeverSuspendsTimesOut() throws {
+        let scene = try make(8402)
+        let error = try code(scene, .acknowledgesOnly)
+        #expect(error?.code == .timedOut)
+        #expect(error?.message.contains("took the request") == true)
+        scene.expectSound(isLogOn: true)
+        try expectGoesOn(scene)
+    }
+
+    @Test func aSuspensionThatComesLateIsResumedByTheNextCapture() throws {
+        let scene = try make(8403)
+        #expect(try code(scene, .acknowledgesOnly)?.code == .timedOut)
+        scene.xen.suspendNow(Scene.number)
+        try expectGoesOn(scene)
+        #expect(scene.xen.with { $0.trace }.filter { $0 == "resumeSuspended" }.count == 3)
+    }
+
+    @Test func aSuspensionThatComesLateIsResumedWhenTheDomainIsLeft() throws {
+        let scene = try make(8404)
+        #expect(try code(scene, .acknowledgesOnly)?.code == .timedOut)
+        scene.xen.suspendNow(Scene.number)
+        scene.close()
+        scene.expectSound(isLogOn: false)
+    }
+
+    @Test func aRequestAnsweredAtTheMomentItIsTakenBackIsAHold() throws {
+        let scene = try make(8405)
+        _ = try scene.capture()
+        scene.write()
+        scene.xen.with(Scene.number) { $0.answer = .whenWithdrawn }
+        _ = try scene.capture()
+        scene.expectSound(isLogOn: true)
+    }
+
+    @Test(arguments: [
+        (ShutdownReason.crash, GuestError.Code.crashed), (.powerOff, .shutDown),
+        (.reboot, .shutDown), (.watchdog, .shutDown),
+    ])
+    func aGuestThatEndsInsteadIsNamedAndNeverResumed(
+        reason: ShutdownReason, expected: GuestError.Code
+    ) throws {
+        let scene = try make(8406)
+        #expect(try code(scene, .ends(reason))?.code == expected)
+        #expect(scene.xen.with(Scene.number) { $0.facts.shutdown } == reason)
+        #expect(failure { _ = try scene.capture() }?.code == expected, "again")
+        scene.close()
+        #expect(scene.xen.with { $0.violations }.isEmpty && scene.xen.with { $0.mappings }.isEmpty)
+    }
+
+    @Test func aGuestThatIsDestroyedMeanwhileIsGone() throws {
+        let scene = try make(8407)
+        #expect(try code(scene, .vanishes)?.code == .gone)
+        #expect(failure { _ = try scene.capture() }?.code == .gone, "again")
+        scene.close()
+        #expect(scene.xen.with { $0.mappings }.isEmpty)
+    }
+
+    @Test(arguments: [XenHold.suspend, .pause])
+    func aDomainDestroyedWhileItIsHeldIsGone(hold: XenHold) throws {
+        let scene = try make(8408, hold: hold)
+        let domain = try XenDomain(Scene.number, calls: scene.xen, options: scene.options)
+        try domain.pause()
+        scene.xen.with { $0.domains[Scene.number] = nil }
+        #expect(failure { try domain.resume() }?.code == .gone)
+        #expect(!domain.hold.isHeld)
+    }
+
+    @Test(arguments: [XenHold.suspend, .pause])
+    func aDomainSuspendedBySomebodyElseIsBusyAndStaysSo(hold: XenHold) throws {
+        let scene = try make(8409, hold: hold)
+        _ = try scene.capture()
+        scene.write()
+        scene.xen.suspendNow(Scene.number)
+        let error = failure { _ = try scene.capture() }
+        #expect(error?.code == .busy)
+        #expect(scene.xen.with(Scene.number) { $0.facts.shutdown } == .suspend)
+        try scene.xen.resumeSuspended(Scene.number)
+        try scene.xen.announceResumed(Scene.number)
+        try expectGoesOn(scene)
+    }
+
+    @Test func aLateSuspensionIsNotExpectedForEver() throws {
+        let scene = try make(8410)
+        #expect(try code(scene, .acknowledgesOnly)?.code == .timedOut)
+        try expectGoesOn(scene)
+        // This one is another tool's.
+        scene.xen.suspendNow(Scene.number)
+        #expect(failure { _ = try scene.capture() }?.code == .busy)
+        #expect(scene.xen.with(Scene.number) { $0.facts.shutdown } == .suspend)
+    }
+
+    @Test func aDomainThatIsPausedStaysPaused() throws {
+        let scene = try make(8411, hold: .pause)
+        scene.xen.with(Scene.number) { $0.pauseCount = 1 }
+        _ = try scene.capture()
+        #expect(scene.xen.with(Scene.number) { $0.pauseCount } == 1)
+        #expect(scene.xen.with { $0.violations }.isEmpty)
+    }
+
+    @Test func aHoldTellsHowLongItTook() throws {
+        let scene = try make(8412)
+        _ = try scene.capture()
+        let times = try #require(scene.domain?.holdTimes)
+        #expect(times.request > .zero && times.still > .zero)
+    }
+}

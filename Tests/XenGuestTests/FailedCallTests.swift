@@ -1,0 +1,145 @@
+import CheckpointEngine
+import CheckpointStore
+import Glibc
+import GuestModel
+import Testing
+import VarveTestSupport
+import XenStream
+
+@testable import XenGuest
+
+/// Every call to the hypervisor fails once: the domain runs, and no dirty page is lost.
+@Suite struct FailedCallTests {
+    struct Case: Sendable, CustomTestStringConvertible {
+        let hold: XenHold
+        let errno: Int32
+        var testDescription: String { "\(hold) \(errno)" }
+    }
+
+    private static let cases = [XenHold.suspend, .pause].flatMap { hold in
+        [EPERM, EBUSY, ENOMEM, EIO].map { Case(hold: hold, errno: $0) }
+    }
+
+    private static func report(_ what: String, _ failed: Case, _ tried: Int, _ thrown: Int) {
+        print(
+            "\(what), \(failed.hold), errno \(failed.errno): \(tried) calls failed in turn, "
+                + "\(thrown) of them ended it; seed \(TestSeed.value)")
+    }
+
+    /// Fails each call of a body in turn, and has what comes after each looked at.
+    ///
+    /// - Returns: how many calls failed, and how many of them ended the body.
+    private func failEach(
+        _ scene: Scene, _ failed: Case, _ body: () throws -> Void,
+        before: () throws -> Void, after: (_ call: String) throws -> Void
+    ) throws -> (tried: Int, thrown: Int) {
+        var thrown = 0
+        for number in 0..<1000 {
+            try before()
+            let start = scene.xen.callCount
+            scene.xen.failCall(number, errno: failed.errno)
+            do {
+                try body()
+            } catch {
+                thrown += 1
+                let message = (error as? CaptureError)?.message ?? (error as? GuestError)?.message
+                #expect(isSentence(message ?? ""), "\(error)")
+            }
+            let isOver = scene.xen.with { $0.fault != nil }
+            scene.xen.failCall(nil)
+            if isOver { return (number, thrown) }
+            let name = scene.xen.with { $0.trace[start + number] }
+            try after("call \(number), \(name)")
+        }
+        Issue.record("it makes more than 1,000 calls")
+        return (0, 0)
+    }
+
+    @Test(arguments: cases)
+    func aFailedCallOfACaptureLosesNoPage(failed: Case) throws {
+        let scene = try Scene(8600, hold: failed.hold)
+        scene.captureOptions.pauseBudget = .microseconds(2)
+        _ = try scene.capture()
+        let (tried, thrown) = try failEach(scene, failed) {
+            scene.xen.with(Scene.number) { $0.writesPerCallMax = 1 }
+            defer { scene.xen.with(Scene.number) { $0.writesPerCallMax = 0 } }
+            _ = try scene.session?.capture()
+        } before: {
+            scene.write()
+        } after: { call in
+            scene.expectSound(isLogOn: nil, call)
+            scene.write()
+            _ = try scene.capture(call)
+            scene.expectSound(isLogOn: true, call)
+        }
+        #expect(tried > 30 && (thrown > 15 || failed.errno == EBUSY))
+        FailedCallTests.report("capture", failed, tried, thrown)
+    }
+
+    /// From nothing: opening, the first capture, one more, and letting go.
+    @Test(arguments: cases)
+    func aFailedCallOfASessionLeavesTheDomainAsItWas(failed: Case) throws {
+        let scene = try Scene(8601, hold: failed.hold)
+        let (tried, thrown) = try failEach(scene, failed) {
+            defer { scene.close() }
+            try scene.open()
+            _ = try scene.session?.capture()
+            scene.write()
+            _ = try scene.session?.capture()
+        } before: {
+            scene.write()
+        } after: { call in
+            scene.expectSound(isLogOn: false, call)
+            if Int.random(in: 0..<4, using: &scene.random) == 0 {
+                _ = try scene.capture(call)
+                scene.close()
+                scene.expectSound(isLogOn: false, call)
+            }
+        }
+        #expect(tried > 60 && thrown > 30)
+        FailedCallTests.report("session", failed, tried, thrown)
+    }
+
+    @Test(arguments: cases)
+    func aFailedCallOfARevertLosesNoPage(failed: Case) throws {
+        let scene = try Scene(8602, hold: failed.hold)
+        for _ in 0..<3 {
+            _ = try scene.capture()
+            scene.write()
+        }
+        let (tried, thrown) = try failEach(scene, failed) {
+            try scene.session?.revert(to: scene.checkpoints[0])
+        } before: {
+            scene.write()
+        } after: { call in
+            scene.expectSound(isLogOn: nil, call)
+            // Whatever the revert has written until it failed is in the next checkpoint.
+            _ = try scene.capture(call)
+            scene.write()
+            try scene.revert(to: scene.checkpoints[1], call)
+            scene.expectSound(isLogOn: true, call)
+        }
+        #expect(tried > 20 && thrown > 10)
+        FailedCallTests.report("revert", failed, tried, thrown)
+    }
+
+    /// The set is unknown when a restart of the log fails half-way: it is off, and reads as empty.
+    @Test func aRestartOfTheLogThatFailsHalfwayLosesNoPage() throws {
+        for call in 0..<40 {
+            let scene = try Scene(8603)
+            _ = try scene.capture()
+            scene.write()
+            scene.xen.with(Scene.number) { domain in
+                domain.log.dirty = DirtyBitmap()
+                domain.log.hasFailed = true
+                domain.writesPerCallMax = 1
+            }
+            scene.xen.failCall(call, errno: EIO)
+            _ = try? scene.session?.capture()
+            scene.xen.failCall(nil)
+            scene.expectSound()
+            _ = try scene.capture("call \(call)")
+            scene.expectSound(isLogOn: true)
+        }
+    }
+}

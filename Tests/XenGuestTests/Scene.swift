@@ -1,0 +1,136 @@
+import CheckpointEngine
+import CheckpointStore
+import GuestModel
+import SystemPackage
+import Testing
+import VarveTestSupport
+import XenStream
+
+@testable import XenGuest
+
+/// A domain of a simulated hypervisor, a session over it in a repository, and the copy of all its
+/// memory that is made whenever it is let go, to compare with.
+final class Scene {
+    static let number: UInt32 = 7
+
+    let xen = FakeXen()
+    let repository: Repository
+    private let directory = TemporaryDirectory()
+    var options = XenDomain.Options()
+    var captureOptions = CaptureOptions()
+    private(set) var domain: XenDomain?
+    private(set) var session: CaptureSession?
+    private(set) var checkpoints: [Checkpoint] = []
+    private var copies: [CheckpointID: FakeDomain.Copy] = [:]
+    var random: SeededGenerator
+
+    /// - Parameter frames: memory with holes, and special pages above.
+    init(
+        _ salt: UInt64, hold: XenHold = .suspend,
+        frames: [Range<UInt64>] = [0..<40, 43..<90, 2100..<2106]
+    ) throws {
+        random = TestSeed.generator(salt)
+        repository = try Repository.create(at: directory.path.appending("store"))
+        options.hold = hold
+        captureOptions.ringByteCount = 8 << 20
+        captureOptions.workerCount = 1
+        captureOptions.pauseBudget = .microseconds(20)
+        var guest = FakeDomain(Scene.number, frames: frames, seed: random.next())
+        guest.grants = [
+            GrantEntry(flags: 1 | 1 << 3 | 1 << 4, frame: frames[0].lowerBound + 3),
+            GrantEntry(flags: 1, frame: frames[0].lowerBound + 4), GrantEntry(flags: 0, frame: 0),
+        ]
+        guest.mappedByXen = [frames[frames.count - 1].upperBound - 1]
+        xen.add(guest)
+    }
+
+    /// Takes charge of the domain, once or anew.
+    @discardableResult
+    func open() throws -> CaptureSession {
+        close()
+        let domain = try XenDomain(Scene.number, calls: xen, options: options)
+        let session = try CaptureSession(
+            of: domain, in: repository, lineage: "web", options: captureOptions)
+        (self.domain, self.session) = (domain, session)
+        return session
+    }
+
+    func close() {
+        session?.close()
+        (session, domain) = (nil, nil)
+    }
+
+    /// The guest writes some pages.
+    func write() {
+        xen.with(Scene.number) { domain in
+            let frames = domain.slots.keys.sorted()
+            for _ in 0..<Int.random(in: 1...20, using: &domain.random) {
+                guard let frame = frames.randomElement(using: &domain.random) else { return }
+                domain.write(frame, domain.page())
+            }
+            domain.context[domain.context.count - 30] &+= 1
+        }
+    }
+
+    /// Captures, and compares with the naive copy.
+    @discardableResult
+    func capture(_ note: @autoclosure () -> String = "") throws -> CaptureResult {
+        let session = try session ?? open()
+        let result = try session.capture()
+        let copy = xen.with(Scene.number) { $0.still }
+        checkpoints.append(result.checkpoint)
+        copies[result.checkpoint.id] = copy
+        let wrong = try differences(result.checkpoint, copy)
+        #expect(wrong.isEmpty, "frames \(wrong.prefix(8)) \(note())")
+        let state = try repository.state(of: result.checkpoint)
+        #expect(XenOrigin.hvmContext(state) == copy.context, "the processors \(note())")
+        return result
+    }
+
+    /// Reverts in place, and compares all of the domain with the copy of then.
+    func revert(to checkpoint: Checkpoint, _ note: @autoclosure () -> String = "") throws {
+        let session = try session ?? open()
+        try session.revert(to: checkpoint)
+        let now = xen.with(Scene.number) { $0.still }
+        let then = try #require(copies[checkpoint.id])
+        let frames = Set(now.pages.keys).union(then.pages.keys)
+        let wrong = frames.filter { now.pages[$0] != then.pages[$0] }.sorted()
+        #expect(wrong.isEmpty, "frames \(wrong.prefix(8)) \(note())")
+        #expect(now.context == then.context, "the processors \(note())")
+    }
+
+    /// Frames whose page in the checkpoint is not the copy's.
+    func differences(_ checkpoint: Checkpoint, _ copy: FakeDomain.Copy) throws -> [UInt64] {
+        let restored = SimulatedGuest(layout: .empty)
+        _ = try Restore.run(checkpoint, from: repository, into: restored)
+        let pages = restored.with { $0.pages }
+        return Set(pages.keys).union(copy.pages.keys).filter { pages[$0] != copy.pages[$0] }
+            .sorted()
+    }
+
+    /// The domain runs as if nothing had been done to it.
+    func expectSound(isLogOn: Bool? = nil, _ note: @autoclosure () -> String = "") {
+        let found = xen.complaints(Scene.number, isLogOn: isLogOn)
+        #expect(found.isEmpty, "\(note())")
+    }
+}
+
+/// One sentence, with nothing but it.
+func isSentence(_ text: String) -> Bool {
+    text.count > 10 && !text.contains("\n") && !text.contains(". ") && !text.hasSuffix(".")
+}
+
+/// The error of something that must fail, which says one sentence.
+func failure(
+    _ location: SourceLocation = #_sourceLocation, of body: () throws -> Void
+) -> GuestError? {
+    do {
+        try body()
+        Issue.record("nothing was thrown", sourceLocation: location)
+        return nil
+    } catch {
+        let found = (error as? CaptureError)?.guestError ?? error as? GuestError
+        #expect(isSentence(found?.message ?? ""), "\(error)", sourceLocation: location)
+        return found
+    }
+}
