@@ -1,3 +1,4 @@
+import Glibc
 import GuestModel
 import Synchronization
 import XenStream
@@ -42,6 +43,7 @@ final class DomainHold: Sendable {
     }
 
     deinit {
+        try? resumeLateSuspension()
         // A guard whose pipe ends without a farewell looks after a suspension that comes late.
         if !state.withLock({ $0.mayComeLate }) { guardian?.dismiss() }
     }
@@ -75,6 +77,7 @@ final class DomainHold: Sendable {
         let now = ContinuousClock.now
         state.withLock { state in
             state.isHeld = true
+            state.mayComeLate = false
             state.heldSince = now
             state.times = HoldTimes(request: now - start)
         }
@@ -143,6 +146,15 @@ final class DomainHold: Sendable {
     /// them down, and calls SCHEDOP_shutdown(SUSPEND).
     private func suspend() throws(GuestError) {
         try calls.write(controlPath, "suspend")
+        do throws(GuestError) {
+            try awaitSuspension()
+        } catch {
+            if error.code == .callFailed { giveUp() }
+            throw error
+        }
+    }
+
+    private func awaitSuspension() throws(GuestError) {
         var deadline = ContinuousClock.now + timeout
         var isAcknowledged = false
         while true {
@@ -188,14 +200,50 @@ final class DomainHold: Sendable {
                 + "; hold it by pause, which needs no cooperation")
     }
 
+    /// A call failed after the guest was asked: takes the request back, or waits for the suspension
+    /// of a guest that has read it, and resumes it.
+    private func giveUp() {
+        state.withLock { $0.mayComeLate = true }
+        let deadline = ContinuousClock.now + timeout
+        var isWithdrawn = false
+        var failureCount = 0
+        while ContinuousClock.now < deadline, failureCount < 10 {
+            do throws(GuestError) {
+                if !isWithdrawn, try calls.read(controlPath) == "suspend" {
+                    try calls.write(controlPath, "")
+                    isWithdrawn = true
+                }
+                try resumeLateSuspension()
+                if isWithdrawn || !state.withLock({ $0.mayComeLate }) { return }
+                try calls.waitForRelease(milliseconds: 50)
+            } catch {
+                failureCount += 1
+                usleep(10_000)
+            }
+        }
+    }
+
     /// Resumes the domain if an earlier request was answered after its time.
     private func resumeLateSuspension() throws(GuestError) {
-        guard state.withLock({ $0.mayComeLate }), let facts = try calls.facts(number),
-            facts.shutdown == .suspend
-        else { return }
-        try calls.resumeSuspended(number)
-        try calls.announceResumed(number)
+        guard state.withLock({ $0.mayComeLate }) else { return }
+        guard let facts = try calls.facts(number),
+            facts.shutdown == nil || facts.shutdown == .suspend
+        else {
+            // It ended otherwise.
+            state.withLock { $0.mayComeLate = false }
+            return
+        }
+        guard facts.shutdown == .suspend else { return }
+        let number = number
+        let calls = calls
+        try DomainHold.twice { () throws(GuestError) in try calls.resumeSuspended(number) }
         state.withLock { $0.mayComeLate = false }
         note(.running)
+        try DomainHold.twice { () throws(GuestError) in try calls.announceResumed(number) }
+    }
+
+    /// Tries once more what failed, as the engine does with `release`.
+    private static func twice(_ body: () throws(GuestError) -> Void) throws(GuestError) {
+        do throws(GuestError) { try body() } catch { try body() }
     }
 }
