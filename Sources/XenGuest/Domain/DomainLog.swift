@@ -7,6 +7,9 @@ import Synchronization
 //   a failed allocation in the hypervisor (ENOMEM)   off and on again; every page is compared
 //   another domctl on the log at the same time       EBUSY: tried again for a second
 //   the log is on already                            refused, or taken over by option
+//   the log is off though it was turned on           on again; every page is compared. A log that
+//                                                    is off reads as empty, and "xl save" or
+//                                                    "xl migrate" turn it off when they end
 //   a PCI device is assigned                         no log: every page is compared
 //   writes through a grant that stays mapped         marked at unmap alone (grant_table.c,
 //                                                    unmap_common_complete), so every frame with a
@@ -61,9 +64,22 @@ extension XenDomain: DirtyTracking {
     }
 
     /// Turns the log off and on: whatever it held is lost.
+    ///
+    /// If it stays off, the next take finds it so.
     private func restartLog() throws(GuestError) {
-        try calls.disableLog(number)
-        try calls.enableLog(number)
+        try retrying { () throws(GuestError) in try calls.disableLog(number) }
+        try retrying { () throws(GuestError) in try calls.enableLog(number) }
+    }
+
+    /// Turns the log on if somebody, or a restart that failed, left it off; false if it was on.
+    private func enableIfOff() throws(GuestError) -> Bool {
+        do throws(GuestError) {
+            try retrying { () throws(GuestError) in try calls.enableLog(number) }
+            return true
+        } catch {
+            guard error.errno == EINVAL || error.errno == EEXIST else { throw error }
+            return false
+        }
     }
 
     /// Takes and clears the log, and adds what it cannot know.
@@ -82,6 +98,8 @@ extension XenDomain: DirtyTracking {
             try restartLog()
             return .unknown
         }
+        // After the take: what is found on now was on when it was read.
+        if try enableIfOff() { return .unknown }
         bitmap.formUnion(words: buffer.words.span)
         for entry in try calls.grantTable(number)
         where entry.isWritten && entry.frame < frameCount {
@@ -124,16 +142,14 @@ extension XenDomain: DirtyTracking {
 
     /// Turns log-dirty mode off.
     public func stop() {
-        let wasLogging = state.withLock { state in
-            defer { state.isLogging = false }
-            return state.isLogging
-        }
-        guard wasLogging else { return }
+        guard state.withLock({ $0.isLogging }) else { return }
         do throws(GuestError) {
-            try calls.disableLog(number)
+            try retrying { () throws(GuestError) in try calls.disableLog(number) }
+            state.withLock { $0.isLogging = false }
             hold.note(.notLogging)
         } catch {
-            // The guard, who still believes that it is on, tries again when this process ends.
+            // It logs on, so `start` finds nothing to do and a second `stop` tries again; and the
+            // guard when this process ends.
         }
     }
 
