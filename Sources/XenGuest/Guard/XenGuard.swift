@@ -1,3 +1,4 @@
+import Glibc
 public import GuestModel
 import Synchronization
 
@@ -74,8 +75,19 @@ public final class XenGuard: Sendable {
             next: { ChildProcess.nextByte() })
     }
 
+    /// How long to wait for a suspension that was asked for.
+    package struct Patience {
+        /// For one whose request was not read, and was taken back.
+        package var withdrawn = Duration.seconds(5)
+        /// For one whose request was read.
+        package var acknowledged = Duration.seconds(60)
+
+        package init() {}
+    }
+
     package static func run(
-        domain: UInt32, calls: any XenCalls, ready: () -> Void, next: () -> UInt8?
+        domain: UInt32, calls: any XenCalls, patience: Patience = Patience(), ready: () -> Void,
+        next: () -> UInt8?
     ) throws(GuestError) -> String? {
         ready()
         var hold = Step.running
@@ -92,11 +104,18 @@ public final class XenGuard: Sendable {
             }
         }
         var done: [String] = []
-        if try release(domain, from: hold, calls) { done.append("resumed") }
-        if isLogging, try calls.facts(domain) != nil {
-            try calls.disableLog(domain)
+        var failure: GuestError?
+        do throws(GuestError) {
+            if try release(domain, from: hold, patience, calls) { done.append("resumed") }
+        } catch {
+            failure = error
+        }
+        if isLogging, try persistently({ () throws(GuestError) in try calls.facts(domain) }) != nil
+        {
+            try persistently { () throws(GuestError) in try calls.disableLog(domain) }
             done.append("taken out of log-dirty mode")
         }
+        if let failure { throw failure }
         guard !done.isEmpty else { return nil }
         return "the checkpointer of domain \(domain) died; the domain was "
             + done.joined(separator: " and ")
@@ -104,31 +123,55 @@ public final class XenGuard: Sendable {
 
     /// Lets the domain run on; false if it did already, or is gone.
     private static func release(
-        _ domain: UInt32, from hold: Step, _ calls: any XenCalls
+        _ domain: UInt32, from hold: Step, _ patience: Patience, _ calls: any XenCalls
     ) throws(GuestError) -> Bool {
         switch hold {
         case .pausing:
-            guard let facts = try calls.facts(domain), facts.isPaused else { return false }
-            try calls.unpause(domain)
+            let facts = try persistently { () throws(GuestError) in try calls.facts(domain) }
+            guard let facts, facts.isPaused else { return false }
+            try persistently { () throws(GuestError) in try calls.unpause(domain) }
             return true
         case .suspending:
             let path = "/local/domain/\(domain)/control/shutdown"
-            let isUnanswered = try calls.read(path) == "suspend"
-            if isUnanswered { try calls.write(path, "") }
+            let isUnanswered = try persistently { () throws(GuestError) in
+                try calls.read(path) == "suspend"
+            }
+            if isUnanswered {
+                try persistently { () throws(GuestError) in try calls.write(path, "") }
+            }
             // A guest that has read the request suspends yet, even if it was taken back.
-            let deadline = ContinuousClock.now + .seconds(isUnanswered ? 5 : 60)
+            let deadline =
+                ContinuousClock.now
+                + (isUnanswered ? patience.withdrawn : patience.acknowledged)
             while ContinuousClock.now < deadline {
-                guard let facts = try calls.facts(domain), !facts.isDying else { return false }
+                let facts = try persistently { () throws(GuestError) in try calls.facts(domain) }
+                guard let facts, !facts.isDying else { return false }
                 if let reason = facts.shutdown {
                     guard reason == .suspend else { return false }
-                    try calls.resumeSuspended(domain)
-                    try calls.announceResumed(domain)
+                    try persistently { () throws(GuestError) in
+                        try calls.resumeSuspended(domain)
+                    }
+                    try persistently { () throws(GuestError) in
+                        try calls.announceResumed(domain)
+                    }
                     return true
                 }
-                try calls.waitForRelease(milliseconds: 50)
+                try persistently { () throws(GuestError) in
+                    try calls.waitForRelease(milliseconds: 50)
+                }
             }
             return false
         default: return false
         }
+    }
+
+    /// Makes a call again for a second if it fails: nobody comes after the guard.
+    private static func persistently<T>(
+        _ body: () throws(GuestError) -> T
+    ) throws(GuestError) -> T {
+        for _ in 1..<100 {
+            do throws(GuestError) { return try body() } catch { usleep(10_000) }
+        }
+        return try body()
     }
 }
