@@ -35,7 +35,9 @@ public final class ChildProcess: Sendable {
         collected = file
         var (inputEnds, outputEnds): ([Int32], [Int32]) = ([-1, -1], [-1, -1])
         guard pipe2(&inputEnds, O_CLOEXEC) == 0, pipe2(&outputEnds, O_CLOEXEC) == 0 else {
-            throw ChildProcess.failure("pipe2", "")
+            let error = ChildProcess.failure("pipe2", "")
+            for descriptor in inputEnds + [file] where descriptor >= 0 { close(descriptor) }
+            throw error
         }
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
@@ -66,6 +68,7 @@ public final class ChildProcess: Sendable {
         guard code == 0 else {
             close(inputEnds[1])
             close(outputEnds[0])
+            if file >= 0 { close(file) }
             errno = code
             throw ChildProcess.failure("posix_spawn", command[0])
         }
