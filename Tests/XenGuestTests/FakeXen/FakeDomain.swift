@@ -155,7 +155,7 @@ struct FakeDomain {
             overwrite(grant.frame, page())
         }
         if balloons, !isScanned, Int.random(in: 0..<12, using: &random) == 0 { balloon(frames) }
-        if Int.random(in: 0..<10, using: &random) == 0 { regrant(frames) }
+        if Int.random(in: 0..<10, using: &random) == 0 { regrant(slots.keys.sorted()) }
     }
 
     private mutating func balloon(_ frames: [UInt64]) {
