@@ -144,8 +144,8 @@ let package = Package(
         .executableTarget(
             name: "XenCases",
             dependencies: [
-                "Varve", "CheckpointStore", "CheckpointFormat", "CheckpointEngine", "XenGuest",
-                "GuestModel", "XenStream",
+                "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel", "Varve",
+                "XenGuest",
                 .product(name: "SystemPackage", package: "swift-system"),
             ],
             path: "Tests/XenRig/Cases"),

@@ -68,7 +68,8 @@ struct Import: ParsableCommand {
                     try importRaw(source, repository, progress)
                 }
                 try repository.close()
-            } catch is Interruption.Requested {
+            } catch  where Interruption.isRequested {
+                // Whatever the library made of it.
                 throw ToolError("interrupted; checkpoints that were published stay")
             }
         }

@@ -88,7 +88,7 @@ enum Interruption {
     struct Requested: Error {}
 
     // Written by the handler, read by the thread that waits: nothing else is shared.
-    private nonisolated(unsafe) static var isRequested = false
+    private(set) nonisolated(unsafe) static var isRequested = false
     private nonisolated(unsafe) static var isArmed = false
 
     /// From here on `^C` and SIGTERM are delivered only while `wait` waits, and end it.
@@ -119,7 +119,7 @@ enum Interruption {
         }
         // The mask is lifted inside the call alone, so a signal cannot come just before it.
         let result = pselect(descriptor + 1, &readable, nil, nil, nil, &none)
-        if isRequested { throw Requested() }
+        try check()
         guard result >= 0 || errno == EINTR else {
             throw ToolError("pselect failed: \(Output.reason())")
         }
@@ -133,6 +133,18 @@ enum Interruption {
             tv_sec: Int(duration.components.seconds),
             tv_nsec: Int(duration.components.attoseconds / 1_000_000_000))
         _ = pselect(0, nil, nil, nil, &time, &none)
+        try check()
+    }
+
+    /// Throws `Requested` if the user wants to end.
+    ///
+    /// A descriptor that can be read at once, as a file can, keeps a signal pending.
+    private static func check() throws {
+        var pending = sigset_t()
+        sigpending(&pending)
+        if sigismember(&pending, SIGINT) == 1 || sigismember(&pending, SIGTERM) == 1 {
+            isRequested = true
+        }
         if isRequested { throw Requested() }
     }
 }

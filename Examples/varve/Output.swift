@@ -3,6 +3,18 @@ import Varve
 
 /// Standard output and standard error.
 enum Output {
+    /// Takes the places of standard descriptors that the caller closed, so that no file of a
+    /// repository is opened there and printed into.
+    ///
+    /// Each is opened the wrong way round: whoever uses it gets an error.
+    static func occupyStandardDescriptors() {
+        for descriptor in STDIN_FILENO...STDERR_FILENO
+        where fcntl(descriptor, F_GETFD) < 0 && errno == EBADF {
+            // The lowest free number is the one that is missing.
+            _ = open("/dev/null", descriptor == STDIN_FILENO ? O_WRONLY : O_RDONLY)
+        }
+    }
+
     /// Prints a line; a closed pipe or a full disk is an error.
     static func line(_ text: String) throws {
         try write(text + "\n", to: STDOUT_FILENO)

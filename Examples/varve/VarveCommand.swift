@@ -25,6 +25,7 @@ struct VarveCommand: ParsableCommand {
     static func main() {
         // A reader that goes away is an error of `write`, not a death.
         signal(SIGPIPE, SIG_IGN)
+        Output.occupyStandardDescriptors()
         let isJSON = CommandLine.arguments.contains("--json")
         do {
             var command = try parseAsRoot()

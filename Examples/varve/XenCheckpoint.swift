@@ -93,16 +93,11 @@ struct XenCheckpoint: ParsableCommand {
             options.takesLogOver = takeOver
             if let suspendTimeout { options.suspendTimeout = suspendTimeout.duration }
             let name = lineage ?? (found.name.isEmpty ? "domain-\(found.number)" : found.name)
-            let taker: any CheckpointTaker =
-                found.kind == .pv
-                ? PVTaker(
-                    try XenPVDomain(found.number, options: options), repository, lineage: name)
-                : try LiveTaker(
-                    try XenDomain(found.number, options: options), repository, lineage: name)
+            let taker = try taker(found, options, repository, lineage: name)
             let report = CheckpointReport(isJSON: json)
             var failure: (any Error)?
             do {
-                try takeAll(taker, report)
+                try taker.takeAll(Schedule(every: every, count: count, time: time), report)
             } catch is Interruption.Requested {
                 failure = nil
             } catch {
@@ -115,27 +110,57 @@ struct XenCheckpoint: ParsableCommand {
         }
     }
 
-    private func takeAll(_ taker: any CheckpointTaker, _ report: CheckpointReport) throws {
-        let start = ContinuousClock.now
-        var due = start
-        var taken = 0
-        while taken < count ?? (every == nil ? 1 : .max) {
-            let now = ContinuousClock.now
-            if let time, now - start >= time.duration { return }
-            if now < due { try Interruption.sleep(for: due - now) }
-            try Interruption.sleep(for: .zero)
-            try taker.take(lag: max(.zero, ContinuousClock.now - due), report)
-            taken += 1
-            // A checkpoint that came late does not make those after it come closer together.
-            due = max(due + (every?.duration ?? .zero), ContinuousClock.now)
+    private func taker(
+        _ domain: XenHost.Domain, _ options: XenDomain.Options, _ repository: Repository,
+        lineage: String
+    ) throws -> any CheckpointTaker {
+        guard domain.kind == .pv else {
+            return try LiveTaker(
+                try XenDomain(domain.number, options: options), repository, lineage: lineage)
         }
+        let guest = try XenPVDomain(domain.number, options: options)
+        if every != nil, !compareAll, try guest.logsWrites() {
+            return PVStreamTaker(guest, repository, lineage: lineage)
+        }
+        return PVTaker(guest, repository, lineage: lineage)
+    }
+}
+
+/// When checkpoints are due.
+struct Schedule {
+    private let interval: Duration
+    private let count: Int
+    private let time: Duration?
+    private let start = ContinuousClock.now
+    private var due = ContinuousClock.now
+    private var taken = 0
+
+    init(every: TimeSpan?, count: Int?, time: TimeSpan?) {
+        interval = every?.duration ?? .zero
+        self.count = count ?? (every == nil ? 1 : .max)
+        self.time = time?.duration
+    }
+
+    /// Waits until the next one is due; nil if there is none, `Interruption.Requested` on `^C`.
+    ///
+    /// - Returns: how late it is.
+    mutating func next() throws -> Duration? {
+        let now = ContinuousClock.now
+        guard taken < count, time.map({ now - start < $0 }) ?? true else { return nil }
+        try Interruption.sleep(for: max(.zero, due - now))
+        taken += 1
+        let lag = max(.zero, ContinuousClock.now - due)
+        // A checkpoint that came late does not make those after it come closer together.
+        due = max(due + interval, ContinuousClock.now)
+        return lag
     }
 }
 
 /// Takes checkpoints of one kind of domain.
 protocol CheckpointTaker {
-    func take(lag: Duration, _ report: CheckpointReport) throws
-    /// Waits for what is under way, and lets go of the domain.
+    /// Takes checkpoints until none is due any more.
+    func takeAll(_ schedule: Schedule, _ report: CheckpointReport) throws
+    /// Waits for what is under way, and lets go of the domain; also after a failure.
     func finish(_ report: CheckpointReport) throws
 }
 
@@ -159,12 +184,15 @@ final class LiveTaker: CheckpointTaker {
         }
     }
 
-    func take(lag: Duration, _ report: CheckpointReport) throws {
-        // The guest runs again when `begin` returns; the one before is made durable meanwhile.
-        let capture = try session.begin()
-        let taken = Pending(capture: capture, times: guest.holdTimes, lag: lag)
-        try settle(report)
-        pending = taken
+    func takeAll(_ schedule: Schedule, _ report: CheckpointReport) throws {
+        var schedule = schedule
+        while let lag = try schedule.next() {
+            // The guest runs again when `begin` returns; the one before is made durable meanwhile.
+            let capture = try session.begin()
+            let taken = Pending(capture: capture, times: guest.holdTimes, lag: lag)
+            try settle(report)
+            pending = taken
+        }
     }
 
     func finish(_ report: CheckpointReport) throws {
@@ -180,35 +208,6 @@ final class LiveTaker: CheckpointTaker {
             result.checkpoint, dirty: result.dirtyPageCount, still: settled.times.still,
             request: settled.times.request, lag: settled.lag)
     }
-}
-
-/// PV: one stream of libxenguest for each checkpoint.
-final class PVTaker: CheckpointTaker {
-    private let guest: XenPVDomain
-    private let repository: Repository
-    private let lineage: String
-
-    init(_ guest: XenPVDomain, _ repository: Repository, lineage: String) {
-        self.guest = guest
-        self.repository = repository
-        self.lineage = lineage
-    }
-
-    func take(lag: Duration, _ report: CheckpointReport) throws {
-        var checkpoint: Checkpoint?
-        let pauses = try guest.save(.plain) { source in
-            let result = try XenImport.run(
-                .libxc, into: repository, lineage: lineage, configuration: guest.configuration,
-                source: source)
-            checkpoint = result.checkpoints.last
-        }
-        guard let checkpoint else { return }
-        try report.show(
-            checkpoint, dirty: checkpoint.pageCount, still: pauses.last ?? .zero, request: .zero,
-            lag: lag)
-    }
-
-    func finish(_ report: CheckpointReport) {}
 }
 
 /// Lines for checkpoints, and their summary.

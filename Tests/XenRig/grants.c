@@ -36,7 +36,7 @@ int main(int argc, char **argv) {
     xch = xc_interface_open(NULL, NULL, 0);
     xengnttab_handle *grants = xengnttab_open(NULL, 0);
     xen_pfn_t count;
-    uint64_t value;
+    uint64_t value = 0;
     if (!xch || !grants) die("open");
     if (xc_domain_nr_gpfns(xch, domid, &count)
         || xc_hvm_param_get(xch, domid, HVM_PARAM_STORE_PFN, &value))

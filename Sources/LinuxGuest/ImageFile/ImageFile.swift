@@ -8,12 +8,12 @@ public import SystemPackage
 /// It has no dirty log, so capturing it compares every page, and no state. Made for reading, or for
 /// filling from a checkpoint; frames that do not exist are holes, and so are zero pages.
 ///
-/// A new image is written under a temporary name beside its own, and gets its name in `finish`.
-/// Without `finish` nothing is left behind, and a file that has the name stays as it is.
+/// A new image gets its name in `finish` (`NewFile`). Without it nothing is left behind, and a file
+/// that has the name stays as it is.
 public final class ImageFile: WritableGuest {
     private enum Role {
         case reading
-        case writing(temporary: String, target: String, replacing: Bool)
+        case writing(NewFile)
         /// A device that is written as it is.
         case device
         case finished
@@ -22,6 +22,8 @@ public final class ImageFile: WritableGuest {
     private struct State {
         var role: Role
         var layout: GuestLayout
+        /// Keeps the descriptor of a new file open.
+        var file: NewFile?
     }
 
     private let descriptor: Int32
@@ -68,20 +70,17 @@ public final class ImageFile: WritableGuest {
             state = Mutex(State(role: .device, layout: .empty))
             return
         }
-        if exists && !replacing { throw ImageFile.taken(path.string) }
-        let temporary = "\(path.string).\(UInt32.random(in: .min ... .max)).part"
-        descriptor = system_open(temporary, O_RDWR | O_CREAT | O_EXCL, 0o666)
-        guard descriptor >= 0 else { throw GuestError.call("open", path.string) }
-        state = Mutex(
-            State(
-                role: .writing(
-                    temporary: temporary, target: path.string, replacing: replacing),
-                layout: .empty))
+        if exists && !replacing { throw NewFile.taken(path.string) }
+        let file = try NewFile(path.string, replacing: replacing)
+        descriptor = file.descriptor
+        state = Mutex(State(role: .writing(file), layout: .empty, file: file))
     }
 
     deinit {
+        let isNew = state.withLock { $0.file != nil }
         abandon()
-        system_close(descriptor)
+        // A new file closes its own.
+        if !isNew { system_close(descriptor) }
     }
 
     private static func byteCount(
@@ -107,13 +106,6 @@ public final class ImageFile: WritableGuest {
         return byteCount
     }
 
-    private static func taken(_ path: String) -> GuestError {
-        GuestError(
-            code: .unavailable,
-            message: "\(path) exists and was left as it is; name another file or allow replacing it"
-        )
-    }
-
     /// Makes a new image durable and gives it its name.
     ///
     /// Nothing for an image that is read.
@@ -122,20 +114,7 @@ public final class ImageFile: WritableGuest {
             switch state.role {
             case .reading, .finished: return
             case .device: try sync()
-            case .writing(let temporary, let target, let replacing):
-                try sync()
-                if replacing {
-                    guard system_rename(temporary, target) == 0 else {
-                        throw GuestError.call("rename", target)
-                    }
-                } else {
-                    // A name that somebody took meanwhile is not taken from them.
-                    guard system_link(temporary, target) == 0 else {
-                        throw errno == EEXIST
-                            ? ImageFile.taken(target) : GuestError.call("link", target)
-                    }
-                    system_unlink(temporary)
-                }
+            case .writing(let file): try file.finish()
             }
             state.role = .finished
         }
@@ -153,8 +132,8 @@ public final class ImageFile: WritableGuest {
     /// Harmless otherwise.
     public func abandon() {
         state.withLock { state in
-            if case .writing(let temporary, _, _) = state.role {
-                system_unlink(temporary)
+            if case .writing(let file) = state.role {
+                file.abandon()
                 state.role = .finished
             }
         }

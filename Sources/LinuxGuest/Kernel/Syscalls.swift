@@ -136,9 +136,9 @@ func system_rename(_ path: String, _ newPath: String) -> Int32 {
     retrying("rename") { rename(path, newPath) }
 }
 
-/// `link(2)`: gives a file a second name, and fails if that name is taken.
+/// `linkat(2)`, following a link at `path`: gives a file a second name, and fails if it is taken.
 func system_link(_ path: String, _ newPath: String) -> Int32 {
-    retrying("link") { link(path, newPath) }
+    retrying("link") { linkat(AT_FDCWD, path, AT_FDCWD, newPath, AT_SYMLINK_FOLLOW) }
 }
 
 /// `unlink(2)`.

@@ -169,7 +169,8 @@ package final class LibxenCalls: XenCalls {
     }
 
     /// What `DECLARE_HYPERCALL_BUFFER` and `xc_hypercall_buffer_alloc_pages` make in C.
-    private final class Buffer: LogBuffer {
+    private final class Buffer: LogBuffer, @unchecked Sendable {
+        // Unchecked: used by one thread at a time, see `LogBuffer`.
         private let owner: LibxenCalls
         fileprivate var descriptor: xc_hypercall_buffer_t
         private let pageCount: Int32

@@ -53,8 +53,8 @@ package struct TSCFacts: Hashable, Sendable {
 
 /// Memory that Xen fills with bits: a hypercall buffer.
 ///
-/// Bits above what was asked for are zero.
-package protocol LogBuffer: AnyObject {
+/// Bits above what was asked for are zero. Used by one thread at a time.
+package protocol LogBuffer: AnyObject, Sendable {
     var words: UnsafeBufferPointer<UInt64> { get }
 }
 

@@ -93,23 +93,30 @@ final class DomainHold: Sendable {
             throw XenDomain.gone(number)
         }
         switch kind {
-        case .pause: try calls.unpause(number)
+        case .pause:
+            try calls.unpause(number)
+            stopClock()
         case .suspend:
             // Resuming a domain that does not stand in its suspend call corrupts its eax.
             if facts.shutdown == .suspend { try calls.resumeSuspended(number) }
+            stopClock()
             try calls.announceResumed(number)
         }
         forget()
     }
 
-    private func forget() {
-        note(.running)
+    private func stopClock() {
         let now = ContinuousClock.now
         state.withLock { state in
-            state.isHeld = false
             if let since = state.heldSince { state.times.still = now - since }
             state.heldSince = nil
         }
+    }
+
+    private func forget() {
+        note(.running)
+        stopClock()
+        state.withLock { $0.isHeld = false }
     }
 
     /// Throws unless the domain lives and is nobody else's.

@@ -87,7 +87,7 @@ extension XenDomain: DirtyTracking {
         into bitmap: inout DirtyBitmap, isFinal: Bool
     ) throws(GuestError) -> DirtyKnowledge {
         let frameCount = try calls.frameCount(number)
-        let buffer = try calls.makeLogBuffer(frameCount: frameCount)
+        let buffer = try logBuffer(frameCount)
         do throws(GuestError) {
             _ = try retrying { () throws(GuestError) in
                 try calls.readLog(
@@ -107,6 +107,16 @@ extension XenDomain: DirtyTracking {
         }
         try noticeNewFrames(bitmap)
         return .complete
+    }
+
+    /// Room for the log; made anew when the domain has other frames.
+    private func logBuffer(_ frameCount: Int) throws(GuestError) -> any LogBuffer {
+        if let kept = state.withLock({ $0.logBuffer }), kept.frameCount == frameCount {
+            return kept.buffer
+        }
+        let buffer = try calls.makeLogBuffer(frameCount: frameCount)
+        state.withLock { $0.logBuffer = (frameCount, buffer) }
+        return buffer
     }
 
     /// Forgets the layout if pages are dirty that it does not have.

@@ -60,6 +60,8 @@ public final class XenDomain: Sendable {
     struct State: Sendable {
         var scan: FrameScan?
         var isLogging = false
+        /// Room for the log of so many frames, kept from one read to the next.
+        var logBuffer: (frameCount: Int, buffer: any LogBuffer)?
         /// Mappings made in the pause, taken down after it.
         var retired: [Mapping] = []
     }

@@ -1,3 +1,4 @@
+import Glibc
 public import GuestModel
 import Synchronization
 import XenStream
@@ -44,22 +45,39 @@ public final class XenPVDomain: Sendable {
         hold = try DomainHold(number, calls, options)
     }
 
+    /// True if the hypervisor logs this domain's writes, as `Mode.checkpointed` needs.
+    ///
+    /// Debian's does not: it is built without shadow paging. Turns the log on and off.
+    public func logsWrites() throws(GuestError) -> Bool {
+        try XenPVDomain.logsWrites(number, calls)
+    }
+
+    static func logsWrites(_ number: UInt32, _ calls: any XenCalls) throws(GuestError) -> Bool {
+        do throws(GuestError) {
+            try calls.enableLog(number)
+        } catch {
+            guard error.errno == EOPNOTSUPP || error.errno == ENOSYS else { throw error }
+            return false
+        }
+        try calls.disableLog(number)
+        return true
+    }
+
     /// How a save goes.
     public enum Mode: Sendable {
         /// One epoch, all memory, written while the domain stands still.
         case plain
         /// Epoch after epoch of a live, checkpointed stream (Remus): needs log-dirty mode.
         ///
-        /// The closure is called after each epoch, while the domain runs: it waits as long as it
-        /// likes, and says whether to take another.
-        case checkpointed(next: @Sendable () -> Bool)
+        /// The closure is called after each epoch, while the domain runs, with how long that epoch
+        /// held it: it waits as long as it likes, and says whether to take another.
+        case checkpointed(next: @Sendable (HoldTimes) -> Bool)
     }
 
     /// What one save shares between its two threads.
     private final class Run: Sendable {
         struct State {
-            var pauses: [Duration] = []
-            var start: ContinuousClock.Instant?
+            var times: [HoldTimes] = []
             var failure: GuestError?
         }
         let state = Mutex(State())
@@ -70,11 +88,11 @@ public final class XenPVDomain: Sendable {
     /// The domain runs again when this returns or throws.
     ///
     /// - Parameter body: gets the stream as a source for `XenImport`, and must read it to its end.
-    /// - Returns: how long the domain stood still, for each epoch.
+    /// - Returns: how long each epoch held the domain.
     public func save(
         _ mode: Mode,
         _ body: (_ source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int) throws -> Void
-    ) throws -> [Duration] {
+    ) throws -> [HoldTimes] {
         let run = Run()
         let pipe = try Pipe()
         let writer = try CallThread { [self] in
@@ -87,20 +105,20 @@ public final class XenPVDomain: Sendable {
         pipe.closeReading()
         writer.join()
         // The writer's failure is the cause of whatever the reader found.
-        let (failure, pauses) = run.state.withLock { ($0.failure, $0.pauses) }
+        let (failure, times) = run.state.withLock { ($0.failure, $0.times) }
         if let failure, bodyFailure == nil || bodyFailure is XenStreamError { throw failure }
         if let bodyFailure { throw bodyFailure }
-        return pauses
+        return times
     }
 
     private func write(_ mode: Mode, _ pipe: Pipe, _ run: Run) {
         var isCheckpointed = false
-        var next: @Sendable () -> Bool = { false }
+        var next: @Sendable (HoldTimes) -> Bool = { _ in false }
         if case .checkpointed(let closure) = mode { (isCheckpointed, next) = (true, closure) }
         let steps = SaveSteps(
-            suspend: { [self] in step(run) { () throws(GuestError) in try begin(run) } },
+            suspend: { [self] in step(run) { () throws(GuestError) in try hold.hold() } },
             postcopy: { [self] in step(run) { () throws(GuestError) in try end(run) } },
-            checkpoint: { next() })
+            checkpoint: { [hold] in next(hold.times) })
         do throws(GuestError) {
             try calls.save(
                 number, to: pipe.writingEnd, isCheckpointed: isCheckpointed, isLive: isCheckpointed,
@@ -114,18 +132,9 @@ public final class XenPVDomain: Sendable {
         }
     }
 
-    private func begin(_ run: Run) throws(GuestError) {
-        let start = ContinuousClock.now
-        try hold.hold()
-        run.state.withLock { $0.start = start }
-    }
-
     private func end(_ run: Run) throws(GuestError) {
         try hold.release()
-        run.state.withLock { state in
-            if let start = state.start { state.pauses.append(ContinuousClock.now - start) }
-            state.start = nil
-        }
+        run.state.withLock { $0.times.append(hold.times) }
     }
 
     /// Runs a step of a save; a failure is kept and ends the save.

@@ -128,7 +128,7 @@ public final class XenHost: Sendable {
         case (.pv, _):
             add(
                 "kind", .limited,
-                "PV: checkpoints come by libxenguest's stream, all memory each time; no revert")
+                "PV: checkpoints come by libxenguest's stream; no revert in place")
         case (.hvm, false): add("kind", .good, "PVH: read straight from its memory")
         case (.hvm, true):
             add("kind", .missing, "HVM with a device model, which is not taken; use PVH")
@@ -144,7 +144,13 @@ public final class XenHost: Sendable {
         if hasPCI {
             add("log-dirty", .limited, "a PCI device is assigned: every page is compared")
         } else if domain.kind == .pv {
-            add("log-dirty", .limited, "not used for PV: all memory is written each time")
+            let logs = try XenPVDomain.logsWrites(domain.number, calls)
+            add(
+                "log-dirty", logs ? .good : .limited,
+                logs
+                    ? "this hypervisor logs writes of PV domains"
+                    : "this hypervisor, built without shadow paging, logs no writes of PV domains: "
+                        + "all memory is written each time, while the domain stands still")
         } else {
             add("log-dirty", .good, "no passthrough device stands against it")
         }

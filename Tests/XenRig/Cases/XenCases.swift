@@ -13,11 +13,15 @@ import XenGuest
 ///     XenCases die DOMAIN STORE MOMENT                    SIGKILL at a moment of a capture
 ///     XenCases meanwhile DOMAIN STORE MOMENT COMMAND      a command at a moment of a capture
 ///     XenCases watch DOMAIN SECONDS                       how long the domain stands still
+///     XenCases epochs DOMAIN COUNT                        the same for epochs of libxenguest
+///     XenCases running DOMAIN MILLISECONDS                that it runs within this time
+///     XenCases wrote STORE CHECKPOINT                     how far the guest had counted
 @main
 struct XenCases {
     static func main() {
         let words = Array(CommandLine.arguments.dropFirst())
         do {
+            if words.count == 3, words[0] == "wrote" { return try wrote(words[1], words[2]) }
             guard words.count >= 3, let domain = UInt32(words[1]) else {
                 throw Failed("usage: see XenCases.swift")
             }
@@ -29,6 +33,8 @@ struct XenCases {
             case ("die", 2): try die(domain, rest[0], moment(rest[1]))
             case ("meanwhile", 3): try meanwhile(domain, rest[0], moment(rest[1]), rest[2])
             case ("watch", 1): try watch(domain, number(rest[0]))
+            case ("epochs", 1): try epochs(domain, number(rest[0]))
+            case ("running", 1): try running(domain, number(rest[0]))
             default: throw Failed("usage: see XenCases.swift")
             }
         } catch {
@@ -49,7 +55,7 @@ struct XenCases {
         return moment
     }
 
-    private static func open(_ domain: UInt32) throws -> XenDomain {
+    static func open(_ domain: UInt32) throws -> XenDomain {
         var options = XenDomain.Options()
         options.guardCommand = ["/payload/varve", "xen", "guard"]
         return try XenDomain(domain, options: options)
@@ -191,27 +197,6 @@ struct XenCases {
         usleep(300_000)
         armed.arm()
         _ = try session.capture()
-    }
-
-    /// Prints how long the domain stood still, each time, in milliseconds.
-    private static func watch(_ domain: UInt32, _ seconds: Int) throws {
-        let calls = try LibxenCalls()
-        let end = ContinuousClock.now + .seconds(seconds)
-        var since: ContinuousClock.Instant?
-        var stills: [Double] = []
-        while ContinuousClock.now < end, let facts = try calls.facts(domain) {
-            let isStill = facts.shutdown != nil || facts.isPaused
-            let now = ContinuousClock.now
-            if isStill, since == nil { since = now }
-            if !isStill, let start = since {
-                stills.append((now - start).milliseconds)
-                since = nil
-            }
-            usleep(500)
-        }
-        let sorted = stills.sorted()
-        guard let max = sorted.last else { throw Failed("the domain never stood still") }
-        print("\(sorted.count) \(sorted[sorted.count / 2]) \(max)")
     }
 }
 

@@ -1,0 +1,136 @@
+import Synchronization
+import SystemPackage
+import Varve
+
+/// PV: one stream of libxenguest for each checkpoint.
+final class PVTaker: CheckpointTaker {
+    private let guest: XenPVDomain
+    private let repository: Repository
+    private let lineage: String
+
+    init(_ guest: XenPVDomain, _ repository: Repository, lineage: String) {
+        self.guest = guest
+        self.repository = repository
+        self.lineage = lineage
+    }
+
+    func takeAll(_ schedule: Schedule, _ report: CheckpointReport) throws {
+        var schedule = schedule
+        while let lag = try schedule.next() { try take(lag: lag, report) }
+    }
+
+    private func take(lag: Duration, _ report: CheckpointReport) throws {
+        var checkpoint: Checkpoint?
+        let times = try guest.save(.plain) { source in
+            let result = try XenImport.run(
+                .libxc, into: repository, lineage: lineage, configuration: guest.configuration,
+                source: source)
+            checkpoint = result.checkpoints.last
+        }
+        guard let checkpoint else { return }
+        try report.show(
+            checkpoint, dirty: checkpoint.pageCount, still: times.last?.still ?? .zero,
+            request: times.last?.request ?? .zero, lag: lag)
+    }
+
+    func finish(_ report: CheckpointReport) {}
+}
+
+/// PV on a hypervisor that logs its writes: each checkpoint is an epoch of one live stream.
+final class PVStreamTaker: CheckpointTaker {
+    private let guest: XenPVDomain
+    private let repository: Repository
+    private let lineage: String
+
+    init(_ guest: XenPVDomain, _ repository: Repository, lineage: String) {
+        self.guest = guest
+        self.repository = repository
+        self.lineage = lineage
+    }
+
+    func takeAll(_ schedule: Schedule, _ report: CheckpointReport) throws {
+        let epochs = PVEpochs(schedule, report)
+        guard try epochs.advance() else { return }
+        _ = try guest.save(.checkpointed { epochs.ended($0) }) { source in
+            _ = try XenImport.run(
+                .libxc, into: repository, lineage: lineage, configuration: guest.configuration,
+                published: { epochs.published($0) }, source: source)
+        }
+        try epochs.check()
+    }
+
+    func finish(_ report: CheckpointReport) {}
+}
+
+/// What the thread that writes the stream and the one that reads it say of each epoch.
+private final class PVEpochs: @unchecked Sendable {
+    private struct State {
+        var schedule: Schedule
+        var lags: [Duration] = []
+        var times: [HoldTimes] = []
+        var checkpoints: [Checkpoint] = []
+        var shown = 0
+        var failure: (any Error)?
+    }
+
+    private let state: Mutex<State>
+    // Unchecked: used with the state's lock held.
+    private let report: CheckpointReport
+
+    init(_ schedule: Schedule, _ report: CheckpointReport) {
+        state = Mutex(State(schedule: schedule))
+        self.report = report
+    }
+
+    /// Throws what failed on one of the threads.
+    func check() throws {
+        if let failure = state.withLock({ $0.failure }) { throw failure }
+    }
+
+    /// Waits for the next one's time; false if there is none.
+    func advance() throws -> Bool {
+        var schedule = state.withLock { $0.schedule }
+        guard let lag = try schedule.next() else { return false }
+        state.withLock { [schedule] state in
+            state.schedule = schedule
+            state.lags.append(lag)
+        }
+        return true
+    }
+
+    /// An epoch is written and the domain runs: on the thread that writes the stream.
+    func ended(_ times: HoldTimes) -> Bool {
+        state.withLock { $0.times.append(times) }
+        show()
+        do {
+            return try state.withLock { $0.failure == nil } && advance()
+        } catch {
+            state.withLock { $0.failure = $0.failure ?? error }
+            return false
+        }
+    }
+
+    /// An epoch is durable: on the thread that reads the stream.
+    func published(_ checkpoint: Checkpoint) {
+        state.withLock { $0.checkpoints.append(checkpoint) }
+        show()
+    }
+
+    /// Reports the epochs of which both threads have said their part.
+    private func show() {
+        state.withLock { state in
+            while state.shown < min(state.times.count, state.checkpoints.count) {
+                let checkpoint = state.checkpoints[state.shown]
+                let times = state.times[state.shown]
+                do {
+                    try report.show(
+                        checkpoint, dirty: checkpoint.changedPageCount, still: times.still,
+                        request: times.request, lag: state.lags[state.shown])
+                } catch {
+                    state.failure = state.failure ?? error
+                }
+                state.shown += 1
+            }
+        }
+    }
+}

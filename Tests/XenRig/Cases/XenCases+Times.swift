@@ -1,0 +1,103 @@
+import CheckpointEngine
+import CheckpointStore
+import Glibc
+import GuestModel
+import SystemPackage
+import Varve
+import XenGuest
+
+// Figures for the cases: `XenCases` lists what each is called with.
+
+extension XenCases {
+    /// Prints how often and how long the domain stood still, in milliseconds: count, p50, max.
+    static func watch(_ domain: UInt32, _ seconds: Int) throws {
+        let calls = try LibxenCalls()
+        let end = ContinuousClock.now + .seconds(seconds)
+        var since: ContinuousClock.Instant?
+        var stills: [Double] = []
+        while ContinuousClock.now < end, let facts = try calls.facts(domain) {
+            let isStill = facts.shutdown != nil || facts.isPaused
+            let now = ContinuousClock.now
+            if isStill, since == nil { since = now }
+            if !isStill, let start = since {
+                stills.append((now - start).milliseconds)
+                since = nil
+            }
+            usleep(500)
+        }
+        guard !stills.isEmpty else { throw Failed("the domain never stood still") }
+        print("\(stills.count) \(middleAndMax(stills))")
+    }
+
+    /// Epochs of the checkpointed stream that libxenguest writes for Remus, 200 ms apart, into
+    /// /dev/null; prints milliseconds, p50 and max: standing still, then suspending.
+    static func epochs(_ domain: UInt32, _ count: Int) throws {
+        let guest = try open(domain)
+        let calls = try LibxenCalls()
+        let sink = Glibc.open("/dev/null", O_WRONLY)
+        var times: [HoldTimes] = []
+        let steps = SaveSteps(
+            suspend: { (try? guest.pause()) != nil },
+            postcopy: {
+                guard (try? guest.resume()) != nil else { return false }
+                times.append(guest.holdTimes)
+                return true
+            },
+            checkpoint: {
+                usleep(200_000)
+                return times.count <= count
+            })
+        try calls.save(domain, to: sink, isCheckpointed: true, isLive: true, steps)
+        close(sink)
+        // The first epoch ends the live phase that moved all memory.
+        let later = times.dropFirst()
+        guard !later.isEmpty else { throw Failed("libxenguest wrote no second epoch") }
+        print(
+            middleAndMax(later.map(\.still.milliseconds)),
+            middleAndMax(later.map(\.request.milliseconds)))
+    }
+
+    /// Waits until the domain runs; fails if it does not in time.
+    static func running(_ domain: UInt32, _ milliseconds: Int) throws {
+        let calls = try LibxenCalls()
+        let start = ContinuousClock.now
+        while true {
+            guard let facts = try calls.facts(domain) else { throw Failed("the domain is gone") }
+            let passed = (ContinuousClock.now - start).milliseconds
+            if facts.shutdown == nil, !facts.isPaused {
+                print(Int(passed))
+                return
+            }
+            guard passed < Double(milliseconds) else {
+                throw Failed("the domain stands still after \(milliseconds) ms: \(facts)")
+            }
+            usleep(2000)
+        }
+    }
+
+    /// Prints how far the guest's program had counted: what the newest of its pages holds.
+    ///
+    /// A page begins with 16 bytes of magic; its count is at 24 (Tests/XenRig/domu/dirtier.c).
+    static func wrote(_ store: String, _ name: String) throws {
+        let repository = try Repository.open(at: FilePath(store), .reading)
+        let magic = Array("XENRIG-PAGE-v1\n\0".utf8)
+        var newest: UInt64 = 0
+        try MemoryReader(repository.checkpoint(named: name), from: repository).read {
+            _, contents in
+            for start in stride(from: 0, to: contents.count, by: Page.byteCount)
+            where contents[start..<start + magic.count].elementsEqual(magic) {
+                let count = contents.loadUnaligned(fromByteOffset: start + 24, as: UInt64.self)
+                newest = max(newest, count)
+            }
+        }
+        print(newest)
+    }
+
+    private static func middleAndMax(_ values: [Double]) -> String {
+        let sorted = values.sorted()
+        let text = [sorted[sorted.count / 2], sorted[sorted.count - 1]].map {
+            "\(($0 * 100).rounded() / 100)"
+        }
+        return text.joined(separator: " ")
+    }
+}
