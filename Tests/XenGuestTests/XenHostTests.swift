@@ -1,3 +1,4 @@
+import Glibc
 import GuestModel
 import Testing
 import XenStream
@@ -79,7 +80,10 @@ import XenStream
         #expect(found["suspend"] == .limited && found["devices"] == .limited)
         #expect(found["log-dirty"] == .limited && found["kind"] == .missing)
         found = try grades("5")
-        #expect(found["kind"] == .limited && found["log-dirty"] == .limited)
+        #expect(found["kind"] == .limited && found["log-dirty"] == .good)
+        xen.with(5) { $0.log.enableErrno = EOPNOTSUPP }
+        found = try grades("5")
+        #expect(found["log-dirty"] == .limited, "no shadow paging")
     }
 
     @Test func aDeviceDirectoryWithoutDevicesIsNoDevice() throws {

@@ -60,7 +60,7 @@ import VarveTestSupport
         var bytes: [UInt8] = []
         let pauses = try domain.save(.plain) { bytes = try readAll($0) }
         #expect(bytes == Array(epochs.joined()))
-        #expect(pauses.count == 1 && pauses[0] > .zero)
+        #expect(pauses.count == 1 && pauses[0].still > .zero)
         #expect(xen.complaints(Scene.number, isLogOn: false) == [])
     }
 
@@ -69,7 +69,8 @@ import VarveTestSupport
         #expect(epochs.count == 4)
         let asked = Atomic(0)
         var bytes: [UInt8] = []
-        let next: @Sendable () -> Bool = {
+        let next: @Sendable (HoldTimes) -> Bool = { times in
+            #expect(times.still > .zero)
             // It is asked while the domain runs.
             #expect(xen.complaints(Scene.number) == [])
             return asked.add(1, ordering: .relaxed).newValue < 3
@@ -87,7 +88,7 @@ import VarveTestSupport
     @Test(arguments: [true, false])
     func aReaderThatGivesUpLeavesTheDomainRunning(isCheckpointed: Bool) throws {
         let (xen, domain, _) = try make(isCheckpointed: isCheckpointed)
-        let mode: XenPVDomain.Mode = isCheckpointed ? .checkpointed(next: { true }) : .plain
+        let mode: XenPVDomain.Mode = isCheckpointed ? .checkpointed(next: { _ in true }) : .plain
         var buffer = [UInt8](repeating: 0, count: 100)
         #expect(throws: GaveUp.self) {
             try domain.save(mode) { source in
@@ -128,7 +129,7 @@ import VarveTestSupport
             let count = Atomic(0)
             do {
                 _ = try domain.save(
-                    .checkpointed(next: { count.add(1, ordering: .relaxed).newValue < 2 })
+                    .checkpointed(next: { _ in count.add(1, ordering: .relaxed).newValue < 2 })
                 ) { _ = try readAll($0) }
             } catch {
                 let message = (error as? GuestError)?.message ?? ""

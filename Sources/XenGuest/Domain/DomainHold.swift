@@ -132,6 +132,22 @@ final class DomainHold: Sendable {
                 + "for it")
     }
 
+    /// What a failed call comes from, if it is the domain's own end; else the failure itself.
+    ///
+    /// The errors of calls on a domain that dies meanwhile are many (ESRCH, EINVAL, EFAULT).
+    func cause(of error: GuestError) -> GuestError {
+        guard error.code == .callFailed else { return error }
+        do throws(GuestError) {
+            guard let facts = try calls.facts(number), !facts.isDying else {
+                return XenDomain.gone(number)
+            }
+            guard let reason = facts.shutdown, reason != .suspend else { return error }
+            return DomainHold.ended(number, reason)
+        } catch {
+            return error
+        }
+    }
+
     private static func ended(_ number: UInt32, _ reason: ShutdownReason) -> GuestError {
         switch reason {
         case .crash:

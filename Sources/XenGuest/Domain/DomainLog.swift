@@ -30,7 +30,7 @@ extension XenDomain: DirtyTracking {
         } catch {
             guard error.errno == EINVAL || error.errno == EEXIST else {
                 hold.note(.notLogging)
-                throw XenDomain.noLog(error, number)
+                throw hold.cause(of: XenDomain.noLog(error, number))
             }
             guard options.takesLogOver else {
                 hold.note(.notLogging)
@@ -86,6 +86,16 @@ extension XenDomain: DirtyTracking {
     public func takeDirty(
         into bitmap: inout DirtyBitmap, isFinal: Bool
     ) throws(GuestError) -> DirtyKnowledge {
+        do throws(GuestError) {
+            return try readLog(into: &bitmap, isFinal: isFinal)
+        } catch {
+            throw hold.cause(of: error)
+        }
+    }
+
+    private func readLog(
+        into bitmap: inout DirtyBitmap, isFinal: Bool
+    ) throws(GuestError) -> DirtyKnowledge {
         let frameCount = try calls.frameCount(number)
         let buffer = try logBuffer(frameCount)
         do throws(GuestError) {
@@ -138,6 +148,10 @@ extension XenDomain: DirtyTracking {
 
     /// Counts the log without clearing it.
     public func peekDirtyCount() throws(GuestError) -> Int {
+        try explaining { () throws(GuestError) in try countLog() }
+    }
+
+    private func countLog() throws(GuestError) -> Int {
         let frameCount = try calls.frameCount(number)
         do throws(GuestError) {
             return try retrying { () throws(GuestError) in

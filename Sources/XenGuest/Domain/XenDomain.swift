@@ -128,6 +128,17 @@ public final class XenDomain: Sendable {
         }
     }
 
+    /// Runs `body`; a failure that comes from the domain's end says so.
+    func explaining<T: ~Copyable>(
+        _ body: () throws(GuestError) -> T
+    ) throws(GuestError) -> T {
+        do throws(GuestError) {
+            return try body()
+        } catch {
+            throw hold.cause(of: error)
+        }
+    }
+
     static func gone(_ number: UInt32) -> GuestError {
         GuestError(
             code: .gone, message: "there is no domain \(number); 'xl list' shows those that run")
@@ -144,6 +155,10 @@ extension XenDomain: WritableGuest {
     /// gives a page back and takes another one, and has written neither, is not noticed before it
     /// writes.
     public func layout() throws(GuestError) -> GuestLayout {
+        try explaining { () throws(GuestError) in try currentLayout() }
+    }
+
+    private func currentLayout() throws(GuestError) -> GuestLayout {
         guard let facts = try calls.facts(number) else { throw XenDomain.gone(number) }
         let frameCount = try calls.frameCount(number)
         if let scan = state.withLock({ $0.scan }), scan.pageCount == facts.pageCount,
@@ -169,26 +184,40 @@ extension XenDomain: WritableGuest {
         _ runs: Span<PageRange>, into destination: inout MutableRawSpan
     ) throws(GuestError) {
         try destination.withUnsafeMutableBytes { (bytes) throws(GuestError) in
-            var offset = 0
-            try forEachMapping(of: runs, isWritable: false) { pages, errors in
-                for index in errors.indices {
-                    let target = bytes.baseAddress.unsafelyUnwrapped + offset
-                    if errors[index] == 0 {
-                        target.copyMemory(
-                            from: pages + index * Page.byteCount, byteCount: Page.byteCount)
-                    } else {
-                        // Gone while the guest runs: the layout of the pause will lack it.
-                        target.initializeMemory(
-                            as: UInt8.self, repeating: 0, count: Page.byteCount)
-                    }
-                    offset += Page.byteCount
+            do throws(GuestError) {
+                try copyPages(runs, to: bytes)
+            } catch {
+                throw hold.cause(of: error)
+            }
+        }
+    }
+
+    private func copyPages(
+        _ runs: Span<PageRange>, to bytes: UnsafeMutableRawBufferPointer
+    ) throws(GuestError) {
+        var offset = 0
+        try forEachMapping(of: runs, isWritable: false) { pages, errors in
+            for index in errors.indices {
+                let target = bytes.baseAddress.unsafelyUnwrapped + offset
+                if errors[index] == 0 {
+                    target.copyMemory(
+                        from: pages + index * Page.byteCount, byteCount: Page.byteCount)
+                } else {
+                    // Gone while the guest runs: the layout of the pause will lack it.
+                    target.initializeMemory(
+                        as: UInt8.self, repeating: 0, count: Page.byteCount)
                 }
+                offset += Page.byteCount
             }
         }
     }
 
     /// State besides memory, in the records of a stream.
     public func captureState() throws(GuestError) -> GuestState {
+        try explaining { () throws(GuestError) in try currentState() }
+    }
+
+    private func currentState() throws(GuestError) -> GuestState {
         var live = constant
         let tsc = try calls.tsc(number)
         live.tsc = XenLiveState.tscInfo(

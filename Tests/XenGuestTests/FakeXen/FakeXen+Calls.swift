@@ -64,7 +64,9 @@ extension FakeDomain {
 
 extension FakeXen {
     /// The buffer that a log is copied to.
-    final class Buffer: LogBuffer {
+    ///
+    /// Unchecked: used by one thread at a time, as `LogBuffer` says.
+    final class Buffer: LogBuffer, @unchecked Sendable {
         let words: UnsafeBufferPointer<UInt64>
         let room: UnsafeMutableBufferPointer<UInt64>
 
