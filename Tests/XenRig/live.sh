@@ -170,7 +170,8 @@ live_meanwhile() {
         case $what in
             destroy:*) command="xl destroy $id" ;;
             # The guest's kernel is told to crash, or to power off; it does so when it runs.
-            sysrq-*) command="xl sysrq $id ${what:6:1}; sleep 1" ;;
+            sysrq-*) command="xl sysrq $id ${what:6:1}
+                for i in \$(seq 200); do $cases running $id 0 || break; sleep 0.1; done" ;;
         esac
         $cases meanwhile "$id" store "$moment" "$command" >outcome || { cat outcome; return 1; }
         echo "# $what: $(cat outcome)"
