@@ -194,7 +194,7 @@ live_meanwhile() {
 live_full_disk() {
     start_guest pvh && settle pvh || return 1
     mkdir small
-    mount -t tmpfs -o size=48m small small || return 1
+    mount -t tmpfs -o size=24m small small || return 1
     $varve init small/store || return 1
     $varve xen checkpoint pvh small/store --every 100ms --count 2000 >lines 2>full.log
     status=$?
@@ -202,7 +202,7 @@ live_full_disk() {
     [ $status -eq 1 ] || fail "exit status $status" || return 1
     grep -qi 'no space left' full.log || fail "it does not say that the disk is full" || return 1
     goes_on pvh || return 1
-    mount -o remount,size=96m small
+    mount -o remount,size=64m small
     before=$($varve log small/store --json | wc -l)
     echo "# full after $before checkpoints"
     $cases compare "$(xl domid pvh)" small/store 2 200 || return 1
