@@ -15,7 +15,7 @@ struct Export: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Writes a checkpoint as a file: its memory, or a guest that Xen restores.",
         discussion: """
-            raw    the memory from frame 0; zero pages become holes
+            raw    the memory from frame 0; zero pages and frames that do not exist are holes
             xl     a file that 'xl restore' starts
             libxc  the bare libxc stream, version 3
             elf    the core format of 'xl dump-core'
@@ -57,15 +57,17 @@ struct Export: ParsableCommand {
             let repository = try Repository.open(at: FilePath(store), .reading)
             let found = try repository.checkpoint(named: checkpoint)
             var status = stat()
-            let isTaken =
-                image != "-" && stat(image, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
-            if isTaken && !force {
+            let exists = image != "-" && stat(image, &status) == 0
+            let kind = status.st_mode & S_IFMT
+            if exists && kind == S_IFREG && !force {
                 throw ToolError(
                     "\(image) exists and was left as it is; name another file, or use --force")
             }
             let progress = Progress("written", unitByteCount: Page.byteCount)
             defer { progress.finish() }
-            if format == .raw && image != "-" {
+            // A pipe takes no holes, and only one byte after the other.
+            let isPipe = image == "-" || exists && kind == S_IFIFO
+            if format == .raw && !isPipe {
                 try restore(
                     found, of: repository,
                     to: try ImageFile(creating: FilePath(image), replacing: force), progress)

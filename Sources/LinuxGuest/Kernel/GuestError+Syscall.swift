@@ -16,8 +16,15 @@ extension GuestError {
                     + "again",
                 errno: code)
         }
+        let remedy =
+            switch code {
+            case EROFS, EACCES, EPERM: "; check the mount and the permissions"
+            case ENOENT, ENOTDIR: "; check the path"
+            default: ""
+            }
         return GuestError(
-            code: .callFailed, message: "\(name) failed for \(subject): \(reason)", errno: code)
+            code: .callFailed, message: "\(name) failed for \(subject): \(reason)\(remedy)",
+            errno: code)
     }
 
     /// userfaultfd(2): man page, section ERRORS; Documentation/admin-guide/mm/userfaultfd.rst.
