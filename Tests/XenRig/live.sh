@@ -24,9 +24,10 @@ devices() {
     xenstore-ls "/local/domain/0/backend" 2>/dev/null
 }
 
-# A guest that writes all the time, checkpointed every 200 ms: each checkpoint is the full copy.
+# A guest of two processors that writes all the time, checkpointed every 200 ms: each checkpoint is
+# the full copy.
 live_compare() {
-    start_guest pvh && settle pvh || return 1
+    start_guest pvh vcpus=2 && settle pvh || return 1
     devices pvh >devices
     $cases compare "$(xl domid pvh)" store "$(many 25 100)" 200 || return 1
     unbroken pvh devices || return 1

@@ -16,10 +16,10 @@ wait_console() {
     return 1
 }
 
-# start_guest KIND: makes the guest of /rig/KIND.cfg and waits until it dirties memory.
+# start_guest KIND [SETTING...]: makes the guest of /rig/KIND.cfg and waits until it dirties memory.
 start_guest() {
     : >"/var/log/xen/guest-$1.log"
-    xl create -q "/rig/$1.cfg" || return 1
+    xl create -q "/rig/$1.cfg" "${@:2}" || return 1
     wait_console "$1" "dirtier: ready" 180 || { console "$1"; return 1; }
 }
 
