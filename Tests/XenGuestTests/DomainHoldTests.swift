@@ -72,6 +72,17 @@ import XenStream
         #expect(scene.xen.with { $0.trace }.filter { $0 == "resumeSuspended" }.count == 3)
     }
 
+    @Test(arguments: [XenHold.suspend, .pause])
+    func aDomainThatIsDestroyedInTheHoldIsNotResumed(hold: XenHold) throws {
+        let scene = try make(8413, hold: hold)
+        try scene.open()
+        let domain = try #require(scene.domain)
+        try domain.pause()
+        scene.xen.with(Scene.number) { $0.facts.isDying = true }
+        #expect(failure { try domain.resume() }?.code == .gone)
+        #expect(!scene.xen.with { $0.trace }.contains("resumeSuspended"))
+    }
+
     @Test func aSuspensionThatComesLateIsResumedWhenTheDomainIsLeft() throws {
         let scene = try make(8404)
         #expect(try code(scene, .acknowledgesOnly)?.code == .timedOut)

@@ -88,7 +88,9 @@ final class DomainHold: Sendable {
 
     /// Lets the domain run on; may be called again if it throws.
     func release() throws(GuestError) {
-        guard let facts = try calls.facts(number) else {
+        // Xen 4.17 panics when a vCPU's context is set in a domain that is being destroyed
+        // (hvmemul_cancel), as the fast resume does: seen in the rig.
+        guard let facts = try calls.facts(number), !facts.isDying else {
             forget()
             throw XenDomain.gone(number)
         }
@@ -249,7 +251,7 @@ final class DomainHold: Sendable {
     /// Resumes the domain if an earlier request was answered after its time.
     private func resumeLateSuspension() throws(GuestError) {
         guard state.withLock({ $0.mayComeLate }) else { return }
-        guard let facts = try calls.facts(number),
+        guard let facts = try calls.facts(number), !facts.isDying,
             facts.shutdown == nil || facts.shutdown == .suspend
         else {
             // It ended otherwise.

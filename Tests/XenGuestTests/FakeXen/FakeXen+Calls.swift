@@ -38,6 +38,9 @@ extension FakeXen {
 
     func resumeSuspended(_ domain: UInt32) throws(GuestError) {
         try onDomain("resumeSuspended", domain) { domain, violations in
+            if domain.facts.isDying {
+                violations.append("a fast resume of a domain that dies: Xen 4.17 panics")
+            }
             guard domain.facts.shutdown == .suspend else {
                 violations.append("a fast resume of a domain that is not suspended: eax is lost")
                 return

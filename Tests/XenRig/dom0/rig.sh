@@ -18,9 +18,11 @@ wait_console() {
 
 # start_guest KIND [SETTING...]: makes the guest of /rig/KIND.cfg and waits until it dirties memory.
 start_guest() {
-    : >"/var/log/xen/guest-$1.log"
-    xl create -q "/rig/$1.cfg" "${@:2}" || return 1
-    wait_console "$1" "dirtier: ready" 180 || { console "$1"; return 1; }
+    kind=$1
+    shift
+    : >"/var/log/xen/guest-$kind.log"
+    xl create -q "/rig/$kind.cfg" "$@" || return 1
+    wait_console "$kind" "dirtier: ready" 180 || { console "$kind"; return 1; }
 }
 
 # writes NAME: the newest count of writes that the guest has printed; 0 if none.
