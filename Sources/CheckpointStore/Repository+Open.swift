@@ -1,4 +1,5 @@
 import CheckpointFormat
+import Glibc
 import GuestModel
 public import SystemPackage
 
@@ -18,12 +19,19 @@ extension Repository {
 
     private static let envelopePath = "repository"
     private static let lockPath = "lock"
-    private static let indexPath = "index"
+    private static let indexPath = IndexMark.directory
 
     /// Makes a repository in a directory that is empty or does not exist, and opens it for
     /// writing.
     public static func create(at path: FilePath) throws(RepositoryError) -> Repository {
-        let files = PosixFiles(root: path)
+        try create(at: path, files: PosixFiles(root: path))
+    }
+
+    /// Makes a repository over other files, or with other limits.
+    package static func create(
+        at path: FilePath, files: any RepositoryFiles,
+        packByteCountMax: Int = Repository.packByteCountMax
+    ) throws(RepositoryError) -> Repository {
         do throws(FileError) {
             try files.createDirectory("")
             let known: Set = [PackName.directory, indexPath, lockPath, envelopePath + ".new"]
@@ -64,7 +72,7 @@ extension Repository {
             }
             throw RepositoryError(error)
         }
-        return try open(at: path, .writing)
+        return try open(at: path, .writing, files: files, packByteCountMax: packByteCountMax)
     }
 
     /// Opens a repository.
@@ -174,7 +182,6 @@ extension Repository {
         _ directory: String, _ reader: PackReader, packByteCountMax: Int
     ) throws -> OpenedIndex {
         let index = try openSound(directory, reader)
-        try index.markOpen()
         let packs = try PackName.list(reader.files)
         var replay = try IndexReplay(reader: reader, index: index)
         let end = try replay.run(packs: packs)
@@ -194,7 +201,7 @@ extension Repository {
     ) throws -> PackWriter {
         guard let last = end.lastConfirming, let scan = end.scan else {
             return try PackWriter(
-                files: reader.files, repository: reader.repository, pack: 1, scan: nil,
+                files: reader.files, repository: reader.repository, pack: end.nextPack, scan: nil,
                 packByteCountMax: limit)
         }
         if scan.isSealed {
@@ -218,7 +225,11 @@ extension Repository {
     }
 
     /// Opens the index, or makes it anew if it is missing, foreign, damaged or was cut off.
+    ///
+    /// With the lock held; the index may be written from then on.
     private static func openSound(_ directory: String, _ reader: PackReader) throws -> Index {
+        if try IndexMark.isForeign(reader.files) { try IndexMark.deleteIndex(reader.files) }
+        try IndexMark.set(reader.files)
         do {
             let index = try Index.open(directory: directory, isReadOnly: false)
             if try !index.isSound(repository: reader.repository) {
@@ -226,9 +237,7 @@ extension Repository {
             }
             return index
         } catch let error as LMDBError where error.isDamage {
-            for name in try reader.files.list(indexPath) {
-                try reader.files.remove("\(indexPath)/\(name)")
-            }
+            try IndexMark.deleteIndex(reader.files)
             let index = try Index.open(directory: directory, isReadOnly: false)
             try index.reset(repository: reader.repository)
             return index
@@ -242,7 +251,8 @@ extension Repository {
     ) throws -> Index {
         // A writer may be rebuilding the index, or be about to finish: look again for ten seconds.
         for _ in 0..<500 {
-            if let index = try? Index.open(directory: directory, isReadOnly: false),
+            if try !IndexMark.isForeign(reader.files),
+                let index = try? Index.open(directory: directory, isReadOnly: false),
                 try index.isSound(repository: reader.repository)
             {
                 if try isCurrent(index, reader) { return index }
@@ -290,8 +300,13 @@ extension Repository {
             _ = try reader.files.open(lockPath, .lock)
             return nil
         } catch {
-            let index = try? Index.open(directory: directory, isReadOnly: true)
-            if let index, try index.isSound(repository: reader.repository),
+            guard [EROFS, EACCES, EPERM].contains(error.errno) else { throw error }
+            var index: Index?
+            if try !IndexMark.isForeign(reader.files) {
+                index = try? Index.open(directory: directory, isReadOnly: true)
+            }
+            if let index,
+                try index.isSound(repository: reader.repository),
                 try isCurrent(index, reader)
             {
                 return index

@@ -73,7 +73,8 @@ public final class Repository: Sendable {
         let end = writer.confirmedEnd
         try withIndex { index in
             if end.offset > 0, !state.withLock({ $0.indexIsBehind }) { try index.advance(to: end) }
-            try index.markClosed()
+            try index.sync()
+            try IndexMark.remove(files)
         }
     }
 

@@ -56,6 +56,18 @@ package final class PosixFiles: RepositoryFiles {
         }
     }
 
+    package var bootID: [UInt8] { PosixFiles.bootID }
+
+    private static let bootID: [UInt8] = {
+        let descriptor = system_open("/proc/sys/kernel/random/boot_id", O_RDONLY, 0)
+        guard descriptor >= 0 else { return Array("unknown".utf8) }
+        defer { system_close(descriptor) }
+        let bytes = [UInt8](unsafeUninitializedCapacity: 36) { buffer, count in
+            count = max(0, system_pread(descriptor, UnsafeMutableRawBufferPointer(buffer), 0))
+        }
+        return bytes.isEmpty ? Array("unknown".utf8) : bytes
+    }()
+
     private func absolute(_ path: String) -> String {
         path.isEmpty ? root.string : root.appending(path).string
     }

@@ -22,6 +22,9 @@ package protocol RepositoryFiles: AnyObject, Sendable {
     func rename(_ path: String, to newPath: String) throws(FileError)
     /// Removes a file.
     func remove(_ path: String) throws(FileError)
+    /// Which run of the machine this is: what was written in another one and not synced may be
+    /// lost. The index, which LMDB writes past this seam, is trusted by it.
+    var bootID: [UInt8] { get }
 }
 
 /// How a file is opened.

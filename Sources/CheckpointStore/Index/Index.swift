@@ -19,8 +19,6 @@ import Synchronization
 //                "repository"               16 bytes
 //                "read"                     pack u32, offset u32: how far packs were read
 //                "transaction"              u64: the highest number seen
-//                "boot"                     the boot id under which it was opened, until it was
-//                                           closed and synced; empty then
 
 /// How far into the packs the index has read.
 package typealias ReadMark = RecordLocation
@@ -36,7 +34,7 @@ package final class Index: Sendable {
         case state
     }
 
-    static let version: UInt32 = 1
+    static let version: UInt32 = 2
 
     // The register keeps it, and closes it when the last index is released.
     unowned let environment: LMDBEnvironment
@@ -63,18 +61,15 @@ package final class Index: Sendable {
 
     // MARK: - What it is
 
-    /// True if it belongs to the repository, is of this version, and was not cut off by a power
-    /// failure.
+    /// True if it belongs to the repository and is of this version.
     func isSound(repository: RepositoryID) throws -> Bool {
         try environment.read { transaction in
             var expected = ByteWriter()
             expected.write(repository)
             var version = ByteWriter()
             version.write(Index.version)
-            let boot = try value(transaction, "boot") ?? []
             return try value(transaction, "repository") == expected.bytes
                 && value(transaction, "version") == version.bytes
-                && (boot.isEmpty || boot == Index.bootID)
         }
     }
 
@@ -88,32 +83,11 @@ package final class Index: Sendable {
             var version = ByteWriter()
             version.write(Index.version)
             try setValue(transaction, "version", version.bytes)
-            try setValue(transaction, "boot", Index.bootID)
         }
     }
 
-    /// Notes that it is open for writing: after a power cut it will not be trusted.
-    func markOpen() throws {
-        try environment.write { try setValue($0, "boot", Index.bootID) }
-        try environment.sync()
-    }
-
-    /// Brings it to the disk and notes that.
-    func markClosed() throws {
-        try environment.sync()
-        try environment.write { try setValue($0, "boot", []) }
-        try environment.sync()
-    }
-
-    private static let bootID: [UInt8] = {
-        let descriptor = system_open("/proc/sys/kernel/random/boot_id", O_RDONLY, 0)
-        guard descriptor >= 0 else { return Array("unknown".utf8) }
-        defer { system_close(descriptor) }
-        let bytes = [UInt8](unsafeUninitializedCapacity: 36) { buffer, count in
-            count = max(0, system_pread(descriptor, UnsafeMutableRawBufferPointer(buffer), 0))
-        }
-        return bytes.isEmpty ? Array("unknown".utf8) : bytes
-    }()
+    /// Brings it to the disk.
+    func sync() throws { try environment.sync() }
 
     // MARK: - State values
 

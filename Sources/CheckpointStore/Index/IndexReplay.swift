@@ -28,6 +28,9 @@ package struct IndexReplay {
         package let scan: PackScan?
         /// Packs that hold nothing published and come after it.
         package let abandonedPacks: [UInt32]
+        /// The number of the pack to make if `lastConfirming` is nil: above every pack that stays,
+        /// and above what was read before.
+        package let nextPack: UInt32
         /// The highest transaction number seen.
         package let highestTransaction: UInt64
     }
@@ -62,14 +65,18 @@ package struct IndexReplay {
                 abandoned.append(pack)
             }
         }
+        let gone = Set(abandoned + hollow)
+        let lastKept = packs.last { !gone.contains($0) } ?? 0
+        let isRead = mark.offset > UInt32(Envelope.byteCount)
         return End(
             lastConfirming: last?.location, scan: last?.scan, abandonedPacks: abandoned + hollow,
+            nextPack: max(lastKept, isRead ? mark.pack : 0) + 1,
             highestTransaction: highestTransaction)
     }
 
     /// What is in a pack; throws if anything acknowledged is damaged.
     private func scan(_ pack: UInt32, isNewest: Bool, mark: ReadMark) throws -> PackScan {
-        let scan = try PackScan.scan(reader, pack: pack)
+        let scan = isNewest ? try scanNewest(pack) : try PackScan.scan(reader, pack: pack)
         let acknowledged = mark.pack == pack && mark.offset > scan.validEnd
         let isDamaged = scan.isCorrupted || acknowledged || (!scan.isSealed && !isNewest)
         if isDamaged {
@@ -79,6 +86,20 @@ package struct IndexReplay {
                     reason: scan.tail?.reason ?? "the pack ends before what it held"))
         }
         return scan
+    }
+
+    /// What is in the newest pack.
+    ///
+    /// Sealing is one write, of which a crash may have kept the footer and lost the pack's index:
+    /// then the pack is not sealed. Damage to its records is found all the same.
+    private func scanNewest(_ pack: UInt32) throws -> PackScan {
+        do throws(RepositoryError) {
+            return try PackScan.scan(reader, pack: pack)
+        } catch {
+            guard error.corruption?.object == "pack index" else { throw error }
+        }
+        let file = try reader.file(pack)
+        return try PackScan.scanRecords(file, size: try file.byteCount())
     }
 
     private mutating func read(

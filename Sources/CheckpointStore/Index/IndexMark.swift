@@ -1,0 +1,57 @@
+import Glibc
+
+// The file `index/open`: the index may hold what is not on the disk yet.
+//
+// LMDB does not sync the index while it is open, so a power cut leaves any version of each of its
+// pages. A lost page reads as an earlier one, and an earlier one says that all is well: nothing
+// inside LMDB's file can tell. So the mark lies beside it. It holds the boot id, and
+//
+//  - is made and synced before anything is written to the index,
+//  - is removed after the index was synced, by a writer that closes.
+//
+// An index with the mark of another boot is deleted before LMDB looks at it.
+
+/// The mark beside an open index.
+enum IndexMark {
+    static let directory = "index"
+    private static let name = "open"
+    private static let path = "\(directory)/\(name)"
+    private static let byteCountMax = 64
+
+    /// True if the machine lost power, or was reset, while the index was open.
+    static func isForeign(_ files: any RepositoryFiles) throws(FileError) -> Bool {
+        let bytes: [UInt8]
+        do throws(FileError) {
+            bytes = try files.open(path, .read).readBytes(byteCountMax, at: 0)
+        } catch {
+            if error.isMissing { return false }
+            throw error
+        }
+        return bytes != files.bootID
+    }
+
+    /// Sets the mark; when this returns the index may be written.
+    static func set(_ files: any RepositoryFiles) throws(FileError) {
+        let file = try files.open(path, .create)
+        try file.write(files.bootID, at: 0)
+        try file.sync()
+        try files.syncDirectory(directory)
+    }
+
+    /// Takes the mark away; the index was synced before.
+    static func remove(_ files: any RepositoryFiles) throws(FileError) {
+        do throws(FileError) {
+            try files.remove(path)
+        } catch {
+            if !error.isMissing { throw error }
+        }
+        try files.syncDirectory(directory)
+    }
+
+    /// Deletes the index, but for the mark.
+    static func deleteIndex(_ files: any RepositoryFiles) throws(FileError) {
+        for file in try files.list(directory) where file != name {
+            try files.remove("\(directory)/\(file)")
+        }
+    }
+}
