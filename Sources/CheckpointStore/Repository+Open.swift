@@ -182,6 +182,8 @@ extension Repository {
         _ directory: String, _ reader: PackReader, packByteCountMax: Int
     ) throws -> OpenedIndex {
         let index = try openSound(directory, reader)
+        // A creation may have been cut off before it synced the last name.
+        try reader.files.syncDirectory("")
         let packs = try PackName.list(reader.files)
         var replay = try IndexReplay(reader: reader, index: index)
         let end = try replay.run(packs: packs)
@@ -214,14 +216,36 @@ extension Repository {
         if scan.fileByteCount > UInt64(validEnd) {
             let file = try reader.files.open(PackName.path(last.pack), .update)
             try file.truncate(to: UInt64(validEnd))
-            try file.sync()
         }
+        let confirmed = min(max(scan.confirmed, UInt32(Envelope.byteCount)), validEnd)
+        try settle(reader, last.pack, UInt64(confirmed)..<UInt64(validEnd))
         let trimmed = PackScan(
             entries: kept, validEnd: validEnd, isSealed: false, fileByteCount: UInt64(validEnd),
             confirmed: validEnd, tail: nil)
         return try PackWriter(
             files: reader.files, repository: reader.repository, pack: last.pack, scan: trimmed,
             packByteCountMax: limit)
+    }
+
+    /// Makes bytes of a pack durable that a writer may have died before syncing.
+    ///
+    /// They are written once more: after a sync that failed the kernel takes them for written, and
+    /// another sync would do nothing.
+    private static func settle(
+        _ reader: PackReader, _ pack: UInt32, _ range: Range<UInt64>
+    ) throws {
+        let file = try reader.files.open(PackName.path(pack), .update)
+        var offset = range.lowerBound
+        while offset < range.upperBound {
+            let count = Int(min(1 << 20, range.upperBound - offset))
+            let bytes = try file.readBytes(count, at: offset)
+            guard bytes.count == count else {
+                throw FileError(call: "pread", path: PackName.path(pack), errno: EIO)
+            }
+            try file.write(bytes, at: offset)
+            offset += UInt64(count)
+        }
+        try file.sync()
     }
 
     /// Opens the index, or makes it anew if it is missing, foreign, damaged or was cut off.

@@ -51,12 +51,13 @@ extension Repository {
         }
         result.logicalByteCount = result.pageCount * Page.byteCount
         result.uniquePageCount = try withIndex { try $0.pageCount() }
-        for pack in try PackName.list(reader.files) {
+        let packs = try PackName.list(reader.files)
+        for pack in packs {
             do {
                 result.byteCount += Int(
                     try reader.files.open(PackName.path(pack), .read).byteCount())
                 if try PackScan.isHollow(reader.files, pack: pack) { continue }
-                let scan = try PackScan.scan(reader, pack: pack)
+                let scan = try PackScan.scan(reader, pack: pack, isNewest: pack == packs.last)
                 let frame = Envelope.byteCount + (scan.isSealed ? PackFooter.byteCount : 0)
                 added +=
                     frame

@@ -26,9 +26,12 @@ public final class Repository: Sendable {
     private struct State {
         var nextTransaction: UInt64 = 1
         var activeTransactions: Set<UInt64> = []
-        /// Set when a publication could not be indexed; the index reads it from the packs later.
-        var indexIsBehind = false
         var lock: (any RepositoryFile)?
+    }
+
+    private struct Unindexed: Sendable {
+        let checkpoint: Checkpoint
+        var frames: TransactionFrames
     }
 
     /// Where it lies.
@@ -40,6 +43,8 @@ public final class Repository: Sendable {
     private let index: Index
     private let writer: PackWriter?
     private let state: Mutex<State>
+    /// Checkpoints that exist and that the index lacks, in the order of publication.
+    private let unindexed = Mutex<[Unindexed]>([])
 
     init(
         path: FilePath, id: RepositoryID, files: any RepositoryFiles, reader: PackReader,
@@ -72,7 +77,9 @@ public final class Repository: Sendable {
         try writer.mark()
         let end = writer.confirmedEnd
         try withIndex { index in
-            if end.offset > 0, !state.withLock({ $0.indexIsBehind }) { try index.advance(to: end) }
+            // Numbers of abandoned transactions count: their frames may lie in sealed packs.
+            let highest = state.withLock { $0.nextTransaction - 1 }
+            if end.offset > 0 { try index.advance(to: end, highestTransaction: highest) }
             try index.sync()
             try IndexMark.remove(files)
         }
@@ -91,7 +98,6 @@ public final class Repository: Sendable {
             throw RepositoryError(
                 .readOnly, "\(path) was opened for reading; open it for writing to add checkpoints")
         }
-        try catchUp()
         let number = state.withLock { state in
             let number = state.nextTransaction
             state.nextTransaction += 1
@@ -113,37 +119,43 @@ public final class Repository: Sendable {
 
     /// Indexes a checkpoint that exists.
     ///
-    /// A failure is made good by the next `catchUp`: the checkpoint is in the packs, and the index
-    /// can be read from them.
+    /// A failure is made good by the next look at the index: the checkpoint is in the packs.
     func didPublish(_ checkpoint: Checkpoint, transaction: UInt64, frames: TransactionFrames) {
-        var frames = frames
-        let (isAlone, isBehind) = state.withLock { state in
+        let isAlone = state.withLock { state in
             state.activeTransactions.remove(transaction)
-            return (state.activeTransactions.isEmpty, state.indexIsBehind)
+            return state.activeTransactions.isEmpty
         }
+        unindexed.withLock { waiting in
+            waiting.append(Unindexed(checkpoint: checkpoint, frames: frames))
+            // One that failed before keeps the read mark where it is: a process that dies now must
+            // find it again.
+            let mayAdvance = isAlone && waiting.count == 1
+            try? indexAll(&waiting, mayAdvance: mayAdvance)
+        }
+    }
+
+    /// Indexes what could not be indexed when it was published.
+    private func catchUp() throws(RepositoryError) {
         do {
+            try unindexed.withLock { try indexAll(&$0, mayAdvance: false) }
+        } catch {
+            throw RepositoryError(indexFailure: error, path: path)
+        }
+    }
+
+    /// Indexes checkpoints in the order in which they were published; stops at the first failure.
+    private func indexAll(_ waiting: inout [Unindexed], mayAdvance: Bool) throws {
+        while var next = waiting.first {
+            let checkpoint = next.checkpoint
             let end = RecordLocation(
                 pack: checkpoint.location.pack,
                 offset: checkpoint.location.offset + UInt32(checkpoint.manifestByteCount))
             try index.add(
-                checkpoint.id, checkpoint.manifest, at: checkpoint.location, frames: &frames,
-                reader: reader, readMark: isAlone && !isBehind ? end : nil,
-                highestTransaction: transaction)
-        } catch {
-            state.withLock { $0.indexIsBehind = true }
+                checkpoint.id, checkpoint.manifest, at: checkpoint.location, frames: &next.frames,
+                reader: reader, readMark: mayAdvance ? end : nil,
+                highestTransaction: checkpoint.manifest.transaction)
+            waiting.removeFirst()
         }
-    }
-
-    /// Reads into the index what a failed update left out.
-    private func catchUp() throws(RepositoryError) {
-        let isIdle = state.withLock { $0.indexIsBehind && $0.activeTransactions.isEmpty }
-        guard isIdle else { return }
-        let packs = try PackName.list(files)
-        try withIndex { index in
-            var replay = try IndexReplay(reader: reader, index: index)
-            _ = try replay.run(packs: packs)
-        }
-        state.withLock { $0.indexIsBehind = false }
     }
 
     // MARK: - The index
@@ -152,6 +164,7 @@ public final class Repository: Sendable {
     package func withIndex<T>(
         _ body: (Index) throws -> T
     ) throws(RepositoryError) -> T {
+        try catchUp()
         do {
             return try body(index)
         } catch {

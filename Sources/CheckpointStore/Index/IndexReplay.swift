@@ -76,7 +76,7 @@ package struct IndexReplay {
 
     /// What is in a pack; throws if anything acknowledged is damaged.
     private func scan(_ pack: UInt32, isNewest: Bool, mark: ReadMark) throws -> PackScan {
-        let scan = isNewest ? try scanNewest(pack) : try PackScan.scan(reader, pack: pack)
+        let scan = try PackScan.scan(reader, pack: pack, isNewest: isNewest)
         let acknowledged = mark.pack == pack && mark.offset > scan.validEnd
         let isDamaged = scan.isCorrupted || acknowledged || (!scan.isSealed && !isNewest)
         if isDamaged {
@@ -86,20 +86,6 @@ package struct IndexReplay {
                     reason: scan.tail?.reason ?? "the pack ends before what it held"))
         }
         return scan
-    }
-
-    /// What is in the newest pack.
-    ///
-    /// Sealing is one write, of which a crash may have kept the footer and lost the pack's index:
-    /// then the pack is not sealed. Damage to its records is found all the same.
-    private func scanNewest(_ pack: UInt32) throws -> PackScan {
-        do throws(RepositoryError) {
-            return try PackScan.scan(reader, pack: pack)
-        } catch {
-            guard error.corruption?.object == "pack index" else { throw error }
-        }
-        let file = try reader.file(pack)
-        return try PackScan.scanRecords(file, size: try file.byteCount())
     }
 
     private mutating func read(
@@ -228,7 +214,10 @@ extension Index {
 
 extension Index {
     /// Moves the read mark forward over records that need no indexing.
-    package func advance(to mark: ReadMark) throws {
-        try environment.write { try setReadMark($0, mark) }
+    package func advance(to mark: ReadMark, highestTransaction: UInt64) throws {
+        try environment.write { transaction in
+            try setReadMark(transaction, mark)
+            try setCounter(transaction, highestTransaction)
+        }
     }
 }

@@ -41,13 +41,19 @@ package struct PackScan: Sendable {
     /// Reads what is in a pack: the index of a sealed one, all of an unsealed one.
     ///
     /// Throws `corrupted` only when a sealed pack's index cannot be read.
+    ///
+    /// - Parameter isNewest: true for the newest pack, whose seal is not trusted: a power cut may
+    ///   have kept the seal and lost records before it. The next pack is made only after the seal
+    ///   was synced.
     package static func scan(
-        _ reader: PackReader, pack: UInt32
+        _ reader: PackReader, pack: UInt32, isNewest: Bool
     ) throws(RepositoryError) -> PackScan {
         let file = try reader.file(pack)
         do {
             let size = try file.byteCount()
-            if let sealed = try scanSealed(file, pack: pack, size: size) { return sealed }
+            if !isNewest, let sealed = try scanSealed(file, pack: pack, size: size) {
+                return sealed
+            }
             return try scanRecords(file, size: size)
         } catch let error as FormatError {
             throw RepositoryError(

@@ -137,12 +137,11 @@ private final class Verification: Sendable {
         let size = try file.byteCount()
         var sealed: PackScan?
         do {
-            let scan = try PackScan.scan(reader, pack: pack)
+            let scan = try PackScan.scan(reader, pack: pack, isNewest: isNewest)
             sealed = scan.isSealed ? scan : nil
         } catch {
             guard let corruption = error.corruption else { throw error }
-            // A crash may have torn the sealing of the newest pack; all of its records are read.
-            if !isNewest || pack != mark.pack { note(corruption) }
+            note(corruption)
         }
         let end: UInt64
         if let last = sealed?.entries.last {
