@@ -65,6 +65,8 @@ package final class FaultyFiles: RepositoryFiles {
         try check("unlink", path)
         try inner.remove(path)
     }
+
+    package var bootID: [UInt8] { inner.bootID }
 }
 
 private final class FaultyFile: RepositoryFile {

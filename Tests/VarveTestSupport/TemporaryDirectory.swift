@@ -7,8 +7,12 @@ public final class TemporaryDirectory: Sendable {
     public let path: FilePath
 
     /// Makes it, under TMPDIR or /tmp.
-    public init() {
-        let base = ProcessInfo.processInfo.environment["TMPDIR"] ?? "/tmp"
+    ///
+    /// - Parameter inMemory: in the system's memory if it has a place for that: for tests that make
+    ///   thousands of indexes, where only what is lost at a power cut is simulated.
+    public init(inMemory: Bool = false) {
+        var base = ProcessInfo.processInfo.environment["TMPDIR"] ?? "/tmp"
+        if inMemory, FileManager.default.isWritableFile(atPath: "/dev/shm") { base = "/dev/shm" }
         path = FilePath("\(base)/varve-test-\(UUID().uuidString)")
         let made: Void? = try? FileManager.default.createDirectory(
             atPath: path.string, withIntermediateDirectories: true)

@@ -1,0 +1,153 @@
+import CheckpointEngine
+import CheckpointStore
+import GuestModel
+import VarveTestSupport
+
+/// What must hold of a store after a crash.
+struct CrashCheck {
+    private struct Problem: Error, CustomStringConvertible {
+        let description: String
+    }
+
+    let copies: [CheckpointID: CrashWorld.Copy]
+    /// Guests as they were whenever they were captured: what was not acknowledged is one of these.
+    let attempts: [CrashWorld.Copy]
+    let acknowledged: [CheckpointID]
+    let packByteCountMax: Int
+    let abandonedByteCountMax: Int
+
+    private func fail(_ description: String) -> Problem { Problem(description: description) }
+
+    /// Opens the store and looks at all of it, takes a checkpoint, and looks once more.
+    func run(_ disk: SimulatedDisk) throws {
+        let files = disk.boot()
+        let repository = try open(disk, files)
+        let found = try repository.checkpoints()
+        let missing = Set(acknowledged).subtracting(found.map(\.id))
+        guard missing.isEmpty else {
+            throw fail("acknowledged and gone: \(missing.map(\.short).sorted())")
+        }
+        let present = Set(found.map(\.id))
+        for checkpoint in found {
+            try checkContents(checkpoint, repository)
+            if let parent = checkpoint.parent, !present.contains(parent) {
+                throw fail("checkpoint \(checkpoint.id.short) is without its parent")
+            }
+        }
+        try checkNames(found, repository)
+        try checkSpace(repository)
+        let next = try captureNext(found, repository)
+        let report = try repository.verify()
+        guard report.isClean else { throw fail("verify: \(report.corruptions)") }
+        guard report.checkpointCount == found.count + 1 else {
+            throw fail("verify saw \(report.checkpointCount) of \(found.count + 1) checkpoints")
+        }
+        try repository.close()
+        let reader = try Repository.open(at: disk.indexRoot, .reading, files: files)
+        guard try reader.checkpoints().map(\.id) == found.map(\.id) + [next] else {
+            throw fail("a reader sees other checkpoints than the writer left")
+        }
+    }
+
+    /// Opens the store, or makes it if the crash came before it was one.
+    private func open(
+        _ disk: SimulatedDisk, _ files: SimulatedFiles
+    ) throws(RepositoryError) -> Repository {
+        do {
+            return try Repository.open(
+                at: disk.indexRoot, .writing, files: files, packByteCountMax: packByteCountMax)
+        } catch {
+            guard error.code == .missing, acknowledged.isEmpty else { throw error }
+        }
+        return try Repository.create(
+            at: disk.indexRoot, files: files, packByteCountMax: packByteCountMax)
+    }
+
+    private func checkContents(_ checkpoint: Checkpoint, _ repository: Repository) throws {
+        let restored = SimulatedGuest(layout: .empty)
+        let result = try Restore.run(checkpoint, from: repository, into: restored)
+        let pages = restored.with { $0.pages }
+        guard result.root == checkpoint.root, try MemoryRoot.of(restored) == checkpoint.root else {
+            throw fail("checkpoint \(checkpoint.id.short) has another root than it says")
+        }
+        if let copy = copies[checkpoint.id] {
+            guard copy.pages == pages, copy.label == checkpoint.label,
+                copy.lineage == checkpoint.lineage
+            else { throw fail("checkpoint \(checkpoint.id.short) is not what was captured") }
+            try checkReading(checkpoint, copy, repository)
+        } else if !attempts.contains(where: {
+            $0.lineage == checkpoint.lineage && $0.pages == pages
+        }) {
+            throw fail("checkpoint \(checkpoint.id.short) is half there")
+        }
+    }
+
+    /// The same through the reader that goes by frames.
+    private func checkReading(
+        _ checkpoint: Checkpoint, _ copy: CrashWorld.Copy, _ repository: Repository
+    ) throws {
+        var isEqual = true
+        let reader = try MemoryReader(checkpoint, from: repository)
+        try reader.read { runs, contents in
+            var position = 0
+            for frame in runs.flatMap(\.frames) {
+                let page = contents[position..<position + Page.byteCount]
+                isEqual = isEqual && copy.pages[frame].map { page.elementsEqual($0) } ?? false
+                position += Page.byteCount
+            }
+        }
+        guard isEqual, reader.layout.pageCount == copy.pages.count else {
+            throw fail("checkpoint \(checkpoint.id.short) is read as something else")
+        }
+    }
+
+    private func checkNames(_ found: [Checkpoint], _ repository: Repository) throws {
+        for label in Set(found.compactMap(\.label)) {
+            let newest = found.last { $0.label == label }
+            guard try repository.checkpoint(named: label) == newest else {
+                throw fail("label \(label) names another checkpoint than the newest with it")
+            }
+        }
+        for lineage in Set(found.map(\.lineage)) {
+            let newest = found.last { $0.lineage == lineage }
+            guard try repository.newest(ofLineage: lineage) == newest else {
+                throw fail("lineage \(lineage) ends elsewhere")
+            }
+        }
+    }
+
+    /// What was abandoned last is cut off.
+    private func checkSpace(_ repository: Repository) throws {
+        let abandoned = try repository.statistics().abandonedByteCount
+        guard abandoned <= abandonedByteCountMax else {
+            throw fail("\(abandoned) bytes of abandoned transactions are kept")
+        }
+    }
+
+    /// The store takes the next checkpoint, of a guest that has changed meanwhile.
+    private func captureNext(
+        _ found: [Checkpoint], _ repository: Repository
+    ) throws -> CheckpointID {
+        let pages = CrashWorld.guestPageCount
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: pages))
+        guest.with { state in
+            if let id = found.last?.id, let copy = copies[id] {
+                for (frame, page) in copy.pages { state.write(frame, page) }
+            }
+            for frame in 10..<14 { state.write(UInt64(frame), CrashWorld.page(9999 + frame)) }
+        }
+        var options = CaptureOptions()
+        options.ringByteCount = 4 << 20
+        options.workerCount = 1
+        let session = try CaptureSession(
+            of: guest, in: repository, lineage: "web", options: options)
+        let next = try session.capture().checkpoint
+        session.close()
+        let restored = SimulatedGuest(layout: .empty)
+        _ = try Restore.run(next, from: repository, into: restored)
+        guard restored.with({ $0.pages }) == guest.with({ $0.pages }) else {
+            throw fail("the next checkpoint is not what was captured")
+        }
+        return next.id
+    }
+}

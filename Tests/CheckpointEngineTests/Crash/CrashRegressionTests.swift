@@ -1,0 +1,103 @@
+import CheckpointEngine
+import CheckpointStore
+import GuestModel
+import Testing
+import VarveTestSupport
+
+/// What crash points found, each by itself.
+@Suite struct CrashRegressionTests {
+    private static let smallPack = (256 + 80) << 10
+
+    /// A disk that is full when a new pack has been made, then a writer that closes: the index had
+    /// read to the empty pack, and the next writer began with pack 1 once more.
+    @Test func aNewPackNeverTakesTheNumberOfAnother() throws {
+        for call in 0..<24 {
+            let world = CrashWorld(packByteCountMax: CrashRegressionTests.smallPack, seed: 1)
+            try world.create()
+            world.write("web", 0..<20, value: 1)
+            try world.capture()
+            world.write("web", 0..<30, value: 2)
+            world.disk.failCall(call, SimulatedDisk.Failure(errno: 28, leavesPart: true))
+            try world.capture()
+            world.disk.failCall(nil)
+            world.close()
+            try world.capture()
+            let repository = try world.repository()
+            for acknowledged in world.acknowledged {
+                let restored = SimulatedGuest(layout: .empty)
+                let checkpoint = try repository.checkpoint(id: acknowledged.id)
+                _ = try Restore.run(checkpoint, from: repository, into: restored)
+                let pages = world.copies[acknowledged.id]?.pages
+                #expect(restored.with { $0.pages } == pages, "call \(call)")
+            }
+        }
+    }
+
+    /// A transaction that is abandoned after it had sealed a pack, then a writer that closes: the
+    /// next writer gave its number to another transaction, and a rebuilt index took the frames of
+    /// both for one.
+    @Test func aTransactionNeverTakesTheNumberOfAnother() throws {
+        for call in 0..<24 {
+            let world = CrashWorld(packByteCountMax: CrashRegressionTests.smallPack, seed: 1)
+            try world.create()
+            world.write("web", 0..<10, value: 1)
+            try world.capture()
+            world.write("web", 0..<40, value: 2)
+            world.disk.failCall(call, SimulatedDisk.Failure(errno: 5, leavesPart: false))
+            try world.capture()
+            world.disk.failCall(nil)
+            world.close()
+            world.write("web", 0..<40, value: 3)
+            try world.capture()
+            world.close()
+            world.deleteIndex()
+            let repository = try world.repository()
+            #expect(try repository.verify().isClean, "call \(call)")
+        }
+    }
+
+    /// Sealing is one write: a power cut may keep the footer and lose the pack's index before it.
+    @Test func aTornSealIsNoSeal() throws {
+        let scenario = try #require(CrashScenario.all.first { $0.name == "seal" })
+        let recording = try CrashRecording(scenario)
+        let calls = recording.points.compactMap(\.call)
+        var seals = 0
+        for (position, point) in recording.points.dropFirst().enumerated() {
+            guard point.call?.kind == .write, position + 2 < calls.count,
+                calls[position + 1].kind == .sync, calls[position + 2].kind == .create
+            else { continue }
+            seals += 1
+            for seed in 0..<(TestSeed.isLong ? 500 : 60) {
+                try recording.crash(
+                    at: point, isPowerCut: true, fate: .deleted, seed: UInt64(seed))
+            }
+        }
+        #expect(seals > 1)
+    }
+
+    /// A page of the index that was lost in a power cut reads as it was before, and might say that
+    /// the index was closed.
+    @Test func anIndexThatWasOpenInAPowerCutIsNotTrusted() throws {
+        let scenario = try #require(CrashScenario.all.first { $0.name == "close" })
+        let recording = try CrashRecording(scenario)
+        for point in recording.points {
+            for seed in 0..<(TestSeed.isLong ? 100 : 4) {
+                try recording.crash(at: point, isPowerCut: true, fate: .torn, seed: UInt64(seed))
+            }
+        }
+    }
+
+    /// A lock that cannot be opened for another reason than a read-only medium.
+    @Test func aReaderOnAFullDiskIsToldSo() throws {
+        let world = CrashWorld(packByteCountMax: CrashRegressionTests.smallPack, seed: 1)
+        try world.create()
+        try world.capture()
+        world.kill()
+        world.deleteIndex()
+        world.disk.failCall(2, SimulatedDisk.Failure(errno: 28, leavesPart: false))
+        let error = #expect(throws: RepositoryError.self) {
+            try Repository.open(at: world.disk.indexRoot, .reading, files: world.disk.boot())
+        }
+        #expect(error?.code == .noSpace)
+    }
+}

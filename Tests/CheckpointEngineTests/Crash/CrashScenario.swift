@@ -1,0 +1,142 @@
+import CheckpointEngine
+import CheckpointStore
+import Glibc
+import Testing
+import VarveTestSupport
+
+/// Something that is done to a store, in each call of which a crash must lose nothing.
+struct CrashScenario: Sendable, CustomTestStringConvertible {
+    let name: String
+    var packByteCountMax = Repository.packByteCountMax
+    /// What comes before; its calls are no crash points.
+    var prepare: @Sendable (CrashWorld) throws -> Void = { _ in }
+    /// What is done.
+    let act: @Sendable (CrashWorld) throws -> Void
+    /// True if several threads call the disk: then the index cannot be copied between two calls.
+    var isConcurrent = false
+    /// What abandoned transactions may keep until a prune: what they sealed, and what lies in a pack
+    /// before a publication of another one.
+    var abandonedByteCountMax = 80 << 10
+
+    var testDescription: String { name }
+
+    /// Packs that hold some twenty pages.
+    private static let smallPack = (256 + 80) << 10
+
+    private static func capturing(_ count: Int) -> @Sendable (CrashWorld) throws -> Void {
+        { world in
+            try world.create()
+            for step in 0..<count {
+                world.write("web", step..<step + 12, value: step)
+                try world.capture()
+            }
+        }
+    }
+
+    /// All, or the one that VARVE_SCENARIO names.
+    static let wanted: [CrashScenario] = {
+        guard let name = getenv("VARVE_SCENARIO").map({ String(cString: $0) }) else { return all }
+        return all.filter { $0.name == name }
+    }()
+
+    static let all: [CrashScenario] = [
+        CrashScenario(name: "first import") { world in
+            try world.create()
+            world.write("web", 0..<40, value: 1)
+            try world.importImage("web")
+        },
+        CrashScenario(name: "incremental capture", prepare: capturing(1)) { world in
+            for step in 1...3 {
+                world.write("web", step * 5..<step * 5 + 8, value: 10 + step)
+                try world.capture()
+            }
+        },
+        CrashScenario(name: "seal", packByteCountMax: smallPack, prepare: capturing(1)) { world in
+            for step in 1...3 {
+                world.write("web", 0..<36, value: 20 + step)
+                try world.capture()
+            }
+        },
+        CrashScenario(
+            name: "index rebuild", packByteCountMax: smallPack,
+            prepare: { world in
+                try capturing(5)(world)
+                world.close()
+                world.deleteIndex()
+            },
+            act: { world in
+                try world.open()
+                world.write("web", 0..<9, value: 30)
+                try world.capture()
+                world.close()
+            }),
+        CrashScenario(name: "label", prepare: capturing(1)) { world in
+            for label in ["before", "after", "before"] {
+                world.write("web", 3..<6, value: label.count)
+                try world.capture(label: label)
+            }
+        },
+        CrashScenario(
+            name: "two lineages at once", packByteCountMax: smallPack,
+            prepare: { world in
+                try capturing(1)(world)
+                world.write("mail", 0..<12, value: 40)
+                try world.capture("mail")
+            },
+            act: { world in
+                Threads.concurrently(2) { thread in
+                    let lineage = thread == 0 ? "web" : "mail"
+                    for step in 0..<3 {
+                        world.write(lineage, step..<step + 9, value: 50 + thread * 10 + step)
+                        // What fails is noted there.
+                        _ = try? world.capture(lineage)
+                    }
+                }
+            }, isConcurrent: true, abandonedByteCountMax: 200 << 10),
+        CrashScenario(name: "close", prepare: capturing(1)) { world in
+            world.write("web", 0..<5, value: 60)
+            try world.capture()
+            world.close()
+            try world.open()
+            world.close()
+            try world.open()
+            world.write("web", 2..<7, value: 61)
+            try world.capture()
+            world.close()
+        },
+        CrashScenario(name: "branch", prepare: capturing(4)) { world in
+            let first = try world.checkpoint(named: "web~2")
+            world.write("branch", 0..<20, value: 70)
+            try world.capture("branch", parent: first)
+            world.write("branch", 5..<9, value: 71)
+            try world.capture("branch")
+            world.write("web", 5..<9, value: 72)
+            try world.capture()
+        },
+        CrashScenario(
+            name: "abandon", packByteCountMax: smallPack, prepare: capturing(2),
+            act: { world in
+                for call in [6, 7] {
+                    world.write("web", 0..<40, value: 80 + call)
+                    world.guest("web").failCall(call)
+                    try world.capture()
+                    world.guest("web").failCall(nil)
+                    try world.capture()
+                }
+            }, abandonedByteCountMax: 360 << 10),
+        CrashScenario(
+            name: "reader rebuilds", packByteCountMax: smallPack,
+            prepare: { world in
+                try capturing(4)(world)
+                world.kill()
+                world.deleteIndex()
+            },
+            act: { world in
+                try world.read()
+                try world.open()
+                world.write("web", 0..<9, value: 90)
+                try world.capture()
+                try world.read()
+            }),
+    ]
+}

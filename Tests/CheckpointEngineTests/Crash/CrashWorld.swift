@@ -1,0 +1,295 @@
+import CheckpointEngine
+import CheckpointStore
+import GuestModel
+import Synchronization
+import VarveTestSupport
+
+/// A store on a simulated disk, guests that are captured into it, and a full copy of each guest for
+/// each checkpoint.
+///
+/// Its steps go on after a failure, as a daemon would: what failed is noted, and must have left the
+/// guest running.
+final class CrashWorld: Sendable {
+    /// What a checkpoint must give back.
+    struct Copy: Sendable, Equatable {
+        let lineage: String
+        let label: String?
+        let pages: [UInt64: [UInt8]]
+    }
+
+    /// A checkpoint that somebody was told of.
+    struct Acknowledged: Sendable {
+        let id: CheckpointID
+        /// Calls on the disk before that.
+        let callCount: Int
+    }
+
+    private struct State: Sendable {
+        var files: SimulatedFiles
+        var repository: Repository?
+        var guests: [String: SimulatedGuest] = [:]
+        var sessions: [String: CaptureSession] = [:]
+        var acknowledged: [Acknowledged] = []
+        var copies: [CheckpointID: Copy] = [:]
+        var attempts: [Copy] = []
+        var problems: [String] = []
+        var failureCount = 0
+    }
+
+    static let guestPageCount = 48
+
+    let disk: SimulatedDisk
+    private let directory = TemporaryDirectory(inMemory: true)
+    let packByteCountMax: Int
+    private let state: Mutex<State>
+
+    init(packByteCountMax: Int, seed: UInt64) {
+        self.packByteCountMax = packByteCountMax
+        disk = SimulatedDisk(indexRoot: directory.path, seed: seed)
+        state = Mutex(State(files: disk.boot()))
+    }
+
+    deinit {
+        // Sessions before their repository, and its index before the directory.
+        state.withLock { state in
+            state.sessions = [:]
+            state.repository = nil
+        }
+    }
+
+    var acknowledged: [Acknowledged] { state.withLock { $0.acknowledged } }
+    var copies: [CheckpointID: Copy] { state.withLock { $0.copies } }
+    /// Guests at each attempt to capture them, whatever came of it.
+    var attempts: [Copy] { state.withLock { $0.attempts } }
+    /// What must not have happened.
+    var problems: [String] { state.withLock { $0.problems } }
+    /// Steps that failed.
+    var failureCount: Int { state.withLock { $0.failureCount } }
+    var lineages: [String] { state.withLock { $0.guests.keys.sorted() } }
+
+    private func noteFailure(_ step: String, _ error: any Error) {
+        state.withLock { state in
+            state.failureCount += 1
+            if !"\(error)".contains("failed for") && !"\(error)".contains("no space is left")
+                && !"\(error)".contains("cannot be opened or written")
+                && !"\(error)".contains("as the test asked")
+            {
+                state.problems.append("\(step): \(error)")
+            }
+        }
+    }
+
+    // MARK: - The repository
+
+    /// Makes the repository, again if a failure came between.
+    func create() throws {
+        let files = state.withLock { $0.files }
+        func attempt() throws(RepositoryError) -> Repository {
+            try Repository.create(
+                at: disk.indexRoot, files: files, packByteCountMax: packByteCountMax)
+        }
+        do {
+            keep(try attempt())
+        } catch {
+            noteFailure("create", error)
+            do {
+                keep(try attempt())
+            } catch {
+                // It was made, and opening it failed.
+                guard error.code == .exists else { throw error }
+                try open()
+            }
+        }
+    }
+
+    /// Opens it for writing, again if a failure came between.
+    func open() throws {
+        let files = state.withLock { $0.files }
+        func attempt() throws -> Repository {
+            try Repository.open(
+                at: disk.indexRoot, .writing, files: files, packByteCountMax: packByteCountMax)
+        }
+        do {
+            keep(try attempt())
+        } catch {
+            noteFailure("open", error)
+            keep(try attempt())
+        }
+    }
+
+    private func keep(_ repository: Repository) {
+        state.withLock { $0.repository = repository }
+    }
+
+    func repository() throws -> Repository {
+        if let open = state.withLock({ $0.repository }) { return open }
+        try open()
+        guard let open = state.withLock({ $0.repository }) else { throw Closed() }
+        return open
+    }
+
+    private struct Closed: Error {}
+
+    /// Opens it for reading and looks at every checkpoint, again if a failure came between.
+    func read() throws {
+        let files = state.withLock { $0.files }
+        func attempt() throws {
+            let reader = try Repository.open(at: disk.indexRoot, .reading, files: files)
+            for checkpoint in try reader.checkpoints() { _ = try reader.pageMap(of: checkpoint) }
+        }
+        do {
+            try attempt()
+        } catch {
+            noteFailure("read", error)
+            try attempt()
+        }
+    }
+
+    /// A checkpoint with a name, looked for again if a failure came between.
+    func checkpoint(named name: String) throws -> Checkpoint {
+        let repository = try repository()
+        do {
+            return try repository.checkpoint(named: name)
+        } catch {
+            noteFailure("name", error)
+            return try repository.checkpoint(named: name)
+        }
+    }
+
+    /// Ends sessions and the repository.
+    func close() {
+        let (sessions, repository) = state.withLock { state in
+            defer {
+                state.sessions = [:]
+                state.repository = nil
+            }
+            return (state.sessions, state.repository)
+        }
+        for session in sessions.values { session.close() }
+        do { try repository?.close() } catch { noteFailure("close", error) }
+    }
+
+    /// The process dies and another one begins; guests are forgotten with it.
+    func kill() {
+        disk.kill()
+        state.withLock { state in
+            state.sessions = [:]
+            state.repository = nil
+            state.guests = [:]
+            state.files = disk.boot()
+        }
+    }
+
+    /// Removes what is derived.
+    func deleteIndex() {
+        let files = PosixFiles(root: disk.indexRoot)
+        for name in (try? files.list("index")) ?? [] { try? files.remove("index/\(name)") }
+    }
+
+    // MARK: - Guests
+
+    /// The guest of a lineage; made of the first page contents when it is asked for first.
+    func guest(_ lineage: String) -> SimulatedGuest {
+        state.withLock { state in
+            if let guest = state.guests[lineage] { return guest }
+            let guest = SimulatedGuest(layout: GuestLayout(pageCount: CrashWorld.guestPageCount))
+            state.guests[lineage] = guest
+            return guest
+        }
+    }
+
+    static func page(_ value: Int) -> [UInt8] {
+        var random = SeededGenerator(seed: UInt64(bitPattern: Int64(value)))
+        return (0..<Page.byteCount / 8).flatMap { _ in
+            withUnsafeBytes(of: random.next()) { Array($0) }
+        }
+    }
+
+    /// The guest of a lineage writes to pages; different values, different contents.
+    func write(_ lineage: String, _ frames: Range<Int>, value: Int) {
+        guest(lineage).with { state in
+            for frame in frames {
+                state.write(UInt64(frame), CrashWorld.page(value &* 1000 &+ frame))
+            }
+        }
+    }
+
+    private func session(_ lineage: String, parent: Checkpoint?) throws -> CaptureSession {
+        if let session = state.withLock({ $0.sessions[lineage] }) { return session }
+        var options = CaptureOptions()
+        options.ringByteCount = 4 << 20
+        options.workerCount = 1
+        let repository = try repository()
+        let guest = guest(lineage)
+        func attempt() throws -> CaptureSession {
+            try CaptureSession(
+                of: guest, in: repository, lineage: lineage, parent: parent, options: options)
+        }
+        let session: CaptureSession
+        do {
+            session = try attempt()
+        } catch {
+            noteFailure("session", error)
+            session = try attempt()
+        }
+        state.withLock { $0.sessions[lineage] = session }
+        return session
+    }
+
+    /// Takes a checkpoint; a failure is noted, and must leave the guest running.
+    @discardableResult
+    func capture(
+        _ lineage: String = "web", label: String? = nil, parent: Checkpoint? = nil
+    ) throws -> Checkpoint? {
+        let session = try session(lineage, parent: parent)
+        let guest = guest(lineage)
+        let copy = Copy(lineage: lineage, label: label, pages: guest.with { $0.pages })
+        state.withLock { $0.attempts.append(copy) }
+        let outcome = Result { try session.capture(label: label) }
+        if guest.pausesOpen != 0 {
+            state.withLock { $0.problems.append("\(lineage) was not resumed") }
+        }
+        switch outcome {
+        case .success(let result):
+            acknowledge(result.checkpoint, copy)
+            return result.checkpoint
+        case .failure(let error):
+            noteFailure("capture", error)
+            return nil
+        }
+    }
+
+    /// Takes an image in as the lineage's next checkpoint.
+    func importImage(_ lineage: String) throws {
+        let pages = guest(lineage).with { $0.pages }
+        let copy = Copy(lineage: lineage, label: nil, pages: pages)
+        state.withLock { $0.attempts.append(copy) }
+        var image: [UInt8] = []
+        for frame in pages.keys.sorted() { image += pages[frame] ?? [] }
+        var position = 0
+        var options = CaptureOptions()
+        options.ringByteCount = 4 << 20
+        options.workerCount = 1
+        do {
+            let checkpoint = try ImageImport.run(
+                into: try repository(), lineage: lineage, options: options
+            ) { buffer in
+                let count = min(buffer.count, image.count - position)
+                buffer.copyBytes(from: image[position..<position + count])
+                position += count
+                return count
+            }
+            acknowledge(checkpoint, copy)
+        } catch {
+            noteFailure("import", error)
+        }
+    }
+
+    private func acknowledge(_ checkpoint: Checkpoint, _ copy: Copy) {
+        let callCount = disk.calls.count
+        state.withLock { state in
+            state.acknowledged.append(Acknowledged(id: checkpoint.id, callCount: callCount))
+            state.copies[checkpoint.id] = copy
+        }
+    }
+}
