@@ -25,7 +25,6 @@ public final class Repository: Sendable {
 
     private struct State {
         var nextTransaction: UInt64 = 1
-        var activeTransactions: Set<UInt64> = []
         /// Set when a publication could not be indexed; the index reads it from the packs later.
         var indexIsBehind = false
         var lock: (any RepositoryFile)?
@@ -36,10 +35,12 @@ public final class Repository: Sendable {
     /// Its random name.
     public let id: RepositoryID
     package let reader: PackReader
-    private let files: any RepositoryFiles
+    let files: any RepositoryFiles
     private let index: Index
     private let writer: PackWriter?
     private let state: Mutex<State>
+    /// What of this process prune must wait for or leave alone.
+    let activity = Monitor(Activity())
 
     init(
         path: FilePath, id: RepositoryID, files: any RepositoryFiles, reader: PackReader,
@@ -86,57 +87,76 @@ public final class Repository: Sendable {
     ///
     /// Several may be under way at once.
     package func begin(parent: Checkpoint?) throws(RepositoryError) -> CheckpointTransaction {
-        guard let writer, isWritable else {
-            throw RepositoryError(
-                .readOnly, "\(path) was opened for reading; open it for writing to add checkpoints")
-        }
+        let writer = try openWriter()
         try catchUp()
+        let hold = try parent.map { (parent) throws(RepositoryError) in try self.hold(parent) }
         let number = state.withLock { state in
             let number = state.nextTransaction
             state.nextTransaction += 1
-            state.activeTransactions.insert(number)
             return number
         }
+        activity.change { _ = $0.transactions.insert(number) }
         do throws(RepositoryError) {
             return try CheckpointTransaction(
-                number: number, parent: parent, repository: self, writer: writer)
+                number: number, parent: parent, hold: hold, repository: self, writer: writer)
         } catch {
             didEnd(transaction: number)
             throw error
         }
     }
 
+    /// The writer; fails unless the repository is open for writing.
+    func openWriter() throws(RepositoryError) -> PackWriter {
+        guard let writer, isWritable else {
+            throw RepositoryError(
+                .readOnly, "\(path) was opened for reading; open it for writing to change it")
+        }
+        return writer
+    }
+
     func didEnd(transaction: UInt64) {
-        state.withLock { _ = $0.activeTransactions.remove(transaction) }
+        activity.change { _ = $0.transactions.remove(transaction) }
     }
 
     /// Indexes a checkpoint that exists.
     ///
     /// A failure is made good by the next `catchUp`: the checkpoint is in the packs, and the index
     /// can be read from them.
+    ///
+    /// The transaction counts as under way until the index knows its checkpoint: the read mark does
+    /// not go past it, and prune waits for it.
     func didPublish(_ checkpoint: Checkpoint, transaction: UInt64, frames: TransactionFrames) {
         var frames = frames
-        let (isAlone, isBehind) = state.withLock { state in
-            state.activeTransactions.remove(transaction)
-            return (state.activeTransactions.isEmpty, state.indexIsBehind)
-        }
+        let isBehind = indexIsBehind
+        let isAlone = activity.read { $0.transactions.isSubset(of: [transaction]) }
         do {
             let end = RecordLocation(
                 pack: checkpoint.location.pack,
                 offset: checkpoint.location.offset + UInt32(checkpoint.manifestByteCount))
             try index.add(
-                checkpoint.id, checkpoint.manifest, at: checkpoint.location, frames: &frames,
-                reader: reader, readMark: isAlone && !isBehind ? end : nil,
-                highestTransaction: transaction)
+                Publication(
+                    id: checkpoint.id, manifest: checkpoint.manifest,
+                    location: checkpoint.location),
+                frames: &frames, reader: reader, readMark: isAlone && !isBehind ? end : nil,
+                highestTransaction: transaction,
+                isCondemned: { digest in self.activity.read { $0.isCondemned(digest) } })
         } catch {
-            state.withLock { $0.indexIsBehind = true }
+            noteIndexIsBehind()
         }
+        didEnd(transaction: transaction)
+    }
+
+    /// True if the packs hold something that the index failed to take.
+    var indexIsBehind: Bool { state.withLock { $0.indexIsBehind } }
+
+    /// Makes the next transaction read the packs again.
+    func noteIndexIsBehind() {
+        state.withLock { $0.indexIsBehind = true }
     }
 
     /// Reads into the index what a failed update left out.
-    private func catchUp() throws(RepositoryError) {
-        let isIdle = state.withLock { $0.indexIsBehind && $0.activeTransactions.isEmpty }
-        guard isIdle else { return }
+    func catchUp() throws(RepositoryError) {
+        guard indexIsBehind, activity.read({ $0.transactions.isEmpty }) else { return }
         let packs = try PackName.list(files)
         try withIndex { index in
             var replay = try IndexReplay(reader: reader, index: index)
@@ -167,7 +187,7 @@ public final class Repository: Sendable {
         var current = checkpoint
         while current.manifest.mapPosition > position {
             frames.formUnion(try MapReader.frames(reader, current.manifest))
-            current = try self.checkpoint(id: CheckpointID(current.manifest.mapAncestor))
+            current = try ancestor(CheckpointID(current.manifest.mapAncestor))
         }
         guard current.manifest.mapPosition == position else {
             throw reader.corrupted(

@@ -44,11 +44,38 @@ package struct PackScan: Sendable {
     package static func scan(
         _ reader: PackReader, pack: UInt32
     ) throws(RepositoryError) -> PackScan {
-        let file = try reader.file(pack)
-        do {
+        try scan(try reader.file(pack))
+    }
+
+    /// The same for a pack that is open.
+    package static func scan(_ file: PackFile) throws(RepositoryError) -> PackScan {
+        try scan(file.file, pack: file.pack, isRewritten: file.isRewritten)
+    }
+
+    static func scan(
+        _ file: any RepositoryFile, pack: UInt32, isRewritten: Bool
+    ) throws(RepositoryError) -> PackScan {
+        try naming(pack) {
             let size = try file.byteCount()
-            if let sealed = try scanSealed(file, pack: pack, size: size) { return sealed }
-            return try scanRecords(file, size: size)
+            let sealed = try scanSealed(file, pack: pack, size: size, isRewritten: isRewritten)
+            return try sealed ?? scanRecords(file, size: size, isRewritten: isRewritten)
+        }
+    }
+
+    /// Reads the records of a pack, sealed or not, up to the first that is not whole.
+    static func scanRecords(
+        _ file: any RepositoryFile, pack: UInt32, isRewritten: Bool
+    ) throws(RepositoryError) -> PackScan {
+        try naming(pack) {
+            try scanRecords(file, size: file.byteCount(), isRewritten: isRewritten)
+        }
+    }
+
+    private static func naming(
+        _ pack: UInt32, _ body: () throws -> PackScan
+    ) throws(RepositoryError) -> PackScan {
+        do {
+            return try body()
         } catch let error as FormatError {
             throw RepositoryError(
                 Corruption(
@@ -62,7 +89,7 @@ package struct PackScan: Sendable {
     }
 
     private static func scanSealed(
-        _ file: any RepositoryFile, pack: UInt32, size: UInt64
+        _ file: any RepositoryFile, pack: UInt32, size: UInt64, isRewritten: Bool
     ) throws -> PackScan? {
         let smallest = UInt64(Envelope.byteCount + PackFooter.byteCount)
         guard size >= smallest, size <= UInt64(UInt32.max) else { return nil }
@@ -90,7 +117,7 @@ package struct PackScan: Sendable {
                     RecordHeader.byteCount..<RecordHeader.byteCount + header.payloadCount
                 return try PackIndex.decode(
                     UnsafeRawBufferPointer(rebasing: bytes[range]),
-                    recordOffset: footer.indexOffset)
+                    recordOffset: footer.indexOffset, isRewritten: isRewritten)
             }
             return PackScan(
                 entries: index.entries, validEnd: UInt32(size), isSealed: true,
@@ -101,8 +128,8 @@ package struct PackScan: Sendable {
     }
 
     /// Reads an unsealed pack record by record.
-    package static func scanRecords(
-        _ file: any RepositoryFile, size: UInt64
+    private static func scanRecords(
+        _ file: any RepositoryFile, size: UInt64, isRewritten: Bool
     ) throws -> PackScan {
         var entries: [PackIndex.Entry] = []
         var offset = UInt32(Envelope.byteCount)
@@ -114,7 +141,8 @@ package struct PackScan: Sendable {
                 guard header.type != .packIndex else {
                     throw FormatError(offset: 0, reason: "a pack index has no footer")
                 }
-                entries.append(try entry(header, record, at: offset))
+                entries.append(
+                    try entry(header, record, at: offset, isRewritten: isRewritten))
                 confirmed = max(confirmed, header.confirmed)
                 offset += UInt32(header.recordByteCount)
             } catch let error as FormatError {
@@ -132,8 +160,11 @@ package struct PackScan: Sendable {
 
     /// One record as an entry of a pack's index.
     package static func entry(
-        _ header: RecordHeader, _ record: [UInt8], at offset: UInt32
+        _ header: RecordHeader, _ record: [UInt8], at offset: UInt32, isRewritten: Bool
     ) throws(FormatError) -> PackIndex.Entry {
+        guard (header.address != 0) == isRewritten else {
+            throw FormatError(offset: 24, reason: "its address is \(header.address)")
+        }
         var frame: PageFrameTable?
         if header.type == .pageFrame {
             frame = try record.withUnsafeBufferPointer {
@@ -145,7 +176,8 @@ package struct PackScan: Sendable {
         }
         return PackIndex.Entry(
             type: header.type, offset: offset, payloadCount: header.payloadCount,
-            transaction: header.transaction, frame: frame)
+            transaction: header.transaction, address: isRewritten ? header.address : offset,
+            frame: frame)
     }
 
     /// The highest `confirmed` among whole records after a damaged place.
