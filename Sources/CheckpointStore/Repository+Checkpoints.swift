@@ -6,11 +6,11 @@ extension Repository {
     ///
     /// Reads one small record a checkpoint.
     public func checkpoints(lineage: String? = nil) throws(RepositoryError) -> [Checkpoint] {
-        let catalog = try withIndex { try $0.catalog() }
+        let catalog = try withCurrentIndex { try $0.catalog() }
         var result: [Checkpoint] = []
         result.reserveCapacity(catalog.count)
         for entry in catalog {
-            let checkpoint = try read(entry.id, at: entry.location)
+            let checkpoint = try read(entry)
             if lineage == nil || checkpoint.lineage == lineage { result.append(checkpoint) }
         }
         return result
@@ -18,22 +18,32 @@ extension Repository {
 
     /// The lineages and the newest checkpoint of each.
     public func lineages() throws(RepositoryError) -> [(name: String, newest: CheckpointID)] {
-        try withIndex { try $0.lineages() }
+        try withCurrentIndex { try $0.lineages() }
     }
 
     /// The newest checkpoint of a lineage; nil if the lineage does not exist.
     public func newest(ofLineage lineage: String) throws(RepositoryError) -> Checkpoint? {
-        guard let id = try withIndex({ try $0.newest(lineage: lineage) }) else { return nil }
+        guard let id = try withCurrentIndex({ try $0.newest(lineage: lineage) }) else { return nil }
         return try checkpoint(id: id)
     }
 
     /// The checkpoint with an id.
     public func checkpoint(id: CheckpointID) throws(RepositoryError) -> Checkpoint {
-        guard let location = try withIndex({ try $0.manifestLocation(id) }) else {
+        guard let entry = try withCurrentIndex({ try $0.entry(id) }) else {
             throw RepositoryError(
                 .unknownName, "there is no checkpoint \(id.short); 'varve log' lists them")
         }
-        return try read(id, at: location)
+        if entry.isForgotten { throw forgotten(id) }
+        return try read(entry)
+    }
+
+    /// What a page map builds on: a checkpoint that may have been forgotten.
+    package func ancestor(_ id: CheckpointID) throws(RepositoryError) -> Checkpoint {
+        guard let entry = try withCurrentIndex({ try $0.entry(id) }) else {
+            throw RepositoryError(
+                .unknownName, "there is no checkpoint \(id.short); 'varve log' lists them")
+        }
+        return try read(entry)
     }
 
     /// The checkpoint with a name: a lineage (its newest), a label or the beginning of an id, in
@@ -56,7 +66,14 @@ extension Repository {
                     .unknownName,
                     "'\(name)' goes back \(steps) checkpoints and '\(base)' has \(step) before it")
             }
-            checkpoint = try self.checkpoint(id: parent)
+            let entry = try withCurrentIndex { try $0.entry(parent) }
+            guard let entry, !entry.isForgotten else {
+                throw RepositoryError(
+                    .unknownName,
+                    "the checkpoint \(step + 1) before '\(base)' was forgotten; 'varve log' lists "
+                        + "the others")
+            }
+            checkpoint = try read(entry)
         }
         return checkpoint
     }
@@ -64,8 +81,10 @@ extension Repository {
     private func checkpoint(base: String, name: String) throws(RepositoryError) -> Checkpoint {
         if base.isEmpty || base.utf8.count > Names.byteCountMax { throw unknown(name) }
         if let checkpoint = try newest(ofLineage: base) { return checkpoint }
-        if let id = try withIndex({ try $0.labelled(base) }) { return try checkpoint(id: id) }
-        let ids = try withIndex { try $0.ids(prefix: base, limit: 2) }
+        if let id = try withCurrentIndex({ try $0.labelled(base) }) {
+            return try checkpoint(id: id)
+        }
+        let ids = try withCurrentIndex { try $0.ids(prefix: base, limit: 2) }
         guard let id = ids.first else { throw unknown(name) }
         guard ids.count == 1 else {
             throw RepositoryError(
@@ -80,9 +99,9 @@ extension Repository {
             "no lineage, label or checkpoint is called '\(name)'; 'varve log' lists them")
     }
 
-    private func read(
-        _ id: CheckpointID, at location: RecordLocation
-    ) throws(RepositoryError) -> Checkpoint {
+    /// Reads a manifest.
+    func read(_ entry: CatalogEntry) throws(RepositoryError) -> Checkpoint {
+        let (id, location) = (entry.id, entry.location)
         let (found, manifest) = try ManifestReader.read(reader, at: location)
         guard found == id else {
             throw reader.corrupted(
@@ -100,7 +119,7 @@ extension Repository {
     ) throws(RepositoryError) -> (map: PageMap, mapsRead: Int) {
         var series = [checkpoint]
         while let last = series.last, last.manifest.mapPosition > 0 {
-            let ancestor = try self.checkpoint(id: CheckpointID(last.manifest.mapAncestor))
+            let ancestor = try self.ancestor(CheckpointID(last.manifest.mapAncestor))
             guard ancestor.manifest.mapPosition < last.manifest.mapPosition else {
                 throw reader.corrupted(
                     last.location, .publish,

@@ -191,10 +191,28 @@ extension Repository {
             reader.drop(pack)
             try reader.files.remove(PackName.path(pack))
         }
+        try finishPrune(reader, end.prunedPacks)
         if !end.abandonedPacks.isEmpty { try reader.files.syncDirectory(PackName.directory) }
+        // Nothing is under way, so what was read and is not published never will be.
+        if let confirmed = end.confirmedEnd {
+            try index.advance(to: confirmed, highestTransaction: end.highestTransaction)
+        }
         let writer = try resume(reader, end, limit: packByteCountMax - packIndexReserve)
         return OpenedIndex(
             index: index, writer: writer, highestTransaction: end.highestTransaction)
+    }
+
+    /// Ends a prune that was cut short: removes packs that it had named, and files that it had not
+    /// put in place.
+    private static func finishPrune(_ reader: PackReader, _ packs: [UInt32]) throws {
+        let stray = try reader.files.list(PackName.directory).filter { PackName.isStray($0) }
+        guard !packs.isEmpty || !stray.isEmpty else { return }
+        for name in stray { try reader.files.remove("\(PackName.directory)/\(name)") }
+        for pack in packs {
+            reader.drop(pack)
+            try reader.files.remove(PackName.path(pack))
+        }
+        try reader.files.syncDirectory(PackName.directory)
     }
 
     /// Makes a writer that goes on behind the newest publication, and cuts off what follows it.

@@ -39,45 +39,45 @@ extension Repository {
     /// Reads one record a checkpoint.
     public func statistics() throws(RepositoryError) -> RepositoryStatistics {
         var result = RepositoryStatistics()
-        var pageBytes = 0
-        var added = 0
         for checkpoint in try checkpoints() {
             result.checkpointCount += 1
             result.pageCount += checkpoint.pageCount
             result.zeroPageCount += checkpoint.zeroPageCount
             result.changedPageCount += checkpoint.changedPageCount
-            pageBytes += checkpoint.addedByteCount - checkpoint.metadataByteCount
-            added += checkpoint.addedByteCount
         }
         result.logicalByteCount = result.pageCount * Page.byteCount
         result.uniquePageCount = try withIndex { try $0.pageCount() }
+        var published: Set<UInt64> = [0]
+        for entry in try withIndex({ try $0.manifests() }) {
+            published.insert(try read(entry).manifest.transaction)
+        }
+        var pageBytes = 0
         let packs = try PackName.list(reader.files)
         for pack in packs {
-            do {
-                result.byteCount += Int(
-                    try reader.files.open(PackName.path(pack), .read).byteCount())
-                if try PackScan.isHollow(reader.files, pack: pack) { continue }
-                let scan = try PackScan.scan(reader, pack: pack, isNewest: pack == packs.last)
-                let frame = Envelope.byteCount + (scan.isSealed ? PackFooter.byteCount : 0)
-                added +=
-                    frame
-                    + scan.entries.reduce(0) {
-                        $1.type == .mark
-                            ? $0 + RecordHeader.recordByteCount(payload: $1.payloadCount) : $0
-                    }
-                if let last = scan.entries.last, scan.isSealed {
-                    added += Int(scan.fileByteCount) - Int(last.end) - PackFooter.byteCount
+            let size = try byteCount(of: pack)
+            result.byteCount += size
+            var known = 0
+            if try !PackScan.isHollow(reader.files, pack: pack) {
+                let scan = try PackScan.scan(
+                    reader, pack: pack, isNewest: pack == packs.last)
+                known = Envelope.byteCount
+                if scan.isSealed, let last = scan.entries.last { known += size - Int(last.end) }
+                for entry in scan.entries where published.contains(entry.transaction) {
+                    known += Int(entry.end - entry.offset)
+                    pageBytes += entry.frame.map { $0.payloadCount - $0.headByteCount } ?? 0
                 }
-            } catch let error as FileError {
-                throw RepositoryError(error)
-            } catch let error as RepositoryError {
-                throw error
-            } catch {
-                preconditionFailure("reading a pack fails in two ways only: \(error)")
             }
+            result.abandonedByteCount += max(0, size - known)
         }
-        result.abandonedByteCount = max(0, result.byteCount - added)
         result.metadataByteCount = result.byteCount - pageBytes - result.abandonedByteCount
         return result
+    }
+
+    func byteCount(of pack: UInt32) throws(RepositoryError) -> Int {
+        do throws(FileError) {
+            return Int(try reader.files.open(PackName.path(pack), .read).byteCount())
+        } catch {
+            throw RepositoryError(error)
+        }
     }
 }

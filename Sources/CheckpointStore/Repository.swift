@@ -25,13 +25,12 @@ public final class Repository: Sendable {
 
     private struct State {
         var nextTransaction: UInt64 = 1
-        var activeTransactions: Set<UInt64> = []
         var lock: (any RepositoryFile)?
     }
 
-    private struct Unindexed: Sendable {
-        let checkpoint: Checkpoint
-        var frames: TransactionFrames
+    private enum Unindexed: Sendable {
+        case publication(Checkpoint, TransactionFrames)
+        case forgotten([CheckpointID])
     }
 
     /// Where it lies.
@@ -39,12 +38,14 @@ public final class Repository: Sendable {
     /// Its random name.
     public let id: RepositoryID
     package let reader: PackReader
-    private let files: any RepositoryFiles
+    let files: any RepositoryFiles
     private let index: Index
     private let writer: PackWriter?
     private let state: Mutex<State>
-    /// Checkpoints that exist and that the index lacks, in the order of publication.
+    /// What was published or forgotten and the index does not know, in order.
     private let unindexed = Mutex<[Unindexed]>([])
+    /// What of this process prune must wait for or leave alone.
+    let activity = Monitor(Activity())
 
     init(
         path: FilePath, id: RepositoryID, files: any RepositoryFiles, reader: PackReader,
@@ -76,7 +77,7 @@ public final class Repository: Sendable {
         guard lock != nil, let writer else { return }
         try writer.mark()
         let end = writer.confirmedEnd
-        try withIndex { index in
+        try withCurrentIndex { index in
             // Numbers of abandoned transactions count: their frames may lie in sealed packs.
             let highest = state.withLock { $0.nextTransaction - 1 }
             if end.offset > 0 { try index.advance(to: end, highestTransaction: highest) }
@@ -94,48 +95,70 @@ public final class Repository: Sendable {
     ///
     /// Several may be under way at once.
     package func begin(parent: Checkpoint?) throws(RepositoryError) -> CheckpointTransaction {
-        guard let writer, isWritable else {
-            throw RepositoryError(
-                .readOnly, "\(path) was opened for reading; open it for writing to add checkpoints")
-        }
+        let writer = try openWriter()
+        try catchUp()
+        let hold = try parent.map { (parent) throws(RepositoryError) in try self.hold(parent) }
         let number = state.withLock { state in
             let number = state.nextTransaction
             state.nextTransaction += 1
-            state.activeTransactions.insert(number)
             return number
         }
+        activity.change { _ = $0.transactions.insert(number) }
         do throws(RepositoryError) {
             return try CheckpointTransaction(
-                number: number, parent: parent, repository: self, writer: writer)
+                number: number, parent: parent, hold: hold, repository: self, writer: writer)
         } catch {
             didEnd(transaction: number)
             throw error
         }
     }
 
+    /// The writer; fails unless the repository is open for writing.
+    func openWriter() throws(RepositoryError) -> PackWriter {
+        guard let writer, isWritable else {
+            throw RepositoryError(
+                .readOnly, "\(path) was opened for reading; open it for writing to change it")
+        }
+        return writer
+    }
+
     func didEnd(transaction: UInt64) {
-        state.withLock { _ = $0.activeTransactions.remove(transaction) }
+        activity.change { _ = $0.transactions.remove(transaction) }
     }
 
     /// Indexes a checkpoint that exists.
     ///
-    /// A failure is made good by the next look at the index: the checkpoint is in the packs.
+    /// A failure is made good by the next look at the catalog: the checkpoint is in the packs.
+    ///
+    /// The transaction counts as under way until then, or until the index knows its checkpoint: the
+    /// read mark does not go past it, and prune waits for it.
     func didPublish(_ checkpoint: Checkpoint, transaction: UInt64, frames: TransactionFrames) {
-        let isAlone = state.withLock { state in
-            state.activeTransactions.remove(transaction)
-            return state.activeTransactions.isEmpty
-        }
+        let isAlone = activity.read { $0.transactions.isSubset(of: [transaction]) }
         unindexed.withLock { waiting in
-            waiting.append(Unindexed(checkpoint: checkpoint, frames: frames))
+            waiting.append(.publication(checkpoint, frames))
             // One that failed before keeps the read mark where it is: a process that dies now must
             // find it again.
             let mayAdvance = isAlone && waiting.count == 1
             try? indexAll(&waiting, mayAdvance: mayAdvance)
         }
+        didEnd(transaction: transaction)
     }
 
+    /// Takes checkpoints out of the index whose forget record is in the packs.
+    func didForget(_ ids: [CheckpointID]) {
+        unindexed.withLock { waiting in
+            waiting.append(.forgotten(ids))
+            try? indexAll(&waiting, mayAdvance: false)
+        }
+    }
+
+    /// True if the packs hold something that the index failed to take.
+    var indexIsBehind: Bool { unindexed.withLock { !$0.isEmpty } }
+
     /// Indexes what could not be indexed when it was published.
-    private func catchUp() throws(RepositoryError) {
+    ///
+    /// Not to be called with `activity` locked.
+    func catchUp() throws(RepositoryError) {
         do {
             try unindexed.withLock { try indexAll(&$0, mayAdvance: false) }
         } catch {
@@ -143,17 +166,24 @@ public final class Repository: Sendable {
         }
     }
 
-    /// Indexes checkpoints in the order in which they were published; stops at the first failure.
+    /// Indexes what waits, in order; stops at the first failure.
     private func indexAll(_ waiting: inout [Unindexed], mayAdvance: Bool) throws {
-        while var next = waiting.first {
-            let checkpoint = next.checkpoint
-            let end = RecordLocation(
-                pack: checkpoint.location.pack,
-                offset: checkpoint.location.offset + UInt32(checkpoint.manifestByteCount))
-            try index.add(
-                checkpoint.id, checkpoint.manifest, at: checkpoint.location, frames: &next.frames,
-                reader: reader, readMark: mayAdvance ? end : nil,
-                highestTransaction: checkpoint.manifest.transaction)
+        while let next = waiting.first {
+            switch next {
+            case .publication(let checkpoint, var frames):
+                let end = RecordLocation(
+                    pack: checkpoint.location.pack,
+                    offset: checkpoint.location.offset + UInt32(checkpoint.manifestByteCount))
+                try index.add(
+                    Publication(
+                        id: checkpoint.id, manifest: checkpoint.manifest,
+                        location: checkpoint.location),
+                    frames: &frames, reader: reader, readMark: mayAdvance ? end : nil,
+                    highestTransaction: checkpoint.manifest.transaction,
+                    isCondemned: { digest in self.activity.read { $0.isCondemned(digest) } })
+            case .forgotten(let ids):
+                try index.forget(ids, reader: reader)
+            }
             waiting.removeFirst()
         }
     }
@@ -164,12 +194,21 @@ public final class Repository: Sendable {
     package func withIndex<T>(
         _ body: (Index) throws -> T
     ) throws(RepositoryError) -> T {
-        try catchUp()
         do {
             return try body(index)
         } catch {
             throw RepositoryError(indexFailure: error, path: path)
         }
+    }
+
+    /// The same when the index knows all that exists.
+    ///
+    /// Not to be called with `activity` locked.
+    func withCurrentIndex<T>(
+        _ body: (Index) throws -> T
+    ) throws(RepositoryError) -> T {
+        try catchUp()
+        return try withIndex(body)
     }
 
     /// The frames named by the maps from a checkpoint back to, and without, the one at a position
@@ -181,7 +220,7 @@ public final class Repository: Sendable {
         var current = checkpoint
         while current.manifest.mapPosition > position {
             frames.formUnion(try MapReader.frames(reader, current.manifest))
-            current = try self.checkpoint(id: CheckpointID(current.manifest.mapAncestor))
+            current = try ancestor(CheckpointID(current.manifest.mapAncestor))
         }
         guard current.manifest.mapPosition == position else {
             throw reader.corrupted(

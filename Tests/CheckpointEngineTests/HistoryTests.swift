@@ -7,8 +7,9 @@ import VarveTestSupport
 
 /// The engine and the store against a naive oracle: a full copy of the guest for each checkpoint.
 ///
-/// Random histories of writes, captures, failed captures, branches, reverts and restores. Whatever
-/// was acknowledged must come back bit for bit, at every later moment.
+/// Random histories of writes, captures, failed captures, branches, reverts, restores and
+/// forgetting. Whatever was acknowledged must come back bit for bit, at every later moment, and
+/// what was forgotten must be gone.
 @Suite struct HistoryTests {
     @Test(arguments: 0..<(TestSeed.isLong ? 200 : 12))
     func everyCheckpointComesBack(round: Int) throws {
@@ -34,6 +35,7 @@ private struct History {
     private var session: CaptureSession
     private var oracle: [CheckpointID: Copy] = [:]
     private var checkpoints: [Checkpoint] = []
+    private var forgotten: [Checkpoint] = []
     private var branchCount = 0
     /// The kinds of steps so far, for the message of a failure.
     private var steps: [Int] = []
@@ -71,7 +73,7 @@ private struct History {
     }
 
     mutating func step() throws {
-        let kind = Int.random(in: 0..<20, using: &random)
+        let kind = Int.random(in: 0..<22, using: &random)
         steps.append(kind)
         switch kind {
         case 0..<7: write()
@@ -81,7 +83,8 @@ private struct History {
         case 15, 16: try revert()
         case 17: try reopen()
         case 18: guest.with { $0.knowledge = .unknown }
-        default: balloon()
+        case 19: balloon()
+        default: try forget()
         }
         #expect(guest.pausesOpen == 0)
     }
@@ -175,6 +178,23 @@ private struct History {
         #expect(try MemoryRoot.of(guest) == target.root)
     }
 
+    private mutating func forget() throws {
+        let count = min(checkpoints.count, .random(in: 0...5, using: &random))
+        let chosen = Set(checkpoints.shuffled(using: &random).prefix(count))
+        if Int.random(in: 0..<3, using: &random) == 0 {
+            files.failCall(.random(in: 0..<4, using: &random), errno: 28)
+        }
+        defer { files.failCall(nil, errno: 0) }
+        do {
+            try repository.forget(chosen.map(\.id))
+        } catch {
+            // Nothing was forgotten, and the next move repairs the pack.
+            return
+        }
+        checkpoints.removeAll { chosen.contains($0) }
+        forgotten += chosen
+    }
+
     private mutating func reopen() throws {
         session.close()
         let parent = Bool.random(using: &random) ? checkpoints.randomElement(using: &random) : nil
@@ -205,6 +225,9 @@ private struct History {
         try repository.close()
         let reader = try Repository.open(at: path, .reading)
         #expect(try reader.checkpoints().map(\.id) == checkpoints.map(\.id))
+        for checkpoint in forgotten {
+            #expect(throws: RepositoryError.self) { try reader.checkpoint(id: checkpoint.id) }
+        }
         for checkpoint in checkpoints {
             let restored = SimulatedGuest(layout: .empty)
             let result = try Restore.run(checkpoint, from: reader, into: restored)

@@ -110,7 +110,7 @@ import VarveTestSupport
         let index = PackIndex(entries: [first, second])
         try attack(index.encoded, salt: 704) { bytes in
             let found = try bytes.withUnsafeBytes {
-                try PackIndex.decode($0, recordOffset: second.end)
+                try PackIndex.decode($0, recordOffset: second.end, isRewritten: false)
             }
             #expect(found.encoded == bytes)
         }

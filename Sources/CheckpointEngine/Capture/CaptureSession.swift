@@ -66,7 +66,7 @@ public final class CaptureSession: Sendable {
             try Names.check(lineage, kind: "lineage")
             var newest = parent
             if newest == nil { newest = try repository.newest(ofLineage: lineage) }
-            pipeline = CheckpointPipeline(
+            pipeline = try CheckpointPipeline(
                 repository: repository, parent: newest, ringByteCount: options.ringByteCount,
                 level: options.compression, workerCount: max(1, options.workerCount))
         } catch {
@@ -126,6 +126,7 @@ public final class CaptureSession: Sendable {
         takeTurn()
         defer { endTurn() }
         pipeline.waitForJobs(atMost: 0)
+        pipeline.release()
         guest.dirtyTracking?.stop()
         state.withLock { state in
             state.isClosed = true

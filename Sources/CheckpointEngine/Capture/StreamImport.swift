@@ -35,13 +35,13 @@ public final class StreamImport {
         do throws(RepositoryError) {
             try Names.check(lineage, kind: "lineage")
             parent = try repository.newest(ofLineage: lineage)
+            pipeline = try CheckpointPipeline(
+                repository: repository, parent: parent, ringByteCount: options.ringByteCount,
+                level: options.compression, workerCount: max(1, options.workerCount))
         } catch {
             throw CaptureError(error)
         }
         self.lineage = lineage
-        pipeline = CheckpointPipeline(
-            repository: repository, parent: parent, ringByteCount: options.ringByteCount,
-            level: options.compression, workerCount: max(1, options.workerCount))
     }
 
     deinit {

@@ -30,6 +30,8 @@ final class CheckpointPipeline: Sendable {
     /// What the next draft starts from; touched by the dispatcher, or while it is idle.
     private struct Base: ~Copyable {
         var parent: Checkpoint?
+        /// Keeps the parent's pages from prune.
+        var hold: CheckpointHold?
         /// nil: to be read from the repository.
         var map: PageMap?
     }
@@ -45,11 +47,13 @@ final class CheckpointPipeline: Sendable {
     init(
         repository: Repository, parent: Checkpoint?, ringByteCount: Int, level: CompressionLevel,
         workerCount: Int
-    ) {
+    ) throws(RepositoryError) {
         self.repository = repository
         ring = StagingRing(byteCount: ringByteCount)
         self.level = level
-        base = Mutex(Base(parent: parent, map: parent == nil ? PageMap() : nil))
+        let hold = try parent.map { (parent) throws(RepositoryError) in try repository.hold(parent)
+        }
+        base = Mutex(Base(parent: parent, hold: hold, map: parent == nil ? PageMap() : nil))
         // The threads hold the pipeline; `close` ends them.
         threads.withLock { threads in
             threads.append(Threads.Thread { self.dispatch() })
@@ -111,13 +115,19 @@ final class CheckpointPipeline: Sendable {
         }
     }
 
+    /// Lets prune have the parent: nothing will follow it.
+    func release() {
+        base.withLock { $0.hold = nil }
+    }
+
     /// Makes another checkpoint the parent of the next one.
     ///
     /// No job may be open.
-    func rebase(on parent: Checkpoint, map: PageMap) {
+    func rebase(on parent: Checkpoint, hold: CheckpointHold, map: PageMap) {
         precondition(openJobCount == 0, "the base belongs to a job")
         base.withLock { base in
             base.parent = parent
+            base.hold = hold
             base.map = map
         }
     }
@@ -181,11 +191,12 @@ final class CheckpointPipeline: Sendable {
             }
             job.move { $0.encode() }
             draft.adopt(completion.layout)
-            let checkpoint = try transaction.publish(
+            let (checkpoint, hold) = try transaction.publish(
                 draft, state: completion.state, completion.facts)
             let map = draft.finish()
             base.withLock { base in
                 base.parent = checkpoint
+                base.hold = hold
                 base.map = map
             }
             return checkpoint

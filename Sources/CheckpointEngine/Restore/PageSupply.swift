@@ -29,11 +29,11 @@ struct PageSupply: Sendable {
         // A few thousand pages keep a processor busy long enough to be worth a thread.
         let threadCount = min(Threads.processorCount, 1 + requests.count / 2048)
         let results = Mutex<(bytes: Int, failure: (any Error)?)>((0, nil))
-        let (reader, id) = (repository.reader, checkpoint.id)
+        let (repository, id) = (repository, checkpoint.id)
         Threads.concurrently(threadCount) { thread in
             let start = requests.count * thread / threadCount
             let end = requests.count * (thread + 1) / threadCount
-            var fetcher = PageFetcher(reader: reader)
+            var fetcher = PageFetcher(repository)
             do {
                 try fetcher.fetch(
                     requests[start..<end],

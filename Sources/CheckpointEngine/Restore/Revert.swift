@@ -58,6 +58,7 @@ private struct RevertRun {
     private let session: CaptureSession
     private let guest: any WritableGuest
     private let target: Checkpoint
+    private let hold: CheckpointHold
     private let map: PageMap
     private let guestState: GuestState
     private let staged: StagedPages
@@ -67,6 +68,7 @@ private struct RevertRun {
         self.guest = guest
         self.target = target
         let repository = session.pipeline.repository
+        hold = try repository.hold(target)
         map = try repository.pageMap(of: target).map
         guestState = try repository.state(of: target)
         staged = StagedPages(
@@ -84,7 +86,7 @@ private struct RevertRun {
         try staged.add(late)
         let written = try write(candidates)
         try paused.resume()
-        session.pipeline.rebase(on: target, map: map)
+        session.pipeline.rebase(on: target, hold: hold, map: map)
         return RevertResult(
             writtenPageCount: written, comparedPageCount: candidates.count,
             pause: ContinuousClock.now - start)

@@ -8,6 +8,7 @@
 //       32    8  the repository's creation time (nanoseconds since 1970), or the pack's number
 //       40    4  features, a bit each; a reader refuses bits that it does not know
 //                bit 0: digests are keyed; bit 1: payloads are encrypted (both reserved, 0)
+//                bit 2, packs only: rewritten by prune; its records have addresses
 //       44    8  key id, for those features (reserved, 0)
 //       52    8  zero
 //       60    4  CRC-32C of bytes 0 to 59
@@ -40,11 +41,19 @@ package struct Envelope: Hashable, Sendable {
     package let repository: RepositoryID
     /// A pack's number, or a repository's creation time in nanoseconds since 1970.
     package let number: UInt64
+    /// True for a pack that prune wrote anew: its records have addresses.
+    package let isRewritten: Bool
 
-    package init(kind: Kind, repository: RepositoryID, number: UInt64) {
+    private static let rewrittenFeature: UInt32 = 1 << 2
+
+    package init(
+        kind: Kind, repository: RepositoryID, number: UInt64, isRewritten: Bool = false
+    ) {
+        precondition(!isRewritten || kind == .pack, "only packs are rewritten")
         self.kind = kind
         self.repository = repository
         self.number = number
+        self.isRewritten = isRewritten
     }
 
     /// The 64 bytes.
@@ -55,7 +64,8 @@ package struct Envelope: Hashable, Sendable {
         writer.write(UInt32(Envelope.byteCount))
         writer.write(repository)
         writer.write(number)
-        writer.writeZeros(20)
+        writer.write(isRewritten ? Envelope.rewrittenFeature : 0)
+        writer.writeZeros(16)
         writer.write(writer.bytes.withUnsafeBytes { Checksum.crc32c($0) })
         return writer.bytes
     }
@@ -108,8 +118,11 @@ package struct Envelope: Hashable, Sendable {
         let repository = try reader.readRepositoryID()
         let number = try reader.read(UInt64.self)
         let features = try reader.read(UInt32.self)
-        guard features == 0 else { return .failure(.features(features)) }
+        let known = kind == .pack ? rewrittenFeature : 0
+        guard features & ~known == 0 else { return .failure(.features(features & ~known)) }
         try reader.readZeros(16, "a reserved field")
-        return .success(Envelope(kind: kind, repository: repository, number: number))
+        return .success(
+            Envelope(
+                kind: kind, repository: repository, number: number, isRewritten: features != 0))
     }
 }

@@ -7,6 +7,8 @@
 //     u8      type
 //     varint  payload bytes
 //     zigzag  transaction, less that of the entry before
+//     in a rewritten pack besides:
+//       zigzag  address, less the address behind the record before (64 at first)
 //     for a page frame besides:
 //       varint  first ordinal
 //       varint  blocks, then for each: varint stored bytes, varint pages
@@ -19,6 +21,11 @@
 //       16    8  pack number
 //       24    4  zero
 //       28    4  CRC-32C of bytes 0 to 27
+//
+// Nothing that refers to a place in a pack changes when prune rewrites the pack: places are
+// addresses, and in a rewritten pack the index says where each address lies now. A page frame of
+// which some blocks are gone becomes a record for each stretch of blocks that stayed, with an
+// address from which its blocks get the addresses that they had.
 
 /// The index of a pack: every record before it, in order.
 package struct PackIndex: Hashable, Sendable {
@@ -29,18 +36,21 @@ package struct PackIndex: Hashable, Sendable {
         package let offset: UInt32
         package let payloadCount: Int
         package let transaction: UInt64
+        /// Where references find the record: `offset`, unless the pack was rewritten.
+        package let address: UInt32
         /// What a page frame holds; nil for other records.
         package let frame: PageFrameTable?
 
         package init(
             type: RecordType, offset: UInt32, payloadCount: Int, transaction: UInt64,
-            frame: PageFrameTable?
+            address: UInt32? = nil, frame: PageFrameTable?
         ) {
             precondition((type == .pageFrame) == (frame != nil), "page frames have tables")
             self.type = type
             self.offset = offset
             self.payloadCount = payloadCount
             self.transaction = transaction
+            self.address = address ?? offset
             self.frame = frame
         }
 
@@ -48,12 +58,30 @@ package struct PackIndex: Hashable, Sendable {
         package var end: UInt32 {
             offset + UInt32(RecordHeader.recordByteCount(payload: payloadCount))
         }
+
+        /// Addresses that only this record has: its blocks' if it is a page frame, else its own.
+        ///
+        /// Records of a pack have them ascending and apart, also when page frames were cut.
+        package var addresses: Range<UInt64> {
+            guard let frame else {
+                return UInt64(address)..<UInt64(address) + UInt64(end - offset)
+            }
+            let head = RecordHeader.byteCount + frame.headByteCount
+            let first = UInt64(address) + UInt64(head)
+            return first..<first + UInt64(frame.payloadCount - frame.headByteCount)
+        }
     }
 
     package let entries: [Entry]
+    /// True if prune wrote the pack anew.
+    package let isRewritten: Bool
 
-    package init(entries: [Entry]) {
+    package init(entries: [Entry], isRewritten: Bool = false) {
+        precondition(
+            isRewritten || entries.allSatisfy { $0.address == $0.offset },
+            "only a rewritten pack has records elsewhere than they lie")
         self.entries = entries
+        self.isRewritten = isRewritten
     }
 
     /// The payload of the index record.
@@ -61,11 +89,16 @@ package struct PackIndex: Hashable, Sendable {
         var writer = ByteWriter(reserving: entries.count * 16)
         writer.writeVarint(UInt64(entries.count))
         var transaction: UInt64 = 0
+        var address = Int64(Envelope.byteCount)
         for entry in entries {
             writer.write(entry.type.rawValue)
             writer.writeVarint(UInt64(entry.payloadCount))
             writer.writeZigzag(Int64(bitPattern: entry.transaction &- transaction))
             transaction = entry.transaction
+            if isRewritten {
+                writer.writeZigzag(Int64(entry.address) - address)
+                address = Int64(entry.address) + Int64(entry.end - entry.offset)
+            }
             guard let frame = entry.frame else { continue }
             writer.writeVarint(UInt64(frame.firstOrdinal))
             writer.writeVarint(UInt64(frame.blocks.count))
@@ -79,7 +112,7 @@ package struct PackIndex: Hashable, Sendable {
 
     /// Reads the payload of an index record that begins at `recordOffset` in its pack.
     package static func decode(
-        _ payload: UnsafeRawBufferPointer, recordOffset: UInt32
+        _ payload: UnsafeRawBufferPointer, recordOffset: UInt32, isRewritten: Bool
     ) throws(FormatError) -> PackIndex {
         var reader = ByteReader(payload)
         // An entry takes at least 3 bytes, so the count cannot ask for more than the payload has.
@@ -87,10 +120,9 @@ package struct PackIndex: Hashable, Sendable {
         var entries: [Entry] = []
         entries.reserveCapacity(count)
         var offset = UInt32(Envelope.byteCount)
-        var transaction: UInt64 = 0
+        var context = Context(isRewritten: isRewritten)
         for _ in 0..<count {
-            let entry = try decodeEntry(&reader, offset: offset, after: transaction)
-            transaction = entry.transaction
+            let entry = try decodeEntry(&reader, offset: offset, &context)
             guard entry.end <= recordOffset else {
                 throw FormatError(offset: reader.position, reason: "an entry ends past the index")
             }
@@ -101,11 +133,21 @@ package struct PackIndex: Hashable, Sendable {
         guard offset == recordOffset else {
             throw FormatError(offset: 0, reason: "the index does not cover the pack")
         }
-        return PackIndex(entries: entries)
+        return PackIndex(entries: entries, isRewritten: isRewritten)
+    }
+
+    /// What an entry is told relative to.
+    private struct Context {
+        let isRewritten: Bool
+        var transaction: UInt64 = 0
+        /// The address behind the record before.
+        var address = Int64(Envelope.byteCount)
+        /// Where the addresses of the record before end.
+        var addressEnd = UInt64(Envelope.byteCount)
     }
 
     private static func decodeEntry(
-        _ reader: inout ByteReader, offset: UInt32, after transaction: UInt64
+        _ reader: inout ByteReader, offset: UInt32, _ context: inout Context
     ) throws(FormatError) -> Entry {
         let start = reader.position
         let type = RecordType(rawValue: try reader.read(UInt8.self))
@@ -114,7 +156,16 @@ package struct PackIndex: Hashable, Sendable {
         }
         let payloadCount = try reader.readVarint(
             limit: RecordHeader.payloadLimit, "a payload's length")
-        let current = transaction &+ UInt64(bitPattern: try reader.readZigzag())
+        context.transaction &+= UInt64(bitPattern: try reader.readZigzag())
+        var address = offset
+        if context.isRewritten {
+            let (value, overflow) = context.address.addingReportingOverflow(
+                try reader.readZigzag())
+            guard !overflow, let exact = UInt32(exactly: value) else {
+                throw FormatError(offset: start, reason: "an address is out of range")
+            }
+            address = exact
+        }
         var frame: PageFrameTable?
         if type == .pageFrame {
             let firstOrdinal = try reader.readVarint(limit: Int(UInt32.max), "an ordinal")
@@ -135,9 +186,17 @@ package struct PackIndex: Hashable, Sendable {
             }
             frame = table
         }
-        return Entry(
-            type: type, offset: offset, payloadCount: payloadCount, transaction: current,
-            frame: frame)
+        let entry = Entry(
+            type: type, offset: offset, payloadCount: payloadCount,
+            transaction: context.transaction, address: address, frame: frame)
+        if context.isRewritten {
+            guard entry.addresses.lowerBound >= context.addressEnd,
+                entry.addresses.upperBound <= UInt64(UInt32.max)
+            else { throw FormatError(offset: start, reason: "addresses do not ascend") }
+            context.address = Int64(address) + Int64(entry.end - entry.offset)
+            context.addressEnd = entry.addresses.upperBound
+        }
+        return entry
     }
 }
 

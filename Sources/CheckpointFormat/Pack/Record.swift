@@ -6,9 +6,10 @@
 //        5    3  zero
 //        8    4  payload bytes, L
 //       12    4  confirmed: bytes of this pack that were known to be synced when the record was
-//                written; set in publish and mark records, zero in others
+//                written; set in publish, mark, forget and pruned records, zero in others
 //       16    8  transaction number
-//       24    4  zero
+//       24    4  address: 0 where the record lies; in a rewritten pack where it lay, or would have
+//                lain, in the pack as it was first written (`PackIndex`)
 //       28    4  CRC-32C of bytes 0 to 27, the payload and the padding
 //       32    L  payload
 //     32+L       zero padding up to a multiple of 8
@@ -38,10 +39,19 @@ package struct RecordType: RawRepresentable, Hashable, Sendable {
     package static let mark = RecordType(rawValue: 5)
     /// The index that seals a pack: `PackIndex`.
     package static let packIndex = RecordType(rawValue: 6)
+    /// Checkpoints that no longer exist: `ForgetRecord`.
+    package static let forget = RecordType(rawValue: 7)
+    /// Packs that were removed: `PrunedRecord`.
+    package static let pruned = RecordType(rawValue: 8)
 
     package static let all: [RecordType] = [
-        .pageFrame, .mapPart, .guestState, .publish, .mark, .packIndex,
+        .pageFrame, .mapPart, .guestState, .publish, .mark, .packIndex, .forget, .pruned,
     ]
+
+    /// True if the record is written alone and synced: what lies before it in its pack counts.
+    package var isConfirming: Bool {
+        [.publish, .mark, .forget, .pruned].contains(self)
+    }
 }
 
 extension RecordType: CustomStringConvertible {
@@ -54,6 +64,8 @@ extension RecordType: CustomStringConvertible {
         case .publish: "manifest"
         case .mark: "mark"
         case .packIndex: "pack index"
+        case .forget: "forget record"
+        case .pruned: "list of removed packs"
         default: "record of type \(rawValue)"
         }
     }
@@ -71,6 +83,8 @@ package struct RecordHeader: Hashable, Sendable {
     package let payloadCount: Int
     package let confirmed: UInt32
     package let transaction: UInt64
+    /// Where references find it; 0: where it lies.
+    package let address: UInt32
     package let checksum: UInt32
 
     /// Bytes from this record's start to the next one's.
@@ -100,7 +114,7 @@ package struct RecordHeader: Hashable, Sendable {
         payloadCount = count
         confirmed = try reader.read(UInt32.self)
         transaction = try reader.read(UInt64.self)
-        try reader.readZeros(4, "a reserved field of the record")
+        address = try reader.read(UInt32.self)
         checksum = try reader.read(UInt32.self)
     }
 
@@ -137,8 +151,8 @@ package struct RecordWriter {
     /// - Returns: the record's bytes within `bytes`.
     @discardableResult
     package mutating func append(
-        _ type: RecordType, transaction: UInt64, confirmed: UInt32 = 0, limit: Int,
-        _ body: (UnsafeMutableRawBufferPointer) -> Int
+        _ type: RecordType, transaction: UInt64, confirmed: UInt32 = 0, address: UInt32 = 0,
+        limit: Int, _ body: (UnsafeMutableRawBufferPointer) -> Int
     ) -> Range<Int> {
         let start = bytes.count
         let room = RecordHeader.recordByteCount(payload: limit)
@@ -155,6 +169,7 @@ package struct RecordWriter {
             record.storeBytes(of: UInt32(count).littleEndian, toByteOffset: 8, as: UInt32.self)
             record.storeBytes(of: confirmed.littleEndian, toByteOffset: 12, as: UInt32.self)
             record.storeBytes(of: transaction.littleEndian, toByteOffset: 16, as: UInt64.self)
+            record.storeBytes(of: address.littleEndian, toByteOffset: 24, as: UInt32.self)
             let whole = UnsafeRawBufferPointer(rebasing: record[..<total])
             let head = Checksum.crc32c(UnsafeRawBufferPointer(rebasing: whole[..<28]))
             let rest = UnsafeRawBufferPointer(rebasing: whole[RecordHeader.byteCount...])
@@ -169,9 +184,13 @@ package struct RecordWriter {
     /// Appends one record with a payload at hand.
     @discardableResult
     package mutating func append(
-        _ type: RecordType, transaction: UInt64, confirmed: UInt32 = 0, payload: [UInt8]
+        _ type: RecordType, transaction: UInt64, confirmed: UInt32 = 0, address: UInt32 = 0,
+        payload: [UInt8]
     ) -> Range<Int> {
-        append(type, transaction: transaction, confirmed: confirmed, limit: payload.count) {
+        append(
+            type, transaction: transaction, confirmed: confirmed, address: address,
+            limit: payload.count
+        ) {
             $0.copyBytes(from: payload)
             return payload.count
         }

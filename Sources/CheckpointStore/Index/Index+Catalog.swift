@@ -3,32 +3,64 @@ import GuestModel
 
 extension Index {
     /// Where a checkpoint's manifest lies; nil if there is none of that id.
-    package func manifestLocation(_ id: CheckpointID) throws -> RecordLocation? {
+    package func entry(_ id: CheckpointID) throws -> CatalogEntry? {
+        try environment.read { try entry(id, $0) }
+    }
+
+    func entry(
+        _ id: CheckpointID, _ transaction: borrowing LMDBTransaction
+    ) throws(LMDBError) -> CatalogEntry? {
+        try Index.withKey(id) { (key) throws(LMDBError) in
+            try transaction.get(table(.checkpoints), key) { CatalogEntry(id: id, $0) }
+        }
+    }
+
+    static func withKey<T>(
+        _ id: CheckpointID, _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> T
+    ) throws(LMDBError) -> T {
+        var words = id.digest.words
+        let result = withUnsafeBytes(of: &words) { key in
+            Result { () throws(LMDBError) in try body(key) }
+        }
+        return try result.get()
+    }
+
+    /// All checkpoints that exist, in the order of publication.
+    package func catalog() throws -> [CatalogEntry] {
         try environment.read { transaction in
-            try withUnsafeBytes(of: id.digest.words) { key in
-                try transaction.get(table(.checkpoints), key) { RecordLocation($0) }
+            try order(transaction).map { id in
+                guard let entry = try entry(id, transaction) else {
+                    throw LMDBError(call: "catalog", code: LMDBError.damaged)
+                }
+                return entry
             }
         }
     }
 
-    /// Ids and manifests' places of all checkpoints, in the order of publication.
-    package func catalog() throws -> [(id: CheckpointID, location: RecordLocation)] {
-        try environment.read { transaction in
-            var ids: [CheckpointID] = []
-            try transaction.scan(table(.order), from: []) { _, value in
-                ids.append(CheckpointID(PageDigest(bytes: value)))
+    func order(_ transaction: borrowing LMDBTransaction) throws(LMDBError) -> [CheckpointID] {
+        var ids: [CheckpointID] = []
+        try transaction.scan(table(.order), from: []) { _, value in
+            ids.append(CheckpointID(PageDigest(bytes: value)))
+            return true
+        }
+        return ids
+    }
+
+    /// All manifests in the packs, also of forgotten checkpoints, in the order of the packs.
+    package func manifests() throws -> [CatalogEntry] {
+        var entries = try environment.read { transaction in
+            var entries: [CatalogEntry] = []
+            try transaction.scan(table(.checkpoints), from: []) { key, value in
+                let id = CheckpointID(PageDigest(bytes: key))
+                entries.append(CatalogEntry(id: id, value))
                 return true
             }
-            return try ids.map { id in
-                let location = try withUnsafeBytes(of: id.digest.words) { key in
-                    try transaction.get(table(.checkpoints), key) { RecordLocation($0) }
-                }
-                guard let location else {
-                    throw LMDBError(call: "catalog", code: LMDBError.damaged)
-                }
-                return (id, location)
-            }
+            return entries
         }
+        entries.sort {
+            ($0.location.pack, $0.location.offset) < ($1.location.pack, $1.location.offset)
+        }
+        return entries
     }
 
     /// The newest checkpoint of a lineage.
@@ -75,10 +107,10 @@ extension Index {
         let wanted = prefix.lowercased()
         return try environment.read { transaction in
             var result: [CheckpointID] = []
-            try transaction.scan(table(.checkpoints), from: start) { key, _ in
+            try transaction.scan(table(.checkpoints), from: start) { key, value in
                 let id = CheckpointID(PageDigest(bytes: key))
                 guard id.description.hasPrefix(wanted) else { return false }
-                result.append(id)
+                if !CatalogEntry(id: id, value).isForgotten { result.append(id) }
                 return result.count < limit
             }
             return result
@@ -88,42 +120,90 @@ extension Index {
     /// Adds one published checkpoint to the catalog, inside a write transaction.
     func addToCatalog(
         _ transaction: borrowing LMDBTransaction, _ id: CheckpointID, _ manifest: Manifest,
-        at location: RecordLocation
+        at location: RecordLocation, isForgotten: Bool
     ) throws {
-        let known = try withUnsafeBytes(of: id.digest.words) { key in
-            try transaction.get(table(.checkpoints), key) { _ in true }
+        if try entry(id, transaction) != nil { return }
+        var order: UInt64 = 0
+        if let last = try transaction.lastKey(table(.order)) {
+            order = last.reduce(0) { $0 << 8 | UInt64($1) } + 1
         }
-        if known == true { return }
-        let order = UInt64(try transaction.count(table(.order)))
-        var value = ByteWriter()
-        value.write(location.pack)
-        value.write(location.offset)
-        value.write(order)
-        try value.bytes.withUnsafeBytes { bytes in
-            try withUnsafeBytes(of: id.digest.words) { key in
-                try transaction.put(table(.checkpoints), key, bytes)
-            }
-        }
-        try withUnsafeBytes(of: id.digest.words) { digest in
-            try withUnsafeBytes(of: order.bigEndian) { key in
+        let entry = CatalogEntry(
+            id: id, location: location, order: order, isForgotten: isForgotten)
+        try put(entry, transaction)
+        if isForgotten { return }
+        try Index.withKey(id) { (digest) throws(LMDBError) in
+            try Index.withKey(order: order) { (key) throws(LMDBError) in
                 try transaction.put(table(.order), key, digest)
             }
-            try Index.withKey(manifest.lineage) { (key) throws(LMDBError) in
-                try transaction.put(table(.lineages), key, digest)
-            }
+            try setName(manifest.lineage, in: .lineages, digest, transaction)
             if !manifest.label.isEmpty {
-                try Index.withKey(manifest.label) { (key) throws(LMDBError) in
-                    try transaction.put(table(.labels), key, digest)
-                }
+                try setName(manifest.label, in: .labels, digest, transaction)
             }
         }
     }
+
+    func put(
+        _ entry: CatalogEntry, _ transaction: borrowing LMDBTransaction
+    ) throws(LMDBError) {
+        let value = entry.encoded
+        try Index.withKey(entry.id) { (key) throws(LMDBError) in
+            try value.withUnsafeBufferPointer { (bytes) throws(LMDBError) in
+                try transaction.put(table(.checkpoints), key, UnsafeRawBufferPointer(bytes))
+            }
+        }
+    }
+
+    func setName(
+        _ name: String, in names: Table, _ digest: UnsafeRawBufferPointer,
+        _ transaction: borrowing LMDBTransaction
+    ) throws(LMDBError) {
+        try Index.withKey(name) { (key) throws(LMDBError) in
+            try transaction.put(table(names), key, digest)
+        }
+    }
+
+    static func withKey<T>(
+        order: UInt64, _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> T
+    ) throws(LMDBError) -> T {
+        var bytes = order.bigEndian
+        let result = withUnsafeBytes(of: &bytes) { key in
+            Result { () throws(LMDBError) in try body(key) }
+        }
+        return try result.get()
+    }
 }
 
-extension RecordLocation {
-    fileprivate init(_ bytes: UnsafeRawBufferPointer) {
+/// What the index knows of one manifest.
+package struct CatalogEntry: Hashable, Sendable {
+    package let id: CheckpointID
+    package let location: RecordLocation
+    let order: UInt64
+    /// True if the checkpoint was forgotten, and its manifest is still in the packs.
+    package let isForgotten: Bool
+
+    init(id: CheckpointID, location: RecordLocation, order: UInt64, isForgotten: Bool) {
+        self.id = id
+        self.location = location
+        self.order = order
+        self.isForgotten = isForgotten
+    }
+
+    fileprivate init(id: CheckpointID, _ bytes: UnsafeRawBufferPointer) {
+        precondition(bytes.count == 17, "an entry of the catalog has 17 bytes")
+        func number<T: FixedWidthInteger>(_ offset: Int) -> T {
+            T(littleEndian: bytes.loadUnaligned(fromByteOffset: offset, as: T.self))
+        }
         self.init(
-            pack: UInt32(littleEndian: bytes.loadUnaligned(as: UInt32.self)),
-            offset: UInt32(littleEndian: bytes.loadUnaligned(fromByteOffset: 4, as: UInt32.self)))
+            id: id, location: RecordLocation(pack: number(0), offset: number(4)),
+            order: number(8), isForgotten: bytes[16] != 0)
+    }
+
+    fileprivate var encoded: [UInt8] {
+        var value = ByteWriter(reserving: 17)
+        value.write(location.pack)
+        value.write(location.offset)
+        value.write(order)
+        value.write(UInt8(isForgotten ? 1 : 0))
+        return value.bytes
     }
 }

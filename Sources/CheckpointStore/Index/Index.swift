@@ -11,7 +11,9 @@ import Synchronization
 //   table        key                        value
 //   pages        digest, 32 bytes           pack u32, block offset u32, block bytes u32,
 //                                           block pages u8, slot u8
-//   checkpoints  id, 32 bytes               pack u32, offset u32 of the manifest, order u64
+//   checkpoints  id, 32 bytes               pack u32, offset u32 of the manifest, order u64,
+//                                           u8: 1 if it was forgotten: then it is in no table below
+//                                           and is found as an ancestor of page maps only
 //   order        order u64, big-endian      id
 //   lineages     name                       id of the newest
 //   labels       label                      id of the newest
@@ -19,6 +21,7 @@ import Synchronization
 //                "repository"               16 bytes
 //                "read"                     pack u32, offset u32: how far packs were read
 //                "transaction"              u64: the highest number seen
+//                "pruned"                   the newest pruned record's payload
 
 /// How far into the packs the index has read.
 package typealias ReadMark = RecordLocation

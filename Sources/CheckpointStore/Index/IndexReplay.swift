@@ -1,5 +1,5 @@
 package import CheckpointFormat
-import GuestModel
+package import GuestModel
 
 // Reads packs into the index: what follows the read mark, or everything. Needs the writer's lock,
 // because only its holder knows that nothing is being appended.
@@ -13,17 +13,25 @@ package struct IndexReplay {
     private let index: Index
     private var pending: [UInt64: TransactionFrames] = [:]
     private var highestTransaction: UInt64
+    /// Ids in the forget records of the packs that are read.
+    private var forgotten: Set<CheckpointID> = []
+    private var pruned: PrunedRecord
+    /// The newest pack's contents: they were read once, and may be the whole pack.
+    private var newest: (pack: UInt32, scan: PackScan)?
 
     package init(reader: PackReader, index: Index) throws {
         self.reader = reader
         self.index = index
         highestTransaction = try index.highestTransaction()
+        pruned = try index.pruned()
     }
 
     /// What replay found at the end of the packs.
     package struct End: Sendable {
-        /// The newest publication or mark; nil if there is none.
+        /// The newest record that was written alone and synced; nil if there is none.
         package let lastConfirming: RecordLocation?
+        /// The place behind it.
+        package let confirmedEnd: RecordLocation?
         /// What is in the pack of that record.
         package let scan: PackScan?
         /// Packs that hold nothing published and come after it.
@@ -31,6 +39,8 @@ package struct IndexReplay {
         /// The number of the pack to make if `lastConfirming` is nil: above every pack that stays,
         /// and above what was read before.
         package let nextPack: UInt32
+        /// Packs that prune was about to remove.
+        package let prunedPacks: [UInt32]
         /// The highest transaction number seen.
         package let highestTransaction: UInt64
     }
@@ -38,7 +48,7 @@ package struct IndexReplay {
     /// Reads on from the read mark.
     package mutating func run(packs: [UInt32]) throws -> End {
         let mark = try index.readMark()
-        var last: (location: RecordLocation, scan: PackScan)?
+        var last: (entry: PackIndex.Entry, pack: UInt32, scan: PackScan)?
         var abandoned: [UInt32] = []
         var whole = packs.filter { $0 >= mark.pack }
         var hollow: [UInt32] = []
@@ -47,37 +57,70 @@ package struct IndexReplay {
         {
             hollow.append(whole.removeLast())
         }
+        try readAhead(whole, mark)
+        whole.removeAll { pruned.contains($0) }
         for pack in whole {
             let scan = try scan(pack, isNewest: pack == whole.last, mark: mark)
-            var confirming: RecordLocation?
+            var confirming: PackIndex.Entry?
             for entry in scan.entries {
                 highestTransaction = max(highestTransaction, entry.transaction)
-                let location = RecordLocation(pack: pack, offset: entry.offset)
-                if entry.type == .publish || entry.type == .mark { confirming = location }
-                if pack > mark.pack || entry.offset >= mark.offset {
-                    try read(entry, at: location)
+                if entry.type.isConfirming { confirming = entry }
+                if pack > mark.pack || entry.address >= mark.offset {
+                    try read(entry, in: pack)
                 }
             }
             if let confirming {
-                last = (confirming, scan)
+                last = (confirming, pack, scan)
                 abandoned = []
             } else {
                 abandoned.append(pack)
             }
         }
+        newest = nil
         let gone = Set(abandoned + hollow)
         let lastKept = packs.last { !gone.contains($0) } ?? 0
-        let isRead = mark.offset > UInt32(Envelope.byteCount)
+        let lastRead = mark.offset > UInt32(Envelope.byteCount) ? mark.pack : 0
+        let lastPruned = pruned.ranges.last.map { $0.upperBound - 1 } ?? 0
         return End(
-            lastConfirming: last?.location, scan: last?.scan, abandonedPacks: abandoned + hollow,
-            nextPack: max(lastKept, isRead ? mark.pack : 0) + 1,
+            lastConfirming: last.map { RecordLocation(pack: $0.pack, offset: $0.entry.offset) },
+            confirmedEnd: last.map { end(of: $0.entry, in: $0.pack) }, scan: last?.scan,
+            abandonedPacks: abandoned + hollow, nextPack: max(lastKept, lastRead, lastPruned) + 1,
+            prunedPacks: packs.filter { pruned.contains($0) },
             highestTransaction: highestTransaction)
+    }
+
+    /// Finds out what was forgotten and which packs were removed, before anything is indexed.
+    ///
+    /// What is gone for good reasons is not missed then, and what prune was about to remove is not
+    /// indexed.
+    private mutating func readAhead(_ packs: [UInt32], _ mark: ReadMark) throws {
+        var isNewest = true
+        var hasPruned = false
+        for pack in packs.reversed() where !(hasPruned && pruned.contains(pack)) {
+            let scan = try scan(pack, isNewest: pack == packs.last, mark: mark)
+            if isNewest { newest = (pack, scan) }
+            isNewest = false
+            for entry in scan.entries.reversed() {
+                let location = RecordLocation(pack: pack, offset: entry.address)
+                if entry.type == .forget {
+                    let record = try ForgetRecord.read(reader, at: location)
+                    for id in record.ids { forgotten.insert(CheckpointID(id)) }
+                } else if entry.type == .pruned, !hasPruned {
+                    pruned = try PrunedRecord.read(reader, at: location)
+                    hasPruned = true
+                }
+            }
+        }
+        if hasPruned { try index.setPruned(pruned) }
     }
 
     /// What is in a pack; throws if anything acknowledged is damaged.
     private func scan(_ pack: UInt32, isNewest: Bool, mark: ReadMark) throws -> PackScan {
+        if let newest, newest.pack == pack { return newest.scan }
         let scan = try PackScan.scan(reader, pack: pack, isNewest: isNewest)
-        let acknowledged = mark.pack == pack && mark.offset > scan.validEnd
+        // The mark is an address: a sealed pack may have been rewritten shorter.
+        let acknowledged =
+            !scan.isSealed && mark.pack == pack && mark.offset > scan.validEnd
         let isDamaged = scan.isCorrupted || acknowledged || (!scan.isSealed && !isNewest)
         if isDamaged {
             throw RepositoryError(
@@ -88,9 +131,13 @@ package struct IndexReplay {
         return scan
     }
 
-    private mutating func read(
-        _ entry: PackIndex.Entry, at location: RecordLocation
-    ) throws {
+    /// The address behind a record.
+    private func end(of entry: PackIndex.Entry, in pack: UInt32) -> RecordLocation {
+        RecordLocation(pack: pack, offset: entry.address + (entry.end - entry.offset))
+    }
+
+    private mutating func read(_ entry: PackIndex.Entry, in pack: UInt32) throws {
+        let location = RecordLocation(pack: pack, offset: entry.address)
         switch entry.type {
         case .pageFrame:
             guard let table = entry.frame else { return }
@@ -99,13 +146,47 @@ package struct IndexReplay {
             let (id, manifest) = try ManifestReader.read(reader, at: location)
             var frames = pending.removeValue(forKey: entry.transaction) ?? TransactionFrames()
             // The mark may go past frames of other transactions only if none waits.
-            let mark =
-                pending.isEmpty ? RecordLocation(pack: location.pack, offset: entry.end) : nil
             try index.add(
-                id, manifest, at: location, frames: &frames, reader: reader, readMark: mark,
+                Publication(
+                    id: id, manifest: manifest, location: location,
+                    isForgotten: forgotten.contains(id), pruned: pruned),
+                frames: &frames, reader: reader,
+                readMark: pending.isEmpty ? end(of: entry, in: pack) : nil,
                 highestTransaction: highestTransaction)
+        case .forget:
+            // Those that were indexed before; `readAhead` saw to the others.
+            let record = try ForgetRecord.read(reader, at: location)
+            try index.forget(record.ids.map { CheckpointID($0) }, reader: reader)
         default:
             break
+        }
+    }
+}
+
+extension ForgetRecord {
+    /// Reads one from a pack.
+    static func read(
+        _ reader: PackReader, at location: RecordLocation
+    ) throws(RepositoryError) -> ForgetRecord {
+        let payload = try reader.record(at: location, .forget).payload
+        do throws(FormatError) {
+            return try decode(payload)
+        } catch {
+            throw reader.corrupted(location, .forget, error)
+        }
+    }
+}
+
+extension PrunedRecord {
+    /// Reads one from a pack.
+    static func read(
+        _ reader: PackReader, at location: RecordLocation
+    ) throws(RepositoryError) -> PrunedRecord {
+        let payload = try reader.record(at: location, .pruned).payload
+        do throws(FormatError) {
+            return try decode(payload)
+        } catch {
+            throw reader.corrupted(location, .pruned, error)
         }
     }
 }
@@ -132,53 +213,71 @@ package enum ManifestReader {
     }
 }
 
+/// A manifest to be indexed.
+package struct Publication: Sendable {
+    package let id: CheckpointID
+    package let manifest: Manifest
+    package let location: RecordLocation
+    /// True if a forget record names it: it is kept for the page maps that build on its own.
+    package var isForgotten = false
+    /// Packs that were removed: what they held of a forgotten checkpoint is not missed.
+    package var pruned = PrunedRecord()
+}
+
 extension Index {
     /// Entries that one write transaction of LMDB takes.
     private static let batchCountMax = 65_536
 
     /// Adds a published checkpoint: its pages first, and the catalog's entry last.
+    ///
+    /// Pages that prune has taken are passed over; so are the page maps of a forgotten checkpoint.
+    ///
+    /// - Parameter isCondemned: digests that prune is about to delete: the new place counts.
     package func add(
-        _ id: CheckpointID, _ manifest: Manifest, at location: RecordLocation,
-        frames: inout TransactionFrames, reader: PackReader, readMark: ReadMark?,
-        highestTransaction: UInt64
+        _ publication: Publication, frames: inout TransactionFrames, reader: PackReader,
+        readMark: ReadMark?, highestTransaction: UInt64,
+        isCondemned: (PageDigest) -> Bool = { _ in false }
     ) throws {
         var batch: [(PageDigest, PageLocation)] = []
-        for partLocation in manifest.mapParts {
-            let part = try MapReader.part(reader, at: partLocation)
+        for location in publication.manifest.mapParts {
+            if publication.isForgotten, try reader.isPruned(location, publication.pruned) {
+                continue
+            }
+            let part = try MapReader.part(reader, at: location)
             try part.forEachRun { (run, digests) throws in
                 guard run.content == .storedHere else { return }
                 var next = digests.startIndex
-                let isWhole = try frames.forEachLocation(
+                try frames.forEachLocation(
                     from: run.firstOrdinal, count: run.range.count
                 ) { place in
-                    batch.append((digests[next], place))
+                    if let place { batch.append((digests[next], place)) }
                     next += 1
                     if batch.count >= Index.batchCountMax {
-                        try self.put(batch)
+                        try self.put(batch, isCondemned)
                         batch.removeAll(keepingCapacity: true)
                     }
-                }
-                guard isWhole else {
-                    throw reader.corrupted(
-                        partLocation, .mapPart,
-                        FormatError(offset: 0, reason: "it names pages that are not in the packs"))
                 }
             }
         }
         try environment.write { transaction in
-            try put(batch, transaction)
-            try addToCatalog(transaction, id, manifest, at: location)
+            try put(batch, transaction, isCondemned)
+            try addToCatalog(
+                transaction, publication.id, publication.manifest, at: publication.location,
+                isForgotten: publication.isForgotten)
             try setCounter(transaction, highestTransaction)
             if let readMark { try setReadMark(transaction, readMark) }
         }
     }
 
-    private func put(_ batch: [(PageDigest, PageLocation)]) throws {
-        try environment.write { try put(batch, $0) }
+    private func put(
+        _ batch: [(PageDigest, PageLocation)], _ isCondemned: (PageDigest) -> Bool
+    ) throws {
+        try environment.write { try put(batch, $0, isCondemned) }
     }
 
     private func put(
-        _ batch: [(PageDigest, PageLocation)], _ transaction: borrowing LMDBTransaction
+        _ batch: [(PageDigest, PageLocation)], _ transaction: borrowing LMDBTransaction,
+        _ isCondemned: (PageDigest) -> Bool
     ) throws {
         let pages = table(.pages)
         try withUnsafeTemporaryAllocation(
@@ -187,8 +286,9 @@ extension Index {
             for (digest, location) in batch {
                 location.encode(into: value)
                 // The first place stays: a page that two transactions stored is read from one.
+                let isKept = !isCondemned(digest)
                 try withUnsafeBytes(of: digest.words) { key in
-                    try transaction.put(pages, key, UnsafeRawBufferPointer(value), keeping: true)
+                    try transaction.put(pages, key, UnsafeRawBufferPointer(value), keeping: isKept)
                 }
             }
         }

@@ -162,6 +162,27 @@ struct LMDBTransaction: ~Copyable {
         try LMDBEnvironment.check(code, "mdb_put")
     }
 
+    /// Removes a key; one that is not there is fine.
+    func delete(_ table: MDB_dbi, _ key: UnsafeRawBufferPointer) throws(LMDBError) {
+        var keyValue = LMDBTransaction.value(key)
+        let code = mdb_del(handle, table, &keyValue, nil)
+        if code == MDB_NOTFOUND { return }
+        try LMDBEnvironment.check(code, "mdb_del")
+    }
+
+    /// The last key of a table; nil if it is empty.
+    func lastKey(_ table: MDB_dbi) throws(LMDBError) -> [UInt8]? {
+        var cursor: OpaquePointer?
+        try LMDBEnvironment.check(mdb_cursor_open(handle, table, &cursor), "mdb_cursor_open")
+        defer { mdb_cursor_close(cursor) }
+        var key = MDB_val()
+        var value = MDB_val()
+        let code = mdb_cursor_get(cursor, &key, &value, MDB_LAST)
+        if code == MDB_NOTFOUND { return nil }
+        try LMDBEnvironment.check(code, "mdb_cursor_get")
+        return Array(UnsafeRawBufferPointer(start: key.mv_data, count: key.mv_size))
+    }
+
     /// Empties a table.
     func clear(_ table: MDB_dbi) throws(LMDBError) {
         try LMDBEnvironment.check(mdb_drop(handle, table, 0), "mdb_drop")

@@ -21,24 +21,35 @@ package struct TransactionFrames: Sendable {
             Frame(firstOrdinal: table.firstOrdinal, location: location, table: table))
     }
 
-    /// Calls `body` with the locations of `count` pages from an ordinal on.
-    ///
-    /// - Returns: false if a page is not in any frame; `body` was not called for it.
+    /// Calls `body` with the locations of `count` pages from an ordinal on; nil for a page that is
+    /// in no frame.
     package mutating func forEachLocation(
-        from ordinal: UInt32, count: Int, _ body: (PageLocation) throws -> Void
-    ) rethrows -> Bool {
+        from ordinal: UInt32, count: Int, _ body: (PageLocation?) throws -> Void
+    ) rethrows {
         if !isSorted {
             frames.sort { $0.firstOrdinal < $1.firstOrdinal }
             isSorted = true
         }
         var next = UInt64(ordinal)
         let end = next + UInt64(count)
-        var position = index(of: ordinal)
+        var position = index(of: ordinal) ?? 0
         while next < end {
-            guard let current = position, current < frames.count else { return false }
-            let frame = frames[current]
+            guard position < frames.count else {
+                try body(nil)
+                next += 1
+                continue
+            }
+            let frame = frames[position]
             let first = UInt64(frame.firstOrdinal)
-            guard first <= next, next < first + UInt64(frame.table.pageCount) else { return false }
+            guard next < first + UInt64(frame.table.pageCount) else {
+                position += 1
+                continue
+            }
+            guard first <= next else {
+                try body(nil)
+                next += 1
+                continue
+            }
             var locations: [PageLocation] = []
             frame.table.forEachLocation(
                 pack: frame.location.pack, recordOffset: frame.location.offset
@@ -47,9 +58,8 @@ package struct TransactionFrames: Sendable {
                 try body(locations[Int(next - first)])
                 next += 1
             }
-            position = current + 1
+            position += 1
         }
-        return true
     }
 
     /// The last frame whose first ordinal is not above `ordinal`.

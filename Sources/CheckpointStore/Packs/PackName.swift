@@ -9,6 +9,14 @@ package enum PackName {
         return "\(directory)/\(String(repeating: "0", count: 8 - digits.count))\(digits).pack"
     }
 
+    /// The path at which prune writes a pack anew, before it takes the place of the old one.
+    package static func newPath(_ pack: UInt32) -> String { path(pack) + ".new" }
+
+    /// True for what a prune that was cut short has left.
+    package static func isStray(_ name: String) -> Bool {
+        name.hasSuffix(".new") && number(String(name.dropLast(4))) != nil
+    }
+
     /// The number in a file's name; nil if it is not a pack's.
     package static func number(_ name: String) -> UInt32? {
         guard name.hasSuffix(".pack"), name.utf8.count == 13 else { return nil }

@@ -6,7 +6,7 @@ import Synchronization
 /// Any number of threads. It keeps up to `openLimit` packs open.
 package final class PackReader: Sendable {
     private struct State {
-        var packs: [UInt32: any RepositoryFile] = [:]
+        var packs: [UInt32: PackFile] = [:]
         var order: [UInt32] = []
     }
 
@@ -22,9 +22,9 @@ package final class PackReader: Sendable {
     }
 
     /// Opens a pack, or finds it open; its envelope was checked.
-    package func file(_ pack: UInt32) throws(RepositoryError) -> any RepositoryFile {
+    package func file(_ pack: UInt32) throws(RepositoryError) -> PackFile {
         if let open = state.withLock({ $0.packs[pack] }) { return open }
-        let file = try openChecked(pack)
+        let file = try PackFile(files, pack: pack, repository: repository)
         return state.withLock { state in
             if let other = state.packs[pack] { return other }
             if state.order.count >= PackReader.openLimit {
@@ -36,7 +36,9 @@ package final class PackReader: Sendable {
         }
     }
 
-    /// Forgets an open pack whose file was cut or removed.
+    /// Forgets an open pack whose file was cut, replaced or removed.
+    ///
+    /// Who has it goes on reading what it was.
     package func drop(_ pack: UInt32) {
         state.withLock { state in
             state.packs[pack] = nil
@@ -44,32 +46,21 @@ package final class PackReader: Sendable {
         }
     }
 
-    private func openChecked(_ pack: UInt32) throws(RepositoryError) -> any RepositoryFile {
-        let path = PackName.path(pack)
-        do {
-            let file = try files.open(path, .read)
-            let head = try file.readBytes(Envelope.byteCount, at: 0)
-            try PackReader.checkEnvelope(head, pack: pack, repository: repository)
-            return file
-        } catch let error as FileError {
-            if error.call == "open" && error.isMissing {
-                throw RepositoryError(
-                    Corruption(
-                        file: path, offset: 0, object: "pack",
-                        reason: "the file is missing; restore it from a copy"))
-            }
-            throw RepositoryError(error)
-        } catch let error as RepositoryError {
-            throw error
-        } catch {
-            preconditionFailure("opening a pack fails in two ways only: \(error)")
-        }
+    /// True if prune took a record: its pack was removed, or written anew without it.
+    ///
+    /// - Parameter pruned: the packs that were removed.
+    package func isPruned(
+        _ location: RecordLocation, _ pruned: PrunedRecord
+    ) throws(RepositoryError) -> Bool {
+        if pruned.contains(location.pack) { return true }
+        return try file(location.pack).offset(ofRecord: location.offset) == nil
     }
 
     /// Fails unless `bytes` is the envelope of this pack of this repository.
+    @discardableResult
     package static func checkEnvelope(
         _ bytes: [UInt8], pack: UInt32, repository: RepositoryID
-    ) throws(RepositoryError) {
+    ) throws(RepositoryError) -> Envelope {
         func corrupted(_ reason: String) -> RepositoryError {
             RepositoryError(
                 Corruption(
@@ -92,6 +83,7 @@ package final class PackReader: Sendable {
         guard envelope.number == UInt64(pack) else {
             throw corrupted("it says that it is pack \(envelope.number)")
         }
+        return envelope
     }
 
     /// Reads one record whole, and checks type and checksum.
@@ -100,9 +92,15 @@ package final class PackReader: Sendable {
     ) throws(RepositoryError) -> (header: RecordHeader, payload: [UInt8]) {
         let file = try file(location.pack)
         do {
-            let (header, bytes) = try PackReader.readRecord(file, at: location.offset)
+            guard let offset = file.offset(ofRecord: location.offset) else {
+                throw FormatError(offset: 0, reason: "prune has taken it")
+            }
+            let (header, bytes) = try PackReader.readRecord(file.file, at: UInt32(offset))
             guard header.type == type else {
                 throw FormatError(offset: 4, reason: "a \(type) should be here, not \(header.type)")
+            }
+            guard header.address == (file.isRewritten ? location.offset : 0) else {
+                throw FormatError(offset: 24, reason: "its address is \(header.address)")
             }
             return (
                 header,

@@ -48,13 +48,46 @@ package struct PackScan: Sendable {
     package static func scan(
         _ reader: PackReader, pack: UInt32, isNewest: Bool
     ) throws(RepositoryError) -> PackScan {
-        let file = try reader.file(pack)
-        do {
+        try scan(try reader.file(pack), isNewest: isNewest)
+    }
+
+    /// The same for a pack that is open.
+    package static func scan(
+        _ file: PackFile, isNewest: Bool
+    ) throws(RepositoryError) -> PackScan {
+        try scan(
+            file.file, pack: file.pack, isRewritten: file.isRewritten, isNewest: isNewest)
+    }
+
+    static func scan(
+        _ file: any RepositoryFile, pack: UInt32, isRewritten: Bool, isNewest: Bool
+    ) throws(RepositoryError) -> PackScan {
+        try naming(pack) {
             let size = try file.byteCount()
-            if !isNewest, let sealed = try scanSealed(file, pack: pack, size: size) {
+            // A rewritten pack got its name when it was whole and synced.
+            if !isNewest || isRewritten,
+                let sealed = try scanSealed(file, pack: pack, size: size, isRewritten: isRewritten)
+            {
                 return sealed
             }
-            return try scanRecords(file, size: size)
+            return try scanRecords(file, size: size, isRewritten: isRewritten)
+        }
+    }
+
+    /// Reads the records of a pack, sealed or not, up to the first that is not whole.
+    static func scanRecords(
+        _ file: any RepositoryFile, pack: UInt32, isRewritten: Bool
+    ) throws(RepositoryError) -> PackScan {
+        try naming(pack) {
+            try scanRecords(file, size: file.byteCount(), isRewritten: isRewritten)
+        }
+    }
+
+    private static func naming(
+        _ pack: UInt32, _ body: () throws -> PackScan
+    ) throws(RepositoryError) -> PackScan {
+        do {
+            return try body()
         } catch let error as FormatError {
             throw RepositoryError(
                 Corruption(
@@ -68,7 +101,7 @@ package struct PackScan: Sendable {
     }
 
     private static func scanSealed(
-        _ file: any RepositoryFile, pack: UInt32, size: UInt64
+        _ file: any RepositoryFile, pack: UInt32, size: UInt64, isRewritten: Bool
     ) throws -> PackScan? {
         let smallest = UInt64(Envelope.byteCount + PackFooter.byteCount)
         guard size >= smallest, size <= UInt64(UInt32.max) else { return nil }
@@ -96,7 +129,7 @@ package struct PackScan: Sendable {
                     RecordHeader.byteCount..<RecordHeader.byteCount + header.payloadCount
                 return try PackIndex.decode(
                     UnsafeRawBufferPointer(rebasing: bytes[range]),
-                    recordOffset: footer.indexOffset)
+                    recordOffset: footer.indexOffset, isRewritten: isRewritten)
             }
             return PackScan(
                 entries: index.entries, validEnd: UInt32(size), isSealed: true,
@@ -107,8 +140,8 @@ package struct PackScan: Sendable {
     }
 
     /// Reads an unsealed pack record by record.
-    package static func scanRecords(
-        _ file: any RepositoryFile, size: UInt64
+    private static func scanRecords(
+        _ file: any RepositoryFile, size: UInt64, isRewritten: Bool
     ) throws -> PackScan {
         var entries: [PackIndex.Entry] = []
         var offset = UInt32(Envelope.byteCount)
@@ -120,7 +153,8 @@ package struct PackScan: Sendable {
                 guard header.type != .packIndex else {
                     throw FormatError(offset: 0, reason: "a pack index has no footer")
                 }
-                entries.append(try entry(header, record, at: offset))
+                entries.append(
+                    try entry(header, record, at: offset, isRewritten: isRewritten))
                 confirmed = max(confirmed, header.confirmed)
                 offset += UInt32(header.recordByteCount)
             } catch let error as FormatError {
@@ -138,8 +172,11 @@ package struct PackScan: Sendable {
 
     /// One record as an entry of a pack's index.
     package static func entry(
-        _ header: RecordHeader, _ record: [UInt8], at offset: UInt32
+        _ header: RecordHeader, _ record: [UInt8], at offset: UInt32, isRewritten: Bool
     ) throws(FormatError) -> PackIndex.Entry {
+        guard (header.address != 0) == isRewritten else {
+            throw FormatError(offset: 24, reason: "its address is \(header.address)")
+        }
         var frame: PageFrameTable?
         if header.type == .pageFrame {
             frame = try record.withUnsafeBufferPointer {
@@ -151,7 +188,8 @@ package struct PackScan: Sendable {
         }
         return PackIndex.Entry(
             type: header.type, offset: offset, payloadCount: header.payloadCount,
-            transaction: header.transaction, frame: frame)
+            transaction: header.transaction, address: isRewritten ? header.address : offset,
+            frame: frame)
     }
 
     /// The highest `confirmed` among whole records after a damaged place.

@@ -145,11 +145,27 @@ package final class PackWriter: Sendable {
     package func mark() throws(RepositoryError) {
         try locked { (state) throws(FileError) in
             guard !state.isBroken, state.file != nil, state.end == state.confirmed,
-                state.entries.last?.type == .publish
+                let last = state.entries.last?.type, last.isConfirming, last != .mark
             else { return }
             _ = try self.writeConfirming(.mark, payload: [], transaction: 0, &state)
         }
     }
+
+    /// Appends one record that belongs to no transaction, and syncs.
+    package func appendAlone(
+        _ type: RecordType, payload: [UInt8]
+    ) throws(RepositoryError) -> RecordLocation {
+        precondition(type.isConfirming, "it is synced, so it says what was before it")
+        return try locked { (state) throws(FileError) -> RecordLocation in
+            if state.isBroken { try self.cut(&state) }
+            let size = RecordHeader.recordByteCount(payload: payload.count)
+            try self.makeRoom(for: size, &state)
+            return try self.writeConfirming(type, payload: payload, transaction: 0, &state)
+        }
+    }
+
+    /// The pack that records are appended to; all before it are sealed.
+    package var openPack: UInt32 { state.withLock { $0.pack } }
 
     /// Where the confirmed part of the open pack ends.
     package var confirmedEnd: RecordLocation {

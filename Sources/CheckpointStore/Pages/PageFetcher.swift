@@ -47,6 +47,29 @@ extension Repository {
         return keys.map { requests[$0.index] }
     }
 
+    /// Finds those of some pages that the index knows, sorted by place.
+    func locateKnown(
+        _ pages: [(frame: PageFrameNumber, digest: PageDigest)]
+    ) throws(RepositoryError) -> [PageRequest] {
+        let digests = pages.map(\.digest)
+        var known: [(frame: PageFrameNumber, digest: PageDigest)] = []
+        try withIndex { index in
+            try index.locations(of: digests.span) { position, location in
+                if location != nil { known.append(pages[position]) }
+            }
+        }
+        return try locate(known)
+    }
+
+    /// Where one page lies now.
+    func location(of digest: PageDigest) throws(RepositoryError) -> PageLocation? {
+        var found: PageLocation?
+        try withIndex { index in
+            try index.locations(of: [digest].span) { _, location in found = location }
+        }
+        return found
+    }
+
     private func lookUp(
         _ pages: ArraySlice<(frame: PageFrameNumber, digest: PageDigest)>
     ) throws(RepositoryError) -> [PageRequest] {
@@ -99,7 +122,7 @@ package struct PageFetcher: ~Copyable {
         let position: Int
     }
 
-    private let reader: PackReader
+    private let repository: Repository
     private let decompressor = Decompressor()
     private let stored: UnsafeMutableRawBufferPointer
     private let pages: UnsafeMutableRawBufferPointer
@@ -107,11 +130,15 @@ package struct PageFetcher: ~Copyable {
     private var batchPages = 0
     private var inputs: [UnsafeRawPointer?] = []
     private var digests: [PageDigest]
+    /// Where the blocks of the requests that are read now lie in their pack's file.
+    private var offsets: [UInt64] = []
+    /// Pages that prune has put elsewhere since they were looked up.
+    private var moved: [PageRequest] = []
     /// Bytes read from packs so far.
     package private(set) var bytesRead = 0
 
-    package init(reader: PackReader) {
-        self.reader = reader
+    package init(_ repository: Repository) {
+        self.repository = repository
         stored = .allocate(
             byteCount: PageFetcher.readByteCountMax + PageFrameTable.pageLimit * Page.byteCount,
             alignment: 64)
@@ -135,53 +162,101 @@ package struct PageFetcher: ~Copyable {
         damaged: (Corruption, PageRequest) throws -> Void,
         deliver: (PageRange, UnsafeRawBufferPointer) throws -> Void
     ) throws {
-        var start = requests.startIndex
-        while start < requests.endIndex {
-            let near = PageFetcher.near(requests[start...])
-            try read(near, damaged: damaged, deliver: deliver)
-            start = near.endIndex
+        try fetchOnce(requests, damaged: damaged, deliver: deliver)
+        // Each page moves at most once while it is looked for: from a copy that prune takes to the
+        // one that the index names now.
+        var rounds = 0
+        while !moved.isEmpty {
+            precondition(rounds < 1000, "a page does not move for ever")
+            rounds += 1
+            let again = moved
+            moved.removeAll()
+            try fetchOnce(again[...], damaged: damaged, deliver: deliver)
         }
         try flush(damaged: damaged, deliver: deliver)
     }
 
-    /// The first requests whose blocks one read spans.
-    private static func near(_ requests: ArraySlice<PageRequest>) -> ArraySlice<PageRequest> {
-        let first = requests[requests.startIndex].location
-        var limit = UInt64(first.blockOffset) + UInt64(first.blockByteCount)
-        var end = requests.startIndex + 1
-        while end < requests.endIndex {
-            let next = requests[end].location
-            let nextEnd = UInt64(next.blockOffset) + UInt64(next.blockByteCount)
-            guard next.pack == first.pack,
-                UInt64(next.blockOffset) <= limit + UInt64(gapByteCountMax),
-                nextEnd - UInt64(first.blockOffset) <= UInt64(readByteCountMax)
-            else { break }
-            limit = max(limit, nextEnd)
-            end += 1
-        }
-        return requests[..<end]
-    }
-
-    /// Reads blocks with one call, and unpacks them into the batch.
-    private mutating func read(
+    private mutating func fetchOnce(
         _ requests: ArraySlice<PageRequest>,
         damaged: (Corruption, PageRequest) throws -> Void,
         deliver: (PageRange, UnsafeRawBufferPointer) throws -> Void
     ) throws {
-        let base = requests[requests.startIndex].location
-        let end = requests.reduce(0) {
-            max($0, Int($1.location.blockOffset) + Int($1.location.blockByteCount))
+        var start = requests.startIndex
+        while start < requests.endIndex {
+            let first = requests[start]
+            do {
+                let file = try repository.reader.file(first.location.pack)
+                let near = near(requests[start...], in: file)
+                if near.isEmpty {
+                    let gone = corruption(first, "page frame", "prune has taken it")
+                    try miss(first, gone, damaged: damaged)
+                } else {
+                    try read(near, from: file, damaged: damaged, deliver: deliver)
+                }
+                start += max(near.count, 1)
+            } catch let error as RepositoryError {
+                guard let corruption = error.corruption,
+                    corruption.object == "pack"
+                        || corruption.object == "envelope"
+                else { throw error }
+                try miss(first, corruption, damaged: damaged)
+                start += 1
+            }
         }
-        let buffer = UnsafeMutableRawBufferPointer(
-            rebasing: stored[..<(end - Int(base.blockOffset))])
-        var count = 0
-        do {
-            count = try reader.file(base.pack).read(into: buffer, at: UInt64(base.blockOffset))
-        } catch let error as RepositoryError {
-            guard let corruption = error.corruption else { throw error }
-            for request in requests { try damaged(corruption, request) }
-            return
+    }
+
+    /// Looks again for a page that is not where it was said to be.
+    private mutating func miss(
+        _ request: PageRequest, _ corruption: Corruption,
+        damaged: (Corruption, PageRequest) throws -> Void
+    ) throws {
+        if let location = try repository.location(of: request.digest),
+            location != request.location
+        {
+            moved.append(
+                PageRequest(frame: request.frame, digest: request.digest, location: location))
+        } else {
+            try damaged(corruption, request)
         }
+    }
+
+    /// The first requests whose blocks one read spans, and in `offsets` where these lie; none if
+    /// the first one's block is not in the pack.
+    private mutating func near(
+        _ requests: ArraySlice<PageRequest>, in file: PackFile
+    ) -> ArraySlice<PageRequest> {
+        offsets.removeAll(keepingCapacity: true)
+        var limit: UInt64 = 0
+        for request in requests {
+            let place = request.location
+            guard place.pack == file.pack,
+                let offset = file.offset(
+                    ofBlock: place.blockOffset, byteCount: place.blockByteCount)
+            else { break }
+            let end = offset + UInt64(place.blockByteCount)
+            if let first = offsets.first {
+                guard offset <= limit + UInt64(PageFetcher.gapByteCountMax),
+                    end - first <= UInt64(PageFetcher.readByteCountMax)
+                else { break }
+            }
+            limit = max(limit, end)
+            offsets.append(offset)
+        }
+        return requests.prefix(offsets.count)
+    }
+
+    /// Reads blocks with one call, and unpacks them into the batch.
+    private mutating func read(
+        _ requests: ArraySlice<PageRequest>, from file: PackFile,
+        damaged: (Corruption, PageRequest) throws -> Void,
+        deliver: (PageRange, UnsafeRawBufferPointer) throws -> Void
+    ) throws {
+        let base = offsets[0]
+        let end = zip(requests, offsets).reduce(base) {
+            max($0, $1.1 + UInt64($1.0.location.blockByteCount))
+        }
+        let buffer = UnsafeMutableRawBufferPointer(rebasing: stored[..<Int(end - base)])
+        let count = try file.file.read(into: buffer, at: base)
         bytesRead += count
         var start = requests.startIndex
         while start < requests.endIndex {
@@ -190,13 +265,13 @@ package struct PageFetcher: ~Copyable {
             while next < requests.endIndex,
                 requests[next].location.blockOffset == place.blockOffset
             { next += 1 }
-            let offset = Int(place.blockOffset - base.blockOffset)
+            let offset = offsets[start - requests.startIndex]
             let bytes = UnsafeRawBufferPointer(rebasing: buffer[..<count])
             if batchPages + Int(place.blockPageCount) > PageFetcher.batchPageCount {
                 try flush(damaged: damaged, deliver: deliver)
             }
             do throws(FormatError) {
-                try unpack(requests[start..<next], from: bytes, at: offset)
+                try unpack(requests[start..<next], from: bytes, at: Int(offset - base))
             } catch {
                 for request in requests[start..<next] {
                     try damaged(corruption(request, "page frame", error.reason), request)
@@ -231,9 +306,16 @@ package struct PageFetcher: ~Copyable {
         _ request: PageRequest, _ object: String, _ reason: String
     ) -> Corruption {
         Corruption(
-            file: PackName.path(request.location.pack),
-            offset: UInt64(request.location.blockOffset), object: object, reason: reason,
-            frame: request.frame)
+            file: PackName.path(request.location.pack), offset: offset(of: request),
+            object: object, reason: reason, frame: request.frame)
+    }
+
+    /// Where a request's block lies in the file as it is now, for messages.
+    private func offset(of request: PageRequest) -> UInt64 {
+        let place = request.location
+        let file = try? repository.reader.file(place.pack)
+        return file?.offset(ofBlock: place.blockOffset, byteCount: place.blockByteCount)
+            ?? UInt64(place.blockOffset)
     }
 
     /// Checks the batch's digests and delivers its pages in runs.

@@ -50,16 +50,20 @@ package final class CheckpointTransaction: Sendable {
 
     package let number: UInt64
     private let parent: Checkpoint?
+    // Prune leaves the parent alone while its page map is built upon.
+    private let hold: CheckpointHold?
     private let repository: Repository
     private let writer: PackWriter
     private let epoch: UInt64
     private let state = Mutex(State())
 
     init(
-        number: UInt64, parent: Checkpoint?, repository: Repository, writer: PackWriter
+        number: UInt64, parent: Checkpoint?, hold: CheckpointHold?, repository: Repository,
+        writer: PackWriter
     ) throws(RepositoryError) {
         self.number = number
         self.parent = parent
+        self.hold = hold
         self.repository = repository
         self.writer = writer
         epoch = try writer.begin()
@@ -79,9 +83,14 @@ package final class CheckpointTransaction: Sendable {
         _ digests: Span<PageDigest>, mustStore: inout [Int]
     ) throws(RepositoryError) {
         var unknown: [Int] = []
+        let hasCondemned = repository.activity.read { $0.hasCondemned }
         try repository.withIndex { index in
             try index.locations(of: digests) { position, location in
-                if location == nil { unknown.append(position) }
+                // A page that prune is about to take is stored anew.
+                let isGoing =
+                    hasCondemned
+                    && repository.activity.read { $0.isCondemned(digests[position]) }
+                if location == nil || isGoing { unknown.append(position) }
             }
         }
         state.withLock { state in
@@ -130,9 +139,11 @@ package final class CheckpointTransaction: Sendable {
     /// Publishes: when this returns the checkpoint exists and is durable.
     ///
     /// On failure the transaction is over, and nothing of it is ever seen.
+    ///
+    /// - Returns: the checkpoint, and what keeps it from prune for one who goes on from it.
     package func publish(
         _ draft: CheckpointDraft, state guestState: GuestState, _ facts: CheckpointFacts
-    ) throws(RepositoryError) -> Checkpoint {
+    ) throws(RepositoryError) -> (checkpoint: Checkpoint, hold: CheckpointHold) {
         try Names.check(facts.lineage, kind: "lineage")
         if let label = facts.label { try Names.check(label, kind: "label") }
         var manifest = manifest(facts)
@@ -159,8 +170,10 @@ package final class CheckpointTransaction: Sendable {
         let frames = close()
         writer.end(wasPublished: true)
         let checkpoint = Checkpoint(id: id, manifest: manifest, location: location)
+        // Held before the index knows it, so before anyone can forget it.
+        let hold = CheckpointHold(unchecked: id, in: repository)
         repository.didPublish(checkpoint, transaction: number, frames: frames)
-        return checkpoint
+        return (checkpoint, hold)
     }
 
     /// Gives the transaction up.

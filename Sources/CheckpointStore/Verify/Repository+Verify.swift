@@ -24,12 +24,16 @@ extension Repository {
         let mark = try withIndex { try $0.readMark() }
         let packs = try PackName.list(reader.files)
         let catalog = try withIndex { try $0.catalog() }
+        let forgotten = try withIndex { try $0.manifests() }.filter(\.isForgotten)
         let verification = Verification(repository: self, mark: mark, progress: progress)
         do {
             try verification.measure(packs, checkpointCount: catalog.count)
             try verification.readPacks(packs)
-            verification.noteMissingPacks(packs, catalog)
+            verification.noteMissingPacks(packs, try withIndex { try $0.pruned() })
             try verification.walk(catalog)
+            try verification.walk(forgotten: forgotten)
+            try verification.findAffected(catalog)
+            verification.finish()
             return verification.report()
         } catch {
             throw RepositoryError(indexFailure: error, path: path)
@@ -133,11 +137,18 @@ private final class Verification: Sendable {
         }
         // Not through the reader's cache: the envelope is read from the disk once more.
         reader.drop(pack)
-        let file = try reader.file(pack)
-        let size = try file.byteCount()
+        let file: PackFile
+        do throws(RepositoryError) {
+            file = try reader.file(pack)
+        } catch {
+            // Prune may have removed it since the packs were listed.
+            if try repository.withIndex({ try $0.pruned() }).contains(pack) { return }
+            throw error
+        }
+        let size = try file.file.byteCount()
         var sealed: PackScan?
         do {
-            let scan = try PackScan.scan(reader, pack: pack, isNewest: isNewest)
+            let scan = try PackScan.scan(file, isNewest: isNewest)
             sealed = scan.isSealed ? scan : nil
         } catch {
             guard let corruption = error.corruption else { throw error }
@@ -164,15 +175,16 @@ private final class Verification: Sendable {
 
     /// Reads records up to `end`; goes on behind damage where the pack's index knows the next one.
     private func readRecords(
-        _ file: any RepositoryFile, end: UInt64, known: [PackIndex.Entry]?,
+        _ file: PackFile, end: UInt64, known: [PackIndex.Entry]?,
         _ damage: (UInt32, String, String) -> Void
     ) throws -> [PackIndex.Entry] {
         var entries: [PackIndex.Entry] = []
         var offset = UInt32(Envelope.byteCount)
         while UInt64(offset) < end {
             do {
-                let (header, record) = try PackReader.readRecord(file, at: offset)
-                let entry = try PackScan.entry(header, record, at: offset)
+                let (header, record) = try PackReader.readRecord(file.file, at: offset)
+                let entry = try PackScan.entry(
+                    header, record, at: offset, isRewritten: file.isRewritten)
                 entries.append(entry)
                 offset = entry.end
             } catch let error as FormatError {
@@ -203,12 +215,11 @@ private final class Verification: Sendable {
         }
     }
 
-    /// Names packs that checkpoints need and that are not there.
-    func noteMissingPacks(
-        _ packs: [UInt32], _ catalog: [(id: CheckpointID, location: RecordLocation)]
-    ) {
+    /// Names packs that are not there and that prune did not remove.
+    func noteMissingPacks(_ packs: [UInt32], _ pruned: PrunedRecord) {
         let present = Set(packs)
-        for pack in Set(catalog.map(\.location.pack)).subtracting(present).sorted() {
+        for pack in 1..<max(1, mark.pack + (mark.offset > 0 ? 1 : 0)) {
+            guard !present.contains(pack), !pruned.contains(pack) else { continue }
             note(
                 Corruption(
                     file: PackName.path(pack), offset: 0, object: "pack",
@@ -218,7 +229,7 @@ private final class Verification: Sendable {
 
     // MARK: - Checkpoints
 
-    func walk(_ catalog: [(id: CheckpointID, location: RecordLocation)]) throws {
+    func walk(_ catalog: [CatalogEntry]) throws {
         var last: (id: CheckpointID, map: PageMap)?
         for entry in catalog {
             do {
@@ -243,7 +254,32 @@ private final class Verification: Sendable {
                 }
             }
         }
-        try findAffected(catalog)
+    }
+
+    /// Checks what is still there of forgotten checkpoints: the pages that others have from them.
+    ///
+    /// Their page maps, where others build on them, were read with those.
+    func walk(forgotten: [CatalogEntry]) throws {
+        let pruned = try repository.withIndex { try $0.pruned() }
+        for entry in forgotten {
+            do {
+                if try reader.isPruned(entry.location, pruned) { continue }
+                let checkpoint = try repository.read(entry)
+                for location in checkpoint.manifest.mapParts
+                where try !reader.isPruned(location, pruned) {
+                    let pages = try MapReader.part(reader, at: location).pages(.storedHere)
+                    try check(try repository.locateKnown(pages), of: checkpoint)
+                }
+                advance(checkpoint.addedByteCount)
+            } catch let error as RepositoryError where error.corruption != nil {
+                // A damaged record was named when its pack was read.
+                continue
+            }
+        }
+    }
+
+    /// Says that all is done.
+    func finish() {
         progress.map { report in state.withLock { report($0.total, $0.total) } }
     }
 
@@ -266,20 +302,8 @@ private final class Verification: Sendable {
     private func checkPages(of checkpoint: Checkpoint) throws {
         for location in checkpoint.manifest.mapParts {
             let part = try MapReader.part(reader, at: location)
-            var stored: [(frame: PageFrameNumber, digest: PageDigest)] = []
-            var named: [(frame: PageFrameNumber, digest: PageDigest)] = []
-            part.forEachRun { run, digests in
-                guard run.content.hasDigests else { return }
-                for (frame, digest) in zip(run.range.frames, digests) {
-                    if run.content == .storedHere {
-                        stored.append((PageFrameNumber(frame), digest))
-                    } else {
-                        named.append((PageFrameNumber(frame), digest))
-                    }
-                }
-            }
-            _ = try repository.locate(named)
-            try check(try repository.locate(stored), of: checkpoint)
+            _ = try repository.locate(part.pages(.storedBefore))
+            try check(try repository.locate(part.pages(.storedHere)), of: checkpoint)
         }
         advance(checkpoint.addedByteCount)
     }
@@ -287,11 +311,10 @@ private final class Verification: Sendable {
     private func check(_ requests: [PageRequest], of checkpoint: Checkpoint) throws {
         let threadCount = min(Threads.processorCount, 1 + requests.count / 2048)
         let failure = Mutex<RepositoryError?>(nil)
-        let reader = reader
         Threads.concurrently(threadCount) { thread in
             let start = requests.count * thread / threadCount
             let end = requests.count * (thread + 1) / threadCount
-            var fetcher = PageFetcher(reader: reader)
+            var fetcher = PageFetcher(self.repository)
             do {
                 try fetcher.fetch(requests[start..<end]) { corruption, request in
                     self.note(corruption, request, checkpoint.id)
@@ -312,7 +335,6 @@ private final class Verification: Sendable {
     ) {
         state.withLock { state in
             state.damagedDigests.insert(request.digest)
-            state.affected.append(checkpoint)
             var named = corruption
             named.checkpoint = checkpoint
             let isKnown = state.report.corruptions.contains {
@@ -322,10 +344,8 @@ private final class Verification: Sendable {
         }
     }
 
-    /// Finds the checkpoints that hold a damaged page without having stored it.
-    private func findAffected(
-        _ catalog: [(id: CheckpointID, location: RecordLocation)]
-    ) throws {
+    /// Finds the checkpoints that hold a damaged page, whoever stored it.
+    func findAffected(_ catalog: [CatalogEntry]) throws {
         let damaged = state.withLock { $0.damagedDigests }
         guard !damaged.isEmpty else { return }
         for entry in catalog {
@@ -342,5 +362,19 @@ private final class Verification: Sendable {
             }
             if isAffected { state.withLock { $0.affected.append(entry.id) } }
         }
+    }
+}
+
+extension MapPart {
+    /// The frames of one kind and their digests.
+    func pages(_ content: MapRun.Content) -> [(frame: PageFrameNumber, digest: PageDigest)] {
+        var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
+        forEachRun { run, digests in
+            guard run.content == content else { return }
+            for (frame, digest) in zip(run.range.frames, digests) {
+                pages.append((PageFrameNumber(frame), digest))
+            }
+        }
+        return pages
     }
 }

@@ -121,8 +121,8 @@ import VarveTestSupport
         let description: String
     }
 
-    /// One failing call, what the scenario makes of it, and the next capture of each guest; then the
-    /// power is cut or the process ends.
+    /// One failing call, what the scenario makes of it, and the next capture of each guest; then
+    /// the power is cut or the process ends.
     private func fail(
         _ number: Int, _ failure: SimulatedDisk.Failure, _ scenario: CrashScenario, seed: UInt64
     ) throws {

@@ -14,8 +14,8 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
     let act: @Sendable (CrashWorld) throws -> Void
     /// True if several threads call the disk: then the index cannot be copied between two calls.
     var isConcurrent = false
-    /// What abandoned transactions may keep until a prune: what they sealed, and what lies in a pack
-    /// before a publication of another one.
+    /// What abandoned transactions may keep until a prune: what they sealed, and what lies in a
+    /// pack before a publication of another one.
     var abandonedByteCountMax = 80 << 10
 
     var testDescription: String { name }

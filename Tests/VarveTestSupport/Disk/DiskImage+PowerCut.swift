@@ -5,8 +5,8 @@
 //   sized     a file grew, and what it grew by reads as zeros
 //   torn      any of its sectors came to the disk, and a file grew as far as the last of them
 //
-// independently of every other: a later write may be kept and an earlier one lost. Names are kept or
-// lost one by one. What was synced stays.
+// independently of every other: a later write may be kept and an earlier one lost. Names are kept
+// or lost one by one. What was synced stays.
 
 extension DiskImage {
     /// The disk after the power was cut and came back.

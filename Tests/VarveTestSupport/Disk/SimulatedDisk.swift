@@ -5,10 +5,10 @@ package import SystemPackage
 
 /// A disk in memory that forgets what was not synced, fails when told to, and lists every call.
 ///
-/// Processes reach it through `boot()`; after `kill()` or `cutPower(_:)` the files that they had are
-/// dead: each call fails and changes nothing, so that whatever still runs of a dead process cannot
-/// write. The files of LMDB lie outside of the seam, in a real directory; see `IndexCopies` for what
-/// a crash does to them.
+/// Processes reach it through `boot()`; after `kill()` or `cutPower(_:)` the files that they had
+/// are dead: each call fails and changes nothing, so that whatever still runs of a dead process
+/// cannot write. The files of LMDB lie outside of the seam, in a real directory; see `IndexCopies`
+/// for what a crash does to them.
 package final class SimulatedDisk: Sendable {
     /// The calls that the store makes.
     package enum CallKind: String, Sendable {

@@ -1,0 +1,84 @@
+// The payload of a pruned record: all packs that prune ever removed from the repository, as ranges.
+// The newest record counts, and older ones say nothing that it does not say.
+//
+//   varint  ranges, then for each, ascending and with a gap between them:
+//     varint  first pack, less the pack behind the range before (0 at first)
+//     varint  packs in the range, at least 1
+
+/// The packs that are gone, and are not missed.
+package struct PrunedRecord: Hashable, Sendable {
+    /// Ascending, apart, none empty.
+    package private(set) var ranges: [Range<UInt32>] = []
+
+    package init() {}
+
+    package init(_ packs: some Sequence<UInt32>) {
+        for pack in Set(packs).sorted() {
+            if let last = ranges.last, last.upperBound == pack {
+                ranges[ranges.count - 1] = last.lowerBound..<pack + 1
+            } else {
+                ranges.append(pack..<pack + 1)
+            }
+        }
+    }
+
+    /// True if the pack was removed.
+    package func contains(_ pack: UInt32) -> Bool {
+        var (low, high) = (0, ranges.count)
+        while low < high {
+            let middle = (low + high) / 2
+            if ranges[middle].upperBound <= pack { low = middle + 1 } else { high = middle }
+        }
+        return low < ranges.count && ranges[low].contains(pack)
+    }
+
+    /// This and other packs.
+    package func union(_ packs: [UInt32]) -> PrunedRecord {
+        let all = (ranges + PrunedRecord(packs).ranges).sorted { $0.lowerBound < $1.lowerBound }
+        var result = PrunedRecord()
+        for range in all {
+            if let last = result.ranges.last, last.upperBound >= range.lowerBound {
+                let end = max(last.upperBound, range.upperBound)
+                result.ranges[result.ranges.count - 1] = last.lowerBound..<end
+            } else {
+                result.ranges.append(range)
+            }
+        }
+        return result
+    }
+
+    /// The payload.
+    package var encoded: [UInt8] {
+        var writer = ByteWriter(reserving: 1 + ranges.count * 4)
+        writer.writeVarint(UInt64(ranges.count))
+        var end: UInt32 = 0
+        for range in ranges {
+            writer.writeVarint(UInt64(range.lowerBound - end))
+            writer.writeVarint(UInt64(range.count))
+            end = range.upperBound
+        }
+        return writer.bytes
+    }
+
+    /// Reads a payload.
+    package static func decode(_ payload: [UInt8]) throws(FormatError) -> PrunedRecord {
+        try ByteReader.decode(payload) { (reader) throws(FormatError) -> PrunedRecord in
+            let count = try reader.readVarint(limit: payload.count / 2, "the number of ranges")
+            var record = PrunedRecord()
+            var end = 0
+            for index in 0..<count {
+                let start = reader.position
+                let gap = try reader.readVarint(limit: Int(UInt32.max), "a pack's number")
+                let packs = try reader.readVarint(limit: Int(UInt32.max), "a range's packs")
+                guard packs > 0, gap > 0 || index == 0, end + gap + packs <= Int(UInt32.max) else {
+                    throw FormatError(offset: start, reason: "a range of packs is out of order")
+                }
+                let first = end + gap
+                end = first + packs
+                record.ranges.append(UInt32(first)..<UInt32(end))
+            }
+            try reader.expectEnd()
+            return record
+        }
+    }
+}

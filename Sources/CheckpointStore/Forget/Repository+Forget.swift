@@ -1,0 +1,32 @@
+import CheckpointFormat
+
+extension Repository {
+    /// Makes checkpoints cease to exist: all of them or, if this throws, none.
+    ///
+    /// One record and one sync. Every other checkpoint stays what it is, also those that follow
+    /// a forgotten one. Their space comes back with `planPrune`. What a session goes on from may
+    /// be forgotten, and what somebody reads; prune waits for them.
+    ///
+    /// - Parameter ids: checkpoints that exist; at most 524,288.
+    public func forget(_ ids: [CheckpointID]) throws(RepositoryError) {
+        let writer = try openWriter()
+        try catchUp()
+        var seen: Set<CheckpointID> = []
+        let unique = ids.filter { seen.insert($0).inserted }
+        guard !unique.isEmpty else { return }
+        guard unique.count <= ForgetRecord.idCountMax else {
+            throw RepositoryError(
+                .invalidName,
+                "\(unique.count) checkpoints cannot be forgotten at once; at most "
+                    + "\(ForgetRecord.idCountMax) can")
+        }
+        for id in unique {
+            let entry = try withIndex { try $0.entry(id) }
+            guard let entry, !entry.isForgotten else { throw forgotten(id) }
+        }
+        let record = ForgetRecord(
+            timeNanoseconds: Int64(WallClock.nanoseconds), ids: unique.map(\.digest))
+        _ = try writer.appendAlone(.forget, payload: record.encoded)
+        didForget(unique)
+    }
+}
