@@ -31,6 +31,7 @@ run() {
     else
         failed=$((failed + 1))
         tail -n 30 case.log | sed 's/^/    /'
+        for log in /var/log/xen/guest-*.log; do tail -n 15 "$log" | sed "s|^|    ${log##*/}: |"; done
         echo "✘ case $name failed"
     fi
     # What a failed case left running goes too.
