@@ -172,7 +172,7 @@ live_meanwhile() {
             destroy:*) command="xl destroy $id" ;;
             # The guest's kernel is told to crash, or to power off; it does so when it runs.
             sysrq-*) command="xl sysrq $id ${what:6:1}
-                for i in \$(seq 200); do $cases running $id 0 || break; sleep 0.1; done" ;;
+                for i in \$(seq 200); do $cases running $id 0 >/dev/null 2>&1 || break; sleep 0.1; done" ;;
         esac
         $cases meanwhile "$id" store "$moment" "$command" >outcome || { cat outcome; return 1; }
         echo "# $what: $(cat outcome)"
