@@ -16,11 +16,14 @@ struct Stats: ParsableCommand {
         try reporting {
             let repository = try Repository.open(at: FilePath(store), .reading)
             let statistics = try repository.statistics()
+            let unused = try repository.planPrune().unusedByteCount
             if json {
-                try Output.line(JSON.object(Stats.fields(statistics)).text)
+                let fields = Stats.fields(statistics) + [("unusedBytes", .integer(unused))]
+                try Output.line(JSON.object(fields).text)
                 return
             }
             for line in Stats.lines(statistics) { try Output.line(line) }
+            try Output.line("unused bytes    \(unused) in sealed packs, which 'varve prune' frees")
         }
     }
 

@@ -170,6 +170,8 @@ extension Repository {
     public func difference(
         from first: Checkpoint, to second: Checkpoint
     ) throws(RepositoryError) -> [PageRange] {
+        let lease = try lease([first, second].map(\.id))
+        defer { withExtendedLifetime(lease) {} }
         let before = try pageMap(of: first).map
         let after = try pageMap(of: second).map
         return after.difference(from: before).runs()

@@ -1,5 +1,6 @@
 import CheckpointEngine
 import CheckpointStore
+import Foundation
 import GuestModel
 import SystemPackage
 import Testing
@@ -7,9 +8,9 @@ import VarveTestSupport
 
 /// The engine and the store against a naive oracle: a full copy of the guest for each checkpoint.
 ///
-/// Random histories of writes, captures, failed captures, branches, reverts, restores and
-/// forgetting. Whatever was acknowledged must come back bit for bit, at every later moment, and
-/// what was forgotten must be gone.
+/// Random histories of writes, captures, failed captures, branches, reverts, restores, forgetting,
+/// prunes and lost indexes. Whatever was acknowledged must come back bit for bit, at every later
+/// moment, and what was forgotten must be gone.
 @Suite struct HistoryTests {
     @Test(arguments: 0..<(TestSeed.isLong ? 200 : 12))
     func everyCheckpointComesBack(round: Int) throws {
@@ -73,7 +74,7 @@ private struct History {
     }
 
     mutating func step() throws {
-        let kind = Int.random(in: 0..<22, using: &random)
+        let kind = Int.random(in: 0..<25, using: &random)
         steps.append(kind)
         switch kind {
         case 0..<7: write()
@@ -84,7 +85,8 @@ private struct History {
         case 17: try reopen()
         case 18: guest.with { $0.knowledge = .unknown }
         case 19: balloon()
-        default: try forget()
+        case 20, 21, 22: try forget()
+        default: try prune()
         }
         #expect(guest.pausesOpen == 0)
     }
@@ -195,11 +197,29 @@ private struct History {
         forgotten += chosen
     }
 
+    private mutating func prune() throws {
+        if Int.random(in: 0..<3, using: &random) == 0 {
+            files.failCall(.random(in: 0..<12, using: &random), errno: 28)
+        }
+        defer { files.failCall(nil, errno: 0) }
+        let percents: [Double] = [0, 5, 50]
+        let percent = percents.randomElement(using: &random) ?? 0
+        do {
+            try repository.planPrune(PruneOptions(unusedPercentMax: percent)).execute()
+        } catch {
+            // What was done is done, and nothing that is needed is lost.
+            return
+        }
+    }
+
     private mutating func reopen() throws {
         session.close()
         let parent = Bool.random(using: &random) ? checkpoints.randomElement(using: &random) : nil
         if Bool.random(using: &random) {
             try repository.close()
+            if Bool.random(using: &random) {
+                try FileManager.default.removeItem(atPath: path.appending("index").string)
+            }
             repository = try History.open(path, files)
         }
         branchCount += 1
@@ -223,6 +243,19 @@ private struct History {
     mutating func checkAll() throws {
         session.close()
         try repository.close()
+        try checkLive()
+        // With nothing of it left in this process, all that was forgotten goes.
+        repository = try History.open(path, files)
+        try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
+        let rest = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
+        #expect(rest.isEmpty && rest.unusedByteCount == 0 && rest.deadPageCount == 0)
+        try repository.close()
+        try checkLive()
+        try FileManager.default.removeItem(atPath: path.appending("index").string)
+        try checkLive()
+    }
+
+    private mutating func checkLive() throws {
         let reader = try Repository.open(at: path, .reading)
         #expect(try reader.checkpoints().map(\.id) == checkpoints.map(\.id))
         for checkpoint in forgotten {

@@ -14,6 +14,7 @@ public struct MemoryReader {
 
     private let repository: Repository
     private let checkpoint: Checkpoint
+    private let lease: CheckpointLease
     private let map: PageMap
     /// The checkpoint's frames.
     public let layout: GuestLayout
@@ -23,6 +24,7 @@ public struct MemoryReader {
     /// Reads the checkpoint's page map and state.
     public init(_ checkpoint: Checkpoint, from repository: Repository) throws(CaptureError) {
         do throws(RepositoryError) {
+            lease = try repository.lease([checkpoint.id])
             map = try repository.pageMap(of: checkpoint).map
             state = try repository.state(of: checkpoint)
         } catch {

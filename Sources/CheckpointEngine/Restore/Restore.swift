@@ -32,6 +32,8 @@ public enum Restore {
         progress: (@Sendable (_ done: Int, _ total: Int) -> Void)? = nil
     ) throws(CaptureError) -> RestoreResult {
         do {
+            let lease = try repository.lease([checkpoint.id])
+            defer { withExtendedLifetime(lease) {} }
             let (map, mapsRead) = try repository.pageMap(of: checkpoint)
             let state = try repository.state(of: checkpoint)
             let layout = map.layout

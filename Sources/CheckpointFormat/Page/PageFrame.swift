@@ -96,6 +96,17 @@ package struct PageFrameTable: Hashable, Sendable {
         }
     }
 
+    /// The payload up to the first block.
+    package var encodedHead: [UInt8] {
+        var writer = ByteWriter(reserving: headByteCount)
+        writer.write(firstOrdinal)
+        writer.write(UInt8(pageCount))
+        writer.write(UInt8(blocks.count))
+        writer.writeZeros(2)
+        for block in blocks { writer.write(block.byteCount | UInt32(block.pageCount) << 24) }
+        return writer.bytes
+    }
+
     /// Reads the table at the head of a payload; `payloadCount` is the record's.
     package static func decode(
         _ payload: UnsafeRawBufferPointer, payloadCount: Int

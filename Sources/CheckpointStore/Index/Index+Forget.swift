@@ -73,6 +73,32 @@ extension Index {
         }
     }
 
+    /// Calls `body` with every page and its place, in the order of digests.
+    func forEachPage(_ body: (PageDigest, PageLocation) -> Void) throws {
+        try environment.read { transaction in
+            try transaction.scan(table(.pages), from: []) { key, value in
+                body(PageDigest(bytes: key), PageLocation(value))
+                return true
+            }
+        }
+    }
+
+    /// Deletes pages that are still where they were; one that was stored anew stays.
+    func deletePages(_ pages: [PageDigest: PageLocation]) throws {
+        var rest = Array(pages)[...]
+        while !rest.isEmpty {
+            try environment.write { transaction in
+                for (digest, location) in rest.prefix(1 << 16) {
+                    try Index.withKey(CheckpointID(digest)) { (key) throws(LMDBError) in
+                        let now = try transaction.get(table(.pages), key) { PageLocation($0) }
+                        if now == location { try transaction.delete(table(.pages), key) }
+                    }
+                }
+            }
+            rest = rest.dropFirst(1 << 16)
+        }
+    }
+
     /// The packs that were removed.
     package func pruned() throws -> PrunedRecord {
         try environment.read { transaction in

@@ -169,7 +169,7 @@ extension Index {
 }
 
 extension PageLocation {
-    fileprivate init(_ bytes: UnsafeRawBufferPointer) {
+    init(_ bytes: UnsafeRawBufferPointer) {
         precondition(bytes.count == PageLocation.byteCount, "a location has 14 bytes")
         self.init(
             pack: UInt32(littleEndian: bytes.loadUnaligned(as: UInt32.self)),

@@ -8,6 +8,8 @@ struct Activity: Sendable {
     var holds: [CheckpointID: Int] = [:]
     /// True while a prune runs; there is one at a time.
     var isPruning = false
+    /// Prunes that were begun: a plan is good until the next one.
+    var pruneCount = 0
     /// Pages that prune is about to delete: transactions that begin now store them anew.
     var condemned: Set<PageDigest> = []
 

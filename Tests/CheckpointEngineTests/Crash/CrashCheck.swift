@@ -13,6 +13,10 @@ struct CrashCheck {
     /// Guests as they were whenever they were captured: what was not acknowledged is one of these.
     let attempts: [CrashWorld.Copy]
     let acknowledged: [CheckpointID]
+    /// Checkpoints that must not be there.
+    let forgotten: Set<CheckpointID>
+    /// Checkpoints that somebody had begun to forget.
+    let mayBeGone: Set<CheckpointID>
     let packByteCountMax: Int
     let abandonedByteCountMax: Int
 
@@ -28,9 +32,12 @@ struct CrashCheck {
             throw fail("acknowledged and gone: \(missing.map(\.short).sorted())")
         }
         let present = Set(found.map(\.id))
+        guard present.isDisjoint(with: forgotten) else { throw fail("forgotten and there again") }
         for checkpoint in found {
             try checkContents(checkpoint, repository)
-            if let parent = checkpoint.parent, !present.contains(parent) {
+            if let parent = checkpoint.parent, !present.contains(parent),
+                !mayBeGone.contains(parent)
+            {
                 throw fail("checkpoint \(checkpoint.id.short) is without its parent")
             }
         }
@@ -42,6 +49,7 @@ struct CrashCheck {
         guard report.checkpointCount == found.count + 1 else {
             throw fail("verify saw \(report.checkpointCount) of \(found.count + 1) checkpoints")
         }
+        try checkPrune(found, repository)
         try repository.close()
         let reader = try Repository.open(at: disk.indexRoot, .reading, files: files)
         guard try reader.checkpoints().map(\.id) == found.map(\.id) + [next] else {
@@ -99,6 +107,19 @@ struct CrashCheck {
         guard isEqual, reader.layout.pageCount == copy.pages.count else {
             throw fail("checkpoint \(checkpoint.id.short) is read as something else")
         }
+    }
+
+    /// The space of what nobody needs comes back, and everything else stays.
+    private func checkPrune(_ found: [Checkpoint], _ repository: Repository) throws {
+        let options = PruneOptions(unusedPercentMax: 0)
+        try repository.planPrune(options).execute()
+        let rest = try repository.planPrune(options)
+        guard rest.isEmpty, rest.unusedByteCount == 0, rest.deadPageCount == 0 else {
+            throw fail("\(rest.unusedByteCount) bytes are unused after a prune")
+        }
+        for checkpoint in found { try checkContents(checkpoint, repository) }
+        let report = try repository.verify()
+        guard report.isClean else { throw fail("verify after a prune: \(report.corruptions)") }
     }
 
     private func checkNames(_ found: [Checkpoint], _ repository: Repository) throws {

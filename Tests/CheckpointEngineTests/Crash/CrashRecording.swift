@@ -66,11 +66,7 @@ struct CrashRecording: Sendable {
 
     /// What must hold after a crash at a point.
     func check(_ point: Point) -> CrashCheck {
-        let acknowledged = world.acknowledged.filter { $0.callCount <= point.callCount }
-        return CrashCheck(
-            copies: world.copies, attempts: [], acknowledged: acknowledged.map(\.id),
-            packByteCountMax: scenario.packByteCountMax,
-            abandonedByteCountMax: scenario.abandonedByteCountMax)
+        world.check(after: point.callCount, scenario, isLive: false)
     }
 
     /// Cuts the power at a point, or kills the process, and checks what is left.

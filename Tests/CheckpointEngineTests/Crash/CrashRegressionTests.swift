@@ -67,7 +67,7 @@ import VarveTestSupport
                 calls[position + 1].kind == .sync, calls[position + 2].kind == .create
             else { continue }
             seals += 1
-            for seed in 0..<(TestSeed.isLong ? 500 : 60) {
+            for seed in 0..<(TestSeed.isLong ? 500 : 20) {
                 try recording.crash(
                     at: point, isPowerCut: true, fate: .deleted, seed: UInt64(seed))
             }
@@ -81,7 +81,7 @@ import VarveTestSupport
         let scenario = try #require(CrashScenario.all.first { $0.name == "close" })
         let recording = try CrashRecording(scenario)
         for point in recording.points {
-            for seed in 0..<(TestSeed.isLong ? 100 : 4) {
+            for seed in 0..<(TestSeed.isLong ? 100 : 2) {
                 try recording.crash(at: point, isPowerCut: true, fate: .torn, seed: UInt64(seed))
             }
         }

@@ -124,6 +124,51 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
                     try world.capture()
                 }
             }, abandonedByteCountMax: 360 << 10),
+        CrashScenario(name: "forget", packByteCountMax: smallPack, prepare: capturing(6)) { world in
+            // The first, one in the middle, then two at once with a branch point.
+            try world.forget([0])
+            world.write("web", 5..<9, value: 100)
+            try world.capture()
+            try world.forget([2])
+            try world.capture("branch", parent: try world.checkpoint(named: "web"))
+            try world.forget([3, 6])
+            world.write("branch", 5..<9, value: 101)
+            try world.capture("branch")
+        },
+        CrashScenario(
+            name: "prune", packByteCountMax: smallPack,
+            prepare: { world in
+                try capturing(8)(world)
+                try world.forget([0, 2, 3, 5])
+            },
+            act: { world in
+                try world.prune()
+                world.write("web", 0..<9, value: 110)
+                try world.capture()
+                try world.forget([6])
+                try world.prune()
+                world.close()
+            }),
+        CrashScenario(
+            name: "prune beside captures", packByteCountMax: smallPack,
+            prepare: { world in
+                try capturing(8)(world)
+                try world.forget([0, 2, 3, 5])
+            },
+            act: { world in
+                Threads.concurrently(2) { thread in
+                    for step in 0..<3 {
+                        // What fails is noted there.
+                        if thread == 0 {
+                            try? world.prune()
+                            try? world.forget([[1, 4, 6][step]])
+                        } else {
+                            world.write("web", step..<step + 9, value: 120 + step)
+                            _ = try? world.capture()
+                        }
+                    }
+                }
+            }, isConcurrent: true, abandonedByteCountMax: 200 << 10),
         CrashScenario(
             name: "reader rebuilds", packByteCountMax: smallPack,
             prepare: { world in

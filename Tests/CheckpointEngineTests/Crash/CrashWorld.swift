@@ -24,6 +24,15 @@ final class CrashWorld: Sendable {
         let callCount: Int
     }
 
+    /// Checkpoints that somebody asked to forget.
+    struct Forgetting: Sendable {
+        let ids: [CheckpointID]
+        /// Calls on the disk before that.
+        let start: Int
+        /// Calls on the disk when it had returned; nil if it failed.
+        var end: Int?
+    }
+
     private struct State: Sendable {
         var files: SimulatedFiles
         var repository: Repository?
@@ -32,6 +41,7 @@ final class CrashWorld: Sendable {
         var acknowledged: [Acknowledged] = []
         var copies: [CheckpointID: Copy] = [:]
         var attempts: [Copy] = []
+        var forgettings: [Forgetting] = []
         var problems: [String] = []
         var failureCount = 0
     }
@@ -59,6 +69,8 @@ final class CrashWorld: Sendable {
 
     var acknowledged: [Acknowledged] { state.withLock { $0.acknowledged } }
     var copies: [CheckpointID: Copy] { state.withLock { $0.copies } }
+    /// Every attempt to forget.
+    var forgettings: [Forgetting] { state.withLock { $0.forgettings } }
     /// Guests at each attempt to capture them, whatever came of it.
     var attempts: [Copy] { state.withLock { $0.attempts } }
     /// What must not have happened.
@@ -154,6 +166,50 @@ final class CrashWorld: Sendable {
             noteFailure("name", error)
             return try repository.checkpoint(named: name)
         }
+    }
+
+    /// Forgets checkpoints, counted in the order in which they were acknowledged.
+    func forget(_ positions: [Int]) throws {
+        let ids = state.withLock { state in
+            positions.filter { $0 < state.acknowledged.count }.map { state.acknowledged[$0].id }
+        }
+        let repository = try repository()
+        var forgetting = Forgetting(ids: ids, start: disk.calls.count)
+        do {
+            try repository.forget(ids)
+            forgetting.end = disk.calls.count
+        } catch {
+            noteFailure("forget", error)
+        }
+        state.withLock { [forgetting] in $0.forgettings.append(forgetting) }
+    }
+
+    /// Has all the space back that can be had.
+    func prune() throws {
+        do {
+            try repository().planPrune(PruneOptions(unusedPercentMax: 0)).execute()
+        } catch {
+            noteFailure("prune", error)
+        }
+    }
+
+    /// What must hold after so many calls.
+    ///
+    /// - Parameter isLive: true if checkpoints may be there that nobody was told of later either.
+    func check(
+        after callCount: Int, _ scenario: CrashScenario, isLive: Bool
+    ) -> CrashCheck {
+        let state = state.withLock { $0 }
+        let begun = state.forgettings.filter { $0.start < callCount }
+        let ended = begun.filter { $0.end.map { $0 <= callCount } ?? false }
+        let mayBeGone = Set(begun.flatMap(\.ids))
+        let known = state.acknowledged.filter { $0.callCount <= callCount }.map(\.id)
+        return CrashCheck(
+            copies: state.copies, attempts: isLive ? state.attempts : [],
+            acknowledged: known.filter { !mayBeGone.contains($0) },
+            forgotten: Set(ended.flatMap(\.ids)),
+            mayBeGone: mayBeGone, packByteCountMax: packByteCountMax,
+            abandonedByteCountMax: scenario.abandonedByteCountMax + (isLive ? 200 << 10 : 0))
     }
 
     /// Ends sessions and the repository.

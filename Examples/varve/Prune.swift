@@ -1,0 +1,82 @@
+import ArgumentParser
+import SystemPackage
+import Varve
+
+struct Prune: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Frees the space of forgotten checkpoints and abandoned transactions.",
+        discussion: """
+            Packs of which nothing is needed are removed. The sparsest others are written anew, \
+            until at most so many percent of the repository's bytes are unused. The pack that is \
+            written to now is left alone. Interrupted at any moment it has lost nothing.
+            """)
+
+    @Argument(help: "The repository.")
+    var store: String
+
+    @Flag(help: "Say what would be done, and do nothing.")
+    var dryRun = false
+
+    @Option(help: "Unused bytes that may stay, in percent of the repository's bytes.")
+    var maxUnused = 5.0
+
+    @Flag(help: "Print it as a JSON object.")
+    var json = false
+
+    func validate() throws {
+        guard maxUnused >= 0, maxUnused <= 100 else {
+            throw ValidationError("--max-unused is a percentage, 0 to 100")
+        }
+    }
+
+    func run() throws {
+        try reporting {
+            let repository = try Repository.open(
+                at: FilePath(store), dryRun ? .reading : .writing)
+            var plan = try repository.planPrune(PruneOptions(unusedPercentMax: maxUnused))
+            if !dryRun {
+                let progress = Progress("packs pruned", isJSON: json)
+                plan = try plan.execute { progress.update($0, of: $1) }
+                progress.finish()
+                try repository.close()
+            }
+            if json {
+                try Output.line(JSON.object(fields(plan)).text)
+            } else {
+                for line in lines(plan) { try Output.line(line) }
+            }
+        }
+    }
+
+    private func count(_ plan: PrunePlan, _ fate: PrunePlan.Fate) -> Int {
+        plan.packs.count { $0.fate == fate }
+    }
+
+    private func fields(_ plan: PrunePlan) -> [(String, JSON)] {
+        [
+            ("dryRun", .bool(dryRun)),
+            ("packsRemoved", .integer(count(plan, .removed))),
+            ("packsRewritten", .integer(count(plan, .rewritten))),
+            ("packsKept", .integer(count(plan, .kept))),
+            ("bytes", .integer(plan.byteCount)),
+            ("bytesFreed", .integer(plan.freedByteCount)),
+            ("bytesCopied", .integer(plan.copiedByteCount)),
+            ("bytesUnusedBefore", .integer(plan.unusedByteCount)),
+            ("bytesUnusedAfter", .integer(plan.unusedByteCount - plan.freedByteCount)),
+            ("pagesDropped", .integer(plan.deadPageCount)),
+        ]
+    }
+
+    private func lines(_ plan: PrunePlan) -> [String] {
+        let left = plan.unusedByteCount - plan.freedByteCount
+        return [
+            "\(dryRun ? "would remove" : "removed") \(count(plan, .removed)) packs, "
+                + "\(dryRun ? "write" : "wrote") \(count(plan, .rewritten)) anew and "
+                + "\(dryRun ? "keep" : "kept") \(count(plan, .kept))",
+            "freed   \(Format.bytes(plan.freedByteCount)) of \(Format.bytes(plan.byteCount)), "
+                + "\(plan.deadPageCount) pages",
+            "copied  \(Format.bytes(plan.copiedByteCount))",
+            "unused  \(Format.bytes(left)) left in sealed packs",
+        ]
+    }
+}

@@ -1,0 +1,124 @@
+import CheckpointFormat
+import GuestModel
+
+// A reader in another process says what it reads, so that prune leaves it alone:
+//
+//   reader:  make leases/N.new -> lock it -> write the ids -> rename to leases/N
+//            -> look whether any of them was forgotten
+//   pruner:  read the catalog -> list the leases
+//
+// Whoever has the second step later sees the first step of the other: either prune finds the lease,
+// or the reader finds its checkpoint forgotten. The lock goes with the reader's process, so a lease
+// whose lock can be had is a dead one's, and is removed by whoever has the lock. A file that is
+// removed before its reader had locked it cannot be renamed: the reader makes another.
+
+/// Keeps checkpoints from prune, in whatever process that runs, as long as it lives.
+package final class CheckpointLease: Sendable {
+    static let directory = "leases"
+
+    // nil where nothing can be written, and so nothing is pruned either.
+    private let lease: (files: any RepositoryFiles, path: String, file: any RepositoryFile)?
+
+    /// Tells every pruner of some checkpoints.
+    fileprivate init(
+        _ ids: [CheckpointID], _ files: any RepositoryFiles
+    ) throws(RepositoryError) {
+        var bytes = ByteWriter(reserving: ids.count * PageDigest.byteCount)
+        for id in ids { bytes.write(id.digest) }
+        do throws(FileError) {
+            lease = try CheckpointLease.make(bytes.bytes, files)
+        } catch {
+            guard error.forbidsWriting else { throw RepositoryError(error) }
+            lease = nil
+        }
+    }
+
+    private static func make(
+        _ bytes: [UInt8], _ files: any RepositoryFiles
+    ) throws(FileError) -> (files: any RepositoryFiles, path: String, file: any RepositoryFile) {
+        try files.createDirectory(directory)
+        while true {
+            let digits = String(UInt64.random(in: 0 ... .max), radix: 16)
+            let path = "\(directory)/\(String(repeating: "0", count: 16 - digits.count))\(digits)"
+            let file = try files.open(path + ".new", .lock)
+            guard try file.tryLock() else { continue }
+            do throws(FileError) {
+                try file.write(bytes, at: 0)
+                try files.rename(path + ".new", to: path)
+                return (files, path, file)
+            } catch  where error.isMissing {
+                continue
+            } catch {
+                try? files.remove(path + ".new")
+                throw error
+            }
+        }
+    }
+
+    deinit {
+        // A file that stays is taken for a dead reader's.
+        if let lease { try? lease.files.remove(lease.path) }
+    }
+}
+
+extension FileError {
+    /// True if a reader can do nothing about it, and must not fail for it.
+    fileprivate var forbidsWriting: Bool {
+        RepositoryError(self).code == .noSpace || isForbidden
+    }
+}
+
+extension Repository {
+    /// Keeps checkpoints that are to be read from every prune as long as the result lives.
+    ///
+    /// Where no lease can be written (a read-only medium, a full disk) there is none: a page that
+    /// is pruned meanwhile is an error when it is read, never a wrong page. Fails if a checkpoint
+    /// was forgotten.
+    package func lease(_ ids: [CheckpointID]) throws(RepositoryError) -> CheckpointLease {
+        let lease = try CheckpointLease(ids, files)
+        for id in ids {
+            let entry = try withCurrentIndex { try $0.entry(id) }
+            guard let entry, !entry.isForgotten else { throw forgotten(id) }
+        }
+        return lease
+    }
+
+    /// The checkpoints that readers of any process have leased; removes leases of dead ones.
+    func leased() throws(RepositoryError) -> Set<CheckpointID> {
+        var result: Set<CheckpointID> = []
+        let names: [String]
+        do throws(FileError) {
+            names = try files.list(CheckpointLease.directory)
+        } catch {
+            if error.isMissing { return [] }
+            throw RepositoryError(error)
+        }
+        for name in names {
+            let path = "\(CheckpointLease.directory)/\(name)"
+            do throws(FileError) {
+                let file = try files.open(path, .read)
+                if try file.tryLock() {
+                    if isWritable { try files.remove(path) }
+                } else if !name.hasSuffix(".new") {
+                    let bytes = try file.readBytes(Int(try file.byteCount()), at: 0)
+                    result.formUnion(CheckpointLease.decode(bytes))
+                }
+            } catch {
+                // Its reader has ended.
+                if !error.isMissing { throw RepositoryError(error) }
+            }
+        }
+        return result
+    }
+}
+
+extension CheckpointLease {
+    fileprivate static func decode(_ bytes: [UInt8]) -> [CheckpointID] {
+        stride(from: 0, to: bytes.count / PageDigest.byteCount * PageDigest.byteCount, by: 32).map {
+            start in
+            bytes[start..<start + PageDigest.byteCount].withUnsafeBytes {
+                CheckpointID(PageDigest(bytes: $0))
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+import CheckpointFormat
+
+/// What stays of a sealed pack when prune writes it anew.
+///
+/// Blocks keep the addresses that they had: each stretch of blocks that stayed becomes a page frame
+/// with the address from which its first block is where it was.
+struct PackCut: Sendable {
+    /// A record of the new pack.
+    struct Piece: Sendable {
+        /// Its entry in the new pack's index.
+        let entry: PackIndex.Entry
+        /// The record that it comes from.
+        let source: PackIndex.Entry
+        /// Of a page frame, the blocks that it takes.
+        let blocks: Range<Int>
+    }
+
+    /// Dead bytes between two blocks that stay, from which on a head of their own is shorter.
+    private static let bridgeByteCountMax = RecordHeader.byteCount + 32
+
+    private(set) var pieces: [Piece] = []
+    private var end = UInt32(Envelope.byteCount)
+
+    /// Decides what stays.
+    ///
+    /// - Parameters:
+    ///   - entries: the pack's records.
+    ///   - keepsBlock: whether the block with an address stays.
+    ///   - keepsRecord: whether a record other than a page frame stays.
+    init(
+        _ entries: [PackIndex.Entry], keepsBlock: (PackIndex.Entry, UInt32) -> Bool,
+        keepsRecord: (PackIndex.Entry) throws -> Bool
+    ) rethrows {
+        for entry in entries {
+            guard let frame = entry.frame else {
+                if try keepsRecord(entry) { append(entry, blocks: 0..<0, address: entry.address) }
+                continue
+            }
+            var address = UInt32(entry.addresses.lowerBound)
+            var run: (blocks: Range<Int>, address: UInt32)?
+            var deadByteCount = 0
+            for (index, block) in frame.blocks.enumerated() {
+                if keepsBlock(entry, address) {
+                    if let open = run, deadByteCount <= PackCut.bridgeByteCountMax {
+                        run = (open.blocks.lowerBound..<index + 1, open.address)
+                    } else {
+                        if let run { append(entry, blocks: run.blocks, address: run.address) }
+                        run = (index..<index + 1, address)
+                    }
+                    deadByteCount = 0
+                } else {
+                    deadByteCount += Int(block.byteCount)
+                }
+                address += block.byteCount
+            }
+            if let run { append(entry, blocks: run.blocks, address: run.address) }
+        }
+    }
+
+    /// - Parameter address: a record's own, or that of the first block.
+    private mutating func append(
+        _ source: PackIndex.Entry, blocks: Range<Int>, address: UInt32
+    ) {
+        var (table, payloadCount, start) = (source.frame, source.payloadCount, address)
+        if let frame = source.frame {
+            let before = frame.blocks[..<blocks.lowerBound].reduce(0) { $0 + UInt32($1.pageCount) }
+            let cut = PageFrameTable(
+                firstOrdinal: frame.firstOrdinal + before, blocks: Array(frame.blocks[blocks]))
+            start = address - UInt32(RecordHeader.byteCount + cut.headByteCount)
+            (table, payloadCount) = (cut, cut.payloadCount)
+        }
+        let entry = PackIndex.Entry(
+            type: source.type, offset: end, payloadCount: payloadCount,
+            transaction: source.transaction, address: start, frame: table)
+        end = entry.end
+        pieces.append(Piece(entry: entry, source: source, blocks: blocks))
+    }
+
+    /// The new pack's index.
+    var index: PackIndex { PackIndex(entries: pieces.map(\.entry), isRewritten: true) }
+
+    /// Bytes of the new pack; 0 if nothing stays.
+    var byteCount: Int {
+        guard !pieces.isEmpty else { return 0 }
+        return Int(end) + RecordHeader.recordByteCount(payload: index.encoded.count)
+            + PackFooter.byteCount
+    }
+}
+
+extension PackCut {
+    private static let bufferByteCount = 4 << 20
+
+    /// Writes the new pack and puts it in the old one's place.
+    ///
+    /// Every record that stays is checked against its checksum. The rename is durable once the
+    /// folder is synced, which is left to the caller; until then a crash brings the old pack back,
+    /// which is as good.
+    func write(
+        over source: PackFile, _ files: any RepositoryFiles, repository: RepositoryID
+    ) throws(RepositoryError) {
+        do {
+            let file = try files.open(PackName.newPath(source.pack), .create)
+            let envelope = Envelope(
+                kind: .pack, repository: repository, number: UInt64(source.pack), isRewritten: true)
+            try file.write(envelope.encoded, at: 0)
+            var offset = UInt64(Envelope.byteCount)
+            var records = RecordWriter()
+            for piece in pieces {
+                try append(piece, from: source, to: &records)
+                guard records.bytes.count >= PackCut.bufferByteCount else { continue }
+                try file.write(records.bytes, at: offset)
+                offset += UInt64(records.bytes.count)
+                records.removeAll()
+            }
+            precondition(offset + UInt64(records.bytes.count) == UInt64(end), "sizes were exact")
+            records.append(.packIndex, transaction: 0, payload: index.encoded)
+            let footer = PackFooter(indexOffset: end, pack: UInt64(source.pack))
+            try file.write(records.bytes + footer.encoded, at: offset)
+            try file.sync()
+            try files.rename(PackName.newPath(source.pack), to: PackName.path(source.pack))
+        } catch let error as RepositoryError {
+            throw error
+        } catch let error as FileError {
+            throw RepositoryError(error)
+        } catch {
+            preconditionFailure("writing a pack anew fails in two ways only: \(error)")
+        }
+    }
+
+    private func append(
+        _ piece: Piece, from source: PackFile, to records: inout RecordWriter
+    ) throws {
+        let (header, record): (RecordHeader, [UInt8])
+        do {
+            (header, record) = try PackReader.readRecord(source.file, at: piece.source.offset)
+            guard header.type == piece.source.type,
+                header.payloadCount == piece.source.payloadCount
+            else { throw FormatError(offset: 4, reason: "the pack index says something else") }
+        } catch let error as FormatError {
+            throw RepositoryError(
+                Corruption(
+                    file: PackName.path(source.pack), offset: UInt64(piece.source.offset),
+                    object: piece.source.type.description, reason: error.reason))
+        }
+        let payload = record[
+            RecordHeader.byteCount..<RecordHeader.byteCount + header.payloadCount]
+        guard let table = piece.entry.frame, let frame = piece.source.frame else {
+            records.append(
+                header.type, transaction: header.transaction, address: piece.entry.address,
+                payload: Array(payload))
+            return
+        }
+        let skipped = frame.blocks[..<piece.blocks.lowerBound].reduce(0) { $0 + Int($1.byteCount) }
+        let start = payload.startIndex + frame.headByteCount + skipped
+        let count = table.payloadCount - table.headByteCount
+        records.append(
+            .pageFrame, transaction: header.transaction, address: piece.entry.address,
+            payload: table.encodedHead + payload[start..<start + count])
+    }
+}

@@ -1,0 +1,108 @@
+import CheckpointFormat
+
+/// What a prune may leave.
+public struct PruneOptions: Hashable, Sendable {
+    /// Unused bytes that may stay in sealed packs, in percent of all packs' bytes.
+    ///
+    /// Writing a pack anew copies what stays of it: to have the last bytes back costs most.
+    public var unusedPercentMax: Double
+
+    /// Makes options.
+    public init(unusedPercentMax: Double = 5) {
+        precondition(unusedPercentMax >= 0, "a share is not negative")
+        self.unusedPercentMax = unusedPercentMax
+    }
+}
+
+/// What a prune will do, pack by pack; nothing is done yet.
+public struct PrunePlan: Sendable {
+    /// What becomes of a sealed pack.
+    public enum Fate: Hashable, Sendable {
+        /// It stays as it is.
+        case kept
+        /// What is needed of it is written anew, in its place.
+        case rewritten
+        /// Nothing of it is needed.
+        case removed
+    }
+
+    /// A sealed pack.
+    public struct Pack: Hashable, Sendable {
+        /// Its number.
+        public let number: UInt32
+        /// What becomes of it.
+        public let fate: Fate
+        /// Its bytes now.
+        public let byteCount: Int
+        /// Bytes in it that nobody needs.
+        public let unusedByteCount: Int
+
+        /// Its bytes afterwards.
+        public var byteCountAfter: Int {
+            fate == .kept ? byteCount : byteCount - unusedByteCount
+        }
+    }
+
+    /// The sealed packs, ascending.
+    ///
+    /// The open pack is never touched.
+    public let packs: [Pack]
+    /// Bytes of all packs, the open one's too.
+    public let byteCount: Int
+    /// Different pages that the index will lose.
+    public let deadPageCount: Int
+    let preparation: PrunePreparation
+
+    init(_ preparation: PrunePreparation, byteCount: Int, options: PruneOptions) {
+        self.preparation = preparation
+        self.byteCount = byteCount
+        deadPageCount = preparation.survey.dead.count
+        packs = PrunePlan.choose(preparation.assessment.packs, byteCount, options)
+    }
+
+    /// Removes packs of which nothing is needed, and writes the sparsest others anew until little
+    /// enough is unused.
+    private static func choose(
+        _ packs: [PruneAssessment.Pack], _ byteCount: Int, _ options: PruneOptions
+    ) -> [Pack] {
+        let partly = packs.filter { $0.cutByteCount > 0 }
+        let removedBytes = packs.reduce(0) { $0 + ($1.cutByteCount == 0 ? $1.byteCount : 0) }
+        var unused = partly.reduce(0) { $0 + $1.unusedByteCount }
+        var total = byteCount - removedBytes
+        var rewritten: Set<UInt32> = []
+        let sparsest = partly.sorted {
+            let (left, right) = (
+                $0.unusedByteCount * $1.byteCount, $1.unusedByteCount * $0.byteCount
+            )
+            return left == right ? $0.number < $1.number : left > right
+        }
+        for pack in sparsest where pack.unusedByteCount > 0 {
+            if Double(unused) * 100 <= options.unusedPercentMax * Double(total) { break }
+            rewritten.insert(pack.number)
+            unused -= pack.unusedByteCount
+            total -= pack.unusedByteCount
+        }
+        return packs.map { pack in
+            let fate: Fate =
+                pack.cutByteCount == 0
+                ? .removed : rewritten.contains(pack.number) ? .rewritten : .kept
+            return Pack(
+                number: pack.number, fate: fate, byteCount: pack.byteCount,
+                unusedByteCount: pack.unusedByteCount)
+        }
+    }
+
+    /// Bytes in sealed packs that nobody needs.
+    public var unusedByteCount: Int { packs.reduce(0) { $0 + $1.unusedByteCount } }
+
+    /// Bytes that the packs will have less.
+    public var freedByteCount: Int { packs.reduce(0) { $0 + $1.byteCount - $1.byteCountAfter } }
+
+    /// Bytes that will be written for it.
+    public var copiedByteCount: Int {
+        packs.reduce(0) { $0 + ($1.fate == .rewritten ? $1.byteCountAfter : 0) }
+    }
+
+    /// True if there is nothing to do.
+    public var isEmpty: Bool { packs.allSatisfy { $0.fate == .kept } }
+}

@@ -1,0 +1,359 @@
+import CheckpointEngine
+import CheckpointFormat
+import CheckpointStore
+import Foundation
+import GuestModel
+import Synchronization
+import SystemPackage
+import Testing
+import VarveTestSupport
+
+/// Pruning: space comes back, exactly as planned, and nothing else changes.
+@Suite struct PruneTests {
+    private static let packByteCount = 512 << 10
+
+    private let directory = TemporaryDirectory()
+    private var path: FilePath { directory.path.appending("store") }
+
+    private func open(_ access: Repository.Access = .writing) throws -> Repository {
+        try Repository.open(
+            at: path, access, files: PosixFiles(root: path),
+            packByteCountMax: PruneTests.packByteCount)
+    }
+
+    /// A page that does not compress: sizes can be foretold.
+    private static func noise(_ random: inout SeededGenerator) -> [UInt8] {
+        (0..<Page.byteCount / 8).flatMap { _ in
+            let word = random.next()
+            return (0..<8 as Range<UInt64>).map { UInt8(truncatingIfNeeded: word >> ($0 * 8)) }
+        }
+    }
+
+    private typealias Copies = [CheckpointID: [UInt64: [UInt8]]]
+
+    /// Takes checkpoints of a guest that writes all over its memory.
+    private func fill(
+        _ repository: Repository, count: Int, pages: Int = 200, seed: UInt64
+    ) throws -> (copies: Copies, checkpoints: [Checkpoint]) {
+        var random = TestSeed.generator(seed)
+        let layout = GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: pages)])
+        let guest = SimulatedGuest(layout: layout)
+        let session = try CaptureSession(of: guest, in: repository, lineage: "web\(seed)")
+        var copies: Copies = [:]
+        var checkpoints: [Checkpoint] = []
+        for step in 0..<count {
+            let frames = step == 0 ? Array(0..<pages) : (0..<pages / 5).map { _ in -1 }
+            for frame in frames {
+                let place = frame < 0 ? Int.random(in: 0..<pages, using: &random) : frame
+                let page = PruneTests.noise(&random)
+                guest.with { $0.write(UInt64(place), page) }
+            }
+            let checkpoint = try session.capture().checkpoint
+            copies[checkpoint.id] = guest.with { $0.pages }
+            checkpoints.append(checkpoint)
+        }
+        session.close()
+        return (copies, checkpoints)
+    }
+
+    private func check(_ repository: Repository, _ copies: Copies) throws {
+        let live = try repository.checkpoints()
+        #expect(Set(live.map(\.id)) == Set(copies.keys))
+        for checkpoint in live {
+            let guest = SimulatedGuest(layout: .empty)
+            _ = try Restore.run(checkpoint, from: repository, into: guest)
+            #expect(guest.with { $0.pages } == copies[checkpoint.id])
+            #expect(try MemoryRoot.of(guest) == checkpoint.root)
+        }
+        let report = try repository.verify()
+        #expect(report.isClean, "\(report.corruptions)")
+    }
+
+    private func packBytes() throws -> Int {
+        let packs = path.appending("packs").string
+        return try FileManager.default.contentsOfDirectory(atPath: packs).reduce(0) {
+            let attributes = try FileManager.default.attributesOfItem(atPath: "\(packs)/\($1)")
+            return $0 + (attributes[.size] as? Int ?? 0)
+        }
+    }
+
+    // MARK: - Space
+
+    /// The bound: the fresh store, a fifth more, and one open pack.
+    @Test func spaceComesBack() throws {
+        try Repository.create(at: path).close()
+        let repository = try open()
+        var (copies, checkpoints) = try fill(repository, count: 40, seed: 900)
+        for checkpoint in checkpoints.dropLast() { copies[checkpoint.id] = nil }
+        try repository.forget(checkpoints.dropLast().map(\.id))
+        let before = try packBytes()
+        let plan = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
+        let done = try plan.execute()
+        #expect(done.packs == plan.packs)
+        let after = try packBytes()
+        let fresh = 200 * (Page.byteCount + 44)
+        print("forgot 39 of 40: \(before) bytes became \(after); \(fresh) are needed")
+        #expect(after <= fresh * 6 / 5 + PruneTests.packByteCount)
+        // What the plan said came true, but for the record that names the removed packs.
+        #expect(before - after <= plan.freedByteCount)
+        #expect(before - after >= plan.freedByteCount - 256)
+        try check(repository, copies)
+        try repository.close()
+        try FileManager.default.removeItem(atPath: path.appending("index").string)
+        try check(try open(.reading), copies)
+        try check(try open(), copies)
+    }
+
+    @Test(arguments: [0.0, 5, 30, 100])
+    func atMostSoMuchIsUnused(percent: Double) throws {
+        try Repository.create(at: path).close()
+        let repository = try open()
+        var (copies, checkpoints) = try fill(repository, count: 30, seed: 901)
+        for (number, checkpoint) in checkpoints.enumerated() where number % 3 != 0 {
+            copies[checkpoint.id] = nil
+            try repository.forget([checkpoint.id])
+        }
+        let options = PruneOptions(unusedPercentMax: percent)
+        let plan = try repository.planPrune(options)
+        try plan.execute()
+        let after = try repository.planPrune(options)
+        #expect(after.isEmpty && after.deadPageCount == 0)
+        #expect(after.unusedByteCount == plan.unusedByteCount - plan.freedByteCount)
+        let unused = Double(after.unusedByteCount) * 100 / Double(after.byteCount)
+        #expect(unused <= percent + 0.1)
+        try check(repository, copies)
+    }
+
+    @Test func aPackIsWrittenAnewAgainAndAgain() throws {
+        try Repository.create(at: path).close()
+        var repository = try open()
+        var (copies, checkpoints) = try fill(repository, count: 40, seed: 902)
+        var random = TestSeed.generator(903)
+        while checkpoints.count > 1 {
+            let victims = checkpoints.shuffled(using: &random).prefix(7).prefix(
+                checkpoints.count - 1)
+            try repository.forget(victims.map(\.id))
+            for victim in victims { copies[victim.id] = nil }
+            checkpoints.removeAll { victims.contains($0) }
+            try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
+            if Bool.random(using: &random) {
+                try repository.close()
+                try FileManager.default.removeItem(atPath: path.appending("index").string)
+                repository = try open()
+            }
+            try check(repository, copies)
+            #expect(try repository.planPrune(PruneOptions(unusedPercentMax: 0)).isEmpty)
+        }
+    }
+
+    @Test func abandonedTransactionsGo() throws {
+        try Repository.create(at: path).close()
+        let repository = try open()
+        let (copies, _) = try fill(repository, count: 2, seed: 904)
+        let other = try repository.begin(parent: nil)
+        var random = TestSeed.generator(905)
+        var records = RecordWriter()
+        let compressor = Compressor(level: .standard)
+        for ordinal in 0..<400 as Range<UInt32> {
+            records.removeAll()
+            let page = PruneTests.noise(&random)
+            let table = page.withUnsafeBytes {
+                PageFrameEncoder.append(
+                    [PageBlockSource(bytes: $0)], firstOrdinal: ordinal, transaction: other.number,
+                    compressor: compressor, to: &records)
+            }
+            let pending = PendingRecord(
+                range: 0..<records.bytes.count, type: .pageFrame, transaction: other.number,
+                frame: table)
+            try other.append([pending], of: records.bytes)
+        }
+        // Of a transaction under way nothing goes.
+        #expect(try repository.planPrune().unusedByteCount < 1000)
+        let (more, _) = try fill(repository, count: 1, seed: 906)
+        other.abandon()
+        let plan = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
+        #expect(plan.freedByteCount > 300 * Page.byteCount)
+        try plan.execute()
+        try check(repository, copies.merging(more) { left, _ in left })
+    }
+
+    // MARK: - Damage
+
+    @Test func everyFlippedByteOfARewrittenPackIsFound() throws {
+        try Repository.create(at: path).close()
+        let repository = try open()
+        let (_, checkpoints) = try fill(repository, count: 12, pages: 60, seed: 907)
+        try repository.forget(checkpoints.prefix(6).map(\.id))
+        let plan = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
+        try plan.execute()
+        try repository.close()
+        let pack = try #require(plan.packs.first { $0.fate == .rewritten }).number
+        let name = PackName.path(pack)
+        let url = URL(fileURLWithPath: path.appending(name).string)
+        let whole = try Data(contentsOf: url)
+        var random = TestSeed.generator(908)
+        let offsets = (0..<whole.count).filter {
+            $0 < 200 || $0 > whole.count - 600 || Int.random(in: 0..<2000, using: &random) == 0
+        }
+        for offset in offsets {
+            var damaged = whole
+            damaged[offset] ^= UInt8.random(in: 1...255, using: &random)
+            try damaged.write(to: url)
+            let report = try Repository.open(at: path, .reading).verify()
+            #expect(report.corruptions.contains { $0.file == name }, "byte \(offset)")
+        }
+        try whole.write(to: url)
+        #expect(try Repository.open(at: path, .reading).verify().isClean)
+        // One that nobody removed is missed.
+        try FileManager.default.removeItem(at: url)
+        let report = try Repository.open(at: path, .reading).verify()
+        #expect(report.corruptions.contains { $0.file == name && $0.object == "pack" })
+    }
+
+    @Test func aPlanIsGoodOnce() throws {
+        try Repository.create(at: path).close()
+        let repository = try open()
+        let (copies, checkpoints) = try fill(repository, count: 10, seed: 909)
+        try repository.forget([checkpoints[0].id])
+        let plan = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
+        try plan.execute()
+        #expect(throws: RepositoryError.self) { try plan.execute() }
+        try repository.close()
+        let reader = try open(.reading)
+        #expect(throws: RepositoryError.self) { try reader.planPrune().execute() }
+        try check(reader, copies.filter { $0.key != checkpoints[0].id })
+    }
+
+    // MARK: - Leases
+
+    @Test func whatIsLeasedStays() throws {
+        try Repository.create(at: path).close()
+        let repository = try open()
+        let (copies, checkpoints) = try fill(repository, count: 20, seed: 910)
+        let other = try Repository.open(at: path, .reading)
+        do {
+            let reader = try MemoryReader(checkpoints[5], from: other)
+            try repository.forget(checkpoints.prefix(19).map(\.id))
+            try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
+            var pages: [UInt64: [UInt8]] = [:]
+            try reader.read { runs, bytes in
+                var offset = 0
+                for frame in runs.flatMap(\.frames) {
+                    pages[frame] = Array(bytes[offset..<offset + Page.byteCount])
+                    offset += Page.byteCount
+                }
+            }
+            #expect(pages == copies[checkpoints[5].id])
+        }
+        #expect(throws: CaptureError.self) { try MemoryReader(checkpoints[5], from: other) }
+        let rest = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
+        #expect(rest.deadPageCount > 0)
+        try rest.execute()
+        try check(repository, copies.filter { $0.key == checkpoints[19].id })
+        let leases = path.appending("leases").string
+        #expect(try FileManager.default.contentsOfDirectory(atPath: leases).isEmpty)
+    }
+
+    @Test func leasesOfTheDeadAreRemoved() throws {
+        try Repository.create(at: path).close()
+        let repository = try open()
+        let (_, checkpoints) = try fill(repository, count: 3, seed: 911)
+        let lease = try repository.lease([checkpoints[0].id])
+        let leases = path.appending("leases").string
+        let name = try #require(
+            try FileManager.default.contentsOfDirectory(atPath: leases).first)
+        try FileManager.default.copyItem(atPath: "\(leases)/\(name)", toPath: "\(leases)/dead")
+        try Data().write(to: URL(fileURLWithPath: "\(leases)/dead.new"))
+        _ = try repository.planPrune()
+        #expect(try FileManager.default.contentsOfDirectory(atPath: leases) == [name])
+        withExtendedLifetime(lease) {}
+    }
+
+    // MARK: - All at once
+
+    /// Captures, forgetting, prunes and readers side by side, for some seconds in the long form.
+    @Test func capturesAndReadersGoOn() throws {
+        try Repository.create(at: path).close()
+        let repository = try open()
+        let copies = Mutex<Copies>([:])
+        let isOver = Atomic(false)
+        let restored = Atomic(0)
+        let pruned = Atomic(0)
+        Threads.concurrently(4) { thread in
+            do {
+                switch thread {
+                case 0:
+                    try self.captureAll(repository, copies)
+                    isOver.store(true, ordering: .relaxed)
+                case 1:
+                    var random = TestSeed.generator(920)
+                    while !isOver.load(ordering: .relaxed) {
+                        let noted = copies.withLock { Set($0.keys) }
+                        let live = try repository.checkpoints().filter { noted.contains($0.id) }
+                            .shuffled(using: &random)
+                        let gone = live.prefix(live.count / 2).map(\.id)
+                        copies.withLock { copies in for id in gone { copies[id] = nil } }
+                        try repository.forget(gone)
+                        let options = PruneOptions(unusedPercentMax: 0)
+                        try repository.planPrune(options).execute()
+                        pruned.add(1, ordering: .relaxed)
+                    }
+                default:
+                    let reader = try Repository.open(at: self.path, .reading)
+                    while !isOver.load(ordering: .relaxed) {
+                        guard try self.readOne(reader, copies) else { continue }
+                        restored.add(1, ordering: .relaxed)
+                    }
+                }
+            } catch {
+                isOver.store(true, ordering: .relaxed)
+                Issue.record("thread \(thread): \(error)")
+            }
+        }
+        print(
+            "restored \(restored.load(ordering: .relaxed)) times beside "
+                + "\(pruned.load(ordering: .relaxed)) prunes")
+        try check(repository, copies.withLock { $0 })
+    }
+
+    private func captureAll(_ repository: Repository, _ copies: borrowing Mutex<Copies>) throws {
+        var random = TestSeed.generator(921)
+        let pages = 150
+        let guest = SimulatedGuest(
+            layout: GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: pages)]))
+        let session = try CaptureSession(of: guest, in: repository, lineage: "live")
+        // Few contents, so that pages die and are wanted again.
+        let contents = (0..<400).map { _ in PruneTests.noise(&random) }
+        for _ in 0..<(TestSeed.isLong ? 4000 : 250) {
+            for _ in 0..<30 {
+                let place = UInt64.random(in: 0..<UInt64(pages), using: &random)
+                guard let page = contents.randomElement(using: &random) else { return }
+                guest.with { $0.write(place, page) }
+            }
+            let pending = try session.begin()
+            let now = guest.with { $0.pages }
+            let id = try pending.wait().checkpoint.id
+            copies.withLock { $0[id] = now }
+        }
+        session.close()
+    }
+
+    /// - Returns: true if one was restored whole.
+    private func readOne(
+        _ reader: Repository, _ copies: borrowing Mutex<Copies>
+    ) throws -> Bool {
+        guard let (id, pages) = copies.withLock({ $0.randomElement() }) else { return false }
+        let guest = SimulatedGuest(layout: .empty)
+        do {
+            let checkpoint = try reader.checkpoint(id: id)
+            _ = try Restore.run(checkpoint, from: reader, into: guest)
+        } catch {
+            // It may have been forgotten just now; it is never half there.
+            let isGone = copies.withLock { $0[id] == nil }
+            #expect(isGone, "\(error)")
+            return false
+        }
+        #expect(guest.with { $0.pages } == pages)
+        return true
+    }
+}
