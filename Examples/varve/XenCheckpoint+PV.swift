@@ -7,11 +7,15 @@ final class PVTaker: CheckpointTaker {
     private let guest: XenPVDomain
     private let repository: Repository
     private let lineage: String
+    private let keeper: RetentionKeeper?
 
-    init(_ guest: XenPVDomain, _ repository: Repository, lineage: String) {
+    init(
+        _ guest: XenPVDomain, _ repository: Repository, lineage: String, _ retention: Retention?
+    ) {
         self.guest = guest
         self.repository = repository
         self.lineage = lineage
+        keeper = retention.map { RetentionKeeper($0, of: repository, lineage: lineage) }
     }
 
     func takeAll(_ schedule: Schedule, _ report: CheckpointReport) throws {
@@ -28,12 +32,16 @@ final class PVTaker: CheckpointTaker {
             checkpoint = result.checkpoints.last
         }
         guard let checkpoint else { return }
+        keeper?.checkpointPublished()
         try report.show(
             checkpoint, dirty: checkpoint.pageCount, still: times.last?.still ?? .zero,
             request: times.last?.request ?? .zero, lag: lag)
     }
 
-    func finish(_ report: CheckpointReport) {}
+    func finish(_ report: CheckpointReport) {
+        keeper?.close()
+        keeper?.report.show()
+    }
 }
 
 /// PV on a hypervisor that logs its writes: each checkpoint is an epoch of one live stream.
@@ -41,11 +49,15 @@ final class PVStreamTaker: CheckpointTaker {
     private let guest: XenPVDomain
     private let repository: Repository
     private let lineage: String
+    private let keeper: RetentionKeeper?
 
-    init(_ guest: XenPVDomain, _ repository: Repository, lineage: String) {
+    init(
+        _ guest: XenPVDomain, _ repository: Repository, lineage: String, _ retention: Retention?
+    ) {
         self.guest = guest
         self.repository = repository
         self.lineage = lineage
+        keeper = retention.map { RetentionKeeper($0, of: repository, lineage: lineage) }
     }
 
     func takeAll(_ schedule: Schedule, _ report: CheckpointReport) throws {
@@ -54,12 +66,18 @@ final class PVStreamTaker: CheckpointTaker {
         _ = try guest.save(.checkpointed { epochs.ended($0) }) { source in
             _ = try XenImport.run(
                 .libxc, into: repository, lineage: lineage, configuration: guest.configuration,
-                published: { epochs.published($0) }, source: source)
+                published: {
+                    epochs.published($0)
+                    keeper?.checkpointPublished()
+                }, source: source)
         }
         try epochs.check()
     }
 
-    func finish(_ report: CheckpointReport) {}
+    func finish(_ report: CheckpointReport) {
+        keeper?.close()
+        keeper?.report.show()
+    }
 }
 
 /// What the thread that writes the stream and the one that reads it say of each epoch.

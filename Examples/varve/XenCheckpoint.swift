@@ -41,7 +41,8 @@ struct XenCheckpoint: ParsableCommand {
             still, how long the guest took to suspend, what was added to the repository, and how \
             far it is behind its time. '^C' ends it cleanly; the domain runs on.
 
-            Disks are not part of a checkpoint.
+            With --keep rules the lineage is a ring: what they do not keep is forgotten, and its \
+            space freed, while checkpoints are taken. Disks are not part of a checkpoint.
             """)
 
     @Argument(help: "The domain's number or name.")
@@ -72,6 +73,8 @@ struct XenCheckpoint: ParsableCommand {
 
     @Flag(help: "Take over a dirty log that somebody dead has left on.")
     var takeOver = false
+
+    @OptionGroup var rules: RetentionRules
 
     @Flag(help: "Print each checkpoint as a JSON object.")
     var json = false
@@ -116,13 +119,14 @@ struct XenCheckpoint: ParsableCommand {
     ) throws -> any CheckpointTaker {
         guard domain.kind == .pv else {
             return try LiveTaker(
-                try XenDomain(domain.number, options: options), repository, lineage: lineage)
+                try XenDomain(domain.number, options: options), repository, lineage: lineage,
+                rules.retention)
         }
         let guest = try XenPVDomain(domain.number, options: options)
         if every != nil, !compareAll, try guest.logsWrites() {
-            return PVStreamTaker(guest, repository, lineage: lineage)
+            return PVStreamTaker(guest, repository, lineage: lineage, rules.retention)
         }
-        return PVTaker(guest, repository, lineage: lineage)
+        return PVTaker(guest, repository, lineage: lineage, rules.retention)
     }
 }
 
@@ -176,9 +180,14 @@ final class LiveTaker: CheckpointTaker {
     private let session: CaptureSession
     private var pending: Pending?
 
-    init(_ guest: XenDomain, _ repository: Repository, lineage: String) throws {
+    init(
+        _ guest: XenDomain, _ repository: Repository, lineage: String, _ retention: Retention?
+    ) throws {
         self.guest = guest
-        session = try CaptureSession(of: guest, in: repository, lineage: lineage)
+        var options = CaptureOptions()
+        options.retention = retention
+        session = try CaptureSession(
+            of: guest, in: repository, lineage: lineage, options: options)
         if let reason = guest.comparesAllBecause {
             Output.standardError("varve: every page is compared each time: \(reason)")
         }
@@ -196,7 +205,10 @@ final class LiveTaker: CheckpointTaker {
     }
 
     func finish(_ report: CheckpointReport) throws {
-        defer { session.close() }
+        defer {
+            session.close()
+            session.retentionReport?.show()
+        }
         try settle(report)
     }
 
@@ -208,6 +220,24 @@ final class LiveTaker: CheckpointTaker {
             result.checkpoint, dirty: result.dirtyPageCount, still: settled.times.still,
             request: settled.times.request, lag: settled.lag)
     }
+}
+
+extension RetentionReport {
+    /// One line on standard error.
+    func show() {
+        Output.standardError(
+            "varve: \(forgottenCount) checkpoints forgotten by --keep rules, "
+                + "\(Format.bytes(freedByteCount)) freed by \(pruneCount) prunes")
+        if let lastFailure {
+            Output.standardError(
+                "varve: \(failureCount) thinnings failed, the last one so: \(lastFailure.message)")
+        }
+    }
+}
+
+extension RetentionRules {
+    /// As a session takes it; nil if there are no rules.
+    var retention: Retention? { policy.isEmpty ? nil : Retention(policy) }
 }
 
 /// Lines for checkpoints, and their summary.

@@ -24,6 +24,11 @@ public struct CaptureOptions: Sendable {
     public var compression = CompressionLevel.standard
     /// Threads that digest and compress; one a processor.
     public var workerCount = Threads.processorCount
+    /// What to keep of the lineage; nil: everything.
+    ///
+    /// What it does not keep is forgotten, and its space freed, while captures go on. See
+    /// `CaptureSession.retentionReport`.
+    public var retention: Retention?
 
     /// The defaults.
     public init() {}

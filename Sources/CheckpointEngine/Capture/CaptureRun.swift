@@ -30,8 +30,12 @@ struct CaptureRun {
         self.progress = progress
         let taken = Taken()
         self.taken = taken
-        job = session.pipeline.begin { [memory = session.state] _, result in
-            guard case .failure = result else { return }
+        job = session.pipeline.begin {
+            [memory = session.state, keeper = session.keeper] _, result in
+            guard case .failure = result else {
+                keeper?.checkpointPublished()
+                return
+            }
             let (pages, comparesAll) = taken.pages.withLock { ($0.pages, $0.comparesAll) }
             memory.mergeBack(pages, comparesAll: comparesAll)
         }

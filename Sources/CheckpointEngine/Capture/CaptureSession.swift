@@ -45,6 +45,7 @@ public final class CaptureSession: Sendable {
     public let lineage: String
     let options: CaptureOptions
     let pipeline: CheckpointPipeline
+    let keeper: RetentionKeeper?
     let state = Memory()
     /// Held by whoever captures or reverts.
     let turn = Monitor(false)
@@ -75,11 +76,15 @@ public final class CaptureSession: Sendable {
         self.guest = guest
         self.lineage = lineage
         self.options = options
+        keeper = options.retention.map {
+            RetentionKeeper($0, of: repository, lineage: lineage)
+        }
     }
 
     deinit {
         guest.dirtyTracking?.stop()
         pipeline.close()
+        keeper?.close()
     }
 
     /// Takes a checkpoint: returns when it is durable.
@@ -116,6 +121,9 @@ public final class CaptureSession: Sendable {
         isCancelled.store(true, ordering: .relaxed)
     }
 
+    /// What `CaptureOptions.retention` has done so far; nil without one.
+    public var retentionReport: RetentionReport? { keeper?.report }
+
     /// The checkpoint that the next one will follow.
     public var parent: Checkpoint? { pipeline.parent }
 
@@ -128,6 +136,7 @@ public final class CaptureSession: Sendable {
         pipeline.waitForJobs(atMost: 0)
         pipeline.release()
         guest.dirtyTracking?.stop()
+        keeper?.close()
         state.withLock { state in
             state.isClosed = true
             state.isTracking = false

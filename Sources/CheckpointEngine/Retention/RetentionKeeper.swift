@@ -1,0 +1,143 @@
+import CheckpointFormat
+public import CheckpointStore
+import Synchronization
+
+// A ring of checkpoints: what the policy does not keep is forgotten while captures go on, and the
+// space comes back. On a thread of its own:
+//
+//   published -> decide -> forget (one record, one sync)
+//                  -> a pack was sealed since the last prune: plan and execute one
+//
+// Whatever fails is counted and tried again after the next publication: nothing waits for it, and
+// no capture fails because of it.
+
+/// What to keep of a lineage while it is captured.
+public struct Retention: Sendable {
+    /// Which checkpoints stay; the newest always does.
+    public var policy: RetentionPolicy
+    /// The least time from one thinning to the next.
+    ///
+    /// A second.
+    public var interval = Duration.seconds(1)
+    /// Unused bytes, in percent of the store, that a prune leaves.
+    ///
+    /// More costs space, less costs writing. 20.
+    public var unusedPercentMax = 20.0
+
+    /// Keeps what a policy keeps.
+    ///
+    /// - Precondition: the policy keeps something.
+    public init(_ policy: RetentionPolicy) {
+        precondition(!policy.isEmpty, "a policy that keeps nothing is a mistake")
+        self.policy = policy
+    }
+}
+
+/// What a keeper has done.
+public struct RetentionReport: Sendable {
+    /// Checkpoints that were forgotten.
+    public var forgottenCount = 0
+    /// Prunes that freed something.
+    public var pruneCount = 0
+    /// Bytes that they freed.
+    public var freedByteCount = 0
+    /// Thinnings that failed; each was tried again later.
+    public var failureCount = 0
+    /// The last failure.
+    public var lastFailure: RepositoryError?
+}
+
+/// Thins a lineage while it is captured, on a thread of its own.
+///
+/// A session with `CaptureOptions.retention` has one; for what is captured without a session make
+/// one. Needs the repository open for writing.
+public final class RetentionKeeper: Sendable {
+    private struct State {
+        var isDue = false
+        var isClosed = false
+        var report = RetentionReport()
+    }
+
+    private let repository: Repository
+    private let lineage: String
+    private let retention: Retention
+    private let state = Monitor(State())
+    private let thread = Mutex<Threads.Thread?>(nil)
+
+    /// Begins; nothing happens before the first publication.
+    public init(_ retention: Retention, of repository: Repository, lineage: String) {
+        self.repository = repository
+        self.lineage = lineage
+        self.retention = retention
+        // The thread holds the keeper; `close` ends it.
+        thread.withLock { $0 = Threads.Thread { self.run() } }
+    }
+
+    /// Says that the lineage has a new checkpoint; returns at once.
+    public func checkpointPublished() {
+        state.change { $0.isDue = true }
+    }
+
+    /// What was done so far.
+    public var report: RetentionReport { state.read { $0.report } }
+
+    /// Thins once more, and ends; waits for what is under way.
+    public func close() {
+        let wasClosed = state.change { state in
+            defer { state.isClosed = true }
+            return state.isClosed
+        }
+        if wasClosed { return }
+        let thread = thread.withLock { thread in
+            defer { thread = nil }
+            return thread
+        }
+        thread?.join()
+    }
+
+    private func run() {
+        var earliest = ContinuousClock.now
+        var prunedPack: UInt32 = 0
+        while true {
+            let isLast = state.wait { state -> Bool? in
+                guard state.isDue || state.isClosed else { return nil }
+                state.isDue = false
+                return state.isClosed
+            }
+            let start = ContinuousClock.now
+            // One that comes too soon is left to the next.
+            if start >= earliest || isLast {
+                step(&prunedPack)
+                // A long lineage must not keep a processor busy with reading its manifests.
+                let took = ContinuousClock.now - start
+                earliest = start + max(retention.interval, took * 10)
+            }
+            if isLast { return }
+        }
+    }
+
+    private func step(_ prunedPack: inout UInt32) {
+        do throws(RepositoryError) {
+            let found = try repository.checkpoints(lineage: lineage)
+            guard let newest = found.last else { return }
+            let gone = retention.policy.decide(found).filter {
+                !$0.isKept && $0.checkpoint.id != newest.id
+            }
+            try repository.forget(gone.map(\.checkpoint.id))
+            state.change { $0.report.forgottenCount += gone.count }
+            guard newest.location.pack > prunedPack else { return }
+            let options = PruneOptions(unusedPercentMax: retention.unusedPercentMax)
+            let done = try repository.planPrune(options).execute()
+            prunedPack = newest.location.pack
+            state.change { state in
+                state.report.pruneCount += done.isEmpty ? 0 : 1
+                state.report.freedByteCount += done.freedByteCount
+            }
+        } catch {
+            state.change { state in
+                state.report.failureCount += 1
+                state.report.lastFailure = error
+            }
+        }
+    }
+}
