@@ -185,7 +185,9 @@ extension Repository {
         try finishPrune(reader, end.prunedPacks)
         if !end.abandonedPacks.isEmpty { try reader.files.syncDirectory(PackName.directory) }
         // Nothing is under way, so what was read and is not published never will be.
-        if let confirmed = end.confirmedEnd { try index.advance(to: confirmed) }
+        if let confirmed = end.confirmedEnd {
+            try index.advance(to: confirmed, highestTransaction: end.highestTransaction)
+        }
         let writer = try resume(reader, end, limit: packByteCountMax - packIndexReserve)
         return OpenedIndex(
             index: index, writer: writer, highestTransaction: end.highestTransaction)

@@ -73,7 +73,12 @@ public final class Repository: Sendable {
         try writer.mark()
         let end = writer.confirmedEnd
         try withIndex { index in
-            if end.offset > 0, !state.withLock({ $0.indexIsBehind }) { try index.advance(to: end) }
+            let (isBehind, highest) = state.withLock {
+                ($0.indexIsBehind, $0.nextTransaction - 1)
+            }
+            if end.offset > 0, !isBehind {
+                try index.advance(to: end, highestTransaction: highest)
+            }
             try index.markClosed()
         }
     }
@@ -127,7 +132,9 @@ public final class Repository: Sendable {
     /// not go past it, and prune waits for it.
     func didPublish(_ checkpoint: Checkpoint, transaction: UInt64, frames: TransactionFrames) {
         var frames = frames
-        let isBehind = indexIsBehind
+        let (isBehind, highest) = state.withLock {
+            ($0.indexIsBehind, $0.nextTransaction - 1)
+        }
         let isAlone = activity.read { $0.transactions.isSubset(of: [transaction]) }
         do {
             let end = RecordLocation(
@@ -138,7 +145,7 @@ public final class Repository: Sendable {
                     id: checkpoint.id, manifest: checkpoint.manifest,
                     location: checkpoint.location),
                 frames: &frames, reader: reader, readMark: isAlone && !isBehind ? end : nil,
-                highestTransaction: transaction,
+                highestTransaction: highest,
                 isCondemned: { digest in self.activity.read { $0.isCondemned(digest) } })
         } catch {
             noteIndexIsBehind()
