@@ -77,6 +77,42 @@ import VarveTestSupport
         #expect(try Tool.run("verify", store).status == 0)
     }
 
+    @Test func aKilledPruneHasLostNothing() throws {
+        var random = TestSeed.generator(963)
+        #expect(try Tool.run("init", store).status == 0)
+        var images: [String: Data] = [:]
+        var interrupted = 0
+        for round in 0..<50 {
+            // Each image is new: packs fill, and die when it is forgotten.
+            let words = (0..<16 << 17).map { _ in random.next() }
+            images["at\(round)"] = words.withUnsafeBytes { Data($0) }
+            try images["at\(round)"]?.write(to: URL(fileURLWithPath: path("image")))
+            let taken = try Tool.run(
+                "import", store, path("image"), "--lineage", "at\(round)")
+            #expect(taken.status == 0, "\(taken.error)")
+            if images.count > 5, let victim = images.keys.sorted().randomElement(using: &random) {
+                #expect(try Tool.run("forget", store, victim).status == 0)
+                images[victim] = nil
+            }
+            let (process, _, _) = try Tool.start(["prune", store, "--max-unused", "0"])
+            usleep(UInt32.random(in: 0..<60_000, using: &random))
+            kill(process.processIdentifier, SIGKILL)
+            process.waitUntilExit()
+            if process.terminationReason == .uncaughtSignal { interrupted += 1 }
+            guard let name = images.keys.sorted().randomElement(using: &random) else { continue }
+            #expect(try Tool.run("export", store, name, "-").output == images[name])
+            if round % 10 == 9 { #expect(try Tool.run("verify", store).status == 0) }
+        }
+        print("killed \(interrupted) of 50 prunes before they had ended")
+        #expect(try prune()["bytesUnusedAfter"] as? Int == 0)
+        for (name, image) in images {
+            #expect(try Tool.run("export", store, name, "-").output == image)
+        }
+        #expect(try Tool.run("verify", store).status == 0)
+        let left = try FileManager.default.contentsOfDirectory(atPath: path("store/packs"))
+        #expect(left.allSatisfy { $0.hasSuffix(".pack") })
+    }
+
     @Test func policiesSayWhatTheyDo() throws {
         var random = TestSeed.generator(961)
         #expect(try Tool.run("init", store).status == 0)

@@ -23,7 +23,8 @@ extension Repository {
     ) throws(RepositoryError) -> VerifyReport {
         let mark = try withIndex { try $0.readMark() }
         let packs = try PackName.list(reader.files)
-        let catalog = try withIndex { try $0.catalog() }
+        let (catalog, lease) = try leaseAll()
+        defer { withExtendedLifetime(lease) {} }
         let forgotten = try withIndex { try $0.manifests() }.filter(\.isForgotten)
         let verification = Verification(repository: self, mark: mark, progress: progress)
         do {
@@ -37,6 +38,21 @@ extension Repository {
             return verification.report()
         } catch {
             throw RepositoryError(indexFailure: error, path: path)
+        }
+    }
+}
+
+extension Repository {
+    /// All checkpoints, and a lease of them.
+    private func leaseAll() throws(RepositoryError) -> ([CatalogEntry], CheckpointLease) {
+        while true {
+            let catalog = try withIndex { try $0.catalog() }
+            do throws(RepositoryError) {
+                return (catalog, try lease(catalog.map(\.id)))
+            } catch {
+                // One was forgotten just now: the catalog lacks it already.
+                if error.code != .unknownName { throw error }
+            }
         }
     }
 }
@@ -90,7 +106,8 @@ private final class Verification: Sendable {
     func measure(_ packs: [UInt32], checkpointCount: Int) throws {
         var total = 0
         for pack in packs {
-            total += Int(try reader.files.open(PackName.path(pack), .read).byteCount())
+            // One that prune has removed since has none.
+            total += (try? repository.byteCount(of: pack)) ?? 0
         }
         let sum = total
         state.withLock { state in
@@ -271,8 +288,10 @@ private final class Verification: Sendable {
                     try check(try repository.locateKnown(pages), of: checkpoint)
                 }
                 advance(checkpoint.addedByteCount)
-            } catch let error as RepositoryError where error.corruption != nil {
-                // A damaged record was named when its pack was read.
+            } catch let error as RepositoryError
+                where error.corruption != nil || error.code == .unknownName
+            {
+                // A damaged record was named when its pack was read; what prune took is no damage.
                 continue
             }
         }
@@ -317,6 +336,8 @@ private final class Verification: Sendable {
             var fetcher = PageFetcher(self.repository)
             do {
                 try fetcher.fetch(requests[start..<end]) { corruption, request in
+                    // A page of a forgotten checkpoint may have been pruned just now.
+                    guard try self.repository.location(of: request.digest) != nil else { return }
                     self.note(corruption, request, checkpoint.id)
                 } deliver: { _, _ in
                 }
