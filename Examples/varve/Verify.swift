@@ -9,24 +9,52 @@ struct Verify: ParsableCommand {
             Names each damaged place and the checkpoints that cannot be restored. Exit code 3 if \
             anything is damaged. With --json, one object for each damaged place and a last one \
             with the totals.
+
+            --quick reads everything but the contents of pages. --sample reads besides these the \
+            pages of a random share of all blocks, and says with which probability it finds \
+            damage; other samples find the rest.
             """)
 
     @Argument(help: "The repository.")
     var store: String
 
+    @Flag(help: "Check the structure only: no contents of pages.")
+    var quick = false
+
+    @Option(
+        help: ArgumentHelp("Check the pages of a random share of blocks: 5%.", valueName: "share"))
+    var sample: Percentage?
+
+    @Option(help: "Choose the sample by this number; the same blocks each time.")
+    var seed: UInt64?
+
     @Flag(help: "Print one JSON object a line.")
     var json = false
+
+    func validate() throws {
+        if quick && sample != nil {
+            throw ValidationError("--quick and --sample exclude each other")
+        }
+        if seed != nil && sample == nil { throw ValidationError("--seed is for --sample") }
+    }
+
+    private var depth: VerifyDepth {
+        if quick { return .structure }
+        guard let sample else { return .full }
+        return .sample(
+            share: sample.percent / 100, seed: seed ?? UInt64.random(in: 1...999_999_999))
+    }
 
     func run() throws {
         try reporting {
             let repository = try Repository.open(at: FilePath(store), .reading)
             let progress = Progress("verified", isJSON: json)
-            let report = try repository.verify { progress.update($0, of: $1) }
+            let report = try repository.verify(depth) { progress.update($0, of: $1) }
             progress.finish()
             if json { try printJSON(report) } else { try printText(report, progress.seconds) }
             if !report.isClean {
                 throw ToolError(
-                    "\(report.corruptions.count) places of \(store) are damaged and "
+                    "\(report.findings.count) places of \(store) are damaged and "
                         + "\(report.affectedCheckpoints.count) checkpoints cannot be restored "
                         + "whole; restore the named packs from a copy", isCorruption: true)
             }
@@ -34,12 +62,27 @@ struct Verify: ParsableCommand {
     }
 
     private func printText(_ report: VerifyReport, _ seconds: Double) throws {
-        for corruption in report.corruptions { try Output.line(corruption.description) }
+        for finding in report.findings {
+            try Output.line(finding.corruption.description)
+            for id in finding.affectedCheckpoints {
+                try Output.line("  needed by checkpoint \(id)")
+            }
+        }
         for id in report.affectedCheckpoints { try Output.line("affected: checkpoint \(id)") }
         if report.abandonedByteCount > 0 {
             try Output.line(
                 "\(report.abandonedByteCount) bytes of an abandoned transaction follow the last "
                     + "checkpoint; the next writer removes them")
+        }
+        switch report.depth {
+        case .full: break
+        case .structure: try Output.line("structure only: no page was read")
+        case .sample(let share, let seed):
+            try Output.line(
+                "sample of \(Format.decimal(share * 100, 2)) % of the blocks, seed \(seed): one "
+                    + "damaged block is found with a probability of \(chance(report, 1)), one of "
+                    + "ten with \(chance(report, 10)), one of a hundred with \(chance(report, 100))"
+            )
         }
         let speed = Format.bytes(Int(Double(report.byteCount) / max(seconds, 0.001)))
         try Output.line(
@@ -48,8 +91,14 @@ struct Verify: ParsableCommand {
                 + "\(report.pageCount) pages in \(Format.decimal(seconds, 2)) s (\(speed)/s)")
     }
 
+    private func chance(_ report: VerifyReport, _ blocks: Int) -> String {
+        let probability = report.depth.probabilityOfFinding(damagedBlocks: blocks)
+        return "\(Format.decimal(probability * 100, 1)) %"
+    }
+
     private func printJSON(_ report: VerifyReport) throws {
-        for corruption in report.corruptions {
+        for finding in report.findings {
+            let corruption = finding.corruption
             try Output.line(
                 JSON.object([
                     ("file", .string(corruption.file)),
@@ -58,21 +107,47 @@ struct Verify: ParsableCommand {
                     ("reason", .string(corruption.reason)),
                     ("checkpoint", JSON(corruption.checkpoint?.description)),
                     ("frame", corruption.frame.map { .integer(Int($0.rawValue)) } ?? .null),
+                    ("affectedCheckpoints", ids(finding.affectedCheckpoints)),
                 ]).text)
         }
-        try Output.line(
-            JSON.object([
-                ("clean", .bool(report.isClean)),
-                ("checkpoints", .integer(report.checkpointCount)),
-                ("packs", .integer(report.packCount)),
-                ("bytes", .integer(report.byteCount)),
-                ("pages", .integer(report.pageCount)),
-                ("abandonedBytes", .integer(report.abandonedByteCount)),
-                ("corruptions", .integer(report.corruptions.count)),
+        var fields: [(String, JSON)] = [
+            ("clean", .bool(report.isClean)),
+            ("checkpoints", .integer(report.checkpointCount)),
+            ("packs", .integer(report.packCount)),
+            ("bytes", .integer(report.byteCount)),
+            ("pages", .integer(report.pageCount)),
+            ("abandonedBytes", .integer(report.abandonedByteCount)),
+            ("corruptions", .integer(report.findings.count)),
+            ("affectedCheckpoints", ids(report.affectedCheckpoints)),
+        ]
+        switch report.depth {
+        case .full: fields.append(("depth", .string("full")))
+        case .structure: fields.append(("depth", .string("structure")))
+        case .sample(let share, let seed):
+            fields += [
+                ("depth", .string("sample")), ("share", .number(share)),
+                ("seed", .integer(Int(truncatingIfNeeded: seed))),
                 (
-                    "affectedCheckpoints",
-                    .array(report.affectedCheckpoints.map { .string($0.description) })
+                    "probabilityOfOneBlock",
+                    .number(report.depth.probabilityOfFinding(damagedBlocks: 1))
                 ),
-            ]).text)
+            ]
+        }
+        try Output.line(JSON.object(fields).text)
+    }
+
+    private func ids(_ checkpoints: [CheckpointID]) -> JSON {
+        .array(checkpoints.map { .string($0.description) })
+    }
+}
+
+/// A share as people write it: `5%`, `5`, `0.5%`.
+struct Percentage: ExpressibleByArgument {
+    let percent: Double
+
+    init?(argument: String) {
+        let digits = argument.hasSuffix("%") ? String(argument.dropLast()) : argument
+        guard let value = Double(digits), value > 0, value <= 100 else { return nil }
+        percent = value
     }
 }

@@ -1,0 +1,146 @@
+import CheckpointFormat
+import Synchronization
+
+extension Verification {
+    func readPacks(_ packs: [UInt32]) throws {
+        let next = Atomic(0)
+        let failure = Mutex<(any Error & Sendable)?>(nil)
+        Threads.concurrently(min(Threads.processorCount, packs.count)) { _ in
+            while true {
+                let position = next.add(1, ordering: .relaxed).oldValue
+                guard position < packs.count else { return }
+                do {
+                    try self.readPack(packs[position], isNewest: position == packs.count - 1)
+                } catch let error as RepositoryError where error.corruption != nil {
+                    error.corruption.map { self.findings.note($0) }
+                } catch let error as RepositoryError {
+                    failure.withLock { $0 = error }
+                } catch let error as FileError {
+                    failure.withLock { $0 = RepositoryError(error) }
+                } catch {
+                    preconditionFailure("reading a pack fails in two ways only: \(error)")
+                }
+            }
+        }
+        if let error = failure.withLock({ $0 }) { throw error }
+    }
+
+    private func readPack(_ pack: UInt32, isNewest: Bool) throws {
+        let path = PackName.path(pack)
+        func damage(_ offset: UInt32, _ object: String, _ reason: String, _ end: UInt32? = nil) {
+            findings.note(
+                Corruption(file: path, offset: UInt64(offset), object: object, reason: reason),
+                end: end.map { UInt64($0) })
+        }
+        if pack > mark.pack {
+            // Nothing in it was published: it is a live writer's, or what a crash left of one.
+            let size = Int(try reader.files.open(path, .read).byteCount())
+            state.withLock { $0.report.abandonedByteCount += size }
+            return advance(size)
+        }
+        // Not through the reader's cache: the envelope is read from the disk once more.
+        reader.drop(pack)
+        let file: PackFile
+        do throws(RepositoryError) {
+            file = try reader.file(pack)
+        } catch {
+            // Prune may have removed it since the packs were listed.
+            if try repository.withIndex({ try $0.pruned() }).contains(pack) { return }
+            throw error
+        }
+        let size = try file.file.byteCount()
+        var sealed: PackScan?
+        do {
+            // The newest pack's seal is not trusted, and its records are read below.
+            if !isNewest || file.isRewritten {
+                let scan = try PackScan.scan(file, isNewest: false)
+                sealed = scan.isSealed ? scan : nil
+            }
+        } catch {
+            guard let corruption = error.corruption else { throw error }
+            findings.note(corruption)
+        }
+        let end: UInt64
+        if let last = sealed?.entries.last {
+            end = UInt64(last.end)
+        } else if pack == mark.pack {
+            end = min(UInt64(mark.offset), size)
+        } else {
+            end = size
+        }
+        let found = try readRecords(file, end: end, known: sealed?.entries, damage)
+        if let sealed, sealed.entries != found {
+            damage(0, "pack index", "it does not agree with the pack's records")
+        }
+        if sealed == nil {
+            checkUnsealed(pack, isNewest: isNewest, found, size: size, damage)
+        }
+        advance(Int(size))
+    }
+
+    /// Reads records up to `end`; goes on behind damage where the pack's index knows the next one.
+    private func readRecords(
+        _ file: PackFile, end: UInt64, known: [PackIndex.Entry]?,
+        _ damage: (UInt32, String, String, UInt32?) -> Void
+    ) throws -> [PackIndex.Entry] {
+        var entries: [PackIndex.Entry] = []
+        var known = (known ?? [])[...]
+        var byteCount = Envelope.byteCount
+        defer { state.withLock { [byteCount] in $0.report.byteCount += byteCount } }
+        var offset = UInt32(Envelope.byteCount)
+        while UInt64(offset) < end {
+            // Records come in the order of the pack's index.
+            while let first = known.first, first.offset < offset { known.removeFirst() }
+            let expected = known.first?.offset == offset ? known.first : nil
+            if let expected, expected.type == .pageFrame, depth != .full {
+                entries.append(expected)
+                offset = expected.end
+                continue
+            }
+            do {
+                let (header, record) = try PackReader.readRecord(file.file, at: offset)
+                let entry = try PackScan.entry(
+                    header, record, at: offset, isRewritten: file.isRewritten)
+                entries.append(entry)
+                byteCount += Int(entry.end - entry.offset)
+                offset = entry.end
+            } catch let error as FormatError {
+                damage(
+                    offset, expected?.type.description ?? "record", error.reason, expected?.end)
+                guard let entry = expected else { break }
+                // The index's word stands in for the record, so that its pages are looked at.
+                entries.append(entry)
+                offset = entry.end
+            }
+        }
+        return entries
+    }
+
+    private func checkUnsealed(
+        _ pack: UInt32, isNewest: Bool, _ found: [PackIndex.Entry], size: UInt64,
+        _ damage: (UInt32, String, String, UInt32?) -> Void
+    ) {
+        let end = found.last?.end ?? UInt32(Envelope.byteCount)
+        if !isNewest && pack < mark.pack {
+            damage(end, "pack index", "the pack is not sealed, and later packs exist", nil)
+        } else if pack == mark.pack && end < mark.offset {
+            damage(end, "record", "the pack ends before what was published in it", nil)
+        }
+        let kept = UInt64(mark.offset)
+        if pack == mark.pack && size > kept {
+            state.withLock { $0.report.abandonedByteCount += Int(size - kept) }
+        }
+    }
+
+    /// Names packs that are not there and that prune did not remove.
+    func noteMissingPacks(_ packs: [UInt32], _ pruned: PrunedRecord) {
+        let present = Set(packs)
+        for pack in 1..<max(1, mark.pack + (mark.offset > 0 ? 1 : 0)) {
+            guard !present.contains(pack), !pruned.contains(pack) else { continue }
+            findings.note(
+                Corruption(
+                    file: PackName.path(pack), offset: 0, object: "pack",
+                    reason: "the file is missing; restore it from a copy"))
+        }
+    }
+}
