@@ -69,6 +69,12 @@ package final class PosixFiles: RepositoryFiles {
         return bytes.isEmpty ? Array("unknown".utf8) : bytes
     }()
 
+    /// The error for the call that failed last.
+    private func failure(_ call: String, _ path: String) -> FileError {
+        let code = errno
+        return FileError(call: call, path: absolute(path), errno: code)
+    }
+
     private func absolute(_ path: String) -> String {
         path.isEmpty ? root.string : root.appending(path).string
     }
