@@ -250,7 +250,8 @@ private final class Verification: Sendable {
         var last: (id: CheckpointID, map: PageMap)?
         for entry in catalog {
             do {
-                let checkpoint = try repository.checkpoint(id: entry.id)
+                // Leased, so it is there also if it is forgotten meanwhile.
+                let checkpoint = try repository.ancestor(entry.id)
                 last = try checkMap(checkpoint, after: last)
                 _ = try repository.state(of: checkpoint)
                 try checkPages(of: checkpoint)
@@ -370,7 +371,7 @@ private final class Verification: Sendable {
         let damaged = state.withLock { $0.damagedDigests }
         guard !damaged.isEmpty else { return }
         for entry in catalog {
-            guard let checkpoint = try? repository.checkpoint(id: entry.id),
+            guard let checkpoint = try? repository.ancestor(entry.id),
                 let map = try? repository.pageMap(of: checkpoint).map
             else { continue }
             let isAffected = map.layout.runs.contains { run in
