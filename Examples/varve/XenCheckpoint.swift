@@ -123,10 +123,8 @@ struct XenCheckpoint: ParsableCommand {
                 rules.retention)
         }
         let guest = try XenPVDomain(domain.number, options: options)
-        if every != nil, !compareAll, try guest.logsWrites() {
-            return PVStreamTaker(guest, repository, lineage: lineage, rules.retention)
-        }
-        return PVTaker(guest, repository, lineage: lineage, rules.retention)
+        let isLive = try every != nil && !compareAll && guest.logsWrites()
+        return PVTaker(guest, repository, lineage: lineage, rules.retention, isLive: isLive)
     }
 }
 
