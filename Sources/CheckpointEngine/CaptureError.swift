@@ -38,8 +38,9 @@ public struct CaptureError: Error, Sendable {
         public static let sourceFailed = Code(kind: .sourceFailed)
         /// The session is closed.
         public static let closed = Code(kind: .closed)
-        /// The dirty log missed a page that an audit looked at; see `audit`. Nothing was published,
-        /// and the next capture compares every page.
+        /// The dirty log missed a page that an audit looked at.
+        ///
+        /// See `audit`. Nothing was published, and the next capture compares every page.
         public static let auditMissed = Code(kind: .auditMissed)
     }
 
