@@ -272,7 +272,8 @@ live_words() {
     cat words
     grep -q "there is no domain 'nobody'" words || return 1
     # Two checkpointers: the second is told, and the first goes on.
-    $varve xen checkpoint pvh store --every 100ms --count 40 >lines 2>&1 &
+    # Each looks at 64 pages that the log calls unwritten.
+    $varve xen checkpoint pvh store --every 100ms --count 40 --audit 64 >lines 2>&1 &
     sleep 3
     $varve init second >/dev/null
     $varve xen checkpoint pvh second 2>words && fail "two logs at once" && return 1
