@@ -6,30 +6,145 @@ struct Forget: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Makes checkpoints cease to exist; 'varve prune' frees their space.",
         discussion: """
-            All named checkpoints are forgotten at once, or none. Every other one stays what it is.
+            Either names checkpoints, or says which to keep of each lineage: a checkpoint goes if \
+            no --keep rule keeps it and it has no label. --keep-hourly 24 keeps the newest one of \
+            each of the newest 24 hours that have one. Hours, days, weeks (from Monday) and \
+            months are those of UTC. All that go are forgotten at once, or none; every other one \
+            stays what it is.
             """)
 
     @Argument(help: "The repository.")
     var store: String
 
     @Argument(help: "The checkpoints.")
-    var checkpoints: [String]
+    var checkpoints: [String] = []
+
+    @OptionGroup var rules: RetentionRules
+
+    @Option(help: "With --keep rules: only of this lineage.")
+    var lineage: String?
+
+    @Flag(help: "Say what would go and why the others stay, and do nothing.")
+    var dryRun = false
 
     @Flag(help: "Print one JSON object for each.")
     var json = false
 
+    func validate() throws {
+        if checkpoints.isEmpty == rules.policy.isEmpty {
+            throw ValidationError("name checkpoints, or say with --keep rules which to keep")
+        }
+        if lineage != nil && rules.policy.isEmpty {
+            throw ValidationError("--lineage goes with --keep rules")
+        }
+    }
+
     func run() throws {
         try reporting {
-            let repository = try Repository.open(at: FilePath(store), .writing)
-            let found = try checkpoints.map { try repository.checkpoint(named: $0) }
-            try repository.forget(found.map(\.id))
-            try repository.close()
-            for checkpoint in found {
+            let repository = try Repository.open(at: FilePath(store), dryRun ? .reading : .writing)
+            let decisions = try decide(repository)
+            if !dryRun {
+                try repository.forget(decisions.filter { !$0.isKept }.map(\.checkpoint.id))
+                try repository.close()
+            }
+            for decision in decisions { try print(decision) }
+            if !json && !rules.policy.isEmpty {
+                let kept = decisions.count { $0.isKept }
                 try Output.line(
-                    json
-                        ? JSON.object(checkpoint.fields).text
-                        : "forgot \(checkpoint.id.short) of '\(checkpoint.lineage)'")
+                    "\(decisions.count - kept) \(dryRun ? "would go" : "forgotten"), \(kept) stay")
             }
         }
+    }
+
+    private func decide(_ repository: Repository) throws -> [RetentionPolicy.Decision] {
+        guard rules.policy.isEmpty else {
+            let found = try repository.checkpoints(lineage: lineage)
+            if let lineage, found.isEmpty {
+                throw ToolError("there is no lineage '\(lineage)' in \(store)")
+            }
+            return rules.policy.decide(found)
+        }
+        // All names are looked up before anything goes: 'web' and 'web~1' are two checkpoints.
+        let found = try checkpoints.map { try repository.checkpoint(named: $0) }
+        var seen: Set<CheckpointID> = []
+        return found.filter { seen.insert($0.id).inserted }.map {
+            RetentionPolicy.Decision(checkpoint: $0, reasons: [])
+        }
+    }
+
+    private func print(_ decision: RetentionPolicy.Decision) throws {
+        let checkpoint = decision.checkpoint
+        if json {
+            let reasons = decision.reasons.map { JSON.string("\($0)") }
+            try Output.line(
+                JSON.object(
+                    [("forgotten", .bool(!decision.isKept)), ("reasons", .array(reasons))]
+                        + checkpoint.fields
+                ).text)
+            return
+        }
+        let time = Format.time(checkpoint.timeNanoseconds).prefix(23)
+        let what = "\(checkpoint.id.short) of '\(checkpoint.lineage)', \(time)"
+        if decision.isKept {
+            let reasons = decision.reasons.map { "\($0)" }.joined(separator: ", ")
+            try Output.line("stays       \(what): \(reasons)")
+        } else {
+            try Output.line("\(dryRun ? "would go   " : "forgotten  ") \(what)")
+        }
+    }
+}
+
+/// What to keep, as options.
+struct RetentionRules: ParsableArguments {
+    @Option(help: "Keep the newest so many.")
+    var keepLast = 0
+
+    @Option(
+        help: "Keep what is at most so much older than the lineage's newest: 30s, 10m, 2h, 7d, 4w.",
+        transform: RetentionRules.duration)
+    var keepWithin: Duration?
+
+    @Option(help: "Keep the newest of each of so many seconds.")
+    var keepSecondly = 0
+
+    @Option(help: "Keep the newest of each of so many minutes.")
+    var keepMinutely = 0
+
+    @Option(help: "Keep the newest of each of so many hours.")
+    var keepHourly = 0
+
+    @Option(help: "Keep the newest of each of so many days.")
+    var keepDaily = 0
+
+    @Option(help: "Keep the newest of each of so many weeks.")
+    var keepWeekly = 0
+
+    @Option(help: "Keep the newest of each of so many months.")
+    var keepMonthly = 0
+
+    var policy: RetentionPolicy {
+        RetentionPolicy(
+            keepLast: keepLast, keepWithin: keepWithin, keepSecondly: keepSecondly,
+            keepMinutely: keepMinutely, keepHourly: keepHourly, keepDaily: keepDaily,
+            keepWeekly: keepWeekly, keepMonthly: keepMonthly)
+    }
+
+    func validate() throws {
+        let counts = [
+            keepLast, keepSecondly, keepMinutely, keepHourly, keepDaily, keepWeekly, keepMonthly,
+        ]
+        guard counts.allSatisfy({ $0 >= 0 }) else {
+            throw ValidationError("a --keep rule takes a number that is not negative")
+        }
+    }
+
+    private static func duration(_ text: String) throws -> Duration {
+        let units: [Character: Int] = ["s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800]
+        guard let unit = text.last.flatMap({ units[$0] }), let count = Int(text.dropLast()),
+            count >= 0, count <= 1_000_000
+        else {
+            throw ValidationError("'\(text)' is no time; give a number and one of s, m, h, d, w")
+        }
+        return .seconds(count * unit)
     }
 }

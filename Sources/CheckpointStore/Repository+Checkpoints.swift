@@ -10,8 +10,13 @@ extension Repository {
         var result: [Checkpoint] = []
         result.reserveCapacity(catalog.count)
         for entry in catalog {
-            let checkpoint = try read(entry)
-            if lineage == nil || checkpoint.lineage == lineage { result.append(checkpoint) }
+            do throws(RepositoryError) {
+                let checkpoint = try read(entry)
+                if lineage == nil || checkpoint.lineage == lineage { result.append(checkpoint) }
+            } catch {
+                // Forgotten and pruned since the catalog was read.
+                if error.code != .unknownName { throw error }
+            }
         }
         return result
     }
@@ -100,7 +105,19 @@ extension Repository {
     }
 
     /// Reads a manifest.
+    ///
+    /// Fails with `unknownName` if it was forgotten and taken by prune meanwhile.
     func read(_ entry: CatalogEntry) throws(RepositoryError) -> Checkpoint {
+        do throws(RepositoryError) {
+            return try readOnce(entry)
+        } catch {
+            let isThere = try withIndex { try $0.entry(entry.id) } == entry
+            guard error.corruption == nil || isThere else { throw forgotten(entry.id) }
+            throw error
+        }
+    }
+
+    private func readOnce(_ entry: CatalogEntry) throws(RepositoryError) -> Checkpoint {
         let (id, location) = (entry.id, entry.location)
         let (found, manifest) = try ManifestReader.read(reader, at: location)
         guard found == id else {

@@ -168,6 +168,8 @@ public final class Repository: Sendable {
 
     /// Indexes what waits, in order; stops at the first failure.
     private func indexAll(_ waiting: inout [Unindexed], mayAdvance: Bool) throws {
+        // Not the number of the one that is indexed: others may have higher ones.
+        let highest = state.withLock { $0.nextTransaction - 1 }
         while let next = waiting.first {
             switch next {
             case .publication(let checkpoint, var frames):
@@ -179,7 +181,7 @@ public final class Repository: Sendable {
                         id: checkpoint.id, manifest: checkpoint.manifest,
                         location: checkpoint.location),
                     frames: &frames, reader: reader, readMark: mayAdvance ? end : nil,
-                    highestTransaction: checkpoint.manifest.transaction,
+                    highestTransaction: highest,
                     isCondemned: { digest in self.activity.read { $0.isCondemned(digest) } })
             case .forgotten(let ids):
                 try index.forget(ids, reader: reader)

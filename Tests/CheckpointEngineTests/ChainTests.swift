@@ -59,6 +59,31 @@ import VarveTestSupport
         }
     }
 
+    /// What a plan costs, and what it frees, for one checkpoint of many and for almost all.
+    @Test(.enabled(if: tracksWrites), arguments: [100, 1000])
+    func pruneIsPlannedInTheTimeOfTheMaps(count: Int) throws {
+        let chain = try Chain(
+            count: count, pageCount: TestSeed.isLong ? 65_536 : 4096,
+            dirtyCount: TestSeed.isLong ? 1000 : 100)
+        let repository = chain.repository
+        for victims in [[count / 2], Array(0..<count - 10)] {
+            let live = try repository.checkpoints().map(\.id)
+            try repository.forget(
+                victims.map { chain.checkpoints[$0].id }.filter { live.contains($0) })
+            let start = ContinuousClock.now
+            let plan = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
+            let planned = ContinuousClock.now
+            try plan.execute()
+            print(
+                "\(count) checkpoints, \(victims.count) forgotten: planned in \(planned - start), "
+                    + "done in \(ContinuousClock.now - planned); \(plan.deadPageCount) pages, "
+                    + "\(plan.freedByteCount) of \(plan.byteCount) bytes freed, "
+                    + "\(plan.copiedByteCount) copied")
+        }
+        for checkpoint in try repository.checkpoints() { _ = try chain.restore(checkpoint) }
+        #expect(try repository.verify().isClean)
+    }
+
     /// Writes all over the guest are the worst case: late in the chain every page stands alone.
     ///
     /// A working set of a sixteenth of the guest is what guests are like.

@@ -63,6 +63,57 @@ import VarveTestSupport
         }
     }
 
+    @Test func forgetRecords() throws {
+        let record = ForgetRecord(timeNanoseconds: -7, ids: (1...5).map { digest($0) })
+        try attack(record.encoded, salt: 710) { bytes in
+            let found = try ForgetRecord.decode(bytes)
+            #expect(found.ids.count * 32 + 16 == bytes.count)
+        }
+        #expect(try ForgetRecord.decode(record.encoded) == record)
+    }
+
+    @Test func prunedRecords() throws {
+        let record = PrunedRecord([9, 1, 2, 3, 7, 9, 8] as [UInt32])
+        #expect(record.ranges == [1..<4, 7..<10])
+        #expect((0...11).filter { record.contains($0) } == [1, 2, 3, 7, 8, 9])
+        #expect(record.union([4, 5, 6, 12]).ranges == [1..<10, 12..<13])
+        #expect(record.union([]) == record)
+        try attack(record.encoded, salt: 711) { bytes in
+            let found = try PrunedRecord.decode(bytes)
+            #expect(found.encoded == bytes, "there is one form for each set")
+        }
+        #expect(try PrunedRecord.decode(record.encoded) == record)
+    }
+
+    @Test func indexesOfRewrittenPacks() throws {
+        let frame = PageFrameTable(
+            firstOrdinal: 3, blocks: [.init(byteCount: 100, pageCount: 1)])
+        let first = PackIndex.Entry(
+            type: .mapPart, offset: 64, payloadCount: 24, transaction: 2, address: 5000, frame: nil)
+        let second = PackIndex.Entry(
+            type: .pageFrame, offset: first.end, payloadCount: frame.payloadCount, transaction: 2,
+            address: 70_000, frame: frame)
+        let index = PackIndex(entries: [first, second], isRewritten: true)
+        try attack(index.encoded, salt: 712) { bytes in
+            try bytes.withUnsafeBytes {
+                let found = try PackIndex.decode(
+                    $0, recordOffset: second.end, isRewritten: true)
+                let addresses = found.entries.map(\.addresses)
+                #expect(
+                    zip(addresses, addresses.dropFirst()).allSatisfy {
+                        $0.upperBound <= $1.lowerBound
+                    })
+            }
+        }
+        try index.encoded.withUnsafeBytes { bytes in
+            let found = try PackIndex.decode(bytes, recordOffset: second.end, isRewritten: true)
+            #expect(found == index)
+            #expect(throws: FormatError.self) {
+                try PackIndex.decode(bytes, recordOffset: second.end, isRewritten: false)
+            }
+        }
+    }
+
     @Test func mapParts() throws {
         let part = MapPart(
             runs: [

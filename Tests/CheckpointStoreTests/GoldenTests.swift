@@ -8,7 +8,8 @@ import VarveTestSupport
 
 /// Repositories of each format version, kept as bytes: later code must read them for ever.
 ///
-/// Golden files are added, never changed. `RECORD_GOLDEN=DIRECTORY` writes new ones.
+/// Golden files are added, never changed. `RECORD_GOLDEN=DIRECTORY` and
+/// `RECORD_GOLDEN_PRUNED=DIRECTORY` write new ones.
 @Suite struct GoldenTests {
     /// What the golden guest holds at each of its three checkpoints.
     private static func pages(step: Int) -> [UInt64: [UInt8]] {
@@ -102,6 +103,105 @@ import VarveTestSupport
         let path = directory.path.appending("store")
         try FileManager.default.copyItem(atPath: golden.path, toPath: path.string)
         try GoldenTests.check(path)
+    }
+
+    // MARK: - Forgotten and pruned
+
+    /// Steps of which the checkpoints stay.
+    private static let keptSteps = [3, 6, 7, 9]
+
+    /// What the pruned golden guest holds at each of its ten checkpoints.
+    private static func prunedPages(step: Int) -> [UInt64: [UInt8]] {
+        var pages: [UInt64: [UInt8]] = [:]
+        for frame in 0..<30 as Range<UInt64> {
+            // A frame changes at every so many steps; it is zero now and then.
+            let version = UInt64(step) / (frame % 5 + 1)
+            var random = SeededGenerator(seed: frame * 1000 + version)
+            var page = [UInt8](repeating: 0, count: 4096)
+            if version % 4 != 3 {
+                for index in 0..<1024 {
+                    page[index * 4] = UInt8.random(in: 0...255, using: &random)
+                }
+            }
+            pages[frame] = page
+        }
+        return pages
+    }
+
+    private static func writePruned(to path: FilePath) throws {
+        try Repository.create(at: path).close()
+        let repository = try Repository.open(
+            at: path, .writing, files: PosixFiles(root: path), packByteCountMax: 288 << 10)
+        // Something that fills the first pack, and goes.
+        let brief = SimulatedGuest(
+            layout: GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: 30)]))
+        for (frame, page) in prunedPages(step: 0) {
+            brief.with { $0.write(frame, page.reversed()) }
+        }
+        let first = try CaptureSession(of: brief, in: repository, lineage: "brief").capture()
+        try repository.forget([first.checkpoint.id])
+        let guest = SimulatedGuest(
+            layout: GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: 30)]))
+        let session = try CaptureSession(of: guest, in: repository, lineage: "golden")
+        var ids: [CheckpointID] = []
+        for step in 0..<10 {
+            for (frame, page) in prunedPages(step: step) {
+                guest.with { if $0.pages[frame] != page { $0.write(frame, page) } }
+            }
+            guest.with { $0.state = GoldenTests.state(step: step) }
+            ids.append(try session.capture(label: "step\(step)").checkpoint.id)
+        }
+        session.close()
+        for steps in [[0, 1, 2], [4, 5, 8]] {
+            try repository.forget(steps.map { ids[$0] })
+            try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
+        }
+        try repository.close()
+    }
+
+    private static func checkPruned(_ path: FilePath) throws {
+        let independent = try IndependentReader(path: path.string)
+        #expect(independent.checkpoints.map(\.label) == keptSteps.map { "step\($0)" })
+        #expect(!independent.rewrittenPacks.isEmpty)
+        let packs = try FileManager.default.contentsOfDirectory(
+            atPath: path.appending("packs").string)
+        #expect(!packs.contains("00000001.pack"), "a pack was removed")
+        let repository = try Repository.open(at: path, .reading)
+        let checkpoints = try repository.checkpoints()
+        #expect(checkpoints.map(\.label) == keptSteps.map { "step\($0)" })
+        for (index, step) in keptSteps.enumerated() {
+            #expect(independent.checkpoints[index].pages == prunedPages(step: step))
+            #expect(independent.checkpoints[index].id == checkpoints[index].id.digest.bytes)
+            let guest = SimulatedGuest(layout: .empty)
+            _ = try Restore.run(checkpoints[index], from: repository, into: guest)
+            #expect(guest.with { $0.pages } == prunedPages(step: step))
+            #expect(guest.with { $0.state } == state(step: step))
+        }
+        #expect(try repository.verify().isClean)
+    }
+
+    @Test func whatPruneWritesReadsIndependently() throws {
+        let directory = TemporaryDirectory()
+        let path = directory.path.appending("store")
+        try GoldenTests.writePruned(to: path)
+        try GoldenTests.checkPruned(path)
+        if let record = ProcessInfo.processInfo.environment["RECORD_GOLDEN_PRUNED"] {
+            for derived in ["index", "leases"] {
+                try? FileManager.default.removeItem(atPath: path.appending(derived).string)
+            }
+            try FileManager.default.copyItem(atPath: path.string, toPath: record)
+        }
+    }
+
+    @Test(arguments: ["v1-pruned"])
+    func goldenPrunedRepositoriesAreRead(version: String) throws {
+        let golden = try #require(
+            Bundle.module.url(forResource: "Golden", withExtension: nil)?
+                .appendingPathComponent(version))
+        let directory = TemporaryDirectory()
+        let path = directory.path.appending("store")
+        try FileManager.default.copyItem(atPath: golden.path, toPath: path.string)
+        try GoldenTests.checkPruned(path)
     }
 
     @Test func everyFlippedByteOfAPackIsFound() throws {

@@ -28,7 +28,14 @@ struct IndependentReader {
 
     /// Checkpoints in the order of their publish records.
     private(set) var checkpoints: [Checkpoint] = []
+    /// By pack and address.
     private var records: [UInt64: Record] = [:]
+    /// Publish records in order.
+    private var manifests: [Record] = []
+    private var forgotten: Set<[UInt8]> = []
+    private var pruned: Set<UInt32> = []
+    /// Packs that prune wrote anew.
+    private(set) var rewrittenPacks: [UInt32] = []
     private var ordinals: [UInt64: [UInt32: [UInt8]]] = [:]
     private var pages: [[UInt8]: [UInt8]] = [:]
     private var maps: [[UInt8]: [UInt64: [UInt8]?]] = [:]
@@ -38,13 +45,18 @@ struct IndependentReader {
         try IndependentReader.check(head.starts(with: Array("VARVEREP".utf8)), "repository magic")
         let id = Array(head[16..<32])
         let names = try FileManager.default.contentsOfDirectory(atPath: "\(path)/packs").sorted()
-        for name in names {
+        var numbers: Set<UInt32> = []
+        for name in names where name.hasSuffix(".pack") {
             guard let number = UInt32(name.prefix(8), radix: 16) else {
                 throw Failure(description: "\(name) is no pack")
             }
             let bytes = try IndependentReader.load("\(path)/packs/\(name)")
             try readPack(bytes, number, id, isLast: name == names.last)
+            numbers.insert(number)
         }
+        let missing = Set(1...(numbers.max() ?? 1)).subtracting(numbers)
+        try Self.check(missing.isSubset(of: pruned), "packs \(missing) are lost")
+        for manifest in manifests { try readManifest(manifest) }
     }
 
     private static func load(_ path: String) throws -> [UInt8] {
@@ -64,10 +76,14 @@ struct IndependentReader {
         try Self.check(Self.u32(bytes, 8) == 1 && Self.u32(bytes, 12) == 64, "version, length")
         try Self.check(Array(bytes[16..<32]) == id, "repository id")
         try Self.check(Self.u64(bytes, 32) == UInt64(number), "pack number")
-        try Self.check(bytes[40..<60].allSatisfy { $0 == 0 }, "reserved")
+        let isRewritten = Self.u32(bytes, 40) == 4
+        try Self.check(isRewritten || Self.u32(bytes, 40) == 0, "features")
+        try Self.check(bytes[44..<60].allSatisfy { $0 == 0 }, "reserved")
+        if isRewritten { rewrittenPacks.append(number) }
         try Self.check(Self.crc(bytes[0..<60]) == Self.u32(bytes, 60), "envelope checksum")
         var offset = 64
         var isSealed = false
+        var places: [Place] = []
         while offset < bytes.count {
             if bytes.count - offset == 32,
                 Array(bytes[offset..<offset + 8]) == Array("VARVEEND".utf8)
@@ -75,14 +91,27 @@ struct IndependentReader {
                 isSealed = true
                 break
             }
-            offset = try readRecord(bytes, number, at: offset)
+            if bytes[offset + 4] == 6 {
+                try checkIndex(bytes, at: offset, places, isRewritten: isRewritten)
+            }
+            let (place, end) = try readRecord(bytes, number, at: offset, isRewritten: isRewritten)
+            places.append(place)
+            offset = end
         }
         try Self.check(isSealed || isLast, "only the last pack may be open")
     }
 
+    /// What a pack's index says of a record.
+    private struct Place: Equatable {
+        let type: UInt64
+        let payloadCount: UInt64
+        let transaction: UInt64
+        let address: Int64
+    }
+
     private mutating func readRecord(
-        _ bytes: [UInt8], _ number: UInt32, at offset: Int
-    ) throws -> Int {
+        _ bytes: [UInt8], _ number: UInt32, at offset: Int, isRewritten: Bool
+    ) throws -> (Place, end: Int) {
         try Self.check(Array(bytes[offset..<offset + 4]) == Array("VREC".utf8), "record magic")
         let count = Int(Self.u32(bytes, offset + 8))
         let end = offset + 32 + (count + 7) / 8 * 8
@@ -91,13 +120,71 @@ struct IndependentReader {
         let record = Record(
             type: bytes[offset + 4], transaction: Self.u64(bytes, offset + 16),
             payload: Array(bytes[offset + 32..<offset + 32 + count]))
-        records[UInt64(number) << 32 | UInt64(offset)] = record
+        var address = UInt64(Self.u32(bytes, offset + 24))
+        try Self.check((address != 0) == (isRewritten && record.type != 6), "address")
+        if address == 0 { address = UInt64(offset) }
+        records[UInt64(number) << 32 | address] = record
         switch record.type {
         case 1: try readPageFrame(record)
-        case 4: try readManifest(record)
+        case 4: manifests.append(record)
+        case 7:
+            let ids = Int(Self.u32(record.payload, 8))
+            try Self.check(record.payload.count == 16 + 32 * ids, "forget record length")
+            for index in 0..<ids {
+                forgotten.insert(Array(record.payload[16 + 32 * index..<48 + 32 * index]))
+            }
+        case 8: pruned = Self.ranges(record.payload)
         default: break
         }
-        return end
+        let place = Place(
+            type: UInt64(record.type), payloadCount: UInt64(count),
+            transaction: record.transaction, address: Int64(address))
+        return (place, end)
+    }
+
+    private static func ranges(_ payload: [UInt8]) -> Set<UInt32> {
+        var packs: Set<UInt32> = []
+        var offset = 0
+        var pack: UInt32 = 0
+        for _ in 0..<varint(payload, &offset) {
+            pack += UInt32(varint(payload, &offset))
+            for _ in 0..<varint(payload, &offset) {
+                packs.insert(pack)
+                pack += 1
+            }
+        }
+        return packs
+    }
+
+    /// Checks a pack's index against the records before it.
+    private func checkIndex(
+        _ bytes: [UInt8], at offset: Int, _ places: [Place], isRewritten: Bool
+    ) throws {
+        let payload = Array(bytes[offset + 32..<offset + 32 + Int(Self.u32(bytes, offset + 8))])
+        var position = 0
+        func signed() -> Int64 {
+            let folded = Self.varint(payload, &position)
+            return Int64(bitPattern: folded >> 1) ^ -Int64(bitPattern: folded & 1)
+        }
+        var (found, transaction, address, lies) = ([Place](), UInt64(0), Int64(64), Int64(64))
+        for _ in 0..<Self.varint(payload, &position) {
+            let type = UInt64(payload[position])
+            position += 1
+            let count = Self.varint(payload, &position)
+            transaction &+= UInt64(bitPattern: signed())
+            address = isRewritten ? address + signed() : lies
+            found.append(
+                Place(type: type, payloadCount: count, transaction: transaction, address: address))
+            let length = Int64(32 + (count + 7) / 8 * 8)
+            address += length
+            lies += length
+            guard type == 1 else { continue }
+            _ = Self.varint(payload, &position)
+            for _ in 0..<2 * Self.varint(payload, &position) {
+                _ = Self.varint(payload, &position)
+            }
+        }
+        try Self.check(position == payload.count && found == places, "pack index")
     }
 
     private mutating func readPageFrame(_ record: Record) throws {
@@ -144,11 +231,20 @@ struct IndependentReader {
         let stateParts = Self.parts(payload, &offset)
         let stateDigest = Array(payload[offset..<offset + 32])
         try Self.check(offset + 32 == payload.count, "manifest length")
+        let isForgotten = forgotten.contains(id)
+        // Of a forgotten one there may be less than all: nobody needs it then.
+        if isForgotten
+            && (position > 0 && maps[ancestor] == nil || mapParts.contains { records[$0] == nil })
+        {
+            return
+        }
         var map: [UInt64: [UInt8]?] = position == 0 ? [:] : try Self.found(maps[ancestor], "map")
         for part in mapParts {
-            try readMapPart(try Self.found(records[part], "map part"), into: &map)
+            try readMapPart(
+                try Self.found(records[part], "map part"), into: &map, isForgotten: isForgotten)
         }
         maps[id] = map
+        if isForgotten { return }
         var state: [UInt8] = []
         for part in stateParts { state += try Self.found(records[part], "state part").payload }
         try Self.check(ReferenceBLAKE3.hash(state) == stateDigest, "state digest")
@@ -167,7 +263,7 @@ struct IndependentReader {
     }
 
     private mutating func readMapPart(
-        _ record: Record, into map: inout [UInt64: [UInt8]?]
+        _ record: Record, into map: inout [UInt64: [UInt8]?], isForgotten: Bool
     ) throws {
         let payload = record.payload
         let digestCount = Int(Self.u32(payload, 0))
@@ -196,10 +292,10 @@ struct IndependentReader {
                     let expected = Array(payload[digest..<digest + 32])
                     digest += 32
                     if content == 2 {
-                        let page = try Self.found(
-                            ordinals[record.transaction]?[UInt32(ordinal)], "ordinal")
-                        try Self.check(ReferenceBLAKE3.hash(page) == expected, "page digest")
-                        pages[expected] = page
+                        if let page = ordinals[record.transaction]?[UInt32(ordinal)] {
+                            try Self.check(ReferenceBLAKE3.hash(page) == expected, "page digest")
+                            pages[expected] = page
+                        }
                         ordinal += 1
                     }
                     map[frame] = expected

@@ -177,6 +177,72 @@ import VarveTestSupport
         try check(repository, copies.merging(more) { left, _ in left })
     }
 
+    /// An abandoned transaction's pages may stay in the packs: another one with its number would be
+    /// taken for it when the index is made anew.
+    @Test func numbersAreNotGivenOutAgain() throws {
+        try Repository.create(at: path).close()
+        var repository = try open()
+        let (copies, _) = try fill(repository, count: 1, seed: 912)
+        let early = try repository.begin(parent: nil)
+        let late = try repository.begin(parent: nil)
+        let (more, _) = try fill(repository, count: 1, seed: 913)
+        try repository.forget([])
+        early.abandon()
+        late.abandon()
+        let last = late.number
+        try repository.close()
+        repository = try open()
+        let next = try repository.begin(parent: nil)
+        #expect(next.number > last)
+        next.abandon()
+        try check(repository, copies.merging(more) { left, _ in left })
+    }
+
+    // MARK: - Failures
+
+    /// Each changing call of forget and prune fails once, the disk being full or broken: nothing is
+    /// lost, the repository goes on, and the next prune does the rest.
+    @Test func everyCallMayFail() throws {
+        var failures = 0
+        for call in 0..<200 {
+            let directory = TemporaryDirectory()
+            let path = directory.path.appending("store")
+            try Repository.create(at: path).close()
+            let files = FaultyFiles(PosixFiles(root: path))
+            var repository = try Repository.open(
+                at: path, .writing, files: files, packByteCountMax: PruneTests.packByteCount)
+            var (copies, checkpoints) = try fill(repository, count: 8, pages: 60, seed: 930)
+            let gone = checkpoints.prefix(5).map(\.id)
+            files.failCall(call, errno: call % 2 == 0 ? 5 : 28)
+            var didForget = false
+            do {
+                try repository.forget(gone)
+                didForget = true
+                try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
+            } catch {
+                failures += 1
+            }
+            files.failCall(nil, errno: 0)
+            if didForget { for id in gone { copies[id] = nil } }
+            // At once, after more was captured, and after opening anew.
+            try check(repository, copies)
+            let more = try fill(repository, count: 1, pages: 60, seed: 931)
+            copies.merge(more.copies) { left, _ in left }
+            checkpoints += more.checkpoints
+            try check(repository, copies)
+            try repository.close()
+            repository = try Repository.open(
+                at: path, .writing, files: files, packByteCountMax: PruneTests.packByteCount)
+            try check(repository, copies)
+            try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
+            try check(repository, copies)
+            #expect(try repository.planPrune(PruneOptions(unusedPercentMax: 0)).isEmpty)
+            if failures <= call { break }
+        }
+        print("forget and prune failed at each of \(failures) calls")
+        #expect(failures > 10)
+    }
+
     // MARK: - Damage
 
     @Test func everyFlippedByteOfARewrittenPackIsFound() throws {
@@ -302,7 +368,10 @@ import VarveTestSupport
                     let reader = try Repository.open(at: self.path, .reading)
                     while !isOver.load(ordering: .relaxed) {
                         guard try self.readOne(reader, copies) else { continue }
-                        restored.add(1, ordering: .relaxed)
+                        let count = restored.add(1, ordering: .relaxed).newValue
+                        guard count % 50 == 0 else { continue }
+                        let report = try reader.verify()
+                        #expect(report.isClean, "\(report.corruptions)")
                     }
                 }
             } catch {

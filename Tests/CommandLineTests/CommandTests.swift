@@ -242,7 +242,9 @@ import VarveTestSupport
             process.waitUntilExit()
             #expect(process.terminationStatus == 2, "\(arguments)")
         }
-        for command in ["init", "import", "log", "show", "diff", "export", "verify", "stats"] {
+        for command in [
+            "init", "import", "log", "show", "diff", "export", "forget", "prune", "verify", "stats",
+        ] {
             let help = try Tool.run(command, "--help")
             #expect(help.status == 0 && help.text.contains("USAGE: varve \(command)"))
         }

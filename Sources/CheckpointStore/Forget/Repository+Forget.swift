@@ -3,9 +3,10 @@ import CheckpointFormat
 extension Repository {
     /// Makes checkpoints cease to exist: all of them or, if this throws, none.
     ///
-    /// One record and one sync. Every other checkpoint stays what it is, also those that follow
-    /// a forgotten one. Their space comes back with `planPrune`. What a session goes on from may
-    /// be forgotten, and what somebody reads; prune waits for them.
+    /// One record and one sync. Every other checkpoint stays what it is, also those that follow a
+    /// forgotten one. Their space comes back with `planPrune`. What a session goes on from may be
+    /// forgotten, and what somebody reads; prune waits for them. Should the disk fail the sync and
+    /// the taking back too, what is found when the repository is next opened counts.
     ///
     /// - Parameter ids: checkpoints that exist; at most 524,288.
     public func forget(_ ids: [CheckpointID]) throws(RepositoryError) {

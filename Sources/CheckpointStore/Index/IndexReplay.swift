@@ -314,6 +314,9 @@ extension Index {
 
 extension Index {
     /// Moves the read mark forward over records that need no indexing.
+    ///
+    /// - Parameter highestTransaction: the highest number that any of them has. It must not be
+    ///   given out again: pages of an abandoned transaction may stay in the packs.
     package func advance(to mark: ReadMark, highestTransaction: UInt64) throws {
         try environment.write { transaction in
             try setReadMark(transaction, mark)

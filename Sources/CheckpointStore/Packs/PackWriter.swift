@@ -144,7 +144,8 @@ package final class PackWriter: Sendable {
     /// Called when a writer closes.
     package func mark() throws(RepositoryError) {
         try locked { (state) throws(FileError) in
-            guard !state.isBroken, state.file != nil, state.end == state.confirmed,
+            if state.isBroken { try self.cut(&state) }
+            guard state.file != nil, state.end == state.confirmed,
                 let last = state.entries.last?.type, last.isConfirming, last != .mark
             else { return }
             _ = try self.writeConfirming(.mark, payload: [], transaction: 0, &state)
@@ -152,15 +153,23 @@ package final class PackWriter: Sendable {
     }
 
     /// Appends one record that belongs to no transaction, and syncs.
+    ///
+    /// When this throws the record does not count, unless the pack cannot be cut either.
     package func appendAlone(
         _ type: RecordType, payload: [UInt8]
     ) throws(RepositoryError) -> RecordLocation {
         precondition(type.isConfirming, "it is synced, so it says what was before it")
-        return try locked { (state) throws(FileError) -> RecordLocation in
-            if state.isBroken { try self.cut(&state) }
-            let size = RecordHeader.recordByteCount(payload: payload.count)
-            try self.makeRoom(for: size, &state)
-            return try self.writeConfirming(type, payload: payload, transaction: 0, &state)
+        do throws(RepositoryError) {
+            return try locked { (state) throws(FileError) -> RecordLocation in
+                if state.isBroken { try self.cut(&state) }
+                let size = RecordHeader.recordByteCount(payload: payload.count)
+                try self.makeRoom(for: size, &state)
+                return try self.writeConfirming(type, payload: payload, transaction: 0, &state)
+            }
+        } catch {
+            // It may be whole in the file: nobody must read it there after this was said to fail.
+            try? locked { (state) throws(FileError) in try self.cut(&state) }
+            throw error
         }
     }
 

@@ -59,16 +59,23 @@ struct PruneAssessment: Sendable {
         let numbers = try PackName.list(reader.files).filter {
             $0 < openPack && !survey.pruned.contains($0)
         }
-        let sealed = Set(numbers)
+        // A place in an array for each pack: the index's pages come in no order of packs.
+        var places = [Int?](repeating: nil, count: Int(openPack))
+        for (place, pack) in numbers.enumerated() { places[Int(pack)] = place }
+        var blocks = [[UInt32]](repeating: [], count: numbers.count)
         try repository.withIndex { index in
             try index.forEachPage { digest, location in
-                guard sealed.contains(location.pack), survey.dead[digest] != location else {
-                    return
-                }
-                kept.blocks[location.pack, default: []].append(location.blockOffset)
+                guard location.pack < openPack, let place = places[Int(location.pack)],
+                    survey.dead.isEmpty || survey.dead[digest] != location
+                else { return }
+                blocks[place].append(location.blockOffset)
             }
         }
-        for pack in numbers { kept.blocks[pack]?.sortUnique() }
+        for (place, pack) in numbers.enumerated() {
+            blocks[place].sortUnique()
+            kept.blocks[pack] = blocks[place]
+            blocks[place] = []
+        }
         keepRecords(of: try transactionsWithBlocks(numbers))
         for pack in numbers {
             let scan = try PackScan.scan(reader, pack: pack, isNewest: false)

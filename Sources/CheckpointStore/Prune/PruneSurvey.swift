@@ -4,9 +4,9 @@ import GuestModel
 // Which checkpoints prune must keep, and which pages die.
 //
 // A root is a checkpoint that exists, is leased, or is held by a session. Its page map is that of a
-// series of stored maps, each over the one that it builds on; so the stored maps are a tree. A frame
-// that a map names is seen by a root unless every way down from there to a root comes by a map that
-// names the frame again:
+// series of stored maps, each over the one that it builds on; so the stored maps are a tree. A root
+// sees a frame that a map names unless every way from there to a root comes by a map that names the
+// frame again:
 //
 //   shadow(root)  = nothing                     a root sees all of its own map
 //   shadow(other) = intersection over the maps that build on it, and lead to a root,

@@ -28,7 +28,8 @@ extension Repository {
     ) throws(RepositoryError) -> VerifyReport {
         let mark = try withCurrentIndex { try $0.readMark() }
         let packs = try PackName.list(reader.files)
-        let catalog = try withIndex { try $0.catalog() }
+        let (catalog, lease) = try leaseAll()
+        defer { withExtendedLifetime(lease) {} }
         let forgotten = try withIndex { try $0.manifests() }.filter(\.isForgotten)
         let verification = Verification(
             repository: self, depth: depth, mark: mark, progress: progress)
@@ -41,6 +42,21 @@ extension Repository {
             return verification.finish(catalog)
         } catch {
             throw RepositoryError(indexFailure: error, path: path)
+        }
+    }
+}
+
+extension Repository {
+    /// All checkpoints, and a lease of them.
+    private func leaseAll() throws(RepositoryError) -> ([CatalogEntry], CheckpointLease) {
+        while true {
+            let catalog = try withIndex { try $0.catalog() }
+            do throws(RepositoryError) {
+                return (catalog, try lease(catalog.map(\.id)))
+            } catch {
+                // One was forgotten just now: the catalog lacks it already.
+                if error.code != .unknownName { throw error }
+            }
         }
     }
 }
@@ -95,7 +111,8 @@ final class Verification: Sendable {
     func measure(_ packs: [UInt32]) throws {
         var total = 0
         for pack in packs {
-            total += Int(try reader.files.open(PackName.path(pack), .read).byteCount())
+            // One that prune has removed since has none.
+            total += (try? repository.byteCount(of: pack)) ?? 0
         }
         let sum = total
         state.withLock { state in
@@ -124,7 +141,8 @@ final class Verification: Sendable {
         var last: (id: CheckpointID, map: PageMap)?
         for entry in catalog {
             do {
-                let checkpoint = try repository.checkpoint(id: entry.id)
+                // Leased, so it is there also if it is forgotten meanwhile.
+                let checkpoint = try repository.ancestor(entry.id)
                 last = try checkMap(checkpoint, after: last)
                 _ = try repository.state(of: checkpoint)
                 try checkPages(of: checkpoint, pages)
@@ -154,8 +172,8 @@ final class Verification: Sendable {
                 }
                 advance(checkpoint.addedByteCount)
             } catch {
-                // A damaged record was named when its pack was read.
-                guard error.corruption != nil else { throw error }
+                // A damaged record was named when its pack was read; what prune took is no damage.
+                guard error.corruption != nil || error.code == .unknownName else { throw error }
             }
         }
     }
@@ -201,7 +219,7 @@ final class Verification: Sendable {
         let damaged = findings.damagedDigests
         guard !damaged.isEmpty else { return }
         for entry in catalog {
-            guard let checkpoint = try? repository.checkpoint(id: entry.id),
+            guard let checkpoint = try? repository.ancestor(entry.id),
                 let map = try? repository.pageMap(of: checkpoint).map
             else { continue }
             var held: Set<PageDigest> = []

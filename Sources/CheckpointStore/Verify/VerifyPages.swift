@@ -72,6 +72,8 @@ final class VerifyPages: Sendable {
             guard let batch = next else { return }
             do {
                 try fetcher.fetch(batch.requests[...]) { corruption, request in
+                    // A page of a forgotten checkpoint may have been pruned just now.
+                    guard try repository.location(of: request.digest) != nil else { return }
                     findings.note(corruption, request.digest, storedBy: batch.checkpoint)
                 } deliver: { _, _ in
                 }

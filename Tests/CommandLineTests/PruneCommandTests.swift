@@ -1,0 +1,178 @@
+import Foundation
+import Testing
+import VarveTestSupport
+
+/// `varve forget` and `varve prune`, and readers in other processes meanwhile.
+@Suite(.serialized, .enabled(if: Tool.isBuilt)) struct PruneCommandTests {
+    private let directory = TemporaryDirectory()
+
+    private func path(_ name: String) -> String { directory.path.appending(name).string }
+    private var store: String { path("store") }
+
+    /// A repository of `count` images of 72 MiB of which nothing compresses: each fills a pack.
+    private func chain(_ count: Int) throws -> [Data] {
+        var random = TestSeed.generator(960)
+        #expect(try Tool.run("init", store).status == 0)
+        return try (0..<count).map { number in
+            let words = (0..<72 << 17).map { _ in random.next() }
+            let image = words.withUnsafeBytes { Data($0) }
+            try image.write(to: URL(fileURLWithPath: path("image")))
+            let result = try Tool.run(
+                "import", store, path("image"), "--lineage", "web", "--label", "step\(number)")
+            #expect(result.status == 0, "\(result.error)")
+            return image
+        }
+    }
+
+    private func leases() throws -> [String] {
+        try FileManager.default.contentsOfDirectory(atPath: path("store/leases"))
+    }
+
+    private func prune() throws -> [String: Any] {
+        let result = try Tool.run("prune", store, "--max-unused", "0", "--json")
+        #expect(result.status == 0, "\(result.error)")
+        return try #require(try result.objects.first)
+    }
+
+    /// Starts an export into a pipe that nobody empties, and waits until it reads.
+    private func startReader(_ name: String) throws -> (Process, Pipe) {
+        let (process, output, _) = try Tool.start(["export", store, name, "-"])
+        for _ in 0..<500 {
+            if let names = try? leases(), names.contains(where: { !$0.hasSuffix(".new") }) {
+                return (process, output)
+            }
+            Thread.sleep(forTimeInterval: 0.01)
+        }
+        Issue.record("no lease came")
+        return (process, output)
+    }
+
+    @Test func aReaderInAnotherProcessHasItsPages() throws {
+        let images = try chain(3)
+        let (reader, output) = try startReader("step0")
+        #expect(try Tool.run("forget", store, "step0", "step1").status == 0)
+        let first = try prune()
+        #expect((first["bytesFreed"] as? Int ?? 0) > 32 << 20, "the other one's pages went")
+        #expect(output.fileHandleForReading.readDataToEndOfFile() == images[0])
+        reader.waitUntilExit()
+        #expect(reader.terminationStatus == 0)
+        #expect(try leases().isEmpty)
+        let second = try prune()
+        #expect((second["bytesFreed"] as? Int ?? 0) > 32 << 20)
+        #expect(try Tool.run("export", store, "web", "-").output == images[2])
+        #expect(try Tool.run("verify", store).status == 0)
+    }
+
+    @Test func aReaderThatWasKilledKeepsNothing() throws {
+        let images = try chain(2)
+        let (reader, _) = try startReader("step0")
+        #expect(try Tool.run("forget", store, "step0").status == 0)
+        #expect(try prune()["pagesDropped"] as? Int == 0, "it is leased")
+        kill(reader.processIdentifier, SIGKILL)
+        reader.waitUntilExit()
+        #expect(try leases().count == 1)
+        #expect((try prune()["bytesFreed"] as? Int ?? 0) > 60 << 20)
+        #expect(try leases().isEmpty)
+        #expect(try Tool.run("export", store, "web", "-").output == images[1])
+        #expect(try Tool.run("verify", store).status == 0)
+    }
+
+    @Test func aKilledPruneHasLostNothing() throws {
+        var random = TestSeed.generator(963)
+        #expect(try Tool.run("init", store).status == 0)
+        var images: [String: Data] = [:]
+        var interrupted = 0
+        for round in 0..<50 {
+            // Each image is new: packs fill, and die when it is forgotten.
+            let words = (0..<16 << 17).map { _ in random.next() }
+            images["at\(round)"] = words.withUnsafeBytes { Data($0) }
+            try images["at\(round)"]?.write(to: URL(fileURLWithPath: path("image")))
+            let taken = try Tool.run(
+                "import", store, path("image"), "--lineage", "at\(round)")
+            #expect(taken.status == 0, "\(taken.error)")
+            if images.count > 5, let victim = images.keys.sorted().randomElement(using: &random) {
+                #expect(try Tool.run("forget", store, victim).status == 0)
+                images[victim] = nil
+            }
+            let (process, _, _) = try Tool.start(["prune", store, "--max-unused", "0"])
+            usleep(UInt32.random(in: 0..<60_000, using: &random))
+            kill(process.processIdentifier, SIGKILL)
+            process.waitUntilExit()
+            if process.terminationReason == .uncaughtSignal { interrupted += 1 }
+            guard let name = images.keys.sorted().randomElement(using: &random) else { continue }
+            #expect(try Tool.run("export", store, name, "-").output == images[name])
+            if round % 10 == 9 { #expect(try Tool.run("verify", store).status == 0) }
+        }
+        print("killed \(interrupted) of 50 prunes before they had ended")
+        #expect(try prune()["bytesUnusedAfter"] as? Int == 0)
+        for (name, image) in images {
+            #expect(try Tool.run("export", store, name, "-").output == image)
+        }
+        #expect(try Tool.run("verify", store).status == 0)
+        let left = try FileManager.default.contentsOfDirectory(atPath: path("store/packs"))
+        #expect(left.allSatisfy { $0.hasSuffix(".pack") })
+    }
+
+    @Test func policiesSayWhatTheyDo() throws {
+        var random = TestSeed.generator(961)
+        #expect(try Tool.run("init", store).status == 0)
+        var image = Images.make(pages: 100, &random)
+        for number in 0..<6 {
+            image = Images.change(image, pages: 10, &random)
+            try image.write(to: URL(fileURLWithPath: path("image")))
+            let label = number == 1 ? ["--label", "good"] : []
+            let (process, _, _) = try Tool.start(
+                ["import", store, path("image"), "--lineage", "web"] + label)
+            process.waitUntilExit()
+            #expect(process.terminationStatus == 0)
+        }
+        let dry = try Tool.run("forget", store, "--keep-last", "2", "--dry-run")
+        #expect(dry.status == 0 && dry.text.contains("3 would go, 3 stay"))
+        #expect(dry.text.contains("label good") && dry.text.contains(": last"))
+        let objects = try Tool.run(
+            "forget", store, "--keep-last", "2", "--keep-within", "0s", "--dry-run", "--json"
+        ).objects
+        #expect(
+            objects.map { $0["forgotten"] as? Bool } == [true, false, true, true, false, false])
+        #expect(objects[5]["reasons"] as? [String] == ["last", "within"])
+        #expect(try Tool.run("log", store, "--json").objects.count == 6)
+        #expect(try Tool.run("forget", store, "--keep-last", "2", "--lineage", "web").status == 0)
+        #expect(try Tool.run("log", store, "--json").objects.count == 3)
+        #expect(try Tool.run("export", store, "web", "-").output == image)
+        let stats = try #require(try Tool.run("stats", store, "--json").objects.first)
+        #expect(stats["unusedBytes"] is Int)
+        let plan = try #require(
+            try Tool.run("prune", store, "--dry-run", "--json").objects.first)
+        #expect(plan["dryRun"] as? Bool == true && plan["packsRemoved"] as? Int == 0)
+    }
+
+    @Test func mistakesAreOneSentence() throws {
+        var random = TestSeed.generator(962)
+        #expect(try Tool.run("init", store).status == 0)
+        try Images.make(pages: 10, &random).write(to: URL(fileURLWithPath: path("image")))
+        #expect(try Tool.run("import", store, path("image"), "--lineage", "web").status == 0)
+        for arguments in [
+            ["forget", store], ["forget", store, "web", "--keep-last", "1"],
+            ["forget", store, "--keep-last", "0"], ["forget", store, "--keep-last", "-1"],
+            ["forget", store, "web", "--lineage", "web"],
+            ["forget", store, "--keep-within", "2y"], ["prune", store, "--max-unused", "101"],
+        ] {
+            let (process, _, _) = try Tool.start(arguments)
+            process.waitUntilExit()
+            #expect(process.terminationStatus == 2, "\(arguments)")
+        }
+        for arguments in [["web", "nobody"], ["--keep-last", "1", "--lineage", "nobody"]] {
+            let (process, _, error) = try Tool.start(["forget", store] + arguments)
+            process.waitUntilExit()
+            let text = String(
+                decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+            #expect(process.terminationStatus == 1 && text.contains("nobody"))
+            #expect(text.split(separator: "\n").count == 1)
+        }
+        #expect(try Tool.run("log", store, "--json").objects.count == 1)
+        #expect(try Tool.run("forget", store, "web", "web").status == 0)
+        #expect(try Tool.run("forget", store, "web").status == 1)
+        #expect(try Tool.run("prune", store).status == 0)
+        #expect(try Tool.run("verify", store).status == 0)
+    }
+}
