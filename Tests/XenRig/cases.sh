@@ -12,31 +12,56 @@ grep -q ' /share 9p' /proc/mounts && share=/share
 
 fail() { echo "    $*"; return 1; }
 
-# run NAME COMMAND...: one case.
-#
-# /payload/only, if it is there, names the cases that run, as a pattern of grep -E.
-run() {
-    name=$1
-    shift
-    [ ! -e /payload/only ] || echo "$name" | grep -qEf /payload/only || return 0
+# triple_faults: how many the hypervisor has seen.
+triple_faults() { xl dmesg | grep -c 'Triple fault'; }
+
+# attempt COMMAND...: runs it from no guest and an empty /run/work; its words go to case.log.
+attempt() {
     rm -rf /run/work
     mkdir -p /run/work
     cd /run/work || exit 1
     "$varve" init store >/dev/null || exit 1
+    "$@" >case.log 2>&1
+}
+
+# clean_up: what a case left running goes.
+clean_up() {
+    killall -q -9 varve XenCases
+    for domain in $(xl list | awk 'NR > 2 { print $1 }'); do xl destroy "$domain"; done
+}
+
+# run NAME COMMAND...: one case.
+#
+# /payload/only, if it is there, names the cases that run, as a pattern of grep -E.
+#
+# The emulated processor sometimes makes a triple fault of a guest's first write to a page that the
+# log protects: seen twice in some 1,000 checkpoints, at a plain mov to a page that the guest had read
+# just before, with CR2 as it was. Such a case is run once more, and that is said.
+run() {
+    case_name=$1
+    shift
+    [ ! -e /payload/only ] || echo "$case_name" | grep -qEf /payload/only || return 0
     start=$(now)
-    if "$@" >case.log 2>&1; then
+    before_faults=$(triple_faults)
+    attempt "$@"
+    status=$?
+    if [ $status -ne 0 ] && [ "$(triple_faults)" -gt "$before_faults" ]; then
+        clean_up
+        echo "    the emulated processor raised a triple fault in the guest; $case_name once more"
+        attempt "$@"
+        status=$?
+    fi
+    if [ $status -eq 0 ]; then
         passed=$((passed + 1))
         grep '^#' case.log | sed 's/^#/   /'
-        echo "✔ case $name passed ($(echo "$start $(now)" | awk '{ printf "%.1f", $2 - $1 }') s)"
+        echo "✔ case $case_name passed ($(echo "$start $(now)" | awk '{ printf "%.1f", $2 - $1 }') s)"
     else
         failed=$((failed + 1))
         tail -n 30 case.log | sed 's/^/    /'
         for log in /var/log/xen/guest-*.log; do tail -n 15 "$log" | sed "s|^|    ${log##*/}: |"; done
-        echo "✘ case $name failed"
+        echo "✘ case $case_name failed"
     fi
-    # What a failed case left running goes too.
-    killall -q -9 varve XenCases
-    for domain in $(xl list | awk 'NR > 2 { print $1 }'); do xl destroy "$domain"; done
+    clean_up
 }
 
 # restored NAME FILE FROM [TO]: starts a file with stock xl; the guest must go on counting between FROM
