@@ -156,7 +156,7 @@ after_kill() {
     [ "$took" -le "$slowest" ] || slowest=$took
     goes_on pvh || return 1
     tries=50
-    while pgrep -f 'xen guard' >/dev/null; do
+    while ps -o args | grep -q '[x]en guard'; do
         tries=$((tries - 1))
         [ $tries -gt 0 ] || fail "the guard does not end" || return 1
         sleep 0.1
