@@ -8,8 +8,7 @@ rig=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # it emulates wrongly for Xen: -smap (iret in a PV kernel faults and dom0 dies at once), -monitor
 # (mwait with hints faults in Xen's idle loop), -rdtscp (PVH guests hang).
 : "${XENRIG_CPU:=EPYC,-smap,-monitor,-rdtscp,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec}"
-# One thread: with one for each processor, guests in log-dirty mode die of triple faults now and then.
-: "${XENRIG_ACCEL:=tcg,thread=single}"
+: "${XENRIG_ACCEL:=tcg,thread=multi}"
 : "${XENRIG_TIMEOUT:=600}"       # seconds until the machine is stopped
 # Everything that is downloaded or built; its name changes with the rig's own files.
 : "${VARVE_XEN_CACHE:=${XDG_CACHE_HOME:-$HOME/.cache}/varve-xen}"
