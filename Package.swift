@@ -96,6 +96,20 @@ let package = Package(
                 .product(name: "SystemPackage", package: "swift-system"),
             ],
             path: "Tests/VarveTestSupport"),
+        // The random walk over the simulated disk and the long run over a real one: Scripts/soak.
+        .target(
+            name: "SoakRuns",
+            dependencies: [
+                "CheckpointEngine", "CheckpointStore", "GuestModel", "VarveTestSupport",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ],
+            path: "Tests/Soak/Runs"),
+        .executableTarget(
+            name: "varve-soak",
+            dependencies: [
+                "SoakRuns", .product(name: "SystemPackage", package: "swift-system"),
+            ],
+            path: "Tests/Soak/Command"),
         .testTarget(
             name: "PageKernelsTests",
             dependencies: ["CPageKernels", "GuestModel", "VarveTestSupport"]),
@@ -153,7 +167,7 @@ let package = Package(
             name: "CheckpointEngineTests",
             dependencies: [
                 "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
-                "LinuxGuest", "VarveTestSupport",
+                "LinuxGuest", "SoakRuns", "VarveTestSupport",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
     ]

@@ -2,76 +2,59 @@ import Synchronization
 import SystemPackage
 import Varve
 
-/// PV: one stream of libxenguest for each checkpoint.
+/// PV: streams of libxenguest.
 final class PVTaker: CheckpointTaker {
     private let guest: XenPVDomain
     private let repository: Repository
     private let lineage: String
     private let keeper: RetentionKeeper?
+    /// Each checkpoint is an epoch of one live stream, and not a stream of its own.
+    private let isLive: Bool
 
+    /// - Parameter isLive: needs a hypervisor that logs the domain's writes.
     init(
-        _ guest: XenPVDomain, _ repository: Repository, lineage: String, _ retention: Retention?
+        _ guest: XenPVDomain, _ repository: Repository, lineage: String, _ retention: Retention?,
+        isLive: Bool
     ) {
         self.guest = guest
         self.repository = repository
         self.lineage = lineage
+        self.isLive = isLive
         keeper = retention.map { RetentionKeeper($0, of: repository, lineage: lineage) }
     }
 
     func takeAll(_ schedule: Schedule, _ report: CheckpointReport) throws {
+        if isLive { return try takeEpochs(schedule, report) }
         var schedule = schedule
-        while let lag = try schedule.next() { try take(lag: lag, report) }
-    }
-
-    private func take(lag: Duration, _ report: CheckpointReport) throws {
-        var checkpoint: Checkpoint?
-        let times = try guest.save(.plain) { source in
-            let result = try XenImport.run(
-                .libxc, into: repository, lineage: lineage, configuration: guest.configuration,
-                source: source)
-            checkpoint = result.checkpoints.last
+        while let lag = try schedule.next() {
+            var taken: Checkpoint?
+            let times = try guest.save(.plain) { try take(from: $0) { taken = $0 } }
+            guard let taken else { return }
+            try report.show(
+                taken, dirty: taken.pageCount, still: times.last?.still ?? .zero,
+                request: times.last?.request ?? .zero, lag: lag)
         }
-        guard let checkpoint else { return }
-        keeper?.checkpointPublished()
-        try report.show(
-            checkpoint, dirty: checkpoint.pageCount, still: times.last?.still ?? .zero,
-            request: times.last?.request ?? .zero, lag: lag)
     }
 
-    func finish(_ report: CheckpointReport) {
-        keeper?.close()
-        keeper?.report.show()
-    }
-}
-
-/// PV on a hypervisor that logs its writes: each checkpoint is an epoch of one live stream.
-final class PVStreamTaker: CheckpointTaker {
-    private let guest: XenPVDomain
-    private let repository: Repository
-    private let lineage: String
-    private let keeper: RetentionKeeper?
-
-    init(
-        _ guest: XenPVDomain, _ repository: Repository, lineage: String, _ retention: Retention?
-    ) {
-        self.guest = guest
-        self.repository = repository
-        self.lineage = lineage
-        keeper = retention.map { RetentionKeeper($0, of: repository, lineage: lineage) }
-    }
-
-    func takeAll(_ schedule: Schedule, _ report: CheckpointReport) throws {
+    private func takeEpochs(_ schedule: Schedule, _ report: CheckpointReport) throws {
         let epochs = PVEpochs(schedule, report)
         guard try epochs.advance() else { return }
-        _ = try guest.save(.checkpointed { epochs.ended($0) }) { source in
-            _ = try XenImport.run(
-                .libxc, into: repository, lineage: lineage, configuration: guest.configuration,
-                published: {
-                    epochs.published($0)
-                    keeper?.checkpointPublished()
-                }, source: source)
+        _ = try guest.save(.checkpointed { epochs.ended($0) }) {
+            try take(from: $0) { epochs.published($0) }
         }
         try epochs.check()
+    }
+
+    private func take(
+        from source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int,
+        published: (Checkpoint) -> Void
+    ) throws {
+        _ = try XenImport.run(
+            .libxc, into: repository, lineage: lineage, configuration: guest.configuration,
+            published: {
+                published($0)
+                keeper?.checkpointPublished()
+            }, source: source)
     }
 
     func finish(_ report: CheckpointReport) {

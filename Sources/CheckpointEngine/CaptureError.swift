@@ -17,6 +17,7 @@ public struct CaptureError: Error, Sendable {
             case sizeMismatch
             case sourceFailed
             case closed
+            case auditMissed
         }
 
         private let kind: Kind
@@ -37,6 +38,10 @@ public struct CaptureError: Error, Sendable {
         public static let sourceFailed = Code(kind: .sourceFailed)
         /// The session is closed.
         public static let closed = Code(kind: .closed)
+        /// The dirty log missed a page that an audit looked at.
+        ///
+        /// See `audit`. Nothing was published, and the next capture compares every page.
+        public static let auditMissed = Code(kind: .auditMissed)
     }
 
     /// The kind of failure.
@@ -47,12 +52,26 @@ public struct CaptureError: Error, Sendable {
     public let guestError: GuestError?
     /// What the repository said.
     public let repositoryError: RepositoryError?
+    /// What the audit found.
+    public let audit: CaptureAudit?
+
+    init(_ audit: CaptureAudit) {
+        code = .auditMissed
+        message =
+            "the dirty log missed \(audit.missedPageCount) of \(audit.sampledPageCount) pages that "
+            + "it called clean; nothing was published and the next capture compares every page; "
+            + "checkpoints since the last one that did may lack pages"
+        guestError = nil
+        repositoryError = nil
+        self.audit = audit
+    }
 
     init(_ code: Code, _ message: String) {
         self.code = code
         self.message = message
         guestError = nil
         repositoryError = nil
+        audit = nil
     }
 
     init(_ error: GuestError) {
@@ -60,6 +79,7 @@ public struct CaptureError: Error, Sendable {
         message = error.message
         guestError = error
         repositoryError = nil
+        audit = nil
     }
 
     init(_ error: RepositoryError) {
@@ -67,6 +87,7 @@ public struct CaptureError: Error, Sendable {
         message = error.message
         guestError = nil
         repositoryError = error
+        audit = nil
     }
 
     /// Wraps whatever was thrown below.

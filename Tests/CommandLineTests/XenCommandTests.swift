@@ -219,7 +219,12 @@ import VarveTestSupport
             start = end
             try wait(for: index + 1, in: store)
         }
-        try receiver.send(maker.bytes[maker.boundaries[30]..<maker.boundaries[31]].dropLast(5))
+        // A fifth epoch begins with pages, and is cut.
+        let pages = try #require(
+            zip(maker.boundaries, maker.boundaries.dropFirst()).first { start, end in
+                maker.bytes[start...].starts(with: [1, 0, 0, 0]) && end - start > 4096
+            })
+        try receiver.send(maker.bytes[pages.0..<pages.1].dropLast(5))
         try receiver.endInput()
         let (status, text) = try receiver.end()
         #expect(status == 0, "\(text)")

@@ -21,6 +21,8 @@ public final class SimulatedGuest: WritableGuest {
         var resumeCount = 0
         /// What `layout` answers, if not the frames of `pages`.
         public var statedLayout: GuestLayout?
+        /// Frames whose writes the log does not notice: a tracker that lies.
+        public var unloggedFrames: Set<UInt64> = []
         /// What the next takes answer.
         public var knowledge = DirtyKnowledge.complete
 
@@ -28,7 +30,9 @@ public final class SimulatedGuest: WritableGuest {
         public mutating func write(_ frame: UInt64, _ page: [UInt8]) {
             precondition(!isPaused, "a paused guest writes nothing")
             pages[frame] = page
-            if isTracking { dirty.insert(PageFrameNumber(frame)) }
+            if isTracking && !unloggedFrames.contains(frame) {
+                dirty.insert(PageFrameNumber(frame))
+            }
         }
     }
 

@@ -30,6 +30,13 @@ public struct CaptureOptions: Sendable {
     /// `CaptureSession.retentionReport`.
     public var retention: Retention?
 
+    /// Pages that the dirty log calls clean and that each capture looks at all the same, drawn at
+    /// random; 0: none.
+    ///
+    /// They are copied in the pause, and compared afterwards. If one was written, `capture` takes
+    /// the checkpoint again and compares every page; see `CaptureResult.audit`.
+    public var auditPageCount = 0
+
     /// The defaults.
     public init() {}
 }
@@ -46,6 +53,11 @@ public struct CaptureResult: Sendable {
     public let pausedPageCount: Int
     /// How long the guest was held still.
     public let pause: Duration
+    /// What the audit of the dirty log came to; nil if none was asked for.
+    ///
+    /// If it found a miss, nothing of that attempt was published, and this checkpoint is of another
+    /// one, which compared every page. Checkpoints since the last one that did may lack pages.
+    public internal(set) var audit: CaptureAudit?
 }
 
 /// How far a capture is; for a progress line.

@@ -32,12 +32,12 @@ struct CaptureRun {
         self.taken = taken
         job = session.pipeline.begin {
             [memory = session.state, keeper = session.keeper] _, result in
-            guard case .failure = result else {
+            guard case .failure(let error) = result else {
                 keeper?.checkpointPublished()
                 return
             }
             let (pages, comparesAll) = taken.pages.withLock { ($0.pages, $0.comparesAll) }
-            memory.mergeBack(pages, comparesAll: comparesAll)
+            memory.mergeBack(pages, comparesAll: comparesAll || error.code == .auditMissed)
         }
     }
 
@@ -197,6 +197,7 @@ struct CaptureRun {
         let layout: GuestLayout
         let state: GuestState
         let batches: [StagedBatch]
+        let audit: AuditSample?
         let timeNanoseconds: Int64
         let pause: Duration
     }
@@ -209,7 +210,9 @@ struct CaptureRun {
         _ all: inout DirtyBitmap, _ facts: inout PendingCapture.Facts
     ) throws -> Attempt {
         try session.checkCancelled()
-        try waitForRoom(known.count + (try tracking.peekDirtyCount()))
+        try waitForRoom(
+            known.count + (try tracking.peekDirtyCount()) + session.options.auditPageCount)
+        let candidates = AuditCandidates(seen, count: session.options.auditPageCount)
         var dirty = known
         job.move { $0.pause() }
         let start = ContinuousClock.now
@@ -230,6 +233,7 @@ struct CaptureRun {
         let copyStart = ContinuousClock.now
         let batches = try cut.map { try stage($0) }
         let copyTime = ContinuousClock.now - copyStart
+        let audit = try stage(candidates, layout, outside: dirty)
         let state = try session.guest.captureState()
         job.move { $0.copied() }
         try paused.resume()
@@ -242,8 +246,21 @@ struct CaptureRun {
         facts.pause = pause
         return .copied(
             Paused(
-                layout: layout, state: state, batches: batches, timeNanoseconds: time,
-                pause: pause))
+                layout: layout, state: state, batches: batches, audit: audit,
+                timeNanoseconds: time, pause: pause))
+    }
+
+    /// Copies the clean ones of the pages that an audit drew, as far as the ring has room.
+    private func stage(
+        _ candidates: AuditCandidates, _ layout: GuestLayout, outside dirty: DirtyBitmap
+    ) throws(GuestError) -> AuditSample? {
+        guard session.options.auditPageCount > 0 else { return nil }
+        var batches: [StagedBatch] = []
+        for runs in StagedBatches.cut(candidates.runs(in: layout, outside: dirty))
+        where session.pipeline.ring.freeSlotCount > 0 {
+            batches.append(try stage(runs))
+        }
+        return AuditSample(batches: batches, cleanPageCount: layout.pageCount - dirty.count)
     }
 
     private func finish(
@@ -260,7 +277,7 @@ struct CaptureRun {
                 facts: CheckpointFacts(
                     lineage: session.lineage, label: label,
                     timeNanoseconds: paused.timeNanoseconds, pause: paused.pause,
-                    precopyRounds: rounds, comparedAll: comparedAll)))
+                    precopyRounds: rounds, comparedAll: comparedAll), audit: paused.audit))
     }
 
     /// The guest's layout, if a page map can hold it.
@@ -325,7 +342,8 @@ struct CaptureRun {
         facts.pause = ContinuousClock.now - start
         facts.pausedPageCount = facts.copiedPageCount
         let completion = Paused(
-            layout: layout, state: state, batches: [], timeNanoseconds: time, pause: facts.pause)
+            layout: layout, state: state, batches: [], audit: nil, timeNanoseconds: time,
+            pause: facts.pause)
         finish(completion, rounds: 0, all: all, comparesAll: true, &facts)
         return facts
     }

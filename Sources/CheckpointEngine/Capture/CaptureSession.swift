@@ -95,7 +95,15 @@ public final class CaptureSession: Sendable {
     public func capture(
         label: String? = nil, progress: (@Sendable (CaptureProgress) -> Void)? = nil
     ) throws(CaptureError) -> CaptureResult {
-        try begin(label: label, progress: progress).wait()
+        do {
+            return try begin(label: label, progress: progress).wait()
+        } catch {
+            guard let audit = error.audit else { throw error }
+            // The log cannot be relied on: once more, comparing every page.
+            var result = try begin(label: label, progress: progress).wait()
+            result.audit = audit
+            return result
+        }
     }
 
     /// Takes a checkpoint: returns as soon as the guest runs again; the checkpoint exists when
@@ -197,6 +205,6 @@ public final class PendingCapture: Sendable {
         CaptureResult(
             checkpoint: try job.wait(), dirtyPageCount: facts.dirtyPageCount,
             copiedPageCount: facts.copiedPageCount, pausedPageCount: facts.pausedPageCount,
-            pause: facts.pause)
+            pause: facts.pause, audit: job.audit)
     }
 }

@@ -10,6 +10,8 @@ final class CaptureJob: Sendable {
         let layout: GuestLayout
         let state: GuestState
         let facts: CheckpointFacts
+        /// Pages to compare with the finished page map.
+        var audit: AuditSample?
     }
 
     struct State: Sendable {
@@ -21,6 +23,7 @@ final class CaptureJob: Sendable {
         var isHandedOver = false
         var failure: CaptureError?
         var result: Result<Checkpoint, CaptureError>?
+        var audit: CaptureAudit?
         var machine = CaptureMachine()
     }
 
@@ -89,6 +92,9 @@ final class CaptureJob: Sendable {
             state.batches.removeAll()
         }
     }
+
+    /// What the audit came to.
+    var audit: CaptureAudit? { state.read { $0.audit } }
 
     /// The failure so far, if there is one.
     var failure: CaptureError? { state.read { $0.failure } }

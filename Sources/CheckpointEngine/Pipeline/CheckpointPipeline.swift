@@ -191,6 +191,7 @@ final class CheckpointPipeline: Sendable {
             }
             job.move { $0.encode() }
             draft.adopt(completion.layout)
+            try audit(job, completion, draft)
             let (checkpoint, hold) = try transaction.publish(
                 draft, state: completion.state, completion.facts)
             let map = draft.finish()
@@ -205,6 +206,15 @@ final class CheckpointPipeline: Sendable {
             base.withLock { $0.map = nil }
             throw error
         }
+    }
+
+    /// Compares pages that the log called clean; a miss ends the job before it is published.
+    private func audit(
+        _ job: CaptureJob, _ completion: CaptureJob.Completion, _ draft: CheckpointDraft
+    ) throws(CaptureError) {
+        guard let audit = completion.audit?.compare(with: draft) else { return }
+        job.state.change { $0.audit = audit }
+        if audit.missedPageCount > 0 { throw CaptureError(audit) }
     }
 
     private func takeBase() throws(RepositoryError) -> (Checkpoint?, PageMap) {

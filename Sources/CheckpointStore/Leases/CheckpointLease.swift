@@ -16,21 +16,15 @@ import GuestModel
 package final class CheckpointLease: Sendable {
     static let directory = "leases"
 
-    // nil where nothing can be written, and so nothing is pruned either.
+    // nil where none can be written.
     private let lease: (files: any RepositoryFiles, path: String, file: any RepositoryFile)?
 
     /// Tells every pruner of some checkpoints.
-    fileprivate init(
-        _ ids: [CheckpointID], _ files: any RepositoryFiles
-    ) throws(RepositoryError) {
+    fileprivate init(_ ids: [CheckpointID], _ files: any RepositoryFiles) {
         var bytes = ByteWriter(reserving: ids.count * PageDigest.byteCount)
         for id in ids { bytes.write(id.digest) }
-        do throws(FileError) {
-            lease = try CheckpointLease.make(bytes.bytes, files)
-        } catch {
-            guard error.forbidsWriting else { throw RepositoryError(error) }
-            lease = nil
-        }
+        // A failing disk is one more reason to read what can be read.
+        lease = try? CheckpointLease.make(bytes.bytes, files)
     }
 
     private static func make(
@@ -61,21 +55,14 @@ package final class CheckpointLease: Sendable {
     }
 }
 
-extension FileError {
-    /// True if a reader can do nothing about it, and must not fail for it.
-    fileprivate var forbidsWriting: Bool {
-        RepositoryError(self).code == .noSpace || isForbidden
-    }
-}
-
 extension Repository {
     /// Keeps checkpoints that are to be read from every prune as long as the result lives.
     ///
-    /// Where no lease can be written (a read-only medium, a full disk) there is none: a page that
-    /// is pruned meanwhile is an error when it is read, never a wrong page. Fails if a checkpoint
-    /// was forgotten.
+    /// Where no lease can be written (a read-only medium, a full or failing disk) there is none: a
+    /// page that is pruned meanwhile is an error when it is read, never a wrong page. Fails if a
+    /// checkpoint was forgotten.
     package func lease(_ ids: [CheckpointID]) throws(RepositoryError) -> CheckpointLease {
-        let lease = try CheckpointLease(ids, files)
+        let lease = CheckpointLease(ids, files)
         for id in ids {
             let entry = try withCurrentIndex { try $0.entry(id) }
             guard let entry, !entry.isForgotten else { throw forgotten(id) }

@@ -54,6 +54,20 @@ package final class CheckpointDraft: Sendable {
         }
     }
 
+    /// The positions of frames that the draft says hold something else.
+    package func differing(
+        _ frames: Span<UInt64>, from contents: Span<PageContent>
+    ) -> [Int] {
+        state.withLock { state in
+            var positions: [Int] = []
+            for position in frames.indices
+            where state.map[PageFrameNumber(frames[position])] != contents[position] {
+                positions.append(position)
+            }
+            return positions
+        }
+    }
+
     /// Notes that the transaction stored what consecutive frames hold, with consecutive ordinals.
     package func recordStored(_ range: PageRange, firstOrdinal: UInt32) {
         state.withLock { state in

@@ -163,7 +163,8 @@ final class Verification: Sendable {
         var last: (id: CheckpointID, map: PageMap)?
         for entry in catalog {
             do {
-                let checkpoint = try repository.checkpoint(id: entry.id)
+                // Leased, so it is there also if it is forgotten meanwhile.
+                let checkpoint = try repository.ancestor(entry.id)
                 last = try checkMap(checkpoint, after: last)
                 _ = try repository.state(of: checkpoint)
                 try checkPages(of: checkpoint, pages)
@@ -240,7 +241,7 @@ final class Verification: Sendable {
         let damaged = findings.damagedDigests
         guard !damaged.isEmpty else { return }
         for entry in catalog {
-            guard let checkpoint = try? repository.checkpoint(id: entry.id),
+            guard let checkpoint = try? repository.ancestor(entry.id),
                 let map = try? repository.pageMap(of: checkpoint).map
             else { continue }
             var held: Set<PageDigest> = []
