@@ -114,6 +114,14 @@ package struct DiskImage: Sendable {
         return true
     }
 
+    mutating func link(_ path: String, to newPath: String) -> Bool {
+        let (directory, name) = DiskImage.split(newPath)
+        guard let number = number(path), directories[directory] != nil else { return false }
+        precondition(self.number(newPath) == nil, "a second name is a new one")
+        change(directory, .set(name, number))
+        return true
+    }
+
     mutating func remove(_ path: String) -> Bool {
         let (directory, name) = DiskImage.split(path)
         guard number(path) != nil else { return false }
