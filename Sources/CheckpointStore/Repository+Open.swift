@@ -194,7 +194,7 @@ extension Repository {
             packByteCountMax: preparation.packByteCountMax)
         return Repository(
             path: preparation.path, id: preparation.repository, files: preparation.files,
-            reader: reader, opened: opened, lock: preparation.lock)
+            reader: reader, opened: opened, lock: preparation.lock.take())
     }
 
     // MARK: - Writing

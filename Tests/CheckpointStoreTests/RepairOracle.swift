@@ -28,7 +28,8 @@ struct RepairOracle {
         let states: [(pack: UInt32, bytes: Range<Int>)]
         /// The checkpoints of its series of page maps, the oldest first.
         let series: [CheckpointID]
-        let map: [UInt64: PageContent]
+        /// nil for a forgotten one of which prune has taken something.
+        let map: [UInt64: PageContent]?
     }
 
     /// Packs as they were.
@@ -122,20 +123,22 @@ struct RepairOracle {
             guard let place = places[entry.location] else { continue }
             let checkpoint = try repository.ancestor(entry.id)
             var series = [checkpoint.id]
-            var map: [UInt64: PageContent] = [:]
-            var states: [(pack: UInt32, bytes: Range<Int>)] = []
-            if !entry.isForgotten {
-                var last = checkpoint
-                while last.manifest.mapPosition > 0 {
-                    last = try repository.ancestor(CheckpointID(last.manifest.mapAncestor))
-                    series.append(last.id)
-                }
-                let whole = try repository.pageMap(of: checkpoint).map
-                for frame in whole.layout.runs.flatMap(\.frames) {
-                    map[frame] = whole[PageFrameNumber(frame)]
-                }
-                states = checkpoint.manifest.stateParts.compactMap { places[$0] }
+            var map: [UInt64: PageContent]?
+            var last = checkpoint
+            while last.manifest.mapPosition > 0,
+                let next = try? repository.ancestor(CheckpointID(last.manifest.mapAncestor))
+            {
+                last = next
+                series.append(last.id)
             }
+            if let whole = try? repository.pageMap(of: checkpoint).map {
+                map = [:]
+                for frame in whole.layout.runs.flatMap(\.frames) {
+                    map?[frame] = whole[PageFrameNumber(frame)]
+                }
+            }
+            let states = checkpoint.manifest.stateParts.compactMap { places[$0] }
+            if states.count < checkpoint.manifest.stateParts.count { map = nil }
             order.append(entry.id)
             needs[entry.id] = Need(
                 checkpoint: checkpoint, isForgotten: entry.isForgotten, manifest: place,
@@ -241,9 +244,9 @@ extension RepairOracle {
                 continue
             }
             let isWhole =
-                !need.isForgotten && need.states.allSatisfy { isIntact($0, damaged) }
-                && map(of: need, damaged) == need.map
-                && need.map.values.allSatisfy { content in
+                need.states.allSatisfy { isIntact($0, damaged) }
+                && need.map != nil && map(of: need, damaged) == need.map
+                && (need.map ?? [:]).values.allSatisfy { content in
                     guard case .present(let digest) = content else { return true }
                     return canHave(digest, damaged)
                 }

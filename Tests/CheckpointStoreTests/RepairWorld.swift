@@ -13,16 +13,21 @@ final class RepairWorld {
     static let packByteCount = 512 << 10
     static let pageCount = 100
 
-    let directory = TemporaryDirectory()
-    var path: FilePath { directory.path.appending("store") }
+    private let directory = TemporaryDirectory(inMemory: true)
+    let path: FilePath
     private(set) var copies: [CheckpointID: [UInt64: [UInt8]]] = [:]
     private(set) var oracle: RepairOracle?
     private var random: SeededGenerator
+    private let id: RepositoryID
 
     init(seed: UInt64) throws {
         random = SeededGenerator(seed: seed)
+        path = directory.path.appending("store")
         try Repository.create(at: path).close()
-        let repository = try open()
+        let repository = try Repository.open(
+            at: path, .writing, files: PosixFiles(root: path),
+            packByteCountMax: RepairWorld.packByteCount)
+        id = repository.id
         let web = try capture(repository, "web", 14, nil)
         try forget(repository, [web[2], web[5], web[6]])
         let mail = try capture(repository, "mail", 5, nil)
@@ -33,6 +38,14 @@ final class RepairWorld {
         try forget(repository, [more[3], web[8]])
         try repository.close()
         oracle = try RepairOracle(try Repository.open(at: path, .reading), path)
+    }
+
+    /// The same repository elsewhere, to be damaged by another seed.
+    init(copyOf other: RepairWorld, seed: UInt64) throws {
+        random = SeededGenerator(seed: seed)
+        path = directory.path.appending("store")
+        (id, copies, oracle) = (other.id, other.copies, other.oracle)
+        try FileManager.default.copyItem(atPath: other.path.string, toPath: path.string)
     }
 
     func open() throws -> Repository {
@@ -188,15 +201,12 @@ final class RepairWorld {
     func damaged() throws -> RepairOracle.Damaged {
         var found: [UInt32: [UInt8]] = [:]
         var strangers: [UInt32: [UInt8]] = [:]
-        let envelope = try? Envelope.decode(
-            [UInt8](Data(contentsOf: url("repository"))), kind: .repository)
         for pack in try packs() {
             let bytes = [UInt8](try Data(contentsOf: url(PackName.path(pack))))
             let head = try? Envelope.decode(bytes, kind: .pack)
+            if let head, head.repository != id { continue }
             if let head, let number = UInt32(exactly: head.number), number != pack {
                 strangers[number] = bytes
-            } else if let head, let envelope, head.repository != envelope.repository {
-                continue
             } else {
                 found[pack] = bytes
             }

@@ -1,6 +1,27 @@
 import CheckpointFormat
 import GuestModel
+import Synchronization
 import SystemPackage
+
+/// The writer's lock: the plan's until the repaired repository has it.
+final class RepairLock: Sendable {
+    private let held: Mutex<(any RepositoryFile)?>
+
+    init(_ lock: any RepositoryFile) {
+        held = Mutex(lock)
+    }
+
+    /// True if the plan was not executed yet.
+    var isHeld: Bool { held.withLock { $0 != nil } }
+
+    /// Gives the lock away.
+    func take() -> (any RepositoryFile)? {
+        held.withLock { lock in
+            defer { lock = nil }
+            return lock
+        }
+    }
+}
 
 /// What a plan was made from, and everything that its execution needs.
 struct RepairPreparation: Sendable {
@@ -17,7 +38,7 @@ struct RepairPreparation: Sendable {
     let path: FilePath
     let files: any RepositoryFiles
     let repository: RepositoryID
-    let lock: any RepositoryFile
+    let lock: RepairLock
     let packByteCountMax: Int
     /// True if the file `repository` is damaged.
     var envelopeIsLost = false

@@ -27,6 +27,9 @@ extension RepairPlan {
     public func execute(
         keepsOriginals: Bool = true, progress: ((_ done: Int, _ total: Int) -> Void)? = nil
     ) throws(RepositoryError) -> RepairOutcome {
+        guard preparation.lock.isHeld else {
+            throw RepositoryError(.busy, "this repair was done already; plan another one")
+        }
         do {
             var run = RepairRun(preparation, keepsOriginals: keepsOriginals)
             try run.moveFiles(movedFiles)

@@ -32,7 +32,7 @@ extension Repository {
             let stock = try survey.takeStock { progress?($0, $1) }
             let verdicts = try survey.judge(stock)
             var preparation = RepairPreparation(
-                path: path, files: files, repository: id, lock: lock,
+                path: path, files: files, repository: id, lock: RepairLock(lock),
                 packByteCountMax: packByteCountMax)
             preparation.envelopeIsLost = isLost
             var planner = try RepairPlanner(survey, stock, verdicts, preparation)
