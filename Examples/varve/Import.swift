@@ -33,6 +33,10 @@ struct Import: ParsableCommand {
             Each epoch of a checkpointed stream (Remus) is a checkpoint, published as the epoch \
             ends; a part epoch at the end is dropped. Whatever goes wrong, checkpoints that were \
             published stay, and nothing else does.
+
+            A label that a checkpoint of the same lineage has moves to the new one. A label of \
+            another lineage's checkpoint, and one that is the name of a lineage, are refused; so \
+            is a new lineage with the name of a label.
             """)
 
     @Argument(help: "The repository.")
@@ -106,10 +110,14 @@ struct Import: ParsableCommand {
 
     private func show(_ checkpoint: Checkpoint, _ progress: Progress) throws {
         progress.finish()
-        if json {
-            try Output.line(JSON.object(checkpoint.fields).text)
-        } else {
-            try Output.line(checkpoint.summaryLine + ", \(Format.decimal(progress.seconds, 2)) s")
+        let line =
+            json
+            ? JSON.object(checkpoint.fields).text
+            : checkpoint.summaryLine + ", \(Format.decimal(progress.seconds, 2)) s"
+        do {
+            try Output.line(line)
+        } catch let error as ToolError {
+            throw ToolError("checkpoint \(checkpoint.id.short) is stored, but \(error.message)")
         }
     }
 }
@@ -127,7 +135,7 @@ enum StreamEnd {
     /// Says on standard error that a part epoch was dropped.
     static func report(_ result: XenImportResult) {
         guard result.summary.isCheckpointed else { return }
-        let epochs = "\(result.summary.epochCount) whole epochs"
+        let epochs = counted(result.summary.epochCount, "whole epoch")
         switch (result.cutShort, result.summary.hasPartialEpoch) {
         case (nil, false): return
         case (nil, true):

@@ -4,7 +4,11 @@ import Varve
 
 struct Log: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Lists checkpoints, the newest first.")
+        abstract: "Lists checkpoints, the newest first.",
+        discussion: """
+            Of a damaged repository it lists those that can be read, names the damage, and ends \
+            with exit code 3.
+            """)
 
     @Argument(help: "The repository.")
     var store: String
@@ -18,30 +22,40 @@ struct Log: ParsableCommand {
     func run() throws {
         try reporting {
             let repository = try Repository.open(at: FilePath(store), .reading)
-            let checkpoints = try repository.checkpoints(lineage: lineage)
-            if let lineage, checkpoints.isEmpty {
+            var damage: [Corruption] = []
+            let checkpoints = try repository.checkpoints(lineage: lineage) { damage.append($0) }
+            if let lineage, checkpoints.isEmpty, damage.isEmpty {
                 throw ToolError("there is no lineage '\(lineage)' in \(store)")
             }
-            if json {
-                for checkpoint in checkpoints.reversed() {
-                    try Output.line(JSON.object(checkpoint.fields).text)
-                }
-                return
-            }
-            let rows = checkpoints.reversed().map { checkpoint in
-                [
-                    checkpoint.id.short, checkpoint.parent?.short ?? "-", checkpoint.lineage,
-                    checkpoint.label ?? "",
-                    String(Format.time(checkpoint.timeNanoseconds).prefix(23)),
-                    String(checkpoint.root.description.prefix(12)),
-                    String(checkpoint.changedPageCount), String(checkpoint.addedByteCount),
-                ]
-            }
-            let header = [
-                "id", "parent", "lineage", "label", "time (UTC)", "root", "pages changed",
-                "bytes added",
-            ]
-            for line in Format.table(header, Array(rows), right: [6, 7]) { try Output.line(line) }
+            try show(checkpoints)
+            guard let first = damage.first else { return }
+            let more = damage.count == 1 ? "" : ", with \(counted(damage.count - 1, "more place"))"
+            throw ToolError(
+                "\(first.description)\(more); those listed can be read, and 'varve verify "
+                    + "\(store)' names every damaged place and what needs it", isCorruption: true)
         }
+    }
+
+    private func show(_ checkpoints: [Checkpoint]) throws {
+        if json {
+            for checkpoint in checkpoints.reversed() {
+                try Output.line(JSON.object(checkpoint.fields).text)
+            }
+            return
+        }
+        let rows = checkpoints.reversed().map { checkpoint in
+            [
+                checkpoint.id.short, checkpoint.parent?.short ?? "-", checkpoint.lineage,
+                checkpoint.label ?? "",
+                String(Format.time(checkpoint.timeNanoseconds).prefix(23)),
+                String(checkpoint.root.description.prefix(12)),
+                String(checkpoint.changedPageCount), String(checkpoint.addedByteCount),
+            ]
+        }
+        let header = [
+            "id", "parent", "lineage", "label", "time (UTC)", "root", "pages changed",
+            "bytes added",
+        ]
+        for line in Format.table(header, Array(rows), right: [6, 7]) { try Output.line(line) }
     }
 }

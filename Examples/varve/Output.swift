@@ -51,6 +51,11 @@ enum Output {
     static func reason() -> String { String(cString: strerror(errno)) }
 }
 
+/// `1 place`, `2 places`.
+func counted(_ count: Int, _ noun: String) -> String {
+    "\(count) \(noun)\(count == 1 ? "" : "s")"
+}
+
 /// Values as people read them.
 enum Format {
     /// `1.5 MiB`.

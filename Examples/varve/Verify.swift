@@ -53,9 +53,10 @@ struct Verify: ParsableCommand {
             progress.finish()
             if json { try printJSON(report) } else { try printText(report, progress.seconds) }
             if !report.isClean {
+                let places = counted(report.findings.count, "place")
+                let checkpoints = counted(report.affectedCheckpoints.count, "checkpoint")
                 throw ToolError(
-                    "\(report.findings.count) places of \(store) are damaged and "
-                        + "\(report.affectedCheckpoints.count) checkpoints cannot be restored "
+                    "damage in \(places) of \(store), and \(checkpoints) that cannot be restored "
                         + "whole; restore the named packs from a copy", isCorruption: true)
             }
         }
@@ -71,8 +72,8 @@ struct Verify: ParsableCommand {
         for id in report.affectedCheckpoints { try Output.line("affected: checkpoint \(id)") }
         if report.abandonedByteCount > 0 {
             try Output.line(
-                "\(report.abandonedByteCount) bytes of an abandoned transaction follow the last "
-                    + "checkpoint; the next writer removes them")
+                "behind the last checkpoint: \(counted(report.abandonedByteCount, "byte")) of an "
+                    + "abandoned transaction, which the next writer removes")
         }
         switch report.depth {
         case .full: break
@@ -85,10 +86,13 @@ struct Verify: ParsableCommand {
             )
         }
         let speed = Format.bytes(Int(Double(report.byteCount) / max(seconds, 0.001)))
+        let checkpoints = counted(report.checkpointCount, "checkpoint")
+        let packs = counted(report.packCount, "pack")
+        let pages = counted(report.pageCount, "page")
         try Output.line(
-            "\(report.isClean ? "clean" : "damaged"): \(report.checkpointCount) checkpoints, "
-                + "\(report.packCount) packs, \(Format.bytes(report.byteCount)), "
-                + "\(report.pageCount) pages in \(Format.decimal(seconds, 2)) s (\(speed)/s)")
+            "\(report.isClean ? "clean" : "damaged"): \(checkpoints), \(packs), "
+                + "\(Format.bytes(report.byteCount)), \(pages) in "
+                + "\(Format.decimal(seconds, 2)) s (\(speed)/s)")
     }
 
     private func chance(_ report: VerifyReport, _ blocks: Int) -> String {

@@ -6,6 +6,21 @@ extension Repository {
     ///
     /// Reads one small record a checkpoint.
     public func checkpoints(lineage: String? = nil) throws(RepositoryError) -> [Checkpoint] {
+        try requireWhole()
+        var failure: Corruption?
+        let result = try checkpoints(lineage: lineage) { failure = failure ?? $0 }
+        if let failure { throw RepositoryError(failure) }
+        return result
+    }
+
+    /// The same of a repository that may be damaged: those that can be read.
+    ///
+    /// - Parameter damaged: called for each damaged place that was met: what opening found, and
+    ///   records of checkpoints.
+    public func checkpoints(
+        lineage: String? = nil, damaged: (Corruption) -> Void
+    ) throws(RepositoryError) -> [Checkpoint] {
+        for corruption in damage { damaged(corruption) }
         let catalog = try withCurrentIndex { try $0.catalog() }
         var result: [Checkpoint] = []
         result.reserveCapacity(catalog.count)
@@ -14,8 +29,12 @@ extension Repository {
                 let checkpoint = try read(entry)
                 if lineage == nil || checkpoint.lineage == lineage { result.append(checkpoint) }
             } catch {
-                // Forgotten and pruned since the catalog was read.
-                if error.code != .unknownName { throw error }
+                // Else forgotten and pruned since the catalog was read.
+                if let corruption = error.corruption {
+                    damaged(corruption)
+                } else if error.code != .unknownName {
+                    throw error
+                }
             }
         }
         return result
@@ -34,20 +53,14 @@ extension Repository {
 
     /// The checkpoint with an id.
     public func checkpoint(id: CheckpointID) throws(RepositoryError) -> Checkpoint {
-        guard let entry = try withCurrentIndex({ try $0.entry(id) }) else {
-            throw RepositoryError(
-                .unknownName, "there is no checkpoint \(id.short); 'varve log' lists them")
-        }
+        guard let entry = try withCurrentIndex({ try $0.entry(id) }) else { throw unknown(id) }
         if entry.isForgotten { throw forgotten(id) }
         return try read(entry)
     }
 
     /// What a page map builds on: a checkpoint that may have been forgotten.
     package func ancestor(_ id: CheckpointID) throws(RepositoryError) -> Checkpoint {
-        guard let entry = try withCurrentIndex({ try $0.entry(id) }) else {
-            throw RepositoryError(
-                .unknownName, "there is no checkpoint \(id.short); 'varve log' lists them")
-        }
+        guard let entry = try withCurrentIndex({ try $0.entry(id) }) else { throw unknown(id) }
         return try read(entry)
     }
 
@@ -72,6 +85,7 @@ extension Repository {
                     "'\(name)' goes back \(steps) checkpoints and '\(base)' has \(step) before it")
             }
             let entry = try withCurrentIndex { try $0.entry(parent) }
+            if entry == nil { try requireWhole() }
             guard let entry, !entry.isForgotten else {
                 throw RepositoryError(
                     .unknownName,
@@ -99,9 +113,17 @@ extension Repository {
     }
 
     private func unknown(_ name: String) -> RepositoryError {
-        RepositoryError(
+        // It may be what is damaged.
+        if let corruption = damage.first { return RepositoryError(corruption) }
+        return RepositoryError(
             .unknownName,
             "no lineage, label or checkpoint is called '\(name)'; 'varve log' lists them")
+    }
+
+    private func unknown(_ id: CheckpointID) -> RepositoryError {
+        if let corruption = damage.first { return RepositoryError(corruption) }
+        return RepositoryError(
+            .unknownName, "there is no checkpoint \(id.short); 'varve log' lists them")
     }
 
     /// Reads a manifest.

@@ -7,8 +7,10 @@ public import SystemPackage
 struct OpenedIndex {
     let index: Index
     /// nil for a reader.
-    let writer: PackWriter?
-    let highestTransaction: UInt64
+    var writer: PackWriter?
+    var highestTransaction: UInt64 = 0
+    /// What a reader found damaged.
+    var damage: [Corruption] = []
 }
 
 extension Repository {
@@ -18,8 +20,8 @@ extension Repository {
     private static let packIndexReserve = 256 << 10
 
     private static let envelopePath = "repository"
-    private static let lockPath = "lock"
-    private static let indexPath = IndexMark.directory
+    static let lockPath = "lock"
+    static let indexPath = IndexMark.directory
 
     /// Makes a repository in a directory that is empty or does not exist, and opens it for
     /// writing.
@@ -70,9 +72,22 @@ extension Repository {
                 throw RepositoryError(
                     .missing, "\(path) cannot be made because its parent does not exist")
             }
-            throw RepositoryError(error)
+            throw uncreated(path, RepositoryError(error))
         }
-        return try open(at: path, .writing, files: files, packByteCountMax: packByteCountMax)
+        do throws(RepositoryError) {
+            return try open(at: path, .writing, files: files, packByteCountMax: packByteCountMax)
+        } catch {
+            throw uncreated(path, error)
+        }
+    }
+
+    /// The error for a creation that failed: no checkpoint has been taken yet.
+    private static func uncreated(_ path: FilePath, _ error: RepositoryError) -> RepositoryError {
+        guard error.code == .noSpace else { return error }
+        return RepositoryError(
+            .noSpace,
+            "no space is left for a repository at \(path); free some, or name a path on another "
+                + "disk", errno: error.errno)
     }
 
     /// Opens a repository.
@@ -93,6 +108,19 @@ extension Repository {
         packByteCountMax: Int = Repository.packByteCountMax
     ) throws(RepositoryError) -> Repository {
         let id = try readEnvelope(path, files)
+        do throws(RepositoryError) {
+            return try open(at: path, access, files: files, id, packByteCountMax)
+        } catch {
+            // It was condemned, so it is made anew now.
+            guard error.code == .indexDamaged else { throw error }
+            return try open(at: path, access, files: files, id, packByteCountMax)
+        }
+    }
+
+    private static func open(
+        at path: FilePath, _ access: Access, files: any RepositoryFiles, _ id: RepositoryID,
+        _ packByteCountMax: Int
+    ) throws(RepositoryError) -> Repository {
         let reader = PackReader(files: files, repository: id)
         let indexDirectory = path.appending(indexPath).string
         do {
@@ -105,14 +133,12 @@ extension Repository {
                 return Repository(
                     path: path, id: id, files: files, reader: reader, opened: opened, lock: lock)
             case .reading:
-                let index = try openForReading(indexDirectory, path, reader)
+                let opened = try openForReading(indexDirectory, path, reader)
                 return Repository(
-                    path: path, id: id, files: files, reader: reader,
-                    opened: OpenedIndex(index: index, writer: nil, highestTransaction: 0),
-                    lock: nil)
+                    path: path, id: id, files: files, reader: reader, opened: opened, lock: nil)
             }
         } catch {
-            throw RepositoryError(indexFailure: error, path: path)
+            throw RepositoryError(indexFailure: error, path: path, files: files)
         }
     }
 
@@ -208,12 +234,13 @@ extension Repository {
         let packs = try PackName.list(reader.files)
         var replay = try IndexReplay(reader: reader, index: index)
         let end = try replay.run(packs: packs)
-        for pack in end.abandonedPacks {
+        // From the highest down, each durably: a crash leaves no gap, and a gap is a lost pack.
+        for pack in end.abandonedPacks.sorted(by: >) {
             reader.drop(pack)
             try reader.files.remove(PackName.path(pack))
+            try reader.files.syncDirectory(PackName.directory)
         }
         try finishPrune(reader, end.prunedPacks)
-        if !end.abandonedPacks.isEmpty { try reader.files.syncDirectory(PackName.directory) }
         // Nothing is under way, so what was read and is not published never will be.
         if let confirmed = end.confirmedEnd {
             try index.advance(to: confirmed, highestTransaction: end.highestTransaction)
@@ -290,12 +317,14 @@ extension Repository {
     /// Opens the index, or makes it anew if it is missing, foreign, damaged or was cut off.
     ///
     /// With the lock held; the index may be written from then on.
-    private static func openSound(_ directory: String, _ reader: PackReader) throws -> Index {
-        if try IndexMark.isForeign(reader.files) { try IndexMark.deleteIndex(reader.files) }
+    static func openSound(_ directory: String, _ reader: PackReader) throws -> Index {
+        let isForeign = try IndexMark.isForeign(reader.files)
+        if isForeign { try IndexMark.deleteIndex(reader.files) }
         try IndexMark.set(reader.files)
         do {
             let index = try Index.open(directory: directory, isReadOnly: false)
-            if try !index.isSound(repository: reader.repository) {
+            // This process may have it open still, as it was.
+            if try isForeign || !index.isSound(repository: reader.repository) {
                 try index.reset(repository: reader.repository)
             }
             return index
@@ -304,80 +333,6 @@ extension Repository {
             let index = try Index.open(directory: directory, isReadOnly: false)
             try index.reset(repository: reader.repository)
             return index
-        }
-    }
-
-    // MARK: - Reading
-
-    private static func openForReading(
-        _ directory: String, _ path: FilePath, _ reader: PackReader
-    ) throws -> Index {
-        // A writer may be rebuilding the index, or be about to finish: look again for ten seconds.
-        for _ in 0..<500 {
-            if try !IndexMark.isForeign(reader.files),
-                let index = try? Index.open(directory: directory, isReadOnly: false),
-                try index.isSound(repository: reader.repository)
-            {
-                if try isCurrent(index, reader) { return index }
-                guard let lock = try? reader.files.open(lockPath, .lock) else { return index }
-                // While a writer lives it keeps the index current by itself.
-                guard try lock.tryLock() else { return index }
-                return try withExtendedLifetime(lock) { try catchUp(directory, reader) }
-            }
-            if let index = try openOnReadOnlyMedium(directory, path, reader) { return index }
-            let lock = try reader.files.open(lockPath, .lock)
-            if try lock.tryLock() {
-                try reader.files.createDirectory(indexPath)
-                return try withExtendedLifetime(lock) { try catchUp(directory, reader) }
-            }
-            WallClock.sleep(milliseconds: 20)
-        }
-        throw RepositoryError(
-            .busy,
-            "another process is rebuilding the index of \(path); wait until it is done and try "
-                + "again")
-    }
-
-    /// With the lock held and nobody appending: reads into the index what it lacks.
-    private static func catchUp(_ directory: String, _ reader: PackReader) throws -> Index {
-        let index = try openSound(directory, reader)
-        var replay = try IndexReplay(reader: reader, index: index)
-        _ = try replay.run(packs: try PackName.list(reader.files))
-        return index
-    }
-
-    /// True if the index has read the newest pack to its end.
-    private static func isCurrent(_ index: Index, _ reader: PackReader) throws -> Bool {
-        let mark = try index.readMark()
-        guard let newest = try PackName.list(reader.files).last else { return true }
-        guard newest == mark.pack else { return false }
-        return try reader.files.open(PackName.path(newest), .read).byteCount()
-            == UInt64(mark.offset)
-    }
-
-    /// The index of a repository whose medium cannot be written; nil if it can.
-    private static func openOnReadOnlyMedium(
-        _ directory: String, _ path: FilePath, _ reader: PackReader
-    ) throws -> Index? {
-        do {
-            _ = try reader.files.open(lockPath, .lock)
-            return nil
-        } catch {
-            guard [EROFS, EACCES, EPERM].contains(error.errno) else { throw error }
-            var index: Index?
-            if try !IndexMark.isForeign(reader.files) {
-                index = try? Index.open(directory: directory, isReadOnly: true)
-            }
-            if let index,
-                try index.isSound(repository: reader.repository),
-                try isCurrent(index, reader)
-            {
-                return index
-            }
-            throw RepositoryError(
-                .readOnly,
-                "\(path) cannot be written and its index is missing or behind; open it once where "
-                    + "it can be written")
         }
     }
 }

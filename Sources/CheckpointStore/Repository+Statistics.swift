@@ -38,6 +38,7 @@ extension Repository {
     ///
     /// Reads one record a checkpoint.
     public func statistics() throws(RepositoryError) -> RepositoryStatistics {
+        try requireWhole()
         var result = RepositoryStatistics()
         for checkpoint in try checkpoints() {
             result.checkpointCount += 1

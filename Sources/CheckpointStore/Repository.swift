@@ -37,6 +37,10 @@ public final class Repository: Sendable {
     public let path: FilePath
     /// Its random name.
     public let id: RepositoryID
+    /// What opening for reading found damaged; everything that is whole can be read all the same.
+    ///
+    /// `verify` finds the rest. Opening for writing fails if anything is.
+    public let damage: [Corruption]
     package let reader: PackReader
     let files: any RepositoryFiles
     private let index: Index
@@ -57,6 +61,7 @@ public final class Repository: Sendable {
         self.reader = reader
         index = opened.index
         writer = opened.writer
+        damage = opened.damage
         state = Mutex(
             State(nextTransaction: opened.highestTransaction + 1, lock: lock))
     }
@@ -122,6 +127,11 @@ public final class Repository: Sendable {
         return writer
     }
 
+    /// Fails if opening found anything damaged: for what is true of whole repositories only.
+    func requireWhole() throws(RepositoryError) {
+        if let corruption = damage.first { throw RepositoryError(corruption) }
+    }
+
     func didEnd(transaction: UInt64) {
         activity.change { _ = $0.transactions.remove(transaction) }
     }
@@ -162,7 +172,7 @@ public final class Repository: Sendable {
         do {
             try unindexed.withLock { try indexAll(&$0, mayAdvance: false) }
         } catch {
-            throw RepositoryError(indexFailure: error, path: path)
+            throw indexFailure(error)
         }
     }
 
@@ -199,7 +209,7 @@ public final class Repository: Sendable {
         do {
             return try body(index)
         } catch {
-            throw RepositoryError(indexFailure: error, path: path)
+            throw indexFailure(error)
         }
     }
 
@@ -230,30 +240,5 @@ public final class Repository: Sendable {
                 FormatError(offset: 88, reason: "its series of page maps has a gap"))
         }
         return (frames, current.id)
-    }
-}
-
-extension RepositoryError {
-    /// The sentence for whatever the index threw.
-    init(indexFailure error: any Error, path: FilePath) {
-        switch error {
-        case let error as RepositoryError: self = error
-        case let error as FileError: self.init(error)
-        case let error as LMDBError:
-            if error.isDamage {
-                self.init(
-                    .callFailed,
-                    "the index of \(path) is damaged (\(error.call): \(error.reason)); close the "
-                        + "repository, delete its folder 'index' and open it again, which rebuilds "
-                        + "it from the packs")
-            } else {
-                self.init(FileError(call: error.call, path: "index", errno: error.code))
-            }
-        default:
-            self.init(
-                .callFailed,
-                "the index of \(path) holds a value that cannot be read (\(error)); delete the "
-                    + "folder 'index' and open the repository again, which rebuilds it")
-        }
     }
 }

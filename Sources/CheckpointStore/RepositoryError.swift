@@ -19,6 +19,7 @@ public struct RepositoryError: Error, Hashable, Sendable {
             case ambiguousName
             case abandoned
             case busy
+            case indexDamaged
         }
 
         private let kind: Kind
@@ -51,6 +52,8 @@ public struct RepositoryError: Error, Hashable, Sendable {
         public static let abandoned = Code(kind: .abandoned)
         /// Another process is rebuilding the index.
         public static let busy = Code(kind: .busy)
+        /// The index is damaged, and no pack: the next opening makes it anew.
+        public static let indexDamaged = Code(kind: .indexDamaged)
     }
 
     /// The kind of failure.

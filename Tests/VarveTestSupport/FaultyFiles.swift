@@ -38,7 +38,7 @@ package final class FaultyFiles: RepositoryFiles {
     }
 
     package func open(_ path: String, _ mode: FileMode) throws(FileError) -> any RepositoryFile {
-        if mode == .create { try check("open", path) }
+        if mode == .create || mode == .createNew { try check("open", path) }
         return FaultyFile(try inner.open(path, mode), path, self)
     }
 

@@ -65,6 +65,22 @@ import VarveTestSupport
         scene.expectSound(isLogOn: false)
     }
 
+    @Test(arguments: [XenHold.pause, .suspend])
+    func aRevertWakesADomainThatWasOnlyPaused(hold: XenHold) throws {
+        let scene = try Scene(8613, hold: hold)
+        let target = "/local/domain/7/memory/target"
+        scene.xen.with { $0.store[target] = "131072" }
+        let checkpoint = try scene.capture().checkpoint
+        let before = scene.xen.with { $0.trace }.count
+        scene.write()
+        try scene.revert(to: checkpoint)
+        let writes = scene.xen.with { $0.trace }[before...].filter { $0 == "write" }
+        // A suspension is asked for by a write too.
+        #expect(writes.count == 1)
+        #expect(scene.xen.with { $0.store[target] } == "131072")
+        scene.expectSound(isLogOn: true)
+    }
+
     @Test func anIncrementCopiesWhatWasWrittenAndNoMore() throws {
         let scene = try Scene(8300)
         _ = try scene.capture()

@@ -64,7 +64,7 @@ public final class CaptureSession: Sendable {
         parent: Checkpoint? = nil, options: CaptureOptions = CaptureOptions()
     ) throws(CaptureError) {
         do throws(RepositoryError) {
-            try Names.check(lineage, kind: "lineage")
+            try repository.checkNames(lineage: lineage, label: nil)
             var newest = parent
             if newest == nil { newest = try repository.newest(ofLineage: lineage) }
             pipeline = try CheckpointPipeline(
@@ -114,7 +114,11 @@ public final class CaptureSession: Sendable {
         label: String? = nil, progress: (@Sendable (CaptureProgress) -> Void)? = nil
     ) throws(CaptureError) -> PendingCapture {
         if let label {
-            do { try Names.check(label, kind: "label") } catch { throw CaptureError(error) }
+            do throws(RepositoryError) {
+                try pipeline.repository.checkNames(lineage: lineage, label: label)
+            } catch {
+                throw CaptureError(error)
+            }
         }
         takeTurn()
         defer { endTurn() }

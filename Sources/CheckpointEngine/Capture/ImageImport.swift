@@ -22,7 +22,7 @@ public enum ImageImport {
     ) throws(CaptureError) -> Checkpoint {
         let stream = try StreamImport(into: repository, lineage: lineage, options: options)
         do {
-            if let label { try Names.check(label, kind: "label") }
+            try stream.check(label: label)
             try stageAll(stream, progress, read)
         } catch {
             throw stream.abandon(error)

@@ -33,7 +33,7 @@ public final class StreamImport {
         into repository: Repository, lineage: String, options: CaptureOptions = CaptureOptions()
     ) throws(CaptureError) {
         do throws(RepositoryError) {
-            try Names.check(lineage, kind: "lineage")
+            try repository.checkNames(lineage: lineage, label: nil)
             parent = try repository.newest(ofLineage: lineage)
             pipeline = try CheckpointPipeline(
                 repository: repository, parent: parent, ringByteCount: options.ringByteCount,
@@ -159,13 +159,7 @@ public final class StreamImport {
     public func publish(
         label: String? = nil, state: GuestState = .empty
     ) throws(CaptureError) -> Checkpoint {
-        if let label {
-            do throws(RepositoryError) {
-                try Names.check(label, kind: "label")
-            } catch {
-                throw CaptureError(error)
-            }
-        }
+        try check(label: label)
         flush()
         let job = openJob()
         self.job = nil
@@ -199,6 +193,16 @@ public final class StreamImport {
             return failure
         } catch {
             return error
+        }
+    }
+
+    /// Fails unless a checkpoint of this import may have a label; asked before anything is handed
+    /// in.
+    package func check(label: String?) throws(CaptureError) {
+        do throws(RepositoryError) {
+            try pipeline.repository.checkNames(lineage: lineage, label: label)
+        } catch {
+            throw CaptureError(error)
         }
     }
 

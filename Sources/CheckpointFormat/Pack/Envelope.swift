@@ -82,6 +82,12 @@ package struct Envelope: Hashable, Sendable {
         case damaged(FormatError)
     }
 
+    /// True for what a crash leaves of an envelope that was being written to a new file.
+    package static func isTorn(_ bytes: [UInt8], kind: Kind) -> Bool {
+        if bytes.allSatisfy({ $0 == 0 }) { return true }
+        return bytes.count < byteCount && kind.magic.starts(with: bytes.prefix(8))
+    }
+
     /// Reads an envelope of a kind.
     package static func decode(_ bytes: [UInt8], kind: Kind) throws(Refusal) -> Envelope {
         guard bytes.count >= byteCount, bytes.starts(with: kind.magic) else { throw .foreign }

@@ -4,7 +4,7 @@ import Glibc
 package struct FileError: Error, Hashable, Sendable {
     /// The call: `pwrite`.
     package let call: String
-    /// The file, relative to the repository.
+    /// The file, as messages name it.
     package let path: String
     package let errno: Int32
 
@@ -34,13 +34,29 @@ extension RepositoryError {
                 errno: error.errno)
         default:
             self.init(
-                .callFailed, "\(error.call) failed for \(error.path): \(reason)",
+                .callFailed,
+                "\(error.call) failed for \(error.path): \(reason); \(error.remedy)",
                 errno: error.errno)
         }
     }
 }
 
 extension FileError {
+    /// What to do about it.
+    fileprivate var remedy: String {
+        switch errno {
+        case EEXIST: "it was left as it is; find out whose it is and move it away"
+        case EISDIR, ENOTDIR: "something else than a repository has lies there; move it away"
+        case ENOENT: "somebody removed it; open the repository again"
+        case EMFILE, ENFILE: "raise the limit of open files"
+        case ENOMEM: "free some memory and try again"
+        default: "check the disk and the system's log, then try again"
+        }
+    }
+
+    /// True if the mount or the permissions forbid it.
+    package var isForbidden: Bool { [EROFS, EACCES, EPERM].contains(errno) }
+
     /// True if the file or a directory on its path does not exist.
     package var isMissing: Bool { errno == ENOENT || errno == ENOTDIR }
 }

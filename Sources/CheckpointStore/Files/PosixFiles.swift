@@ -15,38 +15,39 @@ package final class PosixFiles: RepositoryFiles {
             case .read: O_RDONLY
             case .update: O_RDWR
             case .create: O_RDWR | O_CREAT | O_TRUNC
+            case .createNew: O_RDWR | O_CREAT | O_EXCL
             case .lock: O_RDWR | O_CREAT
             }
         let descriptor = system_open(absolute(path), flags, 0o666)
-        guard descriptor >= 0 else { throw FileError(call: "open", path: path, errno: errno) }
-        return PosixFile(descriptor: descriptor, path: path)
+        guard descriptor >= 0 else { throw failure("open", path) }
+        return PosixFile(descriptor: descriptor, path: absolute(path))
     }
 
     package func createDirectory(_ path: String) throws(FileError) {
         if system_mkdir(absolute(path)) != 0 && errno != EEXIST {
-            throw FileError(call: "mkdir", path: path, errno: errno)
+            throw failure("mkdir", path)
         }
     }
 
     package func list(_ directory: String) throws(FileError) -> [String] {
         guard let names = system_names(absolute(directory)) else {
-            throw FileError(call: "readdir", path: directory, errno: errno)
+            throw failure("readdir", directory)
         }
         return names
     }
 
     package func syncDirectory(_ path: String) throws(FileError) {
         let descriptor = system_open(absolute(path), O_RDONLY | O_DIRECTORY, 0)
-        guard descriptor >= 0 else { throw FileError(call: "open", path: path, errno: errno) }
+        guard descriptor >= 0 else { throw failure("open", path) }
         defer { system_close(descriptor) }
         if system_fsync(descriptor) != 0 {
-            throw FileError(call: "fsync", path: path, errno: errno)
+            throw failure("fsync", path)
         }
     }
 
     package func rename(_ path: String, to newPath: String) throws(FileError) {
         if system_rename(absolute(path), absolute(newPath)) != 0 {
-            throw FileError(call: "rename", path: path, errno: errno)
+            throw failure("rename", path)
         }
     }
 
@@ -58,7 +59,7 @@ package final class PosixFiles: RepositoryFiles {
 
     package func remove(_ path: String) throws(FileError) {
         if system_unlink(absolute(path)) != 0 {
-            throw FileError(call: "unlink", path: path, errno: errno)
+            throw failure("unlink", path)
         }
     }
 
@@ -73,6 +74,12 @@ package final class PosixFiles: RepositoryFiles {
         }
         return bytes.isEmpty ? Array("unknown".utf8) : bytes
     }()
+
+    /// The error for the call that failed last.
+    private func failure(_ call: String, _ path: String) -> FileError {
+        let code = errno
+        return FileError(call: call, path: absolute(path), errno: code)
+    }
 
     private func absolute(_ path: String) -> String {
         path.isEmpty ? root.string : root.appending(path).string

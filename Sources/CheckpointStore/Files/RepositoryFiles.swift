@@ -37,6 +37,8 @@ package enum FileMode: Sendable {
     case update
     /// It is made, empty; one that exists is emptied.
     case create
+    /// It is made, empty; one that exists is a failure, `EEXIST`, and stays as it is.
+    case createNew
     /// It is made if it does not exist.
     case lock
 }

@@ -92,3 +92,20 @@ func system_names(_ path: String) -> [String]? {
     }
     return errno == 0 ? names : nil
 }
+
+/// `mkdtemp(3)`: makes a directory whose name begins with a path; nil with errno set.
+func system_mkdtemp(_ prefix: String) -> String? {
+    var template = Array((prefix + "XXXXXX").utf8CString)
+    guard mkdtemp(&template) != nil else { return nil }
+    return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+}
+
+/// `rmdir(2)`.
+func system_rmdir(_ path: String) -> Int32 {
+    rmdir(path)
+}
+
+/// `getenv(3)`.
+func system_environment(_ name: String) -> String? {
+    getenv(name).map { String(cString: $0) }
+}

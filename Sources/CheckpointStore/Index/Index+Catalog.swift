@@ -11,7 +11,9 @@ extension Index {
         _ id: CheckpointID, _ transaction: borrowing LMDBTransaction
     ) throws(LMDBError) -> CatalogEntry? {
         try Index.withKey(id) { (key) throws(LMDBError) in
-            try transaction.get(table(.checkpoints), key) { CatalogEntry(id: id, $0) }
+            try transaction.get(table(.checkpoints), key) { (value) throws(LMDBError) in
+                try CatalogEntry(id: id, value)
+            }
         }
     }
 
@@ -39,8 +41,8 @@ extension Index {
 
     func order(_ transaction: borrowing LMDBTransaction) throws(LMDBError) -> [CheckpointID] {
         var ids: [CheckpointID] = []
-        try transaction.scan(table(.order), from: []) { _, value in
-            ids.append(CheckpointID(PageDigest(bytes: value)))
+        try transaction.scan(table(.order), from: []) { (_, value) throws(LMDBError) in
+            ids.append(try CheckpointID(indexed: value))
             return true
         }
         return ids
@@ -50,9 +52,9 @@ extension Index {
     package func manifests() throws -> [CatalogEntry] {
         var entries = try environment.read { transaction in
             var entries: [CatalogEntry] = []
-            try transaction.scan(table(.checkpoints), from: []) { key, value in
-                let id = CheckpointID(PageDigest(bytes: key))
-                entries.append(CatalogEntry(id: id, value))
+            try transaction.scan(table(.checkpoints), from: []) {
+                (key, value) throws(LMDBError) in
+                entries.append(try CatalogEntry(id: CheckpointID(indexed: key), value))
                 return true
             }
             return entries
@@ -76,7 +78,7 @@ extension Index {
     private func id(named name: String, in names: Table) throws -> CheckpointID? {
         try environment.read { transaction in
             try Index.withKey(name) { (key) throws(LMDBError) in
-                try transaction.get(table(names), key) { CheckpointID(PageDigest(bytes: $0)) }
+                try transaction.get(table(names), key, CheckpointID.init(indexed:))
             }
         }
     }
@@ -85,9 +87,10 @@ extension Index {
     package func lineages() throws -> [(name: String, newest: CheckpointID)] {
         try environment.read { transaction in
             var result: [(name: String, newest: CheckpointID)] = []
-            try transaction.scan(table(.lineages), from: []) { key, value in
+            try transaction.scan(table(.lineages), from: []) {
+                (key, value) throws(LMDBError) in
                 result.append(
-                    (String(decoding: key, as: UTF8.self), CheckpointID(PageDigest(bytes: value))))
+                    (String(decoding: key, as: UTF8.self), try CheckpointID(indexed: value)))
                 return true
             }
             return result
@@ -107,10 +110,11 @@ extension Index {
         let wanted = prefix.lowercased()
         return try environment.read { transaction in
             var result: [CheckpointID] = []
-            try transaction.scan(table(.checkpoints), from: start) { key, value in
-                let id = CheckpointID(PageDigest(bytes: key))
+            try transaction.scan(table(.checkpoints), from: start) {
+                (key, value) throws(LMDBError) in
+                let id = try CheckpointID(indexed: key)
                 guard id.description.hasPrefix(wanted) else { return false }
-                if !CatalogEntry(id: id, value).isForgotten { result.append(id) }
+                if try !CatalogEntry(id: id, value).isForgotten { result.append(id) }
                 return result.count < limit
             }
             return result
@@ -188,8 +192,8 @@ package struct CatalogEntry: Hashable, Sendable {
         self.isForgotten = isForgotten
     }
 
-    fileprivate init(id: CheckpointID, _ bytes: UnsafeRawBufferPointer) {
-        precondition(bytes.count == 17, "an entry of the catalog has 17 bytes")
+    fileprivate init(id: CheckpointID, _ bytes: UnsafeRawBufferPointer) throws(LMDBError) {
+        guard bytes.count == 17 else { throw .damagedValue("catalog entry") }
         func number<T: FixedWidthInteger>(_ offset: Int) -> T {
             T(littleEndian: bytes.loadUnaligned(fromByteOffset: offset, as: T.self))
         }
@@ -205,5 +209,13 @@ package struct CatalogEntry: Hashable, Sendable {
         value.write(order)
         value.write(UInt8(isForgotten ? 1 : 0))
         return value.bytes
+    }
+}
+
+extension CheckpointID {
+    /// A digest as it lies in the index.
+    init(indexed bytes: UnsafeRawBufferPointer) throws(LMDBError) {
+        guard bytes.count == PageDigest.byteCount else { throw .damagedValue("digest") }
+        self.init(PageDigest(bytes: bytes))
     }
 }

@@ -46,8 +46,9 @@ extension Index {
         of ids: Set<CheckpointID>, in names: Table, _ transaction: borrowing LMDBTransaction
     ) throws(LMDBError) -> Set<String> {
         var found: Set<String> = []
-        try transaction.scan(table(names), from: []) { key, value in
-            if ids.contains(CheckpointID(PageDigest(bytes: value))) {
+        try transaction.scan(table(names), from: []) {
+            (key, value) throws(LMDBError) in
+            if ids.contains(try CheckpointID(indexed: value)) {
                 found.insert(String(decoding: key, as: UTF8.self))
             }
             return true
@@ -76,8 +77,9 @@ extension Index {
     /// Calls `body` with every page and its place, in the order of digests.
     func forEachPage(_ body: (PageDigest, PageLocation) -> Void) throws {
         try environment.read { transaction in
-            try transaction.scan(table(.pages), from: []) { key, value in
-                body(PageDigest(bytes: key), PageLocation(value))
+            try transaction.scan(table(.pages), from: []) {
+                (key, value) throws(LMDBError) in
+                body(try CheckpointID(indexed: key).digest, try PageLocation(indexed: value))
                 return true
             }
         }
@@ -90,7 +92,8 @@ extension Index {
             try environment.write { transaction in
                 for (digest, location) in rest.prefix(1 << 16) {
                     try Index.withKey(CheckpointID(digest)) { (key) throws(LMDBError) in
-                        let now = try transaction.get(table(.pages), key) { PageLocation($0) }
+                        let now = try transaction.get(
+                            table(.pages), key, PageLocation.init(indexed:))
                         if now == location { try transaction.delete(table(.pages), key) }
                     }
                 }

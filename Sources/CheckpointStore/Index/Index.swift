@@ -26,6 +26,13 @@ import Synchronization
 /// How far into the packs the index has read.
 package typealias ReadMark = RecordLocation
 
+extension ReadMark {
+    /// True if anything was read in its pack besides the envelope.
+    ///
+    /// A pack with nothing in it is removed by the next writer, and no mark knows of that.
+    var namesBytes: Bool { offset > UInt32(Envelope.byteCount) }
+}
+
 /// The derived index of a repository.
 package final class Index: Sendable {
     enum Table: Int, CaseIterable {
@@ -58,6 +65,14 @@ package final class Index: Sendable {
         return Index(
             try IndexEnvironments.open(
                 directory: directory, tables: names, isReadOnly: isReadOnly))
+    }
+
+    /// Makes an index of this process alone, which goes with it.
+    static func makePrivate(repository: RepositoryID) throws -> Index {
+        let names = Table.allCases.map { "\($0)" }
+        let index = Index(try IndexEnvironments.openPrivate(tables: names))
+        try index.reset(repository: repository)
+        return index
     }
 
     func table(_ table: Table) -> MDB_dbi { environment.tables[table.rawValue] }
@@ -155,7 +170,7 @@ extension Index {
             for position in digests.indices {
                 let digest = digests[position]
                 let location = try withUnsafeBytes(of: digest.words) { key in
-                    try transaction.get(table(.pages), key) { PageLocation($0) }
+                    try transaction.get(table(.pages), key, PageLocation.init(indexed:))
                 }
                 body(position, location)
             }
@@ -169,8 +184,8 @@ extension Index {
 }
 
 extension PageLocation {
-    init(_ bytes: UnsafeRawBufferPointer) {
-        precondition(bytes.count == PageLocation.byteCount, "a location has 14 bytes")
+    init(indexed bytes: UnsafeRawBufferPointer) throws(LMDBError) {
+        guard bytes.count == PageLocation.byteCount else { throw .damagedValue("location") }
         self.init(
             pack: UInt32(littleEndian: bytes.loadUnaligned(as: UInt32.self)),
             blockOffset: UInt32(
@@ -178,6 +193,9 @@ extension PageLocation {
             blockByteCount: UInt32(
                 littleEndian: bytes.loadUnaligned(fromByteOffset: 8, as: UInt32.self)),
             blockPageCount: bytes[12], slot: bytes[13])
+        guard pack > 0, slot < blockPageCount, blockPageCount <= PageFrameTable.pageLimit,
+            blockByteCount <= Int(blockPageCount) * Page.byteCount
+        else { throw .damagedValue("location") }
     }
 
     func encode(into bytes: UnsafeMutableRawBufferPointer) {
@@ -207,6 +225,8 @@ private enum IndexEnvironments {
     }
 
     private static let open = Mutex<[Key: Entry]>([:])
+    /// Private environments have no name to tell them apart by.
+    private static let privateCount = Atomic<UInt>(0)
 
     /// Opens an environment, or finds it open; `release` gives it back.
     static func open(
@@ -228,6 +248,19 @@ private enum IndexEnvironments {
             entries[key] = Entry(environment: environment, holderCount: 1)
             return environment
         }
+        return (key, environment)
+    }
+
+    /// Opens an environment in files that have no name any more.
+    static func openPrivate(
+        tables: [String]
+    ) throws -> (key: Key, environment: LMDBEnvironment) {
+        let directory = try NamelessDirectory()
+        let environment = try LMDBEnvironment(
+            directory: directory.path, tables: tables, isReadOnly: false)
+        let number = privateCount.add(1, ordering: .relaxed).newValue
+        let key = Key(device: .max, inode: number, isReadOnly: false)
+        open.withLock { $0[key] = Entry(environment: environment, holderCount: 1) }
         return (key, environment)
     }
 

@@ -9,7 +9,8 @@ import Glibc
 //  - is made and synced before anything is written to the index,
 //  - is removed after the index was synced, by a writer that closes.
 //
-// An index with the mark of another boot is deleted before LMDB looks at it.
+// An index with the mark of another boot is deleted before LMDB looks at it. Whoever meets damage
+// in the index writes a mark of no boot at all, so the next one that may write makes it anew.
 
 /// The mark beside an open index.
 enum IndexMark {
@@ -18,7 +19,8 @@ enum IndexMark {
     private static let path = "\(directory)/\(name)"
     private static let byteCountMax = 64
 
-    /// True if the machine lost power, or was reset, while the index was open.
+    /// True if the machine lost power, or was reset, while the index was open, or if somebody met
+    /// damage in it.
     static func isForeign(_ files: any RepositoryFiles) throws(FileError) -> Bool {
         let bytes: [UInt8]
         do throws(FileError) {
@@ -38,8 +40,17 @@ enum IndexMark {
         try files.syncDirectory(directory)
     }
 
-    /// Takes the mark away; the index was synced before.
+    /// Makes the next opening make the index anew.
+    static func condemn(_ files: any RepositoryFiles) throws(FileError) {
+        let file = try files.open(path, .create)
+        try file.write(Array("damaged".utf8), at: 0)
+        try file.sync()
+        try files.syncDirectory(directory)
+    }
+
+    /// Takes the mark away, if it is of this boot; the index was synced before.
     static func remove(_ files: any RepositoryFiles) throws(FileError) {
+        if try isForeign(files) { return }
         do throws(FileError) {
             try files.remove(path)
         } catch {

@@ -18,10 +18,17 @@ package struct IndexReplay {
     private var pruned: PrunedRecord
     /// The newest pack's contents: they were read once, and may be the whole pack.
     private var newest: (pack: UInt32, scan: PackScan)?
+    /// True if what is whole is indexed beside what is damaged: for an index that nobody keeps.
+    private let toleratesDamage: Bool
+    /// What was passed over.
+    private(set) var damage: [Corruption] = []
 
-    package init(reader: PackReader, index: Index) throws {
+    /// - Parameter toleratesDamage: true to read past damage and to collect it in `damage`. The
+    ///   order of checkpoints may not be that of publication then, so the index must not be kept.
+    package init(reader: PackReader, index: Index, toleratesDamage: Bool = false) throws {
         self.reader = reader
         self.index = index
+        self.toleratesDamage = toleratesDamage
         highestTransaction = try index.highestTransaction()
         pruned = try index.pruned()
     }
@@ -57,16 +64,19 @@ package struct IndexReplay {
         {
             hollow.append(whole.removeLast())
         }
+        try dropForeign(&whole, mark)
         try readAhead(whole, mark)
         whole.removeAll { pruned.contains($0) }
+        try findMissing(packs, upTo: max(whole.last ?? 0, mark.namesBytes ? mark.pack : 0))
         for pack in whole {
-            let scan = try scan(pack, isNewest: pack == whole.last, mark: mark)
+            guard let scan = try scan(pack, isNewest: pack == whole.last, mark: mark)
+            else { continue }
             var confirming: PackIndex.Entry?
             for entry in scan.entries {
                 highestTransaction = max(highestTransaction, entry.transaction)
                 if entry.type.isConfirming { confirming = entry }
                 if pack > mark.pack || entry.address >= mark.offset {
-                    try read(entry, in: pack)
+                    try tolerating { replay throws in try replay.read(entry, in: pack) }
                 }
             }
             if let confirming {
@@ -79,7 +89,7 @@ package struct IndexReplay {
         newest = nil
         let gone = Set(abandoned + hollow)
         let lastKept = packs.last { !gone.contains($0) } ?? 0
-        let lastRead = mark.offset > UInt32(Envelope.byteCount) ? mark.pack : 0
+        let lastRead = mark.namesBytes ? mark.pack : 0
         let lastPruned = pruned.ranges.last.map { $0.upperBound - 1 } ?? 0
         return End(
             lastConfirming: last.map { RecordLocation(pack: $0.pack, offset: $0.entry.offset) },
@@ -97,26 +107,78 @@ package struct IndexReplay {
         var isNewest = true
         var hasPruned = false
         for pack in packs.reversed() where !(hasPruned && pruned.contains(pack)) {
-            let scan = try scan(pack, isNewest: pack == packs.last, mark: mark)
+            guard let scan = try scan(pack, isNewest: pack == packs.last, mark: mark)
+            else { continue }
             if isNewest { newest = (pack, scan) }
             isNewest = false
             for entry in scan.entries.reversed() {
                 let location = RecordLocation(pack: pack, offset: entry.address)
-                if entry.type == .forget {
-                    let record = try ForgetRecord.read(reader, at: location)
-                    for id in record.ids { forgotten.insert(CheckpointID(id)) }
-                } else if entry.type == .pruned, !hasPruned {
-                    pruned = try PrunedRecord.read(reader, at: location)
-                    hasPruned = true
+                try tolerating { replay throws in
+                    if entry.type == .forget {
+                        let record = try ForgetRecord.read(replay.reader, at: location)
+                        for id in record.ids { replay.forgotten.insert(CheckpointID(id)) }
+                    } else if entry.type == .pruned, !hasPruned {
+                        replay.pruned = try PrunedRecord.read(replay.reader, at: location)
+                        hasPruned = true
+                    }
                 }
             }
         }
         if hasPruned { try index.setPruned(pruned) }
     }
 
-    /// What is in a pack; throws if anything acknowledged is damaged.
-    private func scan(_ pack: UInt32, isNewest: Bool, mark: ReadMark) throws -> PackScan {
+    /// Runs `body`; damage that it meets is thrown, or collected if it is tolerated.
+    private mutating func tolerating(_ body: (inout IndexReplay) throws -> Void) throws {
+        do {
+            try body(&self)
+        } catch let error as RepositoryError {
+            guard toleratesDamage, let corruption = error.corruption else { throw error }
+            if !damage.contains(corruption) { damage.append(corruption) }
+        }
+    }
+
+    /// Looks at the newest packs' envelopes: a file that is no pack of this repository is named
+    /// itself, and not the pack before it for not being sealed.
+    private mutating func dropForeign(_ packs: inout [UInt32], _ mark: ReadMark) throws {
+        while let newest = packs.last, newest > mark.pack {
+            let known = damage.count
+            try tolerating { replay throws in _ = try replay.reader.file(newest) }
+            if damage.count == known { return }
+            packs.removeLast()
+        }
+    }
+
+    /// Fails if a pack is not there that must be.
+    ///
+    /// A pack gets its name, durably, before the next one is made; packs without anything
+    /// published are removed from the highest down, and others only after a record named them.
+    private mutating func findMissing(_ packs: [UInt32], upTo newest: UInt32) throws {
+        let present = Set(packs)
+        for pack in 1..<newest + 1 where !present.contains(pack) && !pruned.contains(pack) {
+            try tolerating { _ throws in throw PackFile.missing(pack) }
+        }
+    }
+
+    /// What is in a pack; nil if it was damaged beyond reading, and that is tolerated.
+    private mutating func scan(
+        _ pack: UInt32, isNewest: Bool, mark: ReadMark
+    ) throws -> PackScan? {
         if let newest, newest.pack == pack { return newest.scan }
+        var scan: PackScan?
+        try tolerating { replay throws in
+            scan = try replay.scanWhole(pack, isNewest: isNewest, mark: mark)
+        }
+        if scan != nil { return scan }
+        try tolerating { replay throws in
+            let (found, damage) = try PackScan.salvage(replay.reader, pack: pack)
+            scan = found
+            replay.damage += damage.filter { !replay.damage.contains($0) }
+        }
+        return scan
+    }
+
+    /// What is in a pack; throws if anything acknowledged is damaged.
+    private func scanWhole(_ pack: UInt32, isNewest: Bool, mark: ReadMark) throws -> PackScan {
         let scan = try PackScan.scan(reader, pack: pack, isNewest: isNewest)
         // The mark is an address: a sealed pack may have been rewritten shorter.
         let acknowledged =
@@ -149,7 +211,8 @@ package struct IndexReplay {
             try index.add(
                 Publication(
                     id: id, manifest: manifest, location: location,
-                    isForgotten: forgotten.contains(id), pruned: pruned),
+                    isForgotten: forgotten.contains(id), pruned: pruned,
+                    toleratesDamage: toleratesDamage),
                 frames: &frames, reader: reader,
                 readMark: pending.isEmpty ? end(of: entry, in: pack) : nil,
                 highestTransaction: highestTransaction)
@@ -222,6 +285,8 @@ package struct Publication: Sendable {
     package var isForgotten = false
     /// Packs that were removed: what they held of a forgotten checkpoint is not missed.
     package var pruned = PrunedRecord()
+    /// True if parts of its page map that are damaged are passed over.
+    package var toleratesDamage = false
 }
 
 extension Index {
@@ -240,10 +305,16 @@ extension Index {
     ) throws {
         var batch: [(PageDigest, PageLocation)] = []
         for location in publication.manifest.mapParts {
-            if publication.isForgotten, try reader.isPruned(location, publication.pruned) {
+            let part: MapPart
+            do throws(RepositoryError) {
+                if publication.isForgotten, try reader.isPruned(location, publication.pruned) {
+                    continue
+                }
+                part = try MapReader.part(reader, at: location)
+            } catch {
+                guard publication.toleratesDamage, error.corruption != nil else { throw error }
                 continue
             }
-            let part = try MapReader.part(reader, at: location)
             try part.forEachRun { (run, digests) throws in
                 guard run.content == .storedHere else { return }
                 var next = digests.startIndex

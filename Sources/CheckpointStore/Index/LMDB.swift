@@ -8,6 +8,8 @@ import Glibc
 struct LMDBError: Error, Hashable {
     let call: String
     let code: Int32
+    /// True if it was found by whoever read a value, and `call` is what the value is.
+    var isValue = false
 
     /// True if the files are damaged or not LMDB's: the index is to be made anew.
     var isDamage: Bool {
@@ -26,6 +28,7 @@ final class LMDBEnvironment: @unchecked Sendable {
     private let environment: OpaquePointer
     let tables: [MDB_dbi]
     let isReadOnly: Bool
+    private let pageByteCount: Int
 
     /// Address space for the file; it grows as needed and this is never allocated.
     private static let mapByteCount = 256 << 30
@@ -50,6 +53,14 @@ final class LMDBEnvironment: @unchecked Sendable {
                 MDB_NOTLS | MDB_NOSYNC | (isReadOnly ? MDB_RDONLY | MDB_NOLOCK : 0)
             try LMDBEnvironment.check(
                 mdb_env_open(environment, directory, UInt32(flags), 0o666), "mdb_env_open")
+            var status = MDB_stat()
+            try LMDBEnvironment.check(mdb_env_stat(environment, &status), "mdb_env_stat")
+            pageByteCount = Int(status.ms_psize)
+            // A page behind the file's end would be read, and end the process.
+            let needed = try LMDBEnvironment.neededByteCount(environment, pageByteCount)
+            guard try LMDBEnvironment.file(environment).byteCount >= needed else {
+                throw LMDBError(call: "mdb_env_open", code: LMDBError.damaged)
+            }
             var dead: Int32 = 0
             if !isReadOnly { _ = mdb_reader_check(environment, &dead) }
             tables = try LMDBEnvironment.openTables(environment, names, isReadOnly: isReadOnly)
@@ -95,7 +106,20 @@ final class LMDBEnvironment: @unchecked Sendable {
             mdb_txn_begin(environment, nil, UInt32(MDB_RDONLY), &handle), "mdb_txn_begin")
         guard let handle else { throw LMDBError(call: "mdb_txn_begin", code: ENOMEM) }
         let transaction = LMDBTransaction(handle: handle)
-        return try body(transaction)
+        guard isReadOnly else { return try body(transaction) }
+        // Without the right to lock, nothing keeps a writer from the pages of this moment once it
+        // has begun its second transaction after it: what was read is discarded then.
+        let moment = mdb_txn_id(handle)
+        let result = Result { try body(transaction) }
+        var information = MDB_envinfo()
+        try LMDBEnvironment.check(mdb_env_info(environment, &information), "mdb_env_info")
+        guard information.me_last_txnid <= moment + 1 else {
+            throw RepositoryError(
+                .busy,
+                "a writer changed the index while it was read, and without the right to write "
+                    + "there it cannot be held; try again")
+        }
+        return try result.get()
     }
 
     /// Runs `body` in a write transaction, and commits it if `body` returns.
@@ -106,7 +130,45 @@ final class LMDBEnvironment: @unchecked Sendable {
         let transaction = LMDBTransaction(handle: handle)
         let value = try body(transaction)
         try transaction.commit()
+        try fill()
         return value
+    }
+
+    /// Makes the file as long as its pages say.
+    ///
+    /// LMDB leaves out pages at its end that a transaction took and gave back; with them, a file
+    /// that is shorter was cut.
+    private func fill() throws(LMDBError) {
+        let needed = try LMDBEnvironment.neededByteCount(environment, pageByteCount)
+        let file = try LMDBEnvironment.file(environment)
+        if file.byteCount < needed, system_ftruncate(file.descriptor, needed) != 0 {
+            throw LMDBError(call: "ftruncate", code: errno)
+        }
+    }
+
+    /// Bytes of the pages that the environment has.
+    private static func neededByteCount(
+        _ environment: OpaquePointer, _ pageByteCount: Int
+    ) throws(LMDBError) -> Int {
+        var information = MDB_envinfo()
+        try check(mdb_env_info(environment, &information), "mdb_env_info")
+        let (bytes, overflows) = (information.me_last_pgno + 1)
+            .multipliedReportingOverflow(by: pageByteCount)
+        guard !overflows else { throw LMDBError(call: "mdb_env_info", code: LMDBError.damaged) }
+        return bytes
+    }
+
+    /// The environment's file, and its length.
+    private static func file(
+        _ environment: OpaquePointer
+    ) throws(LMDBError) -> (descriptor: Int32, byteCount: Int) {
+        var descriptor: Int32 = -1
+        try check(mdb_env_get_fd(environment, &descriptor), "mdb_env_get_fd")
+        var status = stat()
+        guard system_fstat(descriptor, &status) == 0 else {
+            throw LMDBError(call: "fstat", code: errno)
+        }
+        return (descriptor, Int(status.st_size))
     }
 
     /// Brings all that was committed to the disk.
@@ -139,14 +201,15 @@ struct LMDBTransaction: ~Copyable {
 
     /// The value of a key, valid inside `body` only; nil if there is none.
     func get<T>(
-        _ table: MDB_dbi, _ key: UnsafeRawBufferPointer, _ body: (UnsafeRawBufferPointer) -> T
+        _ table: MDB_dbi, _ key: UnsafeRawBufferPointer,
+        _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> T
     ) throws(LMDBError) -> T? {
         var keyValue = LMDBTransaction.value(key)
         var found = MDB_val()
         let code = mdb_get(handle, table, &keyValue, &found)
         if code == MDB_NOTFOUND { return nil }
         try LMDBEnvironment.check(code, "mdb_get")
-        return body(UnsafeRawBufferPointer(start: found.mv_data, count: found.mv_size))
+        return try body(UnsafeRawBufferPointer(start: found.mv_data, count: found.mv_size))
     }
 
     /// Sets a key's value; one that is there stays if `keeping`.
@@ -198,7 +261,9 @@ struct LMDBTransaction: ~Copyable {
     /// Calls `body` with keys from `start` on, in byte order, until it returns false.
     func scan(
         _ table: MDB_dbi, from start: [UInt8],
-        _ body: (_ key: UnsafeRawBufferPointer, _ value: UnsafeRawBufferPointer) -> Bool
+        _ body: (
+            _ key: UnsafeRawBufferPointer, _ value: UnsafeRawBufferPointer
+        ) throws(LMDBError) -> Bool
     ) throws(LMDBError) {
         var cursor: OpaquePointer?
         try LMDBEnvironment.check(mdb_cursor_open(handle, table, &cursor), "mdb_cursor_open")
@@ -210,7 +275,7 @@ struct LMDBTransaction: ~Copyable {
             return mdb_cursor_get(cursor, &key, &value, start.isEmpty ? MDB_FIRST : MDB_SET_RANGE)
         }
         while code == 0 {
-            let goesOn = body(
+            let goesOn = try body(
                 UnsafeRawBufferPointer(start: key.mv_data, count: key.mv_size),
                 UnsafeRawBufferPointer(start: value.mv_data, count: value.mv_size))
             if !goesOn { return }
@@ -225,11 +290,18 @@ struct LMDBTransaction: ~Copyable {
 }
 
 extension LMDBError {
-    /// Tables that contradict each other.
+    /// Tables that contradict each other, and values that no writer made.
     static let damaged = MDB_CORRUPTED
+
+    /// A value that no writer made.
+    static func damagedValue(_ name: String) -> LMDBError {
+        LMDBError(call: name, code: damaged, isValue: true)
+    }
 }
 
 extension LMDBError {
     /// LMDB's own words for the failure.
-    var reason: String { String(cString: mdb_strerror(code)) }
+    var reason: String {
+        isValue ? "no writer makes such a value" : String(cString: mdb_strerror(code))
+    }
 }

@@ -73,6 +73,16 @@ package final class PackFile: Sendable {
         }
     }
 
+    /// True if it ends before an address that was read in it once.
+    package func ends(before address: UInt32) throws(RepositoryError) -> Bool {
+        if isRewritten { return false }
+        do throws(FileError) {
+            return try file.byteCount() < UInt64(address)
+        } catch {
+            throw RepositoryError(error)
+        }
+    }
+
     /// Where the record with an address begins; nil if it is not in the pack any more.
     ///
     /// Not for page frames, of which only the blocks have addresses that stay.

@@ -71,7 +71,8 @@ package final class PackReader: Sendable {
             envelope = try Envelope.decode(bytes, kind: .pack)
         } catch {
             switch error {
-            case .foreign: throw corrupted("it does not begin like a pack")
+            case .foreign:
+                throw corrupted("it does not begin like a pack; move it away if it is none")
             case .version(let version): throw corrupted("its format version is \(version)")
             case .features(let bits): throw corrupted("it claims unknown features \(bits)")
             case .damaged(let error): throw corrupted(error.reason)

@@ -32,7 +32,7 @@ package struct PackScan: Sendable {
         do {
             let head = try files.open(PackName.path(pack), .read)
                 .readBytes(Envelope.byteCount, at: 0)
-            return head.count < Envelope.byteCount || head.allSatisfy { $0 == 0 }
+            return Envelope.isTorn(head, kind: .pack)
         } catch {
             throw RepositoryError(error)
         }
@@ -212,15 +212,7 @@ package struct PackScan: Sendable {
         rest.withUnsafeBytes { bytes in
             var position = 0
             while position + RecordHeader.byteCount <= bytes.count {
-                let magic = bytes.loadUnaligned(fromByteOffset: position, as: UInt32.self)
-                let record = UnsafeRawBufferPointer(rebasing: bytes[position...])
-                if UInt32(littleEndian: magic) == RecordHeader.magic,
-                    let header = try? RecordHeader(record),
-                    header.recordByteCount <= record.count,
-                    (try? RecordHeader.check(
-                        UnsafeRawBufferPointer(rebasing: record[..<header.recordByteCount])))
-                        != nil
-                {
+                if let header = wholeRecord(bytes, at: position) {
                     highest = max(highest, header.confirmed)
                     position += header.recordByteCount
                 } else {

@@ -39,6 +39,8 @@ package final class PackWriter: Sendable {
         var pack: UInt32
         /// nil until the first append makes the pack.
         var file: (any RepositoryFile)?
+        /// The next pack's file, if making it failed after it had its name.
+        var unfinished: (any RepositoryFile)?
         var end: UInt32
         var confirmed: UInt32
         var entries: [PackIndex.Entry]
@@ -292,11 +294,19 @@ package final class PackWriter: Sendable {
     }
 
     private func make(_ state: inout State) throws(FileError) -> any RepositoryFile {
-        let file = try files.open(PackName.path(state.pack), .create)
+        // Whatever else has the name is never written over: it may hold checkpoints.
+        let file: any RepositoryFile
+        if let unfinished = state.unfinished {
+            file = unfinished
+        } else {
+            file = try files.open(PackName.path(state.pack), .createNew)
+            state.unfinished = file
+        }
         let envelope = Envelope(kind: .pack, repository: repository, number: UInt64(state.pack))
         try file.write(envelope.encoded, at: 0)
         try file.sync()
         try files.syncDirectory(PackName.directory)
+        state.unfinished = nil
         state.file = file
         state.end = UInt32(Envelope.byteCount)
         state.confirmed = state.end

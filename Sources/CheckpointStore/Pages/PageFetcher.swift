@@ -88,15 +88,27 @@ extension Repository {
                 }
             }
         }
-        if let missing {
-            throw RepositoryError(
+        if let missing { throw lost(pages[missing]) }
+        return requests
+    }
+}
+
+extension Repository {
+    /// The error for a page that the index does not know.
+    private func lost(_ page: (frame: PageFrameNumber, digest: PageDigest)) -> RepositoryError {
+        guard let known = damage.first else {
+            return RepositoryError(
                 Corruption(
                     file: "index", offset: 0, object: "page",
-                    reason: "no pack holds the page \(pages[missing].digest); if all packs are "
-                        + "there, delete the folder 'index' to have it rebuilt",
-                    frame: pages[missing].frame))
+                    reason: "no pack holds the page \(page.digest); 'varve verify' finds out "
+                        + "whether the index is to blame, and has it made anew then",
+                    frame: page.frame))
         }
-        return requests
+        return RepositoryError(
+            Corruption(
+                file: known.file, offset: known.offset, object: known.object,
+                reason: "nothing that can be read holds the page \(page.digest)",
+                frame: page.frame))
     }
 }
 

@@ -37,6 +37,7 @@ extension Repository {
     public func planPrune(
         _ options: PruneOptions = PruneOptions()
     ) throws(RepositoryError) -> PrunePlan {
+        try requireWhole()
         do {
             try catchUp()
             // The holds and the catalog of one moment: a session that goes on from one checkpoint
@@ -56,7 +57,7 @@ extension Repository {
                     openPack: openPack, transactions: transactions, pruneCount: count),
                 byteCount: try packByteCount(), options: options)
         } catch {
-            throw RepositoryError(indexFailure: error, path: path)
+            throw indexFailure(error)
         }
     }
 
@@ -112,7 +113,7 @@ extension PrunePlan {
             try PruneRun(plan: plan, writer: writer).run(progress)
             return plan
         } catch {
-            throw RepositoryError(indexFailure: error, path: repository.path)
+            throw repository.indexFailure(error)
         }
     }
 

@@ -26,6 +26,26 @@ extension Repository {
         _ depth: VerifyDepth = .full,
         progress: (@Sendable (_ done: Int, _ total: Int) -> Void)? = nil
     ) throws(RepositoryError) -> VerifyReport {
+        let (report, arePacksWhole) = try look(depth, progress)
+        guard arePacksWhole, !report.isClean else { return report }
+        // Only what the index says is wrong: the packs are asked without it.
+        do {
+            let salvaged = try Repository.salvage(reader)
+            let other = Repository(
+                path: path, id: id, files: files, reader: reader, opened: salvaged, lock: nil)
+            let (second, _) = try other.look(depth, progress)
+            guard second.isClean else { return second }
+        } catch {
+            throw indexFailure(error)
+        }
+        throw RepositoryError(
+            damagedIndex: report.corruptions[0].description, path, files)
+    }
+
+    /// - Returns: what was found, and true if no pack is damaged by itself.
+    private func look(
+        _ depth: VerifyDepth, _ progress: (@Sendable (_ done: Int, _ total: Int) -> Void)?
+    ) throws(RepositoryError) -> (report: VerifyReport, arePacksWhole: Bool) {
         let mark = try withCurrentIndex { try $0.readMark() }
         let packs = try PackName.list(reader.files)
         let (catalog, lease) = try leaseAll()
@@ -34,14 +54,16 @@ extension Repository {
         let verification = Verification(
             repository: self, depth: depth, mark: mark, progress: progress)
         do {
+            for corruption in damage { verification.findings.note(corruption) }
             try verification.measure(packs)
             try verification.readPacks(packs)
             verification.noteMissingPacks(packs, try withIndex { try $0.pruned() })
+            let arePacksWhole = verification.findings.isEmpty
             try verification.walk(catalog, forgotten: forgotten)
             verification.findAffected(catalog)
-            return verification.finish(catalog)
+            return (verification.finish(catalog), arePacksWhole)
         } catch {
-            throw RepositoryError(indexFailure: error, path: path)
+            throw indexFailure(error)
         }
     }
 }

@@ -33,6 +33,7 @@ extension Verification {
                 end: end.map { UInt64($0) })
         }
         if pack > mark.pack {
+            if repository.damage.contains(where: { $0.file == path }) { return }
             // Nothing in it was published: it is a live writer's, or what a crash left of one.
             let size = Int(try reader.files.open(path, .read).byteCount())
             state.withLock { $0.report.abandonedByteCount += size }
@@ -107,7 +108,13 @@ extension Verification {
             } catch let error as FormatError {
                 damage(
                     offset, expected?.type.description ?? "record", error.reason, expected?.end)
-                guard let entry = expected else { break }
+                guard let entry = expected else {
+                    let next = try PackScan.nextRecord(
+                        file.file, after: offset, size: file.file.byteCount())
+                    guard let next, UInt64(next) < end else { break }
+                    offset = next
+                    continue
+                }
                 // The index's word stands in for the record, so that its pages are looked at.
                 entries.append(entry)
                 offset = entry.end

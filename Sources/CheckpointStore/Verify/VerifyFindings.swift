@@ -63,6 +63,9 @@ final class VerifyFindings: Sendable {
         }
     }
 
+    /// True if nothing was found yet.
+    var isEmpty: Bool { state.withLock { $0.findings.isEmpty } }
+
     /// Pages that cannot be had.
     var damagedDigests: Set<PageDigest> { state.withLock { Set($0.digests.keys) } }
 

@@ -79,7 +79,7 @@ final class VerifyPages: Sendable {
                 }
                 queue.change { $0.pageCount += batch.requests.count }
             } catch {
-                let wrapped = RepositoryError(indexFailure: error, path: repository.path)
+                let wrapped = repository.indexFailure(error)
                 queue.change { $0.failure = $0.failure ?? wrapped }
             }
         }

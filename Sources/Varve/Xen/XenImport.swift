@@ -43,9 +43,10 @@ public enum XenImport {
         source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int
     ) throws -> XenImportResult {
         try withoutActuallyEscaping(published) { published in
+            let target = try StreamImport(into: repository, lineage: lineage, options: options)
+            try target.check(label: label)
             let visitor = ImportVisitor(
-                try StreamImport(into: repository, lineage: lineage, options: options),
-                label: label, configuration: configuration, published: published)
+                target, label: label, configuration: configuration, published: published)
             var reader = XenStreamReader(format: format, source: source)
             var cutShort: XenStreamError?
             do {

@@ -336,12 +336,21 @@ extension XenDomain: WritableGuest {
     }
 
     /// Puts the processors and their interrupt controllers back.
+    ///
+    /// A timer that the guest set by hypercall is in no context: Xen does not give it out. A
+    /// guest that was only paused, and slept until that timer, would sleep for ever: an event wakes
+    /// it, and it sets its timer anew. A guest that was suspended does so by itself.
     public func restoreState(_ state: GuestState) throws(GuestError) {
         guard let context = XenOrigin.hvmContext(state) else {
             throw GuestError(
                 code: .stateRejected, message: "the checkpoint has no state of a domain")
         }
         try calls.setHVMContext(number, context)
+        // The balloon driver watches this node; the same value again asks nothing of it.
+        let target = "/local/domain/\(number)/memory/target"
+        if options.hold == .pause, let value = try calls.read(target) {
+            try calls.write(target, value)
+        }
     }
 
     /// Calls `body` with mapped pages and an error number for each, in the order of the runs.

@@ -3,9 +3,9 @@ import CheckpointStore
 import GuestModel
 import VarveTestSupport
 
-// A random walk of a guest, a store and a disk that fail, against a naive oracle: a full copy of the
-// guest for each checkpoint. Everything is chosen by the seed, so a seed repeats a walk; threads do
-// not matter, because one capture is under way at a time and each has one worker.
+// A random walk of a guest, a store and a disk that fail, against a naive oracle: a full copy of
+// the guest for each checkpoint. Everything is chosen by the seed, so a seed repeats a walk;
+// threads do not matter, because one capture is under way at a time and each has one worker.
 //
 // What must hold after each crash and at the end:
 //   - what was acknowledged and not forgotten is there, and comes back bit for bit;

@@ -30,14 +30,17 @@ package final class SimulatedFiles: RepositoryFiles {
         let kind: SimulatedDisk.CallKind =
             switch mode {
             case .read, .update: .open
-            case .create: .create
+            case .create, .createNew: .create
             case .lock: .openLock
             }
         let (number, handle) = try call(kind, path) { (state) throws(FileError) -> (Int, Int) in
+            if mode == .createNew, state.image.number(path) != nil {
+                throw FileError(call: "open", path: path, errno: EEXIST)
+            }
             var found: Int?
             switch mode {
             case .read, .update: found = state.image.number(path)
-            case .create, .lock: found = state.image.create(path)
+            case .create, .createNew, .lock: found = state.image.create(path)
             }
             guard let number = found else { throw SimulatedFiles.missing("open", path) }
             if case .create = mode, state.image.contents(path)?.isEmpty == false {

@@ -57,6 +57,27 @@ extension XenCases {
             middleAndMax(later.map(\.request.milliseconds)))
     }
 
+    /// Reads and clears the log again and again, and does nothing else to the domain.
+    ///
+    /// Shows how often the emulated machine loses a guest in log-dirty mode without us.
+    static func churn(_ domain: UInt32, _ count: Int) throws {
+        let calls = try LibxenCalls()
+        let frameCount = try calls.frameCount(domain)
+        let buffer = try calls.makeLogBuffer(frameCount: frameCount)
+        try calls.enableLog(domain)
+        for index in 0..<count {
+            _ = try calls.readLog(
+                domain, .clean, into: buffer, frameCount: frameCount, isFinal: false)
+            usleep(5000)
+            guard let facts = try calls.facts(domain), facts.shutdown == nil else {
+                print("the guest died after \(index + 1) reads")
+                return
+            }
+        }
+        try calls.disableLog(domain)
+        print("the guest lived through \(count) reads")
+    }
+
     /// Waits until the domain runs; fails if it does not in time.
     static func running(_ domain: UInt32, _ milliseconds: Int) throws {
         let calls = try LibxenCalls()

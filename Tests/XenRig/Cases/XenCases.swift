@@ -14,6 +14,7 @@ import XenGuest
 ///     XenCases meanwhile DOMAIN STORE MOMENT COMMAND      a command at a moment of a capture
 ///     XenCases watch DOMAIN SECONDS                       how long the domain stands still
 ///     XenCases epochs DOMAIN COUNT                        the same for epochs of libxenguest
+///     XenCases churn DOMAIN COUNT                         what reading the log alone does to it
 ///     XenCases running DOMAIN MILLISECONDS                that it runs within this time
 ///     XenCases wrote STORE CHECKPOINT                     how far the guest had counted
 @main
@@ -34,6 +35,7 @@ struct XenCases {
             case ("meanwhile", 3): try meanwhile(domain, rest[0], moment(rest[1]), rest[2])
             case ("watch", 1): try watch(domain, number(rest[0]))
             case ("epochs", 1): try epochs(domain, number(rest[0]))
+            case ("churn", 1): try churn(domain, number(rest[0]))
             case ("running", 1): try running(domain, number(rest[0]))
             default: throw Failed("usage: see XenCases.swift")
             }

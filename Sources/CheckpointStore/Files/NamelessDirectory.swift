@@ -1,0 +1,21 @@
+import Glibc
+
+/// A directory for files that lose their names when it is dropped; who has them open keeps them.
+///
+/// In $TMPDIR, or `/tmp`.
+struct NamelessDirectory: ~Copyable {
+    let path: String
+
+    init() throws(FileError) {
+        let parent = system_environment("TMPDIR") ?? "/tmp"
+        guard let path = system_mkdtemp(parent + "/varve-") else {
+            throw FileError(call: "mkdtemp", path: parent, errno: errno)
+        }
+        self.path = path
+    }
+
+    deinit {
+        for name in system_names(path) ?? [] { _ = system_unlink(path + "/" + name) }
+        _ = system_rmdir(path)
+    }
+}

@@ -1,0 +1,45 @@
+import CheckpointFormat
+import SystemPackage
+
+// Damage to the index costs a rebuild and no data: whoever meets it condemns the index, so that the
+// next opening that may write makes it anew from the packs.
+
+extension Repository {
+    /// The error for whatever the index threw; an index that is damaged is condemned.
+    func indexFailure(_ error: any Error) -> RepositoryError {
+        RepositoryError(indexFailure: error, path: path, files: files)
+    }
+}
+
+extension RepositoryError {
+    /// The error for whatever the index threw; an index that is damaged is condemned.
+    init(indexFailure error: any Error, path: FilePath, files: any RepositoryFiles) {
+        switch error {
+        case let error as RepositoryError:
+            self = error
+        case let error as FileError:
+            self.init(error)
+        case let error as LMDBError where !error.isDamage:
+            self.init(
+                FileError(
+                    call: error.call, path: path.appending(IndexMark.directory).string,
+                    errno: error.code))
+        case let error as LMDBError:
+            self.init(damagedIndex: "\(error.call): \(error.reason)", path, files)
+        default:
+            self.init(damagedIndex: "\(error)", path, files)
+        }
+    }
+
+    /// Condemns the index.
+    init(damagedIndex reason: String, _ path: FilePath, _ files: any RepositoryFiles) {
+        let isCondemned = (try? IndexMark.condemn(files)) != nil
+        self.init(
+            .indexDamaged,
+            "the index of \(path) is damaged (\(reason)) and the packs are not touched by that; "
+                + (isCondemned
+                    ? "try again: the next command makes it anew from them"
+                    : "delete \(path.appending(IndexMark.directory)) where it can be written, and "
+                        + "the next command makes it anew from them"))
+    }
+}

@@ -1,0 +1,125 @@
+import CheckpointEngine
+import CheckpointFormat
+import GuestModel
+import SystemPackage
+import Testing
+import VarveTestSupport
+
+@testable import CheckpointStore
+
+/// Values in the index that no writer made.
+@Suite struct IndexDamageTests {
+    private let directory = TemporaryDirectory()
+    private var path: FilePath { directory.path.appending("store") }
+
+    private func make() throws -> [UInt64: [UInt8]] {
+        let repository = try Repository.create(at: path)
+        let guest = SimulatedGuest(
+            layout: GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: 32)]))
+        guest.with { guest in
+            for frame in 0..<20 as Range<UInt64> {
+                guest.write(frame, [UInt8](repeating: UInt8(frame + 1), count: Page.byteCount))
+            }
+        }
+        let session = try CaptureSession(of: guest, in: repository, lineage: "web")
+        _ = try session.capture(label: "one")
+        session.close()
+        try repository.close()
+        return guest.with { $0.pages }
+    }
+
+    /// Gives every key of a table another value.
+    private func spoil(_ table: Index.Table, _ value: [UInt8]) throws {
+        let index = try Index.open(
+            directory: path.appending("index").string, isReadOnly: false)
+        try index.environment.write { transaction in
+            var keys: [[UInt8]] = []
+            try transaction.scan(index.table(table), from: []) { (key, _) throws(LMDBError) in
+                keys.append(Array(key))
+                return true
+            }
+            for key in keys {
+                try key.withUnsafeBytes { key in
+                    try value.withUnsafeBytes { try transaction.put(index.table(table), key, $0) }
+                }
+            }
+        }
+    }
+
+    private func restore() throws -> [UInt64: [UInt8]] {
+        let repository = try Repository.open(at: path, .reading)
+        let guest = SimulatedGuest(layout: .empty)
+        _ = try Restore.run(
+            try repository.checkpoint(named: "one"), from: repository, into: guest)
+        return guest.with { $0.pages }
+    }
+
+    @Test(arguments: [
+        (Index.Table.pages, [1, 2, 3]),
+        (.pages, [UInt8](repeating: 0, count: 14)),
+        (.pages, [UInt8](repeating: 255, count: 14)),
+        (.checkpoints, [1, 2, 3]),
+        (.checkpoints, []),
+        (.lineages, [1]),
+        (.labels, [1, 2]),
+        (.order, [9]),
+        (.order, [UInt8](repeating: 9, count: 32)),
+    ])
+    func itIsSaidOnceAndRepaired(table: Index.Table, value: [UInt8]) throws {
+        let pages = try make()
+        try spoil(table, value)
+        let error = #expect(throws: (any Error).self) {
+            let repository = try Repository.open(at: path, .reading)
+            _ = try repository.checkpoints()
+            _ = try repository.lineages()
+            _ = try repository.checkpoint(named: "one")
+            _ = try restore()
+        }
+        let message = error.map { "\($0)" } ?? ""
+        #expect(message.contains("index"), "\(message)")
+        #expect(message.contains("makes it anew"), "\(message)")
+        #expect(try restore() == pages)
+        #expect(try Repository.open(at: path, .reading).verify().isClean)
+    }
+
+    @Test(arguments: ["read", "transaction", "pruned", "version", "repository"])
+    func itsStateIsRepairedByItself(key: String) throws {
+        let pages = try make()
+        try {
+            let index = try Index.open(
+                directory: path.appending("index").string, isReadOnly: false)
+            try index.environment.write { try index.setValue($0, key, [1]) }
+        }()
+        #expect(try restore() == pages)
+        try Repository.open(at: path, .writing).close()
+        #expect(try Repository.open(at: path, .reading).verify().isClean)
+    }
+
+    @Test func aWriterThatMeetsItGoesOnNextTime() throws {
+        let pages = try make()
+        let repository = try Repository.open(at: path, .writing)
+        try spoil(.checkpoints, [1])
+        let error = #expect(throws: RepositoryError.self) { try repository.checkpoints() }
+        #expect(error?.code == .indexDamaged)
+        // Closing does not take back that it is condemned.
+        try? repository.close()
+        #expect(try restore() == pages)
+    }
+
+    @Test func verificationTellsTheIndexFromThePacks() throws {
+        let pages = try make()
+        // A place in the right pack, and the wrong one.
+        var place = [UInt8](repeating: 0, count: 14)
+        place[0] = 1
+        place[4] = 112
+        place[8] = 16
+        place[12] = 1
+        try spoil(.pages, place)
+        let error = #expect(throws: RepositoryError.self) {
+            try Repository.open(at: path, .reading).verify()
+        }
+        #expect(error?.code == .indexDamaged)
+        #expect(try Repository.open(at: path, .reading).verify().isClean)
+        #expect(try restore() == pages)
+    }
+}
