@@ -209,7 +209,12 @@ extension Repository {
         let reader = PackReader(files: preparation.files, repository: preparation.repository)
         try preparation.files.createDirectory(indexPath)
         let directory = preparation.path.appending(indexPath).string
-        try openSound(directory, reader).reset(repository: preparation.repository)
+        do {
+            try openSound(directory, reader).reset(repository: preparation.repository)
+        } catch let error as LMDBError where error.isDamage {
+            try IndexMark.deleteIndex(preparation.files)
+            try openSound(directory, reader).reset(repository: preparation.repository)
+        }
     }
 
     /// Opens a repository that was repaired, with its lock held.

@@ -40,7 +40,8 @@ extension RepairPlan {
             try repository.close()
             return RepairOutcome(report: report, keptByteCount: run.keptByteCount)
         } catch {
-            throw RepositoryError(indexFailure: error, path: preparation.path)
+            throw RepositoryError(
+                indexFailure: error, path: preparation.path, files: preparation.files)
         }
     }
 }

@@ -38,7 +38,7 @@ extension Repository {
             var planner = try RepairPlanner(survey, stock, verdicts, preparation)
             return try planner.make()
         } catch {
-            throw RepositoryError(indexFailure: error, path: path)
+            throw RepositoryError(indexFailure: error, path: path, files: files)
         }
     }
 
