@@ -171,8 +171,8 @@ final class RepairWorld {
         case .foreign:
             let other = Envelope(kind: .pack, repository: .random(), number: UInt64(pack))
             try change(name) { $0.replaceSubrange(0..<min(64, $0.count), with: other.encoded) }
-        case .index: try FileManager.default.removeItem(at: url("index"))
-        case .indexGarbage: try Data(count: 10_000).write(to: url("index/data.mdb"))
+        case .index: try? FileManager.default.removeItem(at: url("index"))
+        case .indexGarbage: try? Data(count: 10_000).write(to: url("index/data.mdb"))
         }
         return "\(kind) in pack \(pack)"
     }

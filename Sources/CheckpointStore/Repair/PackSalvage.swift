@@ -322,11 +322,13 @@ struct PackSalvage: Sendable {
             for place in stride(from: 0, to: bytes.count - RecordHeader.byteCount + 1, by: 8) {
                 guard let offset = UInt32(exactly: window + UInt64(place)) else { return false }
                 let head = bytes[place..<place + RecordHeader.byteCount]
-                guard (try? head.withUnsafeBytes { try RecordHeader($0) }) != nil,
-                    let (header, _) = try? PackReader.readRecord(file, at: offset),
-                    header.type != .packIndex
-                else { continue }
-                return header.address != 0
+                guard (try? head.withUnsafeBytes { try RecordHeader($0) }) != nil else { continue }
+                do {
+                    let (header, _) = try PackReader.readRecord(file, at: offset)
+                    if header.type != .packIndex { return header.address != 0 }
+                } catch is FormatError {
+                    continue
+                }
             }
             window += 1 << 20
         }

@@ -16,10 +16,17 @@ struct RepairHints: Sendable {
     private(set) var index: Index?
 
     /// Asks the index of a repository, with the lock held.
-    init(_ files: RepairFiles, path: FilePath) {
-        guard (try? files.files.list(IndexMark.directory).contains("data.mdb")) == true,
-            (try? IndexMark.isForeign(files.files)) == false
-        else { return }
+    ///
+    /// A disk that cannot be read is thrown, not taken for an index that is not there.
+    init(_ files: RepairFiles, path: FilePath) throws(FileError) {
+        do throws(FileError) {
+            guard try files.files.list(IndexMark.directory).contains("data.mdb"),
+                try !IndexMark.isForeign(files.files)
+            else { return }
+        } catch {
+            if error.isMissing { return }
+            throw error
+        }
         do {
             let index = try Index.open(
                 directory: path.appending(IndexMark.directory).string, isReadOnly: false)

@@ -27,7 +27,7 @@ extension Repository {
         let lock = try takeLock(path, files)
         do {
             let opened = RepairFiles(files, id)
-            let hints = RepairHints(opened, path: path)
+            let hints = try RepairHints(opened, path: path)
             var survey = try RepairSurvey(opened, hints) { progress?($0, $1) }
             let stock = try survey.takeStock { progress?($0, $1) }
             let verdicts = try survey.judge(stock)

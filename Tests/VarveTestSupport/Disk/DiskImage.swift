@@ -210,6 +210,20 @@ package struct DiskImage: Sendable {
         return true
     }
 
+    /// Takes a file away, as a person does.
+    package mutating func lose(_ path: String) {
+        _ = remove(path)
+        _ = syncDirectory(DiskImage.split(path).directory)
+    }
+
+    /// Puts a file there, as a person does.
+    package mutating func put(_ path: String, _ bytes: [UInt8]) {
+        guard let number = create(path) else { return }
+        change(number, .write(bytes, at: 0))
+        sync(number)
+        _ = syncDirectory(DiskImage.split(path).directory)
+    }
+
     /// Cuts a file short where it lies, as a person does.
     package mutating func cutShort(_ path: String, to byteCount: Int) {
         guard let number = number(path) else { return }
