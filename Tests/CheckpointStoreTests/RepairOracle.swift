@@ -100,7 +100,8 @@ struct RepairOracle {
     private static func decode(
         _ bytes: [UInt8], _ range: Range<Int>, _ pageCount: Int
     ) -> [PageDigest]? {
-        var stored = Array(bytes[min(range.lowerBound, bytes.count)..<min(range.upperBound, bytes.count)])
+        let (start, end) = (min(range.lowerBound, bytes.count), min(range.upperBound, bytes.count))
+        var stored = Array(bytes[start..<end])
         stored += repeatElement(0, count: range.count - stored.count)
         var pages = [UInt8](repeating: 0, count: pageCount * Page.byteCount)
         let isDecoded = stored.withUnsafeBytes { stored in
@@ -160,6 +161,10 @@ extension RepairOracle {
     struct Verdict {
         var whole: Set<CheckpointID> = []
         var lost: Set<CheckpointID> = []
+        /// Of the whole ones, those that do without a damaged part of a page map.
+        var withoutPart = 0
+        /// Of the whole ones, those that have a page from a second place.
+        var bySecondCopy = 0
     }
 
     private func isIntact(
@@ -250,7 +255,22 @@ extension RepairOracle {
                     guard case .present(let digest) = content else { return true }
                     return canHave(digest, damaged)
                 }
-            if isWhole { verdict.whole.insert(id) } else { verdict.lost.insert(id) }
+            guard isWhole else {
+                verdict.lost.insert(id)
+                continue
+            }
+            verdict.whole.insert(id)
+            let isPartial = need.series.compactMap { needs[$0] }.contains {
+                !$0.checkpoint.manifest.mapParts.allSatisfy { location in
+                    parts[location].map { isIntact($0, damaged) } ?? false
+                }
+            }
+            if isPartial { verdict.withoutPart += 1 }
+            let isSecond = (need.map ?? [:]).values.contains { content in
+                guard case .present(let digest) = content else { return false }
+                return copies[digest]?.contains { !isThere($0, of: digest, damaged) } ?? false
+            }
+            if isSecond { verdict.bySecondCopy += 1 }
         }
         return verdict
     }

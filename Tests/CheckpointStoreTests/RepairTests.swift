@@ -32,6 +32,7 @@ import VarveTestSupport
         print("repaired: \(tally.sorted { $0.key < $1.key }), seed \(TestSeed.value)")
         #expect(tally["lost checkpoints", default: 0] > 0)
         #expect(tally["saved pages", default: 0] > 0)
+        #expect(tally["whole by a second copy", default: 0] > 0)
     }
 
     private func repair(
@@ -55,6 +56,8 @@ import VarveTestSupport
         tally["findings", default: 0] += plan.findings.count
         tally["whole checkpoints", default: 0] += plan.wholeCheckpoints.count
         tally["lost checkpoints", default: 0] += plan.losses.count
+        tally["whole without a part of a map", default: 0] += expected.withoutPart
+        tally["whole by a second copy", default: 0] += expected.bySecondCopy
         tally["saved pages", default: 0] += plan.savedPageCount
     }
 

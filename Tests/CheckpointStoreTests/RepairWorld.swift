@@ -36,6 +36,7 @@ final class RepairWorld {
         try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
         let more = try capture(repository, "web", 9, nil)
         try forget(repository, [more[3], web[8]])
+        try storeAgain(repository, of: more[more.count - 1], count: 40)
         try repository.close()
         oracle = try RepairOracle(try Repository.open(at: path, .reading), path)
     }
@@ -104,6 +105,43 @@ final class RepairWorld {
         }
         session.close()
         return result
+    }
+
+    /// Takes a checkpoint of some pages of another one, and stores them though they are stored: as
+    /// two captures at once would.
+    private func storeAgain(
+        _ repository: Repository, of checkpoint: Checkpoint, count: Int
+    ) throws {
+        let pages = (copies[checkpoint.id] ?? [:]).filter { $0.key < UInt64(count) }
+        let transaction = try repository.begin(parent: nil)
+        let draft = CheckpointDraft(map: PageMap())
+        draft.adopt(
+            GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: count)]))
+        let compressor = Compressor(level: .standard)
+        var changed: [Int] = []
+        for (frame, contents) in pages.sorted(by: { $0.key < $1.key })
+        where contents.contains(where: { $0 != 0 }) {
+            let ordinal = try transaction.reserveOrdinals(1)
+            let digest = contents.withUnsafeBytes { PageDigest(hashing: $0) }
+            draft.update([frame].span, [.present(digest)].span, changed: &changed)
+            var records = RecordWriter()
+            let table = contents.withUnsafeBytes {
+                PageFrameEncoder.append(
+                    [PageBlockSource(bytes: $0)], firstOrdinal: ordinal,
+                    transaction: transaction.number, compressor: compressor, to: &records)
+            }
+            let pending = PendingRecord(
+                range: 0..<records.bytes.count, type: .pageFrame,
+                transaction: transaction.number, frame: table)
+            try transaction.append([pending], of: records.bytes)
+            draft.recordStored(
+                PageRange(first: PageFrameNumber(frame), count: 1), firstOrdinal: ordinal)
+        }
+        let published = try transaction.publish(
+            draft, state: GuestState(),
+            CheckpointFacts(
+                lineage: "twice", label: nil, timeNanoseconds: 0, comparedAll: true))
+        copies[published.checkpoint.id] = pages
     }
 
     private func forget(_ repository: Repository, _ checkpoints: [Checkpoint]) throws {

@@ -21,6 +21,8 @@ package protocol RepositoryFiles: AnyObject, Sendable {
     /// Gives a file another name, over one that has it.
     func rename(_ path: String, to newPath: String) throws(FileError)
     /// Gives a file a second name, which nothing has.
+    ///
+    /// Both names stand for the same bytes; either can go. Not every file system can.
     func link(_ path: String, to newPath: String) throws(FileError)
     /// Removes a file.
     func remove(_ path: String) throws(FileError)

@@ -69,7 +69,8 @@ struct PackSalvage: Sendable {
     ) throws {
         let named = PackName.number(name)
         self.name = name
-        let file = try files.open("\(PackName.directory)/\(name)")
+        let path = "\(PackName.directory)/\(name)"
+        let file = try files.open(path)
         byteCount = try file.byteCount()
         let head = try file.readBytes(Envelope.byteCount, at: 0)
         var number = named ?? 0
@@ -84,7 +85,7 @@ struct PackSalvage: Sendable {
                 (number, isRewritten) = (found, envelope.isRewritten)
             }
         } catch {
-            refusal = PackSalvage.sentence(error, head)
+            refusal = try PackSalvage.sentence(error, head, path)
         }
         self.number = number
         if case .foreign = kind { return }
@@ -103,13 +104,19 @@ struct PackSalvage: Sendable {
         return PackName.number(name)
     }
 
-    private static func sentence(_ refusal: Envelope.Refusal, _ head: [UInt8]) -> String {
+    /// What is wrong with an envelope; throws if it is right, and of a later program.
+    private static func sentence(
+        _ refusal: Envelope.Refusal, _ head: [UInt8], _ path: String
+    ) throws(RepositoryError) -> String {
         if head.count < Envelope.byteCount { return "the pack ends within its envelope" }
-        return switch refusal {
-        case .foreign: "it does not begin like a pack"
-        case .version(let version): "its format version is \(version)"
-        case .features(let bits): "it claims unknown features \(bits)"
-        case .damaged(let error): error.reason
+        switch refusal {
+        case .foreign: return "it does not begin like a pack"
+        case .damaged(let error): return error.reason
+        case .version, .features:
+            throw RepositoryError(
+                .version,
+                "\(path) is of a format that this program does not know; repair it with one that "
+                    + "does")
         }
     }
 
@@ -278,7 +285,9 @@ struct PackSalvage: Sendable {
         // The head of a page frame says itself how long the record is.
         let table = try? bytes.dropFirst(RecordHeader.byteCount).withUnsafeBytes { payload in
             let blockCount = payload.count > 5 ? Int(payload[5]) : 0
-            guard payload.count >= 8 + 4 * blockCount else { throw FormatError(offset: 0, reason: "") }
+            guard payload.count >= 8 + 4 * blockCount else {
+                throw FormatError(offset: 0, reason: "the pack ends within its head")
+            }
             let sum = (0..<blockCount).reduce(8 + 4 * blockCount) {
                 let field = payload.loadUnaligned(fromByteOffset: 8 + 4 * $1, as: UInt32.self)
                 return $0 + Int(UInt32(littleEndian: field) & 0xff_ffff)

@@ -9,9 +9,15 @@ struct RepairPlanner {
     private let found: [PageDigest: PagePlace]
     private var plan: RepairPlan
     private var preparation: RepairPreparation
-    private var emptied: [UInt32: [RecordLocation]] = [:]
+    private var emptied: [UInt32: Set<RecordLocation>] = [:]
     /// Lost checkpoints, by the place that lost them.
     private var affected: [Place: [CheckpointID]] = [:]
+    /// Damaged page frames by the transactions that stored their pages.
+    private let damagedFrames: [UInt64: [(ordinals: Range<UInt64>, corruption: Corruption)]]
+    /// Where the index says that lost pages were.
+    private let hinted: [PageDigest: PageLocation]
+    /// Blocks that do not hold what they should, by file.
+    private let wrongBlocks: [Int: Set<UInt64>]
 
     private struct Place: Hashable {
         let file: String
@@ -32,7 +38,31 @@ struct RepairPlanner {
         self.preparation = preparation
         plan = RepairPlan(preparation)
         let wanted = verdicts.filter { $0.problem == nil }.flatMap { $0.missing.map(\.digest) }
-        found = try survey.search(for: Set(wanted), stock)
+        let found = try survey.search(for: Set(wanted), stock)
+        self.found = found
+        hinted = survey.hints.locations(of: wanted.filter { found[$0] == nil })
+        damagedFrames = RepairPlanner.damagedFrames(survey)
+        wrongBlocks = Dictionary(grouping: stock.wrong, by: \.file).mapValues {
+            Set($0.map(\.offset))
+        }
+    }
+
+    private static func damagedFrames(
+        _ survey: RepairSurvey
+    ) -> [UInt64: [(ordinals: Range<UInt64>, corruption: Corruption)]] {
+        var result: [UInt64: [(ordinals: Range<UInt64>, corruption: Corruption)]] = [:]
+        for salvage in survey.salvages {
+            for damage in salvage.damages {
+                guard let entry = damage.entry, let frame = entry.frame else { continue }
+                let first = UInt64(frame.firstOrdinal)
+                let corruption = Corruption(
+                    file: salvage.path, offset: damage.range.lowerBound, object: damage.object,
+                    reason: damage.reason)
+                result[entry.transaction, default: []].append(
+                    (first..<first + UInt64(frame.pageCount), corruption))
+            }
+        }
+        return result
     }
 
     /// The plan.
@@ -65,8 +95,8 @@ struct RepairPlanner {
             if verdict.problem == nil, lost.isEmpty {
                 plan.wholeCheckpoints.append(verdict.checkpoint)
                 saved.formUnion(verdict.missing.map(\.digest))
-                for location in verdict.emptied where emptied[location.pack]?.contains(location) != true {
-                    emptied[location.pack, default: []].append(location)
+                for location in verdict.emptied {
+                    emptied[location.pack, default: []].insert(location)
                 }
                 continue
             }
@@ -98,6 +128,8 @@ struct RepairPlanner {
             RepairPlan.Loss(id: id, checkpoint: checkpoint, reason: reasons[0], frames: frames))
     }
 
+    private static let wrongBlock = "the block does not hold the pages that the page map says"
+
     /// The place that lost a page.
     private func reason(
         for page: (frame: PageFrameNumber, digest: PageDigest)
@@ -111,25 +143,17 @@ struct RepairPlanner {
         if let block = stock.wrongPlaces[page.digest] {
             return corruption(
                 survey.salvages[block.file].path, block.offset, "page",
-                "the block does not hold the pages that the page map says")
+                RepairPlanner.wrongBlock)
         }
-        if let origin = stock.origins[page.digest] {
-            for salvage in survey.salvages {
-                for damage in salvage.damages {
-                    guard let entry = damage.entry, let frame = entry.frame,
-                        entry.transaction == origin.transaction,
-                        frame.firstOrdinal <= origin.ordinal,
-                        UInt64(origin.ordinal)
-                            < UInt64(frame.firstOrdinal) + UInt64(frame.pageCount)
-                    else { continue }
-                    return corruption(
-                        salvage.path, damage.range.lowerBound, damage.object, damage.reason)
-                }
-            }
-        }
-        if let location = survey.hints.locations(of: [page.digest])[page.digest],
-            survey.packs[location.pack] == nil
+        if let origin = stock.origins[page.digest],
+            let frame = damagedFrames[origin.transaction]?.first(where: {
+                $0.ordinals.contains(UInt64(origin.ordinal))
+            })
         {
+            let found = frame.corruption
+            return corruption(found.file, found.offset, found.object, found.reason)
+        }
+        if let location = hinted[page.digest], survey.packs[location.pack] == nil {
             return corruption(
                 PackName.path(location.pack), 0, "pack", "the file is missing")
         }
@@ -144,7 +168,8 @@ struct RepairPlanner {
         for (name, reason) in survey.junk {
             plan.movedFiles.append(name)
             let path = "\(PackName.directory)/\(name)"
-            plan.keptByteCount += survey.salvages.first { $0.name == name }
+            plan.keptByteCount +=
+                survey.salvages.first { $0.name == name }
                 .map { Int($0.byteCount) } ?? 0
             note(Corruption(file: path, offset: 0, object: "file", reason: reason), nil, .moved)
         }
@@ -216,7 +241,7 @@ struct RepairPlanner {
             let isTouched =
                 !salvage.damages.isEmpty || salvage.envelopeProblem != nil
                 || salvage.sealProblem != nil || emptied[pack] != nil
-                || stock.wrong.contains { $0.file == file }
+                || wrongBlocks[file] != nil
                 || survey.wrong.keys.contains { $0.pack == pack }
             if isTouched { plan(pack, salvage, file, isDamaged: true) }
         }
@@ -247,7 +272,7 @@ struct RepairPlanner {
         entries.sort { $0.addresses.lowerBound < $1.addresses.lowerBound }
         let cut = PackCut(entries, bridgeByteCountMax: 0) { entry, address in
             let place = UInt64(entry.offset) + UInt64(address - entry.address)
-            return !stock.wrong.contains { $0.file == file && $0.offset == place }
+            return wrongBlocks[file]?.contains(place) != true
         } keepsRecord: { entry in
             let location = RecordLocation(pack: pack, offset: entry.address)
             return entry.type != .mark && survey.wrong[location] == nil
@@ -291,14 +316,11 @@ struct RepairPlanner {
                     at(damage.range.lowerBound, damage.object, damage.reason),
                     damage.range.upperBound, remedy)
             }
-            for block in stock.wrong.sorted(by: { $0.offset < $1.offset }) where block.file == file {
-                note(
-                    at(
-                        block.offset, "page",
-                        "the block does not hold the pages that the page map says"),
-                    block.offset + UInt64(block.byteCount), remedy)
+            for offset in (wrongBlocks[file] ?? []).sorted() {
+                note(at(offset, "page", RepairPlanner.wrongBlock), nil, remedy)
             }
-            for (location, corruption) in survey.wrong where location.pack == pack {
+            let wrong = survey.wrong.filter { $0.key.pack == pack }
+            for (_, corruption) in wrong.sorted(by: { $0.key.offset < $1.key.offset }) {
                 note(corruption, nil, remedy)
             }
             if let problem = salvage.sealProblem {

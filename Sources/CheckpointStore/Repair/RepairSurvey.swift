@@ -75,6 +75,14 @@ struct RepairSurvey: Sendable {
         choosePacks()
         readRecords()
         try readManifests()
+        if packs.keys.contains(where: { pruned.contains($0) }) {
+            // What prune was about to remove is gone, though it is there.
+            packs = packs.filter { !pruned.contains($0.key) }
+            (records, frames, members, positions) = ([:], [:], [], [:])
+            (wrong, forgottenByHint) = ([:], [])
+            readRecords()
+            try readManifests()
+        }
         findMissing()
         markNeeded()
     }
@@ -140,7 +148,7 @@ struct RepairSurvey: Sendable {
     // MARK: - Records
 
     private mutating func readRecords() {
-        highestTransaction = hints.highestTransaction
+        highestTransaction = max(highestTransaction, hints.highestTransaction)
         for (pack, file) in packs {
             for entry in salvages[file].entries {
                 highestTransaction = max(highestTransaction, entry.transaction)
@@ -225,13 +233,7 @@ struct RepairSurvey: Sendable {
             + hints.manifests.map(\.location)
         highestPack = max(highestPack, named.map(\.pack).max() ?? 0)
         highestPack = max(highestPack, pruned.ranges.last.map { $0.upperBound - 1 } ?? 0)
-        // What prune was about to remove is gone.
-        for pack in packs.keys where pruned.contains(pack) { drop(pack) }
         missing = (1..<highestPack + 1).filter { packs[$0] == nil && !pruned.contains($0) }
-    }
-
-    private mutating func drop(_ pack: UInt32) {
-        packs[pack] = nil
     }
 
     private mutating func markNeeded() {
