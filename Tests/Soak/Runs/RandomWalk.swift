@@ -104,7 +104,9 @@ public struct RandomWalk {
         switch step {
         case .write: write()
         case .capture: try capture(label: nil)
-        case .label: try capture(label: "label\(Int.random(in: 0..<5, using: &random))")
+        case .label:
+            // Lineages do not share labels.
+            try capture(label: "\(lineage)-label\(Int.random(in: 0..<5, using: &random))")
         case .branch: try branch()
         case .revert: try revert()
         case .forget: try forget()
