@@ -142,7 +142,7 @@ extension Repository {
         }
     }
 
-    private static func readEnvelope(
+    static func readEnvelope(
         _ path: FilePath, _ files: any RepositoryFiles
     ) throws(RepositoryError) -> RepositoryID {
         let bytes: [UInt8]
@@ -185,7 +185,7 @@ extension Repository {
     /// Takes the writer's lock.
     ///
     /// A reader that brings the index up to date holds it for moments, so it is tried for a second.
-    private static func takeLock(
+    static func takeLock(
         _ path: FilePath, _ files: any RepositoryFiles
     ) throws(RepositoryError) -> any RepositoryFile {
         do throws(FileError) {
@@ -200,6 +200,32 @@ extension Repository {
         throw RepositoryError(
             .locked,
             "another process is writing to \(path); wait until it has ended and try again")
+    }
+
+    // MARK: - Repairing
+
+    /// Empties the index of a repository that is being repaired, with its lock held.
+    static func emptyIndex(_ preparation: RepairPreparation) throws {
+        let reader = PackReader(files: preparation.files, repository: preparation.repository)
+        try preparation.files.createDirectory(indexPath)
+        let directory = preparation.path.appending(indexPath).string
+        do {
+            try openSound(directory, reader).reset(repository: preparation.repository)
+        } catch let error as LMDBError where error.isDamage {
+            try IndexMark.deleteIndex(preparation.files)
+            try openSound(directory, reader).reset(repository: preparation.repository)
+        }
+    }
+
+    /// Opens a repository that was repaired, with its lock held.
+    static func openRepaired(_ preparation: RepairPreparation) throws -> Repository {
+        let reader = PackReader(files: preparation.files, repository: preparation.repository)
+        let opened = try openForWriting(
+            preparation.path.appending(indexPath).string, reader,
+            packByteCountMax: preparation.packByteCountMax)
+        return Repository(
+            path: preparation.path, id: preparation.repository, files: preparation.files,
+            reader: reader, opened: opened, lock: preparation.lock.take())
     }
 
     // MARK: - Writing

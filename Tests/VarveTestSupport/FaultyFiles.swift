@@ -61,6 +61,11 @@ package final class FaultyFiles: RepositoryFiles {
         try inner.rename(path, to: newPath)
     }
 
+    package func link(_ path: String, to newPath: String) throws(FileError) {
+        try check("link", path)
+        try inner.link(path, to: newPath)
+    }
+
     package func remove(_ path: String) throws(FileError) {
         try check("unlink", path)
         try inner.remove(path)

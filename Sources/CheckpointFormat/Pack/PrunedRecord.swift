@@ -33,8 +33,11 @@ package struct PrunedRecord: Hashable, Sendable {
     }
 
     /// This and other packs.
-    package func union(_ packs: [UInt32]) -> PrunedRecord {
-        let all = (ranges + PrunedRecord(packs).ranges).sorted { $0.lowerBound < $1.lowerBound }
+    package func union(_ packs: [UInt32]) -> PrunedRecord { union(PrunedRecord(packs)) }
+
+    /// What either names.
+    package func union(_ other: PrunedRecord) -> PrunedRecord {
+        let all = (ranges + other.ranges).sorted { $0.lowerBound < $1.lowerBound }
         var result = PrunedRecord()
         for range in all {
             if let last = result.ranges.last, last.upperBound >= range.lowerBound {

@@ -51,6 +51,12 @@ package final class PosixFiles: RepositoryFiles {
         }
     }
 
+    package func link(_ path: String, to newPath: String) throws(FileError) {
+        if system_link(absolute(path), absolute(newPath)) != 0 {
+            throw FileError(call: "link", path: path, errno: errno)
+        }
+    }
+
     package func remove(_ path: String) throws(FileError) {
         if system_unlink(absolute(path)) != 0 {
             throw failure("unlink", path)

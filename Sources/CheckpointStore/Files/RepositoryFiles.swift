@@ -20,6 +20,10 @@ package protocol RepositoryFiles: AnyObject, Sendable {
     func syncDirectory(_ path: String) throws(FileError)
     /// Gives a file another name, over one that has it.
     func rename(_ path: String, to newPath: String) throws(FileError)
+    /// Gives a file a second name, which nothing has.
+    ///
+    /// Both names stand for the same bytes; either can go. Not every file system can.
+    func link(_ path: String, to newPath: String) throws(FileError)
     /// Removes a file.
     func remove(_ path: String) throws(FileError)
     /// Which run of the machine this is: what was written in another one and not synced may be

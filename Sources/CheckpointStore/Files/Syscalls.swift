@@ -67,6 +67,11 @@ func system_rename(_ path: String, _ newPath: String) -> Int32 {
     rename(path, newPath)
 }
 
+/// `link(2)`.
+func system_link(_ path: String, _ newPath: String) -> Int32 {
+    link(path, newPath)
+}
+
 /// `unlink(2)`.
 func system_unlink(_ path: String) -> Int32 {
     unlink(path)

@@ -83,9 +83,18 @@ package struct PackScan: Sendable {
         }
     }
 
-    private static func naming(
-        _ pack: UInt32, _ body: () throws -> PackScan
-    ) throws(RepositoryError) -> PackScan {
+    /// Reads the index of a sealed pack; nil if the pack is not sealed.
+    static func scanSeal(
+        _ file: any RepositoryFile, pack: UInt32, isRewritten: Bool
+    ) throws(RepositoryError) -> PackScan? {
+        try naming(pack) {
+            try scanSealed(file, pack: pack, size: file.byteCount(), isRewritten: isRewritten)
+        }
+    }
+
+    private static func naming<T>(
+        _ pack: UInt32, _ body: () throws -> T
+    ) throws(RepositoryError) -> T {
         do {
             return try body()
         } catch let error as FormatError {

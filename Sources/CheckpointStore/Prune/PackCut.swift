@@ -16,7 +16,7 @@ struct PackCut: Sendable {
     }
 
     /// Dead bytes between two blocks that stay, from which on a head of their own is shorter.
-    private static let bridgeByteCountMax = RecordHeader.byteCount + 32
+    static let bridgeByteCountMax = RecordHeader.byteCount + 32
 
     private(set) var pieces: [Piece] = []
     private var end = UInt32(Envelope.byteCount)
@@ -25,10 +25,12 @@ struct PackCut: Sendable {
     ///
     /// - Parameters:
     ///   - entries: the pack's records.
+    ///   - bridgeByteCountMax: dead bytes that may stay between two blocks.
     ///   - keepsBlock: whether the block with an address stays.
     ///   - keepsRecord: whether a record other than a page frame stays.
     init(
-        _ entries: [PackIndex.Entry], keepsBlock: (PackIndex.Entry, UInt32) -> Bool,
+        _ entries: [PackIndex.Entry], bridgeByteCountMax: Int = PackCut.bridgeByteCountMax,
+        keepsBlock: (PackIndex.Entry, UInt32) -> Bool,
         keepsRecord: (PackIndex.Entry) throws -> Bool
     ) rethrows {
         for entry in entries {
@@ -41,7 +43,7 @@ struct PackCut: Sendable {
             var deadByteCount = 0
             for (index, block) in frame.blocks.enumerated() {
                 if keepsBlock(entry, address) {
-                    if let open = run, deadByteCount <= PackCut.bridgeByteCountMax {
+                    if let open = run, deadByteCount <= bridgeByteCountMax {
                         run = (open.blocks.lowerBound..<index + 1, open.address)
                     } else {
                         if let run { append(entry, blocks: run.blocks, address: run.address) }
@@ -95,18 +97,30 @@ extension PackCut {
     /// Every record that stays is checked against its checksum. The rename is durable once the
     /// folder is synced, which is left to the caller; until then a crash brings the old pack back,
     /// which is as good.
+    ///
+    /// - Parameters:
+    ///   - pack: its number.
+    ///   - source: the old one.
+    ///   - payloads: what stands in for the payloads of map parts, by their offset in the old one.
     func write(
-        over source: PackFile, _ files: any RepositoryFiles, repository: RepositoryID
+        pack: UInt32, from source: any RepositoryFile, _ files: any RepositoryFiles,
+        repository: RepositoryID, payloads: [UInt32: [UInt8]] = [:]
     ) throws(RepositoryError) {
         do {
-            let file = try files.open(PackName.newPath(source.pack), .create)
+            let file = try files.open(PackName.newPath(pack), .create)
             let envelope = Envelope(
-                kind: .pack, repository: repository, number: UInt64(source.pack), isRewritten: true)
+                kind: .pack, repository: repository, number: UInt64(pack), isRewritten: true)
             try file.write(envelope.encoded, at: 0)
             var offset = UInt64(Envelope.byteCount)
             var records = RecordWriter()
             for piece in pieces {
-                try append(piece, from: source, to: &records)
+                if let payload = payloads[piece.source.offset] {
+                    records.append(
+                        piece.entry.type, transaction: piece.entry.transaction,
+                        address: piece.entry.address, payload: payload)
+                } else {
+                    try append(piece, of: pack, from: source, to: &records)
+                }
                 guard records.bytes.count >= PackCut.bufferByteCount else { continue }
                 try file.write(records.bytes, at: offset)
                 offset += UInt64(records.bytes.count)
@@ -114,10 +128,10 @@ extension PackCut {
             }
             precondition(offset + UInt64(records.bytes.count) == UInt64(end), "sizes were exact")
             records.append(.packIndex, transaction: 0, payload: index.encoded)
-            let footer = PackFooter(indexOffset: end, pack: UInt64(source.pack))
+            let footer = PackFooter(indexOffset: end, pack: UInt64(pack))
             try file.write(records.bytes + footer.encoded, at: offset)
             try file.sync()
-            try files.rename(PackName.newPath(source.pack), to: PackName.path(source.pack))
+            try files.rename(PackName.newPath(pack), to: PackName.path(pack))
         } catch let error as RepositoryError {
             throw error
         } catch let error as FileError {
@@ -128,18 +142,19 @@ extension PackCut {
     }
 
     private func append(
-        _ piece: Piece, from source: PackFile, to records: inout RecordWriter
+        _ piece: Piece, of pack: UInt32, from source: any RepositoryFile,
+        to records: inout RecordWriter
     ) throws {
         let (header, record): (RecordHeader, [UInt8])
         do {
-            (header, record) = try PackReader.readRecord(source.file, at: piece.source.offset)
+            (header, record) = try PackReader.readRecord(source, at: piece.source.offset)
             guard header.type == piece.source.type,
                 header.payloadCount == piece.source.payloadCount
             else { throw FormatError(offset: 4, reason: "the pack index says something else") }
         } catch let error as FormatError {
             throw RepositoryError(
                 Corruption(
-                    file: PackName.path(source.pack), offset: UInt64(piece.source.offset),
+                    file: PackName.path(pack), offset: UInt64(piece.source.offset),
                     object: piece.source.type.description, reason: error.reason))
         }
         let payload = record[

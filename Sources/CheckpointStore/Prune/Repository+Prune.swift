@@ -204,7 +204,7 @@ private struct PruneRun {
     private func rewrite(_ pack: UInt32) throws {
         let source = try repository.reader.file(pack)
         let cut = try plan.preparation.assessment.cut(pack)
-        try cut.write(over: source, files, repository: repository.id)
+        try cut.write(pack: pack, from: source.file, files, repository: repository.id)
         repository.reader.drop(pack)
     }
 }

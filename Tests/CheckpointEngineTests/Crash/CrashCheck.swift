@@ -17,6 +17,8 @@ struct CrashCheck {
     let forgotten: Set<CheckpointID>
     /// Checkpoints that somebody had begun to forget.
     let mayBeGone: Set<CheckpointID>
+    /// True if the store was damaged and may not be repaired yet.
+    let mustRepair: Bool
     let packByteCountMax: Int
     let abandonedByteCountMax: Int
 
@@ -25,6 +27,7 @@ struct CrashCheck {
     /// Opens the store and looks at all of it, takes a checkpoint, and looks once more.
     func run(_ disk: SimulatedDisk) throws {
         let files = disk.boot()
+        if mustRepair { try repair(disk, files) }
         let repository = try open(disk, files)
         let found = try repository.checkpoints()
         let missing = Set(acknowledged).subtracting(found.map(\.id))
@@ -55,6 +58,13 @@ struct CrashCheck {
         guard try reader.checkpoints().map(\.id) == found.map(\.id) + [next] else {
             throw fail("a reader sees other checkpoints than the writer left")
         }
+    }
+
+    private func repair(_ disk: SimulatedDisk, _ files: SimulatedFiles) throws {
+        let plan = try Repository.planRepair(
+            at: disk.indexRoot, files: files, packByteCountMax: packByteCountMax)
+        let report = try plan.execute().report
+        guard report.isClean else { throw fail("not whole when repaired: \(report.corruptions)") }
     }
 
     /// Opens the store, or makes it if the crash came before it was one.

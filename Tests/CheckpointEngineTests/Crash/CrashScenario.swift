@@ -17,6 +17,8 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
     /// What abandoned transactions may keep until a prune: what they sealed, and what lies in a
     /// pack before a publication of another one.
     var abandonedByteCountMax = 80 << 10
+    /// True if the store is damaged before, and must be repaired.
+    var isDamaged = false
 
     var testDescription: String { name }
 
@@ -31,6 +33,21 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
                 try world.capture()
             }
         }
+    }
+
+    /// A page, a pack's index, a whole pack that others do not need, the last record, and a file
+    /// that is no pack.
+    private static func damage(_ image: inout DiskImage) {
+        let packs = (image.names(PackName.directory) ?? []).sorted()
+        func path(_ position: Int) -> String { "\(PackName.directory)/\(packs[position])" }
+        // In the first page frame, behind its head: a page that one block holds.
+        _ = image.flipBit(path(0), byte: 30_000, bit: 3)
+        let count = image.contents(path(1))?.count ?? 0
+        _ = image.flipBit(path(1), byte: count - 40, bit: 5)
+        image.lose(path(packs.count - 2))
+        let last = image.contents(path(packs.count - 1))?.count ?? 0
+        _ = image.flipBit(path(packs.count - 1), byte: last / 2, bit: 1)
+        image.put("\(PackName.directory)/notes.txt", Array("notes".utf8))
     }
 
     /// All, or the one that VARVE_SCENARIO names.
@@ -169,6 +186,24 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
                     }
                 }
             }, isConcurrent: true, abandonedByteCountMax: 200 << 10),
+        CrashScenario(
+            name: "repair", packByteCountMax: smallPack,
+            prepare: { world in
+                try capturing(9)(world)
+                let first = try world.checkpoint(named: "web~5")
+                world.write("branch", 0..<20, value: 130)
+                try world.capture("branch", parent: first)
+                world.write("branch", 5..<9, value: 131)
+                try world.capture("branch")
+                try world.forget([2, 4])
+                try world.damage { CrashScenario.damage(&$0) }
+            },
+            act: { world in
+                try world.repair()
+                world.write("web", 0..<9, value: 132)
+                try world.capture()
+                world.close()
+            }, abandonedByteCountMax: 600 << 10, isDamaged: true),
         CrashScenario(
             name: "reader rebuilds", packByteCountMax: smallPack,
             prepare: { world in

@@ -42,6 +42,8 @@ final class CrashWorld: Sendable {
         var copies: [CheckpointID: Copy] = [:]
         var attempts: [Copy] = []
         var forgettings: [Forgetting] = []
+        /// Checkpoints that damage has made unreadable.
+        var damaged: Set<CheckpointID> = []
         var problems: [String] = []
         var failureCount = 0
     }
@@ -193,6 +195,42 @@ final class CrashWorld: Sendable {
         }
     }
 
+    /// Closes the repository and damages it; says once what that has cost.
+    func damage(_ body: @Sendable (inout DiskImage) -> Void) throws {
+        close()
+        var image = disk.image
+        body(&image)
+        disk.image = image
+        let files = state.withLock { $0.files }
+        let plan = try Repository.planRepair(
+            at: disk.indexRoot, files: files, packByteCountMax: packByteCountMax)
+        let lost = Set(plan.losses.map(\.id))
+        state.withLock { $0.damaged = lost }
+    }
+
+    /// Checkpoints that damage has made unreadable.
+    var damaged: Set<CheckpointID> { state.withLock { $0.damaged } }
+
+    /// Repairs it, again if a failure came between.
+    func repair() throws {
+        let files = state.withLock { $0.files }
+        func attempt() throws {
+            let plan = try Repository.planRepair(
+                at: disk.indexRoot, files: files, packByteCountMax: packByteCountMax)
+            let outcome = try plan.execute()
+            guard outcome.report.isClean else {
+                let found = outcome.report.corruptions
+                return state.withLock { $0.problems.append("not whole: \(found)") }
+            }
+        }
+        do {
+            try attempt()
+        } catch {
+            noteFailure("repair", error)
+            try attempt()
+        }
+    }
+
     /// What must hold after so many calls.
     ///
     /// - Parameter isLive: true if checkpoints may be there that nobody was told of later either.
@@ -202,13 +240,14 @@ final class CrashWorld: Sendable {
         let state = state.withLock { $0 }
         let begun = state.forgettings.filter { $0.start < callCount }
         let ended = begun.filter { $0.end.map { $0 <= callCount } ?? false }
-        let mayBeGone = Set(begun.flatMap(\.ids))
+        let mayBeGone = Set(begun.flatMap(\.ids)).union(state.damaged)
         let known = state.acknowledged.filter { $0.callCount <= callCount }.map(\.id)
         return CrashCheck(
             copies: state.copies, attempts: isLive ? state.attempts : [],
             acknowledged: known.filter { !mayBeGone.contains($0) },
             forgotten: Set(ended.flatMap(\.ids)),
-            mayBeGone: mayBeGone, packByteCountMax: packByteCountMax,
+            mayBeGone: mayBeGone, mustRepair: scenario.isDamaged,
+            packByteCountMax: packByteCountMax,
             abandonedByteCountMax: scenario.abandonedByteCountMax + (isLive ? 200 << 10 : 0))
     }
 

@@ -114,6 +114,14 @@ package struct DiskImage: Sendable {
         return true
     }
 
+    mutating func link(_ path: String, to newPath: String) -> Bool {
+        let (directory, name) = DiskImage.split(newPath)
+        guard let number = number(path), directories[directory] != nil else { return false }
+        precondition(self.number(newPath) == nil, "a second name is a new one")
+        change(directory, .set(name, number))
+        return true
+    }
+
     mutating func remove(_ path: String) -> Bool {
         let (directory, name) = DiskImage.split(path)
         guard number(path) != nil else { return false }
@@ -200,6 +208,20 @@ package struct DiskImage: Sendable {
         files[number]?.visible[byte] ^= 1 << UInt8(bit)
         if byte < file.durable.count { files[number]?.durable[byte] ^= 1 << UInt8(bit) }
         return true
+    }
+
+    /// Takes a file away, as a person does.
+    package mutating func lose(_ path: String) {
+        _ = remove(path)
+        _ = syncDirectory(DiskImage.split(path).directory)
+    }
+
+    /// Puts a file there, as a person does.
+    package mutating func put(_ path: String, _ bytes: [UInt8]) {
+        guard let number = create(path) else { return }
+        change(number, .write(bytes, at: 0))
+        sync(number)
+        _ = syncDirectory(DiskImage.split(path).directory)
     }
 
     /// Cuts a file short where it lies, as a person does.

@@ -12,14 +12,14 @@ package import SystemPackage
 package final class SimulatedDisk: Sendable {
     /// The calls that the store makes.
     package enum CallKind: String, Sendable {
-        case open, create, openLock, makeDirectory, list, syncDirectory, rename, remove
+        case open, create, openLock, makeDirectory, list, syncDirectory, rename, link, remove
         case size, read, write, truncate, sync, lock
 
         /// True if it can change what a crash leaves.
         package var isChange: Bool {
             switch self {
-            case .create, .openLock, .makeDirectory, .syncDirectory, .rename, .remove, .write,
-                .truncate, .sync:
+            case .create, .openLock, .makeDirectory, .syncDirectory, .rename, .link, .remove,
+                .write, .truncate, .sync:
                 true
             case .open, .list, .size, .read, .lock: false
             }
@@ -33,6 +33,7 @@ package final class SimulatedDisk: Sendable {
             case .list: "readdir"
             case .syncDirectory: "fsync"
             case .rename: "rename"
+            case .link: "link"
             case .remove: "unlink"
             case .size: "fstat"
             case .read: "pread"

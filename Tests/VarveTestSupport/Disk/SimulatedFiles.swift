@@ -87,6 +87,14 @@ package final class SimulatedFiles: RepositoryFiles {
         }
     }
 
+    package func link(_ path: String, to newPath: String) throws(FileError) {
+        try call(.link, path) { (state) throws(FileError) in
+            guard state.image.link(path, to: newPath) else {
+                throw SimulatedFiles.missing("link", path)
+            }
+        }
+    }
+
     package func remove(_ path: String) throws(FileError) {
         let isSimulated = try call(.remove, path) { (state) throws(FileError) -> Bool in
             let isSimulated = state.image.remove(path)

@@ -1,0 +1,190 @@
+import ArgumentParser
+import SystemPackage
+import Varve
+
+struct Repair: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Makes a damaged repository whole again, without what cannot be saved.",
+        discussion: """
+            Without --execute it reads every byte, says what is damaged, what would be done and \
+            which checkpoints would be lost, and changes nothing: exit code 3 if there is anything \
+            to repair, 0 if not. With --execute it does that, and verifies every byte afterwards: \
+            exit code 0 if the repository is whole then. It takes the writer's lock.
+
+            Checkpoints that cannot be restored bit for bit are forgotten; all others stay what \
+            they are. Packs with damaged places are written anew without these. The packs as they \
+            were, and files that are no packs, go to the folder 'damaged' of the repository, which \
+            you may delete. Interrupted at any moment it has lost nothing that was whole.
+
+            If you have a copy of a damaged or missing pack, put it in place first.
+            """)
+
+    @Argument(help: "The repository.")
+    var store: String
+
+    @Flag(help: "Do what is shown.")
+    var execute = false
+
+    @Flag(help: "With --execute: keep no packs as they were. Files that are no packs are kept.")
+    var noKeep = false
+
+    @Flag(help: "Print one JSON object for each damaged place, and a last one with the totals.")
+    var json = false
+
+    func validate() throws {
+        if noKeep && !execute { throw ValidationError("--no-keep goes with --execute") }
+    }
+
+    func run() throws {
+        try reporting {
+            let progress = Progress("read", isJSON: json)
+            let plan = try Repository.planRepair(at: FilePath(store)) {
+                progress.update($0, of: $1)
+            }
+            progress.finish()
+            for finding in plan.findings { try show(finding) }
+            let outcome = try execute ? done(plan) : nil
+            if json {
+                try Output.line(JSON.object(fields(plan, outcome)).text)
+            } else {
+                for line in lines(plan, outcome) { try Output.line(line) }
+            }
+            try end(plan, outcome)
+        }
+    }
+
+    private func done(_ plan: RepairPlan) throws -> RepairOutcome {
+        let progress = Progress("packs repaired", isJSON: json)
+        let outcome = try plan.execute(keepsOriginals: !noKeep) { progress.update($0, of: $1) }
+        progress.finish()
+        return outcome
+    }
+
+    private func end(_ plan: RepairPlan, _ outcome: RepairOutcome?) throws {
+        if let outcome {
+            guard !outcome.report.isClean else { return }
+            throw ToolError(
+                "\(store) is not whole yet: \(outcome.report.findings[0].corruption); run "
+                    + "'varve verify \(store)'", isCorruption: true)
+        }
+        guard !plan.isEmpty else { return }
+        throw ToolError(
+            "damage in \(counted(plan.findings.count, "place")) of \(store); "
+                + "\(counted(plan.losses.count, "checkpoint")) would be lost and "
+                + "\(plan.wholeCheckpoints.count) stay; put copies of the named packs in place "
+                + "if you have them, or run it again with --execute", isCorruption: true)
+    }
+
+    // MARK: - Words
+
+    private func show(_ finding: RepairPlan.Finding) throws {
+        if json {
+            try Output.line(JSON.object(fields(finding)).text)
+            return
+        }
+        try Output.line(finding.corruption.description)
+        try Output.line("  " + sentence(finding.remedy))
+        for id in finding.affectedCheckpoints { try Output.line("  loses checkpoint \(id)") }
+    }
+
+    private func sentence(_ remedy: RepairPlan.Remedy) -> String {
+        switch remedy {
+        case .rewritten: "the pack is written anew without it"
+        case .removed: "the pack is removed: nothing else is in it"
+        case .moved: "the file is moved to the folder 'damaged'"
+        case .renamed: "the file gets the right name"
+        case .named: "the pack is missed no more"
+        case .rebuilt: "it is made anew"
+        }
+    }
+
+    private func lines(_ plan: RepairPlan, _ outcome: RepairOutcome?) -> [String] {
+        var lines = plan.losses.map { loss in
+            let what = loss.checkpoint.map {
+                " of '\($0.lineage)', \(Format.time($0.timeNanoseconds).prefix(23))"
+            }
+            return "lost        \(loss.id.short)\(what ?? ""): \(reason(loss))"
+        }
+        if plan.isEmpty {
+            lines.append("nothing is damaged; all \(plan.wholeCheckpoints.count) checkpoints stay")
+        } else {
+            lines += [
+                "checkpoints  \(plan.wholeCheckpoints.count) stay, \(plan.losses.count) are lost",
+                "packs        \(plan.rewrittenPacks.count) written anew, "
+                    + "\(plan.removedPacks.count) removed, \(plan.missingPacks.count) missing",
+                "pages        \(plan.savedPageCount) stored anew from damaged page frames",
+                "written      \(Format.bytes(plan.copiedByteCount))",
+                "kept         \(Format.bytes(outcome?.keptByteCount ?? plan.keptByteCount)) in "
+                    + "the folder 'damaged'\(execute ? "" : ", less with --no-keep")",
+            ]
+        }
+        if let outcome {
+            lines.append(
+                outcome.report.isClean
+                    ? "repaired: the repository is whole"
+                    : "damaged: \(counted(outcome.report.findings.count, "place"))")
+        }
+        return lines
+    }
+
+    private func reason(_ loss: RepairPlan.Loss) -> String {
+        let count = loss.frames.reduce(0) { $0 + $1.count }
+        guard let first = loss.frames.first else {
+            return "\(loss.reason.object) in \(loss.reason.file) at offset \(loss.reason.offset)"
+        }
+        let more = loss.frames.count > 1 ? " and on" : ""
+        return "\(counted(count, "frame")), from \(first.first)\(more)"
+    }
+
+    // MARK: - JSON
+
+    private func fields(_ finding: RepairPlan.Finding) -> [(String, JSON)] {
+        let corruption = finding.corruption
+        return [
+            ("file", .string(corruption.file)),
+            ("offset", .integer(Int(corruption.offset))),
+            ("end", finding.end.map { .integer(Int($0)) } ?? .null),
+            ("object", .string(corruption.object)),
+            ("reason", .string(corruption.reason)),
+            ("remedy", .string(finding.remedy.rawValue)),
+            (
+                "affectedCheckpoints",
+                .array(finding.affectedCheckpoints.map { .string($0.description) })
+            ),
+        ]
+    }
+
+    private func fields(_ plan: RepairPlan, _ outcome: RepairOutcome?) -> [(String, JSON)] {
+        func packs(_ numbers: [UInt32]) -> JSON { .array(numbers.map { .integer(Int($0)) }) }
+        return [
+            ("executed", .bool(outcome != nil)),
+            ("clean", .bool(outcome.map { $0.report.isClean } ?? plan.isEmpty)),
+            ("findings", .integer(plan.findings.count)),
+            ("checkpointsWhole", .integer(plan.wholeCheckpoints.count)),
+            ("checkpointsLost", .array(plan.losses.map { JSON.object(fields($0)) })),
+            ("packsRewritten", packs(plan.rewrittenPacks)),
+            ("packsRemoved", packs(plan.removedPacks)),
+            ("packsMissing", packs(plan.missingPacks)),
+            ("filesMoved", .array(plan.movedFiles.map { .string($0) })),
+            ("pagesSaved", .integer(plan.savedPageCount)),
+            ("bytesCopied", .integer(plan.copiedByteCount)),
+            ("bytesKept", .integer(outcome?.keptByteCount ?? plan.keptByteCount)),
+        ]
+    }
+
+    private func fields(_ loss: RepairPlan.Loss) -> [(String, JSON)] {
+        let frames = loss.frames.map { run in
+            JSON.array([.integer(Int(run.first.rawValue)), .integer(run.count)])
+        }
+        return [
+            ("id", .string(loss.id.description)),
+            ("lineage", JSON(loss.checkpoint?.lineage)),
+            ("label", JSON(loss.checkpoint?.label)),
+            ("file", .string(loss.reason.file)),
+            ("offset", .integer(Int(loss.reason.offset))),
+            ("object", .string(loss.reason.object)),
+            ("reason", .string(loss.reason.reason)),
+            ("frames", .array(frames)),
+        ]
+    }
+}

@@ -1,0 +1,339 @@
+import CheckpointFormat
+import GuestModel
+
+/// Turns a survey into a plan.
+struct RepairPlanner {
+    private let survey: RepairSurvey
+    private let stock: RepairStock
+    private let verdicts: [RepairVerdict]
+    private let found: [PageDigest: PagePlace]
+    private var plan: RepairPlan
+    private var preparation: RepairPreparation
+    private var emptied: [UInt32: Set<RecordLocation>] = [:]
+    /// Lost checkpoints, by the place that lost them.
+    private var affected: [Place: [CheckpointID]] = [:]
+    /// Damaged page frames by the transactions that stored their pages.
+    private let damagedFrames: [UInt64: [(ordinals: Range<UInt64>, corruption: Corruption)]]
+    /// Where the index says that lost pages were.
+    private let hinted: [PageDigest: PageLocation]
+    /// Blocks that do not hold what they should, by file.
+    private let wrongBlocks: [Int: Set<UInt64>]
+
+    private struct Place: Hashable {
+        let file: String
+        let offset: UInt64
+
+        init(_ corruption: Corruption) {
+            (file, offset) = (corruption.file, corruption.offset)
+        }
+    }
+
+    init(
+        _ survey: RepairSurvey, _ stock: RepairStock, _ verdicts: [RepairVerdict],
+        _ preparation: RepairPreparation
+    ) throws {
+        self.survey = survey
+        self.stock = stock
+        self.verdicts = verdicts
+        self.preparation = preparation
+        plan = RepairPlan(preparation)
+        let wanted = verdicts.filter { $0.problem == nil }.flatMap { $0.missing.map(\.digest) }
+        let found = try survey.search(for: Set(wanted), stock)
+        self.found = found
+        hinted = survey.hints.locations(of: wanted.filter { found[$0] == nil })
+        damagedFrames = RepairPlanner.damagedFrames(survey)
+        wrongBlocks = Dictionary(grouping: stock.wrong, by: \.file).mapValues {
+            Set($0.map(\.offset))
+        }
+    }
+
+    private static func damagedFrames(
+        _ survey: RepairSurvey
+    ) -> [UInt64: [(ordinals: Range<UInt64>, corruption: Corruption)]] {
+        var result: [UInt64: [(ordinals: Range<UInt64>, corruption: Corruption)]] = [:]
+        for salvage in survey.salvages {
+            for damage in salvage.damages {
+                guard let entry = damage.entry, let frame = entry.frame else { continue }
+                let first = UInt64(frame.firstOrdinal)
+                let corruption = Corruption(
+                    file: salvage.path, offset: damage.range.lowerBound, object: damage.object,
+                    reason: damage.reason)
+                result[entry.transaction, default: []].append(
+                    (first..<first + UInt64(frame.pageCount), corruption))
+            }
+        }
+        return result
+    }
+
+    /// The plan.
+    mutating func make() throws -> RepairPlan {
+        sortCheckpoints()
+        planFiles()
+        planRecords()
+        try planPacks()
+        nameFindings()
+        let result = RepairPlan(preparation)
+        var finished = result
+        finished.findings = plan.findings
+        finished.losses = plan.losses
+        finished.wholeCheckpoints = plan.wholeCheckpoints
+        finished.rewrittenPacks = preparation.rewrites.map(\.pack)
+        finished.removedPacks = plan.removedPacks
+        finished.missingPacks = survey.missing
+        finished.movedFiles = plan.movedFiles
+        finished.keptByteCount = plan.keptByteCount
+        finished.copiedByteCount = plan.copiedByteCount
+        return finished
+    }
+
+    // MARK: - Checkpoints
+
+    private mutating func sortCheckpoints() {
+        var saved: Set<PageDigest> = []
+        for verdict in verdicts {
+            let lost = verdict.missing.filter { found[$0.digest] == nil }
+            if verdict.problem == nil, lost.isEmpty {
+                plan.wholeCheckpoints.append(verdict.checkpoint)
+                saved.formUnion(verdict.missing.map(\.digest))
+                for location in verdict.emptied {
+                    emptied[location.pack, default: []].insert(location)
+                }
+                continue
+            }
+            let reasons = verdict.problem.map { [$0] } ?? lost.map { reason(for: $0) }
+            var frames = DirtyBitmap()
+            for page in lost { frames.insert(page.frame) }
+            lose(verdict.checkpoint.id, verdict.checkpoint, reasons, frames.runs())
+            preparation.forgotten.append(verdict.checkpoint.id)
+        }
+        for entry in survey.hints.manifests
+        where !entry.isForgotten && survey.positions[entry.id] == nil {
+            lose(entry.id, nil, [survey.lost(entry.location, .publish)], [])
+        }
+        preparation.forgotten += survey.forgottenByHint
+        preparation.saved = saved.compactMap { digest in
+            found[digest].map { (digest, $0) }
+        }.sorted {
+            ($0.place.block.file, $0.place.block.offset, $0.place.slot)
+                < ($1.place.block.file, $1.place.block.offset, $1.place.slot)
+        }
+    }
+
+    private mutating func lose(
+        _ id: CheckpointID, _ checkpoint: Checkpoint?, _ reasons: [Corruption],
+        _ frames: [PageRange]
+    ) {
+        for place in Set(reasons.map(Place.init)) { affected[place, default: []].append(id) }
+        plan.losses.append(
+            RepairPlan.Loss(id: id, checkpoint: checkpoint, reason: reasons[0], frames: frames))
+    }
+
+    private static let wrongBlock = "the block does not hold the pages that the page map says"
+
+    /// The place that lost a page.
+    private func reason(
+        for page: (frame: PageFrameNumber, digest: PageDigest)
+    ) -> Corruption {
+        func corruption(
+            _ file: String, _ offset: UInt64, _ object: String, _ reason: String
+        ) -> Corruption {
+            Corruption(
+                file: file, offset: offset, object: object, reason: reason, frame: page.frame)
+        }
+        if let block = stock.wrongPlaces[page.digest] {
+            return corruption(
+                survey.salvages[block.file].path, block.offset, "page",
+                RepairPlanner.wrongBlock)
+        }
+        if let origin = stock.origins[page.digest],
+            let frame = damagedFrames[origin.transaction]?.first(where: {
+                $0.ordinals.contains(UInt64(origin.ordinal))
+            })
+        {
+            let found = frame.corruption
+            return corruption(found.file, found.offset, found.object, found.reason)
+        }
+        if let location = hinted[page.digest], survey.packs[location.pack] == nil {
+            return corruption(
+                PackName.path(location.pack), 0, "pack", "the file is missing")
+        }
+        return corruption(
+            PackName.directory, 0, "page", "no pack holds the page \(page.digest)")
+    }
+
+    // MARK: - Files
+
+    private mutating func planFiles() {
+        preparation.paths = survey.salvages.map(\.path)
+        for (name, reason) in survey.junk {
+            plan.movedFiles.append(name)
+            let path = "\(PackName.directory)/\(name)"
+            plan.keptByteCount +=
+                survey.salvages.first { $0.name == name }
+                .map { Int($0.byteCount) } ?? 0
+            note(Corruption(file: path, offset: 0, object: "file", reason: reason), nil, .moved)
+        }
+        for (pack, file) in survey.packs.sorted(by: { $0.key < $1.key }) {
+            guard case .misplaced = survey.salvages[file].kind else { continue }
+            let salvage = survey.salvages[file]
+            preparation.misplaced.append((salvage.name, pack))
+            note(
+                Corruption(
+                    file: salvage.path, offset: 0, object: "pack", reason: "it is pack \(pack)"),
+                nil, .renamed)
+        }
+        for salvage in survey.salvages {
+            if case .hollow = salvage.kind { preparation.hollow.append(salvage.name) }
+        }
+        for pack in survey.missing {
+            note(
+                Corruption(
+                    file: PackName.path(pack), offset: 0, object: "pack",
+                    reason: "the file is missing"), nil, .named)
+        }
+        if preparation.envelopeIsLost {
+            note(
+                Corruption(
+                    file: "repository", offset: 0, object: "envelope",
+                    reason: "it cannot be read, and the packs say what it was"), nil, .rebuilt)
+        }
+        if let problem = survey.hints.problem {
+            note(
+                Corruption(file: "index", offset: 0, object: "index", reason: problem), nil,
+                .rebuilt)
+        } else if !isIndexRight {
+            note(
+                Corruption(
+                    file: "index", offset: 0, object: "index",
+                    reason: "it does not agree with the packs"), nil, .rebuilt)
+        }
+    }
+
+    /// True if the index, if there is one, says of whole checkpoints and pages what the packs say.
+    private var isIndexRight: Bool {
+        guard survey.hints.index != nil else { return true }
+        let known = Set(survey.hints.manifests.filter { !$0.isForgotten }.map(\.id))
+        let acknowledged = verdicts.filter { verdict in
+            let location = verdict.checkpoint.location
+            guard let mark = survey.hints.mark else { return false }
+            return (location.pack, location.offset) < (mark.pack, mark.offset)
+        }
+        return acknowledged.allSatisfy { known.contains($0.checkpoint.id) } && !stock.indexIsWrong
+    }
+
+    // MARK: - Records and packs
+
+    private mutating func planRecords() {
+        let hollow = survey.salvages.filter { if case .hollow = $0.kind { true } else { false } }
+        let highest = max(survey.highestPack, hollow.map(\.number).max() ?? 0)
+        // A hollow pack is removed first, and its number is free.
+        preparation.nextPack = hollow.isEmpty ? highest + 1 : survey.highestPack + 1
+        preparation.nextTransaction = survey.highestTransaction + 1
+        if !survey.missing.isEmpty || survey.prunedIsLost {
+            preparation.pruned = survey.pruned.union(survey.missing)
+        }
+    }
+
+    private mutating func planPacks() throws {
+        let packs = survey.packs.sorted { $0.key < $1.key }
+        for (pack, file) in packs {
+            let salvage = survey.salvages[file]
+            let isTouched =
+                !salvage.damages.isEmpty || salvage.envelopeProblem != nil
+                || salvage.sealProblem != nil || emptied[pack] != nil
+                || wrongBlocks[file] != nil
+                || survey.wrong.keys.contains { $0.pack == pack }
+            if isTouched { plan(pack, salvage, file, isDamaged: true) }
+        }
+        guard preparation.needsPack else { return }
+        // Only the newest pack may lack its seal.
+        let touched = Set(preparation.rewrites.map(\.pack) + plan.removedPacks)
+        for (pack, file) in packs where !touched.contains(pack) {
+            let salvage = survey.salvages[file]
+            if !salvage.isSealedAndWhole { plan(pack, salvage, file, isDamaged: false) }
+        }
+    }
+
+    private mutating func plan(
+        _ pack: UInt32, _ salvage: PackSalvage, _ file: Int, isDamaged: Bool
+    ) {
+        var entries = salvage.entries
+        var payloads: [UInt32: [UInt8]] = [:]
+        for (index, location) in (emptied[pack] ?? []).enumerated() {
+            // No record begins at an odd offset.
+            let stand = UInt32(2 * index + 1)
+            payloads[stand] = RepairSurvey.emptyPart
+            entries.append(
+                PackIndex.Entry(
+                    type: .mapPart, offset: stand, payloadCount: RepairSurvey.emptyPart.count,
+                    transaction: survey.transaction(ofPart: location), address: location.offset,
+                    frame: nil))
+        }
+        entries.sort { $0.addresses.lowerBound < $1.addresses.lowerBound }
+        let cut = PackCut(entries, bridgeByteCountMax: 0) { entry, address in
+            let place = UInt64(entry.offset) + UInt64(address - entry.address)
+            return wrongBlocks[file]?.contains(place) != true
+        } keepsRecord: { entry in
+            let location = RecordLocation(pack: pack, offset: entry.address)
+            return entry.type != .mark && survey.wrong[location] == nil
+        }
+        if isDamaged { plan.keptByteCount += Int(salvage.byteCount) }
+        if cut.byteCount == 0 {
+            plan.removedPacks.append(pack)
+            preparation.pruned = (preparation.pruned ?? survey.pruned).union([pack])
+        } else {
+            plan.copiedByteCount += cut.byteCount
+            preparation.rewrites.append(
+                RepairPreparation.Rewrite(
+                    pack: pack, cut: cut, payloads: payloads, isDamaged: isDamaged))
+        }
+    }
+
+    // MARK: - Findings
+
+    private mutating func note(
+        _ corruption: Corruption, _ end: UInt64?, _ remedy: RepairPlan.Remedy
+    ) {
+        plan.findings.append(
+            RepairPlan.Finding(
+                corruption: corruption, end: end, remedy: remedy,
+                affectedCheckpoints: affected[Place(corruption)] ?? []))
+    }
+
+    private mutating func nameFindings() {
+        let removed = Set(plan.removedPacks)
+        for (pack, file) in survey.packs.sorted(by: { $0.key < $1.key }) {
+            let salvage = survey.salvages[file]
+            let remedy = removed.contains(pack) ? RepairPlan.Remedy.removed : .rewritten
+            func at(_ offset: UInt64, _ object: String, _ reason: String) -> Corruption {
+                Corruption(file: salvage.path, offset: offset, object: object, reason: reason)
+            }
+            if let problem = salvage.envelopeProblem {
+                note(at(0, "envelope", problem), UInt64(Envelope.byteCount), remedy)
+            }
+            for damage in salvage.damages {
+                note(
+                    at(damage.range.lowerBound, damage.object, damage.reason),
+                    damage.range.upperBound, remedy)
+            }
+            for offset in (wrongBlocks[file] ?? []).sorted() {
+                note(at(offset, "page", RepairPlanner.wrongBlock), nil, remedy)
+            }
+            let wrong = survey.wrong.filter { $0.key.pack == pack }
+            for (_, corruption) in wrong.sorted(by: { $0.key.offset < $1.key.offset }) {
+                note(corruption, nil, remedy)
+            }
+            if let problem = salvage.sealProblem {
+                note(at(salvage.byteCount, "pack index", problem), nil, remedy)
+            }
+        }
+    }
+}
+
+extension RepairSurvey {
+    /// The transaction of the checkpoint whose page map has a part.
+    func transaction(ofPart location: RecordLocation) -> UInt64 {
+        let owner = members.first { $0.checkpoint.manifest.mapParts.contains(location) }
+        return owner?.checkpoint.manifest.transaction ?? 0
+    }
+}

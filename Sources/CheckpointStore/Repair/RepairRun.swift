@@ -1,0 +1,326 @@
+import CheckpointFormat
+import GuestModel
+
+// A repair, in an order in which a crash anywhere loses nothing that is whole:
+//
+//   1. Files that are no packs get a second name in the folder `damaged`, which is synced; then
+//      their first names go. Misplaced packs get names of their own, then the right ones.
+//   2. What is lost is forgotten, what is saved stored anew, and what is missing named, in a new
+//      pack; it is synced.
+//   3. The index, which may be all that knows of a page until then, is emptied.
+//   4. Each pack that is written anew gets a second name in the folder `damaged`, which is synced;
+//      then the new one is written beside it, synced, and takes its place.
+//   5. The repository is opened, which makes the index, and verified.
+//
+// Until the last pack is written anew the repository is damaged, and the next repair does the rest.
+
+extension RepairPlan {
+    /// Does what was planned, and verifies every byte afterwards.
+    ///
+    /// If this throws, what was done is done, nothing that was whole is lost, and a new plan does
+    /// the rest. A plan is executed once.
+    ///
+    /// - Parameters:
+    ///   - keepsOriginals: whether the packs as they were stay in the folder `damaged`. Files that
+    ///     are no packs are kept in any case.
+    ///   - progress: called with packs done and in all.
+    public func execute(
+        keepsOriginals: Bool = true, progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+    ) throws(RepositoryError) -> RepairOutcome {
+        guard preparation.lock.isHeld else {
+            throw RepositoryError(.busy, "this repair was done already; plan another one")
+        }
+        do {
+            var run = RepairRun(preparation, keepsOriginals: keepsOriginals)
+            try run.moveFiles(movedFiles)
+            try run.writeRecords()
+            try run.rewritePacks(removing: removedPacks, progress)
+            let repository = try Repository.openRepaired(preparation)
+            let report = try repository.verify()
+            try repository.close()
+            return RepairOutcome(report: report, keptByteCount: run.keptByteCount)
+        } catch {
+            throw RepositoryError(
+                indexFailure: error, path: preparation.path, files: preparation.files)
+        }
+    }
+}
+
+/// A plan on its way.
+private struct RepairRun {
+    private static let directory = "damaged"
+    private static let pagesOfFrame = PageFrameEncoder.pageCount
+
+    private let preparation: RepairPreparation
+    private let files: any RepositoryFiles
+    private let keepsOriginals: Bool
+    private(set) var keptByteCount = 0
+
+    init(_ preparation: RepairPreparation, keepsOriginals: Bool) {
+        self.preparation = preparation
+        self.keepsOriginals = keepsOriginals
+        files = preparation.files
+    }
+
+    private func path(_ name: String) -> String { "\(PackName.directory)/\(name)" }
+
+    // MARK: - Files
+
+    mutating func moveFiles(_ junk: [String]) throws {
+        if preparation.envelopeIsLost { try rewriteEnvelope() }
+        for name in junk where try keep(path(name), as: name, isMoved: true) {
+            try files.remove(path(name))
+        }
+        for name in preparation.hollow { try files.remove(path(name)) }
+        let misplaced = preparation.misplaced
+        for file in misplaced { try files.rename(path(file.name), to: foundPath(file.pack)) }
+        if !junk.isEmpty || !misplaced.isEmpty || !preparation.hollow.isEmpty {
+            try files.syncDirectory(PackName.directory)
+        }
+        for file in misplaced {
+            try files.rename(foundPath(file.pack), to: PackName.path(file.pack))
+        }
+        if !misplaced.isEmpty { try files.syncDirectory(PackName.directory) }
+    }
+
+    /// A name that is no pack's, until the right one is free.
+    private func foundPath(_ pack: UInt32) -> String { PackName.path(pack) + ".found" }
+
+    private mutating func rewriteEnvelope() throws {
+        do throws(FileError) {
+            try keep("repository", as: "repository")
+        } catch {
+            if !error.isMissing { throw error }
+        }
+        let envelope = Envelope(
+            kind: .repository, repository: preparation.repository, number: WallClock.nanoseconds)
+        let file = try files.open("repository.new", .create)
+        try file.write(envelope.encoded, at: 0)
+        try file.sync()
+        try files.rename("repository.new", to: "repository")
+        try files.syncDirectory("")
+    }
+
+    /// Gives a file a second name in the folder `damaged`, durably.
+    ///
+    /// - Parameter isMoved: true if the first name is to go anyway.
+    /// - Returns: false if it is gone.
+    @discardableResult
+    private mutating func keep(
+        _ path: String, as name: String, isMoved: Bool = false
+    ) throws(FileError) -> Bool {
+        let directory = RepairRun.directory
+        try files.createDirectory(directory)
+        try files.syncDirectory("")
+        let taken = Set(try files.list(directory))
+        var free = name
+        var number = 1
+        while taken.contains(free) {
+            free = "\(name).\(number)"
+            number += 1
+        }
+        keptByteCount += Int((try? files.open(path, .read).byteCount()) ?? 0)
+        var isThere = true
+        do throws(FileError) {
+            try files.link(path, to: "\(directory)/\(free)")
+        } catch {
+            guard error.isNotSupported else { throw error }
+            if isMoved {
+                // Folders have one name only; nothing is lost if a crash keeps either.
+                try files.rename(path, to: "\(directory)/\(free)")
+                isThere = false
+            } else {
+                try copy(path, to: "\(directory)/\(free)")
+            }
+        }
+        try files.syncDirectory(directory)
+        return isThere
+    }
+
+    private func copy(_ path: String, to newPath: String) throws(FileError) {
+        let source = try files.open(path, .read)
+        let target = try files.open(newPath + ".new", .create)
+        var offset: UInt64 = 0
+        while true {
+            let bytes = try source.readBytes(1 << 20, at: offset)
+            if bytes.isEmpty { break }
+            try target.write(bytes, at: offset)
+            offset += UInt64(bytes.count)
+        }
+        try target.sync()
+        try files.rename(newPath + ".new", to: newPath)
+    }
+
+    // MARK: - Records
+
+    /// Writes what must be known before any pack changes.
+    func writeRecords() throws {
+        guard preparation.needsPack else { return }
+        let writer = try PackWriter(
+            files: files, repository: preparation.repository, pack: preparation.nextPack,
+            scan: nil, packByteCountMax: preparation.packByteCountMax - (256 << 10))
+        let epoch = try writer.begin()
+        var manifest: [UInt8]?
+        var forgotten = preparation.forgotten.map(\.digest)
+        if !preparation.saved.isEmpty {
+            let bytes = try storePages(writer, epoch)
+            manifest = bytes
+            forgotten.append(bytes.withUnsafeBytes { PageDigest(hashing: $0) })
+        }
+        while !forgotten.isEmpty {
+            let record = ForgetRecord(
+                timeNanoseconds: Int64(WallClock.nanoseconds),
+                ids: Array(forgotten.prefix(ForgetRecord.idCountMax)))
+            forgotten.removeFirst(record.ids.count)
+            _ = try writer.appendAlone(.forget, payload: record.encoded)
+        }
+        if let manifest {
+            // Forgotten before it exists: it is there for its page map alone.
+            _ = try writer.publish(
+                manifest, transaction: preparation.nextTransaction, epoch: epoch)
+        }
+        if let pruned = preparation.pruned {
+            _ = try writer.appendAlone(.pruned, payload: pruned.encoded)
+        }
+    }
+
+    /// Stores saved pages anew.
+    ///
+    /// - Returns: the manifest that says which they are.
+    private func storePages(_ writer: PackWriter, _ epoch: UInt64) throws -> [UInt8] {
+        let transaction = preparation.nextTransaction
+        let saved = preparation.saved
+        let pages = RepairPages(
+            files: RepairFiles(files, preparation.repository), paths: preparation.presentPaths)
+        let unpacker = BlockUnpacker()
+        let compressor = Compressor(level: .standard)
+        let map = PageMap()
+        let count = RepairRun.pagesOfFrame
+        let buffer = UnsafeMutableRawBufferPointer.allocate(
+            byteCount: count * Page.byteCount, alignment: 64)
+        defer { buffer.deallocate() }
+        for first in stride(from: 0, to: saved.count, by: count) {
+            let batch = saved[first..<min(first + count, saved.count)]
+            var sources: [PageBlockSource] = []
+            for (slot, page) in batch.enumerated() {
+                let start = slot * Page.byteCount
+                let target = UnsafeMutableRawBufferPointer(
+                    rebasing: buffer[start..<start + Page.byteCount])
+                try load(page, pages, unpacker, into: target)
+                sources.append(PageBlockSource(bytes: UnsafeRawBufferPointer(target)))
+                map.set(PageFrameNumber(UInt64(first + slot)), .present(page.digest))
+            }
+            var record = RecordWriter()
+            let table = PageFrameEncoder.append(
+                sources, firstOrdinal: UInt32(first), transaction: transaction,
+                compressor: compressor, to: &record)
+            let pending = PendingRecord(
+                range: 0..<record.bytes.count, type: .pageFrame, transaction: transaction,
+                frame: table)
+            _ = try writer.append([pending], of: record.bytes, epoch: epoch)
+        }
+        return try describe(map, writer, epoch)
+    }
+
+    private func load(
+        _ page: (digest: PageDigest, place: PagePlace), _ pages: RepairPages,
+        _ unpacker: borrowing BlockUnpacker, into target: UnsafeMutableRawBufferPointer
+    ) throws {
+        let slot = Int(page.place.slot)
+        let found = try pages.pages(page.place.block, unpacker) { contents in
+            let start = slot * Page.byteCount
+            target.copyMemory(
+                from: UnsafeRawBufferPointer(
+                    rebasing: contents[start..<start + Page.byteCount]))
+            return PageDigest(hashing: UnsafeRawBufferPointer(target))
+        }
+        guard found == page.digest else {
+            throw RepositoryError(
+                .callFailed, "a pack has changed since the repair was planned; plan it again")
+        }
+    }
+
+    /// Writes the page map and the state of a checkpoint that holds saved pages.
+    private func describe(
+        _ map: PageMap, _ writer: PackWriter, _ epoch: UInt64
+    ) throws -> [UInt8] {
+        let transaction = preparation.nextTransaction
+        func append(_ type: RecordType, _ payload: [UInt8]) throws -> RecordLocation {
+            var record = RecordWriter()
+            let range = record.append(type, transaction: transaction, payload: payload)
+            let pending = PendingRecord(range: range, type: type, transaction: transaction)
+            return try writer.append([pending], of: record.bytes, epoch: epoch)[0]
+        }
+        let digests = preparation.saved.map(\.digest)
+        let compressor = Compressor(level: .standard)
+        var manifest = Manifest()
+        for first in stride(from: 0, to: digests.count, by: MapPart.frameCountMax) {
+            let end = min(first + MapPart.frameCountMax, digests.count)
+            let range = PageRange(first: PageFrameNumber(UInt64(first)), count: end - first)
+            let part = MapPart(
+                runs: [MapRun(range: range, content: .storedHere, firstOrdinal: UInt32(first))],
+                digests: Array(digests[first..<end]))
+            manifest.mapParts.append(
+                try append(.mapPart, part.encoded(compressor: compressor)))
+        }
+        let state = GuestStateCoding.encode(GuestState())
+        manifest.stateParts = [try append(.guestState, state)]
+        manifest.stateDigest = state.withUnsafeBytes { PageDigest(hashing: $0) }
+        manifest.root = map.root()
+        manifest.timeNanoseconds = Int64(WallClock.nanoseconds)
+        manifest.transaction = transaction
+        manifest.frameEnd = UInt64(digests.count)
+        manifest.pageCount = UInt64(digests.count)
+        manifest.changedPageCount = UInt64(digests.count)
+        manifest.storedPageCount = UInt64(digests.count)
+        manifest.lineage = "repair"
+        return manifest.encoded
+    }
+
+    // MARK: - Packs
+
+    mutating func rewritePacks(
+        removing removed: [UInt32], _ progress: ((Int, Int) -> Void)?
+    ) throws {
+        try Repository.emptyIndex(preparation)
+        let total = preparation.rewrites.count + removed.count
+        var done = 0
+        for rewrite in preparation.rewrites {
+            progress?(done, total)
+            let path = PackName.path(rewrite.pack)
+            if keepsOriginals && rewrite.isDamaged { try keep(path, as: fileName(rewrite.pack)) }
+            try rewrite.cut.write(
+                pack: rewrite.pack, from: try files.open(path, .read), files,
+                repository: preparation.repository, payloads: rewrite.payloads)
+            done += 1
+        }
+        for pack in removed {
+            progress?(done, total)
+            if keepsOriginals { try keep(PackName.path(pack), as: fileName(pack)) }
+            try files.remove(PackName.path(pack))
+            done += 1
+        }
+        if total > 0 { try files.syncDirectory(PackName.directory) }
+        progress?(total, total)
+    }
+
+    private func fileName(_ pack: UInt32) -> String {
+        String(PackName.path(pack).dropFirst(PackName.directory.utf8.count + 1))
+    }
+}
+
+extension RepairPreparation {
+    /// The paths of the survey's files now that misplaced ones have their right names.
+    fileprivate var presentPaths: [String] {
+        let names = Dictionary(
+            uniqueKeysWithValues: misplaced.map {
+                ("\(PackName.directory)/\($0.name)", PackName.path($0.pack))
+            })
+        return paths.map { names[$0] ?? $0 }
+    }
+}
+
+extension FileError {
+    /// True if the file system gives no file a second name.
+    fileprivate var isNotSupported: Bool { [1, 18, 31, 38, 95].contains(errno) }
+}

@@ -1,0 +1,295 @@
+import CheckpointFormat
+import GuestModel
+
+// What a repair goes by. Nothing here is taken from the index alone but hints; all else is what
+// whole records in the packs say:
+//
+//   1. Every file in the folder of packs is read: what in it is whole (`PackSalvage`).
+//   2. Manifests, forget records and lists of removed packs are read.
+//   3. Every page that a whole page map says the place of is unpacked and digested. What is right
+//      is available.
+//   4. Each checkpoint is read as a restore would: state, page map, root. The pages that it lacks
+//      are looked for everywhere: in blocks of damaged page frames, of transactions whose maps
+//      are lost, of maps' places that hold something else. What is found is saved: stored anew.
+//   5. A checkpoint that lacks nothing then is whole; every other one is lost.
+//
+// It holds in memory the indexes of all packs, and 50 bytes for each different page.
+
+/// What is whole in a damaged repository, and what is not.
+struct RepairSurvey: Sendable {
+    /// A checkpoint whose manifest is whole.
+    struct Member: Sendable {
+        let checkpoint: Checkpoint
+        let isForgotten: Bool
+        /// True if its page map is needed, by itself or by one that builds on it.
+        var isNeeded: Bool
+    }
+
+    /// Where a whole record lies.
+    struct RecordPlace: Sendable {
+        let file: Int
+        let entry: PackIndex.Entry
+    }
+
+    /// Why something cannot be read.
+    struct Unreadable: Error {
+        let corruption: Corruption
+    }
+
+    let files: RepairFiles
+    let hints: RepairHints
+    /// All files in the folder of packs.
+    private(set) var salvages: [PackSalvage] = []
+    /// The file that is each pack.
+    private(set) var packs: [UInt32: Int] = [:]
+    /// Files that are no pack, and why.
+    private(set) var junk: [(name: String, reason: String)] = []
+    /// Packs that should be there and are not.
+    private(set) var missing: [UInt32] = []
+    /// The highest number of any pack that there was.
+    private(set) var highestPack: UInt32 = 0
+    private(set) var records: [RecordLocation: RecordPlace] = [:]
+    /// Records with right checksums that say what cannot be.
+    private(set) var wrong: [RecordLocation: Corruption] = [:]
+    private(set) var members: [Member] = []
+    private(set) var positions: [CheckpointID: Int] = [:]
+    /// Checkpoints of which only the index knows that they were forgotten.
+    private(set) var forgottenByHint: [CheckpointID] = []
+    private(set) var pruned = PrunedRecord()
+    /// True if no record says any more which packs were removed.
+    private(set) var prunedIsLost = false
+    private(set) var highestTransaction: UInt64 = 0
+    /// The page frames of each transaction; their places are those in the files.
+    var frames: [UInt64: TransactionFrames] = [:]
+    let pages: RepairPages
+
+    init(
+        _ files: RepairFiles, _ hints: RepairHints, progress: (Int, Int) -> Void
+    ) throws {
+        self.files = files
+        self.hints = hints
+        let names = try files.files.list(PackName.directory).sorted()
+            .filter { !PackName.isStray($0) }
+        (salvages, junk) = try RepairSurvey.read(names, files, hints, progress)
+        pages = RepairPages(files: files, paths: salvages.map(\.path))
+        choosePacks()
+        readRecords()
+        try readManifests()
+        if packs.keys.contains(where: { pruned.contains($0) }) {
+            // What prune was about to remove is gone, though it is there.
+            packs = packs.filter { !pruned.contains($0.key) }
+            (records, frames, members, positions) = ([:], [:], [], [:])
+            (wrong, forgottenByHint) = ([:], [])
+            readRecords()
+            try readManifests()
+        }
+        findMissing()
+        markNeeded()
+    }
+
+    // MARK: - Files
+
+    private static func read(
+        _ names: [String], _ files: RepairFiles, _ hints: RepairHints,
+        _ progress: (Int, Int) -> Void
+    ) throws -> ([PackSalvage], [(name: String, reason: String)]) {
+        var numbered: [(name: String, number: UInt32, byteCount: Int)] = []
+        var junk: [(name: String, reason: String)] = []
+        for name in names {
+            do {
+                let byteCount = try files.open("\(PackName.directory)/\(name)").byteCount()
+                if let number = try PackSalvage.number(files, name: name) {
+                    numbered.append((name, number, Int(byteCount)))
+                } else {
+                    junk.append((name, "it has no name of a pack and does not begin like one"))
+                }
+            } catch let error as FileError where error.isNoFile {
+                junk.append((name, "it is no file"))
+            }
+        }
+        // From the highest down: the first that is a pack is the newest.
+        numbered.sort { ($0.number, $0.name) > ($1.number, $1.name) }
+        let total = numbered.reduce(0) { $0 + $1.byteCount }
+        var (salvages, done) = ([PackSalvage](), 0)
+        var isNewest = true
+        for file in numbered {
+            let salvage = try PackSalvage(
+                files, name: file.name, isNewest: isNewest, mark: hints.mark)
+            switch salvage.kind {
+            case .pack, .misplaced: isNewest = false
+            case .foreign, .hollow: break
+            }
+            salvages.append(salvage)
+            done += file.byteCount
+            progress(done, 2 * total)
+        }
+        return (salvages.reversed(), junk)
+    }
+
+    /// Decides which file is which pack: the one with its name, or else one that says so itself.
+    private mutating func choosePacks() {
+        for (position, salvage) in salvages.enumerated() {
+            switch salvage.kind {
+            case .pack: packs[salvage.number] = position
+            case .foreign(let reason): junk.append((salvage.name, reason))
+            case .misplaced, .hollow: break
+            }
+        }
+        for (position, salvage) in salvages.enumerated() {
+            guard case .misplaced = salvage.kind else { continue }
+            if packs[salvage.number] == nil {
+                packs[salvage.number] = position
+            } else {
+                junk.append((salvage.name, "it is another copy of pack \(salvage.number)"))
+            }
+        }
+    }
+
+    // MARK: - Records
+
+    private mutating func readRecords() {
+        highestTransaction = max(highestTransaction, hints.highestTransaction)
+        for (pack, file) in packs {
+            for entry in salvages[file].entries {
+                highestTransaction = max(highestTransaction, entry.transaction)
+                guard let table = entry.frame else {
+                    let location = RecordLocation(pack: pack, offset: entry.address)
+                    records[location] = RecordPlace(file: file, entry: entry)
+                    continue
+                }
+                let place = RecordLocation(pack: UInt32(file), offset: entry.offset)
+                frames[entry.transaction, default: TransactionFrames()].append(table, at: place)
+            }
+        }
+    }
+
+    private mutating func readManifests() throws {
+        let places = records.sorted {
+            ($0.key.pack, $0.key.offset) < ($1.key.pack, $1.key.offset)
+        }
+        var forgotten: Set<CheckpointID> = []
+        var found: [Checkpoint] = []
+        var newestPruned: PrunedRecord?
+        for (location, place) in places {
+            do {
+                switch place.entry.type {
+                case .publish: found.append(try manifest(at: location, place))
+                case .forget:
+                    let payload = try payload(at: location, .forget)
+                    forgotten.formUnion(try ForgetRecord.decode(payload).ids.map(CheckpointID.init))
+                case .pruned:
+                    let record = try PrunedRecord.decode(try payload(at: location, .pruned))
+                    pruned = pruned.union(record)
+                    newestPruned = record
+                default: break
+                }
+            } catch let error as FormatError {
+                noteWrong(location, error)
+            }
+        }
+        pruned = pruned.union(hints.pruned)
+        prunedIsLost = pruned != (newestPruned ?? PrunedRecord())
+        let hinted = Set(hints.manifests.filter(\.isForgotten).map(\.id)).subtracting(forgotten)
+        for checkpoint in found where positions[checkpoint.id] == nil {
+            positions[checkpoint.id] = members.count
+            let isForgotten =
+                forgotten.contains(checkpoint.id) || hinted.contains(checkpoint.id)
+            if hinted.contains(checkpoint.id) { forgottenByHint.append(checkpoint.id) }
+            members.append(
+                Member(checkpoint: checkpoint, isForgotten: isForgotten, isNeeded: !isForgotten))
+        }
+    }
+
+    private func manifest(at location: RecordLocation, _ place: RecordPlace) throws -> Checkpoint {
+        let payload = try payload(at: location, .publish)
+        let manifest = try Manifest.decode(payload)
+        guard manifest.transaction == place.entry.transaction else {
+            throw FormatError(offset: 16, reason: "the transaction numbers differ")
+        }
+        let digest = payload.withUnsafeBytes { PageDigest(hashing: $0) }
+        return Checkpoint(id: CheckpointID(digest), manifest: manifest, location: location)
+    }
+
+    private func noteWrongCorruption(
+        _ location: RecordLocation, _ error: FormatError
+    ) -> Corruption? {
+        guard let place = records[location] else { return nil }
+        return Corruption(
+            file: salvages[place.file].path, offset: UInt64(place.entry.offset),
+            object: place.entry.type.description, reason: error.reason)
+    }
+
+    /// Takes a record for damaged that its checksum calls whole.
+    mutating func noteWrong(_ location: RecordLocation, _ error: FormatError) {
+        wrong[location] = noteWrongCorruption(location, error)
+        records[location] = nil
+    }
+
+    private mutating func findMissing() {
+        highestPack = packs.keys.max() ?? 0
+        if let mark = hints.mark, mark.namesRecords { highestPack = max(highestPack, mark.pack) }
+        let named =
+            members.flatMap { $0.checkpoint.manifest.mapParts + $0.checkpoint.manifest.stateParts }
+            + hints.manifests.map(\.location)
+        highestPack = max(highestPack, named.map(\.pack).max() ?? 0)
+        highestPack = max(highestPack, pruned.ranges.last.map { $0.upperBound - 1 } ?? 0)
+        missing = (1..<highestPack + 1).filter { packs[$0] == nil && !pruned.contains($0) }
+    }
+
+    private mutating func markNeeded() {
+        for position in members.indices.reversed() where members[position].isNeeded {
+            guard let ancestor = members[position].checkpoint.mapAncestor,
+                let place = positions[ancestor]
+            else { continue }
+            members[place].isNeeded = true
+        }
+    }
+
+    // MARK: - Reading
+
+    /// The payload of a whole record.
+    func payload(at location: RecordLocation, _ type: RecordType) throws -> [UInt8] {
+        guard let place = records[location], place.entry.type == type else {
+            throw Unreadable(corruption: lost(location, type))
+        }
+        let file = try files.open(salvages[place.file].path)
+        let (header, record) = try PackReader.readRecord(file, at: place.entry.offset)
+        let end = RecordHeader.byteCount + header.payloadCount
+        return Array(record[RecordHeader.byteCount..<end])
+    }
+
+    /// A part of a page map.
+    func mapPart(at location: RecordLocation) throws -> MapPart {
+        let payload = try payload(at: location, .mapPart)
+        let part = try payload.withUnsafeBytes {
+            try MapPart.decode($0, decompressor: Decompressor())
+        }
+        if let last = part.runs.last, last.range.end.rawValue > PageMap.frameEndMax {
+            throw FormatError(offset: 16, reason: "it names frame numbers beyond 2^32")
+        }
+        return part
+    }
+
+    /// What became of a record that is not there, and where.
+    func lost(_ location: RecordLocation, _ type: RecordType) -> Corruption {
+        if let wrong = wrong[location] { return wrong }
+        let path = PackName.path(location.pack)
+        guard let file = packs[location.pack] else {
+            return Corruption(
+                file: path, offset: 0, object: "pack", reason: "the file is missing")
+        }
+        if let damage = salvages[file].damage(at: location.offset) {
+            return Corruption(
+                file: salvages[file].path, offset: damage.range.lowerBound, object: damage.object,
+                reason: damage.reason)
+        }
+        return Corruption(
+            file: salvages[file].path, offset: UInt64(location.offset), object: type.description,
+            reason: "it is not there")
+    }
+}
+
+extension FileError {
+    /// True if what was opened is a folder or the like.
+    fileprivate var isNoFile: Bool { [21, 6, 40].contains(errno) }
+}

@@ -1,0 +1,72 @@
+import CheckpointFormat
+import GuestModel
+public import SystemPackage
+
+extension Repository {
+    /// Finds out what a repair of a damaged repository would do.
+    ///
+    /// Takes the writer's lock, and holds it as long as the plan lives. Reads every byte of every
+    /// pack and every page, and changes nothing. Needs memory for the indexes of all packs, some 50
+    /// bytes for each different page, and the page maps of two checkpoints. A repository that
+    /// cannot be opened any more can be repaired all the same.
+    ///
+    /// - Parameter progress: called now and then with work done and in all.
+    public static func planRepair(
+        at path: FilePath, progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+    ) throws(RepositoryError) -> RepairPlan {
+        try planRepair(at: path, files: PosixFiles(root: path), progress: progress)
+    }
+
+    /// The same over other files, or with other limits.
+    package static func planRepair(
+        at path: FilePath, files: any RepositoryFiles,
+        packByteCountMax: Int = Repository.packByteCountMax,
+        progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+    ) throws(RepositoryError) -> RepairPlan {
+        let (id, isLost) = try repairableIdentity(path, files)
+        let lock = try takeLock(path, files)
+        do {
+            let opened = RepairFiles(files, id)
+            let hints = try RepairHints(opened, path: path)
+            var survey = try RepairSurvey(opened, hints) { progress?($0, $1) }
+            let stock = try survey.takeStock { progress?($0, $1) }
+            let verdicts = try survey.judge(stock)
+            var preparation = RepairPreparation(
+                path: path, files: files, repository: id, lock: RepairLock(lock),
+                packByteCountMax: packByteCountMax)
+            preparation.envelopeIsLost = isLost
+            var planner = try RepairPlanner(survey, stock, verdicts, preparation)
+            return try planner.make()
+        } catch {
+            throw RepositoryError(indexFailure: error, path: path, files: files)
+        }
+    }
+
+    /// Which repository it is: the file `repository` says so, or else its packs.
+    private static func repairableIdentity(
+        _ path: FilePath, _ files: any RepositoryFiles
+    ) throws(RepositoryError) -> (RepositoryID, isLost: Bool) {
+        let failure: RepositoryError
+        do throws(RepositoryError) {
+            return (try readEnvelope(path, files), false)
+        } catch {
+            guard error.corruption != nil || [.missing, .foreign].contains(error.code) else {
+                throw error
+            }
+            failure = error
+        }
+        var votes: [RepositoryID: Int] = [:]
+        for name in (try? files.list(PackName.directory)) ?? [] {
+            guard PackName.number(name) != nil,
+                let head = try? files.open("\(PackName.directory)/\(name)", .read)
+                    .readBytes(Envelope.byteCount, at: 0),
+                let envelope = try? Envelope.decode(head, kind: .pack)
+            else { continue }
+            votes[envelope.repository, default: 0] += 1
+        }
+        guard let best = votes.max(by: { $0.value < $1.value }),
+            best.value * 2 > votes.values.reduce(0, +)
+        else { throw failure }
+        return (best.key, true)
+    }
+}
