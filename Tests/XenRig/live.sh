@@ -156,7 +156,8 @@ after_kill() {
     took=$($cases running "$id" 1000) || fail "$took" || return 1
     [ "$took" -le "$slowest" ] || slowest=$took
     goes_on pvh || return 1
-    tries=50
+    # A guard whose guest was asked to suspend waits for it a minute.
+    tries=700
     while ps -o args | grep -q '[x]en guard'; do
         tries=$((tries - 1))
         [ $tries -gt 0 ] || fail "the guard does not end" || return 1
