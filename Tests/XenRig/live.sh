@@ -266,6 +266,7 @@ live_memory() {
     done
     wait $checkpointer || { cat words; return 1; }
     cat words
+    [ "$peak" -gt 0 ] || fail "the peak was not read" || return 1
     echo "# peak memory of the checkpointer of a 1 GiB guest: $((peak / 1024)) MiB, ring included"
     goes_on pvh
 }
