@@ -42,6 +42,8 @@ struct RepairOracle {
     /// Forget records: what they name, and where they lie.
     private var forgets: [(ids: [CheckpointID], pack: UInt32, bytes: Range<Int>)] = []
     private var rewritten: Set<UInt32> = []
+    /// The records of each pack, and how much of it each says is confirmed.
+    private var records: [UInt32: [(bytes: Range<Int>, confirmed: Int)]] = [:]
 
     /// Looks at a whole repository that is closed.
     init(_ repository: Repository, _ path: FilePath) throws {
@@ -68,6 +70,8 @@ struct RepairOracle {
                     places[location] = (pack, bytes)
                 }
                 before = bytes
+                let header = try (whole[pack] ?? [])[bytes].withUnsafeBytes { try RecordHeader($0) }
+                records[pack, default: []].append((bytes, Int(header.confirmed)))
             }
         }
         parts = places
@@ -176,6 +180,35 @@ extension RepairOracle {
         return now[place.bytes] == before[place.bytes]
     }
 
+    /// Where the newest pack's unconfirmed end begins, if something in it is not whole: nothing
+    /// tells it from what a power cut leaves of a checkpoint that nobody was told of.
+    private func torn(_ damaged: Damaged) -> (pack: UInt32, start: Int)? {
+        // The index has read all of every pack.
+        guard !damaged.hasIndex else { return nil }
+        let newest = damaged.packs.keys.filter { pack in
+            let head = isIntact((pack, 0..<Envelope.byteCount), damaged)
+            return head || (records[pack] ?? []).contains { isIntact((pack, $0.bytes), damaged) }
+        }.max()
+        guard let newest, !rewritten.contains(newest) else { return nil }
+        let ordered = records[newest] ?? []
+        let intact = ordered.filter { isIntact((newest, $0.bytes), damaged) }
+        let confirmed = intact.map(\.confirmed).max() ?? 0
+        let start = ordered.map(\.bytes.lowerBound).first { start in
+            start >= confirmed && !intact.contains { $0.bytes.lowerBound == start }
+        }
+        return start.map { (newest, $0) }
+    }
+
+    /// Which pack a file without a readable envelope was.
+    func number(of bytes: [UInt8], named: UInt32) -> UInt32 {
+        func likeness(_ pack: UInt32) -> Int {
+            zip(bytes.dropFirst(64), (whole[pack] ?? []).dropFirst(64)).count { $0 == $1 }
+        }
+        let best = whole.keys.map { ($0, likeness($0)) }.max { $0.1 < $1.1 }
+        guard let best, best.1 > likeness(named) else { return named }
+        return best.0
+    }
+
     private func hasSeal(_ pack: UInt32, _ damaged: Damaged) -> Bool {
         guard let now = damaged.packs[pack], let before = whole[pack], let end = sealEnds[pack]
         else { return false }
@@ -236,15 +269,22 @@ extension RepairOracle {
 
     /// Which checkpoints are there, whole and not.
     func judge(_ damaged: Damaged) -> Verdict {
+        let torn = torn(damaged)
+        func counts(_ place: (pack: UInt32, bytes: Range<Int>)) -> Bool {
+            if let torn, place.pack == torn.pack, place.bytes.lowerBound >= torn.start {
+                return false
+            }
+            return isIntact(place, damaged)
+        }
         var forgotten: Set<CheckpointID> = []
-        for record in forgets where isIntact((record.pack, record.bytes), damaged) {
+        for record in forgets where counts((record.pack, record.bytes)) {
             forgotten.formUnion(record.ids)
         }
         var verdict = Verdict()
         for id in order {
             guard let need = needs[id] else { continue }
             if need.isForgotten && (damaged.hasIndex || forgotten.contains(id)) { continue }
-            guard isIntact(need.manifest, damaged) else {
+            guard counts(need.manifest) else {
                 if damaged.hasIndex { verdict.lost.insert(id) }
                 continue
             }

@@ -45,10 +45,16 @@ import VarveTestSupport
         let expected = oracle.judge(try world.damaged())
         let what: Comment = "\(places), seed \(seed)"
         let plan = try world.plan()
-        let isExact =
-            Set(plan.wholeCheckpoints.map(\.id)) == expected.whole
-            && Set(plan.losses.map(\.id)) == expected.lost
-        #expect(isExact, "\(what): \(plan.findings) and \(plan.losses.map(\.reason))")
+        let (whole, lost) = (
+            Set(plan.wholeCheckpoints.map(\.id)), Set(plan.losses.map(\.id))
+        )
+        #expect(
+            whole == expected.whole && lost == expected.lost,
+            """
+            \(what): whole \(describe(whole, expected.whole)), lost \(describe(lost, expected.lost))
+            \(plan.findings)
+            \(plan.losses.map(\.reason))
+            """)
         let outcome = try plan.execute()
         #expect(outcome.report.isClean, "\(what): \(outcome.report.corruptions)")
         try check(world, plan.wholeCheckpoints, what)
@@ -59,6 +65,11 @@ import VarveTestSupport
         tally["whole without a part of a map", default: 0] += expected.withoutPart
         tally["whole by a second copy", default: 0] += expected.bySecondCopy
         tally["saved pages", default: 0] += plan.savedPageCount
+    }
+
+    /// What is too much in a set, and what it lacks.
+    private func describe(_ found: Set<CheckpointID>, _ expected: Set<CheckpointID>) -> String {
+        "+\(found.subtracting(expected).map(\.short)) -\(expected.subtracting(found).map(\.short))"
     }
 
     /// The store is whole, holds what the plan said, and goes on.

@@ -243,7 +243,10 @@ final class RepairWorld {
             let bytes = [UInt8](try Data(contentsOf: url(PackName.path(pack))))
             let head = try? Envelope.decode(bytes, kind: .pack)
             if let head, head.repository != id { continue }
-            if let head, let number = UInt32(exactly: head.number), number != pack {
+            let number =
+                head.flatMap { UInt32(exactly: $0.number) }
+                ?? oracle?.number(of: bytes, named: pack) ?? pack
+            if number != pack {
                 strangers[number] = bytes
             } else {
                 found[pack] = bytes

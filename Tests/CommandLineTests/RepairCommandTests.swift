@@ -32,6 +32,14 @@ import VarveTestSupport
         try bytes.write(to: pack)
     }
 
+    /// True if a process has the writer's lock, as the kernel says.
+    private func isLocked() throws -> Bool {
+        let attributes = try FileManager.default.attributesOfItem(atPath: path("store/lock"))
+        let inode = try #require(attributes[.systemFileNumber] as? Int)
+        let locks = try String(contentsOfFile: "/proc/locks", encoding: .utf8)
+        return locks.split(separator: "\n").contains { $0.contains(":\(inode) ") }
+    }
+
     private func names(_ folder: String) throws -> [String] {
         try FileManager.default.contentsOfDirectory(atPath: path("store/\(folder)")).sorted()
     }
@@ -133,13 +141,18 @@ import VarveTestSupport
 
     @Test func onlyOneWriterAtATime() throws {
         _ = try fill()
+        // It knows the format, so it opens the repository before it reads.
+        let input = Pipe()
         let (process, output, _) = try Tool.start(
-            ["import", store, "-", "--lineage", "other"], input: Pipe())
+            ["import", store, "-", "--lineage", "other", "--format", "raw"], input: input)
         defer {
             process.terminate()
+            try? input.fileHandleForWriting.close()
             _ = output.fileHandleForReading.readDataToEndOfFile()
         }
-        Thread.sleep(forTimeInterval: 0.5)
+        // A repair that comes before the import has the lock is no answer.
+        while process.isRunning, try !isLocked() { usleep(10_000) }
+        #expect(process.isRunning)
         let result = try Tool.run("repair", store)
         #expect(result.status == 1 && result.error.contains("another process is writing"))
     }

@@ -52,6 +52,8 @@ struct PackSalvage: Sendable {
     private(set) var hasSeal = false
     /// Bytes at the end that a crash left.
     private(set) var abandonedByteCount: UInt64 = 0
+    /// The records among these: nobody was told of them, but pages in them are pages.
+    private(set) var abandoned: [PackIndex.Entry] = []
 
     var path: String { "\(PackName.directory)/\(name)" }
     /// True if it may stand before other packs as it is.
@@ -62,46 +64,78 @@ struct PackSalvage: Sendable {
     /// Reads a file.
     ///
     /// - Parameters:
+    ///   - number: of the pack that it is, as `number(_:name:)` says.
     ///   - isNewest: true if no pack with a higher number is there.
     ///   - mark: how far the index had read; nil if it cannot be asked.
     init(
-        _ files: RepairFiles, name: String, isNewest: Bool, mark: ReadMark?
+        _ files: RepairFiles, name: String, number: UInt32, isNewest: Bool, mark: ReadMark?
     ) throws {
-        let named = PackName.number(name)
         self.name = name
-        let path = "\(PackName.directory)/\(name)"
-        let file = try files.open(path)
+        self.number = number
+        let file = try files.open("\(PackName.directory)/\(name)")
         byteCount = try file.byteCount()
         let head = try file.readBytes(Envelope.byteCount, at: 0)
-        var number = named ?? 0
         var refusal: String?
         do throws(Envelope.Refusal) {
             let envelope = try Envelope.decode(head, kind: .pack)
             if envelope.repository != files.repository {
-                refusal = "it belongs to repository \(envelope.repository)"
-                kind = .foreign(refusal ?? "")
-            } else if let found = UInt32(exactly: envelope.number), found > 0 {
-                if found != named { kind = .misplaced }
-                (number, isRewritten) = (found, envelope.isRewritten)
+                kind = .foreign("it belongs to repository \(envelope.repository)")
+                return
             }
+            isRewritten = envelope.isRewritten
         } catch {
             refusal = try PackSalvage.sentence(error, head, path)
         }
-        self.number = number
-        if case .foreign = kind { return }
+        if number != PackName.number(name) { kind = .misplaced }
         try read(file, refusal, isNewest: isNewest, mark: mark)
     }
 
-    /// The number that a file's envelope states, or else its name.
+    /// The number of the pack that a file is: as its envelope says, or else its footer, or else the
+    /// manifests in it, or else its name; nil if none of these does.
     static func number(_ files: RepairFiles, name: String) throws -> UInt32? {
-        let head = try files.open("\(PackName.directory)/\(name)")
-            .readBytes(Envelope.byteCount, at: 0)
-        if let envelope = try? Envelope.decode(head, kind: .pack),
-            envelope.repository == files.repository
-        {
-            return UInt32(exactly: envelope.number)
+        let file = try files.open("\(PackName.directory)/\(name)")
+        let head = try file.readBytes(Envelope.byteCount, at: 0)
+        if let envelope = try? Envelope.decode(head, kind: .pack) {
+            // Another repository's: only its name makes it a pack.
+            guard envelope.repository == files.repository else { return PackName.number(name) }
+            return UInt32(exactly: envelope.number) ?? PackName.number(name)
         }
-        return PackName.number(name)
+        let byteCount = try file.byteCount()
+        if byteCount >= UInt64(Envelope.byteCount + PackFooter.byteCount) {
+            let end = byteCount - UInt64(PackFooter.byteCount)
+            let bytes = try file.readBytes(PackFooter.byteCount, at: end)
+            if let footer = try? PackFooter.decode(bytes) { return UInt32(exactly: footer.pack) }
+        }
+        return try numberInManifests(file, byteCount) ?? PackName.number(name)
+    }
+
+    /// The pack in which manifests in a file say that page maps are which are in it; nil without.
+    private static func numberInManifests(
+        _ file: any RepositoryFile, _ byteCount: UInt64
+    ) throws -> UInt32? {
+        var parts: [UInt32: UInt64] = [:]
+        var votes: [UInt32: Int] = [:]
+        var offset = UInt32(Envelope.byteCount)
+        while UInt64(offset) < byteCount {
+            do {
+                let (header, record) = try PackReader.readRecord(file, at: offset)
+                let payload = record[RecordHeader.byteCount...].prefix(header.payloadCount)
+                if header.type == .mapPart {
+                    parts[header.address == 0 ? offset : header.address] = header.transaction
+                } else if header.type == .publish {
+                    let manifest = try Manifest.decode(Array(payload))
+                    for part in manifest.mapParts where parts[part.offset] == header.transaction {
+                        votes[part.pack, default: 0] += 1
+                    }
+                }
+                offset += UInt32(header.recordByteCount)
+            } catch is FormatError {
+                guard let next = try PackScan.nextRecord(file, after: offset, size: byteCount)
+                else { break }
+                offset = next
+            }
+        }
+        return votes.max { ($0.value, $1.key) < ($1.value, $0.key) }?.key
     }
 
     /// What is wrong with an envelope; throws if it is right, and of a later program.
@@ -125,9 +159,8 @@ struct PackSalvage: Sendable {
     ) throws {
         if let refusal {
             let head = try file.readBytes(Envelope.byteCount, at: 0)
-            let isHollow = head.count < Envelope.byteCount || head.allSatisfy { $0 == 0 }
             let mayBeHollow = mark.map { number > $0.pack || !$0.namesRecords } ?? true
-            if isNewest, isHollow, mayBeHollow {
+            if isNewest, Envelope.isTorn(head, kind: .pack), mayBeHollow, case .pack = kind {
                 kind = .hollow
                 return
             }
@@ -141,7 +174,8 @@ struct PackSalvage: Sendable {
             kind = .foreign(envelopeProblem ?? "")
             return
         }
-        guard isNewest, !isRewritten else { return }
+        // A pack that the index had read past was sealed, and the newest one is lost.
+        guard isNewest, !isRewritten, mark.map({ $0.pack <= number }) ?? true else { return }
         sealProblem = nil
         let read = mark?.pack == number ? mark?.offset ?? 0 : 0
         dropTorn(confirmed: try PackSalvage.confirmed(file, entries, read))
@@ -171,6 +205,7 @@ struct PackSalvage: Sendable {
         guard let torn = damages.first(where: { $0.range.lowerBound >= confirmed }) else { return }
         let start = torn.range.lowerBound
         abandonedByteCount = byteCount - start
+        abandoned = (entries + damages.compactMap(\.entry)).filter { UInt64($0.offset) >= start }
         entries.removeAll { UInt64($0.offset) >= start }
         damages.removeAll { $0.range.lowerBound >= start }
     }

@@ -172,7 +172,8 @@ extension RepairSurvey {
         }
         for file in packs.values {
             let entries = salvages[file].entries.filter { !known.contains($0.transaction) }
-            for entry in entries + salvages[file].damages.compactMap(\.entry) {
+            let others = salvages[file].damages.compactMap(\.entry) + salvages[file].abandoned
+            for entry in entries + others {
                 blocks.formUnion(RepairSurvey.blocks(of: entry, in: file))
             }
         }

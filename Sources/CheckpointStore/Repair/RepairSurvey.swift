@@ -114,7 +114,8 @@ struct RepairSurvey: Sendable {
         var isNewest = true
         for file in numbered {
             let salvage = try PackSalvage(
-                files, name: file.name, isNewest: isNewest, mark: hints.mark)
+                files, name: file.name, number: file.number, isNewest: isNewest,
+                mark: hints.mark)
             switch salvage.kind {
             case .pack, .misplaced: isNewest = false
             case .foreign, .hollow: break

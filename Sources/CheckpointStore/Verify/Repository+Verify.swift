@@ -148,7 +148,7 @@ final class Verification: Sendable {
     func walk(_ catalog: [CatalogEntry], forgotten: [CatalogEntry]) throws {
         let pages = VerifyPages(repository, findings)
         do {
-            try walk(catalog, pages)
+            try walk(catalog, Set(forgotten.map(\.id)), pages)
             try walk(forgotten: forgotten, pages)
         } catch {
             // The threads end before the error goes on.
@@ -159,13 +159,15 @@ final class Verification: Sendable {
         state.withLock { $0.report.pageCount = count }
     }
 
-    private func walk(_ catalog: [CatalogEntry], _ pages: VerifyPages) throws {
+    private func walk(
+        _ catalog: [CatalogEntry], _ forgotten: Set<CheckpointID>, _ pages: VerifyPages
+    ) throws {
         var last: (id: CheckpointID, map: PageMap)?
         for entry in catalog {
             do {
                 // Leased, so it is there also if it is forgotten meanwhile.
                 let checkpoint = try repository.ancestor(entry.id)
-                last = try checkMap(checkpoint, after: last)
+                last = try checkMap(checkpoint, after: last, forgotten)
                 _ = try repository.state(of: checkpoint)
                 try checkPages(of: checkpoint, pages)
                 state.withLock { $0.report.checkpointCount += 1 }
@@ -205,14 +207,17 @@ final class Verification: Sendable {
     /// Where the checkpoint follows the one before, its delta over that one's map is enough: it
     /// names every frame that differs.
     private func checkMap(
-        _ checkpoint: Checkpoint, after last: (id: CheckpointID, map: PageMap)?
+        _ checkpoint: Checkpoint, after last: (id: CheckpointID, map: PageMap)?,
+        _ forgotten: Set<CheckpointID>
     ) throws -> (CheckpointID, PageMap) {
         if let last, checkpoint.parent == last.id, !checkpoint.hasBaseMap {
             try MapReader.apply(reader, checkpoint.manifest, to: last.map)
             if last.map.root() == checkpoint.root { return (checkpoint.id, last.map) }
         }
         // Read as a restore would; it throws if the root is wrong.
-        return (checkpoint.id, try repository.pageMap(of: checkpoint).map)
+        let map = try repository.pageMap(of: checkpoint).map
+        try checkInherited(by: checkpoint, map, forgotten)
+        return (checkpoint.id, map)
     }
 
     /// Hands in the pages that a checkpoint stored; looks up the others.
