@@ -122,4 +122,31 @@ import VarveTestSupport
         #expect(try Repository.open(at: path, .reading).verify().isClean)
         #expect(try restore() == pages)
     }
+
+    /// A checkpoint has a page from the page map of a forgotten one: no other map names it.
+    @Test func verificationMissesPagesOfForgottenPageMaps() throws {
+        let repository = try Repository.create(at: path)
+        let guest = SimulatedGuest(
+            layout: GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: 32)]))
+        let session = try CaptureSession(of: guest, in: repository, lineage: "web")
+        var checkpoints: [Checkpoint] = []
+        for frame in 1...3 as ClosedRange<UInt64> {
+            guest.with { $0.write(frame, [UInt8](repeating: UInt8(frame), count: Page.byteCount)) }
+            checkpoints.append(try session.capture().checkpoint)
+        }
+        session.close()
+        let (middle, last) = (checkpoints[1], checkpoints[2])
+        try #require(last.mapAncestor == middle.id)
+        try repository.forget([middle.id])
+        #expect(try repository.verify().isClean)
+        let digest = [UInt8](repeating: 2, count: Page.byteCount).withUnsafeBytes {
+            PageDigest(hashing: $0)
+        }
+        let place = try #require(try repository.location(of: digest))
+        try repository.withIndex { try $0.deletePages([digest: place]) }
+        let error = #expect(throws: RepositoryError.self) { try repository.verify(.structure) }
+        #expect(error?.code == .indexDamaged)
+        try? repository.close()
+        #expect(try Repository.open(at: path, .reading).verify().isClean)
+    }
 }

@@ -12,7 +12,7 @@ import VarveTestSupport
     /// Every kind of damage alone, then several kinds together.
     @Test func everyDamageIsRepaired() throws {
         var random = TestSeed.generator(0x4E)
-        let rounds = TestSeed.isLong ? 40 : 3
+        let rounds = TestSeed.isLong ? 40 : 2
         var tally: [String: Int] = [:]
         for _ in 0..<rounds {
             let world = try RepairWorld(seed: random.next())
