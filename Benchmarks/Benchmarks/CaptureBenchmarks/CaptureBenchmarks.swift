@@ -24,7 +24,7 @@ private func guestSize(_ gigabytes: Int) {
     let unit = Settings.sized(1 << 30, quick: 64 * mebibyte)
     let byteCount = gigabytes * unit
     // The guest, the page map and what captures hold, and room for the machine.
-    guard byteCount + byteCount / 16 + 3 << 30 <= ResidentMemory.available else { return }
+    guard byteCount + byteCount / 16 + (2 << 30) <= ResidentMemory.available else { return }
     let dirtyCount = byteCount / Page.byteCount / 100
     compare(
         "size.\(gigabytes)",
@@ -171,7 +171,7 @@ private func frequency() {
         subject.noteMemory(run)
     } round: { subject, run in
         let beat = Heartbeat(subject, interval: .milliseconds(10), dirtyCount: dirtyCount)
-        let outcome = try beat.run(count: seconds * 100)
+        let outcome = try beat.run(for: .seconds(seconds))
         for pause in outcome.pauses {
             run.add(
                 "pause", .subject, seconds: pause, byteCount: dirtyCount * Page.byteCount)

@@ -35,30 +35,29 @@ struct Heartbeat {
         self.dirtyCount = dirtyCount
     }
 
-    func run(count: Int) throws -> Outcome {
+    /// Runs for so long: what was not begun by then is not made up for.
+    func run(for duration: Duration) throws -> Outcome {
         var outcome = Outcome()
         let waiting = DispatchQueue(label: "published")
-        do {
-            let collector = Collector()
-            let clock = ContinuousClock()
-            let start = clock.now
-            for number in 0..<count {
-                let due = start + interval * number
-                if clock.now < due { Heartbeat.sleep(due - clock.now) }
-                let begun = clock.now
-                if begun - due > interval { outcome.lateCount += 1 }
-                subject.write(pages: dirtyCount)
-                let pending = try subject.session.begin()
-                outcome.pauses.append(pending.pause.seconds)
-                waiting.async { collector.wait(pending, since: begun) }
-            }
-            waiting.sync {}
-            outcome.seconds = (clock.now - start).seconds
-            let all = collector.all
-            if let failure = all.failure { throw Child.Failure(description: failure) }
-            outcome.published = all.times
-            outcome.storedByteCount = Double(all.byteCount)
+        let collector = Collector()
+        let clock = ContinuousClock()
+        let start = clock.now
+        for number in 0..<Int(duration / interval) where clock.now - start < duration {
+            let due = start + interval * number
+            if clock.now < due { Heartbeat.sleep(due - clock.now) }
+            let begun = clock.now
+            if begun - due > interval { outcome.lateCount += 1 }
+            subject.write(pages: dirtyCount)
+            let pending = try subject.session.begin()
+            outcome.pauses.append(pending.pause.seconds)
+            waiting.async { collector.wait(pending, since: begun) }
         }
+        waiting.sync {}
+        outcome.seconds = (clock.now - start).seconds
+        let all = collector.all
+        if let failure = all.failure { throw Child.Failure(description: failure) }
+        outcome.published = all.times
+        outcome.storedByteCount = Double(all.byteCount)
         return outcome
     }
 

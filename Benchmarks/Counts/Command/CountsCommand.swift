@@ -73,6 +73,7 @@ private final class CountedGuest {
     private let session: CaptureSession
     private var checkpoints: [Checkpoint] = []
     private var random = SeededGenerator(seed: 1)
+    private var dirtied = 0
 
     init(pageCount: Int) throws {
         self.pageCount = pageCount
@@ -98,10 +99,11 @@ private final class CountedGuest {
         }
     }
 
-    /// Dirties pages far from each other.
+    /// Dirties pages far from each other; other ones each time.
     private func dirty(_ count: Int) {
-        for index in 0..<count {
-            CountedGuest.fill(region, index * 7919 % pageCount, &random)
+        for _ in 0..<count {
+            dirtied += 1
+            CountedGuest.fill(region, dirtied * 7919 % pageCount, &random)
         }
     }
 
@@ -114,7 +116,7 @@ private final class CountedGuest {
         let tally = files.tally - before
         budgets.add(
             "first capture: allocations a page",
-            Double(callocations_count() - allocations) / pages, atMost: 0.5)
+            Double(callocations_count() - allocations) / pages, atMost: 0.8)
         budgets.add("first capture: writes a MiB", Double(tally.writes) / (pages / 256), atMost: 4)
         budgets.add("first capture: reads", tally.reads, atMost: 8)
     }
@@ -140,7 +142,7 @@ private final class CountedGuest {
         let captures = Double(rounds)
         budgets.add(
             "capture: allocations a dirty page",
-            Double(callocations_count() - allocations) / pages, atMost: 2)
+            Double(callocations_count() - allocations) / pages, atMost: 8)
         // One a checkpoint, and for each sealed pack one more.
         budgets.add("capture: syncs a checkpoint", Double(tally.syncs) / captures, atMost: 1.2)
         budgets.add("capture: writes a checkpoint", Double(tally.writes) / captures, atMost: 12)
@@ -168,7 +170,8 @@ private final class CountedGuest {
             guard try MemoryRoot.of(target) == checkpoint.root else {
                 throw CountFailure("the \(name) checkpoint came back different")
             }
-            budgets.add("restore of the \(name): maps read", result.mapsRead, atMost: 4)
+            // Skip deltas to the base of 4: three maps a digit of the 63 before it, and the base.
+            budgets.add("restore of the \(name): maps read", result.mapsRead, atMost: 10)
             budgets.add(
                 "restore of the \(name): allocations a page",
                 Double(callocations_count() - allocations) / Double(pageCount), atMost: 1)
