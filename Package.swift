@@ -11,6 +11,8 @@ let package = Package(
         .library(name: "Varve", targets: ["Varve"]),
         .executable(name: "varve", targets: ["varve-cli"]),
         .executable(name: "timetravel", targets: ["TimeTravel"]),
+        // For the package in Benchmarks alone; no promise of an interface.
+        .library(name: "VarveStages", targets: ["VarveStages"]),
     ],
     dependencies: [
         // FilePath and Errno in the store's interface, so that no path is a bare string.
@@ -70,6 +72,22 @@ let package = Package(
                 "LinuxGuest", "XenGuest", "XenStream",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
+
+        // Single stages of the pipeline, for Benchmarks to time: it sees no `package` declaration.
+        .target(
+            name: "VarveStages",
+            dependencies: ["CPageKernels", "CheckpointFormat", "CheckpointStore", "GuestModel"],
+            path: "Benchmarks/Stages"),
+        // Counts of allocations, calls and bytes with their budgets: Scripts/benchmark --counts.
+        .target(name: "CAllocations", path: "Benchmarks/Counts/CAllocations"),
+        .executableTarget(
+            name: "varve-counts",
+            dependencies: [
+                "CAllocations", "CheckpointEngine", "CheckpointFormat", "CheckpointStore",
+                "GuestModel", "LinuxGuest", "VarveTestSupport",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ],
+            path: "Benchmarks/Counts/Command"),
 
         // Examples: in this package, so that one build serves library, tool and tests.
         .executableTarget(

@@ -4,36 +4,46 @@ import PackageDescription
 
 // A package of its own, so that nobody who depends on the library fetches the benchmark runner.
 //
+//   Scripts/benchmark [--quick]      everything, and the report
 //   cd Benchmarks && swift package -c release --allow-writing-to-package-directory benchmark
+//
+// A suite is an executable in Benchmarks/; `Measuring` is what they share, `Report` makes
+// RESULTS.md of what they recorded. `Stages` is a target of the library's own package.
+
+/// A suite of benchmarks.
+func suite(_ name: String, stages: Bool = false) -> Target {
+    .executableTarget(
+        name: name,
+        dependencies: [
+            "Measuring",
+            .product(name: "Benchmark", package: "benchmark"),
+            .product(name: "SystemPackage", package: "swift-system"),
+            .product(name: "Varve", package: "varve"),
+        ] + (stages ? [.product(name: "VarveStages", package: "varve")] : []),
+        path: "Benchmarks/\(name)",
+        plugins: [.plugin(name: "BenchmarkPlugin", package: "benchmark")])
+}
 
 let package = Package(
     name: "varve-benchmarks",
     dependencies: [
         // The library under test.
         .package(name: "varve", path: ".."),
-        // Runs benchmarks and counts what they cost. Without traits it needs no jemalloc.
+        // Runs benchmarks, each in a process of its own. Without traits it needs no jemalloc.
         .package(url: "https://github.com/ordo-one/benchmark", from: "1.38.0", traits: []),
         // Paths in the library's interface.
         .package(url: "https://github.com/apple/swift-system", from: "1.6.0"),
     ],
     targets: [
-        .executableTarget(
-            name: "CaptureBenchmarks",
-            dependencies: [
-                .product(name: "Benchmark", package: "benchmark"),
-                .product(name: "SystemPackage", package: "swift-system"),
-                .product(name: "Varve", package: "varve"),
-            ],
-            path: "Benchmarks/CaptureBenchmarks",
-            plugins: [.plugin(name: "BenchmarkPlugin", package: "benchmark")]),
-        .executableTarget(
-            name: "StreamBenchmarks",
-            dependencies: [
-                .product(name: "Benchmark", package: "benchmark"),
-                .product(name: "SystemPackage", package: "swift-system"),
-                .product(name: "Varve", package: "varve"),
-            ],
-            path: "Benchmarks/StreamBenchmarks",
-            plugins: [.plugin(name: "BenchmarkPlugin", package: "benchmark")]),
+        .target(
+            name: "Measuring",
+            dependencies: [.product(name: "Benchmark", package: "benchmark")],
+            path: "Measuring"),
+        .executableTarget(name: "report", dependencies: ["Measuring"], path: "Report"),
+        suite("StageBenchmarks", stages: true),
+        suite("CaptureBenchmarks"),
+        suite("StoreBenchmarks"),
+        suite("StreamBenchmarks"),
+        suite("PeerBenchmarks"),
     ]
 )

@@ -1,107 +1,279 @@
 import Benchmark
 import Foundation
-import SystemPackage
+import Glibc
+import Measuring
 import Varve
 
-// Each figure beside its limit in the same run: copying the same pages with memcpy.
+// Captures and reverts of memory of this process, each beside copying the same pages.
 
-/// A guest in this process with a repository to take it to.
-private final class Subject {
-    let directory = FileManager.default.temporaryDirectory
-        .appendingPathComponent("varve-benchmark-\(UUID().uuidString)")
-    let memory = ProcessMemory()
-    let region: MemoryRegion
-    let session: CaptureSession
-    let first: Checkpoint
-    private var next: UInt64 = 1
+let benchmarks: @Sendable () -> Void = {
+    for gigabytes in [1, 2, 4, 8, 16] { guestSize(gigabytes) }
+    for share in [0.001, 0.01, 0.1, 0.5, 1] { dirtyShare(share) }
+    publishing()
+    frequency()
+    revert()
+    metadata()
+}
 
-    init(pageCount: Int) throws {
-        region = try memory.allocate(byteCount: pageCount * Page.byteCount)
-        let repository = try Repository.create(at: FilePath(directory.path))
-        session = try CaptureSession(of: memory, in: repository, lineage: "benchmark")
-        for page in 0..<pageCount { Subject.write(page, of: region, &next) }
-        first = try session.capture().checkpoint
+private let mebibyte = 1 << 20
+
+// MARK: - The pause
+
+/// The pause with 1 % of a guest dirty, all copied in the pause.
+private func guestSize(_ gigabytes: Int) {
+    let unit = Settings.sized(1 << 30, quick: 64 * mebibyte)
+    let byteCount = gigabytes * unit
+    // The guest, the page map and what captures hold, and room for the machine.
+    guard byteCount + byteCount / 16 + (2 << 30) <= ResidentMemory.available else { return }
+    let dirtyCount = byteCount / Page.byteCount / 100
+    compare(
+        "size.\(gigabytes)",
+        "pause with 1 % of \(byteCount / mebibyte) MiB dirty (\(dirtyCount) pages)",
+        rounds: Settings.sized(15, quick: 3)
+    ) { run in
+        var options = CaptureOptions()
+        options.pauseBudget = .seconds(60)
+        return try CaptureSubject(
+            byteCount: byteCount, repeats: true, directory: run.directory, options: options,
+            targetByteCount: dirtyCount * Page.byteCount)
+    } finish: { subject, run in
+        subject.noteMemory(run)
+    } round: { subject, run in
+        try pauseRound(subject, run, dirtyCount: dirtyCount, x: Double(byteCount) / Double(1 << 30))
     }
+}
 
-    deinit {
-        session.close()
-        try? FileManager.default.removeItem(at: directory)
+/// One pause, and before it what it cannot do without, over the same pages.
+private func pauseRound(
+    _ subject: CaptureSubject, _ run: Comparison, dirtyCount: Int, x: Double
+) throws {
+    let byteCount = dirtyCount * Page.byteCount
+    // What the limit takes from the log is written again, so that the capture misses nothing.
+    subject.write(pages: dirtyCount)
+    var bitmap = DirtyBitmap()
+    let start = ContinuousClock.now
+    _ = try subject.memory.takeDirty(into: &bitmap, isFinal: true)
+    let taken = ContinuousClock.now
+    let copied = subject.copy(bitmap.runs())
+    let end = ContinuousClock.now
+    guard copied == dirtyCount else {
+        throw Child.Failure(description: "the log named \(copied) of \(dirtyCount) pages")
     }
+    subject.write(pages: dirtyCount)
+    let pending = try subject.session.begin()
+    run.add(
+        "pause", .subject, seconds: pending.pause.seconds, byteCount: byteCount,
+        at: (x, "pause"))
+    run.add(
+        "take the log and memcpy the pages", .limit, seconds: (end - start).seconds,
+        byteCount: byteCount, at: (x, "take the log and memcpy the pages"))
+    run.add(
+        "of that, the memcpy", .limit, seconds: (end - taken).seconds, byteCount: byteCount,
+        at: (x, "of that, the memcpy"))
+    let result = try pending.wait()
+    guard result.pausedPageCount == dirtyCount else {
+        throw Child.Failure(description: "the pause copied \(result.pausedPageCount) pages")
+    }
+}
 
-    /// Makes a page dirty, half of it with new content.
-    private static func write(_ page: Int, of region: MemoryRegion, _ next: inout UInt64) {
-        for offset in stride(from: 0, to: Page.byteCount / 2, by: 8) {
-            next = next &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
-            region.bytes.storeBytes(
-                of: next, toByteOffset: page * Page.byteCount + offset, as: UInt64.self)
+// MARK: - Dirty share
+
+/// A capture with some share of 1 GiB dirty, with the options as they come.
+private func dirtyShare(_ share: Double) {
+    let byteCount = Settings.sized(1 << 30, quick: 64 * mebibyte)
+    let dirtyCount = max(1, Int(Double(byteCount / Page.byteCount) * share))
+    let dirtyBytes = dirtyCount * Page.byteCount
+    let percent = share * 100
+    compare(
+        "share.\(percent.formatted())",
+        "capture of \(byteCount / mebibyte) MiB, \(percent.formatted()) % dirty",
+        rounds: Settings.sized(share < 0.5 ? 9 : 4, quick: 2)
+    ) { run in
+        (
+            try CaptureSubject(
+                byteCount: byteCount, directory: run.directory, targetByteCount: dirtyBytes),
+            try DiskLimit(directory: run.directory, byteCountMax: dirtyBytes)
+        )
+    } finish: { subject, run in
+        subject.0.noteMemory(run)
+    } round: { both, run in
+        let (subject, disk) = both
+        subject.write(pages: dirtyCount)
+        let result = try run.time("until durable", .subject, byteCount: dirtyBytes) {
+            try subject.session.capture()
         }
-    }
-
-    /// Makes so many pages dirty, far from each other.
-    func write(pages count: Int) {
-        let pageCount = region.pages.count
-        for index in 0..<count {
-            Subject.write(index * 7919 % pageCount, of: region, &next)
+        run.add(
+            "pause", .part, seconds: result.pause.seconds, byteCount: dirtyBytes,
+            at: (percent, "pause"))
+        run.note("pages copied in the pause", Double(result.pausedPageCount), "pages")
+        run.note(
+            "metadata a dirty page",
+            Double(result.checkpoint.metadataByteCount) / Double(dirtyCount), "bytes")
+        let runs = (0..<dirtyCount).map { subject.page($0) }.sorted().map {
+            PageRange(first: PageFrameNumber(UInt64($0)), count: 1)
+        }
+        run.limit("memcpy of the pages", byteCount: dirtyBytes) { _ = subject.copy(runs) }
+        try run.limit("write and fdatasync of what was stored", byteCount: nil) {
+            try disk.write(min(result.checkpoint.addedByteCount, dirtyBytes))
         }
     }
 }
 
-let benchmarks: @Sendable () -> Void = {
-    let pageCount = 65_536
+// MARK: - Publishing
+
+/// From `begin` to durable, 1,000 dirty pages.
+private func publishing() {
+    let byteCount = Settings.sized(1 << 30, quick: 64 * mebibyte)
     let dirtyCount = 1000
-    let configuration = Benchmark.Configuration(
-        metrics: [.wallClock, .cpuTotal, .peakMemoryResident], timeUnits: .microseconds,
-        warmupIterations: 2, maxDuration: .seconds(5), maxIterations: 200)
-
-    Benchmark("memcpy of 1,000 scattered pages", configuration: configuration) {
-        benchmark, subject in
-        let target = UnsafeMutableRawPointer.allocate(
-            byteCount: dirtyCount * Page.byteCount, alignment: Page.byteCount)
-        defer { target.deallocate() }
+    compare(
+        "capture.published", "1,000 dirty pages of \(byteCount / mebibyte) MiB, until durable",
+        rounds: Settings.sized(100, quick: 10)
+    ) { run in
+        (
+            try CaptureSubject(
+                byteCount: byteCount, directory: run.directory,
+                targetByteCount: dirtyCount * Page.byteCount),
+            try DiskLimit(
+                directory: run.directory, byteCountMax: 2 * dirtyCount * Page.byteCount)
+        )
+    } finish: { subject, run in
+        subject.0.noteMemory(run)
+    } round: { both, run in
+        let (subject, disk) = both
         subject.write(pages: dirtyCount)
-        benchmark.startMeasurement()
-        for index in 0..<dirtyCount {
-            let page = index * 7919 % pageCount
-            guard let base = subject.region.bytes.baseAddress else { continue }
-            (target + index * Page.byteCount).copyMemory(
-                from: base + page * Page.byteCount, byteCount: Page.byteCount)
+        let result = try run.subject(
+            "until durable", byteCount: dirtyCount * Page.byteCount
+        ) { try subject.session.capture() }
+        run.add("pause", .part, seconds: result.pause.seconds)
+        try run.limit("write and fdatasync of what was stored") {
+            try disk.write(result.checkpoint.addedByteCount)
         }
-        benchmark.stopMeasurement()
-    } setup: {
-        try Subject(pageCount: pageCount)
+        run.note("stored", Double(result.checkpoint.addedByteCount), "bytes")
     }
+}
 
-    Benchmark(
-        "capture of 1,000 dirty pages of 256 MiB until the guest runs", configuration: configuration
-    ) { benchmark, subject in
-        subject.write(pages: dirtyCount)
-        benchmark.startMeasurement()
-        let pending = try subject.session.begin()
-        benchmark.stopMeasurement()
-        _ = try pending.wait()
-    } setup: {
-        try Subject(pageCount: pageCount)
+// MARK: - Frequency
+
+/// 100 durable checkpoints a second, for a while.
+private func frequency() {
+    let seconds = Settings.sized(60, quick: 3)
+    let byteCount = Settings.sized(1 << 30, quick: 64 * mebibyte)
+    let dirtyCount = 1000
+    compare(
+        "frequency.100",
+        "\(seconds) s of a checkpoint every 10 ms, \(byteCount / mebibyte) MiB, 1,000 dirty pages each",
+        rounds: 1
+    ) { run in
+        try CaptureSubject(
+            byteCount: byteCount, directory: run.directory,
+            targetByteCount: dirtyCount * Page.byteCount)
+    } finish: { subject, run in
+        subject.noteMemory(run)
+    } round: { subject, run in
+        let beat = Heartbeat(subject, interval: .milliseconds(10), dirtyCount: dirtyCount)
+        let outcome = try beat.run(for: .seconds(seconds))
+        for pause in outcome.pauses {
+            run.add(
+                "pause", .subject, seconds: pause, byteCount: dirtyCount * Page.byteCount)
+        }
+        for time in outcome.published { run.add("until durable", .part, seconds: time) }
+        run.note("checkpoints", Double(outcome.pauses.count), "checkpoints")
+        run.note("from the first begin to the last durable", outcome.seconds, "s")
+        run.note(
+            "durable checkpoints a second", Double(outcome.pauses.count) / outcome.seconds, "1/s")
+        run.note("began over 10 ms late", Double(outcome.lateCount), "checkpoints")
+        run.note("stored a second", outcome.storedByteCount / outcome.seconds, "bytes")
+        for _ in 0..<200 {
+            subject.write(pages: dirtyCount)
+            try run.limit(
+                "take the log and memcpy the pages", byteCount: dirtyCount * Page.byteCount
+            ) { _ = try subject.takeAndCopy() }
+        }
+        let disk = try DiskLimit(directory: run.directory, byteCountMax: 16 * mebibyte)
+        let each = Int(outcome.storedByteCount) / max(1, outcome.pauses.count)
+        for _ in 0..<200 {
+            try run.limit("write and fdatasync of what one stored") { try disk.write(each) }
+        }
     }
+}
 
-    Benchmark(
-        "capture of 1,000 dirty pages of 256 MiB until it is durable", configuration: configuration
-    ) { benchmark, subject in
+// MARK: - Revert
+
+/// Back to a checkpoint from which 1 % of 1 GiB differs.
+private func revert() {
+    let byteCount = Settings.sized(1 << 30, quick: 64 * mebibyte)
+    let dirtyCount = byteCount / Page.byteCount / 100
+    compare(
+        "revert.1", "revert in place of 1 % of \(byteCount / mebibyte) MiB (\(dirtyCount) pages)",
+        rounds: Settings.sized(25, quick: 3)
+    ) { run in
+        (
+            try CaptureSubject(
+                byteCount: byteCount, directory: run.directory,
+                targetByteCount: dirtyCount * Page.byteCount),
+            Memory(byteCount: byteCount)
+        )
+    } finish: { subject, run in
+        subject.0.noteMemory(run)
+    } round: { both, run in
+        let (subject, other) = both
         subject.write(pages: dirtyCount)
-        benchmark.startMeasurement()
-        _ = try subject.session.capture()
-        benchmark.stopMeasurement()
-    } setup: {
-        try Subject(pageCount: pageCount)
+        let start = ContinuousClock.now
+        let result = try subject.session.revert(to: subject.first)
+        let whole = (ContinuousClock.now - start).seconds
+        guard result.writtenPageCount == dirtyCount else {
+            throw Child.Failure(description: "\(result.writtenPageCount) pages were written")
+        }
+        let bytes = dirtyCount * Page.byteCount
+        run.add("standing still", .subject, seconds: result.pause.seconds, byteCount: bytes)
+        run.add("whole, with reading and checking", .part, seconds: whole, byteCount: bytes)
+        run.limit("memcpy of the pages to their places", byteCount: bytes) {
+            guard let to = other.bytes.baseAddress, let from = subject.target.bytes.baseAddress
+            else { return }
+            for index in 0..<dirtyCount {
+                memcpy(
+                    to + subject.page(index) * Page.byteCount, from + index * Page.byteCount,
+                    Page.byteCount)
+            }
+        }
+        run.note("pages written", Double(result.writtenPageCount), "pages")
+        run.note("pages compared", Double(result.comparedPageCount), "pages")
     }
+}
 
-    Benchmark(
-        "revert of 1,000 differing pages of 256 MiB", configuration: configuration
-    ) { benchmark, subject in
-        subject.write(pages: dirtyCount)
-        benchmark.startMeasurement()
-        _ = try subject.session.revert(to: subject.first)
-        benchmark.stopMeasurement()
-    } setup: {
-        try Subject(pageCount: pageCount)
+// MARK: - Metadata
+
+/// 1,000 random pages of a large guest, again and again.
+private func metadata() {
+    let gigabytes = Settings.sized(64, quick: 1)
+    let count = Settings.sized(129, quick: 17)
+    compare(
+        "metadata.random", "1,000 random dirty pages of \(gigabytes) GiB, \(count) checkpoints",
+        rounds: 1
+    ) { run in
+        let guest = SparseGuest(pageCount: gigabytes << 18)
+        let repository = try Repository.create(at: FilePath(run.directory + "/store"))
+        let session = try CaptureSession(of: guest, in: repository, lineage: "sparse")
+        _ = try session.capture()
+        return (guest, session)
+    } round: { both, run in
+        let (guest, session) = both
+        var total = 0
+        var plain = Int.max
+        for _ in 0..<count {
+            guest.dirty(1000)
+            let checkpoint = try run.subject("capture, until durable") {
+                try session.capture().checkpoint
+            }
+            guard checkpoint.changedPageCount > 990 else {
+                throw Child.Failure(description: "\(checkpoint.changedPageCount) pages changed")
+            }
+            let bytes = checkpoint.metadataByteCount * 1000 / checkpoint.changedPageCount
+            plain = min(plain, bytes)
+            total += bytes
+        }
+        run.note("a plain delta", Double(plain) / 1000, "bytes a dirty page")
+        run.note("on average", Double(total) / 1000 / Double(count), "bytes a dirty page")
+        session.close()
     }
 }

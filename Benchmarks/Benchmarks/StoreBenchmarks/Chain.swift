@@ -1,0 +1,66 @@
+import Foundation
+import Glibc
+import Measuring
+import Varve
+
+/// A repository with a long history of one guest.
+final class Chain {
+    /// Where the guest writes.
+    enum Writes: String, CaseIterable {
+        /// In a sixteenth of its memory: what programs do.
+        case sixteenth
+        /// All over it: the worst case, where late checkpoints share pages with all others.
+        case everywhere
+    }
+
+    let repository: Repository
+    private(set) var checkpoints: [Checkpoint] = []
+    let byteCount: Int
+    /// A guest to restore into; its memory was touched.
+    private let restored = ProcessMemory(tracking: .compareAll)
+
+    /// Takes `count` checkpoints with `dirtyCount` random pages dirty before each.
+    ///
+    /// - Parameter taken: called after each but the first with its number and the seconds until it
+    ///   was durable.
+    init(
+        count: Int, byteCount: Int, dirtyCount: Int, writes: Writes, directory: String,
+        taken: (_ number: Int, _ seconds: Double) -> Void = { _, _ in }
+    ) throws {
+        self.byteCount = byteCount
+        repository = try Repository.create(at: FilePath(directory + "/store"))
+        let memory = ProcessMemory()
+        let region = try memory.allocate(byteCount: byteCount)
+        try GuestContent.fill(region.bytes)
+        let session = try CaptureSession(of: memory, in: repository, lineage: "chain")
+        checkpoints.append(try session.capture().checkpoint)
+        let spread = writes == .sixteenth ? 16 : 1
+        var stamp: UInt64 = 1 << 40
+        for number in 2...max(2, count) {
+            for _ in 0..<dirtyCount {
+                let hot = Int.random(in: 0..<region.pages.count / spread)
+                // Runs of four pages, as a guest's are.
+                GuestContent.stamp(region.bytes, hot / 4 * 4 * spread + hot % 4, stamp)
+                stamp += 1
+            }
+            let start = ContinuousClock.now
+            checkpoints.append(try session.capture().checkpoint)
+            taken(number, (ContinuousClock.now - start).seconds)
+        }
+        session.close()
+        _ = try restored.allocate(byteCount: byteCount)
+    }
+
+    /// Restores the checkpoint with a number, the first one being 1.
+    func restore(_ number: Int) throws -> RestoreResult {
+        let checkpoint = checkpoints[number - 1]
+        let result = try Restore.run(checkpoint, from: repository, into: restored)
+        guard result.root == checkpoint.root else {
+            throw Child.Failure(description: "checkpoint \(number) came back different")
+        }
+        return result
+    }
+
+    /// The restored guest's memory.
+    var memory: UnsafeMutableRawBufferPointer? { restored.allRegions.first?.bytes }
+}

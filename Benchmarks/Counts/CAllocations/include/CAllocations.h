@@ -1,0 +1,9 @@
+#ifndef CALLOCATIONS_H
+#define CALLOCATIONS_H
+
+#include <stddef.h>
+
+/// Allocations of this process so far, by all threads: malloc, calloc, realloc and the aligned ones.
+size_t callocations_count(void);
+
+#endif

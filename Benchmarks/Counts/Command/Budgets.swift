@@ -1,0 +1,27 @@
+/// One count, and how much of it is allowed.
+struct Count {
+    let name: String
+    let value: Double
+    /// The most that is allowed.
+    let budget: Double
+
+    var isWithin: Bool { value <= budget }
+}
+
+/// The counts of a run, in order.
+///
+/// They are counts of work, not of time: the same on a busy machine as on an idle one, but for how
+/// batches fall to the workers.
+struct Budgets {
+    private(set) var counts: [Count] = []
+
+    mutating func add(_ name: String, _ value: Double, atMost budget: Double) {
+        counts.append(Count(name: name, value: value, budget: budget))
+    }
+
+    mutating func add(_ name: String, _ value: Int, atMost budget: Int) {
+        add(name, Double(value), atMost: Double(budget))
+    }
+
+    var isWithin: Bool { counts.allSatisfy(\.isWithin) }
+}

@@ -1,0 +1,212 @@
+import CAllocations
+import CheckpointEngine
+import CheckpointFormat
+import CheckpointStore
+import Glibc
+import GuestModel
+import LinuxGuest
+import SystemPackage
+import VarveTestSupport
+
+// Counts what captures, imports, restores and reverts cost in allocations, calls of the disk and
+// bytes, and fails if one is over its budget. No time is looked at.
+//
+//   varve-counts           a line for each count; exit status 1 if one is over its budget
+//   varve-counts --json    the same as one JSON object
+
+@main
+struct CountsCommand {
+    private static let pageCount = 16_384
+    private static let dirtyCount = 1000
+
+    static func main() throws {
+        var budgets = Budgets()
+        let subject = try CountedGuest(pageCount: pageCount)
+        try subject.countImport(&budgets)
+        try subject.countCaptures(dirtyCount: dirtyCount, &budgets)
+        try subject.countRestore(&budgets)
+        try subject.countRevert(dirtyCount: dirtyCount, &budgets)
+        if CommandLine.arguments.contains("--json") {
+            printJSON(budgets)
+        } else {
+            printTable(budgets)
+        }
+        if !budgets.isWithin { exit(1) }
+    }
+
+    private static func printTable(_ budgets: Budgets) {
+        for count in budgets.counts {
+            let mark = count.isWithin ? "ok  " : "OVER"
+            print("\(mark) \(count.name): \(count.value.short), at most \(count.budget.short)")
+        }
+        print(
+            budgets.isWithin
+                ? "all \(budgets.counts.count) counts are within their budgets"
+                : "counts are over their budgets")
+    }
+
+    private static func printJSON(_ budgets: Budgets) {
+        let lines = budgets.counts.map { count in
+            "{\"name\":\"\(count.name)\",\"value\":\(count.value.short),"
+                + "\"budget\":\(count.budget.short)}"
+        }
+        print("[" + lines.joined(separator: ",\n") + "]")
+    }
+}
+
+extension Double {
+    /// With at most three places after the point.
+    fileprivate var short: String {
+        let rounded = (self * 1000).rounded() / 1000
+        return rounded == rounded.rounded() ? "\(Int(rounded))" : "\(rounded)"
+    }
+}
+
+/// A guest in this process, taken to a repository whose disk is counted.
+private final class CountedGuest {
+    private let directory = TemporaryDirectory()
+    private let pageCount: Int
+    private let files: CountingFiles
+    private let repository: Repository
+    private let memory = ProcessMemory()
+    private let region: MemoryRegion
+    private let session: CaptureSession
+    private var checkpoints: [Checkpoint] = []
+    private var random = SeededGenerator(seed: 1)
+    private var dirtied = 0
+
+    init(pageCount: Int) throws {
+        self.pageCount = pageCount
+        let path = directory.path.appending("store")
+        files = CountingFiles(PosixFiles(root: path))
+        repository = try Repository.create(at: path, files: files)
+        region = try memory.allocate(byteCount: pageCount * Page.byteCount)
+        for page in 0..<pageCount { CountedGuest.fill(region, page, &random) }
+        var options = CaptureOptions()
+        // Not by the machine: counts must be equal everywhere.
+        options.workerCount = 2
+        session = try CaptureSession(
+            of: memory, in: repository, lineage: "counted", options: options)
+    }
+
+    /// Half of the page random, half of it zero: compresses to about half.
+    private static func fill(
+        _ region: MemoryRegion, _ page: Int, _ random: inout SeededGenerator
+    ) {
+        let start = page * Page.byteCount
+        for offset in stride(from: start, to: start + Page.byteCount / 2, by: 8) {
+            region.bytes.storeBytes(of: random.next(), toByteOffset: offset, as: UInt64.self)
+        }
+    }
+
+    /// Dirties pages far from each other; other ones each time.
+    private func dirty(_ count: Int) {
+        for _ in 0..<count {
+            dirtied += 1
+            CountedGuest.fill(region, dirtied * 7919 % pageCount, &random)
+        }
+    }
+
+    /// The first capture: every page is new.
+    func countImport(_ budgets: inout Budgets) throws {
+        let allocations = callocations_count()
+        let before = files.tally
+        checkpoints.append(try session.capture().checkpoint)
+        let pages = Double(pageCount)
+        let tally = files.tally - before
+        budgets.add(
+            "first capture: allocations a page",
+            Double(callocations_count() - allocations) / pages, atMost: 0.8)
+        budgets.add("first capture: writes a MiB", Double(tally.writes) / (pages / 256), atMost: 4)
+        budgets.add("first capture: reads", tally.reads, atMost: 8)
+    }
+
+    /// Captures of scattered dirty pages, after the first of them has grown what grows once.
+    func countCaptures(dirtyCount: Int, _ budgets: inout Budgets) throws {
+        dirty(dirtyCount)
+        checkpoints.append(try session.capture().checkpoint)
+        let rounds = 62
+        let allocations = callocations_count()
+        let before = files.tally
+        var metadata = 0
+        var plain = Int.max
+        for _ in 0..<rounds {
+            dirty(dirtyCount)
+            let checkpoint = try session.capture().checkpoint
+            checkpoints.append(checkpoint)
+            metadata += checkpoint.metadataByteCount
+            plain = min(plain, checkpoint.metadataByteCount)
+        }
+        let tally = files.tally - before
+        let pages = Double(rounds * dirtyCount)
+        let captures = Double(rounds)
+        budgets.add(
+            "capture: allocations a dirty page",
+            Double(callocations_count() - allocations) / pages, atMost: 8)
+        // One a checkpoint, and for each sealed pack one more.
+        budgets.add("capture: syncs a checkpoint", Double(tally.syncs) / captures, atMost: 1.2)
+        budgets.add("capture: writes a checkpoint", Double(tally.writes) / captures, atMost: 12)
+        budgets.add("capture: reads a checkpoint", Double(tally.reads) / captures, atMost: 12)
+        budgets.add(
+            "capture: other calls of the disk a checkpoint", Double(tally.others) / captures,
+            atMost: 2)
+        budgets.add(
+            "capture: metadata bytes a dirty page, a plain delta",
+            Double(plain) / Double(dirtyCount), atMost: 48)
+        budgets.add(
+            "capture: metadata bytes a dirty page, on average", Double(metadata) / pages,
+            atMost: 150)
+    }
+
+    /// The last checkpoint of 64, and the first, into a new guest.
+    func countRestore(_ budgets: inout Budgets) throws {
+        for (name, checkpoint) in [("first", checkpoints[0]), ("64th", checkpoints[63])] {
+            let target = ProcessMemory(tracking: .compareAll)
+            _ = try target.allocate(byteCount: pageCount * Page.byteCount)
+            let allocations = callocations_count()
+            let before = files.tally
+            let result = try Restore.run(checkpoint, from: repository, into: target)
+            let tally = files.tally - before
+            guard try MemoryRoot.of(target) == checkpoint.root else {
+                throw CountFailure("the \(name) checkpoint came back different")
+            }
+            // Skip deltas to the base of 4: three maps a digit of the 63 before it, and the base.
+            budgets.add("restore of the \(name): maps read", result.mapsRead, atMost: 10)
+            budgets.add(
+                "restore of the \(name): allocations a page",
+                Double(callocations_count() - allocations) / Double(pageCount), atMost: 1)
+            budgets.add(
+                "restore of the \(name): reads a MiB",
+                Double(tally.reads) / Double(pageCount / 256), atMost: 8)
+            budgets.add(
+                "restore of the \(name): bytes read over bytes of memory",
+                Double(tally.readBytes) / Double(pageCount * Page.byteCount), atMost: 1)
+        }
+    }
+
+    /// Back in place: only what differs is written.
+    func countRevert(dirtyCount: Int, _ budgets: inout Budgets) throws {
+        guard let newest = checkpoints.last else { return }
+        dirty(dirtyCount)
+        let before = files.tally
+        let result = try session.revert(to: newest)
+        let tally = files.tally - before
+        guard result.writtenPageCount == dirtyCount else {
+            throw CountFailure("the revert wrote \(result.writtenPageCount) pages")
+        }
+        budgets.add(
+            "revert: pages compared a differing page",
+            Double(result.comparedPageCount) / Double(dirtyCount), atMost: 1)
+        budgets.add("revert: writes to the disk", tally.writes, atMost: 0)
+        session.close()
+    }
+}
+
+/// A count that means nothing because the work was not done.
+private struct CountFailure: Error, CustomStringConvertible {
+    let description: String
+
+    init(_ description: String) {
+        self.description = description
+    }
+}
