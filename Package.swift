@@ -42,7 +42,7 @@ let package = Package(
         .target(
             name: "CheckpointStore",
             dependencies: [
-                "CheckpointFormat", "GuestModel", "CLMDB",
+                "CheckpointFormat", "GuestModel", "CLMDB", "CLinux",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
 
@@ -55,7 +55,7 @@ let package = Package(
         .target(
             name: "LinuxGuest",
             dependencies: [
-                "GuestModel", "CLinux",
+                "GuestModel", "CLinux", "CPageKernels",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
 
