@@ -44,7 +44,7 @@ let package = Package(
         .target(
             name: "CheckpointStore",
             dependencies: [
-                "CheckpointFormat", "GuestModel", "CLMDB",
+                "CheckpointFormat", "GuestModel", "CLMDB", "CLinux",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
 
@@ -57,7 +57,7 @@ let package = Package(
         .target(
             name: "LinuxGuest",
             dependencies: [
-                "GuestModel", "CLinux",
+                "GuestModel", "CLinux", "CPageKernels",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
 

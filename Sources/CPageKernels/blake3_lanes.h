@@ -2,9 +2,11 @@
 // inputs have the same tree, so the algorithm is the scalar one with vectors for words.
 //
 // Included once for each width with
-//   LANES    inputs at once: 1, 8 or 16; wider than 1 with `word` and `transpose` at hand
+//   LANES    inputs at once: 1, or a width of blake3_vectors.h
 //   NAME(x)  x with the width's suffix
 //   TARGET   the function attribute that allows the instructions
+//   KEEP(x)  keeps the compiler from spreading a rotation over the operands before it
+//   IN_MEMORY(m)  keeps the message in memory, where registers are few
 //
 // The paper's terms: a chunk is 1024 bytes, a block 64; a chaining value (CV) is 8 words.
 
@@ -21,11 +23,15 @@ INLINE WORD NAME(rotate)(WORD x, int bits) { return (x >> bits) | (x << (32 - bi
 
 INLINE void NAME(mix)(WORD *v, int a, int b, int c, int d, WORD x, WORD y) {
     v[a] = v[a] + v[b] + x;
-    v[d] = NAME(rotate)(v[d] ^ v[a], 16);
+    v[d] = v[d] ^ v[a];
+    KEEP(v[d]);
+    v[d] = NAME(rotate)(v[d], 16);
     v[c] = v[c] + v[d];
     v[b] = NAME(rotate)(v[b] ^ v[c], 12);
     v[a] = v[a] + v[b] + y;
-    v[d] = NAME(rotate)(v[d] ^ v[a], 8);
+    v[d] = v[d] ^ v[a];
+    KEEP(v[d]);
+    v[d] = NAME(rotate)(v[d], 8);
     v[c] = v[c] + v[d];
     v[b] = NAME(rotate)(v[b] ^ v[c], 7);
 }
@@ -33,16 +39,22 @@ INLINE void NAME(mix)(WORD *v, int a, int b, int c, int d, WORD x, WORD y) {
 /// One compression; replaces `cv` by the first 8 output words.
 INLINE void NAME(compress)(WORD *cv, const WORD *m, uint64_t counter, uint32_t length,
                            uint32_t flags) {
+    uint32_t last[8] = {
+        blake3_iv[0], blake3_iv[1], blake3_iv[2], blake3_iv[3], (uint32_t)counter,
+        (uint32_t)(counter >> 32), length, flags,
+    };
+#if LANES == 8
+    compress_avx2(cv, m, last);
+#else
     WORD v[16];
-    for (int i = 0; i < 8; i++) v[i] = cv[i];
-    for (int i = 0; i < 4; i++) v[8 + i] = NAME(all)(blake3_iv[i]);
-    v[12] = NAME(all)((uint32_t)counter);
-    v[13] = NAME(all)((uint32_t)(counter >> 32));
-    v[14] = NAME(all)(length);
-    v[15] = NAME(all)(flags);
+    for (int i = 0; i < 8; i++) {
+        v[i] = cv[i];
+        v[8 + i] = NAME(all)(last[i]);
+    }
 #pragma clang loop unroll(full)
     for (int round = 0; round < 7; round++) {
         const uint8_t *s = blake3_schedule[round];
+        IN_MEMORY(m);
         NAME(mix)(v, 0, 4, 8, 12, m[s[0]], m[s[1]]);
         NAME(mix)(v, 1, 5, 9, 13, m[s[2]], m[s[3]]);
         NAME(mix)(v, 2, 6, 10, 14, m[s[4]], m[s[5]]);
@@ -53,31 +65,35 @@ INLINE void NAME(compress)(WORD *cv, const WORD *m, uint64_t counter, uint32_t l
         NAME(mix)(v, 3, 4, 9, 14, m[s[14]], m[s[15]]);
     }
     for (int i = 0; i < 8; i++) cv[i] = v[i] ^ v[8 + i];
+#endif
 }
 
 /// Loads one block of each input: m[w] gets word w of every lane. A block that the input does not
 /// fill is filled with zeros.
 INLINE void NAME(load)(WORD *m, const uint8_t *const *inputs, size_t offset, size_t length) {
-#if LANES == 1
-    uint8_t block[64] = {0};
-    memcpy(block, inputs[0] + offset, length);
-    memcpy(m, block, 64);
-#else
-    WORD rows[LANES];
-    uint8_t block[64];
-    // Each lane's 64 bytes as 16 words; LANES 8 takes them in two halves.
-    for (int half = 0; half < 16 / LANES; half++) {
-        for (int lane = 0; lane < LANES; lane++) {
-            const uint8_t *from = inputs[lane] + offset;
-            if (length < 64) {
-                memset(block, 0, 64);
-                memcpy(block, from, length);
-                from = block;
-            }
-            memcpy(&rows[lane], from + half * LANES * 4, sizeof(WORD));
+    uint8_t padded[LANES][64];
+    const uint8_t *from[LANES];
+    for (int lane = 0; lane < LANES; lane++) {
+        from[lane] = inputs[lane] + offset;
+        if (length < 64) {
+            memset(padded[lane], 0, 64);
+            memcpy(padded[lane], from[lane], length);
+            from[lane] = padded[lane];
         }
-        NAME(transpose)(rows);
-        for (int i = 0; i < LANES; i++) m[half * LANES + i] = rows[i];
+    }
+#if LANES == 1
+    memcpy(m, from[0], 64);
+#else
+    // Four words of each lane at a time, as a square that is turned over.
+    for (int word = 0; word < 16; word += 4) {
+        WORD r0 = NAME(gather)(from, word * 4), r1 = NAME(gather)(from + 1, word * 4);
+        WORD r2 = NAME(gather)(from + 2, word * 4), r3 = NAME(gather)(from + 3, word * 4);
+        WORD low01 = NAME(low)(r0, r1), high01 = NAME(high)(r0, r1);
+        WORD low23 = NAME(low)(r2, r3), high23 = NAME(high)(r2, r3);
+        m[word] = NAME(low_pairs)(low01, low23);
+        m[word + 1] = NAME(high_pairs)(low01, low23);
+        m[word + 2] = NAME(low_pairs)(high01, high23);
+        m[word + 3] = NAME(high_pairs)(high01, high23);
     }
 #endif
 }
@@ -147,3 +163,5 @@ static TARGET void NAME(hash)(const uint8_t *const *inputs, size_t length, uint8
 #undef LANES
 #undef NAME
 #undef TARGET
+#undef KEEP
+#undef IN_MEMORY

@@ -48,11 +48,33 @@ __attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(uint32_t crc, con
     return ~(uint32_t)rest;
 }
 
+#elif defined(__aarch64__)
+
+#include <sys/auxv.h>
+
+// HWCAP_CRC32 of <asm/hwcap.h>: optional in ARMv8.0.
+enum { HAS_CRC32 = 1 << 7 };
+
+__attribute__((target("crc"))) static uint32_t crc32c_arm(uint32_t crc, const void *data,
+                                                          size_t length) {
+    const uint8_t *bytes = data;
+    uint32_t rest = ~crc;
+    for (; length >= 8; length -= 8, bytes += 8) {
+        uint64_t word;
+        memcpy(&word, bytes, 8);
+        rest = __builtin_arm_crc32cd(rest, word);
+    }
+    for (; length > 0; length--, bytes++) rest = __builtin_arm_crc32cb(rest, *bytes);
+    return ~rest;
+}
+
 #endif
 
 uint32_t ckernels_crc32c(uint32_t crc, const void *data, size_t length) {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("sse4.2")) return crc32c_sse42(crc, data, length);
+#elif defined(__aarch64__)
+    if (getauxval(AT_HWCAP) & HAS_CRC32) return crc32c_arm(crc, data, length);
 #endif
     return ckernels_crc32c_portable(crc, data, length);
 }

@@ -46,15 +46,18 @@ enum TidyRules {
     /// Which of our modules and libraries a module may import.
     static let imports: [String: Set<String>] = [
         "GuestModel": [],
-        "CheckpointFormat": ["GuestModel", "CPageKernels", "CZstd"],
+        "CheckpointFormat": ["GuestModel", "CPageKernels", "CZstd", "Synchronization"],
         "CheckpointStore": [
-            "GuestModel", "CheckpointFormat", "CLMDB", "SystemPackage", "Glibc", "Synchronization",
+            "GuestModel", "CheckpointFormat", "CLMDB", "CLinux", "SystemPackage", "Glibc",
+            "Synchronization",
         ],
         "CheckpointEngine": [
             "GuestModel", "CheckpointFormat", "CheckpointStore", "CPageKernels", "Glibc",
             "Synchronization",
         ],
-        "LinuxGuest": ["GuestModel", "CLinux", "SystemPackage", "Glibc", "Synchronization"],
+        "LinuxGuest": [
+            "GuestModel", "CLinux", "CPageKernels", "SystemPackage", "Glibc", "Synchronization",
+        ],
         "XenStream": ["GuestModel"],
         "XenGuest": ["GuestModel", "XenStream", "CXen", "Glibc", "Synchronization"],
         "Varve": [

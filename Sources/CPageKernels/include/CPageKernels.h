@@ -7,9 +7,19 @@
 
 // Kernels over pages of 4096 bytes. None allocates, locks or fails. Any thread.
 //
-// Each has a portable path. Faster ones are picked at run time by what the processor can do; the
-// environment variable VARVE_KERNELS (portable, avx2, avx512) forces one of the digest's paths, and
-// is ignored if the processor lacks it.
+// Each has a portable path. Faster ones are picked at run time by what the processor can do. The
+// environment variable VARVE_KERNELS forces one for all kernels but the checksum: portable, sse41,
+// avx2, avx512 (x86-64), neon (aarch64). A path that the processor lacks, or an unknown one, is
+// ignored.
+
+/// The path in use, by the names of VARVE_KERNELS.
+const char *ckernels_path(void);
+
+/// Forces a path; false if the name is unknown or the processor cannot do it.
+/// For tests and benchmarks; not while other threads use a kernel.
+bool ckernels_select(const char *path);
+
+// MARK: - Digest
 
 /// The BLAKE3-256 digest of `length` bytes (the plain hash mode, no key).
 /// J. O'Connor et al., "BLAKE3: one function, fast everywhere", 2020.
@@ -17,20 +27,50 @@ void ckernels_blake3(const void *input, size_t length, uint8_t *digest);
 
 /// The BLAKE3-256 digests of `count` inputs of `length` bytes each, 32 bytes a digest, in order.
 /// The fast way for pages and for nodes: inputs are hashed side by side, one in each vector lane.
+/// Give it 16 and more: a path with fewer inputs than lanes hashes some for nothing.
 void ckernels_blake3_many(const void *const *inputs, size_t length, size_t count,
                           uint8_t *digests);
 
-/// The digest's path in use: "portable", "avx2" or "avx512".
-const char *ckernels_path(void);
+// MARK: - Tests of contents
 
-/// Forces a path of the digest; false if the name is unknown or the processor cannot do it.
-/// For tests and benchmarks; not while other threads hash.
-bool ckernels_select(const char *path);
+/// True if all bytes are zero. Any alignment and length.
+bool ckernels_is_zero(const void *bytes, size_t length);
 
 /// Sets flags[i] to 1 if the 4096 bytes of page i are all zero, else to 0.
 void ckernels_zero_pages(const void *pages, size_t count, uint8_t *flags);
 
+/// True if both hold the same bytes. Any alignment and length.
+bool ckernels_is_equal(const void *left, const void *right, size_t length);
+
+/// True if a sample of the bytes looks as even as random ones do and nothing in it comes twice: a
+/// compressor would find nothing. Encrypted and compressed data is like that.
+///
+/// A guess, and a matter of size only: what is wrongly called so is stored as it is. False below
+/// 1024 bytes. Reads an eighth of the bytes, and much less of what compresses well.
+bool ckernels_is_incompressible(const void *bytes, size_t length);
+
+// MARK: - Copy
+
+/// Copies bytes that nobody reads soon: past the caches where the processor can, so that copying a
+/// guest's pages does not drive out what the guest was using. No overlap. Any alignment and length.
+///
+/// When it returns all of it is visible to whoever the caller hands it to.
+void ckernels_stream_copy(void *to, const void *from, size_t length);
+
+/// A piece of memory to be copied.
+struct ckernels_piece {
+    const void *from;
+    size_t length;
+};
+
+/// Copies pieces the same way, one after the other without a gap; asks for the next piece's first
+/// bytes ahead, which pages scattered over a guest need.
+void ckernels_stream_copy_pieces(void *to, const struct ckernels_piece *pieces, size_t count);
+
+// MARK: - Checksum
+
 /// CRC-32C (Castagnoli, reflected 0x82f63b78), going on from `crc`; 0 to begin. RFC 3720, B.4.
+/// By the processor's instruction where it has one.
 uint32_t ckernels_crc32c(uint32_t crc, const void *data, size_t length);
 
 /// The same by table, for tests.

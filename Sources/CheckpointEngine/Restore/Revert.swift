@@ -1,3 +1,4 @@
+import CPageKernels
 import CheckpointFormat
 public import CheckpointStore
 import GuestModel
@@ -294,8 +295,10 @@ private final class StagedPages: Sendable {
 
     /// True if the checkpoint's page is not `live`.
     func differs(_ frame: PageFrameNumber, from live: UnsafeRawBufferPointer) -> Bool {
-        if let place = place(frame) { return !place.elementsEqualBytes(live) }
-        return live.contains { $0 != 0 }
+        if let place = place(frame) {
+            return !ckernels_is_equal(place.baseAddress, live.baseAddress, Page.byteCount)
+        }
+        return !ckernels_is_zero(live.baseAddress, Page.byteCount)
     }
 
     /// Copies the checkpoint's page out.

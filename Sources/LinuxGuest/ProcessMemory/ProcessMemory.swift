@@ -1,3 +1,4 @@
+import CPageKernels
 import Glibc
 public import GuestModel
 import Synchronization
@@ -206,14 +207,42 @@ public final class ProcessMemory: WritableGuest {
     ) throws(GuestError) {
         let regions = allRegions
         try destination.withUnsafeMutableBytes { (bytes) throws(GuestError) in
-            var offset = 0
+            var copy = PieceCopy(to: bytes)
             for index in runs.indices {
-                try ProcessMemory.forEachPiece(of: runs[index], regions) { piece in
-                    (bytes.baseAddress.unsafelyUnwrapped + offset).copyMemory(
-                        from: piece.baseAddress.unsafelyUnwrapped, byteCount: piece.count)
-                    offset += piece.count
-                }
+                try ProcessMemory.forEachPiece(of: runs[index], regions) { copy.add($0) }
             }
+            copy.flush()
+        }
+    }
+
+    /// Copies scattered pieces, some at a time: past the caches, which are the guest's, and with
+    /// the next piece asked for ahead.
+    private struct PieceCopy {
+        private var target: UnsafeMutableRawPointer
+        private var pieces = InlineArray<32, ckernels_piece>(repeating: ckernels_piece())
+        private var count = 0
+        private var byteCount = 0
+
+        init(to bytes: UnsafeMutableRawBufferPointer) {
+            // Nothing is added if there is no room.
+            target = bytes.baseAddress ?? UnsafeMutableRawPointer(bitPattern: 1).unsafelyUnwrapped
+        }
+
+        mutating func add(_ bytes: UnsafeMutableRawBufferPointer) {
+            if count == pieces.count { flush() }
+            pieces[count] = ckernels_piece(from: bytes.baseAddress, length: bytes.count)
+            count += 1
+            byteCount += bytes.count
+        }
+
+        mutating func flush() {
+            let span = pieces.span
+            span.withUnsafeBufferPointer {
+                ckernels_stream_copy_pieces(target, $0.baseAddress, count)
+            }
+            target += byteCount
+            count = 0
+            byteCount = 0
         }
     }
 

@@ -1,0 +1,43 @@
+import CPageKernels
+import Foundation
+import Testing
+import VarveTestSupport
+
+/// The paths of the kernels, by the names that VARVE_KERNELS takes.
+enum Paths {
+    static let all = ["portable", "sse41", "avx2", "avx512", "neon"]
+
+    /// Runs `body` with a path forced, or says that the processor lacks it.
+    static func with(_ path: String, _ body: () throws -> Void) rethrows {
+        let before = String(cString: ckernels_path())
+        guard ckernels_select(path) else {
+            print("skipped: this processor has no \(path)")
+            return
+        }
+        defer { _ = ckernels_select(before) }
+        #expect(String(cString: ckernels_path()) == path)
+        try body()
+    }
+}
+
+/// The kernels' tests, one after the other: a forced path is the whole process's.
+@Suite(.serialized) struct KernelTests {}
+
+extension KernelTests {
+    @Suite(.serialized) struct PathTests {
+        @Test func theEnvironmentForcesAPath() {
+            guard let wanted = ProcessInfo.processInfo.environment["VARVE_KERNELS"] else {
+                print("skipped: VARVE_KERNELS is not set")
+                return
+            }
+            // Tests that force another path put this one back.
+            let used = String(cString: ckernels_path())
+            Paths.with(wanted) { #expect(used == wanted) }
+        }
+
+        @Test func unknownPathIsRefused() {
+            #expect(!ckernels_select("abacus"))
+            #expect(!ckernels_select(""))
+        }
+    }
+}
