@@ -144,7 +144,8 @@ private struct PruneWorld {
     }
 
     private mutating func branch() throws {
-        guard let parent = try repository.checkpoints().randomElement(using: &random) else { return }
+        let live = try repository.checkpoints()
+        guard let parent = live.randomElement(using: &random) else { return }
         let lineage = ["b", "c", "d"].randomElement(using: &random) ?? "d"
         _ = try history(lineage, parent: parent)
         try capture(lineage)
@@ -257,9 +258,11 @@ private struct NaivePrune {
     private var records: [UInt32: Set<UInt32>] = [:]
     private var known: Set<CheckpointID> = []
     private let repository: Repository
+    private let openPack: UInt32
 
     init(_ repository: Repository, leased: Set<CheckpointID>) throws {
         self.repository = repository
+        openPack = try repository.openWriter().openPack
         let (entries, pruned) = try repository.withIndex { (try $0.manifests(), try $0.pruned()) }
         known = Set(entries.map(\.id))
         let kept = leased.union(repository.activity.read { Set($0.holds.keys) })
@@ -295,8 +298,8 @@ private struct NaivePrune {
 
     private mutating func keepRecords(_ members: [Checkpoint], _ roots: Set<CheckpointID>) throws {
         var needed: Set<CheckpointID> = []
-        for member in members.reversed() where roots.contains(member.id) || needed.contains(member.id)
-        {
+        for member in members.reversed() {
+            guard roots.contains(member.id) || needed.contains(member.id) else { continue }
             if let ancestor = member.mapAncestor { needed.insert(ancestor) }
         }
         var withBlocks: Set<UInt64> = []
@@ -310,7 +313,11 @@ private struct NaivePrune {
         }
         for member in members {
             let (manifest, isRoot) = (member.manifest, roots.contains(member.id))
-            guard isRoot || needed.contains(member.id) || withBlocks.contains(manifest.transaction)
+            // One whose manifest is in the open pack goes as a whole, later.
+            let isOpen = member.location.pack >= openPack
+            guard
+                isRoot || isOpen || needed.contains(member.id)
+                    || withBlocks.contains(manifest.transaction)
             else { continue }
             let states = isRoot ? manifest.stateParts : []
             for location in [member.location] + manifest.mapParts + states {

@@ -32,22 +32,19 @@ extension Index {
         series: inout MapSeriesReader, readMark: ReadMark?, highestTransaction: UInt64,
         isCondemned: (PageDigest) -> Bool = { _ in false }
     ) throws {
-        var isKnown = try entry(publication.id) != nil
-        if !isKnown {
-            var stakes: Stakes?
-            if !publication.isForgotten, !publication.toleratesDamage {
-                stakes = try self.stakes(of: publication, &series)
-            }
-            var addition = try IndexAddition(publication.id, stakes, index: self)
-            try addition.addPages(of: publication, &frames, &series, isCondemned)
-            try environment.write { transaction in
-                try addition.finish(publication, transaction)
-                try setMarks(readMark, highestTransaction, transaction)
-            }
-            isKnown = true
-            return
+        if try entry(publication.id) != nil {
+            return try environment.write { try setMarks(readMark, highestTransaction, $0) }
         }
-        try environment.write { try setMarks(readMark, highestTransaction, $0) }
+        var stakes: Stakes?
+        if !publication.isForgotten, !publication.toleratesDamage {
+            stakes = try self.stakes(of: publication, &series)
+        }
+        var addition = try IndexAddition(publication.id, stakes, index: self)
+        try addition.addPages(of: publication, &frames, &series, isCondemned)
+        try environment.write { transaction in
+            try addition.finish(publication, frames, transaction)
+            try setMarks(readMark, highestTransaction, transaction)
+        }
     }
 
     /// A checkpoint's stakes: those that it was given when its adding began, or new ones.
@@ -123,6 +120,8 @@ private struct IndexAddition {
     private var doneCount: UInt64
     /// Entries that were handed in so far.
     private var count: UInt64 = 0
+    /// Pages in the transaction's page frames that the page map names.
+    private var placedCount = 0
 
     init(_ id: CheckpointID, _ stakes: Stakes?, index: Index) throws {
         self.index = index
@@ -184,6 +183,7 @@ private struct IndexAddition {
             let location = locations.isEmpty ? nil : locations[position]
             let isStaked = stakes?.frames.contains(PageFrameNumber(frame)) ?? false
             guard location != nil || isStaked else { continue }
+            if location != nil { placedCount += 1 }
             try append(
                 Entry(
                     digest: digest, location: location,
@@ -210,9 +210,14 @@ private struct IndexAddition {
 
     /// The rest, and the catalog's entry.
     func finish(
-        _ publication: Publication, _ transaction: borrowing LMDBTransaction
+        _ publication: Publication, _ frames: TransactionFrames,
+        _ transaction: borrowing LMDBTransaction
     ) throws {
         try put(transaction)
+        if placedCount < frames.pageCount {
+            // Pages that changed again before the checkpoint was taken.
+            for pack in frames.packs { try index.suspect(pack, transaction) }
+        }
         let manifest = publication.manifest
         try index.setTransaction(manifest.transaction, id, transaction)
         if let ancestor = manifest.ancestor {

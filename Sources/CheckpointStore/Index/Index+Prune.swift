@@ -112,32 +112,47 @@ extension Index {
         }
     }
 
-    /// Takes the stakes from a checkpoint, as was planned.
+    /// Takes the stakes from checkpoints, as was planned.
     ///
-    /// - Returns: false, and nothing was changed, if the index says something else than the plan.
-    func resign(_ step: PruneSurvey.Step, _ transaction: borrowing LMDBTransaction) throws -> Bool {
-        guard let stakes = try stakes(step.id, transaction),
-            stakes.forerunner == step.forerunner,
-            try linked(step.id, in: .followers, transaction) == step.followers
-        else { return false }
-        for follower in step.followers {
-            guard var own = try self.stakes(follower, transaction) else { return false }
-            own.frames.formUnion(stakes.frames)
-            own.forerunner = stakes.forerunner
-            try setStakes(own, of: follower, transaction)
-            try unlink(step.id, follower, in: .followers, transaction)
+    /// - Returns: false if the index says something else than the plan: nothing may be committed
+    ///   then.
+    func resign(
+        _ steps: ArraySlice<PruneSurvey.Step>, _ transaction: borrowing LMDBTransaction
+    ) throws -> Bool {
+        // One who follows several of them is written once.
+        var changed: [CheckpointID: Stakes] = [:]
+        for step in steps {
+            guard
+                let stakes = try changed.removeValue(forKey: step.id)
+                    ?? self.stakes(step.id, transaction),
+                stakes.forerunner == step.forerunner,
+                try linked(step.id, in: .followers, transaction) == step.followers
+            else { return false }
+            for follower in step.followers {
+                guard var own = try changed[follower] ?? self.stakes(follower, transaction) else {
+                    return false
+                }
+                own.frames.formUnion(stakes.frames)
+                own.forerunner = stakes.forerunner
+                changed[follower] = own
+                try unlink(step.id, follower, in: .followers, transaction)
+                if let forerunner = stakes.forerunner {
+                    try link(forerunner, follower, in: .followers, transaction)
+                }
+            }
+            if let forerunner = stakes.forerunner {
+                try unlink(forerunner, step.id, in: .followers, transaction)
+            }
+            try Index.withKey(step.id) { (key) throws(LMDBError) in
+                _ = try transaction.delete(table(.stakes), key)
+                _ = try transaction.delete(table(.pending), key)
+            }
+            for (digest, count) in step.gained {
+                try reference(digest, count: count, transaction)
+            }
+            for digest in step.lost { try dereference(digest, transaction) }
         }
-        if let forerunner = stakes.forerunner {
-            try unlink(forerunner, step.id, in: .followers, transaction)
-        }
-        try Index.withKey(step.id) { (key) throws(LMDBError) in
-            _ = try transaction.delete(table(.stakes), key)
-            _ = try transaction.delete(table(.pending), key)
-        }
-        for (digest, count) in step.gained {
-            try reference(digest, count: count, transaction)
-        }
-        for digest in step.lost { try dereference(digest, transaction) }
+        for (id, stakes) in changed { try setStakes(stakes, of: id, transaction) }
         return true
     }
 

@@ -13,6 +13,8 @@ package struct IndexReplay {
     private let index: Index
     private var pending: [UInt64: TransactionFrames] = [:]
     private var highestTransaction: UInt64
+    /// Packs of the records of transactions that nothing read so far published.
+    private var unpublished: [UInt64: Set<UInt32>] = [:]
     /// Ids in the forget records of the packs that are read, and the pack of each record.
     private var forgotten: [CheckpointID: UInt32] = [:]
     private var series: MapSeriesReader
@@ -89,8 +91,9 @@ package struct IndexReplay {
             }
         }
         newest = nil
-        // Page frames that nothing published has.
-        try index.suspect(Set(pending.values.flatMap(\.packs)))
+        // What nothing published has, and records that forget what may have gone.
+        try index.suspect(
+            unpublished.values.reduce(Set(forgotten.values)) { $0.union($1) })
         let gone = Set(abandoned + hollow)
         let lastKept = packs.last { !gone.contains($0) } ?? 0
         let lastRead = mark.namesBytes ? mark.pack : 0
@@ -208,8 +211,10 @@ package struct IndexReplay {
         case .pageFrame:
             guard let table = entry.frame else { return }
             pending[entry.transaction, default: TransactionFrames()].append(table, at: location)
+            unpublished[entry.transaction, default: []].insert(pack)
         case .publish:
             let (id, manifest) = try ManifestReader.read(reader, at: location)
+            unpublished[entry.transaction] = nil
             var frames = pending.removeValue(forKey: entry.transaction) ?? TransactionFrames()
             // The mark may go past frames of other transactions only if none waits.
             try index.add(
@@ -223,6 +228,8 @@ package struct IndexReplay {
             // Those that were indexed before; `readAhead` saw to the others.
             let record = try ForgetRecord.read(reader, at: location)
             try index.forget(record.ids.map { CheckpointID($0) }, in: pack, reader: reader)
+        case .mapPart, .guestState:
+            unpublished[entry.transaction, default: []].insert(pack)
         default:
             break
         }

@@ -24,8 +24,8 @@ package struct TransactionFrames: Sendable {
     /// The packs that they lie in.
     var packs: Set<UInt32> { Set(frames.map(\.location.pack)) }
 
-    /// True if no page frame was noted.
-    var isEmpty: Bool { frames.isEmpty }
+    /// Pages in them.
+    var pageCount: Int { frames.reduce(0) { $0 + $1.table.pageCount } }
 
     /// Calls `body` with the locations of `count` pages from an ordinal on; nil for a page that is
     /// in no frame.

@@ -46,6 +46,8 @@ struct PruneAssessment: Sendable {
     /// The index's state that this was found in.
     let moment: UInt64
     private var known: [UInt32: Pack] = [:]
+    /// Packs that stay suspects: who reads something of them, or the open pack, may end.
+    private(set) var unsettled: Set<UInt32> = []
     private let recorded: Set<UInt32>
     private var kept: [UInt32: Kept] = [:]
     private let reader: PackReader
@@ -79,12 +81,14 @@ struct PruneAssessment: Sendable {
         var standing = try Standing(survey, openPack: openPack, repository: repository)
         for step in survey.steps { try standing.changed(step.id, &suspects) }
         try assess(suspects, &standing)
+        unsettled = standing.unsettled
     }
 
     /// Looks at more packs.
     mutating func assess(_ packs: Set<UInt32>, openPack: UInt32, of repository: Repository) throws {
         var standing = try Standing(survey, openPack: openPack, repository: repository)
         try assess(packs, &standing)
+        unsettled.formUnion(standing.unsettled)
     }
 
     /// True if the pack was looked at.

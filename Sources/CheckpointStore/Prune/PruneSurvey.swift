@@ -55,8 +55,9 @@ struct PruneSurvey: Sendable {
         guarded = try kept.filter { id in
             try index.entry(id)?.isForgotten == true && !index.hasStakes(id)
         }
-        // In the order of publication: what one gives to the next is given on from there.
-        forgotten.sort { $0.order < $1.order }
+        // The newest first: then none is given stakes by another before it gives away its own, and
+        // the pages in its own stakes are named by its own page map.
+        forgotten.sort { $0.order > $1.order }
         leaving = Set(forgotten.map(\.id))
         var series = MapSeriesReader(index: index, reader: repository.reader)
         for entry in forgotten { try resign(entry.id, index, &series) }

@@ -211,14 +211,16 @@ private struct PruneRun {
         }
         var steps = survey.steps[...]
         while !steps.isEmpty {
-            try index.environment.write { transaction in
-                var count = 0
-                while let step = steps.first, count < PruneRun.changeCountMax {
-                    guard try index.resign(step, transaction) else { throw changedSince() }
-                    count += 1 + step.lost.count + step.gained.count
-                    steps.removeFirst()
-                }
+            var count = 0
+            var end = steps.startIndex
+            while end < steps.endIndex, count < PruneRun.changeCountMax {
+                count += 1 + steps[end].lost.count + steps[end].gained.count
+                end += 1
             }
+            try index.environment.write { transaction in
+                guard try index.resign(steps[..<end], transaction) else { throw changedSince() }
+            }
+            steps = steps[end...]
         }
         guard try index.deletePages(survey.dead) else { throw changedSince() }
         guard !leaving.isEmpty else { return moment }
@@ -252,7 +254,9 @@ private struct PruneRun {
             case .kept: continue
             }
         }
-        try index.setPackUses(uses, settled: assessment.assessedPacks, upTo: moment)
+        let settled = assessment.assessedPacks.subtracting(assessment.unsettled)
+        try index.suspect(assessment.unsettled)
+        try index.setPackUses(uses, settled: settled, upTo: moment)
     }
 
     /// States which packs are gone, before they are.

@@ -14,6 +14,8 @@ struct Standing {
     }
 
     let index: Index
+    /// Packs with records of checkpoints that may come to leave without anything being forgotten.
+    private(set) var unsettled: Set<UInt32> = []
     private let survey: PruneSurvey
     private let openPack: UInt32
     private let reader: PackReader
@@ -64,13 +66,22 @@ struct Standing {
         let kind: Kind
         if try exists(checkpoint.id) {
             kind = .exists
+            if survey.guarded.contains(checkpoint.id) { unsettle(checkpoint) }
         } else if try isBuiltOn(checkpoint.id) {
             kind = .isNeeded
+        } else if checkpoint.location.pack >= openPack {
+            // It goes as a whole, when the open pack is sealed.
+            kind = .isNeeded
+            unsettle(checkpoint)
         } else {
             kind = try hasBlocks(checkpoint) ? .isNeeded : .isLeaving
         }
         kinds[checkpoint.id] = kind
         return kind
+    }
+
+    private mutating func unsettle(_ checkpoint: Checkpoint) {
+        unsettled.formUnion(checkpoint.recordLocations.map(\.pack))
     }
 
     private func exists(_ id: CheckpointID) throws -> Bool {
@@ -154,9 +165,9 @@ struct Standing {
         return false
     }
 
-    /// True if a transaction wrote the block; of what is in the open pack any may have.
+    /// True if a transaction wrote the block, which is all in sealed packs.
     private mutating func isStored(_ location: PageLocation, by number: UInt64) throws -> Bool {
-        if location.pack >= openPack { return true }
+        if location.pack >= openPack { return false }
         let entries = try entries(of: location.pack)
         let address = UInt64(location.blockOffset)
         var (low, high) = (0, entries.count)

@@ -80,7 +80,10 @@ struct SoakCommand {
     /// What a prune costs after one checkpoint was forgotten, in a store and in larger ones.
     private static func prune(_ count: Int, _ path: FilePath, seed: UInt64) throws {
         let shapes = [
-            ("the store", PruneScale.Shape(checkpointCount: count, pageCount: 16_384, writeCount: 100)),
+            (
+                "the store",
+                PruneScale.Shape(checkpointCount: count, pageCount: 16_384, writeCount: 100)
+            ),
             (
                 "10 times the checkpoints",
                 PruneScale.Shape(checkpointCount: count * 10, pageCount: 16_384, writeCount: 100)
@@ -95,24 +98,27 @@ struct SoakCommand {
             ),
         ]
         say("\(count) checkpoints and more in \(path), seed \(seed)")
-        var first: Double?
+        var first: (wall: Double, processor: Double)?
         for (number, (name, shape)) in shapes.enumerated() {
             let result = try PruneScale(at: path.appending("\(number)"), shape, seed: seed)
                 .run(roundCount: 15)
             let milliseconds = result.median { $0.planMilliseconds + $0.executeMilliseconds }
-            let base = first ?? milliseconds
+            let processor = result.median { $0.processorMilliseconds }
+            let base = first ?? (milliseconds, processor)
             first = base
             say(
                 "\(name): \(result.byteCount >> 20) MiB, \(result.pageCount) pages, "
                     + "a capture \(Int(result.captureMicroseconds)) us\n"
                     + "  median prune \(rounded(milliseconds)) ms, "
-                    + "\(rounded(milliseconds / base)) times the first; plan "
-                    + "\(rounded(result.median { $0.planMilliseconds })) ms; "
+                    + "\(rounded(milliseconds / base.wall)) times the first; processor "
+                    + "\(rounded(processor)) ms, \(rounded(processor / base.processor)) times; "
                     + "\(Int(result.median { Double($0.readByteCount) })) bytes read, "
-                    + "\(Int(result.median { Double($0.deadPageCount) })) pages died\n  all: "
+                    + "\(Int(result.median { Double($0.deadPageCount) })) pages died; the index "
+                    + "made anew in \(Int(result.rebuildMilliseconds)) ms\n  all: "
                     + result.costs.map {
-                        "\(rounded($0.planMilliseconds))+\(rounded($0.executeMilliseconds)) ms "
-                            + "\($0.readByteCount >> 10) KiB \($0.deadPageCount)"
+                        "(\(rounded($0.planMilliseconds)) + \(rounded($0.executeMilliseconds)) ms, "
+                            + "\(rounded($0.processorMilliseconds)) ms, "
+                            + "\($0.readByteCount >> 10) KiB, \($0.deadPageCount))"
                     }.joined(separator: ", "))
         }
     }

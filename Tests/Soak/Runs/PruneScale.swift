@@ -1,5 +1,6 @@
 import CheckpointEngine
 import CheckpointStore
+import Glibc
 import GuestModel
 public import SystemPackage
 import VarveTestSupport
@@ -12,7 +13,8 @@ public struct PruneScale: Sendable {
         public let checkpointCount: Int
         /// Pages of the guest.
         public let pageCount: Int
-        /// Writes to random pages between two checkpoints.
+        /// Writes between two checkpoints: half of them to random pages, half of them among as
+        /// many pages as there are writes.
         public let writeCount: Int
 
         /// Makes a shape.
@@ -29,6 +31,8 @@ public struct PruneScale: Sendable {
         public var planMilliseconds = 0.0
         /// Milliseconds to do what it says.
         public var executeMilliseconds = 0.0
+        /// Milliseconds of processor time for both.
+        public var processorMilliseconds = 0.0
         /// Bytes that were read of the repository's files for both, but for LMDB's.
         public var readByteCount = 0
         /// Pages that died.
@@ -43,7 +47,9 @@ public struct PruneScale: Sendable {
         public var pageCount = 0
         /// One cost for each checkpoint that was forgotten, in the order of publication.
         public var costs: [Cost] = []
-        /// Microseconds for each checkpoint to be taken.
+        /// Milliseconds of processor time to make the index anew.
+        public var rebuildMilliseconds = 0.0
+        /// Microseconds of processor time for each checkpoint to be taken.
         public var captureMicroseconds = 0.0
 
         /// The middle one of some costs.
@@ -72,10 +78,10 @@ public struct PruneScale: Sendable {
         let repository = try Repository.open(at: path, .writing, files: files)
         var random = SeededGenerator(seed: seed)
         var result = Result()
-        let start = ContinuousClock.now
+        let start = PruneScale.processorMilliseconds
         try fill(repository, &random)
         result.captureMicroseconds =
-            (ContinuousClock.now - start) / .microseconds(1) / Double(shape.checkpointCount)
+            (PruneScale.processorMilliseconds - start) * 1e3 / Double(shape.checkpointCount)
         let statistics = try repository.statistics()
         result.byteCount = statistics.byteCount
         result.pageCount = statistics.uniquePageCount
@@ -89,6 +95,10 @@ public struct PruneScale: Sendable {
             result.costs.append(try cost(repository, files))
         }
         try repository.close()
+        for name in try files.list("index") { try files.remove("index/\(name)") }
+        let rebuild = PruneScale.processorMilliseconds
+        try Repository.open(at: path, .writing).close()
+        result.rebuildMilliseconds = PruneScale.processorMilliseconds - rebuild
         return result
     }
 
@@ -98,9 +108,10 @@ public struct PruneScale: Sendable {
         let session = try CaptureSession(of: guest, in: repository, lineage: "scale")
         for number in 0..<shape.checkpointCount {
             if number > 0 {
-                for _ in 0..<shape.writeCount {
-                    let frame = UInt64.random(in: 0..<UInt64(shape.pageCount), using: &random)
-                    write(frame, guest, &random)
+                // Half of the writes go to pages that are written all the time.
+                for place in 0..<shape.writeCount {
+                    let end = place % 2 == 0 ? shape.writeCount : shape.pageCount
+                    write(UInt64.random(in: 0..<UInt64(end), using: &random), guest, &random)
                 }
             }
             _ = try session.capture()
@@ -117,13 +128,22 @@ public struct PruneScale: Sendable {
     private func cost(_ repository: Repository, _ files: CountingFiles) throws -> Cost {
         var cost = Cost()
         let start = ContinuousClock.now
+        let busy = PruneScale.processorMilliseconds
         let plan = try repository.planPrune()
         let planned = ContinuousClock.now
         try plan.execute()
         cost.planMilliseconds = (planned - start) / .milliseconds(1)
         cost.executeMilliseconds = (ContinuousClock.now - planned) / .milliseconds(1)
+        cost.processorMilliseconds = PruneScale.processorMilliseconds - busy
         cost.readByteCount = files.take().byteCount
         cost.deadPageCount = plan.deadPageCount
         return cost
+    }
+
+    /// Processor time of this process: what others do on the machine is not in it.
+    private static var processorMilliseconds: Double {
+        var time = timespec()
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time)
+        return Double(time.tv_sec) * 1e3 + Double(time.tv_nsec) / 1e6
     }
 }
