@@ -201,6 +201,11 @@ private struct PruneWorld {
     }
 
     private mutating func prune() throws {
+        // A capture that is over lets go of what it went on from in its own time.
+        let sessionCount = histories.count
+        repository.activity.wait { activity in
+            activity.holds.values.reduce(0, +) <= sessionCount ? () : nil
+        }
         let percent: Double = [0, 0, 3, 20, 1000].randomElement(using: &random) ?? 0
         let plan = try repository.planPrune(PruneOptions(unusedPercentMax: percent))
         try compare(plan)

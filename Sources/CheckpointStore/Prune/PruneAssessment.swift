@@ -46,13 +46,14 @@ struct PruneAssessment: Sendable {
     /// The index's state that this was found in.
     let moment: UInt64
     private var known: [UInt32: Pack] = [:]
-    /// Packs that stay suspects: who reads something of them, or the open pack, may end.
+    /// Packs that stay suspects: the open one, and those of which somebody reads something.
     private(set) var unsettled: Set<UInt32> = []
     private let recorded: Set<UInt32>
     private var kept: [UInt32: Kept] = [:]
     private let reader: PackReader
     private let survey: PruneSurvey
     private let transactions: Set<UInt64>
+    private let openPack: UInt32
 
     /// Assesses the packs before `openPack`.
     ///
@@ -62,6 +63,7 @@ struct PruneAssessment: Sendable {
     ) throws {
         self.survey = survey
         self.transactions = transactions
+        self.openPack = openPack
         reader = repository.reader
         let index = try repository.withIndex { $0 }
         moment = try index.moment()
@@ -81,11 +83,11 @@ struct PruneAssessment: Sendable {
         var standing = try Standing(survey, openPack: openPack, repository: repository)
         for step in survey.steps { try standing.changed(step.id, &suspects) }
         try assess(suspects, &standing)
-        unsettled = standing.unsettled
+        unsettled.formUnion(standing.unsettled)
     }
 
     /// Looks at more packs.
-    mutating func assess(_ packs: Set<UInt32>, openPack: UInt32, of repository: Repository) throws {
+    mutating func assess(_ packs: Set<UInt32>, of repository: Repository) throws {
         var standing = try Standing(survey, openPack: openPack, repository: repository)
         try assess(packs, &standing)
         unsettled.formUnion(standing.unsettled)
@@ -106,6 +108,7 @@ struct PruneAssessment: Sendable {
     private mutating func assess(_ packs: Set<UInt32>, _ standing: inout Standing) throws {
         var waiting = packs
         while let pack = waiting.popFirst() {
+            if pack >= openPack { unsettled.insert(pack) }
             guard let before = known[pack], kept[pack] == nil else { continue }
             let scan = try PackScan.scan(reader, pack: pack, isNewest: false)
             guard scan.isSealed else {

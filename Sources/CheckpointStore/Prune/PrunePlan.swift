@@ -70,8 +70,7 @@ public struct PrunePlan: Sendable {
                 break
             }
             try preparation.assessment.assess(
-                Set(unknown.map(\.number)), openPack: preparation.openPack,
-                of: preparation.repository)
+                Set(unknown.map(\.number)), of: preparation.repository)
         }
         self.preparation = preparation
     }

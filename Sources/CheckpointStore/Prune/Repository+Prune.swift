@@ -202,10 +202,11 @@ private struct PruneRun {
     /// - Returns: the index's state since which packs that change are suspects.
     private func changeIndex(_ leaving: [CheckpointID: PendingPrune]) throws -> UInt64 {
         let survey = plan.preparation.survey
+        let assessment = plan.preparation.assessment
         var moment: UInt64 = 0
         try index.environment.write { transaction in
             moment = transaction.moment
-            for pack in plan.preparation.assessment.assessedPacks {
+            for pack in assessment.assessedPacks.union(assessment.unsettled) {
                 try index.suspect(pack, transaction)
             }
         }
@@ -255,7 +256,6 @@ private struct PruneRun {
             }
         }
         let settled = assessment.assessedPacks.subtracting(assessment.unsettled)
-        try index.suspect(assessment.unsettled)
         try index.setPackUses(uses, settled: settled, upTo: moment)
     }
 

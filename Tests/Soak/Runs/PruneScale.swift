@@ -73,6 +73,17 @@ public struct PruneScale: Sendable {
     ///
     /// - Parameter roundCount: how many are forgotten, one after the other.
     public func run(roundCount: Int) throws -> Result {
+        var result = try prune(roundCount: roundCount)
+        // Nobody has the index open now.
+        let files = PosixFiles(root: path)
+        for name in try files.list("index") { try files.remove("index/\(name)") }
+        let start = PruneScale.processorMilliseconds
+        try Repository.open(at: path, .writing).close()
+        result.rebuildMilliseconds = PruneScale.processorMilliseconds - start
+        return result
+    }
+
+    private func prune(roundCount: Int) throws -> Result {
         try Repository.create(at: path).close()
         let files = CountingFiles(PosixFiles(root: path))
         let repository = try Repository.open(at: path, .writing, files: files)
@@ -95,10 +106,6 @@ public struct PruneScale: Sendable {
             result.costs.append(try cost(repository, files))
         }
         try repository.close()
-        for name in try files.list("index") { try files.remove("index/\(name)") }
-        let rebuild = PruneScale.processorMilliseconds
-        try Repository.open(at: path, .writing).close()
-        result.rebuildMilliseconds = PruneScale.processorMilliseconds - rebuild
         return result
     }
 
