@@ -29,8 +29,10 @@ public final class Repository: Sendable {
     }
 
     private enum Unindexed: Sendable {
-        case publication(Checkpoint, TransactionFrames)
-        case forgotten([CheckpointID])
+        /// What was published, its page frames, and in which frames it may differ from its parent.
+        case publication(Checkpoint, TransactionFrames, changed: DirtyBitmap)
+        /// What was forgotten, and the pack of the record that says so.
+        case forgotten([CheckpointID], pack: UInt32)
     }
 
     /// Where it lies.
@@ -132,7 +134,10 @@ public final class Repository: Sendable {
         if let corruption = damage.first { throw RepositoryError(corruption) }
     }
 
-    func didEnd(transaction: UInt64) {
+    /// - Parameter packs: those in which it left records that nobody needs.
+    func didEnd(transaction: UInt64, leaving packs: Set<UInt32> = []) {
+        // If this fails their space comes back when the index is made anew.
+        try? index.suspect(packs)
         activity.change { _ = $0.transactions.remove(transaction) }
     }
 
@@ -142,10 +147,13 @@ public final class Repository: Sendable {
     ///
     /// The transaction counts as under way until then, or until the index knows its checkpoint: the
     /// read mark does not go past it, and prune waits for it.
-    func didPublish(_ checkpoint: Checkpoint, transaction: UInt64, frames: TransactionFrames) {
+    func didPublish(
+        _ checkpoint: Checkpoint, transaction: UInt64, frames: TransactionFrames,
+        changed: DirtyBitmap
+    ) {
         let isAlone = activity.read { $0.transactions.isSubset(of: [transaction]) }
         unindexed.withLock { waiting in
-            waiting.append(.publication(checkpoint, frames))
+            waiting.append(.publication(checkpoint, frames, changed: changed))
             // One that failed before keeps the read mark where it is: a process that dies now must
             // find it again.
             let mayAdvance = isAlone && waiting.count == 1
@@ -155,9 +163,11 @@ public final class Repository: Sendable {
     }
 
     /// Takes checkpoints out of the index whose forget record is in the packs.
-    func didForget(_ ids: [CheckpointID]) {
+    ///
+    /// - Parameter pack: where it lies.
+    func didForget(_ ids: [CheckpointID], in pack: UInt32) {
         unindexed.withLock { waiting in
-            waiting.append(.forgotten(ids))
+            waiting.append(.forgotten(ids, pack: pack))
             try? indexAll(&waiting, mayAdvance: false)
         }
     }
@@ -182,19 +192,20 @@ public final class Repository: Sendable {
         let highest = state.withLock { $0.nextTransaction - 1 }
         while let next = waiting.first {
             switch next {
-            case .publication(let checkpoint, var frames):
+            case .publication(let checkpoint, var frames, let changed):
+                var series = MapSeriesReader(index: index, reader: reader)
                 let end = RecordLocation(
                     pack: checkpoint.location.pack,
                     offset: checkpoint.location.offset + UInt32(checkpoint.manifestByteCount))
                 try index.add(
                     Publication(
                         id: checkpoint.id, manifest: checkpoint.manifest,
-                        location: checkpoint.location),
-                    frames: &frames, reader: reader, readMark: mayAdvance ? end : nil,
+                        location: checkpoint.location, changed: changed),
+                    frames: &frames, series: &series, readMark: mayAdvance ? end : nil,
                     highestTransaction: highest,
                     isCondemned: { digest in self.activity.read { $0.isCondemned(digest) } })
-            case .forgotten(let ids):
-                try index.forget(ids, reader: reader)
+            case .forgotten(let ids, let pack):
+                try index.forget(ids, in: pack, reader: reader)
             }
             waiting.removeFirst()
         }

@@ -27,7 +27,7 @@ extension Repository {
         }
         let record = ForgetRecord(
             timeNanoseconds: Int64(WallClock.nanoseconds), ids: unique.map(\.digest))
-        _ = try writer.appendAlone(.forget, payload: record.encoded)
-        didForget(unique)
+        let location = try writer.appendAlone(.forget, payload: record.encoded)
+        didForget(unique, in: location.pack)
     }
 }

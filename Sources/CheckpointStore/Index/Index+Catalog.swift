@@ -124,15 +124,15 @@ extension Index {
     /// Adds one published checkpoint to the catalog, inside a write transaction.
     func addToCatalog(
         _ transaction: borrowing LMDBTransaction, _ id: CheckpointID, _ manifest: Manifest,
-        at location: RecordLocation, isForgotten: Bool
+        at location: RecordLocation, isForgotten: Bool, forgetPack: UInt32
     ) throws {
-        if try entry(id, transaction) != nil { return }
         var order: UInt64 = 0
         if let last = try transaction.lastKey(table(.order)) {
             order = last.reduce(0) { $0 << 8 | UInt64($1) } + 1
         }
         let entry = CatalogEntry(
-            id: id, location: location, order: order, isForgotten: isForgotten)
+            id: id, location: location, order: order, isForgotten: isForgotten,
+            forgetPack: forgetPack)
         try put(entry, transaction)
         if isForgotten { return }
         try Index.withKey(id) { (digest) throws(LMDBError) in
@@ -184,30 +184,37 @@ package struct CatalogEntry: Hashable, Sendable {
     let order: UInt64
     /// True if the checkpoint was forgotten, and its manifest is still in the packs.
     package let isForgotten: Bool
+    /// The pack of the record that says so; 0 if it is not forgotten.
+    let forgetPack: UInt32
 
-    init(id: CheckpointID, location: RecordLocation, order: UInt64, isForgotten: Bool) {
+    init(
+        id: CheckpointID, location: RecordLocation, order: UInt64, isForgotten: Bool,
+        forgetPack: UInt32 = 0
+    ) {
         self.id = id
         self.location = location
         self.order = order
         self.isForgotten = isForgotten
+        self.forgetPack = forgetPack
     }
 
     fileprivate init(id: CheckpointID, _ bytes: UnsafeRawBufferPointer) throws(LMDBError) {
-        guard bytes.count == 17 else { throw .damagedValue("catalog entry") }
+        guard bytes.count == 21 else { throw .damagedValue("catalog entry") }
         func number<T: FixedWidthInteger>(_ offset: Int) -> T {
             T(littleEndian: bytes.loadUnaligned(fromByteOffset: offset, as: T.self))
         }
         self.init(
             id: id, location: RecordLocation(pack: number(0), offset: number(4)),
-            order: number(8), isForgotten: bytes[16] != 0)
+            order: number(8), isForgotten: bytes[16] != 0, forgetPack: number(17))
     }
 
     fileprivate var encoded: [UInt8] {
-        var value = ByteWriter(reserving: 17)
+        var value = ByteWriter(reserving: 21)
         value.write(location.pack)
         value.write(location.offset)
         value.write(order)
         value.write(UInt8(isForgotten ? 1 : 0))
+        value.write(forgetPack)
         return value.bytes
     }
 }

@@ -8,16 +8,20 @@ extension Index {
     ///
     /// The newest of a lineage, or of those that share a label, gives its place to the one before.
     /// Ids that are unknown or forgotten already are passed over.
-    func forget(_ ids: [CheckpointID], reader: PackReader) throws {
+    ///
+    /// - Parameter pack: where the record lies that forgets them.
+    func forget(_ ids: [CheckpointID], in pack: UInt32, reader: PackReader) throws {
         try environment.write { transaction in
             for id in ids {
                 guard let entry = try entry(id, transaction), !entry.isForgotten else { continue }
                 try Index.withKey(order: entry.order) { (key) throws(LMDBError) in
-                    try transaction.delete(table(.order), key)
+                    _ = try transaction.delete(table(.order), key)
                 }
                 let hidden = CatalogEntry(
-                    id: id, location: entry.location, order: entry.order, isForgotten: true)
+                    id: id, location: entry.location, order: entry.order, isForgotten: true,
+                    forgetPack: pack)
                 try put(hidden, transaction)
+                try setPending(.hasStakes, id, transaction)
             }
             let forgotten = Set(ids)
             var lineages = try takeNames(of: forgotten, in: .lineages, transaction)
@@ -55,51 +59,10 @@ extension Index {
         }
         for name in found {
             try Index.withKey(name) { (key) throws(LMDBError) in
-                try transaction.delete(table(names), key)
+                _ = try transaction.delete(table(names), key)
             }
         }
         return found
-    }
-
-    /// Drops entries of forgotten checkpoints whose manifests are not in the packs any more.
-    func drop(_ ids: [CheckpointID]) throws {
-        guard !ids.isEmpty else { return }
-        try environment.write { transaction in
-            for id in ids {
-                guard let entry = try entry(id, transaction), entry.isForgotten else { continue }
-                try Index.withKey(id) { (key) throws(LMDBError) in
-                    try transaction.delete(table(.checkpoints), key)
-                }
-            }
-        }
-    }
-
-    /// Calls `body` with every page and its place, in the order of digests.
-    func forEachPage(_ body: (PageDigest, PageLocation) -> Void) throws {
-        try environment.read { transaction in
-            try transaction.scan(table(.pages), from: []) {
-                (key, value) throws(LMDBError) in
-                body(try CheckpointID(indexed: key).digest, try PageLocation(indexed: value))
-                return true
-            }
-        }
-    }
-
-    /// Deletes pages that are still where they were; one that was stored anew stays.
-    func deletePages(_ pages: [PageDigest: PageLocation]) throws {
-        var rest = Array(pages)[...]
-        while !rest.isEmpty {
-            try environment.write { transaction in
-                for (digest, location) in rest.prefix(1 << 16) {
-                    try Index.withKey(CheckpointID(digest)) { (key) throws(LMDBError) in
-                        let now = try transaction.get(
-                            table(.pages), key, PageLocation.init(indexed:))
-                        if now == location { try transaction.delete(table(.pages), key) }
-                    }
-                }
-            }
-            rest = rest.dropFirst(1 << 16)
-        }
     }
 
     /// The packs that were removed.

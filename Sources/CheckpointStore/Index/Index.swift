@@ -12,8 +12,8 @@ import Synchronization
 //   pages        digest, 32 bytes           pack u32, block offset u32, block bytes u32,
 //                                           block pages u8, slot u8
 //   checkpoints  id, 32 bytes               pack u32, offset u32 of the manifest, order u64,
-//                                           u8: 1 if it was forgotten: then it is in no table below
-//                                           and is found as an ancestor of page maps only
+//                                           u8: 1 if it was forgotten: then it has no order and no
+//                                           name; pack u32 of the record that says so, or 0
 //   order        order u64, big-endian      id
 //   lineages     name                       id of the newest
 //   labels       label                      id of the newest
@@ -22,6 +22,22 @@ import Synchronization
 //                "read"                     pack u32, offset u32: how far packs were read
 //                "transaction"              u64: the highest number seen
 //                "pruned"                   the newest pruned record's payload
+//                "adding"                   id, u64: a checkpoint that is added in several steps,
+//                                           and how many of its pages were
+//
+// And what prune asks, so that it need not look through the repository (`Stakes`):
+//
+//   stakes       id                         forerunner's id or zeros, then the frames as runs
+//   followers    forerunner's id, id        nothing
+//   references   digest                     u32: references beyond the first
+//   unreferenced digest                     nothing: a page that no checkpoint has
+//   builders     id, id of a checkpoint     nothing
+//                whose map builds on its
+//   transactions number u64, big-endian     id
+//   pending      id of a forgotten one      u8: 0 if it has stakes still; 1 if its manifest was
+//                                           about to go: then transaction u64, map ancestor's id
+//   packs        pack u32, big-endian       bytes u32, unused bytes u32, when prune last looked
+//   suspects     pack u32, big-endian       u64: since then something in it may be unused
 
 /// How far into the packs the index has read.
 package typealias ReadMark = RecordLocation
@@ -42,9 +58,18 @@ package final class Index: Sendable {
         case lineages
         case labels
         case state
+        case stakes
+        case followers
+        case references
+        case unreferenced
+        case builders
+        case transactions
+        case pending
+        case packs
+        case suspects
     }
 
-    static let version: UInt32 = 2
+    static let version: UInt32 = 3
 
     // The register keeps it, and closes it when the last index is released.
     unowned let environment: LMDBEnvironment

@@ -1,5 +1,5 @@
 package import CheckpointFormat
-package import GuestModel
+import GuestModel
 
 // Reads packs into the index: what follows the read mark, or everything. Needs the writer's lock,
 // because only its holder knows that nothing is being appended.
@@ -13,8 +13,11 @@ package struct IndexReplay {
     private let index: Index
     private var pending: [UInt64: TransactionFrames] = [:]
     private var highestTransaction: UInt64
-    /// Ids in the forget records of the packs that are read.
-    private var forgotten: Set<CheckpointID> = []
+    /// Packs of the records of transactions that nothing read so far published.
+    private var unpublished: [UInt64: Set<UInt32>] = [:]
+    /// Ids in the forget records of the packs that are read, and the pack of each record.
+    private var forgotten: [CheckpointID: UInt32] = [:]
+    private var series: MapSeriesReader
     private var pruned: PrunedRecord
     /// The newest pack's contents: they were read once, and may be the whole pack.
     private var newest: (pack: UInt32, scan: PackScan)?
@@ -28,6 +31,7 @@ package struct IndexReplay {
     package init(reader: PackReader, index: Index, toleratesDamage: Bool = false) throws {
         self.reader = reader
         self.index = index
+        series = MapSeriesReader(index: index, reader: reader)
         self.toleratesDamage = toleratesDamage
         highestTransaction = try index.highestTransaction()
         pruned = try index.pruned()
@@ -87,6 +91,9 @@ package struct IndexReplay {
             }
         }
         newest = nil
+        // What nothing published has, and records that forget what may have gone.
+        try index.suspect(
+            unpublished.values.reduce(Set(forgotten.values)) { $0.union($1) })
         let gone = Set(abandoned + hollow)
         let lastKept = packs.last { !gone.contains($0) } ?? 0
         let lastRead = mark.namesBytes ? mark.pack : 0
@@ -116,7 +123,7 @@ package struct IndexReplay {
                 try tolerating { replay throws in
                     if entry.type == .forget {
                         let record = try ForgetRecord.read(replay.reader, at: location)
-                        for id in record.ids { replay.forgotten.insert(CheckpointID(id)) }
+                        for id in record.ids { replay.forgotten[CheckpointID(id)] = pack }
                     } else if entry.type == .pruned, !hasPruned {
                         replay.pruned = try PrunedRecord.read(replay.reader, at: location)
                         hasPruned = true
@@ -204,22 +211,25 @@ package struct IndexReplay {
         case .pageFrame:
             guard let table = entry.frame else { return }
             pending[entry.transaction, default: TransactionFrames()].append(table, at: location)
+            unpublished[entry.transaction, default: []].insert(pack)
         case .publish:
             let (id, manifest) = try ManifestReader.read(reader, at: location)
+            unpublished[entry.transaction] = nil
             var frames = pending.removeValue(forKey: entry.transaction) ?? TransactionFrames()
             // The mark may go past frames of other transactions only if none waits.
             try index.add(
                 Publication(
                     id: id, manifest: manifest, location: location,
-                    isForgotten: forgotten.contains(id), pruned: pruned,
-                    toleratesDamage: toleratesDamage),
-                frames: &frames, reader: reader,
+                    forgetPack: forgotten[id], pruned: pruned, toleratesDamage: toleratesDamage),
+                frames: &frames, series: &series,
                 readMark: pending.isEmpty ? end(of: entry, in: pack) : nil,
                 highestTransaction: highestTransaction)
         case .forget:
             // Those that were indexed before; `readAhead` saw to the others.
             let record = try ForgetRecord.read(reader, at: location)
-            try index.forget(record.ids.map { CheckpointID($0) }, reader: reader)
+            try index.forget(record.ids.map { CheckpointID($0) }, in: pack, reader: reader)
+        case .mapPart, .guestState:
+            unpublished[entry.transaction, default: []].insert(pack)
         default:
             break
         }
@@ -272,126 +282,6 @@ package enum ManifestReader {
             throw reader.corrupted(location, .publish, error)
         } catch {
             preconditionFailure("decoding fails in one way only: \(error)")
-        }
-    }
-}
-
-/// A manifest to be indexed.
-package struct Publication: Sendable {
-    package let id: CheckpointID
-    package let manifest: Manifest
-    package let location: RecordLocation
-    /// True if a forget record names it: it is kept for the page maps that build on its own.
-    package var isForgotten = false
-    /// Packs that were removed: what they held of a forgotten checkpoint is not missed.
-    package var pruned = PrunedRecord()
-    /// True if parts of its page map that are damaged are passed over.
-    package var toleratesDamage = false
-}
-
-extension Index {
-    /// Entries that one write transaction of LMDB takes.
-    private static let batchCountMax = 65_536
-
-    /// Adds a published checkpoint: its pages first, and the catalog's entry last.
-    ///
-    /// Pages that prune has taken are passed over; so are the page maps of a forgotten checkpoint.
-    ///
-    /// - Parameter isCondemned: digests that prune is about to delete: the new place counts.
-    package func add(
-        _ publication: Publication, frames: inout TransactionFrames, reader: PackReader,
-        readMark: ReadMark?, highestTransaction: UInt64,
-        isCondemned: (PageDigest) -> Bool = { _ in false }
-    ) throws {
-        var batch: [(PageDigest, PageLocation)] = []
-        for location in publication.manifest.mapParts {
-            let part: MapPart
-            do throws(RepositoryError) {
-                if publication.isForgotten, try reader.isPruned(location, publication.pruned) {
-                    continue
-                }
-                part = try MapReader.part(reader, at: location)
-            } catch {
-                guard publication.toleratesDamage, error.corruption != nil else { throw error }
-                continue
-            }
-            try part.forEachRun { (run, digests) throws in
-                guard run.content == .storedHere else { return }
-                var next = digests.startIndex
-                try frames.forEachLocation(
-                    from: run.firstOrdinal, count: run.range.count
-                ) { place in
-                    if let place { batch.append((digests[next], place)) }
-                    next += 1
-                    if batch.count >= Index.batchCountMax {
-                        try self.put(batch, isCondemned)
-                        batch.removeAll(keepingCapacity: true)
-                    }
-                }
-            }
-        }
-        try environment.write { transaction in
-            try put(batch, transaction, isCondemned)
-            try addToCatalog(
-                transaction, publication.id, publication.manifest, at: publication.location,
-                isForgotten: publication.isForgotten)
-            try setCounter(transaction, highestTransaction)
-            if let readMark { try setReadMark(transaction, readMark) }
-        }
-    }
-
-    private func put(
-        _ batch: [(PageDigest, PageLocation)], _ isCondemned: (PageDigest) -> Bool
-    ) throws {
-        try environment.write { try put(batch, $0, isCondemned) }
-    }
-
-    private func put(
-        _ batch: [(PageDigest, PageLocation)], _ transaction: borrowing LMDBTransaction,
-        _ isCondemned: (PageDigest) -> Bool
-    ) throws {
-        let pages = table(.pages)
-        try withUnsafeTemporaryAllocation(
-            byteCount: PageLocation.byteCount, alignment: 8
-        ) { value in
-            for (digest, location) in batch {
-                location.encode(into: value)
-                // The first place stays: a page that two transactions stored is read from one.
-                let isKept = !isCondemned(digest)
-                try withUnsafeBytes(of: digest.words) { key in
-                    try transaction.put(pages, key, UnsafeRawBufferPointer(value), keeping: isKept)
-                }
-            }
-        }
-    }
-
-    private func setReadMark(
-        _ transaction: borrowing LMDBTransaction, _ mark: ReadMark
-    ) throws(LMDBError) {
-        var bytes = ByteWriter()
-        bytes.write(mark.pack)
-        bytes.write(mark.offset)
-        try setValue(transaction, "read", bytes.bytes)
-    }
-
-    private func setCounter(
-        _ transaction: borrowing LMDBTransaction, _ highest: UInt64
-    ) throws(LMDBError) {
-        var bytes = ByteWriter()
-        bytes.write(highest)
-        try setValue(transaction, "transaction", bytes.bytes)
-    }
-}
-
-extension Index {
-    /// Moves the read mark forward over records that need no indexing.
-    ///
-    /// - Parameter highestTransaction: the highest number that any of them has. It must not be
-    ///   given out again: pages of an abandoned transaction may stay in the packs.
-    package func advance(to mark: ReadMark, highestTransaction: UInt64) throws {
-        try environment.write { transaction in
-            try setReadMark(transaction, mark)
-            try setCounter(transaction, highestTransaction)
         }
     }
 }

@@ -212,25 +212,45 @@ struct LMDBTransaction: ~Copyable {
         return try body(UnsafeRawBufferPointer(start: found.mv_data, count: found.mv_size))
     }
 
-    /// Sets a key's value; one that is there stays if `keeping`.
+    /// Sets a key's value.
     func put(
-        _ table: MDB_dbi, _ key: UnsafeRawBufferPointer, _ bytes: UnsafeRawBufferPointer,
-        keeping: Bool = false
+        _ table: MDB_dbi, _ key: UnsafeRawBufferPointer, _ bytes: UnsafeRawBufferPointer
     ) throws(LMDBError) {
         var keyValue = LMDBTransaction.value(key)
         var value = LMDBTransaction.value(bytes)
-        let code = mdb_put(
-            handle, table, &keyValue, &value, keeping ? UInt32(MDB_NOOVERWRITE) : 0)
-        if keeping && code == MDB_KEYEXIST { return }
-        try LMDBEnvironment.check(code, "mdb_put")
+        try LMDBEnvironment.check(mdb_put(handle, table, &keyValue, &value, 0), "mdb_put")
     }
 
+    /// Sets a key's value unless it has one.
+    ///
+    /// - Returns: the value that it has, as `body` reads it; nil if it was set.
+    func insert<T>(
+        _ table: MDB_dbi, _ key: UnsafeRawBufferPointer, _ bytes: UnsafeRawBufferPointer,
+        _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> T
+    ) throws(LMDBError) -> T? {
+        var keyValue = LMDBTransaction.value(key)
+        var value = LMDBTransaction.value(bytes)
+        let code = mdb_put(handle, table, &keyValue, &value, UInt32(MDB_NOOVERWRITE))
+        if code == MDB_KEYEXIST {
+            return try body(UnsafeRawBufferPointer(start: value.mv_data, count: value.mv_size))
+        }
+        try LMDBEnvironment.check(code, "mdb_put")
+        return nil
+    }
+
+    /// The number of this moment of the index: it grows with each change.
+    var moment: UInt64 { UInt64(mdb_txn_id(handle)) }
+
     /// Removes a key; one that is not there is fine.
-    func delete(_ table: MDB_dbi, _ key: UnsafeRawBufferPointer) throws(LMDBError) {
+    ///
+    /// - Returns: true if it was there.
+    @discardableResult
+    func delete(_ table: MDB_dbi, _ key: UnsafeRawBufferPointer) throws(LMDBError) -> Bool {
         var keyValue = LMDBTransaction.value(key)
         let code = mdb_del(handle, table, &keyValue, nil)
-        if code == MDB_NOTFOUND { return }
+        if code == MDB_NOTFOUND { return false }
         try LMDBEnvironment.check(code, "mdb_del")
+        return true
     }
 
     /// The last key of a table; nil if it is empty.

@@ -21,6 +21,12 @@ package struct TransactionFrames: Sendable {
             Frame(firstOrdinal: table.firstOrdinal, location: location, table: table))
     }
 
+    /// The packs that they lie in.
+    var packs: Set<UInt32> { Set(frames.map(\.location.pack)) }
+
+    /// Pages in them.
+    var pageCount: Int { frames.reduce(0) { $0 + $1.table.pageCount } }
+
     /// Calls `body` with the locations of `count` pages from an ordinal on; nil for a page that is
     /// in no frame.
     package mutating func forEachLocation(

@@ -33,20 +33,13 @@ package enum MapReader {
                     location, .mapPart,
                     FormatError(offset: 16, reason: "it names frame numbers beyond 2^32"))
             }
-            part.forEachRun { run, digests in
-                var next = digests.startIndex
-                for frame in run.range.frames {
-                    let number = PageFrameNumber(frame)
-                    switch run.content {
-                    case .absent: map.set(number, .absent)
-                    case .zero: map.set(number, .zero)
-                    case .storedHere, .storedBefore:
-                        map.set(number, .present(digests[next]))
-                        next += 1
-                    }
-                }
-            }
+            apply(part, to: map)
         }
+    }
+
+    /// Applies a stretch of a map to `map`.
+    static func apply(_ part: MapPart, to map: PageMap) {
+        part.forEachContent { frame, content in map.set(frame, content) }
     }
 
     /// The frames that a checkpoint's own map names.

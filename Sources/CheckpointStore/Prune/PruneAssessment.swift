@@ -1,7 +1,18 @@
 import CheckpointFormat
 import GuestModel
 
-/// What of each sealed pack stays, given what is kept of the catalog.
+// Which packs are looked at, and what stays of them.
+//
+// Only packs in which something may be unused are looked at: those that hold a dead page, those
+// that hold records of a checkpoint whose standing changed, and those that the index suspects. Of
+// the others the index says what was found when they were looked at last, and of packs that never
+// were suspected nothing is unused. That may be wrong only to the cost of space.
+//
+// What stays of a pack that is looked at is decided by what is read here: its own index says which
+// blocks it has and which transaction wrote each, that transaction's page map which digest each
+// page has, and the repository's index whether the digest is at this place.
+
+/// What of the sealed packs stays.
 struct PruneAssessment: Sendable {
     /// One sealed pack.
     struct Pack: Sendable {
@@ -10,7 +21,7 @@ struct PruneAssessment: Sendable {
         /// Bytes if it is written anew; 0 if nothing of it stays.
         let cutByteCount: Int
         /// True if it holds a list of removed packs, which a newer one must take over.
-        let holdsPruned: Bool
+        var holdsPruned = false
 
         /// Bytes that nobody needs.
         ///
@@ -18,150 +29,171 @@ struct PruneAssessment: Sendable {
         var unusedByteCount: Int { max(0, byteCount - cutByteCount) }
     }
 
-    /// Which blocks stay, which records do.
+    /// What stays of a pack that was looked at.
     private struct Kept: Sendable {
-        /// Addresses of blocks that the index names, sorted, for each pack.
-        var blocks: [UInt32: [UInt32]] = [:]
-        /// Transactions under way: all that they wrote stays.
-        var transactions: Set<UInt64> = []
-        /// Page maps, states and manifests.
-        var records: [UInt32: Set<UInt32>] = [:]
-
-        func hasBlock(_ entry: PackIndex.Entry, in pack: UInt32, _ address: UInt32) -> Bool {
-            if transactions.contains(entry.transaction) { return true }
-            guard let blocks = blocks[pack] else { return false }
-            var (low, high) = (0, blocks.count)
-            while low < high {
-                let middle = (low + high) / 2
-                if blocks[middle] < address { low = middle + 1 } else { high = middle }
-            }
-            return low < blocks.count && blocks[low] == address
-        }
+        /// Addresses of blocks.
+        var blocks: Set<UInt32> = []
+        /// Addresses of page maps, states and manifests.
+        var records: Set<UInt32> = []
+        /// Forgotten checkpoints whose manifests do not stay.
+        var leaving: [CheckpointID: PendingPrune] = [:]
     }
 
     /// Sealed packs, ascending.
-    private(set) var packs: [Pack] = []
-    /// Forgotten checkpoints whose manifests go with these packs if the packs are written anew.
-    private(set) var leaving: [CheckpointID: UInt32] = [:]
-    private var kept = Kept()
+    var packs: [Pack] { known.values.sorted { $0.number < $1.number } }
+    /// Bytes of all packs, the open one's too.
+    private(set) var byteCount = 0
+    /// The index's state that this was found in.
+    let moment: UInt64
+    private var known: [UInt32: Pack] = [:]
+    /// Packs that stay suspects: the open one, and those of which somebody reads something.
+    private(set) var unsettled: Set<UInt32> = []
+    private let recorded: Set<UInt32>
+    private var kept: [UInt32: Kept] = [:]
     private let reader: PackReader
     private let survey: PruneSurvey
+    private let transactions: Set<UInt64>
+    private let openPack: UInt32
 
     /// Assesses the packs before `openPack`.
     ///
-    /// - Parameter transactions: those under way in this process.
+    /// - Parameter transactions: those under way in this process: all that they wrote stays.
     init(
         _ survey: PruneSurvey, openPack: UInt32, transactions: Set<UInt64>, repository: Repository
     ) throws {
         self.survey = survey
+        self.transactions = transactions
+        self.openPack = openPack
         reader = repository.reader
-        kept.transactions = transactions
-        let numbers = try PackName.list(reader.files).filter {
-            $0 < openPack && !survey.pruned.contains($0)
+        let index = try repository.withIndex { $0 }
+        moment = try index.moment()
+        let uses = try index.packUses()
+        recorded = Set(uses.keys)
+        for pack in try PackName.list(reader.files) where !survey.pruned.contains(pack) {
+            let isSealed = pack < openPack
+            let use = isSealed ? uses[pack] : nil
+            let size = try use?.byteCount ?? repository.byteCount(of: pack)
+            byteCount += size
+            guard isSealed else { continue }
+            known[pack] = Pack(
+                number: pack, byteCount: size, cutByteCount: size - (use?.unusedByteCount ?? 0))
         }
-        // A place in an array for each pack: the index's pages come in no order of packs.
-        var places = [Int?](repeating: nil, count: Int(openPack))
-        for (place, pack) in numbers.enumerated() { places[Int(pack)] = place }
-        var blocks = [[UInt32]](repeating: [], count: numbers.count)
-        try repository.withIndex { index in
-            try index.forEachPage { digest, location in
-                guard location.pack < openPack, let place = places[Int(location.pack)],
-                    survey.dead.isEmpty || survey.dead[digest] != location
-                else { return }
-                blocks[place].append(location.blockOffset)
-            }
-        }
-        for (place, pack) in numbers.enumerated() {
-            blocks[place].sortUnique()
-            kept.blocks[pack] = blocks[place]
-            blocks[place] = []
-        }
-        keepRecords(of: try transactionsWithBlocks(numbers))
-        for pack in numbers {
+        var suspects = Set(try index.suspects().keys)
+        suspects.formUnion(survey.dead.values.map(\.pack))
+        var standing = try Standing(survey, openPack: openPack, repository: repository)
+        for step in survey.steps { try standing.changed(step.id, &suspects) }
+        try assess(suspects, &standing)
+        unsettled.formUnion(standing.unsettled)
+    }
+
+    /// Looks at more packs.
+    mutating func assess(_ packs: Set<UInt32>, of repository: Repository) throws {
+        var standing = try Standing(survey, openPack: openPack, repository: repository)
+        try assess(packs, &standing)
+        unsettled.formUnion(standing.unsettled)
+    }
+
+    /// True if the pack was looked at.
+    func wasAssessed(_ pack: UInt32) -> Bool { kept[pack] != nil }
+
+    /// True if the index knows all that is known of a pack.
+    func isRecorded(_ pack: UInt32) -> Bool { recorded.contains(pack) && kept[pack] == nil }
+
+    /// The packs that were looked at.
+    var assessedPacks: Set<UInt32> { Set(kept.keys) }
+
+    /// Forgotten checkpoints whose manifests go with a pack if it is written anew or removed.
+    func leaving(with pack: UInt32) -> [CheckpointID: PendingPrune] { kept[pack]?.leaving ?? [:] }
+
+    private mutating func assess(_ packs: Set<UInt32>, _ standing: inout Standing) throws {
+        var waiting = packs
+        while let pack = waiting.popFirst() {
+            if pack >= openPack { unsettled.insert(pack) }
+            guard let before = known[pack], kept[pack] == nil else { continue }
             let scan = try PackScan.scan(reader, pack: pack, isNewest: false)
-            guard scan.isSealed else { continue }
-            let cut = try cut(pack, scan.entries)
-            packs.append(
-                Pack(
-                    number: pack, byteCount: Int(scan.fileByteCount), cutByteCount: cut.byteCount,
-                    holdsPruned: scan.entries.contains { $0.type == .pruned }))
-        }
-    }
-
-    /// What stays of a pack.
-    func cut(_ pack: UInt32) throws -> PackCut {
-        try cut(pack, try PackScan.scan(reader, pack: pack, isNewest: false).entries)
-    }
-
-    private func cut(_ pack: UInt32, _ entries: [PackIndex.Entry]) throws -> PackCut {
-        try PackCut(
-            entries, keepsBlock: { kept.hasBlock($0, in: pack, $1) },
-            keepsRecord: { try keeps($0, in: pack) })
-    }
-
-    private func keeps(_ entry: PackIndex.Entry, in pack: UInt32) throws -> Bool {
-        switch entry.type {
-        case .forget:
-            // As long as a manifest is in the packs, something must say that it counts no more.
-            let location = RecordLocation(pack: pack, offset: entry.address)
-            return try ForgetRecord.read(reader, at: location).ids.contains {
-                survey.known.contains(CheckpointID($0))
-            }
-        case .mark, .pruned:
-            // A sealed pack is confirmed by its footer; removals are stated anew before it goes.
-            return false
-        default:
-            return kept.transactions.contains(entry.transaction)
-                || kept.records[pack]?.contains(entry.address) == true
-        }
-    }
-
-    /// Transactions of which pages stay: their page maps say which pages these are.
-    private func transactionsWithBlocks(_ packs: [UInt32]) throws -> Set<UInt64> {
-        var result: Set<UInt64> = []
-        for pack in packs {
-            for entry in try PackScan.scan(reader, pack: pack, isNewest: false).entries {
-                guard let frame = entry.frame, !result.contains(entry.transaction) else { continue }
-                var address = UInt32(entry.addresses.lowerBound)
-                for block in frame.blocks {
-                    if kept.hasBlock(entry, in: pack, address) {
-                        result.insert(entry.transaction)
-                        break
-                    }
-                    address += block.byteCount
-                }
-            }
-        }
-        return result
-    }
-
-    private mutating func keepRecords(of transactions: Set<UInt64>) {
-        for member in survey.members {
-            let manifest = member.checkpoint.manifest
-            let location = member.checkpoint.location
-            guard
-                member.isRoot || member.isNeeded || transactions.contains(manifest.transaction)
-            else {
-                leaving[member.checkpoint.id] = location.pack
+            guard scan.isSealed else {
+                known[pack] = nil
                 continue
             }
-            let states = member.isRoot ? manifest.stateParts : []
-            for location in [location] + manifest.mapParts + states {
-                kept.records[location.pack, default: []].insert(location.offset)
-            }
+            kept[pack] = try keep(scan, of: pack, &standing, &waiting)
+            let cut = try cut(pack, scan.entries, standing.index)
+            known[pack] = Pack(
+                number: pack, byteCount: before.byteCount, cutByteCount: cut.byteCount,
+                holdsPruned: scan.entries.contains { $0.type == .pruned })
         }
     }
-}
 
-extension [UInt32] {
-    /// Sorts, and drops equal ones.
-    fileprivate mutating func sortUnique() {
-        sort()
-        var count = 0
-        for index in indices where count == 0 || self[count - 1] != self[index] {
-            self[count] = self[index]
-            count += 1
+    /// Finds out what stays of a pack.
+    private func keep(
+        _ scan: PackScan, of pack: UInt32, _ standing: inout Standing,
+        _ waiting: inout Set<UInt32>
+    ) throws -> Kept {
+        var kept = Kept()
+        var frames: [UInt64: TransactionFrames] = [:]
+        var numbers: Set<UInt64> = []
+        for entry in scan.entries {
+            if entry.transaction > 0 { numbers.insert(entry.transaction) }
+            guard let table = entry.frame else { continue }
+            let location = RecordLocation(pack: pack, offset: entry.address)
+            frames[entry.transaction, default: TransactionFrames()].append(table, at: location)
         }
-        removeLast(self.count - count)
+        for number in numbers where !transactions.contains(number) {
+            guard let checkpoint = try standing.checkpoint(of: number) else { continue }
+            if var frames = frames[number] {
+                try standing.keepBlocks(of: checkpoint, &frames, into: &kept.blocks)
+            }
+            let manifest = checkpoint.manifest
+            switch try standing.standing(of: checkpoint) {
+            case .exists:
+                kept.records.formUnion(
+                    checkpoint.recordLocations.filter { $0.pack == pack }.map(\.offset))
+            case .isNeeded:
+                kept.records.formUnion(
+                    (manifest.mapParts + [checkpoint.location]).filter { $0.pack == pack }
+                        .map(\.offset))
+            case .isLeaving:
+                waiting.formUnion(checkpoint.recordLocations.map(\.pack))
+                guard checkpoint.location.pack == pack else { continue }
+                kept.leaving[checkpoint.id] = .isLeaving(
+                    transaction: number, mapAncestor: checkpoint.mapAncestor)
+            }
+        }
+        return kept
+    }
+
+    /// What stays of a pack that was looked at.
+    func cut(_ pack: UInt32, _ index: Index) throws -> PackCut {
+        try cut(pack, try PackScan.scan(reader, pack: pack, isNewest: false).entries, index)
+    }
+
+    private func cut(
+        _ pack: UInt32, _ entries: [PackIndex.Entry], _ index: Index
+    ) throws -> PackCut {
+        guard let kept = kept[pack] else {
+            preconditionFailure("only a pack that was looked at is cut")
+        }
+        return try PackCut(
+            entries,
+            keepsBlock: { entry, address in
+                transactions.contains(entry.transaction) || kept.blocks.contains(address)
+            },
+            keepsRecord: { entry in
+                switch entry.type {
+                case .forget:
+                    // As long as a manifest is in the packs, something must say that it counts no
+                    // more.
+                    let location = RecordLocation(pack: pack, offset: entry.address)
+                    return try ForgetRecord.read(reader, at: location).ids.contains {
+                        try index.entry(CheckpointID($0)) != nil
+                    }
+                case .mark, .pruned:
+                    // A sealed pack is confirmed by its footer; removals are stated anew before it
+                    // goes.
+                    return false
+                default:
+                    return transactions.contains(entry.transaction)
+                        || kept.records.contains(entry.address)
+                }
+            })
     }
 }

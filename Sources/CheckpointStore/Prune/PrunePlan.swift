@@ -45,7 +45,8 @@ public struct PrunePlan: Sendable {
 
     /// The sealed packs, ascending.
     ///
-    /// The open pack is never touched.
+    /// The open pack is never touched. Of packs in which nothing was forgotten since they were
+    /// sealed, the few bytes of records that say nothing any more are not counted as unused.
     public let packs: [Pack]
     /// Bytes of all packs, the open one's too.
     public let byteCount: Int
@@ -53,11 +54,25 @@ public struct PrunePlan: Sendable {
     public let deadPageCount: Int
     let preparation: PrunePreparation
 
-    init(_ preparation: PrunePreparation, byteCount: Int, options: PruneOptions) {
-        self.preparation = preparation
-        self.byteCount = byteCount
+    /// Decides what becomes of each pack; looks at those that change and were not looked at.
+    init(_ preparation: PrunePreparation) throws {
+        var preparation = preparation
+        byteCount = preparation.assessment.byteCount
         deadPageCount = preparation.survey.dead.count
-        packs = PrunePlan.choose(preparation.assessment.packs, byteCount, options)
+        while true {
+            let packs = PrunePlan.choose(
+                preparation.assessment.packs, byteCount, preparation.options)
+            let unknown = packs.filter {
+                $0.fate != .kept && !preparation.assessment.wasAssessed($0.number)
+            }
+            if unknown.isEmpty {
+                self.packs = packs
+                break
+            }
+            try preparation.assessment.assess(
+                Set(unknown.map(\.number)), of: preparation.repository)
+        }
+        self.preparation = preparation
     }
 
     /// Removes packs of which nothing is needed, and writes the sparsest others anew until little

@@ -1,179 +1,147 @@
 import CheckpointFormat
 import GuestModel
 
-// Which checkpoints prune must keep, and which pages die.
-//
-// A root is a checkpoint that exists, is leased, or is held by a session. Its page map is that of a
-// series of stored maps, each over the one that it builds on; so the stored maps are a tree. A root
-// sees a frame that a map names unless every way from there to a root comes by a map that names the
-// frame again:
-//
-//   shadow(root)  = nothing                     a root sees all of its own map
-//   shadow(other) = intersection over the maps that build on it, and lead to a root,
-//                   of (their frames + their shadow)
-//
-// Maps that build on a map come after it. So one way back through the catalog makes all shadows,
-// reads each stored map once, and has a bitmap open for each level of each branch only. No page map
-// is ever put together.
-//
-// A page dies if a forgotten checkpoint names it and no root sees it. Candidates are what roots do
-// not see of forgotten maps; a second way back takes out of them what is seen anywhere.
-
-/// The catalog at one moment, and what of it must be kept.
+/// Which checkpoints give up their stakes, and which pages die of it.
+///
+/// Reads what the index says of the forgotten ones and of those that follow them, and the page maps
+/// that name the pages which lose a reference: nothing of the others.
 struct PruneSurvey: Sendable {
-    /// A checkpoint whose manifest is in the packs.
-    struct Member: Sendable {
-        let checkpoint: Checkpoint
-        /// True if its pages must stay.
-        let isRoot: Bool
-        /// True if a root's page map builds on its own.
-        var isNeeded = false
+    /// One checkpoint that gives its stakes to those that follow it.
+    struct Step: Sendable {
+        let id: CheckpointID
+        let forerunner: CheckpointID?
+        let followers: Set<CheckpointID>
+        /// Pages of which a reference goes; some may be named several times.
+        fileprivate(set) var lost: [PageDigest] = []
+        /// Pages that get references: several followers go on from one that it had.
+        fileprivate(set) var gained: [PageDigest: UInt32] = [:]
     }
 
-    /// In the order of the packs.
-    private(set) var members: [Member]
-    /// Forgotten checkpoints that the index knows and whose manifests are gone.
-    let vanished: [CheckpointID]
-    /// Pages that no root has, and where they lie.
+    /// In the order in which they are to be done.
+    private(set) var steps: [Step] = []
+    /// Pages that nobody refers to afterwards, and where they lie.
     private(set) var dead: [PageDigest: PageLocation] = [:]
+    /// Forgotten checkpoints that the index knows and whose manifests are gone.
+    let vanished: [CheckpointID: PendingPrune]
+    /// Forgotten checkpoints without stakes whose pages must stay all the same: somebody reads them.
+    let guarded: Set<CheckpointID>
     /// Packs that were removed before.
     let pruned: PrunedRecord
-    private let reader: PackReader
-    private let index: Index
-    private let roots: Set<CheckpointID>
-    private(set) var known: Set<CheckpointID>
+    /// The checkpoints of `steps`.
+    let leaving: Set<CheckpointID>
 
-    /// Reads the manifests, and finds out which pages die.
+    private var stakes: [CheckpointID: Stakes] = [:]
+    private var followers: [CheckpointID: Set<CheckpointID>] = [:]
+    private var changes: [PageDigest: Int] = [:]
+
+    /// - Parameters:
+    ///   - pending: forgotten checkpoints that prune is not done with.
+    ///   - kept: checkpoints that somebody holds or reads.
     init(
-        _ entries: [CatalogEntry], kept: Set<CheckpointID>, repository: Repository
+        _ pending: [CheckpointID: PendingPrune], kept: Set<CheckpointID>, repository: Repository
     ) throws {
-        reader = repository.reader
-        (index, pruned) = try repository.withIndex { ($0, try $0.pruned()) }
-        known = Set(entries.map(\.id))
-        var members: [Member] = []
-        var vanished: [CheckpointID] = []
-        var roots: Set<CheckpointID> = []
-        for entry in entries {
-            let isRoot = !entry.isForgotten || kept.contains(entry.id)
-            if !isRoot, try reader.isPruned(entry.location, pruned) {
-                vanished.append(entry.id)
-                continue
+        var (forgotten, vanished): ([CatalogEntry], [CheckpointID: PendingPrune]) = ([], [:])
+        let index = try repository.withIndex { $0 }
+        pruned = try index.pruned()
+        for (id, state) in pending {
+            guard let entry = try index.entry(id), entry.isForgotten else { continue }
+            if state == .hasStakes {
+                if !kept.contains(id) { forgotten.append(entry) }
+            } else if try repository.reader.isPruned(entry.location, pruned) {
+                vanished[id] = state
             }
-            if isRoot { roots.insert(entry.id) }
-            members.append(Member(checkpoint: try repository.read(entry), isRoot: isRoot))
         }
-        self.members = members
         self.vanished = vanished
-        self.roots = roots
-        markNeeded()
-        if members.contains(where: { !$0.isRoot }) { try findDead() }
-    }
-
-    /// Takes in checkpoints that were published since: what they name does not die.
-    ///
-    /// - Returns: true if there are any.
-    mutating func add(_ entries: [CatalogEntry], of repository: Repository) throws -> Bool {
-        let new = entries.filter { !known.contains($0.id) }
-        for entry in new {
-            let checkpoint = try repository.read(entry)
-            members.append(Member(checkpoint: checkpoint, isRoot: true))
-            known.insert(entry.id)
-            for location in checkpoint.manifest.mapParts {
-                let part = try MapReader.part(reader, at: location)
-                for digest in part.digests { dead[digest] = nil }
-            }
+        guarded = try kept.filter { id in
+            try index.entry(id)?.isForgotten == true && !index.hasStakes(id)
         }
-        return !new.isEmpty
-    }
-
-    private mutating func markNeeded() {
-        var needed: Set<CheckpointID> = []
-        for position in members.indices.reversed() {
-            let member = members[position]
-            members[position].isNeeded = needed.contains(member.checkpoint.id)
-            guard member.isRoot || members[position].isNeeded,
-                let ancestor = member.checkpoint.mapAncestor
-            else { continue }
-            needed.insert(ancestor)
+        // The newest first: then none is given stakes by another before it gives away its own, and
+        // the pages in its own stakes are named by its own page map.
+        forgotten.sort { $0.order > $1.order }
+        leaving = Set(forgotten.map(\.id))
+        var series = MapSeriesReader(index: index, reader: repository.reader)
+        for entry in forgotten { try resign(entry.id, index, &series) }
+        stakes = [:]
+        followers = [:]
+        dead = try index.unreferencedPages()
+        for (digest, location) in try index.pagesWithoutReferences(after: changes) {
+            dead[digest] = location
+        }
+        for (digest, change) in changes where change > 0 { dead[digest] = nil }
+        changes = [:]
+        for id in guarded {
+            try series.forEachPage(of: id) { _, digest in dead[digest] = nil }
         }
     }
 
-    private mutating func findDead() throws {
-        var batch: Set<PageDigest> = []
-        var candidates: [PageDigest: PageLocation] = [:]
-        func lookUp() throws {
-            let digests = Array(batch)
-            try index.locations(of: digests.span) { position, location in
-                // What the index does not know died before.
-                if let location { candidates[digests[position]] = location }
-            }
-            batch.removeAll(keepingCapacity: true)
-        }
-        try forEachDigest(withRoots: false) { digest, isSeen in
-            guard !isSeen, candidates[digest] == nil else { return }
-            batch.insert(digest)
-            if batch.count >= 1 << 16 { try lookUp() }
-        }
-        try lookUp()
-        guard !candidates.isEmpty else { return }
-        try forEachDigest(withRoots: true) { digest, isSeen in
-            if isSeen { candidates[digest] = nil }
-        }
-        dead = candidates
+    /// Leaves only pages dead that an earlier survey said of.
+    mutating func restrict(to other: PruneSurvey) {
+        dead = dead.filter { other.dead[$0.key] != nil }
     }
 
-    /// Calls `body` with the digests in the stored maps, and whether a root sees them there.
-    ///
-    /// - Parameter withRoots: false: those in the maps of roots, all of them seen, are left out.
-    private func forEachDigest(
-        withRoots: Bool, _ body: (PageDigest, _ isSeen: Bool) throws -> Void
+    /// Makes the step of one checkpoint.
+    private mutating func resign(
+        _ id: CheckpointID, _ index: Index, _ series: inout MapSeriesReader
     ) throws {
-        var shadows: [CheckpointID: DirtyBitmap] = [:]
-        for member in members.reversed() {
-            let id = member.checkpoint.id
-            guard member.isRoot || member.isNeeded else {
-                if !withRoots { try forEachUnseen(of: member) { try body($0, false) } }
-                continue
+        guard let own = try stakes(of: id, index) else { return }
+        let following = try followers(of: id, index)
+        var lost = own.frames
+        var inherited = DirtyBitmap()
+        // For each follower but the first that goes on from one of its references.
+        var copies: [DirtyBitmap] = []
+        for follower in following {
+            guard let theirs = try stakes(of: follower, index) else {
+                throw LMDBError(call: "stakes", code: LMDBError.damaged)
             }
-            var hiding: CheckpointID?
-            if let ancestor = member.checkpoint.mapAncestor, !roots.contains(ancestor) {
-                hiding = ancestor
-            }
-            guard withRoots || !member.isRoot || hiding != nil else { continue }
-            let shadow = shadows.removeValue(forKey: id) ?? DirtyBitmap()
-            var frames = shadow
-            for location in member.checkpoint.manifest.mapParts {
-                try MapReader.part(reader, at: location).forEachRun { (run, digests) throws in
-                    if hiding != nil { frames.insert(run.range) }
-                    guard run.content.hasDigests, withRoots || !member.isRoot else { return }
-                    for (frame, digest) in zip(run.range.frames, digests) {
-                        try body(digest, !shadow.contains(PageFrameNumber(frame)))
-                    }
-                }
-            }
-            guard let hiding else { continue }
-            if shadows[hiding] == nil {
-                shadows[hiding] = frames
-            } else {
-                shadows[hiding]?.formIntersection(frames)
-            }
+            lost.formIntersection(theirs.frames)
+            guard following.count > 1 else { break }
+            var here = own.frames
+            here.subtract(theirs.frames)
+            var again = here
+            again.formIntersection(inherited)
+            if !again.isEmpty { copies.append(again) }
+            inherited.formUnion(here)
         }
+        var step = Step(id: id, forerunner: own.forerunner, followers: following)
+        try series.forEachPage(of: id, in: copies.reduce(lost) { $0.union($1) }) { frame, digest in
+            if lost.contains(frame) {
+                step.lost.append(digest)
+                changes[digest, default: 0] -= 1
+            }
+            let count = copies.count { $0.contains(frame) }
+            guard count > 0 else { return }
+            step.gained[digest, default: 0] += UInt32(count)
+            changes[digest, default: 0] += count
+        }
+        steps.append(step)
+        for follower in following {
+            stakes[follower]?.frames.formUnion(own.frames)
+            stakes[follower]?.forerunner = own.forerunner
+        }
+        if let forerunner = own.forerunner {
+            var others = try followers(of: forerunner, index)
+            others.remove(id)
+            followers[forerunner] = others.union(following)
+        }
+        stakes[id] = nil
+        followers[id] = nil
     }
 
-    /// The digests in what is left of the map of a checkpoint that nobody needs.
-    private func forEachUnseen(
-        of member: Member, _ body: (PageDigest) throws -> Void
-    ) throws {
-        for location in member.checkpoint.manifest.mapParts
-        where try !reader.isPruned(location, pruned) {
-            for digest in try MapReader.part(reader, at: location).digests { try body(digest) }
-        }
+    /// Stakes as the steps so far leave them.
+    private mutating func stakes(of id: CheckpointID, _ index: Index) throws -> Stakes? {
+        if let known = stakes[id] { return known }
+        let found = try index.stakes(id)
+        stakes[id] = found
+        return found
     }
-}
 
-extension Checkpoint {
-    /// The checkpoint on whose page map its own builds.
-    var mapAncestor: CheckpointID? {
-        manifest.mapPosition == 0 ? nil : CheckpointID(manifest.mapAncestor)
+    /// Followers as the steps so far leave them.
+    private mutating func followers(
+        of id: CheckpointID, _ index: Index
+    ) throws -> Set<CheckpointID> {
+        if let known = followers[id] { return known }
+        let found = try index.followers(of: id)
+        followers[id] = found
+        return found
     }
 }

@@ -5,18 +5,25 @@ import GuestModel
 //
 //   1. The dead pages are condemned: a transaction that begins from now on stores them anew.
 //   2. Transactions that had begun are waited for; they may count on a condemned page.
-//   3. What they published is looked through: a page that it names lives on.
-//   4. The packs to be removed are named in a record, which is synced.
-//   5. The dead pages leave the index, unless they were stored anew meanwhile.
+//   3. If the index changed since the plan, it is made again: what was published may name a page.
+//   4. The forgotten checkpoints give up their stakes, one by one. Then the dead pages leave the
+//      index, unless they were stored anew meanwhile.
+//   5. The packs to be removed are named in a record, which is synced.
 //   6. Packs are written anew, or removed; the folder is synced.
 //   7. Forgotten checkpoints whose manifests went leave the index.
 //
 // A crash anywhere leaves packs that read as before: the index lacks dead pages at most, a pack is
-// there in its old or its new form, and a pack that is gone was named first.
+// there in its old or its new form, and a pack that is gone was named first. Dead pages leave the
+// index before the record is written: the next writer removes the packs that it names, and must not
+// find pages there. Packs that are about to change are suspects until they have.
 
 /// What a plan was made from.
 struct PrunePreparation: Sendable {
     let repository: Repository
+    /// Forgotten checkpoints that prune was not done with.
+    let pending: [CheckpointID: PendingPrune]
+    /// Checkpoints that somebody held or read.
+    let kept: Set<CheckpointID>
     var survey: PruneSurvey
     var assessment: PruneAssessment
     let options: PruneOptions
@@ -30,10 +37,11 @@ struct PrunePreparation: Sendable {
 extension Repository {
     /// Finds out what a prune would do.
     ///
-    /// Reads the manifests, the page maps that forgetting touched, and the indexes of packs and
-    /// pages: no page. Needs some 50 bytes of memory for each page that dies and 4 for each page
-    /// that is stored. Also for a repository that is open for reading, where it is an estimate
-    /// while another process writes.
+    /// Reads the page maps of what was forgotten, and the indexes and page maps of the packs in
+    /// which something of it lies: no page, and nothing of the rest of the repository but the names
+    /// and sizes of its packs. Needs some 100 bytes of memory for each page that dies, and 32 MiB.
+    /// Also for a repository that is open for reading, where it is an estimate while another
+    /// process writes.
     public func planPrune(
         _ options: PruneOptions = PruneOptions()
     ) throws(RepositoryError) -> PrunePlan {
@@ -43,19 +51,19 @@ extension Repository {
             // The holds and the catalog of one moment: a session that goes on from one checkpoint
             // to the next has either in it. Leases come after: who leases later sees what is
             // forgotten.
-            let (entries, held, transactions, count) = try activity.read { activity in
-                Result { (try self.withIndex { try $0.manifests() }, activity) }
+            let (pending, held, transactions, count) = try activity.read { activity in
+                Result { (try self.withIndex { try $0.pending() }, activity) }
             }.map { ($0, Set($1.holds.keys), $1.transactions, $1.pruneCount) }.get()
             let kept = held.union(try leased())
-            let survey = try PruneSurvey(entries, kept: kept, repository: self)
+            let survey = try PruneSurvey(pending, kept: kept, repository: self)
             let openPack = try prunableEnd()
             let assessment = try PruneAssessment(
                 survey, openPack: openPack, transactions: transactions, repository: self)
-            return PrunePlan(
+            return try PrunePlan(
                 PrunePreparation(
-                    repository: self, survey: survey, assessment: assessment, options: options,
-                    openPack: openPack, transactions: transactions, pruneCount: count),
-                byteCount: try packByteCount(), options: options)
+                    repository: self, pending: pending, kept: kept, survey: survey,
+                    assessment: assessment, options: options, openPack: openPack,
+                    transactions: transactions, pruneCount: count))
         } catch {
             throw indexFailure(error)
         }
@@ -65,12 +73,6 @@ extension Repository {
     private func prunableEnd() throws(RepositoryError) -> UInt32 {
         if isWritable { return try openWriter().openPack }
         return try withIndex { try $0.readMark() }.pack
-    }
-
-    func packByteCount() throws(RepositoryError) -> Int {
-        var total = 0
-        for pack in try PackName.list(reader.files) { total += try byteCount(of: pack) }
-        return total
     }
 }
 
@@ -109,7 +111,7 @@ extension PrunePlan {
         }
         do {
             let plan = try settled()
-            guard !plan.isEmpty || plan.deadPageCount > 0 else { return plan }
+            guard !plan.isEmpty || plan.hasPreparedChanges else { return plan }
             try PruneRun(plan: plan, writer: writer).run(progress)
             return plan
         } catch {
@@ -132,14 +134,27 @@ extension PrunePlan {
                 .busy, "the index lacks a checkpoint while others are taken; prune again later")
         }
         var preparation = preparation
-        let entries = try repository.withIndex { try $0.manifests() }
-        let isNew = try preparation.survey.add(entries, of: repository)
-        guard isNew || !preparation.transactions.isEmpty else { return self }
+        let moment = try repository.withIndex { try $0.moment() }
+        guard moment != preparation.assessment.moment || !preparation.transactions.isEmpty else {
+            return self
+        }
+        // The same ones go. Nobody can have come to hold one of them, and what was published since
+        // goes on from none.
+        var survey = try PruneSurvey(
+            preparation.pending, kept: preparation.kept, repository: repository)
+        survey.restrict(to: preparation.survey)
+        preparation.survey = survey
         preparation.assessment = try PruneAssessment(
-            preparation.survey, openPack: preparation.openPack, transactions: [],
-            repository: repository)
-        return PrunePlan(
-            preparation, byteCount: try repository.packByteCount(), options: preparation.options)
+            survey, openPack: preparation.openPack, transactions: [], repository: repository)
+        return try PrunePlan(preparation)
+    }
+}
+
+extension PrunePlan {
+    /// True if there is anything to change in the index.
+    fileprivate var hasPreparedChanges: Bool {
+        deadPageCount > 0 || !preparation.survey.steps.isEmpty
+            || !preparation.survey.vanished.isEmpty || !preparation.assessment.assessedPacks.isEmpty
     }
 }
 
@@ -149,19 +164,25 @@ private struct PruneRun {
     private let writer: PackWriter
     private let repository: Repository
     private let files: any RepositoryFiles
+    private let index: Index
 
-    init(plan: PrunePlan, writer: PackWriter) {
+    init(plan: PrunePlan, writer: PackWriter) throws {
         self.plan = plan
         self.writer = writer
         repository = plan.preparation.repository
         files = repository.files
+        index = try repository.withIndex { $0 }
     }
 
     func run(_ progress: ((Int, Int) -> Void)?) throws {
-        try nameRemoved()
-        try repository.withIndex { try $0.deletePages(plan.preparation.survey.dead) }
-        repository.activity.change { $0.condemned = [] }
         let touched = plan.packs.filter { $0.fate != .kept }
+        var leaving: [CheckpointID: PendingPrune] = [:]
+        for pack in touched {
+            leaving.merge(plan.preparation.assessment.leaving(with: pack.number)) { $1 }
+        }
+        let moment = try changeIndex(leaving)
+        try nameRemoved()
+        repository.activity.change { $0.condemned = [] }
         for (done, pack) in touched.enumerated() {
             progress?(done, touched.count)
             if pack.fate == .removed {
@@ -171,12 +192,71 @@ private struct PruneRun {
             }
         }
         if !touched.isEmpty { try files.syncDirectory(PackName.directory) }
-        let numbers = Set(touched.map(\.number))
-        let gone = plan.preparation.assessment.leaving.filter { numbers.contains($0.value) }
-        try repository.withIndex {
-            try $0.drop(Array(gone.keys) + plan.preparation.survey.vanished)
-        }
+        try index.drop(leaving.merging(plan.preparation.survey.vanished) { $1 })
+        try noteUses(upTo: moment)
         progress?(touched.count, touched.count)
+    }
+
+    /// Takes the stakes of the forgotten, and the dead pages, from the index.
+    ///
+    /// - Returns: the index's state since which packs that change are suspects.
+    private func changeIndex(_ leaving: [CheckpointID: PendingPrune]) throws -> UInt64 {
+        let survey = plan.preparation.survey
+        let assessment = plan.preparation.assessment
+        var moment: UInt64 = 0
+        try index.environment.write { transaction in
+            moment = transaction.moment
+            for pack in assessment.assessedPacks.union(assessment.unsettled) {
+                try index.suspect(pack, transaction)
+            }
+        }
+        var steps = survey.steps[...]
+        while !steps.isEmpty {
+            var count = 0
+            var end = steps.startIndex
+            while end < steps.endIndex, count < PruneRun.changeCountMax {
+                count += 1 + steps[end].lost.count + steps[end].gained.count
+                end += 1
+            }
+            try index.environment.write { transaction in
+                guard try index.resign(steps[..<end], transaction) else { throw changedSince() }
+            }
+            steps = steps[end...]
+        }
+        guard try index.deletePages(survey.dead) else { throw changedSince() }
+        guard !leaving.isEmpty else { return moment }
+        try index.environment.write { transaction in
+            for (id, pending) in leaving { try index.setPending(pending, id, transaction) }
+        }
+        return moment
+    }
+
+    /// Changes that one write transaction of LMDB takes.
+    private static let changeCountMax = 65_536
+
+    private func changedSince() -> RepositoryError {
+        RepositoryError(
+            .busy, "the repository changed since this prune was planned; plan it again")
+    }
+
+    /// Notes what was found in each pack, and that those that changed have nothing unused.
+    private func noteUses(upTo moment: UInt64) throws {
+        let assessment = plan.preparation.assessment
+        var uses: [UInt32: PackUse?] = [:]
+        for pack in plan.packs {
+            switch pack.fate {
+            case .removed: uses[pack.number] = .some(nil)
+            case .rewritten:
+                uses[pack.number] = PackUse(
+                    byteCount: pack.byteCountAfter, unusedByteCount: 0)
+            case .kept where !assessment.isRecorded(pack.number):
+                uses[pack.number] = PackUse(
+                    byteCount: pack.byteCount, unusedByteCount: pack.unusedByteCount)
+            case .kept: continue
+            }
+        }
+        let settled = assessment.assessedPacks.subtracting(assessment.unsettled)
+        try index.setPackUses(uses, settled: settled, upTo: moment)
     }
 
     /// States which packs are gone, before they are.
@@ -203,7 +283,7 @@ private struct PruneRun {
 
     private func rewrite(_ pack: UInt32) throws {
         let source = try repository.reader.file(pack)
-        let cut = try plan.preparation.assessment.cut(pack)
+        let cut = try plan.preparation.assessment.cut(pack, index)
         try cut.write(pack: pack, from: source.file, files, repository: repository.id)
         repository.reader.drop(pack)
     }

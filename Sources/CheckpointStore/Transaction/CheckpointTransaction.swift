@@ -42,6 +42,8 @@ package final class CheckpointTransaction: Sendable {
         var appendedBytes: UInt64 = 0
         var blockBytes: UInt64 = 0
         var isOpen = true
+        /// Packs that it appended to.
+        var packs: Set<UInt32> = []
     }
 
     /// Digests that are remembered as stored by this transaction; beyond it a page that comes
@@ -127,6 +129,7 @@ package final class CheckpointTransaction: Sendable {
         let locations = try writer.append(frames, of: bytes, epoch: epoch)
         state.withLock { state in
             for (record, location) in zip(frames, locations) {
+                state.packs.insert(location.pack)
                 guard let table = record.frame else { continue }
                 state.frames.append(table, at: location)
                 state.storedPages += UInt64(table.pageCount)
@@ -147,7 +150,9 @@ package final class CheckpointTransaction: Sendable {
         try Names.check(facts.lineage, kind: "lineage")
         if let label = facts.label { try Names.check(label, kind: "label") }
         var manifest = manifest(facts)
+        var changed = DirtyBitmap()
         try draft.withState { (state) throws(RepositoryError) in
+            changed = state.changed
             manifest.root = state.map.root()
             manifest.frameEnd = state.map.frameEnd
             manifest.pageCount = UInt64(state.map.pageCount)
@@ -172,7 +177,8 @@ package final class CheckpointTransaction: Sendable {
         let checkpoint = Checkpoint(id: id, manifest: manifest, location: location)
         // Held before the index knows it, so before anyone can forget it.
         let hold = CheckpointHold(unchecked: id, in: repository)
-        repository.didPublish(checkpoint, transaction: number, frames: frames)
+        repository.didPublish(
+            checkpoint, transaction: number, frames: frames, changed: changed)
         return (checkpoint, hold)
     }
 
@@ -180,13 +186,13 @@ package final class CheckpointTransaction: Sendable {
     ///
     /// Harmless after `publish`.
     package func abandon() {
-        let wasOpen = state.withLock { state in
+        let (wasOpen, packs) = state.withLock { state in
             defer { state.isOpen = false }
-            return state.isOpen
+            return (state.isOpen, state.packs)
         }
         guard wasOpen else { return }
         writer.end(wasPublished: false)
-        repository.didEnd(transaction: number)
+        repository.didEnd(transaction: number, leaving: packs)
     }
 
     private func close() -> TransactionFrames {
@@ -277,7 +283,10 @@ package final class CheckpointTransaction: Sendable {
         let range = record.append(type, transaction: number, payload: payload)
         let pending = PendingRecord(range: range, type: type, transaction: number)
         let locations = try writer.append([pending], of: record.bytes, epoch: epoch)
-        state.withLock { $0.appendedBytes += UInt64(range.count) }
+        state.withLock { state in
+            state.appendedBytes += UInt64(range.count)
+            state.packs.insert(locations[0].pack)
+        }
         return locations[0]
     }
 }

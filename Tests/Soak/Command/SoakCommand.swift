@@ -8,6 +8,7 @@ struct SoakCommand {
     private static let usage = """
         usage: varve-soak walk STEPS [SEED]
                varve-soak store CHECKPOINTS DIRECTORY CSV [SEED]
+               varve-soak prune CHECKPOINTS DIRECTORY [SEED]
         """
 
     static func main() {
@@ -21,6 +22,9 @@ struct SoakCommand {
                 try store(
                     count, FilePath(arguments[2]), csv: arguments[3],
                     seed: seed(arguments.dropFirst(4).first))
+            case "prune" where (3...4).contains(arguments.count):
+                try prune(
+                    count, FilePath(arguments[2]), seed: seed(arguments.dropFirst(3).first))
             default: fail(usage, 2)
             }
         } catch {
@@ -72,4 +76,52 @@ struct SoakCommand {
                 + "beside, \(result.restoredCount) restored equal, at most \(result.byteCountMax) "
                 + "bytes; \(csv) has the size over time")
     }
+
+    /// What a prune costs after one checkpoint was forgotten, in a store and in larger ones.
+    private static func prune(_ count: Int, _ path: FilePath, seed: UInt64) throws {
+        let shapes = [
+            (
+                "the store",
+                PruneScale.Shape(checkpointCount: count, pageCount: 16_384, writeCount: 100)
+            ),
+            (
+                "10 times the checkpoints",
+                PruneScale.Shape(checkpointCount: count * 10, pageCount: 16_384, writeCount: 100)
+            ),
+            (
+                "10 times the guest's pages",
+                PruneScale.Shape(checkpointCount: count, pageCount: 163_840, writeCount: 100)
+            ),
+            (
+                "10 times the guest's pages and writes",
+                PruneScale.Shape(checkpointCount: count, pageCount: 163_840, writeCount: 1_000)
+            ),
+        ]
+        say("\(count) checkpoints and more in \(path), seed \(seed)")
+        var first: (wall: Double, processor: Double)?
+        for (number, (name, shape)) in shapes.enumerated() {
+            let result = try PruneScale(at: path.appending("\(number)"), shape, seed: seed)
+                .run(roundCount: 15)
+            let milliseconds = result.median { $0.planMilliseconds + $0.executeMilliseconds }
+            let processor = result.median { $0.processorMilliseconds }
+            let base = first ?? (milliseconds, processor)
+            first = base
+            say(
+                "\(name): \(result.byteCount >> 20) MiB, \(result.pageCount) pages, "
+                    + "a capture \(Int(result.captureMicroseconds)) us\n"
+                    + "  median prune \(rounded(milliseconds)) ms, "
+                    + "\(rounded(milliseconds / base.wall)) times the first; processor "
+                    + "\(rounded(processor)) ms, \(rounded(processor / base.processor)) times; "
+                    + "\(Int(result.median { Double($0.readByteCount) })) bytes read, "
+                    + "\(Int(result.median { Double($0.deadPageCount) })) pages died; the index "
+                    + "made anew in \(Int(result.rebuildMilliseconds)) ms\n  all: "
+                    + result.costs.map {
+                        "(\(rounded($0.planMilliseconds)) + \(rounded($0.executeMilliseconds)) ms, "
+                            + "\(rounded($0.processorMilliseconds)) ms, "
+                            + "\($0.readByteCount >> 10) KiB, \($0.deadPageCount))"
+                    }.joined(separator: ", "))
+        }
+    }
+
+    private static func rounded(_ value: Double) -> Double { (value * 100).rounded() / 100 }
 }

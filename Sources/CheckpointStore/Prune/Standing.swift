@@ -1,0 +1,193 @@
+import CheckpointFormat
+import GuestModel
+
+/// What checkpoints are to a prune, found out one by one.
+struct Standing {
+    /// What of a checkpoint's records stays.
+    enum Kind {
+        /// All: it exists, or somebody reads it.
+        case exists
+        /// Page map and manifest: a page map builds on its own, or pages that it stored stay.
+        case isNeeded
+        /// Nothing.
+        case isLeaving
+    }
+
+    let index: Index
+    /// Packs with records of checkpoints that may come to leave without anything being forgotten.
+    private(set) var unsettled: Set<UInt32> = []
+    private let survey: PruneSurvey
+    private let openPack: UInt32
+    private let reader: PackReader
+    private var series: MapSeriesReader
+    private var kinds: [CheckpointID: Kind] = [:]
+    private var builtOn: [CheckpointID: Bool] = [:]
+    private var scans: [UInt32: [PackIndex.Entry]] = [:]
+
+    /// Packs whose indexes are remembered.
+    private static let scanCountMax = 8
+    /// Pages that are looked up at a time where one of them is enough.
+    private static let lookUpCount = 64
+
+    init(_ survey: PruneSurvey, openPack: UInt32, repository: Repository) throws {
+        self.survey = survey
+        self.openPack = openPack
+        reader = repository.reader
+        index = try repository.withIndex { $0 }
+        series = MapSeriesReader(index: index, reader: reader)
+    }
+
+    /// The checkpoint that a transaction published; nil if it published none.
+    mutating func checkpoint(of number: UInt64) throws -> Checkpoint? {
+        guard let id = try index.checkpoint(of: number), survey.vanished[id] == nil else {
+            return nil
+        }
+        return try series.checkpoint(id)
+    }
+
+    /// Notes packs of which less stays since a checkpoint gave up its stakes.
+    mutating func changed(_ id: CheckpointID, _ packs: inout Set<UInt32>) throws {
+        var next: CheckpointID? = id
+        while let id = next, try !exists(id) {
+            let checkpoint = try series.checkpoint(id)
+            switch try standing(of: checkpoint) {
+            case .exists: return
+            case .isNeeded: packs.formUnion(checkpoint.manifest.stateParts.map(\.pack))
+            case .isLeaving: packs.formUnion(checkpoint.recordLocations.map(\.pack))
+            }
+            // Those that it builds on may be needed by it alone.
+            if try isBuiltOn(id) { return }
+            next = checkpoint.mapAncestor
+        }
+    }
+
+    mutating func standing(of checkpoint: Checkpoint) throws -> Kind {
+        if let known = kinds[checkpoint.id] { return known }
+        let kind: Kind
+        if try exists(checkpoint.id) {
+            kind = .exists
+            if survey.guarded.contains(checkpoint.id) { unsettle(checkpoint) }
+        } else if try isBuiltOn(checkpoint.id) {
+            kind = .isNeeded
+        } else if checkpoint.location.pack >= openPack {
+            // It goes as a whole, when the open pack is sealed.
+            kind = .isNeeded
+            unsettle(checkpoint)
+        } else {
+            kind = try hasBlocks(checkpoint) ? .isNeeded : .isLeaving
+        }
+        kinds[checkpoint.id] = kind
+        return kind
+    }
+
+    private mutating func unsettle(_ checkpoint: Checkpoint) {
+        unsettled.formUnion(checkpoint.recordLocations.map(\.pack))
+    }
+
+    private func exists(_ id: CheckpointID) throws -> Bool {
+        if survey.guarded.contains(id) { return true }
+        return try !survey.leaving.contains(id) && index.hasStakes(id)
+    }
+
+    /// True if the page map of one that exists builds on a checkpoint's own, however far.
+    private mutating func isBuiltOn(_ id: CheckpointID) throws -> Bool {
+        if let known = builtOn[id] { return known }
+        var found = false
+        for builder in try index.builders(on: id) {
+            if try exists(builder) {
+                found = true
+            } else {
+                found = try isBuiltOn(builder)
+            }
+            if found { break }
+        }
+        builtOn[id] = found
+        return found
+    }
+
+    // MARK: - Blocks
+
+    /// The pages that a checkpoint's transaction stored; of one that left in part, those that the
+    /// rest of its page map names.
+    private mutating func stored(
+        by checkpoint: Checkpoint
+    ) throws -> [(run: MapRun, digests: ArraySlice<PageDigest>)] {
+        var found: [(run: MapRun, digests: ArraySlice<PageDigest>)] = []
+        for part in try series.map(of: checkpoint, passingOver: survey.pruned) {
+            part.forEachRun { run, digests in
+                if run.content == .storedHere { found.append((run, digests)) }
+            }
+        }
+        return found
+    }
+
+    /// Finds the blocks in some page frames of a checkpoint's transaction that stay: those where
+    /// the index finds a page that does not die.
+    mutating func keepBlocks(
+        of checkpoint: Checkpoint, _ frames: inout TransactionFrames, into blocks: inout Set<UInt32>
+    ) throws {
+        var pages: [(digest: PageDigest, location: PageLocation)] = []
+        for (run, digests) in try stored(by: checkpoint) {
+            var next = digests.startIndex
+            frames.forEachLocation(from: run.firstOrdinal, count: run.range.count) { location in
+                if let location { pages.append((digests[next], location)) }
+                next += 1
+            }
+        }
+        // The index has them in the order of digests.
+        pages.sort { $0.digest.words.0.byteSwapped < $1.digest.words.0.byteSwapped }
+        let digests = pages.map(\.digest)
+        try index.locations(of: digests.span) { position, location in
+            let page = pages[position]
+            guard location == page.location, survey.dead[page.digest] != location else { return }
+            blocks.insert(page.location.blockOffset)
+        }
+    }
+
+    /// True if a page that a checkpoint's transaction stored is read from where it stored it: then
+    /// its page map says which page that is.
+    private mutating func hasBlocks(_ checkpoint: Checkpoint) throws -> Bool {
+        for (_, digests) in try stored(by: checkpoint) {
+            var rest = digests
+            // Most have one among the first.
+            while !rest.isEmpty {
+                var places: [PageLocation] = []
+                let few = rest.prefix(Standing.lookUpCount)
+                try index.locations(of: few.span) { position, location in
+                    let digest = few[few.startIndex + position]
+                    if let location, survey.dead[digest] != location { places.append(location) }
+                }
+                for place in places
+                where try isStored(place, by: checkpoint.manifest.transaction) { return true }
+                rest = rest.dropFirst(Standing.lookUpCount)
+            }
+        }
+        return false
+    }
+
+    /// True if a transaction wrote the block, which is all in sealed packs.
+    private mutating func isStored(_ location: PageLocation, by number: UInt64) throws -> Bool {
+        if location.pack >= openPack { return false }
+        let entries = try entries(of: location.pack)
+        let address = UInt64(location.blockOffset)
+        var (low, high) = (0, entries.count)
+        while low < high {
+            let middle = (low + high) / 2
+            if entries[middle].addresses.upperBound <= address {
+                low = middle + 1
+            } else {
+                high = middle
+            }
+        }
+        guard low < entries.count, entries[low].addresses.contains(address) else { return false }
+        return entries[low].transaction == number
+    }
+
+    private mutating func entries(of pack: UInt32) throws -> [PackIndex.Entry] {
+        if let known = scans[pack] { return known }
+        if scans.count >= Standing.scanCountMax { scans.removeAll() }
+        let entries = try PackScan.scan(reader, pack: pack, isNewest: false).entries
+        scans[pack] = entries
+        return entries
+    }
+}

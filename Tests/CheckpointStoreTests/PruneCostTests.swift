@@ -1,0 +1,102 @@
+import CheckpointEngine
+import CheckpointFormat
+import GuestModel
+import SystemPackage
+import Testing
+import VarveTestSupport
+
+@testable import CheckpointStore
+
+/// What a prune reads follows what was forgotten.
+@Suite struct PruneCostTests {
+    private static let position = 41
+
+    private let directory = TemporaryDirectory(inMemory: true)
+
+    /// Takes checkpoints, of which the first ones are the same whatever their number.
+    private func fill(
+        _ name: String, count: Int
+    ) throws -> (repository: Repository, files: CountingFiles, checkpoints: [Checkpoint]) {
+        let path = directory.path.appending(name)
+        try Repository.create(at: path).close()
+        let files = CountingFiles(PosixFiles(root: path))
+        let repository = try Repository.open(
+            at: path, .writing, files: files, packByteCountMax: 512 << 10)
+        var random = SeededGenerator(seed: 77)
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: 400))
+        var options = CaptureOptions()
+        options.ringByteCount = 4 << 20
+        options.workerCount = 1
+        let session = try CaptureSession(
+            of: guest, in: repository, lineage: "web", options: options)
+        var checkpoints: [Checkpoint] = []
+        for step in 0..<count {
+            for place in 0..<(step == 0 ? 400 : 20) {
+                let end = place % 2 == 0 || step == 0 ? 400 : 20
+                let frame = step == 0 ? place : Int.random(in: 0..<end, using: &random)
+                let words = (0..<Page.byteCount / 8).map { _ in random.next() }
+                guest.with { $0.write(UInt64(frame), words.withUnsafeBytes { Array($0) }) }
+            }
+            checkpoints.append(try session.capture().checkpoint)
+        }
+        session.close()
+        return (repository, files, checkpoints)
+    }
+
+    @Test func itFollowsWhatWasForgotten() throws {
+        let small = try fill("small", count: 60)
+        let large = try fill("large", count: 600)
+        var costs: [(plan: PrunePlan, read: CountingFiles.Count)] = []
+        for store in [small, large] {
+            try store.repository.forget([store.checkpoints[PruneCostTests.position].id])
+            _ = store.files.take()
+            let plan = try store.repository.planPrune()
+            try plan.execute()
+            costs.append((plan, store.files.take()))
+        }
+        let (first, second) = (costs[0], costs[1])
+        print(
+            "\(first.plan.byteCount) bytes: \(first.read.byteCount) read; "
+                + "\(second.plan.byteCount) bytes: \(second.read.byteCount) read; "
+                + "\(second.plan.deadPageCount) pages died")
+        #expect(second.plan.byteCount > 7 * first.plan.byteCount)
+        #expect(first.plan.deadPageCount == second.plan.deadPageCount)
+        #expect(first.plan.deadPageCount > 3)
+        #expect(Double(second.read.byteCount) <= 1.1 * Double(first.read.byteCount))
+        #expect(second.read.readCount <= first.read.readCount + 8)
+        let looked = second.plan.preparation.assessment.assessedPacks
+        #expect(looked == first.plan.preparation.assessment.assessedPacks)
+        #expect(looked.count <= 2)
+    }
+
+    /// Values that no writer made stop whoever looks at them.
+    @Test func whatItDoesNotConcernIsNotLookedAt() throws {
+        let (repository, _, checkpoints) = try fill("store", count: 120)
+        try repository.forget([checkpoints[PruneCostTests.position].id])
+        let plan = try repository.planPrune()
+        let looked = plan.preparation.assessment.assessedPacks
+        let near = Set(checkpoints[0..<70].map(\.id))
+        let index = try repository.withIndex { $0 }
+        var pages: [PageDigest] = []
+        try index.forEachPage { digest, location in
+            if !looked.contains(location.pack) { pages.append(digest) }
+        }
+        let far = checkpoints.map(\.id).filter { !near.contains($0) }.map(\.digest)
+        try index.environment.write { transaction in
+            for (table, digests) in [
+                (Index.Table.pages, pages), (.stakes, far), (.checkpoints, far),
+            ] {
+                for digest in digests {
+                    try Index.withKey(digest) { (key) throws(LMDBError) in
+                        try transaction.put(index.table(table), key, key)
+                    }
+                }
+            }
+        }
+        #expect(pages.count > 1000 && far.count == 50)
+        #expect(throws: (any Error).self) { try repository.checkpoints() }
+        let again = try repository.planPrune()
+        #expect(again.preparation.survey.dead == plan.preparation.survey.dead)
+        #expect(again.packs == plan.packs)
+    }
+}
