@@ -142,8 +142,13 @@ import VarveTestSupport
         let digest = [UInt8](repeating: 2, count: Page.byteCount).withUnsafeBytes {
             PageDigest(hashing: $0)
         }
-        let place = try #require(try repository.location(of: digest))
-        try repository.withIndex { try $0.deletePages([digest: place]) }
+        try repository.withIndex { index in
+            try index.environment.write { transaction in
+                try Index.withKey(digest) { (key) throws(LMDBError) in
+                    #expect(try transaction.delete(index.table(.pages), key))
+                }
+            }
+        }
         let error = #expect(throws: RepositoryError.self) { try repository.verify(.structure) }
         #expect(error?.code == .indexDamaged)
         try? repository.close()
