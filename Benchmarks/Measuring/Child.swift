@@ -109,6 +109,9 @@ public enum ResidentMemory {
     /// The most that was resident since `resetPeak`.
     public static var peak: Int { field("VmHWM:") }
 
+    /// Bytes resident now that are pages of files, programs and libraries among them.
+    public static var mappedFiles: Int { field("RssFile:") }
+
     /// Makes the present size the peak.
     public static func resetPeak() {
         let file = open("/proc/self/clear_refs", O_WRONLY)

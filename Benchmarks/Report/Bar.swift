@@ -49,7 +49,9 @@ struct Bar {
                             measured: "\(Format.times(ratio.value.p50)): p50 "
                                 + "\(Format.seconds(subject.seconds.p50)), p99 "
                                 + "\(Format.seconds(subject.seconds.p99)), max "
-                                + Format.seconds(subject.seconds.most),
+                                + "\(Format.seconds(subject.seconds.most)); the least over the "
+                                + "limit's least "
+                                + Format.times(subject.seconds.least / other.seconds.least),
                             limit: "\(limit): \(Format.seconds(other.seconds.p50))",
                             isReached: ratio.value.p50 <= 1.2)
                     }
@@ -93,7 +95,9 @@ struct Bar {
             return Verdict(
                 measured: "\(Format.times(ratio.p50)): standing still "
                     + "\(Format.seconds(subject.seconds.p50)), whole "
-                    + "\(Format.seconds(whole.seconds.p50)); \(Format.number(written)) pages written",
+                    + "\(Format.seconds(whole.seconds.p50)); \(Format.number(written)) pages written; "
+                    + "the least over the limit's least "
+                    + Format.times(subject.seconds.least / other.seconds.least),
                 limit: "\(limit): \(Format.seconds(other.seconds.p50))",
                 isReached: ratio.p50 <= 2)
         }
@@ -147,7 +151,8 @@ struct Bar {
             else { return nil }
             let peer = figure.series.first { $0.role == .peer }
             return Verdict(
-                measured: "\(Format.times(1 / ratio.value.p50)): \(Format.rate(rate))",
+                measured: "\(Format.times(1 / ratio.value.p50)): \(Format.rate(rate))"
+                    + best(figure, ratio.to),
                 limit: "\(ratio.to): \(Format.rate(limit))",
                 peer: peer.flatMap { peer in
                     peer.rate.map { "\(peer.name): \(Format.rate($0))" }
@@ -158,6 +163,14 @@ struct Bar {
             figure?.title ?? "digest", ">= 1.1 x b3sum on one long file; equal results", verdict)
     }
 
+    /// How the quickest round does beside the limit's quickest.
+    private static func best(_ figure: Figure, _ other: String) -> String {
+        guard let mine = figure.subject?.seconds.least,
+            let limit = figure.series(other)?.seconds.least
+        else { return "" }
+        return "; at best \(Format.times(limit / mine)) of the limit's best"
+    }
+
     private static func encode(_ results: Results, _ id: String) -> Bar {
         let figure = results.figure(id)
         let verdict = figure.flatMap { figure -> Verdict? in
@@ -165,7 +178,8 @@ struct Bar {
                 let rate = figure.subject?.rate, let limit = figure.series(ratio.to)?.rate
             else { return nil }
             return Verdict(
-                measured: "\(Format.number(100 / ratio.value.p50)) %: \(Format.rate(rate))",
+                measured: "\(Format.number(100 / ratio.value.p50)) %: \(Format.rate(rate))"
+                    + best(figure, ratio.to),
                 limit: "\(ratio.to): \(Format.rate(limit))", isReached: ratio.value.p50 <= 1 / 0.85)
         }
         return Bar(figure?.title ?? "encode", ">= 85 % of zstd -b times cores", verdict)

@@ -47,7 +47,8 @@ struct Page {
             Series of one figure are timed in turn in one process, round after round, and a ratio \
             is the middle of the rounds' ratios: compare ratios, not seconds. Part, limit and peer \
             say what a series is: part is Varve's own, limit what the hardware or the library \
-            below allows, peer what one would take instead.
+            below allows, peer what one would take instead. On a machine that does other work the \
+            least of the rounds is nearest to what it can do.
             """
     }
 
@@ -81,15 +82,15 @@ struct Page {
     private func section(_ title: String, _ figures: [Figure]) -> String {
         var lines = [
             "## \(title)", "",
-            "| series | | p50 | p99 | most | rate | Varve over it, p50 (least to most) |",
-            "|---|---|---|---|---|---|---|",
+            "| series | | least | p50 | p99 | most | rate | Varve over it, p50 (least to most) |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for figure in figures {
-            lines.append("| **\(figure.title)** | | | | | | |")
+            lines.append("| **\(figure.title)** | | | | | | | |")
             for series in figure.series { lines.append(row(series, figure)) }
             for note in figure.notes {
                 lines.append(
-                    "| \(note.name) | | \(Format.value(note.value, note.unit)) | | | | |")
+                    "| \(note.name) | | | \(Format.value(note.value, note.unit)) | | | | |")
             }
         }
         return lines.joined(separator: "\n")
@@ -99,7 +100,8 @@ struct Page {
         let ratio = figure.ratio(to: series.name)?.value
         let cells = [
             series.name, series.role == .subject ? "Varve" : series.role.rawValue,
-            Format.seconds(series.seconds.p50), Format.seconds(series.seconds.p99),
+            Format.seconds(series.seconds.least), Format.seconds(series.seconds.p50),
+            Format.seconds(series.seconds.p99),
             Format.seconds(series.seconds.most), series.rate.map(Format.rate) ?? "",
             ratio.map {
                 $0.count == 1

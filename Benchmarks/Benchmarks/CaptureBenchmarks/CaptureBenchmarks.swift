@@ -207,12 +207,12 @@ private func revert() {
         "revert.1", "revert in place of 1 % of \(byteCount / mebibyte) MiB (\(dirtyCount) pages)",
         rounds: Settings.sized(25, quick: 3)
     ) { run in
-        (
-            try CaptureSubject(
-                byteCount: byteCount, directory: run.directory,
-                targetByteCount: dirtyCount * Page.byteCount),
-            Memory(byteCount: byteCount)
-        )
+        // The limit's own memory first, so that it is not taken for the session's.
+        let other = Memory(byteCount: byteCount)
+        let subject = try CaptureSubject(
+            byteCount: byteCount, directory: run.directory,
+            targetByteCount: dirtyCount * Page.byteCount)
+        return (subject, other)
     } finish: { subject, run in
         subject.0.noteMemory(run)
     } round: { both, run in

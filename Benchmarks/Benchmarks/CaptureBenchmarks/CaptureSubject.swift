@@ -77,6 +77,9 @@ final class CaptureSubject {
     func noteMemory(_ run: Comparison) {
         let beside = max(0, ResidentMemory.peak - residentBefore)
         run.note("memory beside the guest", Double(beside), "bytes")
+        run.note(
+            "of that, pages of mapped files (the index) at the end",
+            Double(ResidentMemory.mappedFiles), "bytes")
         run.note("guest", Double(region.bytes.count), "bytes")
     }
 }
