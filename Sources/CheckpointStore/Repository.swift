@@ -192,7 +192,7 @@ public final class Repository: Sendable {
                         location: checkpoint.location),
                     frames: &frames, reader: reader, readMark: mayAdvance ? end : nil,
                     highestTransaction: highest,
-                    isCondemned: { digest in self.activity.read { $0.isCondemned(digest) } })
+                    condemned: { self.activity.read { $0.condemned } })
             case .forgotten(let ids):
                 try index.forget(ids, reader: reader)
             }

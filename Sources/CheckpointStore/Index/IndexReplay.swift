@@ -297,11 +297,12 @@ extension Index {
     ///
     /// Pages that prune has taken are passed over; so are the page maps of a forgotten checkpoint.
     ///
-    /// - Parameter isCondemned: digests that prune is about to delete: the new place counts.
+    /// - Parameter condemned: digests that prune is about to delete: the new place counts. Asked
+    ///   once for some thousand pages.
     package func add(
         _ publication: Publication, frames: inout TransactionFrames, reader: PackReader,
         readMark: ReadMark?, highestTransaction: UInt64,
-        isCondemned: (PageDigest) -> Bool = { _ in false }
+        condemned: () -> Set<PageDigest> = { [] }
     ) throws {
         var batch: [(PageDigest, PageLocation)] = []
         for location in publication.manifest.mapParts {
@@ -324,14 +325,14 @@ extension Index {
                     if let place { batch.append((digests[next], place)) }
                     next += 1
                     if batch.count >= Index.batchCountMax {
-                        try self.put(batch, isCondemned)
+                        try self.put(batch, condemned)
                         batch.removeAll(keepingCapacity: true)
                     }
                 }
             }
         }
         try environment.write { transaction in
-            try put(batch, transaction, isCondemned)
+            try put(batch, transaction, condemned)
             try addToCatalog(
                 transaction, publication.id, publication.manifest, at: publication.location,
                 isForgotten: publication.isForgotten)
@@ -341,23 +342,24 @@ extension Index {
     }
 
     private func put(
-        _ batch: [(PageDigest, PageLocation)], _ isCondemned: (PageDigest) -> Bool
+        _ batch: [(PageDigest, PageLocation)], _ condemned: () -> Set<PageDigest>
     ) throws {
-        try environment.write { try put(batch, $0, isCondemned) }
+        try environment.write { try put(batch, $0, condemned) }
     }
 
     private func put(
         _ batch: [(PageDigest, PageLocation)], _ transaction: borrowing LMDBTransaction,
-        _ isCondemned: (PageDigest) -> Bool
+        _ condemned: () -> Set<PageDigest>
     ) throws {
         let pages = table(.pages)
+        let condemned = condemned()
         try withUnsafeTemporaryAllocation(
             byteCount: PageLocation.byteCount, alignment: 8
         ) { value in
             for (digest, location) in batch {
                 location.encode(into: value)
                 // The first place stays: a page that two transactions stored is read from one.
-                let isKept = !isCondemned(digest)
+                let isKept = !condemned.contains(digest)
                 try withUnsafeBytes(of: digest.words) { key in
                     try transaction.put(pages, key, UnsafeRawBufferPointer(value), keeping: isKept)
                 }
