@@ -95,8 +95,8 @@ struct Bar {
             return Verdict(
                 measured: "\(Format.times(ratio.p50)): standing still "
                     + "\(Format.seconds(subject.seconds.p50)), whole "
-                    + "\(Format.seconds(whole.seconds.p50)); \(Format.number(written)) pages written; "
-                    + "the least over the limit's least "
+                    + "\(Format.seconds(whole.seconds.p50)); "
+                    + "\(Format.number(written)) pages written; the least over the limit's least "
                     + Format.times(subject.seconds.least / other.seconds.least),
                 limit: "\(limit): \(Format.seconds(other.seconds.p50))",
                 isReached: ratio.p50 <= 2)

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "CLinux.h"
 
+#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -80,6 +81,10 @@ int clinux_uffd_register(int userfaultfd, uint64_t start, uint64_t length) {
 int clinux_uffd_unregister(int userfaultfd, uint64_t start, uint64_t length) {
     struct uffdio_range range = {.start = start, .len = length};
     return ioctl(userfaultfd, UFFDIO_UNREGISTER, &range);
+}
+
+int clinux_start_writeback(int file, uint64_t offset, uint64_t length) {
+    return sync_file_range(file, (off64_t)offset, (off64_t)length, SYNC_FILE_RANGE_WRITE);
 }
 
 int clinux_memfd(const char *name) { return memfd_create(name, MFD_CLOEXEC); }

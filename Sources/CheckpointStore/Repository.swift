@@ -194,6 +194,8 @@ public final class Repository: Sendable {
             switch next {
             case .publication(let checkpoint, var frames, let changed):
                 var series = MapSeriesReader(index: index, reader: reader)
+                // Whoever stored a condemned page anew did so before this was published.
+                let condemned = activity.read { $0.condemned }
                 let end = RecordLocation(
                     pack: checkpoint.location.pack,
                     offset: checkpoint.location.offset + UInt32(checkpoint.manifestByteCount))
@@ -203,7 +205,7 @@ public final class Repository: Sendable {
                         location: checkpoint.location, changed: changed),
                     frames: &frames, series: &series, readMark: mayAdvance ? end : nil,
                     highestTransaction: highest,
-                    isCondemned: { digest in self.activity.read { $0.isCondemned(digest) } })
+                    condemned: condemned)
             case .forgotten(let ids, let pack):
                 try index.forget(ids, in: pack, reader: reader)
             }

@@ -105,6 +105,8 @@ private final class FaultyFile: RepositoryFile {
         try inner.write(bytes, at: offset)
     }
 
+    func startWriteback(_ range: Range<UInt64>) { inner.startWriteback(range) }
+
     func truncate(to byteCount: UInt64) throws(FileError) {
         try owner.check("ftruncate", path)
         try inner.truncate(to: byteCount)

@@ -161,7 +161,8 @@ private func frequency() {
     let dirtyCount = 1000
     compare(
         "frequency.100",
-        "\(seconds) s of a checkpoint every 10 ms, \(byteCount / mebibyte) MiB, 1,000 dirty pages each",
+        "\(seconds) s of a checkpoint every 10 ms, \(byteCount / mebibyte) MiB, "
+            + "1,000 dirty pages each",
         rounds: 1
     ) { run in
         try CaptureSubject(

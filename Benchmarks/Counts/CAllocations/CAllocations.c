@@ -1,5 +1,6 @@
 // Counts allocations: an executable's own malloc takes the place of glibc's for all libraries in
-// the process. Each hands on to glibc under the name that glibc keeps for this; free stays as it is.
+// the process. Each hands on to glibc under the name that glibc keeps for this; free
+// stays as it is.
 
 #include "CAllocations.h"
 

@@ -46,4 +46,8 @@ int clinux_uffd_unregister(int userfaultfd, uint64_t start, uint64_t length);
 /// An anonymous file in memory. memfd_create(2), MFD_CLOEXEC; hidden behind _GNU_SOURCE.
 int clinux_memfd(const char *name);
 
+/// Asks the kernel to begin writing a file's dirty pages, and waits for none.
+/// sync_file_range(2), SYNC_FILE_RANGE_WRITE; hidden behind _GNU_SOURCE.
+int clinux_start_writeback(int file, uint64_t offset, uint64_t length);
+
 #endif

@@ -22,6 +22,13 @@ public struct CaptureOptions: Sendable {
     public var overlappingCapturesMax = 2
     /// How hard pages are compressed; zstd level 1.
     public var compression = CompressionLevel.standard
+    /// Levels between which the session chooses for each checkpoint; nil: always `compression`.
+    ///
+    /// Begins with `compression`. Goes up by one level while encoding takes less than a quarter of
+    /// the time between captures, down by one when it takes more than half, and to the fastest when
+    /// it takes all of it. `.fast...CompressionLevel(rawValue: 6)` keeps up with a hundred
+    /// checkpoints a second and packs hourly ones tightly. Restores read any level alike.
+    public var compressionRange: ClosedRange<CompressionLevel>?
     /// Threads that digest and compress; one a processor.
     public var workerCount = Threads.processorCount
     /// What to keep of the lineage; nil: everything.

@@ -111,8 +111,9 @@ struct CaptureRun {
         var all = dirty
         var rounds = 0
         while true {
-            (dirty, rounds) = try precopy(tracking, dirty, rounds, &all, &facts)
-            let attempt = try pauseAndCopy(tracking, dirty, &seen, &all, &facts)
+            var expected = 0
+            (dirty, rounds, expected) = try precopy(tracking, dirty, rounds, &all, &facts)
+            let attempt = try pauseAndCopy(tracking, dirty, expected, &seen, &all, &facts)
             switch attempt {
             case .copied(let completion):
                 finish(completion, rounds: rounds, all: all, comparesAll: comparesAll, &facts)
@@ -133,10 +134,13 @@ struct CaptureRun {
     }
 
     /// Copies while the guest runs, until what is left fits the pause.
+    ///
+    /// - Returns: pages left over, rounds in all, and pages to be expected in the pause. The log is
+    ///   asked once a round: for a process each question is a walk over its page tables.
     private func precopy(
         _ tracking: any DirtyTracking, _ first: DirtyBitmap, _ roundsSoFar: Int,
         _ all: inout DirtyBitmap, _ facts: inout PendingCapture.Facts
-    ) throws -> (DirtyBitmap, Int) {
+    ) throws -> (DirtyBitmap, Int, Int) {
         var dirty = first
         var rounds = roundsSoFar
         let limit = pausePageCountMax
@@ -144,7 +148,7 @@ struct CaptureRun {
         while rounds < session.options.precopyRoundsMax {
             let known = dirty.count
             let expected = known + (try tracking.peekDirtyCount())
-            if expected <= limit || expected >= previous { break }
+            if expected <= limit || expected >= previous { return (dirty, rounds, expected) }
             previous = expected
             if try take(tracking, into: &dirty, isFinal: false) == .unknown {
                 dirty = DirtyBitmap(try session.guest.layout())
@@ -158,7 +162,7 @@ struct CaptureRun {
             try job.drain()
             dirty = DirtyBitmap()
         }
-        return (dirty, rounds)
+        return (dirty, rounds, dirty.count + (try tracking.peekDirtyCount()))
     }
 
     /// Pages that the pause budget allows to be copied.
@@ -206,14 +210,18 @@ struct CaptureRun {
     ///
     /// Nothing else.
     private func pauseAndCopy(
-        _ tracking: any DirtyTracking, _ known: DirtyBitmap, _ seen: inout GuestLayout,
-        _ all: inout DirtyBitmap, _ facts: inout PendingCapture.Facts
+        _ tracking: any DirtyTracking, _ known: DirtyBitmap, _ expected: Int,
+        _ seen: inout GuestLayout, _ all: inout DirtyBitmap, _ facts: inout PendingCapture.Facts
     ) throws -> Attempt {
         try session.checkCancelled()
-        try waitForRoom(
-            known.count + (try tracking.peekDirtyCount()) + session.options.auditPageCount)
+        try waitForRoom(expected + session.options.auditPageCount)
         let candidates = AuditCandidates(seen, count: session.options.auditPageCount)
-        var dirty = known
+        // What is as large as the guest is made before the pause.
+        var frames = DirtyBitmap(seen)
+        var dirty = DirtyBitmap(frameEnd: seen.frameEnd)
+        dirty.formUnion(known)
+        taken.pages.withLock { $0.pages.formUnion(DirtyBitmap(frameEnd: seen.frameEnd)) }
+        let seenBefore = seen
         job.move { $0.pause() }
         let start = ContinuousClock.now
         let paused = try PausedGuest(pausing: session.guest)
@@ -222,12 +230,15 @@ struct CaptureRun {
         let knowledge = try take(tracking, into: &dirty, isFinal: true)
         let layout = try currentLayout()
         if knowledge == .unknown { dirty = DirtyBitmap(layout) }
-        dirty.formUnion(CaptureRun.addedFrames(layout, since: &seen))
-        all.formUnion(dirty)
-        dirty.formIntersection(DirtyBitmap(layout))
+        if layout != seenBefore {
+            dirty.formUnion(CaptureRun.addedFrames(layout, since: &seen))
+            frames = DirtyBitmap(layout)
+        }
+        dirty.formIntersection(frames)
         let cut = StagedBatches.cut(dirty.runs())
         guard cut.count <= session.pipeline.ring.freeSlotCount else {
             try paused.resume()
+            all.formUnion(dirty)
             return .tooMany(dirty)
         }
         let copyStart = ContinuousClock.now
@@ -239,6 +250,7 @@ struct CaptureRun {
         try paused.resume()
         let pause = ContinuousClock.now - start
         job.move { $0.resume() }
+        all.formUnion(dirty)
         let pages = batches.reduce(0) { $0 + $1.pageCount }
         learn(pages, copyTime)
         facts.copiedPageCount += pages

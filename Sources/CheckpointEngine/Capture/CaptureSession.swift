@@ -68,8 +68,7 @@ public final class CaptureSession: Sendable {
             var newest = parent
             if newest == nil { newest = try repository.newest(ofLineage: lineage) }
             pipeline = try CheckpointPipeline(
-                repository: repository, parent: newest, ringByteCount: options.ringByteCount,
-                level: options.compression, workerCount: max(1, options.workerCount))
+                repository: repository, parent: newest, options: options)
         } catch {
             throw CaptureError(error)
         }

@@ -36,8 +36,7 @@ public final class StreamImport {
             try repository.checkNames(lineage: lineage, label: nil)
             parent = try repository.newest(ofLineage: lineage)
             pipeline = try CheckpointPipeline(
-                repository: repository, parent: parent, ringByteCount: options.ringByteCount,
-                level: options.compression, workerCount: max(1, options.workerCount))
+                repository: repository, parent: parent, options: options)
         } catch {
             throw CaptureError(error)
         }

@@ -7,21 +7,23 @@ import GuestModel
 /// Everything that is needed a page lives here and is used again: the work allocates a handful of
 /// times a batch of 256 pages, never a page.
 struct BatchEncoder: ~Copyable {
-    private let compressor: Compressor
+    private var compressor: Compressor
     private var records = RecordWriter()
     private var frames: [UInt64] = []
     private var classifier = PageClassifier()
     private var candidates: [PageDigest] = []
     private var candidatePositions: [Int] = []
 
-    init(level: CompressionLevel) {
-        compressor = Compressor(level: level)
+    init() {
+        compressor = Compressor(level: .standard)
     }
 
     /// Compares a batch with the draft, and stores what is new.
     mutating func encode(
-        _ batch: StagedBatch, draft: CheckpointDraft, transaction: CheckpointTransaction
+        _ batch: StagedBatch, level: CompressionLevel, draft: CheckpointDraft,
+        transaction: CheckpointTransaction
     ) throws(RepositoryError) {
+        compressor.level = level
         let pages = UnsafeRawBufferPointer(batch.slot.bytes)
         frames.removeAll(keepingCapacity: true)
         for run in batch.runs { frames.append(contentsOf: run.frames) }

@@ -24,7 +24,19 @@ final class CheckpointPipeline: Sendable {
         var items: [(batch: StagedBatch, job: CaptureJob)] = []
         var draft: CheckpointDraft?
         var transaction: CheckpointTransaction?
+        var level = CompressionLevel.standard
+        /// What the job took of all workers' time so far, together.
+        var busy = Duration.zero
         var isClosed = false
+    }
+
+    /// One item of work, and what goes with it.
+    private struct Task: Sendable {
+        let batch: StagedBatch
+        let job: CaptureJob
+        let draft: CheckpointDraft
+        let transaction: CheckpointTransaction
+        let level: CompressionLevel
     }
 
     /// What the next draft starts from; touched by the dispatcher, or while it is idle.
@@ -38,19 +50,22 @@ final class CheckpointPipeline: Sendable {
 
     let repository: Repository
     let ring: StagingRing
-    private let level: CompressionLevel
+    /// Touched by the dispatcher alone, but for `level`.
+    private let control: Mutex<LevelControl>
+    private let workerCount: Int
     private let queue = Monitor(Queue())
     private let work = Monitor(Work())
     private let base: Mutex<Base>
     private let threads = Mutex<[Threads.Thread]>([])
 
     init(
-        repository: Repository, parent: Checkpoint?, ringByteCount: Int, level: CompressionLevel,
-        workerCount: Int
+        repository: Repository, parent: Checkpoint?, options: CaptureOptions
     ) throws(RepositoryError) {
         self.repository = repository
-        ring = StagingRing(byteCount: ringByteCount)
-        self.level = level
+        ring = StagingRing(byteCount: options.ringByteCount)
+        control = Mutex(LevelControl(options.compression, within: options.compressionRange))
+        workerCount = max(1, options.workerCount)
+        let workerCount = workerCount
         let hold = try parent.map { (parent) throws(RepositoryError) in try repository.hold(parent)
         }
         base = Mutex(Base(parent: parent, hold: hold, map: parent == nil ? PageMap() : nil))
@@ -135,8 +150,12 @@ final class CheckpointPipeline: Sendable {
     // MARK: - The dispatcher
 
     private func dispatch() {
+        var lastStart: ContinuousClock.Instant?
         while let job = nextJob() {
+            let start = ContinuousClock.now
             let result = run(job)
+            if case .success = result, let lastStart { adapt(interval: start - lastStart) }
+            lastStart = start
             job.state.change { state in
                 switch result {
                 case .success: state.machine.publish()
@@ -149,6 +168,15 @@ final class CheckpointPipeline: Sendable {
             job.state.change { $0.result = result }
         }
         work.change { $0.isClosed = true }
+    }
+
+    /// The level that the next checkpoint is compressed at.
+    var level: CompressionLevel { control.withLock { $0.level } }
+
+    /// Chooses the next checkpoint's level by what this one took of the time since the last.
+    private func adapt(interval: Duration) {
+        let busy = work.read { $0.busy } / workerCount
+        control.withLock { $0.note(busy: busy, interval: interval) }
     }
 
     private func nextJob() -> CaptureJob? {
@@ -192,8 +220,12 @@ final class CheckpointPipeline: Sendable {
             job.move { $0.encode() }
             draft.adopt(completion.layout)
             try audit(job, completion, draft)
+            let start = ContinuousClock.now
             let (checkpoint, hold) = try transaction.publish(
                 draft, state: completion.state, completion.facts)
+            // The workers have nothing to do meanwhile.
+            let published = (ContinuousClock.now - start) * workerCount
+            work.change { $0.busy += published }
             let map = draft.finish()
             base.withLock { base in
                 base.parent = checkpoint
@@ -233,9 +265,12 @@ final class CheckpointPipeline: Sendable {
     private func encodeBatches(
         _ job: CaptureJob, _ draft: CheckpointDraft, _ transaction: CheckpointTransaction
     ) throws(CaptureError) {
+        let next = level
         work.change { work in
             work.draft = draft
             work.transaction = transaction
+            work.level = next
+            work.busy = .zero
         }
         defer {
             work.change { work in
@@ -261,29 +296,39 @@ final class CheckpointPipeline: Sendable {
     // MARK: - Workers
 
     private func runWorker() {
-        var encoder = BatchEncoder(level: level)
-        while true {
-            let next = work.wait {
-                work -> (StagedBatch, CaptureJob, CheckpointDraft, CheckpointTransaction)?? in
-                if let item = work.items.first, let draft = work.draft,
-                    let transaction = work.transaction
-                {
-                    work.items.removeFirst()
-                    return .some((item.batch, item.job, draft, transaction))
-                }
-                return work.isClosed ? .some(nil) : nil
-            }
-            guard let (batch, job, draft, transaction) = next else { return }
+        var encoder = BatchEncoder()
+        while let task = nextTask() {
+            let job = task.job
             var failure: CaptureError?
             if job.failure == nil {
+                let start = ContinuousClock.now
                 do throws(RepositoryError) {
-                    try encoder.encode(batch, draft: draft, transaction: transaction)
+                    try encoder.encode(
+                        task.batch, level: task.level, draft: task.draft,
+                        transaction: task.transaction)
                 } catch {
                     failure = CaptureError(error)
                 }
+                let busy = ContinuousClock.now - start
+                work.change { $0.busy += busy }
             }
             if let failure { job.fail(failure) }
             job.state.change { $0.openBatchCount -= 1 }
+        }
+    }
+
+    private func nextTask() -> Task? {
+        work.wait { work -> Task?? in
+            if let item = work.items.first, let draft = work.draft,
+                let transaction = work.transaction
+            {
+                work.items.removeFirst()
+                return .some(
+                    Task(
+                        batch: item.batch, job: item.job, draft: draft,
+                        transaction: transaction, level: work.level))
+            }
+            return work.isClosed ? .some(nil) : nil
         }
     }
 }

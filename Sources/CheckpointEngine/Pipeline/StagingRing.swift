@@ -11,7 +11,13 @@ final class StagingRing: Sendable {
     /// Bytes in a slot.
     static let slotByteCount = slotPageCount * Page.byteCount
 
-    private let free: Monitor<[Int]>
+    private struct Free: Sendable {
+        var slots: [Int]
+        /// Slots whose memory the kernel has given.
+        var isTouched: [Bool]
+    }
+
+    private let free: Monitor<Free>
     // Never moves and is freed in deinit; each slot belongs to whoever took it.
     private nonisolated(unsafe) let memory: UnsafeMutableRawBufferPointer
     /// Slots in all.
@@ -22,7 +28,10 @@ final class StagingRing: Sendable {
         slotCount = max(4, (byteCount + StagingRing.slotByteCount - 1) / StagingRing.slotByteCount)
         memory = .allocate(
             byteCount: slotCount * StagingRing.slotByteCount, alignment: Page.byteCount)
-        free = Monitor(Array((0..<slotCount).reversed()))
+        free = Monitor(
+            Free(
+                slots: Array((0..<slotCount).reversed()),
+                isTouched: Array(repeating: false, count: slotCount)))
     }
 
     deinit {
@@ -33,16 +42,34 @@ final class StagingRing: Sendable {
     var pageCount: Int { slotCount * StagingRing.slotPageCount }
 
     /// Slots that nobody has.
-    var freeSlotCount: Int { free.read { $0.count } }
+    var freeSlotCount: Int { free.read { $0.slots.count } }
 
     /// Takes a slot; blocks until one is free.
     func take() -> Slot {
-        Slot(index: free.wait { $0.popLast() }, ring: self)
+        Slot(index: free.wait { $0.slots.popLast() }, ring: self)
     }
 
     /// Blocks until so many slots are free; at most all are asked for.
+    ///
+    /// Those that are taken next have memory then: a page that the kernel must give and clear first
+    /// costs more than copying into it, and that is not for the pause.
     func waitForFree(_ count: Int) {
-        free.wait { $0.count >= min(count, slotCount) ? () : nil }
+        free.wait { free -> Void? in
+            guard free.slots.count >= min(count, slotCount) else { return nil }
+            for index in free.slots.suffix(count) where !free.isTouched[index] {
+                touch(index)
+                free.isTouched[index] = true
+            }
+            return ()
+        }
+    }
+
+    private func touch(_ index: Int) {
+        let start = index * StagingRing.slotByteCount
+        let end = start + StagingRing.slotByteCount
+        for offset in stride(from: start, to: end, by: Page.byteCount) {
+            memory.storeBytes(of: 0, toByteOffset: offset, as: UInt8.self)
+        }
     }
 
     /// A slot that somebody has; it goes back to the ring when it is released.
@@ -57,7 +84,7 @@ final class StagingRing: Sendable {
 
         deinit {
             let index = index
-            ring.free.change { $0.append(index) }
+            ring.free.change { $0.slots.append(index) }
         }
 
         /// The slot's memory: 1 MiB, page-aligned.

@@ -29,11 +29,12 @@ package enum MerkleNode {
     ///
     /// - Parameters:
     ///   - buffer: room for `byteCountMax` bytes.
-    ///   - child: the digest of a child whose bit is set in `present`.
+    ///   - children: the digests of the children by number; those whose bit in `present` is clear
+    ///     are not read.
     /// - Returns: how many bytes.
     package static func encode(
-        level: Int, present: UInt64, zero: UInt64, into buffer: UnsafeMutableRawBufferPointer,
-        child: (Int) -> PageDigest
+        level: Int, present: UInt64, zero: UInt64, children: UnsafeBufferPointer<PageDigest>,
+        into buffer: UnsafeMutableRawBufferPointer
     ) -> Int {
         precondition(present & zero == 0, "a frame is zero or has a digest, not both")
         buffer.storeBytes(of: UInt32(0x444f_4e56).littleEndian, as: UInt32.self)
@@ -43,10 +44,15 @@ package enum MerkleNode {
         var end = headByteCount
         var rest = present
         while rest != 0 {
-            let index = rest.trailingZeroBitCount
-            rest &= rest - 1
-            buffer.storeBytes(of: child(index), toByteOffset: end, as: PageDigest.self)
-            end += PageDigest.byteCount
+            // Children that are there come in long runs: of a guest's memory mostly all 64.
+            let first = rest.trailingZeroBitCount
+            let count = (~(rest >> UInt64(first))).trailingZeroBitCount
+            let run = UnsafeRawBufferPointer(
+                UnsafeBufferPointer(rebasing: children[first..<first + count]))
+            UnsafeMutableRawBufferPointer(rebasing: buffer[end..<end + run.count])
+                .copyMemory(from: run)
+            end += run.count
+            rest = first + count == 64 ? 0 : rest & (UInt64.max << UInt64(first + count))
         }
         return end
     }
@@ -55,7 +61,9 @@ package enum MerkleNode {
     package static let emptyRoot = withUnsafeTemporaryAllocation(
         byteCount: byteCountMax, alignment: 8
     ) { buffer in
-        let end = encode(level: 0, present: 0, zero: 0, into: buffer) { _ in .none }
+        let end = encode(
+            level: 0, present: 0, zero: 0, children: UnsafeBufferPointer(start: nil, count: 0),
+            into: buffer)
         return PageDigest(hashing: UnsafeRawBufferPointer(rebasing: buffer[..<end]))
     }
 

@@ -1,4 +1,5 @@
 import CZstd
+import Synchronization
 
 /// How hard to compress; zstd's own levels.
 public struct CompressionLevel: RawRepresentable, Hashable, Sendable {
@@ -10,17 +11,70 @@ public struct CompressionLevel: RawRepresentable, Hashable, Sendable {
         self.rawValue = rawValue
     }
 
-    /// Level 1: about 460 MB/s a core on guest memory.
+    /// Level 1: about 460 MB/s a core on guest memory in frames of 64 KiB, 200 on single pages.
     public static let standard = CompressionLevel(rawValue: 1)
+
+    /// Level -1: twice as fast as level 1, and a ninth larger.
+    public static let fast = CompressionLevel(rawValue: -1)
+}
+
+extension CompressionLevel: Comparable {
+    /// A level is less than another if it is faster.
+    public static func < (left: CompressionLevel, right: CompressionLevel) -> Bool {
+        left.rawValue < right.rawValue
+    }
+
+    /// The next slower level.
+    package var slower: CompressionLevel {
+        // 0 is zstd's name for its default, which is level 3.
+        CompressionLevel(rawValue: rawValue == -1 ? 1 : rawValue + 1)
+    }
+
+    /// The next faster level.
+    package var faster: CompressionLevel {
+        CompressionLevel(rawValue: rawValue == 1 ? -1 : rawValue - 1)
+    }
+}
+
+/// Contexts of zstd that nobody uses now, for the next one who needs one: making one costs as much
+/// as compressing some pages, and a restore or a checkpoint needs several.
+private struct ContextPool: ~Copyable {
+    /// One that nobody else has.
+    struct Context: @unchecked Sendable {
+        // Unchecked: whoever took it from the pool is alone with it.
+        let pointer: OpaquePointer
+    }
+
+    /// Enough for all processors of most machines; some hundred kilobytes each.
+    private static let countMax = 32
+
+    private let idle = Mutex<[Context]>([])
+
+    func take() -> OpaquePointer? {
+        idle.withLock { $0.popLast() }?.pointer
+    }
+
+    /// - Returns: false if there are enough; the caller frees it then.
+    func giveBack(_ pointer: OpaquePointer) -> Bool {
+        let context = Context(pointer: pointer)
+        return idle.withLock { idle in
+            guard idle.count < ContextPool.countMax else { return false }
+            idle.append(context)
+            return true
+        }
+    }
 }
 
 /// A zstd compressor with its tables; one for each worker, used by one thread at a time.
 package struct Compressor: ~Copyable {
+    private static let pool = ContextPool()
+
     private let context: OpaquePointer
-    private let level: CompressionLevel
+    /// How hard it compresses from now on.
+    package var level: CompressionLevel
 
     package init(level: CompressionLevel) {
-        guard let context = ZSTD_createCCtx() else {
+        guard let context = Compressor.pool.take() ?? ZSTD_createCCtx() else {
             preconditionFailure("zstd has no memory for a compressor")
         }
         self.context = context
@@ -28,7 +82,7 @@ package struct Compressor: ~Copyable {
     }
 
     deinit {
-        ZSTD_freeCCtx(context)
+        if !Compressor.pool.giveBack(context) { ZSTD_freeCCtx(context) }
     }
 
     /// Room that any result for `byteCount` bytes fits in.
@@ -49,17 +103,19 @@ package struct Compressor: ~Copyable {
 
 /// A zstd decompressor; one for each worker, used by one thread at a time.
 package struct Decompressor: ~Copyable {
+    private static let pool = ContextPool()
+
     private let context: OpaquePointer
 
     package init() {
-        guard let context = ZSTD_createDCtx() else {
+        guard let context = Decompressor.pool.take() ?? ZSTD_createDCtx() else {
             preconditionFailure("zstd has no memory for a decompressor")
         }
         self.context = context
     }
 
     deinit {
-        ZSTD_freeDCtx(context)
+        if !Decompressor.pool.giveBack(context) { ZSTD_freeDCtx(context) }
     }
 
     /// Fills `destination` exactly from one zstd frame.

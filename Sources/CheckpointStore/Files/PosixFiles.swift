@@ -131,6 +131,10 @@ private final class PosixFile: RepositoryFile {
         }
     }
 
+    func startWriteback(_ range: Range<UInt64>) {
+        system_startWriteback(descriptor, range)
+    }
+
     func truncate(to byteCount: UInt64) throws(FileError) {
         if system_ftruncate(descriptor, Int(byteCount)) != 0 { throw failure("ftruncate") }
     }

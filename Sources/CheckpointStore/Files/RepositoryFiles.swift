@@ -56,6 +56,11 @@ package protocol RepositoryFile: AnyObject, Sendable {
         -> Int
     /// Writes all of `bytes`.
     func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(FileError)
+    /// Asks the system to begin bringing bytes to the disk, so that a later `sync()` finds little
+    /// left to do.
+    ///
+    /// A hint: nothing is durable by it, it is no barrier, and what goes wrong shows in `sync()`.
+    func startWriteback(_ range: Range<UInt64>)
     /// Cuts the file.
     func truncate(to byteCount: UInt64) throws(FileError)
     /// Returns when all that was written is durable. `fdatasync`.

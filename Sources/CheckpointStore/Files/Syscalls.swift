@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 
 // Every system call that the store makes, one function each; nothing else in this module calls
@@ -35,6 +36,16 @@ func system_pwrite(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, _ offse
 /// `fdatasync(2)`.
 func system_fdatasync(_ descriptor: Int32) -> Int32 {
     retrying { fdatasync(descriptor) }
+}
+
+/// `sync_file_range(2)`, beginning to write only.
+///
+/// The flags that wait are never used: they take a write error away from the next `fdatasync`. A
+/// failure changes nothing, and not every file system can.
+func system_startWriteback(_ descriptor: Int32, _ range: Range<UInt64>) {
+    _ = retrying {
+        clinux_start_writeback(descriptor, range.lowerBound, UInt64(range.count))
+    }
 }
 
 /// `fsync(2)`, for directories.

@@ -26,11 +26,11 @@ extension Index {
     /// One that is in the catalog is not added again: its references are counted. One that was
     /// added in part is gone on with.
     ///
-    /// - Parameter isCondemned: digests that prune is about to delete: the new place counts.
+    /// - Parameter condemned: digests that prune is about to delete: the new place counts.
     package func add(
         _ publication: Publication, frames: inout TransactionFrames,
         series: inout MapSeriesReader, readMark: ReadMark?, highestTransaction: UInt64,
-        isCondemned: (PageDigest) -> Bool = { _ in false }
+        condemned: Set<PageDigest> = []
     ) throws {
         if try entry(publication.id) != nil {
             return try environment.write { try setMarks(readMark, highestTransaction, $0) }
@@ -40,7 +40,7 @@ extension Index {
             stakes = try self.stakes(of: publication, &series)
         }
         var addition = try IndexAddition(publication.id, stakes, index: self)
-        try addition.addPages(of: publication, &frames, &series, isCondemned)
+        try addition.addPages(of: publication, &frames, &series, condemned)
         try environment.write { transaction in
             try addition.finish(publication, frames, transaction)
             try setMarks(readMark, highestTransaction, transaction)
@@ -139,7 +139,7 @@ private struct IndexAddition {
     /// though the checkpoint has a stake there.
     mutating func addPages(
         of publication: Publication, _ frames: inout TransactionFrames,
-        _ series: inout MapSeriesReader, _ isCondemned: (PageDigest) -> Bool
+        _ series: inout MapSeriesReader, _ condemned: Set<PageDigest>
     ) throws {
         var inherited = stakes?.frames ?? DirtyBitmap()
         for location in publication.manifest.mapParts {
@@ -157,7 +157,7 @@ private struct IndexAddition {
             }
             try part.forEachRun { (run, digests) throws in
                 inherited.remove(run.range)
-                try add(run, digests, &frames, isCondemned)
+                try add(run, digests, &frames, condemned)
             }
         }
         guard !inherited.isEmpty, let ancestor = publication.manifest.ancestor else { return }
@@ -168,7 +168,7 @@ private struct IndexAddition {
 
     private mutating func add(
         _ run: MapRun, _ digests: ArraySlice<PageDigest>, _ frames: inout TransactionFrames,
-        _ isCondemned: (PageDigest) -> Bool
+        _ condemned: Set<PageDigest>
     ) throws {
         guard run.content.hasDigests else { return }
         var locations: [PageLocation?] = []
@@ -187,7 +187,7 @@ private struct IndexAddition {
             try append(
                 Entry(
                     digest: digest, location: location,
-                    isCondemned: location != nil && isCondemned(digest), isStaked: isStaked))
+                    isCondemned: location != nil && condemned.contains(digest), isStaked: isStaked))
         }
     }
 

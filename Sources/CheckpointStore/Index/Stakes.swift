@@ -136,7 +136,7 @@ extension Index {
         }
     }
 
-    func unlink(
+    func removeLink(
         _ first: CheckpointID, _ second: CheckpointID, in pairs: Table,
         _ transaction: borrowing LMDBTransaction
     ) throws(LMDBError) {

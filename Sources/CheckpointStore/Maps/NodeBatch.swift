@@ -8,7 +8,9 @@ final class NodeBatch {
 
     private let buffer = UnsafeMutableRawBufferPointer.allocate(
         byteCount: nodeCountMax * MerkleNode.byteCountMax, alignment: 8)
-    private var waiting: [(node: Int, byteCount: Int)] = []
+    private var waiting: [(node: Int, place: Int, byteCount: Int)] = []
+    private var inputs: [UnsafeRawPointer?] = []
+    private var digests = [PageDigest](repeating: .none, count: nodeCountMax)
 
     deinit {
         buffer.deallocate()
@@ -23,23 +25,30 @@ final class NodeBatch {
         let start = waiting.count * MerkleNode.byteCountMax
         let place = UnsafeMutableRawBufferPointer(
             rebasing: buffer[start..<start + MerkleNode.byteCountMax])
-        waiting.append((node, encode(place)))
+        waiting.append((node, start, encode(place)))
     }
 
     /// Digests the nodes, and empties the batch.
     func flush(_ deliver: (_ node: Int, PageDigest) -> Void) {
-        for byteCount in Set(waiting.map(\.byteCount)) {
-            let members = waiting.indices.filter { waiting[$0].byteCount == byteCount }
-            let inputs = members.map { index in
-                UnsafeRawPointer(buffer.baseAddress).map { $0 + index * MerkleNode.byteCountMax }
+        // Nodes of equal length go together; their order does not matter.
+        waiting.sort { $0.byteCount < $1.byteCount }
+        var start = 0
+        while start < waiting.count {
+            let byteCount = waiting[start].byteCount
+            inputs.removeAll(keepingCapacity: true)
+            while start + inputs.count < waiting.count,
+                waiting[start + inputs.count].byteCount == byteCount
+            {
+                let place = waiting[start + inputs.count].place
+                inputs.append(UnsafeRawPointer(buffer.baseAddress).map { $0 + place })
             }
-            var digests = [PageDigest](repeating: .none, count: members.count)
             digests.withUnsafeMutableBufferPointer { digests in
                 inputs.withUnsafeBufferPointer {
                     PageDigest.hash($0, byteCount: byteCount, into: digests)
                 }
             }
-            for (index, digest) in zip(members, digests) { deliver(waiting[index].node, digest) }
+            for index in inputs.indices { deliver(waiting[start + index].node, digests[index]) }
+            start += inputs.count
         }
         waiting.removeAll(keepingCapacity: true)
     }

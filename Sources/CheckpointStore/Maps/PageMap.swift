@@ -32,6 +32,8 @@ package final class PageMap: @unchecked Sendable {
     private var slotCount: UInt32 = 0
     private var nodes: [[PageDigest]] = []
     private var dirtyLeaves = DirtyBitmap()
+    /// The frames that exist, as runs; nil if they changed since somebody asked.
+    private var knownLayout: GuestLayout?
 
     package init() {}
 
@@ -40,12 +42,10 @@ package final class PageMap: @unchecked Sendable {
     }
 
     /// Frames that exist.
-    package var pageCount: Int {
-        zip(present, zero).reduce(0) { $0 + ($1.0 | $1.1).nonzeroBitCount }
-    }
+    package private(set) var pageCount = 0
 
     /// Frames that exist and are zero.
-    package var zeroPageCount: Int { zero.reduce(0) { $0 + $1.nonzeroBitCount } }
+    package private(set) var zeroPageCount = 0
 
     /// One more than the highest frame that exists.
     package var frameEnd: UInt64 {
@@ -57,11 +57,16 @@ package final class PageMap: @unchecked Sendable {
     }
 
     /// The frames that exist.
+    ///
+    /// O(leaves) when they changed since the last call.
     package var layout: GuestLayout {
+        if let knownLayout { return knownLayout }
         var frames = DirtyBitmap()
         let masks = zip(present, zero).map { $0 | $1 }
         frames.formUnion(words: masks.span)
-        return GuestLayout(runs: frames.runs())
+        let layout = GuestLayout(runs: frames.runs())
+        knownLayout = layout
+        return layout
     }
 
     /// What a frame holds.
@@ -85,13 +90,15 @@ package final class PageMap: @unchecked Sendable {
             if content == .absent { return false }
             grow(to: leaf + 1)
         }
+        let wasZero = zero[leaf] & bit != 0
+        let existed = wasZero || present[leaf] & bit != 0
         switch content {
         case .absent:
-            guard (present[leaf] | zero[leaf]) & bit != 0 else { return false }
+            guard existed else { return false }
             present[leaf] &= ~bit
             zero[leaf] &= ~bit
         case .zero:
-            guard zero[leaf] & bit == 0 else { return false }
+            guard !wasZero else { return false }
             present[leaf] &= ~bit
             zero[leaf] |= bit
         case .present(let digest):
@@ -101,23 +108,34 @@ package final class PageMap: @unchecked Sendable {
             present[leaf] |= bit
             zero[leaf] &= ~bit
         }
+        let exists = content != .absent
+        if exists != existed { knownLayout = nil }
+        pageCount += (exists ? 1 : 0) - (existed ? 1 : 0)
+        zeroPageCount += (content == .zero ? 1 : 0) - (wasZero ? 1 : 0)
         dirtyLeaves.insert(PageFrameNumber(UInt64(leaf)))
         return true
     }
 
     /// Makes the frames of a layout, and only those, exist; new ones are zero until set.
     ///
+    /// O(leaves); O(runs) if nothing changes.
+    ///
     /// - Returns: the frames that this changed.
     package func adopt(_ layout: GuestLayout) -> DirtyBitmap {
+        guard layout != self.layout else { return DirtyBitmap() }
         let wanted = DirtyBitmap(layout)
         var changed = DirtyBitmap()
+        knownLayout = nil
         grow(to: wanted.words.count)
         for leaf in present.indices {
             let want = leaf < wanted.words.count ? wanted.words[leaf] : 0
             let have = present[leaf] | zero[leaf]
             guard want != have else { continue }
+            pageCount += want.nonzeroBitCount - have.nonzeroBitCount
+            zeroPageCount -= zero[leaf].nonzeroBitCount
             present[leaf] &= want
             zero[leaf] = zero[leaf] & want | want & ~have
+            zeroPageCount += zero[leaf].nonzeroBitCount
             dirtyLeaves.insert(PageFrameNumber(UInt64(leaf)))
             var difference = want ^ have
             while difference != 0 {
@@ -216,24 +234,27 @@ extension PageMap {
             let (present, zero) = (present[node], zero[node])
             nodes[0][node] = .none
             if present | zero == 0 { return }
-            batch.append(node) { buffer in
-                MerkleNode.encode(level: 0, present: present, zero: zero, into: buffer) {
-                    digest(node, $0)
-                }
+            let digests = UnsafeBufferPointer(
+                start: present == 0 ? nil : block(node), count: present == 0 ? 0 : 64)
+            batch.append(node) {
+                MerkleNode.encode(
+                    level: 0, present: present, zero: zero, children: digests, into: $0)
             }
             return
         }
-        let children = nodes[level - 1]
-        let first = node * 64
-        var mask: UInt64 = 0
-        for index in 0..<min(64, children.count - first) where children[first + index] != .none {
-            mask |= 1 << UInt64(index)
-        }
         nodes[level][node] = .none
-        if mask == 0 { return }
-        batch.append(node) { buffer in
-            MerkleNode.encode(level: level, present: mask, zero: 0, into: buffer) {
-                children[first + $0]
+        nodes[level - 1].withUnsafeBufferPointer { below in
+            let first = node * 64
+            let children = UnsafeBufferPointer(
+                rebasing: below[first..<min(first + 64, below.count)])
+            var mask: UInt64 = 0
+            for index in children.indices where children[index] != .none {
+                mask |= 1 << UInt64(index)
+            }
+            if mask == 0 { return }
+            batch.append(node) {
+                MerkleNode.encode(
+                    level: level, present: mask, zero: 0, children: children, into: $0)
             }
         }
     }

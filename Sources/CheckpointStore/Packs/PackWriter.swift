@@ -9,6 +9,10 @@ import Synchronization
 //  4. A pack that has reached its size gets its index and footer and is synced, and only then is
 //     the next pack made, its envelope synced, and its name synced.
 //
+// While much is appended the system is asked, every 8 MiB, to begin writing it: otherwise all of a
+// burst waits for one sync, and so do a small checkpoint after it and the guest's own writes.
+// Nothing relies on that.
+//
 // After any failed write or sync nothing beyond `confirmed` is trusted: the next transaction begins
 // by cutting the pack there, and every transaction that was under way is lost (its epoch is over).
 
@@ -43,6 +47,8 @@ package final class PackWriter: Sendable {
         var unfinished: (any RepositoryFile)?
         var end: UInt32
         var confirmed: UInt32
+        /// How far the system was asked to bring the open pack to the disk.
+        var writtenBack: UInt32
         var entries: [PackIndex.Entry]
         var epoch: UInt64 = 0
         var isBroken = false
@@ -50,6 +56,10 @@ package final class PackWriter: Sendable {
         var lastFailure: FileError?
         var activeTransactions = 0
     }
+
+    /// Bytes appended without a sync before the system is asked to write them: long enough for a
+    /// disk to write at its full speed, short enough to be written in a tenth of a second.
+    private static let writebackByteCount: UInt32 = 8 << 20
 
     private let files: any RepositoryFiles
     private let repository: RepositoryID
@@ -79,7 +89,8 @@ package final class PackWriter: Sendable {
         let end = scan?.validEnd ?? 0
         state = Mutex(
             State(
-                pack: pack, file: file, end: end, confirmed: end, entries: scan?.entries ?? []))
+                pack: pack, file: file, end: end, confirmed: end, writtenBack: end,
+                entries: scan?.entries ?? []))
     }
 
     /// Begins a transaction: repairs what a failure left.
@@ -250,6 +261,10 @@ package final class PackWriter: Sendable {
                     transaction: record.transaction, frame: record.frame))
             state.end += UInt32(record.range.count)
         }
+        if state.end - state.writtenBack >= PackWriter.writebackByteCount {
+            file.startWriteback(UInt64(state.writtenBack)..<UInt64(state.end))
+            state.writtenBack = state.end
+        }
         return locations
     }
 
@@ -263,6 +278,7 @@ package final class PackWriter: Sendable {
         let locations = try write([pending], of: record.bytes, &state)
         try state.file?.sync()
         state.confirmed = state.end
+        state.writtenBack = state.end
         return locations[0]
     }
 
@@ -291,6 +307,7 @@ package final class PackWriter: Sendable {
         state.entries = []
         state.end = 0
         state.confirmed = 0
+        state.writtenBack = 0
     }
 
     private func make(_ state: inout State) throws(FileError) -> any RepositoryFile {
@@ -310,6 +327,7 @@ package final class PackWriter: Sendable {
         state.file = file
         state.end = UInt32(Envelope.byteCount)
         state.confirmed = state.end
+        state.writtenBack = state.end
         return file
     }
 
@@ -321,6 +339,7 @@ package final class PackWriter: Sendable {
         }
         state.entries.removeAll { $0.offset >= state.confirmed }
         state.end = state.confirmed
+        state.writtenBack = state.confirmed
         state.isBroken = false
     }
 }

@@ -12,14 +12,6 @@ struct Activity: Sendable {
     var pruneCount = 0
     /// Pages that prune is about to delete: transactions that begin now store them anew.
     var condemned: Set<PageDigest> = []
-
-    /// True if any page is condemned.
-    var hasCondemned: Bool { !condemned.isEmpty }
-
-    /// True if prune is about to delete the page.
-    func isCondemned(_ digest: PageDigest) -> Bool {
-        !condemned.isEmpty && condemned.contains(digest)
-    }
 }
 
 /// Keeps a checkpoint's pages from this process's prune, also when it is forgotten.

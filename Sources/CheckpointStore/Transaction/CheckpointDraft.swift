@@ -26,6 +26,7 @@ package final class CheckpointDraft: Sendable {
     package func adopt(_ layout: GuestLayout) {
         state.withLock { state in
             let before = state.map.layout
+            guard before != layout else { return }
             for run in before.runs { state.forgetFrames(of: run, outside: layout) }
             state.changed.formUnion(state.map.adopt(layout))
         }

@@ -85,13 +85,11 @@ package final class CheckpointTransaction: Sendable {
         _ digests: Span<PageDigest>, mustStore: inout [Int]
     ) throws(RepositoryError) {
         var unknown: [Int] = []
-        let hasCondemned = repository.activity.read { $0.hasCondemned }
+        let condemned = repository.activity.read { $0.condemned }
         try repository.withIndex { index in
             try index.locations(of: digests) { position, location in
                 // A page that prune is about to take is stored anew.
-                let isGoing =
-                    hasCondemned
-                    && repository.activity.read { $0.isCondemned(digests[position]) }
+                let isGoing = condemned.contains(digests[position])
                 if location == nil || isGoing { unknown.append(position) }
             }
         }
@@ -223,21 +221,20 @@ package final class CheckpointTransaction: Sendable {
     private func chooseMap(
         _ manifest: inout Manifest, _ draft: borrowing CheckpointDraft.State
     ) throws(RepositoryError) -> DirtyBitmap {
-        let all = draft.map.layout
         if let parent {
             let position = parent.manifest.mapPosition + 1
             let series = try repository.mapSeries(
                 from: parent, to: MapSeries.ancestor(of: position))
             var frames = draft.changed
             frames.formUnion(series.frames)
-            if frames.count * 2 <= all.pageCount {
+            if frames.count * 2 <= draft.map.pageCount {
                 manifest.mapPosition = position
                 manifest.mapAncestor = series.ancestor.digest
                 return frames
             }
         }
         manifest.mapPosition = 0
-        return DirtyBitmap(all)
+        return DirtyBitmap(draft.map.layout)
     }
 
     private func appendMap(
@@ -246,9 +243,8 @@ package final class CheckpointTransaction: Sendable {
         var locations: [RecordLocation] = []
         let compressor = Compressor(level: .standard)
         var builder = MapBuilder { (part) throws(RepositoryError) in
-            locations += [
-                try self.append(.mapPart, payload: part.encoded(compressor: compressor))
-            ]
+            locations.append(
+                try self.append(.mapPart, payload: part.encoded(compressor: compressor)))
         }
         for run in frames.runs() {
             for number in run.frames {

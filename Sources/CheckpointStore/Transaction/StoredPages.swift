@@ -8,8 +8,10 @@ package import GuestModel
 package struct StoredPages: Sendable {
     private static let none = UInt32.max
 
-    // 64 ordinals a leaf, allocated as needed.
-    private var leaves: [[UInt32]] = []
+    // 64 ordinals a leaf, side by side in the order in which leaves came; nothing is allocated for
+    // each.
+    private var leaves: [UInt32] = []
+    private var ordinals: [UInt32] = []
     private var orphans: [PageDigest: UInt32] = [:]
 
     package init() {}
@@ -18,26 +20,32 @@ package struct StoredPages: Sendable {
     package mutating func insert(_ frame: PageFrameNumber, ordinal: UInt32) {
         let leaf = Int(frame.rawValue / 64)
         if leaf >= leaves.count {
-            leaves.append(contentsOf: repeatElement([], count: leaf + 1 - leaves.count))
+            leaves.append(
+                contentsOf: repeatElement(StoredPages.none, count: leaf + 1 - leaves.count))
         }
-        if leaves[leaf].isEmpty {
-            leaves[leaf] = [UInt32](repeating: StoredPages.none, count: 64)
+        if leaves[leaf] == StoredPages.none {
+            leaves[leaf] = UInt32(ordinals.count / 64)
+            ordinals.append(contentsOf: repeatElement(StoredPages.none, count: 64))
         }
-        leaves[leaf][Int(frame.rawValue % 64)] = ordinal
+        ordinals[place(leaf, frame)] = ordinal
+    }
+
+    private func place(_ leaf: Int, _ frame: PageFrameNumber) -> Int {
+        Int(leaves[leaf]) * 64 + Int(frame.rawValue % 64)
     }
 
     /// Notes that `frame` no longer holds `digest`.
     package mutating func forget(_ frame: PageFrameNumber, holding digest: PageDigest) {
         guard let ordinal = ordinal(frame) else { return }
         orphans[digest] = ordinal
-        leaves[Int(frame.rawValue / 64)][Int(frame.rawValue % 64)] = StoredPages.none
+        ordinals[place(Int(frame.rawValue / 64), frame)] = StoredPages.none
     }
 
     /// The ordinal of the page that `frame` holds, if this transaction stored it for that frame.
     package func ordinal(_ frame: PageFrameNumber) -> UInt32? {
         let leaf = Int(frame.rawValue / 64)
-        guard leaf < leaves.count, !leaves[leaf].isEmpty else { return nil }
-        let ordinal = leaves[leaf][Int(frame.rawValue % 64)]
+        guard leaf < leaves.count, leaves[leaf] != StoredPages.none else { return nil }
+        let ordinal = ordinals[place(leaf, frame)]
         return ordinal == StoredPages.none ? nil : ordinal
     }
 

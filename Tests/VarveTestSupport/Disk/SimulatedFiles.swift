@@ -169,6 +169,9 @@ private final class SimulatedFile: RepositoryFile {
             })
     }
 
+    /// Promises nothing, so it does nothing: what is lost in a power cut may be any of it.
+    func startWriteback(_ range: Range<UInt64>) {}
+
     func truncate(to byteCount: UInt64) throws(FileError) {
         try files.call(.truncate, path, byteCount: Int(byteCount)) { state in
             state.image.change(number, .truncate(Int(byteCount)))

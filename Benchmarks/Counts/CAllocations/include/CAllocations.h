@@ -3,7 +3,7 @@
 
 #include <stddef.h>
 
-/// Allocations of this process so far, by all threads: malloc, calloc, realloc and the aligned ones.
+/// Allocations of this process so far, by all threads: malloc, calloc, realloc, aligned ones.
 size_t callocations_count(void);
 
 #endif

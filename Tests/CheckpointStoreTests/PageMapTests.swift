@@ -1,0 +1,87 @@
+import CheckpointFormat
+import GuestModel
+import Testing
+import VarveTestSupport
+
+@testable import CheckpointStore
+
+/// The map keeps counts, a layout and a tree up to date as it changes; the oracle counts anew.
+@Suite struct PageMapTests {
+    @Test func keepsUpWithEveryChange() {
+        var random = TestSeed.generator(31)
+        let frameEnd: UInt64 = 64 * 64 * 2
+        let map = PageMap()
+        var model: [UInt64: PageContent] = [:]
+        for step in 0..<2000 {
+            if step % 100 == 99 {
+                PageMapTests.adopt(PageMapTests.layout(frameEnd, &random), map, &model)
+            } else {
+                let frame = UInt64.random(in: 0..<frameEnd, using: &random)
+                let content: PageContent =
+                    switch Int.random(in: 0..<4, using: &random) {
+                    case 0: .absent
+                    case 1: .zero
+                    default: .present(PageMapTests.digest(&random))
+                    }
+                let old = model[frame] ?? .absent
+                #expect(map.set(PageFrameNumber(frame), content) == (old != content))
+                model[frame] = content == .absent ? nil : content
+            }
+            #expect(map.pageCount == model.count)
+            #expect(map.zeroPageCount == model.values.count { $0 == .zero })
+            guard step % 37 == 0 || step % 100 == 99 else { continue }
+            PageMapTests.check(map, model)
+        }
+    }
+
+    /// Compares the layout and the root with those of a map that is made at once.
+    private static func check(_ map: PageMap, _ model: [UInt64: PageContent]) {
+        var frames = DirtyBitmap()
+        let fresh = PageMap()
+        for (frame, content) in model {
+            frames.insert(PageFrameNumber(frame))
+            fresh.set(PageFrameNumber(frame), content)
+        }
+        #expect(map.layout == GuestLayout(runs: frames.runs()))
+        #expect(map.root() == fresh.root())
+        #expect(map.difference(from: fresh).isEmpty)
+    }
+
+    private static func adopt(
+        _ layout: GuestLayout, _ map: PageMap, _ model: inout [UInt64: PageContent]
+    ) {
+        var changed = DirtyBitmap()
+        var adopted: [UInt64: PageContent] = [:]
+        for run in layout.runs {
+            for frame in run.frames {
+                adopted[frame] = model[frame] ?? .zero
+                if model[frame] == nil { changed.insert(PageFrameNumber(frame)) }
+            }
+        }
+        for frame in model.keys where adopted[frame] == nil {
+            changed.insert(PageFrameNumber(frame))
+        }
+        #expect(map.adopt(layout) == changed)
+        #expect(map.adopt(layout).isEmpty)
+        model = adopted
+    }
+
+    private static func layout(
+        _ frameEnd: UInt64, _ random: inout SeededGenerator
+    ) -> GuestLayout {
+        var frames = DirtyBitmap()
+        for _ in 0..<4 {
+            let first = UInt64.random(in: 0..<frameEnd, using: &random)
+            let count = Int.random(in: 1...1500, using: &random)
+            frames.insert(PageRange(first: PageFrameNumber(first), count: count))
+        }
+        return GuestLayout(runs: frames.runs())
+    }
+
+    private static func digest(_ random: inout SeededGenerator) -> PageDigest {
+        PageDigest(
+            bytes: (0..<PageDigest.byteCount).map { _ in
+                UInt8(truncatingIfNeeded: random.next())
+            })
+    }
+}
