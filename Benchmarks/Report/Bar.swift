@@ -241,12 +241,21 @@ struct Bar {
             let disk = figure.series("dd of the image with fdatasync")
             return Verdict(
                 measured: "\(Format.times(1 / ratio.value.p50)): "
-                    + Format.seconds(subject.seconds.p50),
+                    + Format.seconds(subject.seconds.p50) + processor(subject, other),
                 limit: disk.map { "\($0.name): \(Format.seconds($0.seconds.p50))" } ?? "",
                 peer: "\(other.name): \(Format.seconds(other.seconds.p50))",
                 isReached: 1 / ratio.value.p50 >= least)
         }
         return Bar(what, ">= \(Format.number(least)) x \(peer)", verdict)
+    }
+
+    /// Processor time beside a peer's: a busy machine changes it less than wall time.
+    private static func processor(_ subject: Series, _ peer: Series) -> String {
+        guard let mine = subject.cpuSeconds, let other = peer.cpuSeconds, mine > 0 else {
+            return ""
+        }
+        let each = Format.seconds(mine / Double(subject.seconds.count))
+        return "; processor time \(each), \(Format.times(other / mine)) less"
     }
 
     private static func bytes(_ results: Results) -> Bar {
