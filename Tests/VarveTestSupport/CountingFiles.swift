@@ -86,6 +86,8 @@ private final class CountingFile: RepositoryFile {
         try inner.write(bytes, at: offset)
     }
 
+    func startWriteback(_ range: Range<UInt64>) { inner.startWriteback(range) }
+
     func truncate(to byteCount: UInt64) throws(FileError) { try inner.truncate(to: byteCount) }
 
     func sync() throws(FileError) { try inner.sync() }
