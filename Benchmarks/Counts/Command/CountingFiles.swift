@@ -105,6 +105,11 @@ private final class CountingFile: RepositoryFile {
         try inner.write(bytes, at: offset)
     }
 
+    func startWriteback(_ range: Range<UInt64>) {
+        owner.count { $0.others += 1 }
+        inner.startWriteback(range)
+    }
+
     func truncate(to byteCount: UInt64) throws(FileError) {
         owner.count { $0.others += 1 }
         try inner.truncate(to: byteCount)
