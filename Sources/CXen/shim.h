@@ -2,6 +2,7 @@
 #define CXEN_SHIM_H
 #include <libxl.h>
 #include <xenctrl.h>
+#include <xendevicemodel.h>
 #include <xenforeignmemory.h>
 #include <xenguest.h>
 #include <xenstore.h>

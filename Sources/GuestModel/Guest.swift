@@ -51,6 +51,11 @@ public protocol WritableGuest: Guest {
     /// fixed throws `sizeMismatch` if it differs and changes nothing.
     func adoptLayout(_ layout: GuestLayout) throws(GuestError)
 
+    /// Puts back what must be so before any page is written.
+    ///
+    /// Called in the pause for a revert, after `adoptLayout`; never for a restore.
+    func prepareState(_ state: GuestState) throws(GuestError)
+
     /// True if every page that the engine does not write reads as zero after `adoptLayout`: a new
     /// guest. A restore then skips zero pages.
     var startsZeroed: Bool { get }
@@ -71,6 +76,9 @@ public protocol WritableGuest: Guest {
 extension WritableGuest {
     /// Takes any state.
     public func checkState(_ state: GuestState) throws(GuestError) {}
+
+    /// Does nothing.
+    public func prepareState(_ state: GuestState) throws(GuestError) {}
 }
 
 /// What a dirty log knows after it was read.

@@ -78,6 +78,8 @@ import VarveTestSupport
         // A suspension is asked for by a write too.
         #expect(writes.count == 1)
         #expect(scene.xen.with { $0.store[target] } == "131072")
+        // One that suspended itself sets its timers by itself.
+        #expect(scene.xen.with(Scene.number) { $0.timerCount } == (hold == .pause ? 1 : 0))
         scene.expectSound(isLogOn: true)
     }
 

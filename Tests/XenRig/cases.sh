@@ -1,6 +1,8 @@
 # The cases, in dom0: stock xl beside this project's own command line.
 #
-# Each case starts from no guest and an empty /run/work, prints one line, and leaves nothing.
+# Each case starts from an empty /run/work, prints one line, and leaves nothing but its guest, if
+# that is well: the next case takes it over (have_guest), because booting one takes longer than most
+# of what is tested with it.
 # /share, if it is there, gets the streams that the tests on the host read.
 . /rig/rig.sh
 cd /run || exit 1
@@ -23,21 +25,39 @@ lost_guest() {
     cat /var/log/xen/guest-*.log | grep 'Kernel panic' | grep -qv sysrq
 }
 
-# attempt COMMAND...: runs it from no guest and an empty /run/work; its words go to case.log.
+# forget_guests: what became of guests so far does not count any more.
+forget_guests() {
+    xl dmesg -c >/dev/null
+    for log in /var/log/xen/guest-*.log; do : >"$log"; done
+}
+
+# attempt COMMAND...: runs it from an empty /run/work; its words go to case.log.
 attempt() {
     rm -rf /run/work
     mkdir -p /run/work
     cd /run/work || exit 1
-    xl dmesg -c >/dev/null
-    for log in /var/log/xen/guest-*.log; do : >"$log"; done
+    forget_guests
     "$varve" init store >/dev/null || exit 1
     "$@" >case.log 2>&1
 }
 
-# clean_up: what a case left running goes.
+# clean_up [KEPT]: what a case left running goes, but for a guest of this name.
 clean_up() {
     killall -q -9 varve XenCases
-    for domain in $(xl list | awk 'NR > 2 { print $1 }'); do xl destroy "$domain"; done
+    for domain in $(xl list | awk -v kept="$1" 'NR > 2 && $1 != kept { print $1 }'); do
+        xl destroy "$domain"
+    done
+}
+
+# have_guest KIND: the guest that the case before left, if it counts and has found no error; else a
+# new one. A case that passes may leave its guest (see the end of this file).
+have_guest() {
+    if xl domid "$1" >/dev/null 2>&1; then
+        wait_console "$1" 'writes=' 10 && [ "$(errors "$1")" -eq 0 ] && return 0
+        echo "the guest that was left does not go on: a new one"
+        xl destroy "$1"
+    fi
+    start_guest "$1" && settle "$1"
 }
 
 # run NAME COMMAND...: one case.
@@ -60,14 +80,15 @@ run() {
     if [ $status -eq 0 ]; then
         passed=$((passed + 1))
         grep '^#' case.log | sed 's/^#/   /'
+        clean_up "$kept"
         echo "✔ case $case_name passed ($(echo "$start $(now)" | awk '{ printf "%.1f", $2 - $1 }') s)"
     else
         failed=$((failed + 1))
         tail -n 30 case.log | sed 's/^/    /'
         for log in /var/log/xen/guest-*.log; do tail -n 15 "$log" | sed "s|^|    ${log##*/}: |"; done
+        clean_up
         echo "✘ case $case_name failed"
     fi
-    clean_up
 }
 
 # restored NAME FILE FROM [TO]: starts a file with stock xl; the guest must go on counting between FROM
@@ -102,7 +123,7 @@ settle() {
 
 # A guest saved by stock xl, taken in, taken out, started by stock xl.
 save_restore() {
-    start_guest "$1" && settle "$1" || return 1
+    have_guest "$1" || return 1
     xl save "$1" file || return 1
     at=$(writes "$1")
     $varve import store file --lineage web || return 1
@@ -121,7 +142,7 @@ save_restore() {
 
 # Saves of a running guest, straight into a store; the second costs what changed.
 save_pipe() {
-    start_guest pvh && settle pvh || return 1
+    have_guest pvh || return 1
     for i in 1 2; do
         xl save -c pvh /dev/stdout 2>save.log | $varve import store - --lineage web --json >line-$i \
             || return 1
@@ -135,7 +156,7 @@ save_pipe() {
 
 # Stock Remus feeds the store; its sender is killed; the newest epoch and an older one are started.
 remus() {
-    start_guest pvh && settle pvh || return 1
+    have_guest pvh || return 1
     # What xl sends is kept as it is, for the tests on the host.
     xl remus -F -d -n -e -i 200 -s '' pvh \
         "tee /run/work/stream | $varve receive /run/work/store --lineage remus" >remus.log 2>&1 &
@@ -174,16 +195,17 @@ remus() {
         echo "# $checkpoint goes on at $first writes; the guest had come to $at"
         [ "$first" -le $((at + 4000)) ] || fail "too far" || return 1
         goes_on pvh || return 1
-        [ -n "$newest" ] || newest=$first
-        xl destroy pvh
         rm file
+        [ -z "$newest" ] || break
+        newest=$first
+        xl destroy pvh
     done
     [ "$first" -lt "$newest" ] || fail "the older epoch is not older"
 }
 
 # Stock migration: the guest is stored, and its sender resumes it.
 migrate() {
-    start_guest pvh && settle pvh || return 1
+    have_guest pvh || return 1
     at=$(writes pvh)
     xl migrate -s '' pvh "$varve receive /run/work/store --lineage web"
     xl list
@@ -199,7 +221,7 @@ migrate() {
 # host: a core is compared there.
 dump_core() {
     [ -n "$share" ] || { echo "# no share: not compared"; return 0; }
-    start_guest pvh && settle pvh || return 1
+    have_guest pvh || return 1
     # Paused, the guest is the same for both; a saved guest stays paused with -p.
     xl save -p pvh file || return 1
     cat file >"$share/dumped.xlsave"
@@ -208,14 +230,35 @@ dump_core() {
     cat core >"$share/dumped.core"
 }
 
-run save-restore-pvh save_restore pvh
+. /payload/live.sh
+# One PV guest for its cases, then one PVH guest for all of the others, if it lives as long.
+kept=pv
 run save-restore-pv save_restore pv
+run live-pv live_pv
+clean_up
+kept=pvh
+run save-restore-pvh save_restore pvh
 run save-pipe save_pipe
 run remus remus
 run migrate migrate
-# xl dump-core takes five minutes here, so it runs by hand alone.
-[ ! -e /payload/all ] || run dump-core dump_core
-. /payload/live.sh
+run live-words live_words
+run live-compare live_compare
+run live-pause live_pause
+run live-times live_times
+run live-restore live_restore
+run live-revert live_revert
+run live-kill live_kill
+run live-meanwhile live_meanwhile
+run live-full-disk live_full_disk
+# A machine with room for it: XENRIG_MEM=3072 Scripts/xen-test --only live-memory
+clean_up
+[ "$(xl info | sed -n 's/^free_memory *: //p')" -lt 1100 ] || run live-memory live_memory
+if [ -n "$long" ]; then
+    run live-two-processors live_two_processors
+    # Five minutes in xl dump-core.
+    run dump-core dump_core
+    run live-churn live_churn
+fi
 # The emulation itself: a program that crashed makes all of this worthless.
 if dmesg | grep -E 'segfault|traps:'; then failed=$((failed + 1)); fi
 echo "$passed passed, $failed failed"

@@ -54,10 +54,12 @@ gzip -dc "$packages/boot/xen-$XENRIG_XEN-amd64.gz" >"$images/xen"
 pack() { (cd "$1" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$2"; }
 
 root=$images/domu-root
-mkdir -p "$root"/{bin,dev,proc,sys}
+mkdir -p "$root"/{bin,sbin,dev,proc,sys}
 cp /bin/busybox "$root/bin/"
 gcc -O2 -Wall -Werror -static -o "$root/bin/dirtier" domu/dirtier.c
 install -m755 domu/init "$root/init"
+# What the kernel starts when the guest is told to power off (control/shutdown).
+install -m755 domu/poweroff "$root/sbin/poweroff"
 pack "$root" "$images/domu.cpio"
 
 root=$images/dom0-root

@@ -163,6 +163,7 @@ private struct RevertRun {
         present.formIntersection(DirtyBitmap(layout))
         var written = 0
         do {
+            try guest.prepareState(guestState)
             for batch in StagedBatches.cut(present.runs()) { written += try writeDiffering(batch) }
             try guest.restoreState(guestState)
         } catch {

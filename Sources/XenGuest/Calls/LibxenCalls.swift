@@ -11,6 +11,7 @@ package final class LibxenCalls: XenCalls {
     private nonisolated(unsafe) let control: OpaquePointer
     private nonisolated(unsafe) let memory: OpaquePointer
     private nonisolated(unsafe) let store: OpaquePointer
+    private nonisolated(unsafe) let deviceModel: OpaquePointer
     private nonisolated(unsafe) let logger: UnsafeMutablePointer<xentoollog_logger>
     private let libxl = Mutex<Handle?>(nil)
     private let isWatching = Mutex(false)
@@ -42,8 +43,16 @@ package final class LibxenCalls: XenCalls {
             xtl_logger_destroy(tool)
             throw error
         }
+        guard let deviceModel = xendevicemodel_open(tool, 0) else {
+            let error = LibxenCalls.failure("xendevicemodel_open", nil)
+            xenforeignmemory_close(memory)
+            xc_interface_close(control)
+            xtl_logger_destroy(tool)
+            throw error
+        }
         guard let store = xs_open(0) else {
             let error = LibxenCalls.failure("xs_open", nil)
+            xendevicemodel_close(deviceModel)
             xenforeignmemory_close(memory)
             xc_interface_close(control)
             xtl_logger_destroy(tool)
@@ -52,11 +61,13 @@ package final class LibxenCalls: XenCalls {
         self.control = control
         self.memory = memory
         self.store = store
+        self.deviceModel = deviceModel
     }
 
     deinit {
         if let libxl = libxl.withLock({ $0 }) { libxl_ctx_free(libxl.pointer) }
         xs_close(store)
+        xendevicemodel_close(deviceModel)
         xenforeignmemory_close(memory)
         xc_interface_close(control)
         xtl_logger_destroy(logger)
@@ -319,6 +330,17 @@ package final class LibxenCalls: XenCalls {
         try check(
             "xc_domain_hvm_setcontext", domain,
             xc_domain_hvm_setcontext(control, domain, &context, UInt32(context.count)))
+    }
+
+    package func interrupt(
+        _ domain: UInt32, processor: UInt16, vector: UInt8
+    ) throws(GuestError) {
+        // Xen numbers the APIC of processor n 2n. Fixed delivery, edge-triggered.
+        let address = 0xfee0_0000 | UInt64(processor * 2) << 12
+        try check(
+            "xendevicemodel_inject_msi", domain,
+            xendevicemodel_inject_msi(
+                deviceModel, domid_t(domain), address, UInt32(vector)))
     }
 
     package func hvmParameter(

@@ -125,6 +125,8 @@ package protocol XenCalls: AnyObject, Sendable {
 
     func hvmContext(_ domain: UInt32) throws(GuestError) -> [UInt8]
     func setHVMContext(_ domain: UInt32, _ context: [UInt8]) throws(GuestError)
+    /// Sends an interrupt to the local APIC of a processor, which wakes it.
+    func interrupt(_ domain: UInt32, processor: UInt16, vector: UInt8) throws(GuestError)
     func hvmParameter(_ domain: UInt32, _ index: UInt32) throws(GuestError) -> UInt64
     func tsc(_ domain: UInt32) throws(GuestError) -> TSCFacts
     /// `xen_cpuid_leaf_t` and `xen_msr_entry_t` of the domain, as a stream has them.

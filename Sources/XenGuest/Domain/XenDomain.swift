@@ -50,7 +50,7 @@ public final class XenDomain: Sendable {
     let hold: DomainHold
     let state = Mutex(State())
     /// What does not change while the domain lives, as records of its state.
-    private let constant: XenLiveState
+    let constant: XenLiveState
 
     struct Mapping: @unchecked Sendable {
         let address: UnsafeMutableRawPointer
@@ -332,24 +332,6 @@ extension XenDomain: WritableGuest {
                     offset += Page.byteCount
                 }
             }
-        }
-    }
-
-    /// Puts the processors and their interrupt controllers back.
-    ///
-    /// A timer that the guest set by hypercall is in no context: Xen does not give it out. A
-    /// guest that was only paused, and slept until that timer, would sleep for ever: an event wakes
-    /// it, and it sets its timer anew. A guest that was suspended does so by itself.
-    public func restoreState(_ state: GuestState) throws(GuestError) {
-        guard let context = XenOrigin.hvmContext(state) else {
-            throw GuestError(
-                code: .stateRejected, message: "the checkpoint has no state of a domain")
-        }
-        try calls.setHVMContext(number, context)
-        // The balloon driver watches this node; the same value again asks nothing of it.
-        let target = "/local/domain/\(number)/memory/target"
-        if options.hold == .pause, let value = try calls.read(target) {
-            try calls.write(target, value)
         }
     }
 

@@ -50,6 +50,12 @@ struct FakeDomain {
     var slots: [UInt64: Int] = [:]
     private var slotEnd = 0
     var context: [UInt8]
+    /// The processor does not wait for an interrupt.
+    var isAwake = false
+    /// The processor runs nothing, whatever it is given.
+    var isStuck = false
+    /// How often the processor has set its timer in place of the guest.
+    var timerCount = 0
     var parameters: [UInt32: UInt64] = [1: 0x2b01, 5: 0xfeffc, 17: 0xfeffe, 19: 5]
     var tsc = TSCFacts()
     var grants: [GrantEntry] = []
@@ -141,7 +147,7 @@ struct FakeDomain {
 
     /// One instant of the guest's life.
     mutating func live(isScanned: Bool) {
-        guard isRunning, writesPerCallMax > 0 else { return }
+        guard isRunning, !hasStub, writesPerCallMax > 0 else { return }
         let frames = slots.keys.sorted()
         for _ in 0..<Int.random(in: 0...writesPerCallMax, using: &random) {
             guard let frame = frames.randomElement(using: &random) else { return }

@@ -31,8 +31,12 @@ extension FakeXen {
                 violations.append("unpaused more often than paused")
                 throw FakeXen.failure("unpause", domain.number, EINVAL)
             }
-            domain.still = domain.copy
             domain.pauseCount -= 1
+            if domain.hasStub {
+                domain.runStub()
+            } else {
+                domain.still = domain.copy
+            }
         }
     }
 
@@ -222,8 +226,14 @@ extension FakeXen {
     func setHVMContext(_ domain: UInt32, _ context: [UInt8]) throws(GuestError) {
         try onDomain("setHVMContext", domain) { domain, violations in
             if domain.isRunning { violations.append("its processors were set while it runs") }
-            domain.context = context
+            domain.load(context)
         }
+    }
+
+    func interrupt(
+        _ domain: UInt32, processor: UInt16, vector: UInt8
+    ) throws(GuestError) {
+        try onDomain("interrupt", domain) { domain, _ in domain.isAwake = true }
     }
 
     func hvmParameter(_ domain: UInt32, _ index: UInt32) throws(GuestError) -> UInt64 {

@@ -66,6 +66,7 @@ final class WatchedGuest: WritableGuest {
     func captureState() throws(GuestError) -> GuestState { try base.captureState() }
     func checkState(_ state: GuestState) throws(GuestError) { try base.checkState(state) }
     func adoptLayout(_ layout: GuestLayout) throws(GuestError) { try base.adoptLayout(layout) }
+    func prepareState(_ state: GuestState) throws(GuestError) { try base.prepareState(state) }
     var startsZeroed: Bool { base.startsZeroed }
     func restoreState(_ state: GuestState) throws(GuestError) { try base.restoreState(state) }
     func writePages(_ runs: Span<PageRange>, from source: RawSpan) throws(GuestError) {

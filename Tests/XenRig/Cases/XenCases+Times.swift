@@ -9,13 +9,15 @@ import XenGuest
 // Figures for the cases: `XenCases` lists what each is called with.
 
 extension XenCases {
-    /// Prints how often and how long the domain stood still, in milliseconds: count, p50, max.
-    static func watch(_ domain: UInt32, _ seconds: Int) throws {
+    /// Prints how often and how long the domain stood still while a command of the shell ran, in
+    /// milliseconds: count, p50, max.
+    static func watch(_ domain: UInt32, _ command: String) throws {
         let calls = try LibxenCalls()
-        let end = ContinuousClock.now + .seconds(seconds)
+        let child = try spawn(["sh", "-c", command])
+        var status: Int32 = 0
         var since: ContinuousClock.Instant?
         var stills: [Double] = []
-        while ContinuousClock.now < end, let facts = try calls.facts(domain) {
+        while waitpid(child, &status, WNOHANG) == 0, let facts = try calls.facts(domain) {
             let isStill = facts.shutdown != nil || facts.isPaused
             let now = ContinuousClock.now
             if isStill, since == nil { since = now }
@@ -25,6 +27,7 @@ extension XenCases {
             }
             usleep(500)
         }
+        guard status == 0 else { throw Failed("\(command): ended with \(status)") }
         guard !stills.isEmpty else { throw Failed("the domain never stood still") }
         print("\(stills.count) \(middleAndMax(stills))")
     }
@@ -76,24 +79,6 @@ extension XenCases {
         }
         try calls.disableLog(domain)
         print("the guest lived through \(count) reads")
-    }
-
-    /// Waits until the domain runs; fails if it does not in time.
-    static func running(_ domain: UInt32, _ milliseconds: Int) throws {
-        let calls = try LibxenCalls()
-        let start = ContinuousClock.now
-        while true {
-            guard let facts = try calls.facts(domain) else { throw Failed("the domain is gone") }
-            let passed = (ContinuousClock.now - start).milliseconds
-            if facts.shutdown == nil, !facts.isPaused {
-                print(Int(passed))
-                return
-            }
-            guard passed < Double(milliseconds) else {
-                throw Failed("the domain stands still after \(milliseconds) ms: \(facts)")
-            }
-            usleep(2000)
-        }
     }
 
     /// Prints how far the guest's program had counted: what the newest of its pages holds.

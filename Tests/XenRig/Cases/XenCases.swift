@@ -9,20 +9,25 @@ import XenGuest
 ///
 ///     XenCases compare DOMAIN STORE COUNT MILLISECONDS    checkpoints against naive copies
 ///     XenCases jump DOMAIN STORE COUNT SEED               reverts against naive copies
+///     XenCases wake DOMAIN STORE COUNT SEED               reverts by pause: the guest goes on
 ///     XenCases same DOMAIN STORE CHECKPOINT               a restored domain against its checkpoint
 ///     XenCases die DOMAIN STORE MOMENT                    SIGKILL at a moment of a capture
 ///     XenCases meanwhile DOMAIN STORE MOMENT COMMAND      a command at a moment of a capture
-///     XenCases watch DOMAIN SECONDS                       how long the domain stands still
+///     XenCases watch DOMAIN COMMAND                       how long it stands still meanwhile
 ///     XenCases epochs DOMAIN COUNT                        the same for epochs of libxenguest
 ///     XenCases churn DOMAIN COUNT                         what reading the log alone does to it
-///     XenCases running DOMAIN MILLISECONDS                that it runs within this time
+///     XenCases kill DOMAIN PID                            what becomes of it when PID is killed
+///     XenCases death DOMAIN PID                           the same when PID dies by itself
+///     XenCases ended DOMAIN MILLISECONDS                  that it ends within this time, and how
 ///     XenCases wrote STORE CHECKPOINT                     how far the guest had counted
+///     XenCases memory COMMAND...                          what a process holds at its worst
 @main
 struct XenCases {
     static func main() {
         let words = Array(CommandLine.arguments.dropFirst())
         do {
             if words.count == 3, words[0] == "wrote" { return try wrote(words[1], words[2]) }
+            if words.count > 1, words[0] == "memory" { return try memory(Array(words[1...])) }
             guard words.count >= 3, let domain = UInt32(words[1]) else {
                 throw Failed("usage: see XenCases.swift")
             }
@@ -30,13 +35,16 @@ struct XenCases {
             switch (words[0], rest.count) {
             case ("compare", 3): try compare(domain, rest[0], number(rest[1]), number(rest[2]))
             case ("jump", 3): try jump(domain, rest[0], number(rest[1]), number(rest[2]))
+            case ("wake", 3): try wake(domain, rest[0], number(rest[1]), number(rest[2]))
             case ("same", 2): try same(domain, rest[0], rest[1])
             case ("die", 2): try die(domain, rest[0], moment(rest[1]))
             case ("meanwhile", 3): try meanwhile(domain, rest[0], moment(rest[1]), rest[2])
-            case ("watch", 1): try watch(domain, number(rest[0]))
+            case ("watch", 1): try watch(domain, rest[0])
             case ("epochs", 1): try epochs(domain, number(rest[0]))
             case ("churn", 1): try churn(domain, number(rest[0]))
-            case ("running", 1): try running(domain, number(rest[0]))
+            case ("kill", 1): try death(domain, pid_t(number(rest[0])), kills: true)
+            case ("death", 1): try death(domain, pid_t(number(rest[0])), kills: false)
+            case ("ended", 1): try ended(domain, number(rest[0]))
             default: throw Failed("usage: see XenCases.swift")
             }
         } catch {
@@ -57,8 +65,9 @@ struct XenCases {
         return moment
     }
 
-    static func open(_ domain: UInt32) throws -> XenDomain {
+    static func open(_ domain: UInt32, hold: XenHold = .suspend) throws -> XenDomain {
         var options = XenDomain.Options()
+        options.hold = hold
         options.guardCommand = ["/payload/varve", "xen", "guard"]
         return try XenDomain(domain, options: options)
     }
@@ -117,11 +126,10 @@ struct XenCases {
             usleep(400_000)
         }
         print("# seed \(seed)")
-        var random = UInt64(truncatingIfNeeded: seed)
+        var random = Draws(seed)
         var written: [Int] = []
         for index in 0..<count {
-            random = random &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
-            let target = checkpoints[Int(random >> 33) % checkpoints.count]
+            let target = checkpoints[random.next(below: checkpoints.count)]
             let result = try session.revert(to: target)
             let wrong = try naive.differences(from: target, in: repository)
             guard wrong.isEmpty else {
@@ -137,6 +145,46 @@ struct XenCases {
         print(
             "# \(count) reverts, each equal to its checkpoint; pages written p50 "
                 + "\(written.sorted()[count / 2]), max \(written.max() ?? 0)")
+    }
+
+    /// Reverts to checkpoints by pause, in any order; after each the guest writes on.
+    ///
+    /// Memory is not compared: Xen may deliver an event to a paused domain after the copy. The
+    /// guest checks its own pages.
+    private static func wake(
+        _ domain: UInt32, _ store: String, _ count: Int, _ seed: Int
+    ) throws {
+        let repository = try Repository.open(at: FilePath(store), .writing)
+        let guest = try open(domain, hold: .pause)
+        let session = try CaptureSession(of: guest, in: repository, lineage: "wake")
+        var random = Draws(seed)
+        var checkpoints: [Checkpoint] = []
+        for _ in 0..<6 {
+            checkpoints.append(try session.capture().checkpoint)
+            usleep(100_000 + UInt32(random.next(below: 100_000)))
+        }
+        print("# seed \(seed)")
+        var waits: [Int] = []
+        for index in 0..<count {
+            let target = checkpoints[random.next(below: checkpoints.count)]
+            try session.revert(to: target)
+            // The log was emptied by the revert: a guest that sleeps on writes nothing.
+            let start = ContinuousClock.now
+            while try guest.peekDirtyCount() < 200 {
+                guard ContinuousClock.now - start < .seconds(20) else {
+                    throw Failed("after revert \(index) the guest sleeps on")
+                }
+                usleep(20_000)
+            }
+            waits.append(Int((ContinuousClock.now - start).milliseconds))
+            usleep(UInt32(random.next(below: 300_000)))
+        }
+        session.close()
+        try repository.close()
+        waits.sort()
+        print(
+            "# \(count) reverts to checkpoints by pause; the guest had written 200 pages after "
+                + "\(waits[count / 2]) ms, \(waits[count - 1]) at the latest")
     }
 
     /// A restored domain that has not run yet has the checkpoint's memory.
@@ -199,6 +247,18 @@ struct XenCases {
         usleep(300_000)
         armed.arm()
         _ = try session.capture()
+    }
+}
+
+/// Numbers drawn from a seed.
+struct Draws {
+    private var state: UInt64
+
+    init(_ seed: Int) { state = UInt64(truncatingIfNeeded: seed) }
+
+    mutating func next(below count: Int) -> Int {
+        state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
+        return Int(state >> 33) % count
     }
 }
 

@@ -9,11 +9,21 @@ console() { cat "/var/log/xen/guest-$1.log" 2>/dev/null; }
 wait_console() {
     tries=$(($3 * 5))
     while [ "$tries" -gt 0 ]; do
-        console "$1" | grep -q "$2" && return 0
+        grep -qs "$2" "/var/log/xen/guest-$1.log" && return 0
         sleep 0.2
         tries=$((tries - 1))
     done
     return 1
+}
+
+# wait_file FILE SECONDS: until it holds something.
+wait_file() {
+    tries=$(($2 * 20))
+    while [ ! -s "$1" ]; do
+        tries=$((tries - 1))
+        [ $tries -gt 0 ] || return 1
+        usleep 50000
+    done
 }
 
 # start_guest KIND [SETTING...]: makes the guest of /rig/KIND.cfg and waits until it dirties memory.

@@ -1,0 +1,129 @@
+import Glibc
+public import GuestModel
+import XenStream
+
+// State besides memory, put back in a revert to a checkpoint by pause:
+//
+//   prepareState   before the pages   The whole context. An event that Xen delivers after this
+//                                     keeps its interrupt. The other way round its bit in memory
+//                                     would stay without the interrupt, and Xen would send no
+//                                     other.
+//   the pages
+//   restoreState                      Each processor sets its timer (TimerStub). Then all of the
+//                                     context but the interrupt controllers.
+//
+// A guest that has suspended itself sets its timers and event channels up again when it is resumed:
+// its context is put back once, after the pages.
+
+extension XenDomain {
+    /// Puts the interrupt controllers back, and wakes processors that wait for an interrupt: one
+    /// that is put back to where it was at work would wait on.
+    public func prepareState(_ state: GuestState) throws(GuestError) {
+        let context = try context(of: state)
+        guard options.hold == .pause, let records = HVMRecords(context) else { return }
+        for processor in records.processors {
+            try calls.interrupt(
+                number, processor: processor, vector: records.spuriousVector(of: processor))
+        }
+        try calls.setHVMContext(number, context)
+    }
+
+    /// Puts the processors and their interrupt controllers back.
+    ///
+    /// After a revert to a checkpoint by pause the guest finds its timer run out, and the event of
+    /// that pending.
+    public func restoreState(_ state: GuestState) throws(GuestError) {
+        let context = try context(of: state)
+        guard options.hold == .pause, let records = HVMRecords(context) else {
+            try calls.setHVMContext(number, context)
+            return
+        }
+        try runTimerStub(records)
+        // The balloon driver watches this node; the same value again asks nothing of it. What came
+        // from xenstore while the guest was being put back is seen then.
+        let target = "/local/domain/\(number)/memory/target"
+        if let value = try calls.read(target) { try calls.write(target, value) }
+    }
+
+    private func context(of state: GuestState) throws(GuestError) -> [UInt8] {
+        guard let context = XenOrigin.hvmContext(state) else {
+            throw GuestError(
+                code: .stateRejected, message: "the checkpoint has no state of a domain")
+        }
+        return context
+    }
+
+    /// Lets each processor set its timer, and puts its registers and the page of the code back.
+    ///
+    /// What fails on the way leaves the registers and the page as the checkpoint has them.
+    private func runTimerStub(_ records: HVMRecords) throws(GuestError) {
+        let stub = TimerStub(
+            frame: try stubFrame(), processors: records.processors,
+            isAMD: HVMRecords.isAMD(cpuidPolicy: constant.cpuidPolicy))
+        let page = try mapForWriting(PageFrameNumber(stub.address / UInt64(Page.byteCount)))
+        defer { calls.unmap(page.baseAddress.unsafelyUnwrapped, pageCount: 1) }
+        let before = Array(page.prefix(stub.bytes.count))
+        page.copyBytes(from: stub.bytes)
+        var failure: GuestError?
+        do throws(GuestError) {
+            let start = records.processorsOnly { stub.registers(of: $0, in: $1) }
+            try calls.setHVMContext(number, start)
+            try calls.unpause(number)
+            let isAnswered = stub.waitForAnswers(UnsafeRawBufferPointer(page))
+            try persistently { () throws(GuestError) in try calls.pause(number) }
+            if !isAnswered { failure = noTimer }
+        } catch {
+            failure = error
+        }
+        page.copyBytes(from: before)
+        try persistently { () throws(GuestError) in
+            try calls.setHVMContext(number, records.withoutInterrupts)
+        }
+        if let failure { throw failure }
+    }
+
+    private var noTimer: GuestError {
+        GuestError(
+            code: .callFailed,
+            message: "a processor of domain \(number) has not set its timer: the guest may sleep "
+                + "on; revert again")
+    }
+
+    /// A page in the middle of the guest's low memory: no special one.
+    private func stubFrame() throws(GuestError) -> PageFrameNumber {
+        let runs = try layout().runs.filter { $0.end.rawValue <= 1 << 20 }
+        guard let run = runs.max(by: { $0.count < $1.count }) else {
+            throw GuestError(
+                code: .unsupported, message: "domain \(number) has no memory below 4 GiB")
+        }
+        return PageFrameNumber(run.first.rawValue + UInt64(run.count / 2))
+    }
+
+    private func mapForWriting(
+        _ frame: PageFrameNumber
+    ) throws(GuestError) -> UnsafeMutableRawBufferPointer {
+        let frames = [UInt(frame.rawValue)]
+        var errors: [Int32] = [0]
+        let address = try frames.withUnsafeBufferPointer { (frames) throws(GuestError) in
+            try errors.withUnsafeMutableBufferPointer { (errors) throws(GuestError) in
+                try calls.map(number, frames, isWritable: true, errors: errors)
+            }
+        }
+        guard errors[0] == 0 else {
+            calls.unmap(address, pageCount: 1)
+            throw GuestError(
+                code: .callFailed,
+                message: "frame \(frame) of domain \(number) cannot be mapped for writing",
+                errno: abs(errors[0]))
+        }
+        return UnsafeMutableRawBufferPointer(start: address, count: Page.byteCount)
+    }
+
+    /// Makes a call again for a second if it fails: the guest cannot be left in between.
+    private func persistently(_ body: () throws(GuestError) -> Void) throws(GuestError) {
+        for _ in 1..<100 {
+            do throws(GuestError) { return try body() } catch { usleep(10_000) }
+        }
+        try body()
+    }
+}

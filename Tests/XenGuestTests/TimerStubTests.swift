@@ -1,0 +1,69 @@
+import CheckpointEngine
+import GuestModel
+import Testing
+import VarveTestSupport
+import XenStream
+
+@testable import XenGuest
+
+/// Timers that a guest had set by hypercall, after a revert to a checkpoint by pause.
+@Suite struct TimerStubTests {
+    @Test func theCodeIsWhatAProcessorIsToRun() {
+        let stub = TimerStub(frame: PageFrameNumber(66), processors: [0, 1], isAMD: true)
+        let code: [UInt8] = [
+            0x0f, 0x01, 0xd9, 0x89, 0x06, 0xc7, 0x46, 0x04, 1, 0, 0, 0, 0xf3, 0x90, 0xeb, 0xfc,
+        ]
+        #expect(stub.bytes == code + [UInt8](repeating: 0, count: 16 + 2 * 8))
+        let intel = TimerStub(frame: PageFrameNumber(66), processors: [0], isAMD: false)
+        #expect(intel.bytes[2] == 0xc1, "vmcall")
+        // The second processor's record: its number, and where its own answer goes.
+        let record = stub.registers(of: 1, in: [UInt8](repeating: 0xaa, count: 1032))
+        func word(_ offset: Int) -> UInt64 {
+            record.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset, as: UInt64.self) }
+        }
+        #expect(word(512) == 24 && word(520) == 8 && word(528) == 1)
+        #expect(word(536) == 66 * 4096 + 16 && word(552) == 66 * 4096 + 40)
+        #expect(word(640) == 66 * 4096 && word(648) == 2)
+        #expect(word(0) == 0xaaaa_aaaa_aaaa_aaaa, "what it does not need stays")
+    }
+
+    @Test func theVendorIsReadFromThePolicy() {
+        func policy(_ name: String) -> [UInt8] {
+            let text = Array(name.utf8)
+            // leaf, subleaf, a; b, c, d hold the first, last and middle part.
+            return [UInt8](repeating: 0, count: 12) + text[0..<4] + text[8..<12] + text[4..<8]
+        }
+        #expect(HVMRecords.isAMD(cpuidPolicy: policy("AuthenticAMD")))
+        #expect(HVMRecords.isAMD(cpuidPolicy: policy("HygonGenuine")))
+        #expect(!HVMRecords.isAMD(cpuidPolicy: policy("GenuineIntel")))
+        #expect(!HVMRecords.isAMD(cpuidPolicy: []))
+    }
+
+    @Test func recordsAreTakenApart() throws {
+        var random = TestSeed.generator(8700)
+        let context = StreamMaker.hvmContext(&random)
+        let records = try #require(HVMRecords(context))
+        #expect(records.processors == [0])
+        #expect(records.spuriousVector(of: 0) == 0xff)
+        #expect(records.withoutInterrupts == context)
+        #expect(records.processorsOnly { _, record in record } == context)
+        for count in 0..<context.count { #expect(HVMRecords(Array(context[..<count])) == nil) }
+    }
+
+    /// Memory and processors are the checkpoint's all the same, and another revert can follow.
+    @Test func aProcessorThatDoesNotAnswerFailsTheRevert() throws {
+        let scene = try Scene(8701, hold: .pause)
+        let checkpoint = try scene.capture().checkpoint
+        scene.write()
+        scene.xen.with(Scene.number) { $0.isStuck = true }
+        let error = #expect(throws: CaptureError.self) {
+            try scene.session?.revert(to: checkpoint)
+        }
+        #expect(error?.message.contains("has not set its timer") == true)
+        scene.expectSound()
+        scene.xen.with(Scene.number) { $0.isStuck = false }
+        try scene.revert(to: checkpoint)
+        #expect(scene.xen.with(Scene.number) { $0.timerCount } == 1)
+        scene.expectSound()
+    }
+}

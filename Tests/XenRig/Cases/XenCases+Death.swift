@@ -1,0 +1,108 @@
+import Glibc
+import XenGuest
+
+// What becomes of a domain whose checkpointer dies: `XenCases death` and `XenCases ended`.
+
+extension XenCases {
+    /// Kills a checkpointer, or waits for its own death, and watches until its guard has ended.
+    ///
+    /// Prints milliseconds: the longest time for which the domain stood still in one piece after
+    /// the death, and how long after it the domain ran and the guard was gone. Fails if the domain
+    /// is gone, or stands still once the guard has ended.
+    static func death(_ domain: UInt32, _ checkpointer: pid_t, kills: Bool) throws {
+        let calls = try LibxenCalls()
+        var guardian = Processes.guardian(of: domain)
+        if kills {
+            guard kill(checkpointer, SIGKILL) == 0 else { throw Failed("it had ended") }
+        } else {
+            while Processes.isAlive(checkpointer) {
+                if guardian == nil { guardian = Processes.guardian(of: domain) }
+                usleep(2000)
+            }
+        }
+        let death = ContinuousClock.now
+        guardian = guardian ?? Processes.guardian(of: domain)
+        var still = Duration.zero
+        var since: ContinuousClock.Instant?
+        while true {
+            // In this order: what a guard has done is seen after its end.
+            let isGuarded = guardian.map { Processes.isAlive($0) } ?? false
+            guard let facts = try calls.facts(domain), !facts.isDying else {
+                throw Failed("the domain is gone")
+            }
+            let now = ContinuousClock.now
+            if facts.shutdown != nil || facts.isPaused {
+                let start = since ?? now
+                since = start
+                still = max(still, now - start)
+                guard isGuarded || now - death < .seconds(1) else {
+                    throw Failed("the domain stands still without its guard: \(facts)")
+                }
+            } else {
+                if let start = since { still = max(still, now - start) }
+                since = nil
+                if !isGuarded {
+                    print(Int(still.milliseconds.rounded(.up)), Int((now - death).milliseconds))
+                    return
+                }
+            }
+            // A guard whose guest was asked to suspend waits a minute for it.
+            guard now - death < .seconds(70) else { throw Failed("the guard does not end") }
+            usleep(1000)
+        }
+    }
+
+    /// Waits until the domain has ended, and prints how; fails if it has not in time.
+    static func ended(_ domain: UInt32, _ milliseconds: Int) throws {
+        let calls = try LibxenCalls()
+        let start = ContinuousClock.now
+        while true {
+            guard let facts = try calls.facts(domain), !facts.isDying else { return print("gone") }
+            if let reason = facts.shutdown, reason != .suspend { return print(reason) }
+            guard (ContinuousClock.now - start).milliseconds < Double(milliseconds) else {
+                throw Failed("the domain has not ended after \(milliseconds) ms: \(facts)")
+            }
+            usleep(2000)
+        }
+    }
+}
+
+/// Other processes of dom0, as /proc shows them.
+enum Processes {
+    /// True until it has ended; one that nobody has waited for has ended too.
+    static func isAlive(_ process: pid_t) -> Bool {
+        guard let text = read("/proc/\(process)/stat") else { return false }
+        // The state follows the name, which is in parentheses and may hold anything.
+        guard let end = text.lastIndex(of: UInt8(ascii: ")")), end + 2 < text.count else {
+            return false
+        }
+        return text[end + 2] != UInt8(ascii: "Z") && text[end + 2] != UInt8(ascii: "X")
+    }
+
+    /// The process that guards a domain.
+    static func guardian(of domain: UInt32) -> pid_t? {
+        guard let directory = opendir("/proc") else { return nil }
+        defer { closedir(directory) }
+        while let entry = readdir(directory) {
+            let name = withUnsafeBytes(of: entry.pointee.d_name) {
+                String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+            }
+            guard let process = pid_t(name), let command = read("/proc/\(name)/cmdline") else {
+                continue
+            }
+            let words = command.split(separator: 0).map { String(decoding: $0, as: UTF8.self) }
+            if words.suffix(3) == ["xen", "guard", "\(domain)"] { return process }
+        }
+        return nil
+    }
+
+    /// The first 4,096 bytes of a file; nil if it cannot be read.
+    private static func read(_ path: String) -> [UInt8]? {
+        let descriptor = Glibc.open(path, O_RDONLY)
+        guard descriptor >= 0 else { return nil }
+        defer { close(descriptor) }
+        var bytes = [UInt8](repeating: 0, count: 4096)
+        let count = Glibc.read(descriptor, &bytes, bytes.count)
+        return count >= 0 ? Array(bytes[..<count]) : nil
+    }
+}
