@@ -39,11 +39,12 @@ struct Page {
 
             \(machine.date), commit \(machine.commit). \(machine.coreCount) cores of \
             \(machine.processor), \(Format.bytes(machine.memoryByteCount)) of memory, \
-            \(machine.kernel), \(machine.system); \(machine.swift). Programs installed to measure beside: \
-            \(machine.programs.joined(separator: ", ")). Load when the report was made: \
+            \(machine.kernel), \(machine.system); \(machine.swift). \
+            Programs installed to measure beside: \(machine.programs.joined(separator: ", ")). Load when the report was made: \
             \(machine.load).\(results.isQuick ? " **A quick run: small sizes, few rounds.**" : "")
 
-            Pages: \(machine.pages). The suites are those of `Scripts/benchmark`; `results.json` has all numbers. \
+            Pages: \(machine.pages). The suites are those of `Scripts/benchmark`; `results.json` \
+            has all numbers. \
             Series of one figure are timed in turn in one process, round after round, and a ratio \
             is the middle of the rounds' ratios: compare ratios, not seconds. Part, limit and peer \
             say what a series is: part is Varve's own, limit what the hardware or the library \
