@@ -41,7 +41,8 @@ struct Page {
             \(machine.processor), \(Format.bytes(machine.memoryByteCount)) of memory, \
             \(machine.kernel), \(machine.system); \(machine.swift). \
             Programs installed to measure beside: \(machine.programs.joined(separator: ", ")). \
-            Load when the report was made: \(machine.load).\(results.isQuick ? " **A quick run: small sizes, few rounds.**" : "")
+            Load when the report was made: \(machine.load).\
+            \(results.isQuick ? " **A quick run: small sizes, few rounds.**" : "")
 
             Pages: \(machine.pages). The suites are those of `Scripts/benchmark`; `results.json` \
             has all numbers. \
