@@ -221,7 +221,7 @@ private struct IndexAddition {
         let manifest = publication.manifest
         try index.setTransaction(manifest.transaction, id, transaction)
         if let ancestor = manifest.ancestor {
-            try index.link(ancestor, id, in: .builders, transaction)
+            try index.pair(ancestor, id, in: .builders, transaction)
         }
         if publication.isForgotten {
             // Nobody knows what of it is needed.

@@ -105,7 +105,7 @@ extension Index {
                 try Index.withKey(order: number) { (key) throws(LMDBError) in
                     _ = try transaction.delete(table(.transactions), key)
                 }
-                if let ancestor { try unlink(ancestor, id, in: .builders, transaction) }
+                if let ancestor { try unpair(ancestor, id, in: .builders, transaction) }
                 // The record that forgot it may be needed no longer.
                 if entry.forgetPack > 0 { try suspect(entry.forgetPack, transaction) }
             }
@@ -135,13 +135,13 @@ extension Index {
                 own.frames.formUnion(stakes.frames)
                 own.forerunner = stakes.forerunner
                 changed[follower] = own
-                try unlink(step.id, follower, in: .followers, transaction)
+                try unpair(step.id, follower, in: .followers, transaction)
                 if let forerunner = stakes.forerunner {
-                    try link(forerunner, follower, in: .followers, transaction)
+                    try pair(forerunner, follower, in: .followers, transaction)
                 }
             }
             if let forerunner = stakes.forerunner {
-                try unlink(forerunner, step.id, in: .followers, transaction)
+                try unpair(forerunner, step.id, in: .followers, transaction)
             }
             try Index.withKey(step.id) { (key) throws(LMDBError) in
                 _ = try transaction.delete(table(.stakes), key)

@@ -3,7 +3,8 @@ import GuestModel
 
 // How many references a page has:
 //
-//   (1 if the index knows a place for it and it is not in `unreferenced`) + its count in `references`
+//   1 if the index knows a place for it and it is not in `unreferenced`,
+//   and its count in `references`
 
 extension Index {
     static func withKey<T>(

@@ -111,7 +111,7 @@ extension Index {
             }
         }
         if let forerunner = stakes.forerunner {
-            try link(forerunner, id, in: .followers, transaction)
+            try pair(forerunner, id, in: .followers, transaction)
         }
     }
 
@@ -127,7 +127,7 @@ extension Index {
 
     // MARK: - Pairs of checkpoints
 
-    func link(
+    func pair(
         _ first: CheckpointID, _ second: CheckpointID, in pairs: Table,
         _ transaction: borrowing LMDBTransaction
     ) throws(LMDBError) {
@@ -136,7 +136,7 @@ extension Index {
         }
     }
 
-    func unlink(
+    func unpair(
         _ first: CheckpointID, _ second: CheckpointID, in pairs: Table,
         _ transaction: borrowing LMDBTransaction
     ) throws(LMDBError) {

@@ -23,7 +23,7 @@ struct PruneSurvey: Sendable {
     private(set) var dead: [PageDigest: PageLocation] = [:]
     /// Forgotten checkpoints that the index knows and whose manifests are gone.
     let vanished: [CheckpointID: PendingPrune]
-    /// Forgotten checkpoints without stakes whose pages must stay all the same: somebody reads them.
+    /// Forgotten checkpoints without stakes that somebody reads: their pages must stay.
     let guarded: Set<CheckpointID>
     /// Packs that were removed before.
     let pruned: PrunedRecord
