@@ -64,7 +64,14 @@ have_guest() {
 #
 # /payload/only, if it is there, names the cases that run, as a pattern of grep -E.
 #
-# A case that lost a guest to the emulation is run again, twice at most, and that is said.
+# A case that lost a guest to the emulation is run again, twice at most, and that is said. Of the
+# others that fail, two in all may be run once more, with what they said shown: the emulated machine
+# stands still for seconds when the host has other work, and time-outs are of the guest's time.
+second_chances=2
+say_why() {
+    tail -n 30 case.log | sed 's/^/    /'
+    for log in /var/log/xen/guest-*.log; do tail -n 15 "$log" | sed "s|^|    ${log##*/}: |"; done
+}
 run() {
     case_name=$1
     shift
@@ -77,6 +84,14 @@ run() {
         clean_up
         echo "    the emulation lost a guest; $case_name once more"
     done
+    if [ $status -ne 0 ] && [ $second_chances -gt 0 ]; then
+        second_chances=$((second_chances - 1))
+        say_why
+        clean_up
+        echo "    case $case_name failed; once more"
+        attempt "$@"
+        status=$?
+    fi
     if [ $status -eq 0 ]; then
         passed=$((passed + 1))
         grep '^#' case.log | sed 's/^#/   /'
@@ -84,8 +99,7 @@ run() {
         echo "✔ case $case_name passed ($(echo "$start $(now)" | awk '{ printf "%.1f", $2 - $1 }') s)"
     else
         failed=$((failed + 1))
-        tail -n 30 case.log | sed 's/^/    /'
-        for log in /var/log/xen/guest-*.log; do tail -n 15 "$log" | sed "s|^|    ${log##*/}: |"; done
+        say_why
         clean_up
         echo "✘ case $case_name failed"
     fi
@@ -156,12 +170,14 @@ save_pipe() {
 
 # Stock Remus feeds the store; its sender is killed; the newest epoch and an older one are started.
 remus() {
+    # A guest of its own: of one that other cases had saved no epoch came once.
+    xl domid pvh >/dev/null 2>&1 && xl destroy pvh
     have_guest pvh || return 1
     # What xl sends is kept as it is, for the tests on the host.
     xl remus -F -d -n -e -i 200 -s '' pvh \
         "tee /run/work/stream | $varve receive /run/work/store --lineage remus" >remus.log 2>&1 &
     sender=$!
-    tries=300
+    tries=900
     while [ "$(grep -c 'pages changed' remus.log)" -lt 6 ]; do
         tries=$((tries - 1))
         [ $tries -gt 0 ] || { cat remus.log; fail "no epochs came"; return 1; }
