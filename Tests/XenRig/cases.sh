@@ -1,8 +1,7 @@
 # The cases, in dom0: stock xl beside this project's own command line.
 #
-# Each case starts from an empty /run/work, prints one line, and leaves nothing but its guest, if
-# that is well: the next case takes it over (have_guest), because booting one takes longer than most
-# of what is tested with it.
+# Each case starts from an empty /run/work, prints one line, and leaves nothing; those that only save
+# a guest leave it to the next one (have_guest), because booting one takes longer.
 # /share, if it is there, gets the streams that the tests on the host read.
 . /rig/rig.sh
 cd /run || exit 1
