@@ -83,11 +83,6 @@ public final class Comparison {
         notes.append(Note(name: name, value: value, unit: unit))
     }
 
-    /// The largest number said.
-    public func noteMost(_ name: String, _ value: Double, _ unit: String) {
-        note(name, max(value, notes.first { $0.name == name }?.value ?? value), unit)
-    }
-
     fileprivate func endWarmUp() { isWarmingUp = false }
 
     /// The figure; nil if no round was timed.

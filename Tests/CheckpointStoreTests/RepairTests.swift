@@ -35,13 +35,36 @@ import VarveTestSupport
         #expect(tally["whole by a second copy", default: 0] > 0)
     }
 
+    /// Packs under each other's names, and nothing left of their envelopes: a sealed one is known
+    /// by its footer, the newest by its manifests.
+    @Test func packsAreKnownWithoutTheirEnvelopes() throws {
+        var random = TestSeed.generator(0x4F)
+        let whole = try RepairWorld(seed: random.next())
+        for hasIndex in [true, false] {
+            var tally: [String: Int] = [:]
+            try repair(whole, random.next(), &tally) { world in
+                let (first, newest) = try world.swapWithoutEnvelopes()
+                if !hasIndex { _ = try world.damage(.index) }
+                return ["packs \(first) and \(newest)"]
+            }
+            #expect(tally["lost checkpoints"] == 0)
+        }
+    }
+
     private func repair(
         _ kinds: [RepairWorld.Damage], _ whole: RepairWorld, _ seed: UInt64,
         _ tally: inout [String: Int]
     ) throws {
+        try repair(whole, seed, &tally) { world in try kinds.map { try world.damage($0) } }
+    }
+
+    private func repair(
+        _ whole: RepairWorld, _ seed: UInt64, _ tally: inout [String: Int],
+        damage: (RepairWorld) throws -> [String]
+    ) throws {
         let world = try RepairWorld(copyOf: whole, seed: seed)
         let oracle = try #require(world.oracle)
-        let places = try kinds.map { try world.damage($0) }
+        let places = try damage(world)
         let expected = oracle.judge(try world.damaged())
         let what: Comment = "\(places), seed \(seed)"
         let plan = try world.plan()

@@ -215,6 +215,18 @@ final class RepairWorld {
         return "\(kind) in pack \(pack)"
     }
 
+    /// Gives the first and the newest pack each other's names, and nothing for envelopes.
+    func swapWithoutEnvelopes() throws -> (first: UInt32, newest: UInt32) {
+        let numbers = try packs()
+        let (first, newest) = (numbers[0], numbers[numbers.count - 1])
+        let (left, right) = (url(PackName.path(first)), url(PackName.path(newest)))
+        let (a, b) = (try Data(contentsOf: left), try Data(contentsOf: right))
+        let head = Data(repeating: 0xff, count: Envelope.byteCount)
+        try (head + b.dropFirst(Envelope.byteCount)).write(to: left)
+        try (head + a.dropFirst(Envelope.byteCount)).write(to: right)
+        return (first, newest)
+    }
+
     private func flipRecord(_ type: RecordType) throws -> String {
         var places: [(UInt32, Range<Int>)] = []
         for pack in try packs() {

@@ -1,64 +1,74 @@
 package import CheckpointStore
 import Synchronization
 
-/// Files over others that count what is read.
+/// Files over others that count the calls and the bytes.
 package final class CountingFiles: RepositoryFiles {
-    /// What was read.
-    package struct Count: Sendable {
-        /// Bytes that reads returned.
-        package var byteCount = 0
-        /// Reads.
-        package var readCount = 0
-        /// Files that were opened.
-        package var openCount = 0
+    /// What went through so far.
+    package struct Tally: Equatable, Sendable {
+        package var reads = 0
+        package var readBytes = 0
+        package var writes = 0
+        package var writtenBytes = 0
+        package var syncs = 0
+        /// Opens, renames, removals, directory syncs and the like.
+        package var others = 0
+
+        package static func - (left: Tally, right: Tally) -> Tally {
+            Tally(
+                reads: left.reads - right.reads, readBytes: left.readBytes - right.readBytes,
+                writes: left.writes - right.writes,
+                writtenBytes: left.writtenBytes - right.writtenBytes,
+                syncs: left.syncs - right.syncs, others: left.others - right.others)
+        }
     }
 
     private let inner: any RepositoryFiles
-    private let counted = Mutex(Count())
+    private let state = Mutex(Tally())
 
     package init(_ inner: any RepositoryFiles) {
         self.inner = inner
     }
 
-    /// What was read since the last call.
-    package func take() -> Count {
-        counted.withLock { count in
-            defer { count = Count() }
-            return count
-        }
-    }
+    package var tally: Tally { state.withLock { $0 } }
 
-    fileprivate func note(_ byteCount: Int) {
-        counted.withLock { count in
-            count.byteCount += byteCount
-            count.readCount += 1
-        }
+    fileprivate func count(_ change: (inout Tally) -> Void) {
+        state.withLock { change(&$0) }
     }
 
     package func open(_ path: String, _ mode: FileMode) throws(FileError) -> any RepositoryFile {
-        counted.withLock { $0.openCount += 1 }
+        count { $0.others += 1 }
         return CountingFile(try inner.open(path, mode), self)
     }
 
     package func createDirectory(_ path: String) throws(FileError) {
+        count { $0.others += 1 }
         try inner.createDirectory(path)
     }
 
     package func list(_ directory: String) throws(FileError) -> [String] {
-        try inner.list(directory)
+        count { $0.others += 1 }
+        return try inner.list(directory)
     }
 
-    package func syncDirectory(_ path: String) throws(FileError) { try inner.syncDirectory(path) }
+    package func syncDirectory(_ path: String) throws(FileError) {
+        count { $0.others += 1 }
+        try inner.syncDirectory(path)
+    }
 
     package func rename(_ path: String, to newPath: String) throws(FileError) {
+        count { $0.others += 1 }
         try inner.rename(path, to: newPath)
     }
 
     package func link(_ path: String, to newPath: String) throws(FileError) {
+        count { $0.others += 1 }
         try inner.link(path, to: newPath)
     }
 
-    package func remove(_ path: String) throws(FileError) { try inner.remove(path) }
+    package func remove(_ path: String) throws(FileError) {
+        count { $0.others += 1 }
+        try inner.remove(path)
+    }
 
     package var bootID: [UInt8] { inner.bootID }
 }
@@ -72,25 +82,44 @@ private final class CountingFile: RepositoryFile {
         self.owner = owner
     }
 
-    func byteCount() throws(FileError) -> UInt64 { try inner.byteCount() }
+    func byteCount() throws(FileError) -> UInt64 {
+        owner.count { $0.others += 1 }
+        return try inner.byteCount()
+    }
 
     func read(
         into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64
     ) throws(FileError) -> Int {
         let count = try inner.read(into: buffer, at: offset)
-        owner.note(count)
+        owner.count {
+            $0.reads += 1
+            $0.readBytes += count
+        }
         return count
     }
 
     func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(FileError) {
+        owner.count {
+            $0.writes += 1
+            $0.writtenBytes += bytes.count
+        }
         try inner.write(bytes, at: offset)
     }
 
-    func startWriteback(_ range: Range<UInt64>) { inner.startWriteback(range) }
+    func startWriteback(_ range: Range<UInt64>) {
+        owner.count { $0.others += 1 }
+        inner.startWriteback(range)
+    }
 
-    func truncate(to byteCount: UInt64) throws(FileError) { try inner.truncate(to: byteCount) }
+    func truncate(to byteCount: UInt64) throws(FileError) {
+        owner.count { $0.others += 1 }
+        try inner.truncate(to: byteCount)
+    }
 
-    func sync() throws(FileError) { try inner.sync() }
+    func sync() throws(FileError) {
+        owner.count { $0.syncs += 1 }
+        try inner.sync()
+    }
 
     func tryLock() throws(FileError) -> Bool { try inner.tryLock() }
 }

@@ -1,6 +1,6 @@
 # The cases, in dom0: stock xl beside this project's own command line.
 #
-# Each case starts from an empty /run/work, prints one line, and leaves nothing; those that only save
+# Each case starts from an empty /run/case, prints one line, and leaves nothing; those that only save
 # a guest leave it to the next one (have_guest), because booting one takes longer.
 # /share, if it is there, gets the streams that the tests on the host read.
 . /rig/rig.sh
@@ -30,11 +30,11 @@ forget_guests() {
     for log in /var/log/xen/guest-*.log; do : >"$log"; done
 }
 
-# attempt COMMAND...: runs it from an empty /run/work; its words go to case.log.
+# attempt COMMAND...: runs it from an empty /run/case; its words go to case.log.
 attempt() {
-    rm -rf /run/work
-    mkdir -p /run/work
-    cd /run/work || exit 1
+    rm -rf /run/case
+    mkdir -p /run/case
+    cd /run/case || exit 1
     forget_guests
     "$varve" init store >/dev/null || exit 1
     "$@" >case.log 2>&1
@@ -172,7 +172,7 @@ remus() {
     have_guest pvh || return 1
     # What xl sends is kept as it is, for the tests on the host.
     xl remus -F -d -n -e -i 200 -s '' pvh \
-        "tee /run/work/stream | $varve receive /run/work/store --lineage remus" >remus.log 2>&1 &
+        "tee /run/case/stream | $varve receive /run/case/store --lineage remus" >remus.log 2>&1 &
     sender=$!
     tries=900
     while [ "$(grep -c 'pages changed' remus.log)" -lt 6 ]; do
@@ -220,7 +220,7 @@ remus() {
 migrate() {
     have_guest pvh || return 1
     at=$(writes pvh)
-    xl migrate -s '' pvh "$varve receive /run/work/store --lineage web"
+    xl migrate -s '' pvh "$varve receive /run/case/store --lineage web"
     xl list
     xl domid pvh || fail "the guest has lost its name" || return 1
     to=$(writes pvh)

@@ -104,16 +104,7 @@ package final class PackFile: Sendable {
     }
 
     private func segment(_ address: UInt64) -> Segment? {
-        var (low, high) = (0, segments.count)
-        while low < high {
-            let middle = (low + high) / 2
-            if segments[middle].addresses.upperBound <= address {
-                low = middle + 1
-            } else {
-                high = middle
-            }
-        }
-        guard low < segments.count, segments[low].addresses.contains(address) else { return nil }
-        return segments[low]
+        let segment = segments.first(endingBehind: address) { $0.addresses.upperBound }
+        return segment.flatMap { $0.addresses.contains(address) ? $0 : nil }
     }
 }

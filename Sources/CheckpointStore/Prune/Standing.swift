@@ -168,19 +168,12 @@ struct Standing {
     /// True if a transaction wrote the block, which is all in sealed packs.
     private mutating func isStored(_ location: PageLocation, by number: UInt64) throws -> Bool {
         if location.pack >= openPack { return false }
-        let entries = try entries(of: location.pack)
         let address = UInt64(location.blockOffset)
-        var (low, high) = (0, entries.count)
-        while low < high {
-            let middle = (low + high) / 2
-            if entries[middle].addresses.upperBound <= address {
-                low = middle + 1
-            } else {
-                high = middle
-            }
+        let entry = try entries(of: location.pack).first(endingBehind: address) {
+            $0.addresses.upperBound
         }
-        guard low < entries.count, entries[low].addresses.contains(address) else { return false }
-        return entries[low].transaction == number
+        guard let entry, entry.addresses.contains(address) else { return false }
+        return entry.transaction == number
     }
 
     private mutating func entries(of pack: UInt32) throws -> [PackIndex.Entry] {

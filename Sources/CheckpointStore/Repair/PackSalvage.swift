@@ -396,17 +396,10 @@ extension PackSalvage {
 extension PackSalvage {
     /// Where a block with an address lies in a rewritten pack.
     func offset(ofBlock address: UInt64) -> UInt64? {
-        var (low, high) = (0, entries.count)
-        while low < high {
-            let middle = (low + high) / 2
-            if entries[middle].addresses.upperBound <= address {
-                low = middle + 1
-            } else {
-                high = middle
-            }
+        let near = entries.first(endingBehind: address) { $0.addresses.upperBound }
+        let entry = ([near] + damages.map(\.entry)).compactMap { $0 }.first {
+            $0.frame != nil && $0.addresses.contains(address)
         }
-        let near = entries[low...].prefix(1) + damages.compactMap(\.entry)
-        let entry = near.first { $0.frame != nil && $0.addresses.contains(address) }
         return entry.map { UInt64($0.offset) + address - UInt64($0.address) }
     }
 }

@@ -102,7 +102,6 @@ public struct PruneScale: Sendable {
             let stretch = all.count / (roundCount + 2)
             let position = round * stretch + Int.random(in: 0..<stretch, using: &random)
             try repository.forget([all[position].id])
-            _ = files.take()
             result.costs.append(try cost(repository, files))
         }
         try repository.close()
@@ -134,6 +133,7 @@ public struct PruneScale: Sendable {
 
     private func cost(_ repository: Repository, _ files: CountingFiles) throws -> Cost {
         var cost = Cost()
+        let before = files.tally
         let start = ContinuousClock.now
         let busy = PruneScale.processorMilliseconds
         let plan = try repository.planPrune()
@@ -142,7 +142,7 @@ public struct PruneScale: Sendable {
         cost.planMilliseconds = (planned - start) / .milliseconds(1)
         cost.executeMilliseconds = (ContinuousClock.now - planned) / .milliseconds(1)
         cost.processorMilliseconds = PruneScale.processorMilliseconds - busy
-        cost.readByteCount = files.take().byteCount
+        cost.readByteCount = (files.tally - before).readBytes
         cost.deadPageCount = plan.deadPageCount
         return cost
     }
