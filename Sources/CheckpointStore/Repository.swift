@@ -101,23 +101,29 @@ public final class Repository: Sendable {
     /// Begins a checkpoint.
     ///
     /// Several may be under way at once.
-    package func begin(parent: Checkpoint?) throws(RepositoryError) -> CheckpointTransaction {
+    package func begin() throws(RepositoryError) -> CheckpointTransaction {
         let writer = try openWriter()
-        try catchUp()
-        let hold = try parent.map { (parent) throws(RepositoryError) in try self.hold(parent) }
+        let number = nextTransaction(of: writer)
+        do throws(RepositoryError) {
+            return try CheckpointTransaction(number: number, repository: self, writer: writer)
+        } catch {
+            didEnd(transaction: number)
+            throw error
+        }
+    }
+
+    /// The number of something that is about to be appended; `didEnd` must follow when the index
+    /// knows it.
+    func nextTransaction(of writer: PackWriter) -> UInt64 {
         let number = state.withLock { state in
             let number = state.nextTransaction
             state.nextTransaction += 1
             return number
         }
-        activity.change { _ = $0.transactions.insert(number) }
-        do throws(RepositoryError) {
-            return try CheckpointTransaction(
-                number: number, parent: parent, hold: hold, repository: self, writer: writer)
-        } catch {
-            didEnd(transaction: number)
-            throw error
-        }
+        // Asked before it is entered: whoever finds no entry has a record before what follows.
+        let start = writer.confirmedEnd
+        activity.change { $0.transactions[number] = start }
+        return number
     }
 
     /// The writer; fails unless the repository is open for writing.
@@ -138,7 +144,7 @@ public final class Repository: Sendable {
     func didEnd(transaction: UInt64, leaving packs: Set<UInt32> = []) {
         // If this fails their space comes back when the index is made anew.
         try? index.suspect(packs)
-        activity.change { _ = $0.transactions.remove(transaction) }
+        activity.change { $0.transactions[transaction] = nil }
     }
 
     /// Indexes a checkpoint that exists.
@@ -151,13 +157,16 @@ public final class Repository: Sendable {
         _ checkpoint: Checkpoint, transaction: UInt64, frames: TransactionFrames,
         changed: DirtyBitmap
     ) {
-        let isAlone = activity.read { $0.transactions.isSubset(of: [transaction]) }
+        let others = activity.read { activity in
+            activity.transactions.compactMap { $0.key == transaction ? nil : $0.value }
+        }
         unindexed.withLock { waiting in
             waiting.append(.publication(checkpoint, frames, changed: changed))
-            // One that failed before keeps the read mark where it is: a process that dies now must
-            // find it again.
-            let mayAdvance = isAlone && waiting.count == 1
-            try? indexAll(&waiting, mayAdvance: mayAdvance)
+            // One that failed before keeps the read mark where it is, and others keep it before
+            // what they append: a process that dies now must find that again.
+            let mark = others.reduce(checkpoint.end) { min($0, $1) }
+            let mayAdvance = waiting.count == 1 && mark.namesBytes
+            try? indexAll(&waiting, readMark: mayAdvance ? mark : nil)
         }
         didEnd(transaction: transaction)
     }
@@ -168,7 +177,7 @@ public final class Repository: Sendable {
     func didForget(_ ids: [CheckpointID], in pack: UInt32) {
         unindexed.withLock { waiting in
             waiting.append(.forgotten(ids, pack: pack))
-            try? indexAll(&waiting, mayAdvance: false)
+            try? indexAll(&waiting, readMark: nil)
         }
     }
 
@@ -180,14 +189,16 @@ public final class Repository: Sendable {
     /// Not to be called with `activity` locked.
     func catchUp() throws(RepositoryError) {
         do {
-            try unindexed.withLock { try indexAll(&$0, mayAdvance: false) }
+            try unindexed.withLock { try indexAll(&$0, readMark: nil) }
         } catch {
             throw indexFailure(error)
         }
     }
 
     /// Indexes what waits, in order; stops at the first failure.
-    private func indexAll(_ waiting: inout [Unindexed], mayAdvance: Bool) throws {
+    ///
+    /// - Parameter readMark: where to go on reading after a crash; nil: where it was.
+    private func indexAll(_ waiting: inout [Unindexed], readMark: RecordLocation?) throws {
         // The read mark goes past records of abandoned transactions, whose numbers are taken too.
         let highest = state.withLock { $0.nextTransaction - 1 }
         while let next = waiting.first {
@@ -196,14 +207,11 @@ public final class Repository: Sendable {
                 var series = MapSeriesReader(index: index, reader: reader)
                 // Whoever stored a condemned page anew did so before this was published.
                 let condemned = activity.read { $0.condemned }
-                let end = RecordLocation(
-                    pack: checkpoint.location.pack,
-                    offset: checkpoint.location.offset + UInt32(checkpoint.manifestByteCount))
                 try index.add(
                     Publication(
                         id: checkpoint.id, manifest: checkpoint.manifest,
                         location: checkpoint.location, changed: changed),
-                    frames: &frames, series: &series, readMark: mayAdvance ? end : nil,
+                    frames: &frames, series: &series, readMark: readMark,
                     highestTransaction: highest,
                     condemned: condemned)
             case .forgotten(let ids, let pack):

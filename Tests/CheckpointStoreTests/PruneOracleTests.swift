@@ -167,7 +167,7 @@ private struct PruneWorld {
 
     /// Appends page frames that nobody publishes.
     private mutating func abandon() throws {
-        let transaction = try repository.begin(parent: nil)
+        let transaction = try repository.begin()
         var records = RecordWriter()
         let page = PruneWorld.noise(&random)
         let table = page.withUnsafeBytes {

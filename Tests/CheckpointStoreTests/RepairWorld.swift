@@ -113,7 +113,7 @@ final class RepairWorld {
         _ repository: Repository, of checkpoint: Checkpoint, count: Int
     ) throws {
         let pages = (copies[checkpoint.id] ?? [:]).filter { $0.key < UInt64(count) }
-        let transaction = try repository.begin(parent: nil)
+        let transaction = try repository.begin()
         let draft = CheckpointDraft(map: PageMap())
         draft.adopt(
             GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: count)]))
@@ -137,10 +137,11 @@ final class RepairWorld {
             draft.recordStored(
                 PageRange(first: PageFrameNumber(frame), count: 1), firstOrdinal: ordinal)
         }
-        let published = try transaction.publish(
-            draft, state: GuestState(),
+        let prepared = try transaction.prepare(
+            draft, parent: nil, hold: nil, state: GuestState(),
             CheckpointFacts(
                 lineage: "twice", label: nil, timeNanoseconds: 0, comparedAll: true))
+        let published = try transaction.publish(prepared)
         copies[published.checkpoint.id] = pages
     }
 

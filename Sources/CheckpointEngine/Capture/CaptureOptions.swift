@@ -16,10 +16,10 @@ public struct CaptureOptions: Sendable {
     ///
     /// 8.
     public var precopyRoundsMax = 8
-    /// Captures that may be encoding while the next one is taken.
+    /// Captures that may be under way at once: one being published, one encoding, one being taken.
     ///
-    /// 2.
-    public var overlappingCapturesMax = 2
+    /// 3.
+    public var overlappingCapturesMax = 3
     /// How hard pages are compressed; zstd level 1.
     public var compression = CompressionLevel.standard
     /// Levels between which the session chooses for each checkpoint; nil: always `compression`.

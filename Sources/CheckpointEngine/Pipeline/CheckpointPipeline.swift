@@ -5,19 +5,38 @@ import Synchronization
 
 // From staged pages to a published checkpoint.
 //
-//   capture thread  -> ring -> job -> dispatcher thread -> workers -> packs
+//   capture thread -> ring -> job -> dispatcher thread -> workers -> packs
+//                                          |
+//                                          -> publisher thread: manifest, sync, index
 //
 // The dispatcher takes jobs in the order in which they began, one at a time: a job's draft starts
-// from the page map that the job before it left. Batches of one job go to all workers. When a job
-// fails, jobs that began before its failure was known fail too: they lack its pages.
+// from the page map that the job before it left. Batches of one job go to all workers. While one
+// job is published the next one is encoded; it is prepared when its parent exists. When a job fails,
+// jobs that began before its failure was known fail too: they lack its pages.
 
 /// Encodes and publishes the captures of one guest, in order.
 final class CheckpointPipeline: Sendable {
     private struct Queue: Sendable {
         var jobs: [CaptureJob] = []
-        var isBusy = false
+        /// Jobs that have not ended.
+        var openCount = 0
+        /// What the publisher has to do, or is doing.
+        var publication: Publication?
         var isClosed = false
+        /// True when the dispatcher has handed over the last publication.
+        var isDrained = false
         var failureCount: UInt64 = 0
+    }
+
+    /// A job that is encoded: what is left to do.
+    private struct Publication: Sendable {
+        let job: CaptureJob
+        let transaction: CheckpointTransaction
+        let prepared: CheckpointTransaction.Prepared
+        /// What encoding took with nothing to wait for.
+        let busy: Duration
+        /// Since the job before it was begun with; nil for the first.
+        let interval: Duration?
     }
 
     private struct Work: Sendable {
@@ -39,18 +58,19 @@ final class CheckpointPipeline: Sendable {
         let level: CompressionLevel
     }
 
-    /// What the next draft starts from; touched by the dispatcher, or while it is idle.
+    /// What the next draft starts from; touched by dispatcher and publisher, or while no job is
+    /// open.
     private struct Base: ~Copyable {
+        /// The newest one that exists.
         var parent: Checkpoint?
         /// Keeps the parent's pages from prune.
         var hold: CheckpointHold?
-        /// nil: to be read from the repository.
+        /// Of the job that was encoded last; nil: the parent's, to be read from the repository.
         var map: PageMap?
     }
 
     let repository: Repository
     let ring: StagingRing
-    /// Touched by the dispatcher alone, but for `level`.
     private let control: Mutex<LevelControl>
     private let workerCount: Int
     private let queue = Monitor(Queue())
@@ -72,6 +92,7 @@ final class CheckpointPipeline: Sendable {
         // The threads hold the pipeline; `close` ends them.
         threads.withLock { threads in
             threads.append(Threads.Thread { self.dispatch() })
+            threads.append(Threads.Thread { self.runPublisher() })
             for _ in 0..<workerCount {
                 threads.append(Threads.Thread { self.runWorker() })
             }
@@ -96,16 +117,17 @@ final class CheckpointPipeline: Sendable {
             precondition(!queue.isClosed, "the pipeline is closed")
             let job = CaptureJob(generation: queue.failureCount, ended: ended)
             queue.jobs.append(job)
+            queue.openCount += 1
             return job
         }
     }
 
     /// Jobs that have not ended.
-    var openJobCount: Int { queue.read { $0.jobs.count + ($0.isBusy ? 1 : 0) } }
+    var openJobCount: Int { queue.read { $0.openCount } }
 
     /// Waits until at most so many jobs have not ended.
     func waitForJobs(atMost count: Int) {
-        queue.wait { $0.jobs.count + ($0.isBusy ? 1 : 0) <= count ? () : nil }
+        queue.wait { $0.openCount <= count ? () : nil }
     }
 
     // MARK: - Base, while no job is open
@@ -153,90 +175,136 @@ final class CheckpointPipeline: Sendable {
         var lastStart: ContinuousClock.Instant?
         while let job = nextJob() {
             let start = ContinuousClock.now
-            let result = run(job)
-            if case .success = result, let lastStart { adapt(interval: start - lastStart) }
-            lastStart = start
-            job.state.change { state in
-                switch result {
-                case .success: state.machine.publish()
-                case .failure: state.machine.fail()
-                }
+            do {
+                try checkPredecessors(of: job)
+                try encode(job, interval: lastStart.map { start - $0 })
+            } catch {
+                let failure = CaptureError(wrapping: error)
+                job.fail(failure)
+                // The capture thread may still be handing in: wait until it has noticed.
+                job.state.wait { $0.isHandedOver ? () : nil }
+                end(job, .failure(job.failure ?? failure))
             }
-            if case .failure = result { queue.change { $0.failureCount += 1 } }
-            job.ended(job, result)
-            queue.change { $0.isBusy = false }
-            job.state.change { $0.result = result }
+            lastStart = start
         }
+        queue.change { $0.isDrained = true }
         work.change { $0.isClosed = true }
     }
 
     /// The level that the next checkpoint is compressed at.
     var level: CompressionLevel { control.withLock { $0.level } }
 
-    /// Chooses the next checkpoint's level by what this one took of the time since the last.
-    private func adapt(interval: Duration) {
-        let busy = work.read { $0.busy } / workerCount
-        control.withLock { $0.note(busy: busy, interval: interval) }
-    }
-
     private func nextJob() -> CaptureJob? {
         queue.wait { queue -> CaptureJob?? in
-            if !queue.jobs.isEmpty {
-                queue.isBusy = true
-                return .some(queue.jobs.removeFirst())
-            }
+            if !queue.jobs.isEmpty { return .some(queue.jobs.removeFirst()) }
             return queue.isClosed ? .some(nil) : nil
         }
     }
 
-    private func run(_ job: CaptureJob) -> Result<Checkpoint, CaptureError> {
-        do {
-            if job.generation != queue.read({ $0.failureCount }) {
-                throw CaptureError(
-                    .predecessorFailed,
-                    "an earlier capture failed after this one had begun; take it again, the next "
-                        + "capture has the pages of both")
-            }
-            return .success(try encode(job))
-        } catch {
-            let failure = CaptureError(wrapping: error)
-            job.fail(failure)
-            // The capture thread may still be handing in: wait until it has noticed.
-            job.state.wait { $0.isHandedOver ? () : nil }
-            return .failure(job.failure ?? failure)
+    private func checkPredecessors(of job: CaptureJob) throws(CaptureError) {
+        guard job.generation == queue.read({ $0.failureCount }) else {
+            throw CaptureError(
+                .predecessorFailed,
+                "an earlier capture failed after this one had begun; take it again, the next "
+                    + "capture has the pages of both")
         }
     }
 
-    private func encode(_ job: CaptureJob) throws -> Checkpoint {
-        let (parent, map) = try takeBase()
-        let draft = CheckpointDraft(map: map)
+    /// Says what became of a job.
+    private func end(_ job: CaptureJob, _ result: Result<Checkpoint, CaptureError>) {
+        job.state.change { state in
+            switch result {
+            case .success: state.machine.publish()
+            case .failure: state.machine.fail()
+            }
+        }
+        // Its pages are merged back before a job can begin that need not fail with it.
+        job.ended(job, result)
+        queue.change { queue in
+            if case .failure = result { queue.failureCount += 1 }
+            queue.openCount -= 1
+        }
+        job.state.change { $0.result = result }
+    }
+
+    /// Encodes a job, and hands it to the publisher when the one before it is published.
+    private func encode(_ job: CaptureJob, interval: Duration?) throws {
+        let draft = CheckpointDraft(map: try takeMap())
         do {
-            let transaction = try repository.begin(parent: parent)
-            defer { transaction.abandon() }
-            try encodeBatches(job, draft, transaction)
-            guard let completion = job.state.read({ $0.completion }) else {
-                preconditionFailure("a job without failure is completed")
+            let transaction = try repository.begin()
+            let publication: Publication
+            do {
+                try encodeBatches(job, draft, transaction)
+                guard let completion = job.state.read({ $0.completion }) else {
+                    preconditionFailure("a job without failure is completed")
+                }
+                job.move { $0.encode() }
+                draft.adopt(completion.layout)
+                try audit(job, completion, draft)
+                waitForPublication()
+                try checkPredecessors(of: job)
+                let (parent, hold) = base.withLock { ($0.parent, $0.hold) }
+                let start = ContinuousClock.now
+                let prepared = try transaction.prepare(
+                    draft, parent: parent, hold: hold, state: completion.state, completion.facts)
+                let encoding = work.read { $0.busy } / workerCount
+                publication = Publication(
+                    job: job, transaction: transaction, prepared: prepared,
+                    busy: encoding + (ContinuousClock.now - start), interval: interval)
+            } catch {
+                transaction.abandon()
+                throw error
             }
-            job.move { $0.encode() }
-            draft.adopt(completion.layout)
-            try audit(job, completion, draft)
-            let start = ContinuousClock.now
-            let (checkpoint, hold) = try transaction.publish(
-                draft, state: completion.state, completion.facts)
-            // The workers have nothing to do meanwhile.
-            let published = (ContinuousClock.now - start) * workerCount
-            work.change { $0.busy += published }
             let map = draft.finish()
-            base.withLock { base in
-                base.parent = checkpoint
-                base.hold = hold
-                base.map = map
-            }
-            return checkpoint
+            base.withLock { $0.map = map }
+            queue.change { $0.publication = publication }
         } catch {
             // The map holds parts of a checkpoint that does not exist: read it again.
             base.withLock { $0.map = nil }
             throw error
+        }
+    }
+
+    private func waitForPublication() {
+        queue.wait { $0.publication == nil ? () : nil }
+    }
+
+    // MARK: - The publisher
+
+    private func runPublisher() {
+        while let publication = nextPublication() {
+            let result = publish(publication)
+            end(publication.job, result)
+            queue.change { $0.publication = nil }
+        }
+    }
+
+    private func nextPublication() -> Publication? {
+        queue.wait { queue -> Publication?? in
+            if let publication = queue.publication { return .some(publication) }
+            return queue.isDrained ? .some(nil) : nil
+        }
+    }
+
+    private func publish(_ publication: Publication) -> Result<Checkpoint, CaptureError> {
+        let start = ContinuousClock.now
+        do throws(RepositoryError) {
+            let (checkpoint, hold) = try publication.transaction.publish(publication.prepared)
+            base.withLock { base in
+                base.parent = checkpoint
+                base.hold = hold
+            }
+            if let interval = publication.interval {
+                let busy = publication.busy + (ContinuousClock.now - start)
+                control.withLock { $0.note(busy: busy, interval: interval) }
+            }
+            return .success(checkpoint)
+        } catch {
+            publication.transaction.abandon()
+            base.withLock { $0.map = nil }
+            let failure = CaptureError(error)
+            publication.job.fail(failure)
+            return .failure(failure)
         }
     }
 
@@ -249,16 +317,16 @@ final class CheckpointPipeline: Sendable {
         if audit.missedPageCount > 0 { throw CaptureError(audit) }
     }
 
-    private func takeBase() throws(RepositoryError) -> (Checkpoint?, PageMap) {
-        try base.withLock { (base) throws(RepositoryError) in
-            let parent = base.parent
-            if let map = base.map {
-                base.map = nil
-                return (parent, map)
-            }
-            guard let parent else { return (nil, PageMap()) }
-            return (parent, try repository.pageMap(of: parent).map)
+    private func takeMap() throws(RepositoryError) -> PageMap {
+        let known = base.withLock { base in
+            defer { base.map = nil }
+            return base.map
         }
+        if let known { return known }
+        // What is being published may become the parent.
+        waitForPublication()
+        guard let parent else { return PageMap() }
+        return try repository.pageMap(of: parent).map
     }
 
     /// Hands a job's batches to the workers until it is complete and all are encoded.

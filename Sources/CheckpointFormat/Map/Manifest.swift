@@ -37,6 +37,12 @@ package struct RecordLocation: Hashable, Sendable {
     }
 }
 
+extension RecordLocation: Comparable {
+    package static func < (left: RecordLocation, right: RecordLocation) -> Bool {
+        (left.pack, left.offset) < (right.pack, right.offset)
+    }
+}
+
 /// The record that makes a checkpoint exist.
 package struct Manifest: Hashable, Sendable {
     package var parent: PageDigest = .none

@@ -71,4 +71,9 @@ public struct Checkpoint: Hashable, Sendable {
     package var manifestByteCount: Int {
         RecordHeader.recordByteCount(payload: manifest.encoded.count)
     }
+
+    /// The place behind that record.
+    var end: RecordLocation {
+        RecordLocation(pack: location.pack, offset: location.offset + UInt32(manifestByteCount))
+    }
 }

@@ -27,6 +27,9 @@ extension Repository {
         }
         let record = ForgetRecord(
             timeNanoseconds: Int64(WallClock.nanoseconds), ids: unique.map(\.digest))
+        // The read mark stays before the record until the index has it.
+        let number = nextTransaction(of: writer)
+        defer { didEnd(transaction: number) }
         let location = try writer.appendAlone(.forget, payload: record.encoded)
         didForget(unique, in: location.pack)
     }

@@ -13,6 +13,10 @@ import Synchronization
 // burst waits for one sync, and so do a small checkpoint after it and the guest's own writes.
 // Nothing relies on that.
 //
+// While step 3 waits for the disk, other transactions append on behind it: the next checkpoint's
+// pages need not wait for this one's sync. All else that changes the pack or syncs it waits, because
+// the system reports a write that it lost to one sync only.
+//
 // After any failed write or sync nothing beyond `confirmed` is trusted: the next transaction begins
 // by cutting the pack there, and every transaction that was under way is lost (its epoch is over).
 
@@ -39,7 +43,7 @@ package struct PendingRecord: Sendable {
 ///
 /// Any thread; calls exclude each other.
 package final class PackWriter: Sendable {
-    private struct State {
+    private struct State: Sendable {
         var pack: UInt32
         /// nil until the first append makes the pack.
         var file: (any RepositoryFile)?
@@ -52,6 +56,8 @@ package final class PackWriter: Sendable {
         var entries: [PackIndex.Entry]
         var epoch: UInt64 = 0
         var isBroken = false
+        /// True while somebody waits for the disk without the lock.
+        var isSyncing = false
         /// What ended the epoch before this one; each transaction of it is told the same.
         var lastFailure: FileError?
         var activeTransactions = 0
@@ -64,7 +70,7 @@ package final class PackWriter: Sendable {
     private let files: any RepositoryFiles
     private let repository: RepositoryID
     private let packByteCountMax: Int
-    private let state: Mutex<State>
+    private let state: Monitor<State>
 
     /// A writer that goes on where a scan ended.
     ///
@@ -87,7 +93,7 @@ package final class PackWriter: Sendable {
             }
         }
         let end = scan?.validEnd ?? 0
-        state = Mutex(
+        state = Monitor(
             State(
                 pack: pack, file: file, end: end, confirmed: end, writtenBack: end,
                 entries: scan?.entries ?? []))
@@ -97,7 +103,7 @@ package final class PackWriter: Sendable {
     ///
     /// - Returns: the epoch, to be named by each append.
     package func begin() throws(RepositoryError) -> UInt64 {
-        try locked { (state) throws(FileError) -> UInt64 in
+        try locked(unlessSyncing: \.isBroken) { (state) throws(FileError) -> UInt64 in
             if state.isBroken { try self.cut(&state) }
             state.activeTransactions += 1
             return state.epoch
@@ -109,11 +115,12 @@ package final class PackWriter: Sendable {
     /// What an abandoned one appended to the open pack is cut off if nobody else writes; otherwise
     /// prune takes it.
     package func end(wasPublished: Bool) {
-        state.withLock { state in
+        state.wait { state -> Void? in
+            let isLast = state.activeTransactions == 1
+            let mustCut = !wasPublished && isLast && state.end > state.confirmed
+            guard !mustCut || !state.isSyncing else { return nil }
             state.activeTransactions -= 1
-            guard !wasPublished, state.activeTransactions == 0, state.end > state.confirmed else {
-                return
-            }
+            guard mustCut else { return () }
             do throws(FileError) {
                 try cut(&state)
             } catch {
@@ -121,16 +128,22 @@ package final class PackWriter: Sendable {
                 state.isBroken = true
                 state.lastFailure = error
             }
+            return ()
         }
     }
 
     /// Appends records in order.
     ///
+    /// Blocks for the write; for another's sync only if the pack is full.
+    ///
     /// - Returns: where each record lies.
     package func append(
         _ records: [PendingRecord], of bytes: [UInt8], epoch: UInt64
     ) throws(RepositoryError) -> [RecordLocation] {
-        try inEpoch(epoch) { (state) throws(FileError) -> [RecordLocation] in
+        guard let first = records.first, let last = records.last else { return [] }
+        let size = last.range.upperBound - first.range.lowerBound
+        return try inEpoch(epoch, unlessSyncing: { !self.hasRoom(for: size, $0) }) {
+            (state) throws(FileError) -> [RecordLocation] in
             try self.write(records, of: bytes, &state)
         }
     }
@@ -143,12 +156,14 @@ package final class PackWriter: Sendable {
     package func publish(
         _ payload: [UInt8], transaction: UInt64, epoch: UInt64
     ) throws(RepositoryError) -> RecordLocation {
-        try inEpoch(epoch) { (state) throws(FileError) -> RecordLocation in
+        let sync = try inEpoch(epoch, unlessSyncing: { _ in true }) {
+            (state) throws(FileError) -> Sync in
             let size = RecordHeader.recordByteCount(payload: payload.count)
             try self.makeRoom(for: size, &state)
             return try self.writeConfirming(
                 .publish, payload: payload, transaction: transaction, &state)
         }
+        return try finish(sync)
     }
 
     /// States in the open pack that all of it is confirmed, so that later damage to its last
@@ -156,13 +171,14 @@ package final class PackWriter: Sendable {
     ///
     /// Called when a writer closes.
     package func mark() throws(RepositoryError) {
-        try locked { (state) throws(FileError) in
+        let sync = try locked { (state) throws(FileError) -> Sync? in
             if state.isBroken { try self.cut(&state) }
             guard state.file != nil, state.end == state.confirmed,
                 let last = state.entries.last?.type, last.isConfirming, last != .mark
-            else { return }
-            _ = try self.writeConfirming(.mark, payload: [], transaction: 0, &state)
+            else { return nil }
+            return try self.writeConfirming(.mark, payload: [], transaction: 0, &state)
         }
+        if let sync { _ = try finish(sync) }
     }
 
     /// Appends one record that belongs to no transaction, and syncs.
@@ -173,12 +189,13 @@ package final class PackWriter: Sendable {
     ) throws(RepositoryError) -> RecordLocation {
         precondition(type.isConfirming, "it is synced, so it says what was before it")
         do throws(RepositoryError) {
-            return try locked { (state) throws(FileError) -> RecordLocation in
+            let sync = try locked { (state) throws(FileError) -> Sync in
                 if state.isBroken { try self.cut(&state) }
                 let size = RecordHeader.recordByteCount(payload: payload.count)
                 try self.makeRoom(for: size, &state)
                 return try self.writeConfirming(type, payload: payload, transaction: 0, &state)
             }
+            return try finish(sync)
         } catch {
             // It may be whole in the file: nobody must read it there after this was said to fail.
             try? locked { (state) throws(FileError) in try self.cut(&state) }
@@ -187,25 +204,28 @@ package final class PackWriter: Sendable {
     }
 
     /// The pack that records are appended to; all before it are sealed.
-    package var openPack: UInt32 { state.withLock { $0.pack } }
+    package var openPack: UInt32 { state.read { $0.pack } }
 
     /// Where the confirmed part of the open pack ends.
     package var confirmedEnd: RecordLocation {
-        state.withLock { RecordLocation(pack: $0.pack, offset: $0.confirmed) }
+        state.read { RecordLocation(pack: $0.pack, offset: $0.confirmed) }
     }
 
     // MARK: - Under the lock
 
+    /// Runs `body` under the lock; a failure ends the epoch.
+    ///
+    /// - Parameter mustWait: asked while somebody syncs; true: not before that has ended.
     private func locked<T>(
+        unlessSyncing mustWait: (State) -> Bool = { _ in true },
         _ body: (inout State) throws(FileError) -> T
     ) throws(RepositoryError) -> T {
-        let result: Result<T, FileError> = state.withLock { state in
+        let result = state.wait { state -> Result<T, FileError>? in
+            if state.isSyncing, mustWait(state) { return nil }
             do throws(FileError) {
                 return .success(try body(&state))
             } catch {
-                state.isBroken = true
-                state.epoch += 1
-                state.lastFailure = error
+                state.fail(error)
                 return .failure(error)
             }
         }
@@ -216,12 +236,14 @@ package final class PackWriter: Sendable {
     }
 
     private func inEpoch<T>(
-        _ epoch: UInt64, _ body: (inout State) throws(FileError) -> T
+        _ epoch: UInt64, unlessSyncing mustWait: (State) -> Bool,
+        _ body: (inout State) throws(FileError) -> T
     ) throws(RepositoryError) -> T {
         // A straggler of an ended epoch must not end the one that runs now, so its failure is
         // returned past `locked`.
-        let result = try locked { (state) throws(FileError) -> Result<T, FileError> in
-            if state.epoch == epoch, !state.isBroken { return .success(try body(&state)) }
+        let result = try locked(unlessSyncing: { $0.isEpoch(epoch) && mustWait($0) }) {
+            (state) throws(FileError) -> Result<T, FileError> in
+            if state.isEpoch(epoch) { return .success(try body(&state)) }
             guard let failure = state.lastFailure else {
                 preconditionFailure("an epoch ends by a failure")
             }
@@ -231,6 +253,36 @@ package final class PackWriter: Sendable {
         case .success(let value): return value
         case .failure(let error): throw RepositoryError(error)
         }
+    }
+
+    /// A confirming record that was appended, and the sync that it waits for.
+    private struct Sync {
+        let file: any RepositoryFile
+        let location: RecordLocation
+        /// Where the record ends.
+        let end: UInt32
+    }
+
+    /// Waits for the disk, without the lock.
+    private func finish(_ sync: Sync) throws(RepositoryError) -> RecordLocation {
+        let result = Result { () throws(FileError) in try sync.file.sync() }
+        state.change { state in
+            state.isSyncing = false
+            switch result {
+            case .success:
+                // Whatever failed meanwhile came after it.
+                state.confirmed = sync.end
+                state.writtenBack = max(state.writtenBack, sync.end)
+            case .failure(let error):
+                state.fail(error)
+            }
+        }
+        do {
+            try result.get()
+        } catch {
+            throw RepositoryError(error)
+        }
+        return sync.location
     }
 
     private func write(
@@ -268,18 +320,23 @@ package final class PackWriter: Sendable {
         return locations
     }
 
+    /// Appends a record that says what was before it; `finish` must follow, without the lock.
     private func writeConfirming(
         _ type: RecordType, payload: [UInt8], transaction: UInt64, _ state: inout State
-    ) throws(FileError) -> RecordLocation {
+    ) throws(FileError) -> Sync {
         var record = RecordWriter()
         let range = record.append(
             type, transaction: transaction, confirmed: state.confirmed, payload: payload)
         let pending = PendingRecord(range: range, type: type, transaction: transaction)
         let locations = try write([pending], of: record.bytes, &state)
-        try state.file?.sync()
-        state.confirmed = state.end
-        state.writtenBack = state.end
-        return locations[0]
+        guard let file = state.file else { preconditionFailure("a record was written to it") }
+        state.isSyncing = true
+        return Sync(file: file, location: locations[0], end: state.end)
+    }
+
+    private func hasRoom(for byteCount: Int, _ state: State) -> Bool {
+        state.file != nil
+            && (state.entries.isEmpty || Int(state.end) + byteCount <= packByteCountMax)
     }
 
     /// The open pack, with room for `byteCount` more; seals a full one and makes the next.
@@ -288,8 +345,7 @@ package final class PackWriter: Sendable {
         for byteCount: Int, _ state: inout State
     ) throws(FileError) -> any RepositoryFile {
         if let file = state.file {
-            let isEmpty = state.entries.isEmpty
-            if isEmpty || Int(state.end) + byteCount <= packByteCountMax { return file }
+            if hasRoom(for: byteCount, state) { return file }
             try seal(file, &state)
         }
         return try make(&state)
@@ -341,5 +397,16 @@ package final class PackWriter: Sendable {
         state.end = state.confirmed
         state.writtenBack = state.confirmed
         state.isBroken = false
+    }
+}
+
+extension PackWriter.State {
+    fileprivate func isEpoch(_ epoch: UInt64) -> Bool { self.epoch == epoch && !isBroken }
+
+    /// Ends the epoch.
+    fileprivate mutating func fail(_ error: FileError) {
+        isBroken = true
+        epoch += 1
+        lastFailure = error
     }
 }

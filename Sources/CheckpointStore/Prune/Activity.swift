@@ -1,9 +1,11 @@
+import CheckpointFormat
 import GuestModel
 
 /// What goes on in this process that prune must wait for or leave alone.
 struct Activity: Sendable {
-    /// Transactions that were begun and are neither given up nor known to the index.
-    var transactions: Set<UInt64> = []
+    /// Transactions that were begun and are neither given up nor known to the index; and a place in
+    /// the packs that is before all that each appends.
+    var transactions: [UInt64: RecordLocation] = [:]
     /// Checkpoints that sessions and transactions build on, and how many do.
     var holds: [CheckpointID: Int] = [:]
     /// True while a prune runs; there is one at a time.

@@ -53,7 +53,9 @@ extension Repository {
             // forgotten.
             let (pending, held, transactions, count) = try activity.read { activity in
                 Result { (try self.withIndex { try $0.pending() }, activity) }
-            }.map { ($0, Set($1.holds.keys), $1.transactions, $1.pruneCount) }.get()
+            }.map {
+                ($0, Set($1.holds.keys), Set($1.transactions.keys), $1.pruneCount)
+            }.get()
             let kept = held.union(try leased())
             let survey = try PruneSurvey(pending, kept: kept, repository: self)
             let openPack = try prunableEnd()
@@ -125,9 +127,11 @@ extension PrunePlan {
         let condemned = Set(preparation.survey.dead.keys)
         let active = repository.activity.change { activity in
             activity.condemned = condemned
-            return activity.transactions
+            return activity.transactions.keys
         }
-        repository.activity.wait { $0.transactions.isDisjoint(with: active) ? () : nil }
+        repository.activity.wait { now in
+            active.allSatisfy { now.transactions[$0] == nil } ? () : nil
+        }
         try repository.catchUp()
         guard !repository.indexIsBehind else {
             throw RepositoryError(

@@ -4,11 +4,15 @@ import Synchronization
 
 // One checkpoint on its way into the packs.
 //
-//   begin -> append page frames (any thread, any order) -> publish -> the checkpoint exists
+//   begin -> append page frames (any thread, any order) -> prepare -> publish: the checkpoint exists
 //                                                       -> abandon: nothing of it is ever seen
 //
-// `publish` appends the page map and the state, then the manifest, and syncs once. Everything the
-// manifest names was appended before it, to the same pack or to one that is sealed and synced.
+// `prepare` appends the page map and the state; the draft is free then, for the checkpoint after
+// this one. `publish` appends the manifest and syncs once. Everything the manifest names was
+// appended before it, to the same pack or to one that is sealed and synced.
+//
+// A transaction may begin and append before its parent is published: the parent is named to
+// `prepare`, and exists then.
 
 /// What a checkpoint is called and how it came about.
 package struct CheckpointFacts: Sendable {
@@ -51,21 +55,15 @@ package final class CheckpointTransaction: Sendable {
     private static let claimCountMax = 1 << 19
 
     package let number: UInt64
-    private let parent: Checkpoint?
-    // Prune leaves the parent alone while its page map is built upon.
-    private let hold: CheckpointHold?
     private let repository: Repository
     private let writer: PackWriter
     private let epoch: UInt64
     private let state = Mutex(State())
 
     init(
-        number: UInt64, parent: Checkpoint?, hold: CheckpointHold?, repository: Repository,
-        writer: PackWriter
+        number: UInt64, repository: Repository, writer: PackWriter
     ) throws(RepositoryError) {
         self.number = number
-        self.parent = parent
-        self.hold = hold
         self.repository = repository
         self.writer = writer
         epoch = try writer.begin()
@@ -137,17 +135,25 @@ package final class CheckpointTransaction: Sendable {
         }
     }
 
-    /// Publishes: when this returns the checkpoint exists and is durable.
+    /// A checkpoint of which everything but the manifest is in the packs.
+    package struct Prepared: Sendable {
+        fileprivate let manifest: Manifest
+        fileprivate let changed: DirtyBitmap
+        fileprivate let parentHold: CheckpointHold?
+    }
+
+    /// Appends the page map and the state; the last look at the draft.
     ///
-    /// On failure the transaction is over, and nothing of it is ever seen.
-    ///
-    /// - Returns: the checkpoint, and what keeps it from prune for one who goes on from it.
-    package func publish(
-        _ draft: CheckpointDraft, state guestState: GuestState, _ facts: CheckpointFacts
-    ) throws(RepositoryError) -> (checkpoint: Checkpoint, hold: CheckpointHold) {
+    /// - Parameters:
+    ///   - parent: a checkpoint that exists; the draft began with its page map.
+    ///   - hold: what keeps the parent from prune while its page map is built upon.
+    package func prepare(
+        _ draft: CheckpointDraft, parent: Checkpoint?, hold: CheckpointHold?,
+        state guestState: GuestState, _ facts: CheckpointFacts
+    ) throws(RepositoryError) -> Prepared {
         try Names.check(facts.lineage, kind: "lineage")
         if let label = facts.label { try Names.check(label, kind: "label") }
-        var manifest = manifest(facts)
+        var manifest = manifest(facts, parent)
         var changed = DirtyBitmap()
         try draft.withState { (state) throws(RepositoryError) in
             changed = state.changed
@@ -156,7 +162,7 @@ package final class CheckpointTransaction: Sendable {
             manifest.pageCount = UInt64(state.map.pageCount)
             manifest.zeroPageCount = UInt64(state.map.zeroPageCount)
             manifest.changedPageCount = UInt64(state.changed.count)
-            let frames = try chooseMap(&manifest, state)
+            let frames = try chooseMap(&manifest, parent, state)
             manifest.mapParts = try appendMap(frames, &state)
         }
         let stateBytes = GuestStateCoding.encode(guestState)
@@ -167,16 +173,27 @@ package final class CheckpointTransaction: Sendable {
             manifest.addedByteCount = state.appendedBytes
             manifest.metadataByteCount = state.appendedBytes - state.blockBytes
         }
-        let payload = manifest.encoded
+        return Prepared(manifest: manifest, changed: changed, parentHold: hold)
+    }
+
+    /// Publishes: when this returns the checkpoint exists and is durable.
+    ///
+    /// On failure the transaction is over, and nothing of it is ever seen.
+    ///
+    /// - Returns: the checkpoint, and what keeps it from prune for one who goes on from it.
+    package func publish(
+        _ prepared: Prepared
+    ) throws(RepositoryError) -> (checkpoint: Checkpoint, hold: CheckpointHold) {
+        let payload = prepared.manifest.encoded
         let location = try writer.publish(payload, transaction: number, epoch: epoch)
         let id = CheckpointID(payload.withUnsafeBytes { PageDigest(hashing: $0) })
         let frames = close()
         writer.end(wasPublished: true)
-        let checkpoint = Checkpoint(id: id, manifest: manifest, location: location)
+        let checkpoint = Checkpoint(id: id, manifest: prepared.manifest, location: location)
         // Held before the index knows it, so before anyone can forget it.
         let hold = CheckpointHold(unchecked: id, in: repository)
         repository.didPublish(
-            checkpoint, transaction: number, frames: frames, changed: changed)
+            checkpoint, transaction: number, frames: frames, changed: prepared.changed)
         return (checkpoint, hold)
     }
 
@@ -200,7 +217,7 @@ package final class CheckpointTransaction: Sendable {
         }
     }
 
-    private func manifest(_ facts: CheckpointFacts) -> Manifest {
+    private func manifest(_ facts: CheckpointFacts, _ parent: Checkpoint?) -> Manifest {
         var manifest = Manifest()
         manifest.parent = parent?.id.digest ?? .none
         manifest.timeNanoseconds = facts.timeNanoseconds
@@ -219,7 +236,8 @@ package final class CheckpointTransaction: Sendable {
 
     /// Chooses base or delta, and returns the frames that the map must name.
     private func chooseMap(
-        _ manifest: inout Manifest, _ draft: borrowing CheckpointDraft.State
+        _ manifest: inout Manifest, _ parent: Checkpoint?,
+        _ draft: borrowing CheckpointDraft.State
     ) throws(RepositoryError) -> DirtyBitmap {
         if let parent {
             let position = parent.manifest.mapPosition + 1
