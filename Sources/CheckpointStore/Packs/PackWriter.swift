@@ -61,6 +61,15 @@ package final class PackWriter: Sendable {
         /// What ended the epoch before this one; each transaction of it is told the same.
         var lastFailure: FileError?
         var activeTransactions = 0
+
+        func isEpoch(_ epoch: UInt64) -> Bool { self.epoch == epoch && !isBroken }
+
+        /// Ends the epoch.
+        mutating func fail(_ error: FileError) {
+            isBroken = true
+            epoch += 1
+            lastFailure = error
+        }
     }
 
     /// Bytes appended without a sync before the system is asked to write them: long enough for a
@@ -397,16 +406,5 @@ package final class PackWriter: Sendable {
         state.end = state.confirmed
         state.writtenBack = state.confirmed
         state.isBroken = false
-    }
-}
-
-extension PackWriter.State {
-    fileprivate func isEpoch(_ epoch: UInt64) -> Bool { self.epoch == epoch && !isBroken }
-
-    /// Ends the epoch.
-    fileprivate mutating func fail(_ error: FileError) {
-        isBroken = true
-        epoch += 1
-        lastFailure = error
     }
 }

@@ -187,6 +187,17 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
                 }
             }, isConcurrent: true, abandonedByteCountMax: 200 << 10),
         CrashScenario(
+            name: "overlapping captures", packByteCountMax: smallPack, prepare: capturing(2),
+            act: { world in
+                for round in 0..<2 {
+                    try world.captureOverlapping(3, "web") { step in
+                        let first = 7 * round + 3 * step
+                        world.write("web", first..<first + 9, value: 140 + 10 * round + step)
+                    }
+                    try world.capture()
+                }
+            }, isConcurrent: true, abandonedByteCountMax: 200 << 10),
+        CrashScenario(
             name: "repair", packByteCountMax: smallPack,
             prepare: { world in
                 try capturing(9)(world)

@@ -87,6 +87,7 @@ final class CrashWorld: Sendable {
             if !"\(error)".contains("failed for") && !"\(error)".contains("no space is left")
                 && !"\(error)".contains("cannot be opened or written")
                 && !"\(error)".contains("as the test asked")
+                && !"\(error)".contains("an earlier capture failed")
             {
                 state.problems.append("\(step): \(error)")
             }
@@ -351,6 +352,35 @@ final class CrashWorld: Sendable {
         case .failure(let error):
             noteFailure("capture", error)
             return nil
+        }
+    }
+
+    /// Takes checkpoints of which each begins before the one before it is published.
+    ///
+    /// - Parameter write: changes the guest before each.
+    func captureOverlapping(_ count: Int, _ lineage: String, _ write: (Int) -> Void) throws {
+        let session = try session(lineage, parent: nil)
+        let guest = guest(lineage)
+        var pending: [(PendingCapture, Copy)] = []
+        for step in 0..<count {
+            write(step)
+            let copy = Copy(lineage: lineage, label: nil, pages: guest.with { $0.pages })
+            state.withLock { $0.attempts.append(copy) }
+            do {
+                pending.append((try session.begin(), copy))
+            } catch {
+                noteFailure("begin", error)
+            }
+        }
+        for (capture, copy) in pending {
+            do {
+                acknowledge(try capture.wait().checkpoint, copy)
+            } catch {
+                noteFailure("wait", error)
+            }
+        }
+        if guest.pausesOpen != 0 {
+            state.withLock { $0.problems.append("\(lineage) was not resumed") }
         }
     }
 
