@@ -27,7 +27,8 @@ struct Bar {
     /// All of them.
     static func all(of results: Results) -> [Bar] {
         pauses(results) + [
-            frequency(results), digest(results), encode(results, "encode.cores"),
+            frequency(results, "frequency.100"),
+            frequency(results, "frequency.level"), digest(results), encode(results, "encode.cores"),
         ] + imports(results) + [
             restore(results, "sixteenth"), restore(results, "everywhere"), revert(results),
             metadata(results, "a plain delta", 48), metadata(results, "on average", 150),
@@ -61,8 +62,8 @@ struct Bar {
         }
     }
 
-    private static func frequency(_ results: Results) -> Bar {
-        let figure = results.figure("frequency.100")
+    private static func frequency(_ results: Results, _ id: String) -> Bar {
+        let figure = results.figure(id)
         let verdict = figure.flatMap { figure -> Verdict? in
             guard let rate = figure.note("durable checkpoints a second"),
                 let late = figure.note("began over 10 ms late"),
@@ -80,7 +81,7 @@ struct Bar {
                 isReached: rate >= 99 && late <= count / 100)
         }
         return Bar(
-            figure?.title ?? "frequency",
+            figure?.title ?? id,
             "100 durable checkpoints a second at <= 1,000 dirty pages", verdict)
     }
 

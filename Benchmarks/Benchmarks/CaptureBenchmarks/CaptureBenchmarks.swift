@@ -10,7 +10,13 @@ let benchmarks: @Sendable () -> Void = {
     for gigabytes in [1, 2, 4, 8, 16] { guestSize(gigabytes) }
     for share in [0.001, 0.01, 0.1, 0.5, 1] { dirtyShare(share) }
     publishing()
-    frequency()
+    frequency("frequency.100", dirtyCount: 1000, seconds: 60)
+    frequency("frequency.level", dirtyCount: 1000, seconds: 60, levels: heartbeatLevels)
+    for dirtyCount in [100, 300, 600] {
+        frequency(
+            "frequency.dirty.\(dirtyCount)", dirtyCount: dirtyCount, seconds: 20,
+            levels: heartbeatLevels)
+    }
     revert()
     metadata()
 }
@@ -154,19 +160,28 @@ private func publishing() {
 
 // MARK: - Frequency
 
+/// Levels for who wants checkpoints as often as the machine can.
+private let heartbeatLevels = CompressionLevel(rawValue: -7)...CompressionLevel(rawValue: 3)
+
 /// 100 durable checkpoints a second, for a while.
-private func frequency() {
-    let seconds = Settings.sized(60, quick: 3)
+///
+/// - Parameter levels: those between which the session chooses; nil: always the default.
+private func frequency(
+    _ id: String, dirtyCount: Int, seconds: Int, levels: ClosedRange<CompressionLevel>? = nil
+) {
+    let seconds = Settings.sized(seconds, quick: 3)
     let byteCount = Settings.sized(1 << 30, quick: 64 * mebibyte)
-    let dirtyCount = 1000
     compare(
-        "frequency.100",
+        id,
         "\(seconds) s of a checkpoint every 10 ms, \(byteCount / mebibyte) MiB, "
-            + "1,000 dirty pages each",
+            + "\(dirtyCount) dirty pages each, "
+            + (levels == nil ? "default level" : "level as time allows"),
         rounds: 1
     ) { run in
-        try CaptureSubject(
-            byteCount: byteCount, directory: run.directory,
+        var options = CaptureOptions()
+        options.compressionRange = levels
+        return try CaptureSubject(
+            byteCount: byteCount, directory: run.directory, options: options,
             targetByteCount: dirtyCount * Page.byteCount)
     } finish: { subject, run in
         subject.noteMemory(run)
