@@ -37,6 +37,7 @@ import VarveTestSupport
             }
             copies.append(guest.with { $0.pages })
             pending.append(try session.begin())
+            files.waitUntilHeld()
         }
         let checkpoints = try pending.map { try $0.wait().checkpoint }
         #expect(files.sawWrite, "the second one's pages were written while the first was synced")
@@ -64,6 +65,7 @@ import VarveTestSupport
         files.hold(failing: true)
         guest.with { $0.write(1, OverlapTests.page(1)) }
         let one = try session.begin()
+        files.waitUntilHeld()
         guest.with { $0.write(2, OverlapTests.page(2)) }
         let two = try session.begin()
         let failure = #expect(throws: CaptureError.self) { try one.wait() }
@@ -135,6 +137,7 @@ private final class HeldFiles: RepositoryFiles {
     private struct State: Sendable {
         var mustHold = false
         var fails = false
+        var hasHeld = false
         var isHolding = false
         var sawWrite = false
     }
@@ -154,6 +157,11 @@ private final class HeldFiles: RepositoryFiles {
         }
     }
 
+    /// Blocks until a sync is held, or was.
+    func waitUntilHeld() {
+        while !state.withLock({ $0.hasHeld }) { usleep(1000) }
+    }
+
     /// True if somebody wrote while a sync was held.
     var sawWrite: Bool { state.withLock { $0.sawWrite } }
 
@@ -166,7 +174,7 @@ private final class HeldFiles: RepositoryFiles {
     fileprivate func sync(_ file: any RepositoryFile) throws(FileError) {
         let (mustHold, fails) = state.withLock { state in
             defer { state.mustHold = false }
-            if state.mustHold { state.isHolding = true }
+            if state.mustHold { (state.isHolding, state.hasHeld) = (true, true) }
             return (state.mustHold, state.fails)
         }
         if mustHold {

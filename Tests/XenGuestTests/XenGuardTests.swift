@@ -124,6 +124,17 @@ import XenStream
         #expect(try xen.read("/local/domain/7/control/shutdown") != "suspend")
     }
 
+    /// A request that was read may be followed by a suspension much later; the log does not wait.
+    @Test func theLogIsOffBeforeASuspensionIsWaitedFor() throws {
+        let xen = makeXen(.acknowledgesOnly)
+        let bytes = try make(XenGuardTests.begin + XenGuardTests.suspended[..<2], xen)
+        _ = try guardian(xen, bytes)
+        let trace = xen.with { $0.trace }
+        let off = try #require(trace.firstIndex(of: "disableLog"))
+        let wait = try #require(trace.firstIndex(of: "waitForRelease"))
+        #expect(off < wait)
+    }
+
     @Test func aDomainThatEndedIsLeftAlone() throws {
         for answer in [FakeDomain.Answer.ends(.crash), .ends(.powerOff), .vanishes] {
             let xen = makeXen(answer)

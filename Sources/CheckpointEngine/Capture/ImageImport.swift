@@ -20,6 +20,10 @@ public enum ImageImport {
         options: CaptureOptions = CaptureOptions(), progress: ((_ byteCount: Int) -> Void)? = nil,
         read: (UnsafeMutableRawBufferPointer) throws -> Int
     ) throws(CaptureError) -> Checkpoint {
+        var options = options
+        // Nobody stands still meanwhile: what the workers have before them stays in the caches.
+        options.ringByteCount = min(
+            options.ringByteCount, (3 * options.workerCount + 2) * StagingRing.slotByteCount)
         let stream = try StreamImport(into: repository, lineage: lineage, options: options)
         do {
             try stream.check(label: label)

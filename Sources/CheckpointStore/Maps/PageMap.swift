@@ -22,98 +22,49 @@ package final class PageMap: @unchecked Sendable {
     /// not choose how many.
     package static let frameEndMax: UInt64 = 1 << 32
 
-    private static let leavesPerChunk = 512
-    private static let noSlot = UInt32.max
-
-    private var slots: [UInt32] = []
-    private var present: [UInt64] = []
-    private var zero: [UInt64] = []
-    private var chunks: [UnsafeMutablePointer<PageDigest>] = []
-    private var slotCount: UInt32 = 0
+    private var leaves = MapLeaves()
     private var nodes: [[PageDigest]] = []
-    private var dirtyLeaves = DirtyBitmap()
-    /// The frames that exist, as runs; nil if they changed since somebody asked.
-    private var knownLayout: GuestLayout?
 
     package init() {}
 
     deinit {
-        for chunk in chunks { chunk.deallocate() }
+        leaves.deallocate()
     }
 
     /// Frames that exist.
-    package private(set) var pageCount = 0
+    package var pageCount: Int { leaves.pageCount }
 
     /// Frames that exist and are zero.
-    package private(set) var zeroPageCount = 0
+    package var zeroPageCount: Int { leaves.zeroPageCount }
 
     /// One more than the highest frame that exists.
-    package var frameEnd: UInt64 {
-        for leaf in present.indices.reversed() {
-            let mask = present[leaf] | zero[leaf]
-            if mask != 0 { return UInt64(leaf) * 64 + 64 - UInt64(mask.leadingZeroBitCount) }
-        }
-        return 0
-    }
+    package var frameEnd: UInt64 { leaves.frameEnd }
 
     /// The frames that exist.
     ///
     /// O(leaves) when they changed since the last call.
-    package var layout: GuestLayout {
-        if let knownLayout { return knownLayout }
-        var frames = DirtyBitmap()
-        let masks = zip(present, zero).map { $0 | $1 }
-        frames.formUnion(words: masks.span)
-        let layout = GuestLayout(runs: frames.runs())
-        knownLayout = layout
-        return layout
-    }
+    package var layout: GuestLayout { leaves.layout }
 
     /// What a frame holds.
-    package subscript(frame: PageFrameNumber) -> PageContent {
-        let leaf = Int(frame.rawValue / 64)
-        let bit = UInt64(1) << (frame.rawValue % 64)
-        guard leaf < present.count else { return .absent }
-        if present[leaf] & bit != 0 { return .present(digest(leaf, Int(frame.rawValue % 64))) }
-        return zero[leaf] & bit != 0 ? .zero : .absent
-    }
+    package subscript(frame: PageFrameNumber) -> PageContent { leaves[frame] }
 
     /// Sets what a frame holds.
     ///
     /// - Returns: true if that differs from before.
     @discardableResult
     package func set(_ frame: PageFrameNumber, _ content: PageContent) -> Bool {
-        let leaf = Int(frame.rawValue / 64)
-        let index = Int(frame.rawValue % 64)
-        let bit = UInt64(1) << UInt64(index)
-        if leaf >= present.count {
-            if content == .absent { return false }
-            grow(to: leaf + 1)
-        }
-        let wasZero = zero[leaf] & bit != 0
-        let existed = wasZero || present[leaf] & bit != 0
-        switch content {
-        case .absent:
-            guard existed else { return false }
-            present[leaf] &= ~bit
-            zero[leaf] &= ~bit
-        case .zero:
-            guard !wasZero else { return false }
-            present[leaf] &= ~bit
-            zero[leaf] |= bit
-        case .present(let digest):
-            let place = block(leaf) + index
-            if present[leaf] & bit != 0 && place.pointee == digest { return false }
-            place.pointee = digest
-            present[leaf] |= bit
-            zero[leaf] &= ~bit
-        }
-        let exists = content != .absent
-        if exists != existed { knownLayout = nil }
-        pageCount += (exists ? 1 : 0) - (existed ? 1 : 0)
-        zeroPageCount += (content == .zero ? 1 : 0) - (wasZero ? 1 : 0)
-        dirtyLeaves.insert(PageFrameNumber(UInt64(leaf)))
-        return true
+        leaves.set(frame, content)
+    }
+
+    /// Sets what frames hold, in order.
+    ///
+    /// - Parameter changed: called with the position of each frame whose content differs from
+    ///   before, and what it held.
+    package func set(
+        _ frames: Span<UInt64>, _ contents: Span<PageContent>,
+        changed: (Int, PageContent) -> Void
+    ) {
+        leaves.set(frames, contents, changed: changed)
     }
 
     /// Makes the frames of a layout, and only those, exist; new ones are zero until set.
@@ -121,63 +72,7 @@ package final class PageMap: @unchecked Sendable {
     /// O(leaves); O(runs) if nothing changes.
     ///
     /// - Returns: the frames that this changed.
-    package func adopt(_ layout: GuestLayout) -> DirtyBitmap {
-        guard layout != self.layout else { return DirtyBitmap() }
-        let wanted = DirtyBitmap(layout)
-        var changed = DirtyBitmap()
-        knownLayout = nil
-        grow(to: wanted.words.count)
-        for leaf in present.indices {
-            let want = leaf < wanted.words.count ? wanted.words[leaf] : 0
-            let have = present[leaf] | zero[leaf]
-            guard want != have else { continue }
-            pageCount += want.nonzeroBitCount - have.nonzeroBitCount
-            zeroPageCount -= zero[leaf].nonzeroBitCount
-            present[leaf] &= want
-            zero[leaf] = zero[leaf] & want | want & ~have
-            zeroPageCount += zero[leaf].nonzeroBitCount
-            dirtyLeaves.insert(PageFrameNumber(UInt64(leaf)))
-            var difference = want ^ have
-            while difference != 0 {
-                let index = UInt64(difference.trailingZeroBitCount)
-                changed.insert(PageFrameNumber(UInt64(leaf) * 64 + index))
-                difference &= difference - 1
-            }
-        }
-        return changed
-    }
-
-    // MARK: - Blocks of digests
-
-    private func grow(to leafCount: Int) {
-        guard leafCount > present.count else { return }
-        let added = leafCount - present.count
-        present.append(contentsOf: repeatElement(0, count: added))
-        zero.append(contentsOf: repeatElement(0, count: added))
-        slots.append(contentsOf: repeatElement(PageMap.noSlot, count: added))
-    }
-
-    private func block(_ leaf: Int) -> UnsafeMutablePointer<PageDigest> {
-        if slots[leaf] == PageMap.noSlot {
-            if Int(slotCount) == chunks.count * PageMap.leavesPerChunk {
-                let count = PageMap.leavesPerChunk * 64
-                let chunk = UnsafeMutablePointer<PageDigest>.allocate(capacity: count)
-                chunk.initialize(repeating: .none, count: count)
-                chunks.append(chunk)
-            }
-            slots[leaf] = slotCount
-            slotCount += 1
-        }
-        let slot = Int(slots[leaf])
-        return chunks[slot / PageMap.leavesPerChunk] + slot % PageMap.leavesPerChunk * 64
-    }
-
-    private func digest(_ leaf: Int, _ index: Int) -> PageDigest {
-        let slot = Int(slots[leaf])
-        precondition(slots[leaf] != PageMap.noSlot, "a present frame has a digest")
-        return chunks[slot / PageMap.leavesPerChunk][
-            slot % PageMap.leavesPerChunk * 64 + index]
-    }
+    package func adopt(_ layout: GuestLayout) -> DirtyBitmap { leaves.adopt(layout) }
 }
 
 // MARK: - The Merkle tree
@@ -187,10 +82,10 @@ extension PageMap {
     ///
     /// O(changed leaves * levels).
     package func root() -> PageDigest {
-        let levels = MerkleNode.levelCount(frameEnd: UInt64(present.count) * 64)
+        let levels = MerkleNode.levelCount(frameEnd: UInt64(leaves.present.count) * 64)
         grow(levels: levels)
-        var dirty = dirtyLeaves
-        dirtyLeaves.removeAll()
+        var dirty = leaves.dirty
+        leaves.dirty.removeAll()
         let batch = NodeBatch()
         for level in 0..<levels {
             var parents = DirtyBitmap()
@@ -209,7 +104,7 @@ extension PageMap {
     }
 
     private func grow(levels: Int) {
-        var count = max(1, present.count)
+        var count = max(1, leaves.present.count)
         let hadLevels = nodes.count
         for level in 0..<levels {
             if level == nodes.count { nodes.append([]) }
@@ -221,8 +116,9 @@ extension PageMap {
         }
         // A new level covers nodes that were there before it: make them all over.
         if levels > hadLevels && hadLevels > 0 {
-            for leaf in present.indices where present[leaf] | zero[leaf] != 0 {
-                dirtyLeaves.insert(PageFrameNumber(UInt64(leaf)))
+            for leaf in leaves.present.indices
+            where leaves.present[leaf] | leaves.zero[leaf] != 0 {
+                leaves.dirty.insert(PageFrameNumber(UInt64(leaf)))
             }
         }
     }
@@ -231,11 +127,11 @@ extension PageMap {
     private func encode(level: Int, node: Int, into batch: NodeBatch) {
         if batch.isFull { batch.flush { nodes[level][$0] = $1 } }
         if level == 0 {
-            let (present, zero) = (present[node], zero[node])
+            let (present, zero) = (leaves.present[node], leaves.zero[node])
             nodes[0][node] = .none
             if present | zero == 0 { return }
             let digests = UnsafeBufferPointer(
-                start: present == 0 ? nil : block(node), count: present == 0 ? 0 : 64)
+                start: present == 0 ? nil : leaves.block(node), count: present == 0 ? 0 : 64)
             batch.append(node) {
                 MerkleNode.encode(
                     level: 0, present: present, zero: zero, children: digests, into: $0)
@@ -266,9 +162,9 @@ extension PageMap {
         _ = root()
         _ = other.root()
         var result = DirtyBitmap()
-        for leaf in 0..<max(present.count, other.present.count) {
-            let mine = leaf < present.count ? nodes[0][leaf] : .none
-            let theirs = leaf < other.present.count ? other.nodes[0][leaf] : .none
+        for leaf in 0..<max(leaves.present.count, other.leaves.present.count) {
+            let mine = leaf < leaves.present.count ? nodes[0][leaf] : .none
+            let theirs = leaf < other.leaves.present.count ? other.nodes[0][leaf] : .none
             guard mine != theirs else { continue }
             for frame in UInt64(leaf) * 64..<UInt64(leaf) * 64 + 64 {
                 let number = PageFrameNumber(frame)

@@ -42,10 +42,8 @@ package final class CheckpointDraft: Sendable {
         _ frames: Span<UInt64>, _ contents: Span<PageContent>, changed: inout [Int]
     ) {
         state.withLock { state in
-            for position in frames.indices {
+            state.map.set(frames, contents) { position, old in
                 let frame = PageFrameNumber(frames[position])
-                let old = state.map[frame]
-                guard state.map.set(frame, contents[position]) else { continue }
                 if case .present(let digest) = old {
                     state.stored.forget(frame, holding: digest)
                 }

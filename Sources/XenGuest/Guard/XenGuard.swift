@@ -66,7 +66,8 @@ public final class XenGuard: Sendable {
     /// Is the guard: reads standard input to its end, then puts the domain right.
     ///
     /// Called by the program that `XenDomain.Options.guardCommand` names, and by nothing else in
-    /// it. Returns after at most 60 s, within a second if the domain is not on its way to suspend.
+    /// it. The domain runs and is out of log-dirty mode within a second. Returns then, unless it may
+    /// be on its way to suspend yet: that is waited for, at most 60 s.
     ///
     /// - Returns: what was done, one sentence; nil if nothing was left to do.
     public static func run(domain: UInt32) throws(GuestError) -> String? {
@@ -105,16 +106,22 @@ public final class XenGuard: Sendable {
         }
         var done: [String] = []
         var failure: GuestError?
-        do throws(GuestError) {
-            if try release(domain, from: hold, patience, calls) { done.append("resumed") }
-        } catch {
-            failure = error
-        }
-        if isLogging, try persistently({ () throws(GuestError) in try calls.facts(domain) }) != nil
-        {
+        func endLog() throws(GuestError) {
+            guard isLogging else { return }
+            isLogging = false
+            let facts = try persistently { () throws(GuestError) in try calls.facts(domain) }
+            guard facts != nil else { return }
             try persistently { () throws(GuestError) in try calls.disableLog(domain) }
             done.append("taken out of log-dirty mode")
         }
+        do throws(GuestError) {
+            if try release(domain, from: hold, patience, calls, meanwhile: endLog) {
+                done.append("resumed")
+            }
+        } catch {
+            failure = error
+        }
+        try endLog()
         if let failure { throw failure }
         guard !done.isEmpty else { return nil }
         return "the checkpointer of domain \(domain) died; the domain was "
@@ -122,8 +129,11 @@ public final class XenGuard: Sendable {
     }
 
     /// Lets the domain run on; false if it did already, or is gone.
+    ///
+    /// - Parameter meanwhile: called if it runs still, before its suspension is waited for.
     private static func release(
-        _ domain: UInt32, from hold: Step, _ patience: Patience, _ calls: any XenCalls
+        _ domain: UInt32, from hold: Step, _ patience: Patience, _ calls: any XenCalls,
+        meanwhile: () throws(GuestError) -> Void
     ) throws(GuestError) -> Bool {
         switch hold {
         case .pausing:
@@ -156,6 +166,7 @@ public final class XenGuard: Sendable {
                     }
                     return true
                 }
+                try meanwhile()
                 try persistently { () throws(GuestError) in
                     try calls.waitForRelease(milliseconds: 50)
                 }
