@@ -62,6 +62,8 @@ package final class PackWriter: Sendable {
         var lastFailure: FileError?
         var activeTransactions = 0
 
+        static func always(_ state: State) -> Bool { true }
+
         func isEpoch(_ epoch: UInt64) -> Bool { self.epoch == epoch && !isBroken }
 
         /// Ends the epoch.
@@ -112,7 +114,7 @@ package final class PackWriter: Sendable {
     ///
     /// - Returns: the epoch, to be named by each append.
     package func begin() throws(RepositoryError) -> UInt64 {
-        try locked(unlessSyncing: \.isBroken) { (state) throws(FileError) -> UInt64 in
+        try locked(whileSyncing: \.isBroken) { (state) throws(FileError) -> UInt64 in
             if state.isBroken { try self.cut(&state) }
             state.activeTransactions += 1
             return state.epoch
@@ -151,7 +153,8 @@ package final class PackWriter: Sendable {
     ) throws(RepositoryError) -> [RecordLocation] {
         guard let first = records.first, let last = records.last else { return [] }
         let size = last.range.upperBound - first.range.lowerBound
-        return try inEpoch(epoch, unlessSyncing: { !self.hasRoom(for: size, $0) }) {
+        let mustWait = { (state: State) in !self.hasRoom(for: size, state) }
+        return try inEpoch(epoch, whileSyncing: mustWait) {
             (state) throws(FileError) -> [RecordLocation] in
             try self.write(records, of: bytes, &state)
         }
@@ -165,7 +168,7 @@ package final class PackWriter: Sendable {
     package func publish(
         _ payload: [UInt8], transaction: UInt64, epoch: UInt64
     ) throws(RepositoryError) -> RecordLocation {
-        let sync = try inEpoch(epoch, unlessSyncing: { _ in true }) {
+        let sync = try inEpoch(epoch) {
             (state) throws(FileError) -> Sync in
             let size = RecordHeader.recordByteCount(payload: payload.count)
             try self.makeRoom(for: size, &state)
@@ -226,7 +229,7 @@ package final class PackWriter: Sendable {
     ///
     /// - Parameter mustWait: asked while somebody syncs; true: not before that has ended.
     private func locked<T>(
-        unlessSyncing mustWait: (State) -> Bool = { _ in true },
+        whileSyncing mustWait: (State) -> Bool = State.always,
         _ body: (inout State) throws(FileError) -> T
     ) throws(RepositoryError) -> T {
         let result = state.wait { state -> Result<T, FileError>? in
@@ -245,12 +248,13 @@ package final class PackWriter: Sendable {
     }
 
     private func inEpoch<T>(
-        _ epoch: UInt64, unlessSyncing mustWait: (State) -> Bool,
+        _ epoch: UInt64, whileSyncing mustWait: (State) -> Bool = State.always,
         _ body: (inout State) throws(FileError) -> T
     ) throws(RepositoryError) -> T {
         // A straggler of an ended epoch must not end the one that runs now, so its failure is
         // returned past `locked`.
-        let result = try locked(unlessSyncing: { $0.isEpoch(epoch) && mustWait($0) }) {
+        let isHeldUp = { (state: State) in state.isEpoch(epoch) && mustWait(state) }
+        let result = try locked(whileSyncing: isHeldUp) {
             (state) throws(FileError) -> Result<T, FileError> in
             if state.isEpoch(epoch) { return .success(try body(&state)) }
             guard let failure = state.lastFailure else {
