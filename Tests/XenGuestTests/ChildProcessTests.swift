@@ -91,6 +91,27 @@ import Testing
         #expect(highest() < before + 150)
     }
 
+    /// Whoever lets go of a child, before or after its end, leaves no entry of it.
+    @Test(arguments: ["read -r line", "exit 0"])
+    func aChildThatNobodyWaitsForIsReaped(ending: String) throws {
+        var child: ChildProcess? = try ChildProcess(
+            shell("echo $$; echo; \(ending)"), collectsOutput: true)
+        var lines: [String] = []
+        while lines.isEmpty {
+            lines = child?.collectedLines ?? []
+            usleep(1000)
+        }
+        let identifier = try #require(pid_t(lines[0]))
+        if ending == "exit 0" { usleep(50_000) }
+        child = nil
+        var tries = 0
+        while kill(identifier, 0) == 0, tries < 10_000 {
+            usleep(1000)
+            tries += 1
+        }
+        #expect(kill(identifier, 0) == -1 && errno == ESRCH, "its entry is gone")
+    }
+
     @Test func aChildMayHaveASessionOfItsOwn() throws {
         let script = "read -r stat < /proc/$$/stat; set -- $stat; [ $6 = $$ ]"
         #expect(try ChildProcess(shell(script), inNewSession: true).wait() == 0)

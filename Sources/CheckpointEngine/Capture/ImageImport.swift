@@ -23,7 +23,7 @@ public enum ImageImport {
         var options = options
         // Nobody stands still meanwhile: what the workers have before them stays in the caches.
         options.ringByteCount = min(
-            options.ringByteCount, (3 * options.workerCount + 2) * StagingRing.slotByteCount)
+            options.ringByteCount, 8 * max(1, options.workerCount) * StagingRing.slotByteCount)
         let stream = try StreamImport(into: repository, lineage: lineage, options: options)
         do {
             try stream.check(label: label)

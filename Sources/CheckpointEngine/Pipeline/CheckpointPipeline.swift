@@ -127,7 +127,7 @@ final class CheckpointPipeline: Sendable {
 
     /// Waits until at most so many jobs have not ended.
     func waitForJobs(atMost count: Int) {
-        queue.wait { $0.openCount <= count ? () : nil }
+        queue.wait(wakes: false) { $0.openCount <= count ? () : nil }
     }
 
     // MARK: - Base, while no job is open
@@ -182,7 +182,7 @@ final class CheckpointPipeline: Sendable {
                 let failure = CaptureError(wrapping: error)
                 job.fail(failure)
                 // The capture thread may still be handing in: wait until it has noticed.
-                job.state.wait { $0.isHandedOver ? () : nil }
+                job.state.wait(wakes: false) { $0.isHandedOver ? () : nil }
                 end(job, .failure(job.failure ?? failure))
             }
             lastStart = start
@@ -195,7 +195,7 @@ final class CheckpointPipeline: Sendable {
     var level: CompressionLevel { control.withLock { $0.level } }
 
     private func nextJob() -> CaptureJob? {
-        queue.wait { queue -> CaptureJob?? in
+        queue.wait(wakes: false) { queue -> CaptureJob?? in
             if !queue.jobs.isEmpty { return .some(queue.jobs.removeFirst()) }
             return queue.isClosed ? .some(nil) : nil
         }
@@ -266,7 +266,7 @@ final class CheckpointPipeline: Sendable {
     }
 
     private func waitForPublication() {
-        queue.wait { $0.publication == nil ? () : nil }
+        queue.wait(wakes: false) { $0.publication == nil ? () : nil }
     }
 
     // MARK: - The publisher
@@ -280,7 +280,7 @@ final class CheckpointPipeline: Sendable {
     }
 
     private func nextPublication() -> Publication? {
-        queue.wait { queue -> Publication?? in
+        queue.wait(wakes: false) { queue -> Publication?? in
             if let publication = queue.publication { return .some(publication) }
             return queue.isDrained ? .some(nil) : nil
         }
@@ -347,7 +347,7 @@ final class CheckpointPipeline: Sendable {
             }
         }
         while true {
-            let batches = job.state.wait { state -> [StagedBatch]? in
+            let batches = job.state.wait(wakes: false) { state -> [StagedBatch]? in
                 if state.failure != nil { return state.openBatchCount == 0 ? [] : nil }
                 if !state.batches.isEmpty {
                     defer { state.batches.removeAll() }
@@ -378,15 +378,21 @@ final class CheckpointPipeline: Sendable {
                     failure = CaptureError(error)
                 }
                 let busy = ContinuousClock.now - start
-                work.change { $0.busy += busy }
+                work.update { work in
+                    work.busy += busy
+                    return false
+                }
             }
             if let failure { job.fail(failure) }
-            job.state.change { $0.openBatchCount -= 1 }
+            job.state.update { state in
+                state.openBatchCount -= 1
+                return state.openBatchCount == 0
+            }
         }
     }
 
     private func nextTask() -> Task? {
-        work.wait { work -> Task?? in
+        work.wait(wakes: false) { work -> Task?? in
             if let item = work.items.first, let draft = work.draft,
                 let transaction = work.transaction
             {

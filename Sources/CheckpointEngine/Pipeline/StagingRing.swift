@@ -46,7 +46,7 @@ final class StagingRing: Sendable {
 
     /// Takes a slot; blocks until one is free.
     func take() -> Slot {
-        Slot(index: free.wait { $0.slots.popLast() }, ring: self)
+        Slot(index: free.wait(wakes: false) { $0.slots.popLast() }, ring: self)
     }
 
     /// Blocks until so many slots are free; at most all are asked for.
@@ -54,7 +54,7 @@ final class StagingRing: Sendable {
     /// Those that are taken next have memory then: a page that the kernel must give and clear first
     /// costs more than copying into it, and that is not for the pause.
     func waitForFree(_ count: Int) {
-        free.wait { free -> Void? in
+        free.wait(wakes: false) { free -> Void? in
             guard free.slots.count >= min(count, slotCount) else { return nil }
             for index in free.slots.suffix(count) where !free.isTouched[index] {
                 touch(index)

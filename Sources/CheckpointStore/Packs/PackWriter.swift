@@ -126,7 +126,7 @@ package final class PackWriter: Sendable {
     /// What an abandoned one appended to the open pack is cut off if nobody else writes; otherwise
     /// prune takes it.
     package func end(wasPublished: Bool) {
-        state.wait { state -> Void? in
+        state.wait(wakes: false) { state -> Void? in
             let isLast = state.activeTransactions == 1
             let mustCut = !wasPublished && isLast && state.end > state.confirmed
             guard !mustCut || !state.isSyncing else { return nil }
@@ -232,7 +232,7 @@ package final class PackWriter: Sendable {
         whileSyncing mustWait: (State) -> Bool = State.always,
         _ body: (inout State) throws(FileError) -> T
     ) throws(RepositoryError) -> T {
-        let result = state.wait { state -> Result<T, FileError>? in
+        let result = state.wait(wakes: false) { state -> Result<T, FileError>? in
             if state.isSyncing, mustWait(state) { return nil }
             do throws(FileError) {
                 return .success(try body(&state))

@@ -87,6 +87,15 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
         return body(&value)
     }
 
+    /// Changes the value, and wakes the threads that wait if `body` says that one may go on.
+    ///
+    /// Waking one that cannot go on costs two switches of context.
+    package func update(_ body: (inout Value) -> Bool) {
+        pthread_mutex_lock(mutex)
+        if body(&value) { pthread_cond_broadcast(condition) }
+        pthread_mutex_unlock(mutex)
+    }
+
     /// Reads the value.
     package func read<T>(_ body: (Value) -> T) -> T {
         pthread_mutex_lock(mutex)
@@ -97,10 +106,12 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
     /// Blocks until `body` returns something, and returns that.
     ///
     /// `body` may change the value; it is called again after each change.
-    package func wait<T>(_ body: (inout Value) -> T?) -> T {
+    ///
+    /// - Parameter wakes: false if nobody waits for what `body` changes.
+    package func wait<T>(wakes: Bool = true, _ body: (inout Value) -> T?) -> T {
         pthread_mutex_lock(mutex)
         defer {
-            pthread_cond_broadcast(condition)
+            if wakes { pthread_cond_broadcast(condition) }
             pthread_mutex_unlock(mutex)
         }
         while true {

@@ -81,6 +81,22 @@ public final class ChildProcess: Sendable {
         closeInput()
         close(output)
         if collected >= 0 { close(collected) }
+        if isRunning { ChildProcess.reap(identifier) }
+    }
+
+    /// Waits for a program that nobody waits for, on a thread of its own: its entry in the process
+    /// table would stay as long as this process lives.
+    private static func reap(_ identifier: pid_t) {
+        var thread = pthread_t()
+        let code = pthread_create(
+            &thread, nil,
+            { argument in
+                var code: Int32 = 0
+                let identifier = pid_t(Int(bitPattern: argument))
+                while waitpid(identifier, &code, 0) < 0 && errno == EINTR {}
+                return nil
+            }, UnsafeMutableRawPointer(bitPattern: Int(identifier)))
+        if code == 0 { pthread_detach(thread) }
     }
 
     /// The last lines that it printed, 4096 bytes at most.
