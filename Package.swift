@@ -118,7 +118,8 @@ let package = Package(
         .target(
             name: "SoakRuns",
             dependencies: [
-                "CheckpointEngine", "CheckpointStore", "GuestModel", "VarveTestSupport",
+                "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
+                "VarveTestSupport",
                 .product(name: "SystemPackage", package: "swift-system"),
             ],
             path: "Tests/Soak/Runs"),

@@ -11,8 +11,8 @@ import Synchronization
 //
 // The dispatcher takes jobs in the order in which they began, one at a time: a job's draft starts
 // from the page map that the job before it left. Batches of one job go to all workers. While one
-// job is published the next one is encoded; it is prepared when its parent exists. When a job fails,
-// jobs that began before its failure was known fail too: they lack its pages.
+// job is published the next one is encoded; it is prepared when its parent exists. When a job
+// fails, jobs that began before its failure was known fail too: they lack its pages.
 
 /// Encodes and publishes the captures of one guest, in order.
 final class CheckpointPipeline: Sendable {

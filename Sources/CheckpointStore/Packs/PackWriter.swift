@@ -14,8 +14,8 @@ import Synchronization
 // Nothing relies on that.
 //
 // While step 3 waits for the disk, other transactions append on behind it: the next checkpoint's
-// pages need not wait for this one's sync. All else that changes the pack or syncs it waits, because
-// the system reports a write that it lost to one sync only.
+// pages need not wait for this one's sync. All else that changes the pack or syncs it waits,
+// because the system reports a write that it lost to one sync only.
 //
 // After any failed write or sync nothing beyond `confirmed` is trusted: the next transaction begins
 // by cutting the pack there, and every transaction that was under way is lost (its epoch is over).

@@ -4,7 +4,7 @@ import Synchronization
 
 // One checkpoint on its way into the packs.
 //
-//   begin -> append page frames (any thread, any order) -> prepare -> publish: the checkpoint exists
+//   begin -> append page frames (any thread, any order) -> prepare -> publish: it exists
 //                                                       -> abandon: nothing of it is ever seen
 //
 // `prepare` appends the page map and the state; the draft is free then, for the checkpoint after

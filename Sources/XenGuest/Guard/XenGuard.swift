@@ -66,8 +66,8 @@ public final class XenGuard: Sendable {
     /// Is the guard: reads standard input to its end, then puts the domain right.
     ///
     /// Called by the program that `XenDomain.Options.guardCommand` names, and by nothing else in
-    /// it. The domain runs and is out of log-dirty mode within a second. Returns then, unless it may
-    /// be on its way to suspend yet: that is waited for, at most 60 s.
+    /// it. The domain runs and is out of log-dirty mode within a second. Returns then, unless it
+    /// may be on its way to suspend yet: that is waited for, at most 60 s.
     ///
     /// - Returns: what was done, one sentence; nil if nothing was left to do.
     public static func run(domain: UInt32) throws(GuestError) -> String? {

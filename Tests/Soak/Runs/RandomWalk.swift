@@ -1,4 +1,5 @@
 import CheckpointEngine
+import CheckpointFormat
 import CheckpointStore
 import GuestModel
 import VarveTestSupport
@@ -319,7 +320,16 @@ public struct RandomWalk {
         disk.image = image
         let report = try repository.verify()
         disk.image = before
-        guard !report.isClean else { throw violation("byte \(byte) of \(pack) rotted unseen") }
+        guard !report.isClean else {
+            let name = String(pack.prefix { $0 != "." })
+            let scan = try PackScan.scan(
+                repository.reader, pack: UInt32(name) ?? 0, isNewest: pack == packs.last)
+            let record = scan.entries.last { $0.offset <= byte }
+            throw violation(
+                "byte \(byte) of the \(bytes.count) of \(pack) rotted unseen: of "
+                    + "\(packs.count) packs up to \(packs.last ?? ""), sealed: \(scan.isSealed), "
+                    + "valid to \(scan.validEnd), in \(String(describing: record))")
+        }
         guard try repository.verify().isClean else { throw violation("verify is not clean") }
     }
 
