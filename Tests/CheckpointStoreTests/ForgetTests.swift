@@ -54,6 +54,25 @@ import VarveTestSupport
         #expect(try repository.verify().isClean)
     }
 
+    /// What was acknowledged since the last checkpoint is verified too, before the writer closes.
+    @Test func aRecordThatForgetsIsVerifiedAtOnce() throws {
+        _ = try chain(3)
+        let repository = try Repository.open(at: path, .writing)
+        try repository.forget([try repository.checkpoint(named: "step1").id])
+        #expect(try repository.verify().isClean)
+        let name = path.appending("packs/00000001.pack").string
+        let url = URL(fileURLWithPath: name)
+        let whole = try Data(contentsOf: url)
+        for distance in 1...40 {
+            var damaged = whole
+            damaged[damaged.count - distance] ^= 0x10
+            try damaged.write(to: url)
+            #expect(try !repository.verify().isClean, "\(distance) bytes before the end")
+        }
+        try whole.write(to: url)
+        #expect(try repository.verify().isClean)
+    }
+
     @Test(arguments: [[0], [4], [8], [0, 1, 2, 3], [1, 3, 5, 7], [0, 8], [5, 6, 7, 8]])
     func theOthersAreWhatTheyWere(steps: [Int]) throws {
         let copies = try chain(9)

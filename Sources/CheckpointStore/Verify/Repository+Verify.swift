@@ -46,7 +46,7 @@ extension Repository {
     private func look(
         _ depth: VerifyDepth, _ progress: (@Sendable (_ done: Int, _ total: Int) -> Void)?
     ) throws(RepositoryError) -> (report: VerifyReport, arePacksWhole: Bool) {
-        let mark = try withCurrentIndex { try $0.readMark() }
+        let mark = try acknowledgedEnd()
         let packs = try PackName.list(reader.files)
         let (catalog, lease) = try leaseAll()
         defer { withExtendedLifetime(lease) {} }
@@ -69,6 +69,16 @@ extension Repository {
 }
 
 extension Repository {
+    /// Where what was acknowledged ends: all before it must be whole.
+    ///
+    /// The writer knows it. Who reads beside a writer has the index's read mark, which may lie a
+    /// few records before it.
+    private func acknowledgedEnd() throws(RepositoryError) -> RecordLocation {
+        let mark = try withCurrentIndex { try $0.readMark() }
+        guard isWritable else { return mark }
+        return max(mark, try openWriter().confirmedEnd)
+    }
+
     /// All checkpoints, and a lease of them.
     private func leaseAll() throws(RepositoryError) -> ([CatalogEntry], CheckpointLease) {
         while true {
