@@ -9,6 +9,8 @@ final class InputSource {
     /// Bytes read so far.
     private(set) var position = 0
     private let descriptor: Int32
+    /// When a file's contents changed last, in seconds and nanoseconds.
+    private var changeTime: [Int] = []
     /// Bytes that were looked at before they were asked for.
     private var head: [UInt8] = []
 
@@ -29,10 +31,16 @@ final class InputSource {
             throw ToolError("\(path) cannot be looked at: \(Output.reason())")
         }
         switch status.st_mode & S_IFMT {
-        case S_IFREG: byteCount = Int(status.st_size)
+        case S_IFREG:
+            byteCount = Int(status.st_size)
+            changeTime = InputSource.changeTime(status)
         case S_IFDIR: throw ToolError("\(path) is a directory; name a file or '-'")
         default: byteCount = nil
         }
+    }
+
+    private static func changeTime(_ status: stat) -> [Int] {
+        [status.st_mtim.tv_sec, status.st_mtim.tv_nsec]
     }
 
     deinit {
@@ -63,10 +71,15 @@ final class InputSource {
             head.removeFirst(count)
         }
         position += count
-        if let byteCount, count == 0, position != byteCount {
-            throw ToolError(
-                "\(name) changed from \(byteCount) to \(position) bytes while it was read; "
-                    + "take it in again when nobody writes to it")
+        if let byteCount, count == 0 {
+            let again = "while it was read; take it in again when nobody writes to it"
+            guard position == byteCount else {
+                throw ToolError(
+                    "\(name) changed from \(byteCount) to \(position) bytes \(again)")
+            }
+            var status = stat()
+            guard fstat(descriptor, &status) == 0, changeTime == InputSource.changeTime(status)
+            else { throw ToolError("\(name) was written to \(again)") }
         }
         return count
     }

@@ -37,16 +37,22 @@ struct Log: ParsableCommand {
     }
 
     private func show(_ checkpoints: [Checkpoint]) throws {
+        // A label is the newest one's that was given it.
+        var labels: Set<String> = []
+        let named = checkpoints.reversed().map { checkpoint in
+            (checkpoint, checkpoint.label.flatMap { labels.insert($0).inserted ? $0 : nil })
+        }
         if json {
-            for checkpoint in checkpoints.reversed() {
-                try Output.line(JSON.object(checkpoint.fields).text)
+            for (checkpoint, label) in named {
+                let fields = checkpoint.fields.map { $0.0 == "label" ? ("label", JSON(label)) : $0 }
+                try Output.line(JSON.object(fields).text)
             }
             return
         }
-        let rows = checkpoints.reversed().map { checkpoint in
+        let rows = named.map { checkpoint, label in
             [
                 checkpoint.id.short, checkpoint.parent?.short ?? "-", checkpoint.lineage,
-                checkpoint.label ?? "",
+                label ?? "",
                 String(Format.time(checkpoint.timeNanoseconds).prefix(23)),
                 String(checkpoint.root.description.prefix(12)),
                 String(checkpoint.changedPageCount), String(checkpoint.addedByteCount),
@@ -56,6 +62,6 @@ struct Log: ParsableCommand {
             "id", "parent", "lineage", "label", "time (UTC)", "root", "pages changed",
             "bytes added",
         ]
-        for line in Format.table(header, Array(rows), right: [6, 7]) { try Output.line(line) }
+        for line in Format.table(header, rows, right: [6, 7]) { try Output.line(line) }
     }
 }

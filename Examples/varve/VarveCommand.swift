@@ -46,7 +46,7 @@ struct VarveCommand: ParsableCommand {
 }
 
 /// A failure with its sentence.
-struct ToolError: Error {
+struct ToolError: Error, CustomStringConvertible {
     let message: String
     let isCorruption: Bool
 
@@ -60,13 +60,23 @@ struct ToolError: Error {
         switch error {
         case let error as ToolError: self = error
         case let error as RepositoryError:
-            self.init(error.message, isCorruption: error.code == .corrupted)
+            self.init(error.message, damaged: error.code == .corrupted)
         case let error as CaptureError:
-            self.init(
-                error.message, isCorruption: error.repositoryError?.code == .corrupted)
+            self.init(error.message, damaged: error.repositoryError?.code == .corrupted)
         default: self.init("\(error)")
         }
     }
+
+    /// Says what to do about damage.
+    private init(_ message: String, damaged: Bool) {
+        self.init(
+            damaged
+                ? "\(message); 'varve verify' names all that is damaged, 'varve repair' what can "
+                    + "be saved, and what is whole can be had by its id" : message,
+            isCorruption: damaged)
+    }
+
+    var description: String { message }
 }
 
 /// Runs a command's work and gives its errors their sentence.

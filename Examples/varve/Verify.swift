@@ -47,9 +47,8 @@ struct Verify: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let repository = try Repository.open(at: FilePath(store), .reading)
             let progress = Progress("verified", isJSON: json)
-            let report = try repository.verify(depth) { progress.update($0, of: $1) }
+            let report = try look(progress)
             progress.finish()
             if json { try printJSON(report) } else { try printText(report, progress.seconds) }
             if !report.isClean {
@@ -59,6 +58,18 @@ struct Verify: ParsableCommand {
                     "damage in \(places) of \(store), and \(checkpoints) that cannot be restored "
                         + "whole; restore the named packs from a copy", isCorruption: true)
             }
+        }
+    }
+
+    /// Verifies; once more if the index alone was damaged, which is made anew then.
+    private func look(
+        _ progress: Progress, isSecond: Bool = false
+    ) throws(RepositoryError) -> VerifyReport {
+        do throws(RepositoryError) {
+            let repository = try Repository.open(at: FilePath(store), .reading)
+            return try repository.verify(depth) { progress.update($0, of: $1) }
+        } catch  where error.code == .indexDamaged && !isSecond {
+            return try look(progress, isSecond: true)
         }
     }
 

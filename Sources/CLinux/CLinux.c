@@ -87,4 +87,8 @@ int clinux_start_writeback(int file, uint64_t offset, uint64_t length) {
     return sync_file_range(file, (off64_t)offset, (off64_t)length, SYNC_FILE_RANGE_WRITE);
 }
 
+int clinux_reserve(int file, uint64_t length) {
+    return fallocate(file, FALLOC_FL_KEEP_SIZE, 0, (off64_t)length);
+}
+
 int clinux_memfd(const char *name) { return memfd_create(name, MFD_CLOEXEC); }

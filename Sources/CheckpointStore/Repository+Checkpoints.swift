@@ -46,8 +46,11 @@ extension Repository {
     }
 
     /// The newest checkpoint of a lineage; nil if the lineage does not exist.
+    ///
+    /// Fails with `corrupted` if opening found damage: a later one may be what is damaged.
     public func newest(ofLineage lineage: String) throws(RepositoryError) -> Checkpoint? {
         guard let id = try withCurrentIndex({ try $0.newest(lineage: lineage) }) else { return nil }
+        try requireWhole()
         return try checkpoint(id: id)
     }
 
@@ -64,8 +67,13 @@ extension Repository {
         return try read(entry)
     }
 
-    /// The checkpoint with a name: a lineage (its newest), a label or the beginning of an id, in
-    /// this order; each may be followed by `~N`: N parents before it.
+    /// The checkpoint with a name: a lineage (its newest), a label (the newest that was given it)
+    /// or the beginning of an id, four digits at least, in this order.
+    ///
+    /// Each may be followed by `~N`: N before it, each the parent of the one after it or, where
+    /// that was forgotten, the next older one of the lineage. Of a repository in which opening
+    /// found damage only ids are names, because what a lineage or label meant may be what is
+    /// damaged.
     public func checkpoint(named name: String) throws(RepositoryError) -> Checkpoint {
         var base = name[...]
         var steps = 0
@@ -79,30 +87,40 @@ extension Repository {
         }
         var checkpoint = try self.checkpoint(base: String(base), name: name)
         for step in 0..<steps {
-            guard let parent = checkpoint.parent else {
+            guard let before = try before(checkpoint) else {
                 throw RepositoryError(
                     .unknownName,
-                    "'\(name)' goes back \(steps) checkpoints and '\(base)' has \(step) before it")
+                    "'\(name)' goes back \(steps) checkpoints and '\(base)' has \(step) before it; "
+                        + "'varve log' lists them")
             }
-            let entry = try withCurrentIndex { try $0.entry(parent) }
-            if entry == nil { try requireWhole() }
-            guard let entry, !entry.isForgotten else {
-                throw RepositoryError(
-                    .unknownName,
-                    "the checkpoint \(step + 1) before '\(base)' was forgotten; 'varve log' lists "
-                        + "the others")
-            }
-            checkpoint = try read(entry)
+            checkpoint = before
         }
         return checkpoint
+    }
+
+    /// A checkpoint's parent or, if that was forgotten, the next older one of its lineage.
+    private func before(_ checkpoint: Checkpoint) throws(RepositoryError) -> Checkpoint? {
+        guard let parent = checkpoint.parent else { return nil }
+        if let entry = try withCurrentIndex({ try $0.entry(parent) }), !entry.isForgotten {
+            return try read(entry)
+        }
+        try requireWhole()
+        let older = try withCurrentIndex { try $0.catalog() }.prefix { $0.id != checkpoint.id }
+        for entry in older.reversed() {
+            let other = try read(entry)
+            if other.lineage == checkpoint.lineage { return other }
+        }
+        return nil
     }
 
     private func checkpoint(base: String, name: String) throws(RepositoryError) -> Checkpoint {
         if base.isEmpty || base.utf8.count > Names.byteCountMax { throw unknown(name) }
         if let checkpoint = try newest(ofLineage: base) { return checkpoint }
         if let id = try withCurrentIndex({ try $0.labelled(base) }) {
+            try requireWhole()
             return try checkpoint(id: id)
         }
+        guard base.utf8.count >= Repository.idDigitCountMin else { throw unknown(name) }
         let ids = try withCurrentIndex { try $0.ids(prefix: base, limit: 2) }
         guard let id = ids.first else { throw unknown(name) }
         guard ids.count == 1 else {
@@ -111,6 +129,9 @@ extension Repository {
         }
         return try checkpoint(id: id)
     }
+
+    /// Hexadecimal digits of an id that name it: fewer are likely to be a slip.
+    private static let idDigitCountMin = 4
 
     private func unknown(_ name: String) -> RepositoryError {
         // It may be what is damaged.

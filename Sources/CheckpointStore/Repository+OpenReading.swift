@@ -8,6 +8,8 @@ import SystemPackage
 //   a writer lives                                             the index; the writer keeps it up
 //   the repository cannot be written, the index is sound       the index, as far as it goes
 //   otherwise, with the writer's lock held for moments         the index, brought up to date
+//   the index is not sound and cannot be written, or has no    an index of whatever is whole, of
+//   room on the disk                                           this process alone
 //   the packs are damaged, and the index knows what was there  the index
 //   the packs are damaged, and it does not                     an index of whatever is whole, of
 //                                                              this process alone
@@ -28,13 +30,13 @@ extension Repository {
                 // While a writer lives it keeps the index current by itself.
                 guard let lock = try? reader.files.open(lockPath, .lock), try lock.tryLock()
                 else { return try asFarAsItGoes(index, reader) }
-                return try withExtendedLifetime(lock) { try catchUp(directory, reader) }
+                return try withExtendedLifetime(lock) { try current(directory, reader) }
             }
-            if let opened = try openOnReadOnlyMedium(directory, path, reader) { return opened }
+            if let opened = try openOnReadOnlyMedium(directory, reader) { return opened }
             let lock = try reader.files.open(lockPath, .lock)
             if try lock.tryLock() {
                 try reader.files.createDirectory(indexPath)
-                return try withExtendedLifetime(lock) { try catchUp(directory, reader) }
+                return try withExtendedLifetime(lock) { try current(directory, reader) }
             }
             WallClock.sleep(milliseconds: 20)
         }
@@ -44,7 +46,21 @@ extension Repository {
                 + "again")
     }
 
-    /// With the lock held and nobody appending: reads into the index what it lacks.
+    /// With the lock held and nobody appending: the index with what it lacked; if the disk has no
+    /// room for that, an index of this process alone.
+    private static func current(_ directory: String, _ reader: PackReader) throws -> OpenedIndex {
+        do {
+            return try catchUp(directory, reader)
+        } catch let error as LMDBError where error.isWrite {
+            return try salvage(reader)
+        } catch let error as FileError where error.isFull {
+            return try salvage(reader)
+        } catch let error as RepositoryError where error.code == .noSpace {
+            return try salvage(reader)
+        }
+    }
+
+    /// Reads into the index what it lacks.
     private static func catchUp(_ directory: String, _ reader: PackReader) throws -> OpenedIndex {
         let index = try openSound(directory, reader)
         let packs = try PackName.list(reader.files)
@@ -124,8 +140,10 @@ extension Repository {
 
     /// The index of a repository that cannot be written, by the medium or the permissions; nil if
     /// it can.
+    ///
+    /// Without a sound one, an index of this process alone.
     private static func openOnReadOnlyMedium(
-        _ directory: String, _ path: FilePath, _ reader: PackReader
+        _ directory: String, _ reader: PackReader
     ) throws -> OpenedIndex? {
         do {
             _ = try reader.files.open(lockPath, .lock)
@@ -138,10 +156,7 @@ extension Repository {
             {
                 return try asFarAsItGoes(index, reader)
             }
-            throw RepositoryError(
-                .readOnly,
-                "\(path) cannot be written, and its index is missing, damaged or was not closed "
-                    + "before a power cut; open it once where it can be written")
+            return try salvage(reader)
         }
     }
 }

@@ -99,7 +99,13 @@ import VarveTestSupport
         try check(copies, gone: [1])
         let reader = try Repository.open(at: path, .reading)
         #expect(throws: RepositoryError.self) { try reader.forget([ids[0]]) }
-        #expect(throws: RepositoryError.self) { try reader.checkpoint(named: "web~2") }
+        // Names step over it.
+        #expect(try reader.checkpoint(named: "web~1").id == ids[2])
+        #expect(try reader.checkpoint(named: "web~2").id == ids[0])
+        #expect(throws: RepositoryError.self) { try reader.checkpoint(named: "web~3") }
+        #expect(throws: RepositoryError.self) {
+            try reader.checkpoint(named: String(ids[2].description.prefix(3)))
+        }
         #expect(throws: RepositoryError.self) {
             try reader.checkpoint(named: String(ids[1].description.prefix(20)))
         }

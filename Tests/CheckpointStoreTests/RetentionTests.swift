@@ -43,6 +43,16 @@ import VarveTestSupport
         }
     }
 
+    /// A label that moves on keeps one checkpoint, not all that ever had it.
+    @Test func aLabelKeepsTheNewestThatHasIt() {
+        var policy = RetentionPolicy()
+        policy.keepLast = 1
+        let labels = ["latest", "latest", nil, "release", "latest", "release"]
+        let facts = labels.enumerated().map { Fact(timeNanoseconds: -Int64($0), label: $1) }
+        let kept = decide(policy, facts).map { !$0.isEmpty }
+        #expect(kept == [true, false, false, true, false, false])
+    }
+
     @Test func theNewestOfEachPeriodStays() throws {
         let facts = try [
             "2026-03-02T12:00:30Z", "2026-03-02T12:00:10Z", "2026-03-02T11:59:59Z",

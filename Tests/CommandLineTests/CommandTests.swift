@@ -48,6 +48,28 @@ import VarveTestSupport
 
     // MARK: - The way there and back
 
+    /// The index asks for less address space where there is little.
+    @Test func littleAddressSpaceIsEnough() throws {
+        let images = try chain(2)
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: "/bin/sh")
+        process.arguments = [
+            "-c", "ulimit -v 4000000; \"$0\" export \"$1\" web - && \"$0\" repair \"$1\" >&2",
+            try #require(Tool.path), store,
+        ]
+        let (output, error) = (Pipe(), Pipe())
+        process.standardOutput = output
+        process.standardError = error
+        try process.run()
+        let data = output.fileHandleForReading.readDataToEndOfFile()
+        let text = String(
+            decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+        process.waitUntilExit()
+        #expect(process.terminationStatus == 0, "\(text)")
+        #expect(data == images[1])
+        #expect(text.contains("nothing is damaged"), "\(text)")
+    }
+
     @Test func imagesComeBackEqual() throws {
         let images = try chain(5)
         for (number, image) in images.enumerated() {

@@ -130,6 +130,38 @@ import VarveTestSupport
         }
     }
 
+    /// What is newest may be what is damaged: an older state must not be taken for it.
+    @Test func onlyIdsNameCheckpointsOfADamagedRepository() throws {
+        var random = TestSeed.generator(604)
+        #expect(try Tool.run("init", store).status == 0)
+        let first = Images.make(pages: 300, &random)
+        try importImage(first, "web")
+        try importImage(Images.change(first, pages: 30, &random), "web")
+        let ids = try Tool.run("log", store, "--json").objects.compactMap { $0["id"] as? String }
+        #expect(ids.count == 2)
+        // The newest manifest, and before it the mark of the writer that closed.
+        let pack = URL(fileURLWithPath: path("store/packs/00000001.pack"))
+        var bytes = try Data(contentsOf: pack)
+        bytes[bytes.count - 100] ^= 1
+        try bytes.write(to: pack)
+        for removesIndex in [false, true] {
+            if removesIndex { try FileManager.default.removeItem(atPath: path("store/index")) }
+            for name in ["web", "web~1"] {
+                for command in ["export", "show"] {
+                    let rest = command == "export" ? ["-"] : []
+                    let (process, output, error) = try Tool.start([command, store, name] + rest)
+                    let data = output.fileHandleForReading.readDataToEndOfFile()
+                    let text = String(
+                        decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+                    process.waitUntilExit()
+                    #expect(process.terminationStatus == 3, "\(command) \(name)")
+                    #expect(data.isEmpty && text.contains("varve repair"), "\(text)")
+                }
+            }
+            #expect(try Tool.run("export", store, ids[1], "-").output == first)
+        }
+    }
+
     @Test func theIndexIsRebuiltByItself() throws {
         var random = TestSeed.generator(602)
         #expect(try Tool.run("init", store).status == 0)

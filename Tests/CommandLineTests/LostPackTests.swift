@@ -77,6 +77,12 @@ import VarveTestSupport
         #expect(try packs() == before)
     }
 
+    /// Exports a lineage's checkpoint by its id, which is its only name while there is damage.
+    private func export(_ lineage: String, _ log: Tool.Result) throws -> Tool.Result {
+        let object = try log.objects.first { $0["lineage"] as? String == lineage }
+        return try Tool.run("export", store, try #require(object?["id"] as? String), "-")
+    }
+
     @Test func theOnlyPackIsNotMadeAnew() throws {
         var random = TestSeed.generator(621)
         #expect(try Tool.run("init", store).status == 0)
@@ -123,8 +129,8 @@ import VarveTestSupport
         expectDamage(log, naming: "packs/00000001.pack")
         #expect(log.error.contains("missing"))
         #expect(try log.objects.map { $0["lineage"] as? String } == ["small", "big"])
-        #expect(try Tool.run("export", store, "small", "-").output == small)
-        expectDamage(try Tool.run("export", store, "big", "-"), naming: "pack")
+        #expect(try export("small", log).output == small)
+        expectDamage(try export("big", log), naming: "pack")
         expectDamage(try Tool.run("stats", store), naming: "packs/00000001.pack")
         expectDamage(try importImage(small, "small"), naming: "packs/00000001.pack")
         expectDamage(try Tool.run("prune", store), naming: "packs/00000001.pack")
@@ -152,8 +158,8 @@ import VarveTestSupport
             expectDamage(log, naming: "packs/00000001.pack")
             let names = try log.objects.compactMap { $0["lineage"] as? String }
             #expect(names.contains("l0") && names.contains("l2"), "byte \(offset): \(names)")
-            #expect(try Tool.run("export", store, "l0", "-").output == images[0])
-            #expect(try Tool.run("export", store, "l2", "-").output == images[2])
+            #expect(try export("l0", log).output == images[0])
+            #expect(try export("l2", log).output == images[2])
             let other = try Tool.run("export", store, "l1", "-")
             #expect(other.status == 3 || other.output == images[1], "byte \(offset)")
             let verify = try Tool.run("verify", store, "--json")
@@ -191,7 +197,7 @@ import VarveTestSupport
             #expect(
                 try log.objects.map { $0["lineage"] as? String } == ["lineage2", "lineage0"])
             expectDamage(try Tool.run("log", store), naming: "packs/00000001.pack")
-            #expect(try Tool.run("export", store, "lineage2", "-").output == images[2])
+            #expect(try export("lineage2", log).output == images[2])
         }
     }
 
@@ -210,7 +216,7 @@ import VarveTestSupport
             expectDamage(log, naming: stray)
             #expect(!log.error.contains("00000002"), "\(log.error)")
             #expect(try log.objects.count == 3)
-            #expect(try Tool.run("export", store, "big", "-").output == big)
+            #expect(try export("big", log).output == big)
             let verify = try Tool.run("verify", store, "--json")
             #expect(verify.status == 3)
             #expect(try verify.objects.count == 2)

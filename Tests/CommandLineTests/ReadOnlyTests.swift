@@ -33,10 +33,7 @@ import VarveTestSupport
     /// A repository with one checkpoint, and an import into it that is under way.
     private func begin(_ store: String) throws -> (image: Data, writer: Process, Pipe) {
         var random = TestSeed.generator(660)
-        #expect(try Tool.run("init", store).status == 0)
-        let image = Images.make(pages: 300, &random)
-        try image.write(to: URL(fileURLWithPath: path("image")))
-        #expect(try Tool.run("import", store, path("image"), "--lineage", "web").status == 0)
+        let image = try makeStore(store)
         let pack = store + "/packs/00000001.pack"
         let size = try Data(contentsOf: URL(fileURLWithPath: pack)).count
         let input = Pipe()
@@ -88,6 +85,58 @@ import VarveTestSupport
             let export = try Tool.run("export", "\(view)/store", "web", "\(view)/out")
             #expect(export.status == 1 && export.error.contains("\(view)/out"), "\(export.error)")
         }
+    }
+
+    /// A snapshot after a crash, or a copy of the packs alone.
+    @Test func aReadOnlyMediumWithoutAnIndexIsReadAllTheSame() throws {
+        try withDisk("64m") { disk in
+            let store = "\(disk)/store"
+            let image = try makeStore(store)
+            try FileManager.default.removeItem(atPath: "\(store)/index")
+            guard system("mount", "-o", "remount,ro", disk) else {
+                return print("skipped: no read-only mounts here")
+            }
+            try expectReads(store, image)
+            let prune = try Tool.run("prune", store, "--dry-run")
+            #expect(prune.status == 0, "\(prune.error)")
+        }
+    }
+
+    /// Commands that fail for want of room must not lock the others out.
+    @Test func aFullDiskStaysReadable() throws {
+        try withDisk("16m") { disk in
+            let store = "\(disk)/store"
+            let image = try makeStore(store)
+            _ = system("dd", "if=/dev/zero", "of=\(disk)/ballast", "bs=4k")
+            for command in [
+                ["import", store, path("image"), "--lineage", "new"], ["forget", store, "web"],
+                ["prune", store],
+            ] {
+                let (process, _, error) = try Tool.start(command)
+                let text = String(
+                    decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+                process.waitUntilExit()
+                #expect(process.terminationStatus == 1, "\(command)")
+                #expect(text.contains("no space is left"), "\(command): \(text)")
+                try expectReads(store, image)
+            }
+            // An index that nobody can make anew there.
+            try FileManager.default.removeItem(atPath: "\(store)/index")
+            _ = system("dd", "if=/dev/zero", "of=\(disk)/more", "bs=4k")
+            try expectReads(store, image)
+            try FileManager.default.removeItem(atPath: "\(disk)/ballast")
+            #expect(try Tool.run("forget", store, "web").status == 0)
+            #expect(try Tool.run("prune", store).status == 0)
+        }
+    }
+
+    private func makeStore(_ store: String) throws -> Data {
+        var random = TestSeed.generator(662)
+        #expect(try Tool.run("init", store).status == 0)
+        let image = Images.make(pages: 300, &random)
+        try image.write(to: URL(fileURLWithPath: path("image")))
+        #expect(try Tool.run("import", store, path("image"), "--lineage", "web").status == 0)
+        return image
     }
 
     @Test func aFullDiskIsNamedWithoutPromises() throws {

@@ -57,6 +57,9 @@ extension FileError {
     /// True if the mount or the permissions forbid it.
     package var isForbidden: Bool { [EROFS, EACCES, EPERM].contains(errno) }
 
+    /// True if the disk or the quota is full.
+    package var isFull: Bool { [ENOSPC, EDQUOT].contains(errno) }
+
     /// True if the file or a directory on its path does not exist.
     package var isMissing: Bool { errno == ENOENT || errno == ENOTDIR }
 }

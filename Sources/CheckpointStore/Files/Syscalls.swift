@@ -33,6 +33,26 @@ func system_pwrite(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, _ offse
     retrying { pwrite(descriptor, bytes.baseAddress, bytes.count, offset) }
 }
 
+/// Has the file system keep room for a file's first bytes, and leaves its size as it is; makes the
+/// file if it is not there (`fallocate(2)`).
+///
+/// - Returns: 0 or the error's number; 0 where files are made of no blocks that could be kept.
+func system_reserve(_ path: String, _ byteCount: Int) -> Int32 {
+    let descriptor = system_open(path, O_RDWR | O_CREAT, 0o666)
+    guard descriptor >= 0 else { return errno }
+    defer { system_close(descriptor) }
+    let result = retrying { clinux_reserve(descriptor, UInt64(byteCount)) }
+    let code = result == 0 ? 0 : errno
+    return code == EOPNOTSUPP || code == ENOSYS ? 0 : code
+}
+
+/// True if a file system has next to no room (`statvfs(3)`): a write was cut short by that.
+func system_isFull(_ path: String) -> Bool {
+    var status = statvfs()
+    guard statvfs(path, &status) == 0 else { return false }
+    return UInt64(status.f_bavail) * UInt64(status.f_frsize) < 4 << 20
+}
+
 /// `fdatasync(2)`.
 func system_fdatasync(_ descriptor: Int32) -> Int32 {
     retrying { fdatasync(descriptor) }

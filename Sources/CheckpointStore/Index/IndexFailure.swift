@@ -1,4 +1,6 @@
+import CLMDB
 import CheckpointFormat
+import Glibc
 import SystemPackage
 
 // Damage to the index costs a rebuild and no data: whoever meets it condemns the index, so that the
@@ -19,11 +21,17 @@ extension RepositoryError {
             self = error
         case let error as FileError:
             self.init(error)
+        case let error as LMDBError where error.code == MDB_MAP_FULL:
+            self.init(
+                .callFailed,
+                "the index does not fit the address space that this process may have; raise its "
+                    + "limit (ulimit -v)")
         case let error as LMDBError where !error.isDamage:
+            let directory = path.appending(IndexMark.directory).string
+            let isFull = error.code == EIO && system_isFull(directory)
             self.init(
                 FileError(
-                    call: error.call, path: path.appending(IndexMark.directory).string,
-                    errno: error.code))
+                    call: error.call, path: directory, errno: isFull ? ENOSPC : error.code))
         case let error as LMDBError:
             self.init(damagedIndex: "\(error.call): \(error.reason)", path, files)
         default:

@@ -22,22 +22,36 @@ enum IndexMark {
     /// True if the machine lost power, or was reset, while the index was open, or if somebody met
     /// damage in it.
     static func isForeign(_ files: any RepositoryFiles) throws(FileError) -> Bool {
-        let bytes: [UInt8]
-        do throws(FileError) {
-            bytes = try files.open(path, .read).readBytes(byteCountMax, at: 0)
-        } catch {
-            if error.isMissing { return false }
-            throw error
-        }
+        guard let bytes = try read(files) else { return false }
         return bytes != files.bootID
     }
 
+    private static func read(_ files: any RepositoryFiles) throws(FileError) -> [UInt8]? {
+        do throws(FileError) {
+            return try files.open(path, .read).readBytes(byteCountMax, at: 0)
+        } catch {
+            if error.isMissing { return nil }
+            throw error
+        }
+    }
+
     /// Sets the mark; when this returns the index may be written.
+    ///
+    /// A mark that cannot be written is taken away again, with no harm done: nobody has written to
+    /// the index, or it was deleted before. Half of one would make every reader make the index
+    /// anew, for which a full disk has no room.
     static func set(_ files: any RepositoryFiles) throws(FileError) {
-        let file = try files.open(path, .create)
-        try file.write(files.bootID, at: 0)
-        try file.sync()
-        try files.syncDirectory(directory)
+        // One of this boot is there if a writer died; it may not have synced it.
+        let isThere = try read(files) == files.bootID
+        let file = try files.open(path, isThere ? .update : .create)
+        do throws(FileError) {
+            if !isThere { try file.write(files.bootID, at: 0) }
+            try file.sync()
+            try files.syncDirectory(directory)
+        } catch {
+            if !isThere { try? files.remove(path) }
+            throw error
+        }
     }
 
     /// Makes the next opening make the index anew.

@@ -18,6 +18,9 @@ struct LMDBError: Error, Hashable {
             MDB_BAD_VALSIZE, MDB_BAD_DBI, MDB_INCOMPATIBLE, MDB_BAD_TXN, MDB_NOTFOUND,
         ].contains(code)
     }
+
+    /// True if the files could not be written; LMDB says EIO of a write that a full disk cut short.
+    var isWrite: Bool { [ENOSPC, EDQUOT, EIO].contains(code) }
 }
 
 /// An open LMDB environment with the index's tables.
@@ -31,9 +34,35 @@ final class LMDBEnvironment: @unchecked Sendable {
     private let pageByteCount: Int
 
     /// Address space for the file; it grows as needed and this is never allocated.
-    private static let mapByteCount = 256 << 30
+    ///
+    /// A process that may not have so much (`ulimit -v`) gets less.
+    private static let mapByteCounts = [256 << 30, 16 << 30, 1 << 30, 256 << 20]
 
-    init(directory: String, tables names: [String], isReadOnly: Bool) throws(LMDBError) {
+    private static let readerCountMax = 1024
+
+    /// Opens an environment, with as much address space as can be had.
+    convenience init(
+        directory: String, tables names: [String], isReadOnly: Bool
+    ) throws(LMDBError) {
+        for byteCount in LMDBEnvironment.mapByteCounts.dropLast() {
+            do throws(LMDBError) {
+                try self.init(
+                    directory: directory, tables: names, isReadOnly: isReadOnly,
+                    mapByteCount: byteCount)
+                return
+            } catch {
+                guard error.code == ENOMEM else { throw error }
+            }
+        }
+        try self.init(
+            directory: directory, tables: names, isReadOnly: isReadOnly,
+            mapByteCount: LMDBEnvironment.mapByteCounts[LMDBEnvironment.mapByteCounts.count - 1])
+    }
+
+    private init(
+        directory: String, tables names: [String], isReadOnly: Bool, mapByteCount: Int
+    ) throws(LMDBError) {
+        if !isReadOnly { try LMDBEnvironment.reserveLockFile(directory) }
         var created: OpaquePointer?
         try LMDBEnvironment.check(mdb_env_create(&created), "mdb_env_create")
         guard let environment = created else {
@@ -41,12 +70,12 @@ final class LMDBEnvironment: @unchecked Sendable {
         }
         do throws(LMDBError) {
             try LMDBEnvironment.check(
-                mdb_env_set_mapsize(environment, LMDBEnvironment.mapByteCount),
-                "mdb_env_set_mapsize")
+                mdb_env_set_mapsize(environment, mapByteCount), "mdb_env_set_mapsize")
             try LMDBEnvironment.check(
                 mdb_env_set_maxdbs(environment, MDB_dbi(names.count)), "mdb_env_set_maxdbs")
             try LMDBEnvironment.check(
-                mdb_env_set_maxreaders(environment, 1024), "mdb_env_set_maxreaders")
+                mdb_env_set_maxreaders(environment, UInt32(LMDBEnvironment.readerCountMax)),
+                "mdb_env_set_maxreaders")
             // No sync: the index is derived, and made anew after a power cut (`Index.isSound`).
             // No TLS: a read transaction may end on another thread than it began on.
             let flags =
@@ -74,6 +103,15 @@ final class LMDBEnvironment: @unchecked Sendable {
 
     deinit {
         mdb_env_close(environment)
+    }
+
+    /// Has room for the lock file before LMDB maps it: a write to a mapped page that a full disk
+    /// has no room for ends the process.
+    ///
+    /// Its size is LMDB's to set: 64 bytes a reader, and less than a page besides.
+    private static func reserveLockFile(_ directory: String) throws(LMDBError) {
+        let code = system_reserve(directory + "/lock.mdb", readerCountMax * 64 + 4096)
+        guard code == 0 else { throw LMDBError(call: "fallocate", code: code) }
     }
 
     private static func openTables(

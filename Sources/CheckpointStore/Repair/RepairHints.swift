@@ -1,4 +1,5 @@
 import CheckpointFormat
+import Glibc
 import GuestModel
 import SystemPackage
 
@@ -39,6 +40,10 @@ struct RepairHints: Sendable {
             pruned = try index.pruned()
             highestTransaction = try index.highestTransaction()
             self.index = index
+        } catch let error as LMDBError where error.code == ENOMEM {
+            throw FileError(call: error.call, path: IndexMark.directory, errno: ENOMEM)
+        } catch let error as LMDBError {
+            self = RepairHints(problem: "\(error.call): \(error.reason)")
         } catch {
             self = RepairHints(problem: "\(error)")
         }

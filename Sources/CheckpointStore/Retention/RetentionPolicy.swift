@@ -137,6 +137,7 @@ public struct RetentionPolicy: Hashable, Sendable {
         private var count = 0
         private var newestTime: Int64?
         private var seen: [Period: Set<Int64>] = [:]
+        private var labels: Set<String> = []
 
         init(policy: RetentionPolicy) {
             self.policy = policy
@@ -145,7 +146,10 @@ public struct RetentionPolicy: Hashable, Sendable {
         /// Decides for the next older one.
         mutating func decide(_ fact: Fact) -> [Reason] {
             var reasons: [Reason] = []
-            if let label = fact.label { reasons.append(.label(label)) }
+            // A label is the newest one's that was given it.
+            if let label = fact.label, labels.insert(label).inserted {
+                reasons.append(.label(label))
+            }
             count += 1
             if count <= policy.keepLast { reasons.append(.last) }
             let newest = newestTime ?? fact.timeNanoseconds

@@ -76,7 +76,9 @@ extension Repository {
     private func acknowledgedEnd() throws(RepositoryError) -> RecordLocation {
         let mark = try withCurrentIndex { try $0.readMark() }
         guard isWritable else { return mark }
-        return max(mark, try openWriter().confirmedEnd)
+        let end = try openWriter().confirmedEnd
+        // The next pack is not made yet.
+        return end.offset == 0 ? mark : max(mark, end)
     }
 
     /// All checkpoints, and a lease of them.

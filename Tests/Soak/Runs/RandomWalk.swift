@@ -323,7 +323,8 @@ public struct RandomWalk {
         guard !report.isClean else {
             let name = String(pack.prefix { $0 != "." })
             let scan = try PackScan.scan(
-                repository.reader, pack: UInt32(name) ?? 0, isNewest: pack == packs.last)
+                repository.reader, pack: UInt32(name, radix: 16) ?? 0,
+                isNewest: pack == packs.last)
             let record = scan.entries.last { $0.offset <= byte }
             throw violation(
                 "byte \(byte) of the \(bytes.count) of \(pack) rotted unseen: of "
