@@ -8,7 +8,7 @@
 #   XENRIG_HYPERVISOR=FILE   another Xen (ELF, not compressed)
 #   XENRIG_LOG=FILE          keeps the consoles of Xen and dom0
 #
-# Exit status 125: the rig itself failed; 124: it ran out of time.
+# Exit status 125: the rig itself failed; 124: it ran out of time, or stood still for 5 minutes.
 set -euo pipefail
 # shellcheck source=settings.sh
 . "$(dirname "$0")/settings.sh"
@@ -55,9 +55,16 @@ qemu=$!
 start=$SECONDS
 tail -q -n +1 -s 0.2 --pid=$qemu -f "$work/out" | grep --line-buffered -v '^RIG ' &
 tail=$!
+size=0
+grown=$start
 while kill -0 "$qemu" 2>/dev/null; do
-    if ((SECONDS - start > XENRIG_TIMEOUT)); then
-        echo "rig: out of time after $XENRIG_TIMEOUT s; the console ends with:" >&2
+    # Each case makes Xen say something; the emulation hangs now and then, with one processor at work.
+    said=$(cat "$log" "$work/out" | wc -c)
+    [ "$said" = "$size" ] || grown=$SECONDS
+    size=$said
+    if ((SECONDS - start > XENRIG_TIMEOUT || SECONDS - grown > 300)); then
+        echo "rig: out of time after $((SECONDS - start)) s, nothing was said for" \
+            "$((SECONDS - grown)) s; the console ends with:" >&2
         tail -n 40 "$log" >&2
         exit 124
     fi

@@ -109,7 +109,9 @@ private struct IndexAddition {
     }
 
     /// Entries that one write transaction of LMDB takes.
-    private static let batchCountMax = 65_536
+    ///
+    /// Each may be another page of 4 KiB that LMDB keeps in memory until then: 32 MiB.
+    private static let batchCountMax = 8192
     private static let progressKey = "adding"
 
     private let index: Index
