@@ -95,11 +95,11 @@ private func dirtyShare(_ share: Double) {
         "capture of \(byteCount / mebibyte) MiB, \(percent.formatted()) % dirty",
         rounds: Settings.sized(share < 0.5 ? 9 : 4, quick: 2)
     ) { run in
-        (
-            try CaptureSubject(
-                byteCount: byteCount, directory: run.directory, targetByteCount: dirtyBytes),
-            try DiskLimit(directory: run.directory, byteCountMax: dirtyBytes)
-        )
+        // First, so that its memory is not taken for the session's.
+        let disk = try DiskLimit(directory: run.directory, byteCountMax: dirtyBytes)
+        let subject = try CaptureSubject(
+            byteCount: byteCount, directory: run.directory, targetByteCount: dirtyBytes)
+        return (subject, disk)
     } finish: { subject, run in
         subject.0.noteMemory(run)
     } round: { both, run in
@@ -135,13 +135,13 @@ private func publishing() {
         "capture.published", "1,000 dirty pages of \(byteCount / mebibyte) MiB, until durable",
         rounds: Settings.sized(100, quick: 10)
     ) { run in
-        (
-            try CaptureSubject(
-                byteCount: byteCount, directory: run.directory,
-                targetByteCount: dirtyCount * Page.byteCount),
-            try DiskLimit(
-                directory: run.directory, byteCountMax: 2 * dirtyCount * Page.byteCount)
-        )
+        // First, so that its memory is not taken for the session's.
+        let disk = try DiskLimit(
+            directory: run.directory, byteCountMax: 2 * dirtyCount * Page.byteCount)
+        let subject = try CaptureSubject(
+            byteCount: byteCount, directory: run.directory,
+            targetByteCount: dirtyCount * Page.byteCount)
+        return (subject, disk)
     } finish: { subject, run in
         subject.0.noteMemory(run)
     } round: { both, run in
