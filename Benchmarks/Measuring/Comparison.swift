@@ -135,10 +135,16 @@ public func compare<Subject>(
     } setup: {
         try FileManager.default.createDirectory(
             atPath: comparison.directory, withIntermediateDirectories: true)
-        let made = try setup(comparison)
-        if rounds > 1 { try round(made, comparison) }
+        do {
+            let made = try setup(comparison)
+            if rounds > 1 { try round(made, comparison) }
+            subject = made
+        } catch {
+            // The runner says nothing of it.
+            print("\(id): \(error)")
+            throw error
+        }
         comparison.endWarmUp()
-        subject = made
     } teardown: {
         if let made = subject { try finish(made, comparison) }
         subject = nil

@@ -132,11 +132,13 @@ private final class Casync: ImageTool {
         ])
     }
 
+    /// Into a file: it refuses anything else.
     func bringBack() throws -> ChildResult {
-        try Child.run(
-            [
-                "casync", "extract", "--store=\(repository)/default.castr",
-                "\(repository)/\(count).caibx", "/dev/stdout",
-            ], output: "/dev/null")
+        let file = "\(repository)/back"
+        defer { try? FileManager.default.removeItem(atPath: file) }
+        return try Child.run([
+            "casync", "extract", "--store=\(repository)/default.castr",
+            "\(repository)/\(count).caibx", file,
+        ])
     }
 }
