@@ -16,7 +16,7 @@ public struct CaptureOptions: Sendable {
     ///
     /// 8.
     public var precopyRoundsMax = 8
-    /// Captures that may be under way at once: one being published, one encoding, one being taken.
+    /// Captures that may be under way at once: one being published, one encoded, one being taken.
     ///
     /// 3.
     public var overlappingCapturesMax = 3
