@@ -71,6 +71,12 @@ public protocol WritableGuest: Guest {
 
     /// Puts state besides memory back, after the pages. Called in the pause for a revert.
     func restoreState(_ state: GuestState) throws(GuestError)
+
+    /// The memory of some frames, one after the other, if this process can reach it; else nil.
+    ///
+    /// What the engine writes there is like `writePages`: the log sees it. It stays valid until the
+    /// layout changes. Asked for each run of pages, from several threads at once: it must be quick.
+    func mappedMemory(of range: PageRange) -> UnsafeMutableRawBufferPointer?
 }
 
 extension WritableGuest {
@@ -79,6 +85,9 @@ extension WritableGuest {
 
     /// Does nothing.
     public func prepareState(_ state: GuestState) throws(GuestError) {}
+
+    /// Nil: pages are copied by `writePages`.
+    public func mappedMemory(of range: PageRange) -> UnsafeMutableRawBufferPointer? { nil }
 }
 
 /// What a dirty log knows after it was read.
@@ -108,6 +117,13 @@ public protocol DirtyTracking: AnyObject, Sendable {
     func takeDirty(into bitmap: inout DirtyBitmap, isFinal: Bool) throws(GuestError)
         -> DirtyKnowledge
 
+    /// Adds the pages written since the last take to `bitmap`; the log need not be cleared.
+    ///
+    /// For a revert, which writes these pages next: where a logged page can be written without
+    /// being logged again, not clearing saves one fault a page. The default takes the log.
+    func readDirty(into bitmap: inout DirtyBitmap, isFinal: Bool) throws(GuestError)
+        -> DirtyKnowledge
+
     /// How many pages the log holds now, without clearing it.
     ///
     /// The engine decides by it when to pause. It may be an estimate.
@@ -115,4 +131,13 @@ public protocol DirtyTracking: AnyObject, Sendable {
 
     /// Ends logging; the guest runs at full speed again. Harmless when not started.
     func stop()
+}
+
+extension DirtyTracking {
+    /// Takes the log.
+    public func readDirty(
+        into bitmap: inout DirtyBitmap, isFinal: Bool
+    ) throws(GuestError) -> DirtyKnowledge {
+        try takeDirty(into: &bitmap, isFinal: isFinal)
+    }
 }

@@ -20,6 +20,7 @@ public struct PageDigest: Hashable, Sendable {
     /// Reads a digest from its first 32 bytes.
     ///
     /// - Precondition: `bytes` holds at least 32 bytes.
+    @inlinable
     public init(bytes: some Sequence<UInt8>) {
         var words: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
         var position: UInt64 = 0
@@ -36,6 +37,9 @@ public struct PageDigest: Hashable, Sendable {
         precondition(position == 32, "a digest has 32 bytes")
         self.words = words
     }
+
+    /// The first eight bytes as a number: digests in byte order ascend by it.
+    package var prefix: UInt64 { words.0.byteSwapped }
 
     /// The digest's bytes in order.
     public var bytes: [UInt8] {

@@ -134,8 +134,7 @@ final class RepairWorld {
                 range: 0..<records.bytes.count, type: .pageFrame,
                 transaction: transaction.number, frame: table)
             try transaction.append([pending], of: records.bytes)
-            draft.recordStored(
-                PageRange(first: PageFrameNumber(frame), count: 1), firstOrdinal: ordinal)
+            draft.recordStored([(PageRange(first: PageFrameNumber(frame), count: 1), ordinal)])
         }
         let prepared = try transaction.prepare(
             draft, parent: nil, hold: nil, state: GuestState(),

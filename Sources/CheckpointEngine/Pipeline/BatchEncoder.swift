@@ -4,8 +4,8 @@ import GuestModel
 
 /// One worker's tools: turns batches of pages into page frames in the packs.
 ///
-/// Everything that is needed a page lives here and is used again: the work allocates a handful of
-/// times a batch of 256 pages, never a page.
+/// Everything that is needed a page lives here and is used again: what is allocated is a table for
+/// each page frame, and a handful for each batch of 256 pages.
 struct BatchEncoder: ~Copyable {
     private var compressor: Compressor
     private var records = RecordWriter()
@@ -13,6 +13,9 @@ struct BatchEncoder: ~Copyable {
     private var classifier = PageClassifier()
     private var candidates: [PageDigest] = []
     private var candidatePositions: [Int] = []
+    private var blocks: [PageBlockSource] = []
+    private var pending: [PendingRecord] = []
+    private var stored: [(range: PageRange, ordinal: UInt32)] = []
 
     init() {
         compressor = Compressor(level: .standard)
@@ -57,26 +60,10 @@ struct BatchEncoder: ~Copyable {
     ) throws(RepositoryError) {
         let firstOrdinal = try transaction.reserveOrdinals(mustStore.count)
         records.removeAll()
-        var pending: [PendingRecord] = []
-        var stored: [(range: PageRange, ordinal: UInt32)] = []
-        var blocks: [PageBlockSource] = []
+        pending.removeAll(keepingCapacity: true)
+        stored.removeAll(keepingCapacity: true)
         var blockPages = 0
         var ordinal = firstOrdinal
-        var frameOrdinal = firstOrdinal
-        func flush(_ records: inout RecordWriter) {
-            guard !blocks.isEmpty else { return }
-            let start = records.bytes.count
-            let table = PageFrameEncoder.append(
-                blocks, firstOrdinal: frameOrdinal, transaction: transaction.number,
-                compressor: compressor, to: &records)
-            pending.append(
-                PendingRecord(
-                    range: start..<records.bytes.count, type: .pageFrame,
-                    transaction: transaction.number, frame: table))
-            blocks.removeAll(keepingCapacity: true)
-            blockPages = 0
-            frameOrdinal = ordinal
-        }
         var index = 0
         while index < mustStore.count {
             let position = mustStore[index]
@@ -93,10 +80,25 @@ struct BatchEncoder: ~Copyable {
             ordinal += UInt32(count)
             blockPages += count
             index += count
-            if blockPages == PageFrameEncoder.pageCount { flush(&records) }
+            if blockPages == PageFrameEncoder.pageCount || index == mustStore.count {
+                encodeFrame(firstOrdinal: ordinal - UInt32(blockPages), transaction.number)
+                blockPages = 0
+            }
         }
-        flush(&records)
         try transaction.append(pending, of: records.bytes)
-        for (range, ordinal) in stored { draft.recordStored(range, firstOrdinal: ordinal) }
+        draft.recordStored(stored)
+    }
+
+    /// Makes a page frame of the blocks.
+    private mutating func encodeFrame(firstOrdinal: UInt32, _ transaction: UInt64) {
+        let start = records.bytes.count
+        let table = PageFrameEncoder.append(
+            blocks, firstOrdinal: firstOrdinal, transaction: transaction, compressor: compressor,
+            to: &records)
+        pending.append(
+            PendingRecord(
+                range: start..<records.bytes.count, type: .pageFrame, transaction: transaction,
+                frame: table))
+        blocks.removeAll(keepingCapacity: true)
     }
 }

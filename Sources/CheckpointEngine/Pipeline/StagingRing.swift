@@ -118,6 +118,7 @@ enum StagedBatches {
     static func cut(_ runs: [PageRange]) -> [[PageRange]] {
         var result: [[PageRange]] = []
         var batch: [PageRange] = []
+        batch.reserveCapacity(min(runs.count, StagingRing.slotPageCount))
         var room = StagingRing.slotPageCount
         for run in runs {
             var first = run.first
@@ -131,6 +132,7 @@ enum StagedBatches {
                 if room == 0 {
                     result.append(batch)
                     batch = []
+                    batch.reserveCapacity(min(runs.count, StagingRing.slotPageCount))
                     room = StagingRing.slotPageCount
                 }
             }

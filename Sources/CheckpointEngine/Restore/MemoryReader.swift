@@ -36,7 +36,7 @@ public struct MemoryReader {
     }
 
     /// Pages side by side, of ascending frames.
-    private final class Window: Sendable {
+    private final class Window: PageTarget {
         let runs: [PageRange]
         /// Where each run begins in the memory, in pages.
         private let starts: [Int]
@@ -59,8 +59,14 @@ public struct MemoryReader {
 
         var bytes: UnsafeRawBufferPointer { UnsafeRawBufferPointer(memory) }
 
+        func place(_ range: PageRange) -> UnsafeMutableRawBufferPointer? { memory(of: range) }
+
+        func take(_ range: PageRange, _ bytes: UnsafeRawBufferPointer, isPlaced: Bool) {
+            if !isPlaced { memory(of: range).copyMemory(from: bytes) }
+        }
+
         /// The place of frames that lie in one run.
-        func place(_ range: PageRange) -> UnsafeMutableRawBufferPointer {
+        func memory(of range: PageRange) -> UnsafeMutableRawBufferPointer {
             var (low, high) = (0, runs.count)
             while high - low > 1 {
                 let middle = (low + high) / 2
@@ -152,7 +158,7 @@ public struct MemoryReader {
                 switch map[frame] {
                 case .present(let digest): pages.append((frame, digest))
                 case .zero, .absent:
-                    window.place(PageRange(first: frame, count: 1))
+                    window.memory(of: PageRange(first: frame, count: 1))
                         .initializeMemory(as: UInt8.self, repeating: 0)
                 }
             }
@@ -161,9 +167,7 @@ public struct MemoryReader {
         let thread = Threads.Thread { [pages] in
             let outcome: Swift.Result<Window, CaptureError>
             do {
-                _ = try supply.read(pages) { range, bytes in
-                    window.place(range).copyMemory(from: bytes)
-                }
+                _ = try supply.read(pages, into: window)
                 outcome = .success(window)
             } catch {
                 outcome = .failure(CaptureError(wrapping: error))

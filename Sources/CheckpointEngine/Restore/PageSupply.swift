@@ -3,6 +3,18 @@ import CheckpointStore
 import GuestModel
 import Synchronization
 
+/// Where pages of a checkpoint go.
+///
+/// Called from several threads at once, never for the same frame.
+protocol PageTarget: Sendable {
+    /// Memory that pages of consecutive frames may be unpacked in, before they are verified; nil if
+    /// there is none.
+    func place(_ range: PageRange) -> UnsafeMutableRawBufferPointer?
+
+    /// Takes verified pages; those that were unpacked in their place are there already.
+    func take(_ range: PageRange, _ bytes: UnsafeRawBufferPointer, isPlaced: Bool) throws
+}
+
 /// Reads the pages of a checkpoint on all processors, verified.
 struct PageSupply: Sendable {
     /// Pages whose places are sorted at once: 4 GiB of guest, 60 MB of memory.
@@ -13,11 +25,12 @@ struct PageSupply: Sendable {
 
     /// Reads pages, and hands them on in runs.
     ///
-    /// - Parameter deliver: called from several threads at once, never for the same frame.
+    /// When it throws, memory that `target` gave may hold anything.
+    ///
     /// - Returns: bytes read from packs.
     func read(
         _ pages: [(frame: PageFrameNumber, digest: PageDigest)],
-        deliver: @escaping @Sendable (PageRange, UnsafeRawBufferPointer) throws -> Void
+        into target: some PageTarget
     ) throws -> Int {
         let requests: [PageRequest]
         do {
@@ -36,10 +49,10 @@ struct PageSupply: Sendable {
             var fetcher = PageFetcher(repository)
             do {
                 try fetcher.fetch(
-                    requests[start..<end],
+                    requests[start..<end], place: target.place,
                     damaged: { corruption, request in
                         throw RepositoryError(corruption).attributed(to: id, frame: request.frame)
-                    }, deliver: deliver)
+                    }, deliver: target.take)
             } catch {
                 results.withLock { $0.failure = $0.failure ?? error }
             }

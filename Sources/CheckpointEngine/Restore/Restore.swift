@@ -19,8 +19,9 @@ public struct RestoreResult: Hashable, Sendable {
 public enum Restore {
     /// Fills a guest with a checkpoint: its pages, each verified, then its state.
     ///
-    /// Reads packs from front to back on all processors. When it throws, the guest holds part of
-    /// the checkpoint and must not run.
+    /// Reads packs from front to back on all processors, and unpacks them in the guest's memory
+    /// where this process can reach it. When it throws, the guest holds part of the checkpoint, or
+    /// what a damaged pack gave for it, and must not run.
     ///
     /// - Parameters:
     ///   - checkpoint: which.
@@ -40,18 +41,13 @@ public enum Restore {
             try guest.checkState(state)
             try guest.adoptLayout(layout)
             let total = checkpoint.pageCount
-            let done = Atomic(0)
+            let target = RestoredGuest(guest, pageCount: total, progress: progress)
             var bytesRead = 0
             let supply = PageSupply(repository: repository, checkpoint: checkpoint)
             try forEachWindow(map, layout) { pages, zeros in
                 if !guest.startsZeroed { try writeZeros(zeros, into: guest) }
-                let skipped = zeros.reduce(0) { $0 + $1.count }
-                done.add(skipped, ordering: .relaxed)
-                bytesRead += try supply.read(pages) { range, bytes in
-                    try guest.writePages([range].span, from: bytes.bytes)
-                    done.add(range.count, ordering: .relaxed)
-                    progress?(done.load(ordering: .relaxed), total)
-                }
+                target.note(zeros.reduce(0) { $0 + $1.count })
+                bytesRead += try supply.read(pages, into: target)
             }
             try guest.restoreState(state)
             progress?(total, total)
@@ -99,5 +95,37 @@ public enum Restore {
             let count = batch.reduce(0) { $0 + $1.byteCount }
             try guest.writePages(batch.span, from: zeros.span.bytes.extracting(first: count))
         }
+    }
+}
+
+/// A guest that is filled with a checkpoint's pages.
+private final class RestoredGuest: PageTarget {
+    private let guest: any WritableGuest
+    private let pageCount: Int
+    private let progress: (@Sendable (_ done: Int, _ total: Int) -> Void)?
+    private let done = Atomic(0)
+
+    init(
+        _ guest: any WritableGuest, pageCount: Int,
+        progress: (@Sendable (_ done: Int, _ total: Int) -> Void)?
+    ) {
+        self.guest = guest
+        self.pageCount = pageCount
+        self.progress = progress
+    }
+
+    func place(_ range: PageRange) -> UnsafeMutableRawBufferPointer? {
+        guest.mappedMemory(of: range)
+    }
+
+    func take(_ range: PageRange, _ bytes: UnsafeRawBufferPointer, isPlaced: Bool) throws {
+        if !isPlaced { try guest.writePages([range].span, from: bytes.bytes) }
+        note(range.count)
+        progress?(done.load(ordering: .relaxed), pageCount)
+    }
+
+    /// Counts pages that are done.
+    func note(_ count: Int) {
+        done.add(count, ordering: .relaxed)
     }
 }

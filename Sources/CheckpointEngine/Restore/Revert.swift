@@ -70,7 +70,11 @@ private struct RevertRun {
         self.target = target
         let repository = session.pipeline.repository
         hold = try repository.hold(target)
-        map = try repository.pageMap(of: target).map
+        // Back to the newest again and again, as a fuzzer goes: its map is in memory.
+        let isParent = session.pipeline.parent?.id == target.id
+        map =
+            isParent
+            ? try session.pipeline.withMap { $0 } : try repository.pageMap(of: target).map
         guestState = try repository.state(of: target)
         staged = StagedPages(
             map: map, supply: PageSupply(repository: repository, checkpoint: target))
@@ -102,7 +106,9 @@ private struct RevertRun {
         }
         if isTracking && !comparesAll {
             var candidates = try session.pipeline.withMap { map.difference(from: $0) }
-            guard try take(tracking, isFinal: false) == .complete else { return (candidates, nil) }
+            guard try readLog(tracking, isFinal: false) == .complete else {
+                return (candidates, nil)
+            }
             candidates.formUnion(session.state.withLock { $0.unsaved })
             return (candidates, layout)
         }
@@ -112,7 +118,7 @@ private struct RevertRun {
             try tracking.start()
             session.state.withLock { $0.isTracking = true }
         }
-        _ = try take(tracking, isFinal: false)
+        _ = try takeLog(tracking)
         let now = try guest.layout()
         return (map.difference(from: try MemoryRoot.map(of: guest)), now)
     }
@@ -121,7 +127,7 @@ private struct RevertRun {
     /// differs now.
     private func candidatesInPause(_ known: GuestLayout?) throws -> DirtyBitmap {
         if let tracking = guest.dirtyTracking, let known {
-            let knowledge = try take(tracking, isFinal: true)
+            let knowledge = try readLog(tracking, isFinal: true)
             if knowledge == .complete {
                 return session.state.withLock { $0.unsaved }.union(try ballooned(since: known))
             }
@@ -140,13 +146,29 @@ private struct RevertRun {
         return missing.union(added)
     }
 
-    /// Takes the log into the session's unsaved pages: a failure from here on loses none.
-    private func take(
+    /// Reads the log into the session's unsaved pages: should it be cleared by that, a failure from
+    /// here on loses none.
+    private func readLog(
         _ tracking: any DirtyTracking, isFinal: Bool
+    ) throws -> DirtyKnowledge {
+        try keep { (pages) throws(GuestError) in
+            try tracking.readDirty(into: &pages, isFinal: isFinal)
+        }
+    }
+
+    /// Takes the log into the session's unsaved pages.
+    private func takeLog(_ tracking: any DirtyTracking) throws -> DirtyKnowledge {
+        try keep { (pages) throws(GuestError) in
+            try tracking.takeDirty(into: &pages, isFinal: false)
+        }
+    }
+
+    private func keep(
+        _ read: (inout DirtyBitmap) throws(GuestError) -> DirtyKnowledge
     ) throws -> DirtyKnowledge {
         var pages = DirtyBitmap()
         do {
-            let knowledge = try tracking.takeDirty(into: &pages, isFinal: isFinal)
+            let knowledge = try read(&pages)
             session.state.mergeBack(pages, comparesAll: knowledge == .unknown)
             return knowledge
         } catch {
@@ -164,7 +186,15 @@ private struct RevertRun {
         var written = 0
         do {
             try guest.prepareState(guestState)
-            for batch in StagedBatches.cut(present.runs()) { written += try writeDiffering(batch) }
+            var scattered: [PageRange] = []
+            for run in present.runs() {
+                if let memory = guest.mappedMemory(of: run) {
+                    written += staged.put(run, to: memory)
+                } else {
+                    scattered.append(run)
+                }
+            }
+            for batch in StagedBatches.cut(scattered) { written += try writeDiffering(batch) }
             try guest.restoreState(guestState)
         } catch {
             session.state.mergeBack(DirtyBitmap(), comparesAll: true)
@@ -235,27 +265,14 @@ private struct RevertRun {
 }
 
 /// Contents of a checkpoint's pages, verified, in memory.
-private final class StagedPages: Sendable {
-    private struct State {
-        var positions: [UInt64: Int] = [:]
-        var chunks: [UnsafeMutableRawBufferPointer] = []
-        var count = 0
-    }
-
-    private static let chunkPageCount = 1024
-
+private final class StagedPages {
     private let map: PageMap
     private let supply: PageSupply
-    // Changed on one thread; during `add` other threads write pages whose place is fixed already.
-    private nonisolated(unsafe) var state = State()
+    private var parts: [StagedPart] = []
 
     init(map: PageMap, supply: PageSupply) {
         self.map = map
         self.supply = supply
-    }
-
-    deinit {
-        for chunk in state.chunks { chunk.deallocate() }
     }
 
     /// Reads the pages of a set that are not staged yet.
@@ -263,51 +280,109 @@ private final class StagedPages: Sendable {
     /// Zero and absent pages need no room.
     func add(_ frames: DirtyBitmap) throws {
         var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
+        var present = DirtyBitmap(frameEnd: UInt64(frames.words.count) * 64)
         frames.forEachRun { run in
-            for number in run.frames where state.positions[number] == nil {
+            for number in run.frames where !parts.contains(where: { $0.contains(number) }) {
                 let frame = PageFrameNumber(number)
                 guard case .present(let digest) = map[frame] else { continue }
-                state.positions[number] = state.count
-                state.count += 1
+                present.insert(frame)
                 pages.append((frame, digest))
             }
         }
-        while state.chunks.count * StagedPages.chunkPageCount < state.count {
-            state.chunks.append(
-                .allocate(
-                    byteCount: StagedPages.chunkPageCount * Page.byteCount,
-                    alignment: Page.byteCount))
-        }
-        _ = try supply.read(pages) { range, bytes in
-            for (index, number) in range.frames.enumerated() {
-                guard let place = self.place(PageFrameNumber(number)) else { continue }
-                let page = bytes[index * Page.byteCount..<(index + 1) * Page.byteCount]
-                place.copyMemory(from: UnsafeRawBufferPointer(rebasing: page))
-            }
-        }
+        guard !pages.isEmpty else { return }
+        let part = StagedPart(present)
+        _ = try supply.read(pages, into: part)
+        parts.append(part)
     }
 
-    private func place(_ frame: PageFrameNumber) -> UnsafeMutableRawBufferPointer? {
-        guard let position = state.positions[frame.rawValue] else { return nil }
-        let offset = position % StagedPages.chunkPageCount * Page.byteCount
-        let chunk = state.chunks[position / StagedPages.chunkPageCount]
-        return UnsafeMutableRawBufferPointer(rebasing: chunk[offset..<offset + Page.byteCount])
+    /// Makes live pages the checkpoint's, in place.
+    ///
+    /// - Returns: how many were not.
+    func put(_ range: PageRange, to live: UnsafeMutableRawBufferPointer) -> Int {
+        var written = 0
+        var position = 0
+        for number in range.frames {
+            let page = UnsafeMutableRawBufferPointer(
+                rebasing: live[position..<position + Page.byteCount])
+            position += Page.byteCount
+            let place = place(number)
+            guard differs(place, from: UnsafeRawBufferPointer(page)) else { continue }
+            copy(place, to: page)
+            written += 1
+        }
+        return written
     }
 
     /// True if the checkpoint's page is not `live`.
     func differs(_ frame: PageFrameNumber, from live: UnsafeRawBufferPointer) -> Bool {
-        if let place = place(frame) {
-            return !ckernels_is_equal(place.baseAddress, live.baseAddress, Page.byteCount)
-        }
-        return !ckernels_is_zero(live.baseAddress, Page.byteCount)
+        differs(place(frame.rawValue), from: live)
     }
 
     /// Copies the checkpoint's page out.
     func copy(_ frame: PageFrameNumber, to destination: UnsafeMutableRawBufferPointer) {
-        if let place = place(frame) {
-            destination.copyMemory(from: UnsafeRawBufferPointer(place))
-        } else {
-            destination.initializeMemory(as: UInt8.self, repeating: 0)
+        copy(place(frame.rawValue), to: destination)
+    }
+
+    /// Where a frame's page is; nil: it is zero, or not in the layout.
+    private func place(_ frame: UInt64) -> UnsafeRawPointer? {
+        for part in parts where part.contains(frame) { return UnsafeRawPointer(part.page(frame)) }
+        return nil
+    }
+
+    private func differs(_ place: UnsafeRawPointer?, from live: UnsafeRawBufferPointer) -> Bool {
+        guard let place else { return !ckernels_is_zero(live.baseAddress, Page.byteCount) }
+        return !ckernels_is_equal(place, live.baseAddress, Page.byteCount)
+    }
+
+    private func copy(_ place: UnsafeRawPointer?, to page: UnsafeMutableRawBufferPointer) {
+        guard let place else {
+            page.initializeMemory(as: UInt8.self, repeating: 0)
+            return
         }
+        page.copyMemory(from: UnsafeRawBufferPointer(start: place, count: Page.byteCount))
+    }
+}
+
+/// Room for the pages of a set, in the order of frames.
+private final class StagedPart: PageTarget {
+    private let frames: DirtyBitmap
+    /// Frames of the set before each of its words.
+    private let ranks: [Int]
+    // Filled by one thread for each page, then read; freed with this.
+    private nonisolated(unsafe) let memory: UnsafeMutableRawPointer
+
+    init(_ frames: DirtyBitmap) {
+        self.frames = frames
+        var ranks: [Int] = []
+        ranks.reserveCapacity(frames.words.count)
+        var count = 0
+        for word in frames.words {
+            ranks.append(count)
+            count += word.nonzeroBitCount
+        }
+        self.ranks = ranks
+        memory = .allocate(byteCount: count * Page.byteCount, alignment: Page.byteCount)
+    }
+
+    deinit { memory.deallocate() }
+
+    func contains(_ frame: UInt64) -> Bool { frames.contains(PageFrameNumber(frame)) }
+
+    /// The place of a frame of the set.
+    func page(_ frame: UInt64) -> UnsafeMutableRawPointer {
+        let word = Int(frame / 64)
+        let below = frames.words[word] & ((1 << (frame % 64)) - 1)
+        return memory + (ranks[word] + below.nonzeroBitCount) * Page.byteCount
+    }
+
+    func place(_ range: PageRange) -> UnsafeMutableRawBufferPointer? {
+        // Consecutive frames that are all in the set lie side by side.
+        UnsafeMutableRawBufferPointer(start: page(range.first.rawValue), count: range.byteCount)
+    }
+
+    func take(_ range: PageRange, _ bytes: UnsafeRawBufferPointer, isPlaced: Bool) {
+        if isPlaced { return }
+        page(range.first.rawValue).copyMemory(
+            from: bytes.baseAddress.unsafelyUnwrapped, byteCount: range.byteCount)
     }
 }

@@ -82,13 +82,13 @@ package struct PageFrameTable: Hashable, Sendable {
     package var payloadCount: Int { blocks.reduce(headByteCount) { $0 + Int($1.byteCount) } }
 
     /// The locations of the pages, in ordinal order, for a frame whose record begins at `offset`.
-    package func forEachLocation(
-        pack: UInt32, recordOffset offset: UInt32, _ body: (PageLocation) -> Void
-    ) {
+    package func forEachLocation<E: Error>(
+        pack: UInt32, recordOffset offset: UInt32, _ body: (PageLocation) throws(E) -> Void
+    ) throws(E) {
         var blockOffset = offset + UInt32(RecordHeader.byteCount + headByteCount)
         for block in blocks {
             for slot in 0..<block.pageCount {
-                body(
+                try body(
                     PageLocation(
                         pack: pack, blockOffset: blockOffset, blockByteCount: block.byteCount,
                         blockPageCount: block.pageCount, slot: slot))

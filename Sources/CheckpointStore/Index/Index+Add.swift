@@ -173,24 +173,33 @@ private struct IndexAddition {
         _ condemned: Set<PageDigest>
     ) throws {
         guard run.content.hasDigests else { return }
-        var locations: [PageLocation?] = []
-        if run.content == .storedHere {
-            locations.reserveCapacity(run.range.count)
-            frames.forEachLocation(from: run.firstOrdinal, count: run.range.count) {
-                locations.append($0)
+        guard run.content == .storedHere else {
+            for position in 0..<run.range.count {
+                try add(run, position, digests[digests.startIndex + position], nil, condemned)
             }
+            return
         }
-        for (position, frame) in run.range.frames.enumerated() {
+        var position = 0
+        try frames.forEachLocation(from: run.firstOrdinal, count: run.range.count) {
+            (location) throws in
             let digest = digests[digests.startIndex + position]
-            let location = locations.isEmpty ? nil : locations[position]
-            let isStaked = stakes?.frames.contains(PageFrameNumber(frame)) ?? false
-            guard location != nil || isStaked else { continue }
-            if location != nil { placedCount += 1 }
-            try append(
-                Entry(
-                    digest: digest, location: location,
-                    isCondemned: location != nil && condemned.contains(digest), isStaked: isStaked))
+            try add(run, position, digest, location, condemned)
+            position += 1
         }
+    }
+
+    private mutating func add(
+        _ run: MapRun, _ position: Int, _ digest: PageDigest, _ location: PageLocation?,
+        _ condemned: Set<PageDigest>
+    ) throws {
+        let frame = PageFrameNumber(run.range.first.rawValue + UInt64(position))
+        let isStaked = stakes?.frames.contains(frame) ?? false
+        guard location != nil || isStaked else { return }
+        if location != nil { placedCount += 1 }
+        try append(
+            Entry(
+                digest: digest, location: location,
+                isCondemned: location != nil && condemned.contains(digest), isStaked: isStaked))
     }
 
     private mutating func append(_ entry: Entry) throws {
@@ -237,10 +246,19 @@ private struct IndexAddition {
 
     private func put(_ transaction: borrowing LMDBTransaction) throws {
         if let stakes { try index.setStakes(stakes, of: id, transaction) }
+        // In the order of keys: neighbours share a page of LMDB. What comes of the entries does not
+        // depend on their order.
+        var order: [(prefix: UInt64, position: Int)] = []
+        order.reserveCapacity(batch.count)
+        for (position, entry) in batch.enumerated() {
+            order.append((entry.digest.prefix, position))
+        }
+        order.sort { $0.prefix < $1.prefix }
         try withUnsafeTemporaryAllocation(
             byteCount: PageLocation.byteCount, alignment: 8
         ) { value in
-            for entry in batch {
+            for (_, position) in order {
+                let entry = batch[position]
                 guard let location = entry.location else {
                     try index.reference(entry.digest, transaction)
                     continue

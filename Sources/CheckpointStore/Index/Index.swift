@@ -188,18 +188,30 @@ package final class Index: Sendable {
 
 extension Index {
     /// Where pages lie, for a batch of digests: one moment of the index, results in order.
+    ///
+    /// Looked up in the order of digests: thousands at a time cost a fraction of as many alone.
     package func locations(
         of digests: Span<PageDigest>, _ body: (_ index: Int, PageLocation?) -> Void
     ) throws {
+        var order: [(prefix: UInt64, position: Int)] = []
+        order.reserveCapacity(digests.count)
+        for position in digests.indices {
+            order.append((digests[position].prefix, position))
+        }
+        order.sort { $0.prefix < $1.prefix }
+        var found = [PageLocation?](repeating: nil, count: digests.count)
         try environment.read { (transaction) throws in
-            for position in digests.indices {
-                let digest = digests[position]
-                let location = try withUnsafeBytes(of: digest.words) { key in
-                    try transaction.get(table(.pages), key, PageLocation.init(indexed:))
+            try transaction.withFinder(table(.pages)) { (finder) throws(LMDBError) in
+                for (_, position) in order {
+                    let digest = digests[position]
+                    found[position] = try Index.withKey(digest) {
+                        (key) throws(LMDBError) -> PageLocation? in
+                        try finder.value(of: key).map(PageLocation.init(indexed:))
+                    }
                 }
-                body(position, location)
             }
         }
+        for position in digests.indices { body(position, found[position]) }
     }
 
     /// How many different pages are stored.

@@ -250,6 +250,18 @@ struct LMDBTransaction: ~Copyable {
         return try body(UnsafeRawBufferPointer(start: found.mv_data, count: found.mv_size))
     }
 
+    /// Calls `body` with what finds values of many keys, each valid inside it only.
+    ///
+    /// Keys in byte order are found several times as fast as in another: neighbours share a page.
+    func withFinder<T>(
+        _ table: MDB_dbi, _ body: (borrowing LMDBFinder) throws(LMDBError) -> T
+    ) throws(LMDBError) -> T {
+        var cursor: OpaquePointer?
+        try LMDBEnvironment.check(mdb_cursor_open(handle, table, &cursor), "mdb_cursor_open")
+        guard let cursor else { throw LMDBError(call: "mdb_cursor_open", code: ENOMEM) }
+        return try body(LMDBFinder(cursor: cursor))
+    }
+
     /// Sets a key's value.
     func put(
         _ table: MDB_dbi, _ key: UnsafeRawBufferPointer, _ bytes: UnsafeRawBufferPointer
@@ -342,8 +354,31 @@ struct LMDBTransaction: ~Copyable {
         if code != MDB_NOTFOUND { throw LMDBError(call: "mdb_cursor_get", code: code) }
     }
 
-    private static func value(_ bytes: UnsafeRawBufferPointer) -> MDB_val {
+    fileprivate static func value(_ bytes: UnsafeRawBufferPointer) -> MDB_val {
         MDB_val(mv_size: bytes.count, mv_data: UnsafeMutableRawPointer(mutating: bytes.baseAddress))
+    }
+}
+
+/// Finds values in one table, beginning where it found the last one.
+struct LMDBFinder: ~Copyable {
+    private let cursor: OpaquePointer
+
+    fileprivate init(cursor: OpaquePointer) {
+        self.cursor = cursor
+    }
+
+    deinit {
+        mdb_cursor_close(cursor)
+    }
+
+    /// The value of a key; nil if there is none.
+    func value(of key: UnsafeRawBufferPointer) throws(LMDBError) -> UnsafeRawBufferPointer? {
+        var keyValue = LMDBTransaction.value(key)
+        var found = MDB_val()
+        let code = mdb_cursor_get(cursor, &keyValue, &found, MDB_SET)
+        if code == MDB_NOTFOUND { return nil }
+        try LMDBEnvironment.check(code, "mdb_cursor_get")
+        return UnsafeRawBufferPointer(start: found.mv_data, count: found.mv_size)
     }
 }
 

@@ -29,9 +29,9 @@ package struct TransactionFrames: Sendable {
 
     /// Calls `body` with the locations of `count` pages from an ordinal on; nil for a page that is
     /// in no frame.
-    package mutating func forEachLocation(
-        from ordinal: UInt32, count: Int, _ body: (PageLocation?) throws -> Void
-    ) rethrows {
+    package mutating func forEachLocation<E: Error>(
+        from ordinal: UInt32, count: Int, _ body: (PageLocation?) throws(E) -> Void
+    ) throws(E) {
         if !isSorted {
             frames.sort { $0.firstOrdinal < $1.firstOrdinal }
             isSorted = true
@@ -56,12 +56,13 @@ package struct TransactionFrames: Sendable {
                 next += 1
                 continue
             }
-            var locations: [PageLocation] = []
-            frame.table.forEachLocation(
+            var here = first
+            try frame.table.forEachLocation(
                 pack: frame.location.pack, recordOffset: frame.location.offset
-            ) { locations.append($0) }
-            while next < end, next < first + UInt64(locations.count) {
-                try body(locations[Int(next - first)])
+            ) { (location) throws(E) in
+                defer { here += 1 }
+                guard here == next, next < end else { return }
+                try body(location)
                 next += 1
             }
             position += 1

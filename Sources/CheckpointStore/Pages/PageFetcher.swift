@@ -119,8 +119,9 @@ extension PageLocation {
 
 /// Reads pages; one for each thread.
 ///
-/// Blocks are unpacked into a batch of up to 128 pages, which is digested at once: one page alone
-/// takes six times as long to digest as one of sixteen.
+/// Blocks are unpacked in batches of up to 128 pages, which are digested at once: one page alone
+/// takes six times as long to digest as one of sixteen. A block whose pages are wanted for
+/// consecutive frames is unpacked right where they are wanted, if there is such a place.
 package struct PageFetcher: ~Copyable {
     // A read spans at most this, and skips gaps of at most that: the heads between page frames.
     private static let readByteCountMax = 1 << 20
@@ -130,16 +131,27 @@ package struct PageFetcher: ~Copyable {
     /// A requested page of the batch.
     private struct Unpacked {
         let request: PageRequest
-        /// Which page of the batch it is.
-        let position: Int
+        let bytes: UnsafeRawPointer
+        /// True if it is where it was wanted.
+        let isPlaced: Bool
     }
+
+    /// Takes pages: the frames, their verified contents, valid inside it only, and whether these
+    /// are where `place` said.
+    package typealias Delivery = (PageRange, UnsafeRawBufferPointer, _ isPlaced: Bool) throws ->
+        Void
+
+    /// Says where the pages of consecutive frames are wanted; nil: nowhere in particular.
+    package typealias Placing = (PageRange) -> UnsafeMutableRawBufferPointer?
 
     private let repository: Repository
     private let decompressor = Decompressor()
     private let stored: UnsafeMutableRawBufferPointer
+    /// Pages of the batch that have no place.
     private let pages: UnsafeMutableRawBufferPointer
     private var batch: [Unpacked] = []
-    private var batchPages = 0
+    /// Pages of `pages` that are taken.
+    private var bufferedCount = 0
     private var inputs: [UnsafeRawPointer?] = []
     private var digests: [PageDigest]
     /// Where the blocks of the requests that are read now lie in their pack's file.
@@ -167,14 +179,14 @@ package struct PageFetcher: ~Copyable {
     ///
     /// - Parameters:
     ///   - requests: the pages.
+    ///   - place: where they are wanted. What is there is not verified before it is delivered.
     ///   - damaged: called for each page that cannot be had; it may throw to stop.
-    ///   - deliver: called with runs of frames and their verified contents, valid inside it only.
+    ///   - deliver: called with runs of frames.
     package mutating func fetch(
-        _ requests: ArraySlice<PageRequest>,
-        damaged: (Corruption, PageRequest) throws -> Void,
-        deliver: (PageRange, UnsafeRawBufferPointer) throws -> Void
+        _ requests: ArraySlice<PageRequest>, place: Placing = { _ in nil },
+        damaged: (Corruption, PageRequest) throws -> Void, deliver: Delivery
     ) throws {
-        try fetchOnce(requests, damaged: damaged, deliver: deliver)
+        try fetchOnce(requests, place: place, damaged: damaged, deliver: deliver)
         // Each page moves at most once while it is looked for: from a copy that prune takes to the
         // one that the index names now.
         var rounds = 0
@@ -183,15 +195,14 @@ package struct PageFetcher: ~Copyable {
             rounds += 1
             let again = moved
             moved.removeAll()
-            try fetchOnce(again[...], damaged: damaged, deliver: deliver)
+            try fetchOnce(again[...], place: place, damaged: damaged, deliver: deliver)
         }
         try flush(damaged: damaged, deliver: deliver)
     }
 
     private mutating func fetchOnce(
-        _ requests: ArraySlice<PageRequest>,
-        damaged: (Corruption, PageRequest) throws -> Void,
-        deliver: (PageRange, UnsafeRawBufferPointer) throws -> Void
+        _ requests: ArraySlice<PageRequest>, place: Placing,
+        damaged: (Corruption, PageRequest) throws -> Void, deliver: Delivery
     ) throws {
         var start = requests.startIndex
         while start < requests.endIndex {
@@ -203,7 +214,7 @@ package struct PageFetcher: ~Copyable {
                     let gone = corruption(first, "page frame", "prune has taken it")
                     try miss(first, gone, damaged: damaged)
                 } else {
-                    try read(near, from: file, damaged: damaged, deliver: deliver)
+                    try read(near, from: file, place: place, damaged: damaged, deliver: deliver)
                 }
                 start += max(near.count, 1)
             } catch let error as RepositoryError {
@@ -257,11 +268,10 @@ package struct PageFetcher: ~Copyable {
         return requests.prefix(offsets.count)
     }
 
-    /// Reads blocks with one call, and unpacks them into the batch.
+    /// Reads blocks with one call, and unpacks them.
     private mutating func read(
-        _ requests: ArraySlice<PageRequest>, from file: PackFile,
-        damaged: (Corruption, PageRequest) throws -> Void,
-        deliver: (PageRange, UnsafeRawBufferPointer) throws -> Void
+        _ requests: ArraySlice<PageRequest>, from file: PackFile, place: Placing,
+        damaged: (Corruption, PageRequest) throws -> Void, deliver: Delivery
     ) throws {
         let base = offsets[0]
         let end = zip(requests, offsets).reduce(base) {
@@ -272,20 +282,22 @@ package struct PageFetcher: ~Copyable {
         bytesRead += count
         var start = requests.startIndex
         while start < requests.endIndex {
-            let place = requests[start].location
+            let location = requests[start].location
             var next = start + 1
             while next < requests.endIndex,
-                requests[next].location.blockOffset == place.blockOffset
+                requests[next].location.blockOffset == location.blockOffset
             { next += 1 }
             let offset = offsets[start - requests.startIndex]
             let bytes = UnsafeRawBufferPointer(rebasing: buffer[..<count])
-            if batchPages + Int(place.blockPageCount) > PageFetcher.batchPageCount {
+            let limit = PageFetcher.batchPageCount
+            if bufferedCount + Int(location.blockPageCount) > limit || batch.count >= limit {
                 try flush(damaged: damaged, deliver: deliver)
             }
+            let block = requests[start..<next]
             do throws(FormatError) {
-                try unpack(requests[start..<next], from: bytes, at: Int(offset - base))
+                try unpack(block, from: bytes, at: Int(offset - base), to: wanted(block, place))
             } catch {
-                for request in requests[start..<next] {
+                for request in block {
                     try damaged(corruption(request, "page frame", error.reason), request)
                 }
             }
@@ -293,24 +305,46 @@ package struct PageFetcher: ~Copyable {
         }
     }
 
-    /// Unpacks one block into the batch.
+    /// The place for all pages of a block, if they are wanted for consecutive frames.
+    private func wanted(
+        _ requests: ArraySlice<PageRequest>, _ place: Placing
+    ) -> UnsafeMutableRawBufferPointer? {
+        let first = requests[requests.startIndex]
+        guard requests.count == Int(first.location.blockPageCount) else { return nil }
+        for (index, request) in requests.enumerated()
+        where Int(request.location.slot) != index
+            || request.frame.rawValue != first.frame.rawValue + UInt64(index)
+        { return nil }
+        return place(PageRange(first: first.frame, count: requests.count))
+    }
+
+    /// Unpacks one block: to its place, or into the batch's own pages.
     private mutating func unpack(
-        _ requests: ArraySlice<PageRequest>, from bytes: UnsafeRawBufferPointer, at offset: Int
+        _ requests: ArraySlice<PageRequest>, from bytes: UnsafeRawBufferPointer, at offset: Int,
+        to place: UnsafeMutableRawBufferPointer?
     ) throws(FormatError) {
-        let place = requests[requests.startIndex].location
-        guard offset + Int(place.blockByteCount) <= bytes.count else {
+        let location = requests[requests.startIndex].location
+        guard offset + Int(location.blockByteCount) <= bytes.count else {
             throw FormatError(offset: 0, reason: "the pack ends within it")
         }
-        let first = batchPages
-        let range = first * Page.byteCount..<(first + Int(place.blockPageCount)) * Page.byteCount
+        let pageCount = Int(location.blockPageCount)
+        let start = bufferedCount * Page.byteCount
+        let block =
+            place
+            ?? UnsafeMutableRawBufferPointer(
+                rebasing: pages[start..<start + pageCount * Page.byteCount])
         try PageBlock.decode(
             UnsafeRawBufferPointer(
-                rebasing: bytes[offset..<offset + Int(place.blockByteCount)]),
-            decompressor: decompressor, into: UnsafeMutableRawBufferPointer(rebasing: pages[range]))
-        batchPages += Int(place.blockPageCount)
+                rebasing: bytes[offset..<offset + Int(location.blockByteCount)]),
+            decompressor: decompressor, into: block)
+        if place == nil { bufferedCount += pageCount }
+        guard let first = block.baseAddress else { return }
         for request in requests {
             batch.append(
-                Unpacked(request: request, position: first + Int(request.location.slot)))
+                Unpacked(
+                    request: request,
+                    bytes: UnsafeRawPointer(first) + Int(request.location.slot) * Page.byteCount,
+                    isPlaced: place != nil))
         }
     }
 
@@ -332,18 +366,16 @@ package struct PageFetcher: ~Copyable {
 
     /// Checks the batch's digests and delivers its pages in runs.
     private mutating func flush(
-        damaged: (Corruption, PageRequest) throws -> Void,
-        deliver: (PageRange, UnsafeRawBufferPointer) throws -> Void
+        damaged: (Corruption, PageRequest) throws -> Void, deliver: Delivery
     ) throws {
         hash()
-        let contents = UnsafeRawBufferPointer(pages)
-        var run: (range: PageRange, position: Int)?
+        var run: (range: PageRange, first: Unpacked)?
         func deliverRun() throws {
-            guard let (range, position) = run else { return }
+            guard let (range, first) = run else { return }
             run = nil
-            let start = position * Page.byteCount
             try deliver(
-                range, UnsafeRawBufferPointer(rebasing: contents[start..<start + range.byteCount]))
+                range, UnsafeRawBufferPointer(start: first.bytes, count: range.byteCount),
+                first.isPlaced)
         }
         for (index, page) in batch.enumerated() {
             guard digests[index] == page.request.digest else {
@@ -353,26 +385,24 @@ package struct PageFetcher: ~Copyable {
                 try damaged(corruption(page.request, "page", reason), page.request)
                 continue
             }
-            if let (range, position) = run, range.end == page.request.frame,
-                position + range.count == page.position
+            if let (range, first) = run, range.end == page.request.frame,
+                first.bytes + range.byteCount == page.bytes, first.isPlaced == page.isPlaced
             {
-                run = (PageRange(first: range.first, count: range.count + 1), position)
+                run = (PageRange(first: range.first, count: range.count + 1), first)
             } else {
                 try deliverRun()
-                run = (PageRange(first: page.request.frame, count: 1), page.position)
+                run = (PageRange(first: page.request.frame, count: 1), page)
             }
         }
         try deliverRun()
         batch.removeAll(keepingCapacity: true)
-        batchPages = 0
+        bufferedCount = 0
     }
 
     /// Digests the pages of the batch; one page may be wanted for many frames.
     private mutating func hash() {
         inputs.removeAll(keepingCapacity: true)
-        for page in batch {
-            inputs.append(pages.baseAddress.map { $0 + page.position * Page.byteCount })
-        }
+        for page in batch { inputs.append(page.bytes) }
         while digests.count < inputs.count { digests.append(.none) }
         digests.withUnsafeMutableBufferPointer { digests in
             inputs.withUnsafeBufferPointer {

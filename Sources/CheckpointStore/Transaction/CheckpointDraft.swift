@@ -67,11 +67,14 @@ package final class CheckpointDraft: Sendable {
         }
     }
 
-    /// Notes that the transaction stored what consecutive frames hold, with consecutive ordinals.
-    package func recordStored(_ range: PageRange, firstOrdinal: UInt32) {
+    /// Notes that the transaction stored what consecutive frames hold, with consecutive ordinals
+    /// from one on.
+    package func recordStored(_ runs: [(range: PageRange, ordinal: UInt32)]) {
         state.withLock { state in
-            for (index, frame) in range.frames.enumerated() {
-                state.stored.insert(PageFrameNumber(frame), ordinal: firstOrdinal + UInt32(index))
+            for (range, first) in runs {
+                for (index, frame) in range.frames.enumerated() {
+                    state.stored.insert(PageFrameNumber(frame), ordinal: first + UInt32(index))
+                }
             }
         }
     }

@@ -83,6 +83,7 @@ package final class CheckpointTransaction: Sendable {
         _ digests: Span<PageDigest>, mustStore: inout [Int]
     ) throws(RepositoryError) {
         var unknown: [Int] = []
+        unknown.reserveCapacity(digests.count)
         let condemned = repository.activity.read { $0.condemned }
         try repository.withIndex { index in
             try index.locations(of: digests) { position, location in

@@ -75,7 +75,7 @@ final class VerifyPages: Sendable {
                     // A page of a forgotten checkpoint may have been pruned just now.
                     guard try repository.location(of: request.digest) != nil else { return }
                     findings.note(corruption, request.digest, storedBy: batch.checkpoint)
-                } deliver: { _, _ in
+                } deliver: { _, _, _ in
                 }
                 queue.change { $0.pageCount += batch.requests.count }
             } catch {

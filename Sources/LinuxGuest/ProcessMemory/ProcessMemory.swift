@@ -81,7 +81,7 @@ public final class ProcessMemory: WritableGuest {
         defer { system_munmap(bytes) }
         let range = PageRange(first: PageFrameNumber(0), count: 1)
         try tracker.add(MemoryRegion(bytes: bytes, pages: range, isOwned: false))
-        try tracker.take(into: &bitmap)
+        try tracker.scan(clear: true) { bitmap.insert($0) }
     }
 
     /// The regions, in frame order.
@@ -277,6 +277,18 @@ public final class ProcessMemory: WritableGuest {
         }
     }
 
+    /// The memory itself; nil for frames of more than one region.
+    public func mappedMemory(of range: PageRange) -> UnsafeMutableRawBufferPointer? {
+        regions.withLock { regions in
+            for region in regions
+            where region.pages.contains(range.first) && range.end <= region.pages.end {
+                return UnsafeMutableRawBufferPointer(
+                    start: region.address(of: range.first), count: range.byteCount)
+            }
+            return nil
+        }
+    }
+
     /// Calls the embedder's `restoreState`.
     public func restoreState(_ state: GuestState) throws(GuestError) {
         do {
@@ -317,13 +329,23 @@ extension ProcessMemory: DirtyTracking {
     public func takeDirty(
         into bitmap: inout DirtyBitmap, isFinal: Bool
     ) throws(GuestError) -> DirtyKnowledge {
-        try tracker?.take(into: &bitmap)
+        try tracker?.scan(clear: true) { bitmap.insert($0) }
+        return .complete
+    }
+
+    /// Reads the log without clearing it: pages in it stay writable without a fault.
+    public func readDirty(
+        into bitmap: inout DirtyBitmap, isFinal: Bool
+    ) throws(GuestError) -> DirtyKnowledge {
+        try tracker?.scan(clear: false) { bitmap.insert($0) }
         return .complete
     }
 
     /// Counts the log without clearing it: the same scan.
     public func peekDirtyCount() throws(GuestError) -> Int {
-        try tracker?.peek() ?? 0
+        var count = 0
+        try tracker?.scan(clear: false) { count += $0.count }
+        return count
     }
 
     /// Ends the protection.

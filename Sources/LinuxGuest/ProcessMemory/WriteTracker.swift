@@ -62,23 +62,14 @@ final class WriteTracker: Sendable {
         }
     }
 
-    /// Adds the pages written since the last call, and clears the log.
-    func take(into bitmap: inout DirtyBitmap) throws(GuestError) {
+    /// Calls `body` with runs of the pages written since the log was cleared last, in order.
+    ///
+    /// - Parameter clear: true to clear it in the same step.
+    func scan(clear: Bool, _ body: (PageRange) -> Void) throws(GuestError) {
         try state.withLock { (state) throws(GuestError) in
             for region in state.regions {
-                try WriteTracker.scan(region, state, clear: true) { bitmap.insert($0) }
+                try WriteTracker.scan(region, state, clear: clear, body)
             }
-        }
-    }
-
-    /// Counts the pages written since the last take.
-    func peek() throws(GuestError) -> Int {
-        try state.withLock { (state) throws(GuestError) -> Int in
-            var count = 0
-            for region in state.regions {
-                try WriteTracker.scan(region, state, clear: false) { count += $0.count }
-            }
-            return count
         }
     }
 
