@@ -42,6 +42,32 @@ public enum Kernels {
         }
     }
 
+    /// Copies bytes past the caches; as many as `target` has.
+    public static func streamCopy(
+        _ source: UnsafeRawBufferPointer, to target: UnsafeMutableRawBufferPointer
+    ) {
+        precondition(source.count >= target.count, "bytes for all of the target")
+        ckernels_stream_copy(target.baseAddress, source.baseAddress, target.count)
+    }
+
+    /// Copies scattered pages past the caches, side by side, 32 at a time.
+    public static func streamCopy(
+        pages: [Int], of source: UnsafeRawBufferPointer, to target: UnsafeMutableRawBufferPointer
+    ) {
+        guard let from = source.baseAddress, var to = target.baseAddress else { return }
+        precondition(target.count >= pages.count * Page.byteCount, "room for every page")
+        var pieces = [ckernels_piece](repeating: ckernels_piece(), count: 32)
+        for first in stride(from: 0, to: pages.count, by: pieces.count) {
+            let count = min(pieces.count, pages.count - first)
+            for index in 0..<count {
+                pieces[index] = ckernels_piece(
+                    from: from + pages[first + index] * Page.byteCount, length: Page.byteCount)
+            }
+            ckernels_stream_copy_pieces(to, pieces, count)
+            to += count * Page.byteCount
+        }
+    }
+
     /// How many of the pages are all zero.
     public static func zeroPageCount(_ pages: UnsafeRawBufferPointer) -> Int {
         var flags = [UInt8](repeating: 0, count: pages.count / Page.byteCount)

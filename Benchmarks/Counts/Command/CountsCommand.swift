@@ -116,7 +116,7 @@ private final class CountedGuest {
         let tally = files.tally - before
         budgets.add(
             "first capture: allocations a page",
-            Double(callocations_count() - allocations) / pages, atMost: 0.8)
+            Double(callocations_count() - allocations) / pages, atMost: 0.4)
         budgets.add("first capture: writes a MiB", Double(tally.writes) / (pages / 256), atMost: 4)
         budgets.add("first capture: reads", tally.reads, atMost: 8)
     }
@@ -142,7 +142,7 @@ private final class CountedGuest {
         let captures = Double(rounds)
         budgets.add(
             "capture: allocations a dirty page",
-            Double(callocations_count() - allocations) / pages, atMost: 8)
+            Double(callocations_count() - allocations) / pages, atMost: 1)
         // One a checkpoint, and for each sealed pack one more.
         budgets.add("capture: syncs a checkpoint", Double(tally.syncs) / captures, atMost: 1.2)
         budgets.add("capture: writes a checkpoint", Double(tally.writes) / captures, atMost: 12)

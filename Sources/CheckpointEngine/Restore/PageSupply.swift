@@ -7,7 +7,7 @@ import Synchronization
 ///
 /// Called from several threads at once, never for the same frame.
 protocol PageTarget: Sendable {
-    /// Memory that pages of consecutive frames may be unpacked in, before they are verified; nil if
+    /// Memory that pages of consecutive frames may be unpacked in, and are verified in; nil if
     /// there is none.
     func place(_ range: PageRange) -> UnsafeMutableRawBufferPointer?
 
@@ -25,7 +25,7 @@ struct PageSupply: Sendable {
 
     /// Reads pages, and hands them on in runs.
     ///
-    /// When it throws, memory that `target` gave may hold anything.
+    /// When it throws, memory that `target` gave holds verified pages, zeros, or what it held.
     ///
     /// - Returns: bytes read from packs.
     func read(

@@ -20,8 +20,8 @@ public enum Restore {
     /// Fills a guest with a checkpoint: its pages, each verified, then its state.
     ///
     /// Reads packs from front to back on all processors, and unpacks them in the guest's memory
-    /// where this process can reach it. When it throws, the guest holds part of the checkpoint, or
-    /// what a damaged pack gave for it, and must not run.
+    /// where this process can reach it. What fails its check there is cleared. When it throws, the
+    /// guest holds part of the checkpoint and must not run.
     ///
     /// - Parameters:
     ///   - checkpoint: which.

@@ -172,6 +172,8 @@ package struct PageBlockSource {
 package enum PageFrameEncoder {
     /// Pages that the writer puts into one frame.
     package static let pageCount = 16
+    /// Pages of the smallest block that is compressed at level 1 if that is the level.
+    private static let tablePageCount = 4
 
     /// Appends one frame record.
     ///
@@ -212,6 +214,15 @@ package enum PageFrameEncoder {
         return PageFrameTable(firstOrdinal: firstOrdinal, blocks: sizes)
     }
 
+    /// Level 1 is for blocks that are worth a table of symbols: for a page or two its table takes
+    /// longer to make and to read than the page, twice over, and saves a seventh (decision 0013).
+    private static func level(
+        of block: PageBlockSource, _ compressor: borrowing Compressor
+    ) -> CompressionLevel {
+        block.pageCount < tablePageCount && compressor.level == .standard
+            ? .fast : compressor.level
+    }
+
     private static func store(
         _ block: PageBlockSource, compressor: borrowing Compressor,
         into rest: UnsafeMutableRawBufferPointer
@@ -219,7 +230,7 @@ package enum PageFrameEncoder {
         let bytes = block.bytes
         // Encrypted and compressed memory is known by its looks, six times as fast as by trying.
         if !ckernels_is_incompressible(bytes.baseAddress, bytes.count),
-            let count = compressor.compress(bytes, into: rest)
+            let count = compressor.compress(bytes, at: level(of: block, compressor), into: rest)
         {
             return count
         }

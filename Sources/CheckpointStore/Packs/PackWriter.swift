@@ -1,5 +1,4 @@
 package import CheckpointFormat
-import Synchronization
 
 // The open pack, and the order of writes.
 //

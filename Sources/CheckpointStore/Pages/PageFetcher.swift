@@ -131,7 +131,7 @@ package struct PageFetcher: ~Copyable {
     /// A requested page of the batch.
     private struct Unpacked {
         let request: PageRequest
-        let bytes: UnsafeRawPointer
+        let bytes: UnsafeMutableRawPointer
         /// True if it is where it was wanted.
         let isPlaced: Bool
     }
@@ -179,25 +179,37 @@ package struct PageFetcher: ~Copyable {
     ///
     /// - Parameters:
     ///   - requests: the pages.
-    ///   - place: where they are wanted. What is there is not verified before it is delivered.
+    ///   - place: where they are wanted. What is unpacked there is verified there; what turns out
+    ///     to be damaged is cleared, and so is, when this throws, what was not verified by then.
     ///   - damaged: called for each page that cannot be had; it may throw to stop.
     ///   - deliver: called with runs of frames.
     package mutating func fetch(
         _ requests: ArraySlice<PageRequest>, place: Placing = { _ in nil },
         damaged: (Corruption, PageRequest) throws -> Void, deliver: Delivery
     ) throws {
-        try fetchOnce(requests, place: place, damaged: damaged, deliver: deliver)
-        // Each page moves at most once while it is looked for: from a copy that prune takes to the
-        // one that the index names now.
-        var rounds = 0
-        while !moved.isEmpty {
-            precondition(rounds < 1000, "a page does not move for ever")
-            rounds += 1
-            let again = moved
-            moved.removeAll()
-            try fetchOnce(again[...], place: place, damaged: damaged, deliver: deliver)
+        do {
+            try fetchOnce(requests, place: place, damaged: damaged, deliver: deliver)
+            // Each page moves at most once while it is looked for: from a copy that prune takes to
+            // the one that the index names now.
+            var rounds = 0
+            while !moved.isEmpty {
+                precondition(rounds < 1000, "a page does not move for ever")
+                rounds += 1
+                let again = moved
+                moved.removeAll()
+                try fetchOnce(again[...], place: place, damaged: damaged, deliver: deliver)
+            }
+            try flush(damaged: damaged, deliver: deliver)
+        } catch {
+            for page in batch { PageFetcher.clear(page) }
+            throw error
         }
-        try flush(damaged: damaged, deliver: deliver)
+    }
+
+    /// Leaves nothing unverified where a page was wanted.
+    private static func clear(_ page: Unpacked) {
+        guard page.isPlaced else { return }
+        page.bytes.initializeMemory(as: UInt8.self, repeating: 0, count: Page.byteCount)
     }
 
     private mutating func fetchOnce(
@@ -214,7 +226,8 @@ package struct PageFetcher: ~Copyable {
                     let gone = corruption(first, "page frame", "prune has taken it")
                     try miss(first, gone, damaged: damaged)
                 } else {
-                    try read(near, from: file, place: place, damaged: damaged, deliver: deliver)
+                    try read(
+                        near, from: file, place: place, damaged: damaged, deliver: deliver)
                 }
                 start += max(near.count, 1)
             } catch let error as RepositoryError {
@@ -333,17 +346,22 @@ package struct PageFetcher: ~Copyable {
             place
             ?? UnsafeMutableRawBufferPointer(
                 rebasing: pages[start..<start + pageCount * Page.byteCount])
-        try PageBlock.decode(
-            UnsafeRawBufferPointer(
-                rebasing: bytes[offset..<offset + Int(location.blockByteCount)]),
-            decompressor: decompressor, into: block)
+        do throws(FormatError) {
+            try PageBlock.decode(
+                UnsafeRawBufferPointer(
+                    rebasing: bytes[offset..<offset + Int(location.blockByteCount)]),
+                decompressor: decompressor, into: block)
+        } catch {
+            place?.initializeMemory(as: UInt8.self, repeating: 0)
+            throw error
+        }
         if place == nil { bufferedCount += pageCount }
         guard let first = block.baseAddress else { return }
         for request in requests {
             batch.append(
                 Unpacked(
                     request: request,
-                    bytes: UnsafeRawPointer(first) + Int(request.location.slot) * Page.byteCount,
+                    bytes: first + Int(request.location.slot) * Page.byteCount,
                     isPlaced: place != nil))
         }
     }
@@ -379,6 +397,7 @@ package struct PageFetcher: ~Copyable {
         }
         for (index, page) in batch.enumerated() {
             guard digests[index] == page.request.digest else {
+                PageFetcher.clear(page)
                 try deliverRun()
                 let reason =
                     "its digest is \(digests[index]) and should be \(page.request.digest)"
@@ -402,7 +421,7 @@ package struct PageFetcher: ~Copyable {
     /// Digests the pages of the batch; one page may be wanted for many frames.
     private mutating func hash() {
         inputs.removeAll(keepingCapacity: true)
-        for page in batch { inputs.append(page.bytes) }
+        for page in batch { inputs.append(UnsafeRawPointer(page.bytes)) }
         while digests.count < inputs.count { digests.append(.none) }
         digests.withUnsafeMutableBufferPointer { digests in
             inputs.withUnsafeBufferPointer {
