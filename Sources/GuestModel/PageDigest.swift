@@ -38,9 +38,6 @@ public struct PageDigest: Hashable, Sendable {
         self.words = words
     }
 
-    /// The first eight bytes as a number: digests in byte order ascend by it.
-    package var prefix: UInt64 { words.0.byteSwapped }
-
     /// The digest's bytes in order.
     public var bytes: [UInt8] {
         withUnsafeBytes(of: words) { Array($0) }

@@ -146,6 +146,36 @@ let canTrack: Bool = {
         #expect(error?.message.contains("6.7") == true)
     }
 
+    /// Reading the log leaves it as it is: the next take has the same pages.
+    @Test func readingTheLogDoesNotClearIt() throws {
+        let memory = ProcessMemory()
+        let region = try memory.allocate(byteCount: 64 * Page.byteCount)
+        try memory.start()
+        let written: Set<UInt64> = [3, 4, 40]
+        for index in written { page(region, Int(index)).storeBytes(of: 1, as: UInt8.self) }
+        for _ in 0..<2 {
+            var bitmap = DirtyBitmap()
+            #expect(try memory.readDirty(into: &bitmap, isFinal: false) == .complete)
+            #expect(Set(bitmap.runs().flatMap { Array($0.frames) }) == written)
+        }
+        #expect(try take(memory) == written)
+        #expect(try take(memory).isEmpty)
+    }
+
+    /// The memory of frames of one region is the region's; frames of two have none in one piece.
+    @Test func memoryIsFoundWhereItIs() throws {
+        let memory = ProcessMemory(tracking: .compareAll)
+        let first = try memory.allocate(byteCount: 8 * Page.byteCount)
+        let second = try memory.allocate(byteCount: 8 * Page.byteCount)
+        let range = { PageRange(first: PageFrameNumber($0), count: $1) }
+        let found = try #require(memory.mappedMemory(of: range(9, 7)))
+        #expect(found.baseAddress == page(second, 1) && found.count == 7 * Page.byteCount)
+        #expect(memory.mappedMemory(of: range(0, 8))?.baseAddress == first.bytes.baseAddress)
+        #expect(memory.mappedMemory(of: range(7, 2)) == nil)
+        #expect(memory.mappedMemory(of: range(15, 2)) == nil)
+        #expect(memory.mappedMemory(of: range(16, 1)) == nil)
+    }
+
     @Test func badRegionsAreRefused() throws {
         let memory = ProcessMemory()
         let region = try memory.allocate(byteCount: 4 * Page.byteCount)

@@ -26,8 +26,8 @@ public struct CaptureOptions: Sendable {
     ///
     /// Begins with `compression`. Goes up by one level while encoding takes less than a quarter of
     /// the time between captures, down by one when it takes more than half, and to the fastest when
-    /// it takes all of it. A range from -7 to 6 takes a fifth more checkpoints a second than level
-    /// 1 does, and packs hourly ones tightly. Restores read any level alike.
+    /// it takes all of it. A range from -7 to 6 takes a quarter more checkpoints a second than
+    /// level 1 does, and packs hourly ones tightly. Restores read any level alike.
     public var compressionRange: ClosedRange<CompressionLevel>?
     /// Threads that digest and compress; one a processor.
     public var workerCount = Threads.processorCount

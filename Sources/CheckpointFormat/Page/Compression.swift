@@ -12,7 +12,7 @@ public struct CompressionLevel: RawRepresentable, Hashable, Sendable {
     }
 
     /// Level 1, and level -1 for one to three pages alone: about 460 MB/s a core on guest memory in
-    /// frames of 64 KiB, 300 on single pages.
+    /// frames of 64 KiB; on single pages 1.7 times as fast as level 1 would be.
     public static let standard = CompressionLevel(rawValue: 1)
 
     /// Level -1: twice as fast as level 1, and a ninth larger.

@@ -246,18 +246,12 @@ private struct IndexAddition {
 
     private func put(_ transaction: borrowing LMDBTransaction) throws {
         if let stakes { try index.setStakes(stakes, of: id, transaction) }
-        // In the order of keys: neighbours share a page of LMDB. What comes of the entries does not
-        // depend on their order.
-        var order: [(prefix: UInt64, position: Int)] = []
-        order.reserveCapacity(batch.count)
-        for (position, entry) in batch.enumerated() {
-            order.append((entry.digest.prefix, position))
-        }
-        order.sort { $0.prefix < $1.prefix }
+        // What comes of the entries does not depend on their order.
+        let order = Index.keyOrder(batch.count) { batch[$0].digest }
         try withUnsafeTemporaryAllocation(
             byteCount: PageLocation.byteCount, alignment: 8
         ) { value in
-            for (_, position) in order {
+            for position in order {
                 let entry = batch[position]
                 guard let location = entry.location else {
                     try index.reference(entry.digest, transaction)

@@ -193,16 +193,11 @@ extension Index {
     package func locations(
         of digests: Span<PageDigest>, _ body: (_ index: Int, PageLocation?) -> Void
     ) throws {
-        var order: [(prefix: UInt64, position: Int)] = []
-        order.reserveCapacity(digests.count)
-        for position in digests.indices {
-            order.append((digests[position].prefix, position))
-        }
-        order.sort { $0.prefix < $1.prefix }
+        let order = Index.keyOrder(digests.count) { digests[$0] }
         var found = [PageLocation?](repeating: nil, count: digests.count)
         try environment.read { (transaction) throws in
             try transaction.withFinder(table(.pages)) { (finder) throws(LMDBError) in
-                for (_, position) in order {
+                for position in order {
                     let digest = digests[position]
                     found[position] = try Index.withKey(digest) {
                         (key) throws(LMDBError) -> PageLocation? in
@@ -212,6 +207,16 @@ extension Index {
             }
         }
         for position in digests.indices { body(position, found[position]) }
+    }
+
+    /// Positions in the order of their digests, which are keys: neighbours share a page of LMDB.
+    static func keyOrder(_ count: Int, _ digest: (Int) -> PageDigest) -> [Int] {
+        var keys: [(prefix: UInt64, position: Int)] = []
+        keys.reserveCapacity(count)
+        // The first eight bytes as a number ascend as digests do.
+        for position in 0..<count { keys.append((digest(position).words.0.byteSwapped, position)) }
+        keys.sort { $0.prefix < $1.prefix }
+        return keys.map(\.position)
     }
 
     /// How many different pages are stored.

@@ -1,0 +1,44 @@
+import CheckpointFormat
+import GuestModel
+import Testing
+import VarveTestSupport
+
+/// Which level a block of a page frame is compressed at (decision 0013).
+@Suite struct LevelTests {
+    /// Words of 64 letters, some often: what a table of symbols shrinks.
+    private static func pages(_ count: Int) -> [UInt8] {
+        var random = TestSeed.generator(320)
+        return (0..<count * Page.byteCount).map { _ in
+            UInt8.random(in: 0..<64, using: &random) & UInt8.random(in: 0..<64, using: &random)
+        }
+    }
+
+    private static func frame(_ pages: [UInt8], _ level: CompressionLevel) -> [UInt8] {
+        let compressor = Compressor(level: level)
+        var records = RecordWriter()
+        pages.withUnsafeBytes { bytes in
+            _ = PageFrameEncoder.append(
+                [PageBlockSource(bytes: bytes)], firstOrdinal: 0, transaction: 1,
+                compressor: compressor, to: &records)
+        }
+        return records.bytes
+    }
+
+    @Test(arguments: [1, 2, 3]) func lonelyPagesHaveNoTableAtTheDefaultLevel(count: Int) {
+        let pages = LevelTests.pages(count)
+        let isFast = LevelTests.frame(pages, .standard) == LevelTests.frame(pages, .fast)
+        #expect(isFast)
+    }
+
+    @Test func moreOfThemHaveOne() {
+        let pages = LevelTests.pages(4)
+        let size = LevelTests.frame(pages, .standard).count
+        #expect(size < LevelTests.frame(pages, .fast).count)
+    }
+
+    @Test func whoNamesALevelGetsIt() {
+        let pages = LevelTests.pages(1)
+        let size = LevelTests.frame(pages, CompressionLevel(rawValue: 3)).count
+        #expect(size < LevelTests.frame(pages, .standard).count)
+    }
+}
