@@ -226,6 +226,28 @@ extension RepairOracle {
         // Something must still say where the block lies.
         return hasSeal(copy.pack, damaged) || (damaged.hasIndex && !rewritten.contains(copy.pack))
             || (isIntact(table, damaged) && (isIntact(head, damaged) || isFound))
+            || (damaged.hasIndex && isIntact(head, damaged) && claims(copy, now))
+    }
+
+    /// True if a damaged table still passes for one, of a record that reaches to the block: the
+    /// record's header has its address, and the index knows the block's.
+    private func claims(_ copy: Copy, _ now: [UInt8]) -> Bool {
+        guard now.count >= copy.record.upperBound else { return false }
+        let payload = Array(now[copy.record.dropFirst(RecordHeader.byteCount)])
+        // Its sizes add up to something; bits 0 to 23 of each field are a block's bytes.
+        let blockCount = Int(payload[5])
+        let head = 8 + 4 * blockCount
+        guard head <= payload.count else { return false }
+        let sum = (0..<blockCount).reduce(head) { sum, block in
+            let field = payload[8 + 4 * block..<11 + 4 * block]
+            return sum + field.reversed().reduce(0) { $0 << 8 | Int($1) }
+        }
+        let byteCount = RecordHeader.recordByteCount(payload: sum)
+        let isTable = payload.withUnsafeBytes {
+            (try? PageFrameTable.decode($0, payloadCount: sum)) != nil
+        }
+        return isTable && byteCount <= copy.record.count
+            && copy.block.lowerBound - copy.record.lowerBound < byteCount
     }
 
     private func canHave(_ digest: PageDigest, _ damaged: Damaged) -> Bool {
