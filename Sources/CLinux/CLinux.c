@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -85,6 +86,12 @@ int clinux_uffd_unregister(int userfaultfd, uint64_t start, uint64_t length) {
 
 int clinux_start_writeback(int file, uint64_t offset, uint64_t length) {
     return sync_file_range(file, (off64_t)offset, (off64_t)length, SYNC_FILE_RANGE_WRITE);
+}
+
+int clinux_open_direct(int file) {
+    char name[32];
+    snprintf(name, sizeof name, "/proc/self/fd/%d", file);
+    return open(name, O_WRONLY | O_DIRECT | O_CLOEXEC);
 }
 
 int clinux_reserve(int file, uint64_t length) {

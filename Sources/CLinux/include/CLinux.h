@@ -50,6 +50,11 @@ int clinux_memfd(const char *name);
 /// sync_file_range(2), SYNC_FILE_RANGE_WRITE; hidden behind _GNU_SOURCE.
 int clinux_start_writeback(int file, uint64_t offset, uint64_t length);
 
+/// Opens an open file once more, for writing past the page cache.
+/// open(2) of its name in /proc/self/fd, O_DIRECT; hidden behind _GNU_SOURCE.
+/// EINVAL: its file system cannot.
+int clinux_open_direct(int file);
+
 /// Has a file's first bytes keep room on the disk, whatever its size.
 /// fallocate(2), FALLOC_FL_KEEP_SIZE; hidden behind _GNU_SOURCE.
 int clinux_reserve(int file, uint64_t length);

@@ -4,9 +4,16 @@ package import SystemPackage
 /// Files of a directory of the system.
 package final class PosixFiles: RepositoryFiles {
     private let root: FilePath
+    private let largeWrites: LargeWrites.Limits
 
-    package init(root: FilePath) {
+    package convenience init(root: FilePath) {
+        self.init(root: root, largeWrites: LargeWrites.Limits())
+    }
+
+    /// - Parameter largeWrites: for tests: which writes go past the page cache, and how.
+    init(root: FilePath, largeWrites: LargeWrites.Limits) {
         self.root = root
+        self.largeWrites = largeWrites
     }
 
     package func open(_ path: String, _ mode: FileMode) throws(FileError) -> any RepositoryFile {
@@ -20,7 +27,7 @@ package final class PosixFiles: RepositoryFiles {
             }
         let descriptor = system_open(absolute(path), flags, 0o666)
         guard descriptor >= 0 else { throw failure("open", path) }
-        return PosixFile(descriptor: descriptor, path: absolute(path))
+        return PosixFile(descriptor: descriptor, path: absolute(path), largeWrites)
     }
 
     package func createDirectory(_ path: String) throws(FileError) {
@@ -89,10 +96,12 @@ package final class PosixFiles: RepositoryFiles {
 private final class PosixFile: RepositoryFile {
     private let descriptor: Int32
     private let path: String
+    private let largeWrites: LargeWrites
 
-    init(descriptor: Int32, path: String) {
+    init(descriptor: Int32, path: String, _ limits: LargeWrites.Limits) {
         self.descriptor = descriptor
         self.path = path
+        largeWrites = LargeWrites(to: descriptor, limits)
     }
 
     deinit {
@@ -120,6 +129,22 @@ private final class PosixFile: RepositoryFile {
     }
 
     func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(FileError) {
+        let middle = largeWrites.middle(of: bytes.count, at: Int(offset))
+        guard !middle.isEmpty else { return try writeCached(bytes, at: offset) }
+        let head = UnsafeRawBufferPointer(rebasing: bytes[..<middle.lowerBound])
+        try writeCached(head, at: offset)
+        let done = largeWrites.write(
+            UnsafeRawBufferPointer(rebasing: bytes[middle]), at: Int(offset) + middle.lowerBound)
+        guard done >= 0 else { throw failure("pwrite") }
+        // What could not go past the cache goes through it, and says what is wrong if anything is.
+        let rest = bytes[(middle.lowerBound + done)...]
+        try writeCached(
+            UnsafeRawBufferPointer(rebasing: rest), at: offset + UInt64(rest.startIndex))
+    }
+
+    private func writeCached(
+        _ bytes: UnsafeRawBufferPointer, at offset: UInt64
+    ) throws(FileError) {
         var done = 0
         while done < bytes.count {
             let rest = UnsafeRawBufferPointer(rebasing: bytes[done...])

@@ -16,6 +16,11 @@ func system_open(_ path: String, _ flags: Int32, _ mode: mode_t) -> Int32 {
     retrying { open(path, flags | O_CLOEXEC, mode) }
 }
 
+/// Opens an open file once more, for writing past the page cache: `open(2)`, O_DIRECT.
+func system_openDirect(_ descriptor: Int32) -> Int32 {
+    retrying { clinux_open_direct(descriptor) }
+}
+
 /// `close(2)`; not retried: on Linux the descriptor is gone whatever it answers.
 func system_close(_ descriptor: Int32) {
     _ = close(descriptor)

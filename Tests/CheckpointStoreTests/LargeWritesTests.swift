@@ -1,0 +1,76 @@
+import Glibc
+import SystemPackage
+import Testing
+import VarveTestSupport
+
+@testable import CheckpointStore
+
+/// Writes that go past the page cache, through it, and both.
+@Suite struct LargeWritesTests {
+    private let directory = TemporaryDirectory()
+
+    /// Appends, overwrites and cuts against an array; `alignment` of 256 is one that no disk takes,
+    /// so that all goes through the cache after all.
+    @Test(arguments: [4096, 256], 0..<4 as Range<UInt64>)
+    func aFileHoldsWhatAnArrayDoes(alignment: Int, round: UInt64) throws {
+        var random = TestSeed.generator(8_000 + round)
+        let files = PosixFiles(
+            root: directory.path,
+            largeWrites: LargeWrites.Limits(byteCountMin: 10_000, alignment: alignment))
+        let file = try files.open("file", .create)
+        var bytes: [UInt8] = []
+        for _ in 0..<60 {
+            switch Int.random(in: 0..<10, using: &random) {
+            case 0..<7:
+                let isLong = Int.random(in: 0..<4, using: &random) == 0
+                let count = Int.random(in: 1...(isLong ? 2_500_000 : 60_000), using: &random)
+                let new = LargeWritesTests.noise(count, &random)
+                try file.write(new, at: UInt64(bytes.count))
+                bytes += new
+            case 7 where !bytes.isEmpty:
+                let start = Int.random(in: 0..<bytes.count, using: &random)
+                let count = Int.random(in: 1...min(bytes.count - start, 80_000), using: &random)
+                let new = LargeWritesTests.noise(count, &random)
+                try file.write(new, at: UInt64(start))
+                bytes.replaceSubrange(start..<start + count, with: new)
+            case 8:
+                let count = Int.random(in: 0...bytes.count, using: &random)
+                try file.truncate(to: UInt64(count))
+                bytes.removeLast(bytes.count - count)
+            default: try file.sync()
+            }
+            // Reading puts what is around it into the cache, where later writes must not leave it.
+            let start = Int.random(in: 0...bytes.count, using: &random)
+            let part = try file.readBytes(100_000, at: UInt64(start))
+            let isSame = part == Array(bytes[start..<min(start + 100_000, bytes.count)])
+            #expect(isSame)
+        }
+        #expect(try file.byteCount() == UInt64(bytes.count))
+        let whole = try files.open("file", .read).readBytes(bytes.count + 1, at: 0)
+        let isSame = whole == bytes
+        #expect(isSame)
+    }
+
+    /// What of a write goes past the cache are whole blocks, and all of them.
+    @Test func theMiddleIsAllWholeBlocks() throws {
+        let file = open(directory.path.appending("file").string, O_RDWR | O_CREAT, 0o600)
+        defer { close(file) }
+        let writes = LargeWrites(to: file, LargeWrites.Limits(byteCountMin: 8192, alignment: 4096))
+        guard !writes.middle(of: 8192, at: 0).isEmpty else {
+            print("skipped: the file system of \(directory.path) cannot write past the page cache")
+            return
+        }
+        #expect(writes.middle(of: 8191, at: 0).isEmpty)
+        #expect(writes.middle(of: 8192, at: 0) == 0..<8192)
+        #expect(writes.middle(of: 8192, at: 1) == 4095..<8191)
+        #expect(writes.middle(of: 8192, at: 4095) == 1..<4097)
+        #expect(writes.middle(of: 20_000, at: 100_000) == 2400..<18_784)
+    }
+
+    private static func noise(_ count: Int, _ random: inout SeededGenerator) -> [UInt8] {
+        let seed = random.next()
+        return (0..<count).map {
+            UInt8(truncatingIfNeeded: (seed &+ UInt64($0)) &* 0x9e37_79b9 >> 13)
+        }
+    }
+}
