@@ -23,7 +23,7 @@ public struct FrameCodec: ~Copyable {
         for offset in stride(from: 0, to: pages.count, by: FrameCodec.frameByteCount) {
             records.removeAll()
             append(pages, offset)
-            total += records.bytes.count
+            total += records.count
         }
         return total
     }
@@ -39,7 +39,7 @@ public struct FrameCodec: ~Copyable {
                 blocks.ranges.append(
                     blocks.bytes.count..<blocks.bytes.count + Int(block.byteCount))
                 blocks.pageCounts.append(Int(block.pageCount))
-                blocks.bytes.append(contentsOf: records.bytes[head..<head + Int(block.byteCount)])
+                blocks.bytes.append(contentsOf: records.storage[head..<head + Int(block.byteCount)])
             }
         }
         return blocks

@@ -33,10 +33,64 @@ uint32_t ckernels_crc32c_portable(uint32_t crc, const void *data, size_t length)
 
 #if defined(__x86_64__)
 
+// The instruction takes three cycles, and one can begin in each: three stretches at a time, whose
+// remainders are put together. Appending zeros to what a remainder is of is linear in its bits, so
+// it is looked up byte by byte (V. Gopal et al., "Fast CRC Computation for iSCSI Polynomial Using
+// CRC32 Instruction", Intel, 2011).
+enum { STRETCH = 1024 };
+
+// What each byte of a remainder becomes behind one and behind two stretches of zeros.
+static uint32_t behind[2][4][256];
+
+static void make_behind(void) {
+    static _Atomic bool is_made = false;
+    if (is_made) return;
+    const uint32_t *rests = crc_table();
+    uint32_t bits[32];
+    for (int bit = 0; bit < 32; bit++) bits[bit] = 1u << bit;
+    for (int stretches = 0; stretches < 2; stretches++) {
+        for (int bit = 0; bit < 32; bit++) {
+            uint32_t rest = bits[bit];
+            for (int i = 0; i < STRETCH; i++) rest = rests[rest & 0xff] ^ (rest >> 8);
+            bits[bit] = rest;
+        }
+        for (int byte = 0; byte < 4; byte++) {
+            for (int value = 0; value < 256; value++) {
+                uint32_t sum = 0;
+                for (int bit = 0; bit < 8; bit++) {
+                    if (value >> bit & 1) sum ^= bits[8 * byte + bit];
+                }
+                __atomic_store_n(&behind[stretches][byte][value], sum, __ATOMIC_RELAXED);
+            }
+        }
+    }
+    is_made = true;
+}
+
+static inline uint32_t append_zeros(uint32_t rest, int stretches) {
+    const uint32_t (*parts)[256] = behind[stretches - 1];
+    return parts[0][rest & 0xff] ^ parts[1][rest >> 8 & 0xff] ^ parts[2][rest >> 16 & 0xff] ^
+           parts[3][rest >> 24];
+}
+
 __attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(uint32_t crc, const void *data,
                                                                size_t length) {
     const uint8_t *bytes = data;
     uint64_t rest = ~crc;
+    if (length >= 3 * STRETCH) make_behind();
+    for (; length >= 3 * STRETCH; length -= 3 * STRETCH, bytes += 3 * STRETCH) {
+        uint64_t second = 0, third = 0;
+        for (size_t i = 0; i < STRETCH; i += 8) {
+            uint64_t words[3];
+            memcpy(&words[0], bytes + i, 8);
+            memcpy(&words[1], bytes + STRETCH + i, 8);
+            memcpy(&words[2], bytes + 2 * STRETCH + i, 8);
+            rest = __builtin_ia32_crc32di(rest, words[0]);
+            second = __builtin_ia32_crc32di(second, words[1]);
+            third = __builtin_ia32_crc32di(third, words[2]);
+        }
+        rest = append_zeros((uint32_t)rest, 2) ^ append_zeros((uint32_t)second, 1) ^ third;
+    }
     for (; length >= 8; length -= 8, bytes += 8) {
         uint64_t word;
         memcpy(&word, bytes, 8);

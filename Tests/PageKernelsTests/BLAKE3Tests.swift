@@ -138,6 +138,23 @@ extension KernelTests {
         }
     }
 
+    /// Lengths around those that are taken in three stretches at a time.
+    @Test func longOnesAgreeWithTable() {
+        var random = TestSeed.generator(3)
+        let bytes = (0..<20_000).map { _ in UInt8(truncatingIfNeeded: random.next()) }
+        bytes.withUnsafeBytes { buffer in
+            for multiple in 1...6 {
+                for difference in -9...9 {
+                    let start = Int.random(in: 0..<64, using: &random)
+                    let count = multiple * 3072 + difference
+                    let part = UnsafeRawBufferPointer(rebasing: buffer[start..<start + count])
+                    let fast = ckernels_crc32c(7, part.baseAddress, part.count)
+                    #expect(fast == ckernels_crc32c_portable(7, part.baseAddress, part.count))
+                }
+            }
+        }
+    }
+
     @Test func goesOnWhereItStopped() {
         let bytes = (0..<100).map { UInt8($0) }
         let whole = ckernels_crc32c(0, bytes, 100)

@@ -136,36 +136,48 @@ package struct RecordHeader: Hashable, Sendable {
 
 /// Builds records, one after the other, in one buffer.
 package struct RecordWriter {
-    /// The records so far, whole and checksummed.
-    package private(set) var bytes: [UInt8] = []
+    /// The records so far, whole and checksummed, and behind `count` anything.
+    ///
+    /// Nothing is cleared that records are written over: that takes half as long as to copy a page.
+    package private(set) var storage: [UInt8] = []
+    /// Bytes of the records so far.
+    package private(set) var count = 0
+
+    /// A copy of the records so far.
+    package var bytes: [UInt8] { Array(storage[..<count]) }
 
     package init() {}
 
     /// Empties the buffer and keeps its storage.
     package mutating func removeAll() {
-        bytes.removeAll(keepingCapacity: true)
+        count = 0
     }
 
     /// Appends one record whose payload `body` writes, at most `limit` bytes long.
     ///
-    /// - Returns: the record's bytes within `bytes`.
+    /// - Returns: the record's bytes within `storage`.
     @discardableResult
     package mutating func append(
         _ type: RecordType, transaction: UInt64, confirmed: UInt32 = 0, address: UInt32 = 0,
         limit: Int, _ body: (UnsafeMutableRawBufferPointer) -> Int
     ) -> Range<Int> {
-        let start = bytes.count
+        let start = count
         let room = RecordHeader.recordByteCount(payload: limit)
-        bytes.append(contentsOf: repeatElement(0, count: room))
-        let total = bytes.withUnsafeMutableBytes { buffer in
-            let record = UnsafeMutableRawBufferPointer(rebasing: buffer[start...])
+        if storage.count < start + room {
+            let missing = start + room - storage.count
+            storage.append(contentsOf: repeatElement(0, count: missing))
+        }
+        let total = storage.withUnsafeMutableBytes { buffer in
+            let record = UnsafeMutableRawBufferPointer(
+                rebasing: buffer[start..<start + room])
             let count = body(
                 UnsafeMutableRawBufferPointer(rebasing: record[RecordHeader.byteCount...]))
             precondition(count <= limit && count <= RecordHeader.payloadLimit, "payload too long")
             let total = RecordHeader.recordByteCount(payload: count)
             for index in RecordHeader.byteCount + count..<total { record[index] = 0 }
             record.storeBytes(of: RecordHeader.magic.littleEndian, as: UInt32.self)
-            record.storeBytes(of: type.rawValue, toByteOffset: 4, as: UInt8.self)
+            let kind = UInt32(type.rawValue).littleEndian
+            record.storeBytes(of: kind, toByteOffset: 4, as: UInt32.self)
             record.storeBytes(of: UInt32(count).littleEndian, toByteOffset: 8, as: UInt32.self)
             record.storeBytes(of: confirmed.littleEndian, toByteOffset: 12, as: UInt32.self)
             record.storeBytes(of: transaction.littleEndian, toByteOffset: 16, as: UInt64.self)
@@ -177,8 +189,8 @@ package struct RecordWriter {
             record.storeBytes(of: checksum.littleEndian, toByteOffset: 28, as: UInt32.self)
             return total
         }
-        bytes.removeLast(room - total)
-        return start..<start + total
+        count = start + total
+        return start..<count
     }
 
     /// Appends one record with a payload at hand.

@@ -121,12 +121,12 @@ extension PackCut {
                 } else {
                     try append(piece, of: pack, from: source, to: &records)
                 }
-                guard records.bytes.count >= PackCut.bufferByteCount else { continue }
+                guard records.count >= PackCut.bufferByteCount else { continue }
                 try file.write(records.bytes, at: offset)
-                offset += UInt64(records.bytes.count)
+                offset += UInt64(records.count)
                 records.removeAll()
             }
-            precondition(offset + UInt64(records.bytes.count) == UInt64(end), "sizes were exact")
+            precondition(offset + UInt64(records.count) == UInt64(end), "sizes were exact")
             records.append(.packIndex, transaction: 0, payload: index.encoded)
             let footer = PackFooter(indexOffset: end, pack: UInt64(pack))
             try file.write(records.bytes + footer.encoded, at: offset)
