@@ -41,4 +41,24 @@ import VarveTestSupport
         let size = LevelTests.frame(pages, CompressionLevel(rawValue: 3)).count
         #expect(size < LevelTests.frame(pages, .standard).count)
     }
+
+    @Test func storedPagesAreThePages() {
+        let pages = LevelTests.pages(16)
+        let frame = LevelTests.frame(pages, .stored)
+        let isSame = Array(frame[(32 + 12)..<(32 + 12 + pages.count)]) == pages
+        #expect(isSame)
+    }
+
+    @Test func levelsAreALadder() {
+        var level = CompressionLevel(rawValue: 3)
+        var ladder = [level.rawValue]
+        while level != .stored {
+            level = level.faster
+            ladder.append(level.rawValue)
+        }
+        #expect(ladder == [3, 2, 1, -1, -2, -3, -4, -5, -6, -7, Int32.min])
+        for _ in 1..<ladder.count { level = level.slower }
+        #expect(level.rawValue == 3)
+        #expect(CompressionLevel(rawValue: -20).faster == .stored)
+    }
 }

@@ -161,7 +161,7 @@ private func publishing() {
 // MARK: - Frequency
 
 /// Levels for who wants checkpoints as often as the machine can.
-private let heartbeatLevels = CompressionLevel(rawValue: -7)...CompressionLevel(rawValue: 3)
+private let heartbeatLevels = CompressionLevel.stored...CompressionLevel(rawValue: 3)
 
 /// 100 durable checkpoints a second, for a while.
 ///

@@ -229,7 +229,7 @@ package enum PageFrameEncoder {
     ) -> Int {
         let bytes = block.bytes
         // Encrypted and compressed memory is known by its looks, six times as fast as by trying.
-        if !ckernels_is_incompressible(bytes.baseAddress, bytes.count),
+        if compressor.level != .stored, !ckernels_is_incompressible(bytes.baseAddress, bytes.count),
             let count = compressor.compress(bytes, at: level(of: block, compressor), into: rest)
         {
             return count
