@@ -29,8 +29,8 @@ public final class Repository: Sendable {
     }
 
     private enum Unindexed: Sendable {
-        /// What was published, its page frames, and in which frames it may differ from its parent.
-        case publication(Checkpoint, TransactionFrames, changed: DirtyBitmap)
+        /// What was published, and by which transaction.
+        case publication(Publication, TransactionFrames, transaction: UInt64)
         /// What was forgotten, and the pack of the record that says so.
         case forgotten([CheckpointID], pack: UInt32)
     }
@@ -66,6 +66,7 @@ public final class Repository: Sendable {
         damage = opened.damage
         state = Mutex(
             State(nextTransaction: opened.highestTransaction + 1, lock: lock))
+        if lock != nil { index.filter.begin() }
     }
 
     deinit {
@@ -81,7 +82,8 @@ public final class Repository: Sendable {
             defer { state.lock = nil }
             return state.lock
         }
-        guard lock != nil, let writer else { return }
+        guard let lock, let writer else { return }
+        defer { withExtendedLifetime(lock) { index.filter.end() } }
         try writer.mark()
         let end = writer.confirmedEnd
         try withCurrentIndex { index in
@@ -147,27 +149,24 @@ public final class Repository: Sendable {
         activity.change { $0.transactions[transaction] = nil }
     }
 
-    /// Indexes a checkpoint that exists.
-    ///
-    /// A failure is made good by the next look at the catalog: the checkpoint is in the packs.
-    ///
-    /// The transaction counts as under way until then, or until the index knows its checkpoint: the
-    /// read mark does not go past it, and prune waits for it.
+    /// Notes a checkpoint that exists, for the index to take; `indexPublished` must follow.
     func didPublish(
-        _ checkpoint: Checkpoint, transaction: UInt64, frames: TransactionFrames,
-        changed: DirtyBitmap
+        _ publication: Publication, transaction: UInt64, frames: TransactionFrames
     ) {
-        let others = activity.read { activity in
-            activity.transactions.compactMap { $0.key == transaction ? nil : $0.value }
+        unindexed.withLock {
+            $0.append(.publication(publication, frames, transaction: transaction))
         }
-        unindexed.withLock { waiting in
-            waiting.append(.publication(checkpoint, frames, changed: changed))
-            // One that failed before keeps the read mark where it is, and others keep it before
-            // what they append: a process that dies now must find that again.
-            let mark = others.reduce(checkpoint.end) { min($0, $1) }
-            let mayAdvance = waiting.count == 1 && mark.namesBytes
-            try? indexAll(&waiting, readMark: mayAdvance ? mark : nil)
-        }
+    }
+
+    /// Indexes the checkpoints that were published.
+    ///
+    /// A failure is made good by the next look at the catalog: the checkpoints are in the packs.
+    ///
+    /// - Parameter transaction: one of those that published. It counts as under way until now, or
+    ///   until the index knows its checkpoint: the read mark does not go past it, and prune waits
+    ///   for it.
+    func indexPublished(by transaction: UInt64) {
+        unindexed.withLock { try? indexAll(&$0, advancesMark: true) }
         didEnd(transaction: transaction)
     }
 
@@ -177,19 +176,32 @@ public final class Repository: Sendable {
     func didForget(_ ids: [CheckpointID], in pack: UInt32) {
         unindexed.withLock { waiting in
             waiting.append(.forgotten(ids, pack: pack))
-            try? indexAll(&waiting, readMark: nil)
+            try? indexAll(&waiting, advancesMark: false)
         }
     }
 
     /// True if the packs hold something that the index failed to take.
-    var indexIsBehind: Bool { unindexed.withLock { !$0.isEmpty } }
+    ///
+    /// What it is about to take belongs to a transaction that is under way.
+    ///
+    /// Not to be called with `activity` locked.
+    var indexIsBehind: Bool {
+        unindexed.withLock { waiting in
+            activity.read { activity in
+                waiting.contains { waiting in
+                    guard case .publication(_, _, let transaction) = waiting else { return true }
+                    return activity.transactions[transaction] == nil
+                }
+            }
+        }
+    }
 
     /// Indexes what could not be indexed when it was published.
     ///
     /// Not to be called with `activity` locked.
     func catchUp() throws(RepositoryError) {
         do {
-            try unindexed.withLock { try indexAll(&$0, readMark: nil) }
+            try unindexed.withLock { try indexAll(&$0, advancesMark: false) }
         } catch {
             throw indexFailure(error)
         }
@@ -197,28 +209,37 @@ public final class Repository: Sendable {
 
     /// Indexes what waits, in order; stops at the first failure.
     ///
-    /// - Parameter readMark: where to go on reading after a crash; nil: where it was.
-    private func indexAll(_ waiting: inout [Unindexed], readMark: RecordLocation?) throws {
+    /// - Parameter advancesMark: true to note how far the packs need not be read after a crash.
+    private func indexAll(_ waiting: inout [Unindexed], advancesMark: Bool) throws {
         // The read mark goes past records of abandoned transactions, whose numbers are taken too.
         let highest = state.withLock { $0.nextTransaction - 1 }
         while let next = waiting.first {
             switch next {
-            case .publication(let checkpoint, var frames, let changed):
+            case .publication(let publication, var frames, let transaction):
                 var series = MapSeriesReader(index: index, reader: reader)
                 // Whoever stored a condemned page anew did so before this was published.
                 let condemned = activity.read { $0.condemned }
                 try index.add(
-                    Publication(
-                        id: checkpoint.id, manifest: checkpoint.manifest,
-                        location: checkpoint.location, changed: changed),
-                    frames: &frames, series: &series, readMark: readMark,
-                    highestTransaction: highest,
-                    condemned: condemned)
+                    publication, frames: &frames, series: &series,
+                    readMark: advancesMark ? readMark(behind: publication, by: transaction) : nil,
+                    highestTransaction: highest, condemned: condemned)
             case .forgotten(let ids, let pack):
                 try index.forget(ids, in: pack, reader: reader)
             }
             waiting.removeFirst()
         }
+    }
+
+    /// Where to go on reading after a crash when the index has a publication and all before it: not
+    /// behind what others append, which must be found again then.
+    private func readMark(
+        behind publication: Publication, by transaction: UInt64
+    ) -> RecordLocation? {
+        let others = activity.read { activity in
+            activity.transactions.compactMap { $0.key == transaction ? nil : $0.value }
+        }
+        let mark = others.reduce(publication.checkpoint.end) { min($0, $1) }
+        return mark.namesBytes ? mark : nil
     }
 
     // MARK: - The index

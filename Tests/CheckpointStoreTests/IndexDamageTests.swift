@@ -12,7 +12,7 @@ import VarveTestSupport
     private let directory = TemporaryDirectory()
     private var path: FilePath { directory.path.appending("store") }
 
-    private func make() throws -> [UInt64: [UInt8]] {
+    private func make(isRecent: Bool = false) throws -> [UInt64: [UInt8]] {
         let repository = try Repository.create(at: path)
         let guest = SimulatedGuest(
             layout: GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: 32)]))
@@ -22,6 +22,9 @@ import VarveTestSupport
             }
         }
         let session = try CaptureSession(of: guest, in: repository, lineage: "web")
+        if isRecent {
+            try repository.withIndex { $0.recent.limits = RecentLimits(entryCountMin: 1) }
+        }
         _ = try session.capture(label: "one")
         session.close()
         try repository.close()
@@ -58,6 +61,7 @@ import VarveTestSupport
         (Index.Table.pages, [1, 2, 3]),
         (.pages, [UInt8](repeating: 0, count: 14)),
         (.pages, [UInt8](repeating: 255, count: 14)),
+        (.recent, [1, 2, 3]),
         (.checkpoints, [1, 2, 3]),
         (.checkpoints, []),
         (.lineages, [1]),
@@ -66,7 +70,7 @@ import VarveTestSupport
         (.order, [UInt8](repeating: 9, count: 32)),
     ])
     func itIsSaidOnceAndRepaired(table: Index.Table, value: [UInt8]) throws {
-        let pages = try make()
+        let pages = try make(isRecent: table == .recent)
         try spoil(table, value)
         let error = #expect(throws: (any Error).self) {
             let repository = try Repository.open(at: path, .reading)

@@ -71,8 +71,13 @@ private struct PruneWorld {
     }
 
     private static func open(_ path: FilePath) throws -> Repository {
-        try Repository.open(
+        let repository = try Repository.open(
             at: path, .writing, files: PosixFiles(root: path), packByteCountMax: packByteCountMax)
+        // So that pages are in runs, in the table of pages, in both, and on their way.
+        try repository.withIndex { index in
+            index.recent.limits = RecentLimits(entryCountMin: 2, drainCounts: 16...64)
+        }
+        return repository
     }
 
     private static func noise(_ random: inout SeededGenerator) -> [UInt8] {

@@ -141,6 +141,7 @@ final class RepairWorld {
             CheckpointFacts(
                 lineage: "twice", label: nil, timeNanoseconds: 0, comparedAll: true))
         let published = try transaction.publish(prepared)
+        transaction.index()
         copies[published.checkpoint.id] = pages
     }
 

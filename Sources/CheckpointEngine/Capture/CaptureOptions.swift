@@ -16,21 +16,24 @@ public struct CaptureOptions: Sendable {
     ///
     /// 8.
     public var precopyRoundsMax = 8
-    /// Captures that may be under way at once: one being published, one encoded, one being taken.
+    /// Captures that may be under way at once: one being taken, one encoded, one published, one
+    /// indexed.
     ///
-    /// 3.
-    public var overlappingCapturesMax = 3
+    /// 4.
+    public var overlappingCapturesMax = 4
     /// How hard pages are compressed; zstd level 1.
     public var compression = CompressionLevel.standard
     /// Levels between which the session chooses for each checkpoint; nil: always `compression`.
     ///
     /// Begins with `compression`. Goes up by one level while encoding takes less than a quarter of
     /// the time between captures, down by one when it takes more than half, and to the fastest when
-    /// it takes all of it. A range from -7 to 6 takes a quarter more checkpoints a second than
-    /// level 1 does, and packs hourly ones tightly. Restores read any level alike.
+    /// it takes all of it. A range from `stored` to 6 takes 100 checkpoints a second of 1,000 pages
+    /// where level 1 takes half of that, and packs hourly ones tightly. Restores read any level
+    /// alike.
     public var compressionRange: ClosedRange<CompressionLevel>?
-    /// Threads that digest and compress; one a processor.
-    public var workerCount = Threads.processorCount
+    /// Threads that digest, compress and write; one a processor, and one because one of them waits
+    /// for the disk now and then.
+    public var workerCount = Threads.processorCount + 1
     /// What to keep of the lineage; nil: everything.
     ///
     /// What it does not keep is forgotten, and its space freed, while captures go on. See

@@ -85,19 +85,19 @@ struct BatchEncoder: ~Copyable {
                 blockPages = 0
             }
         }
-        try transaction.append(pending, of: records.bytes)
+        try transaction.append(pending, of: records.storage)
         draft.recordStored(stored)
     }
 
     /// Makes a page frame of the blocks.
     private mutating func encodeFrame(firstOrdinal: UInt32, _ transaction: UInt64) {
-        let start = records.bytes.count
+        let start = records.count
         let table = PageFrameEncoder.append(
             blocks, firstOrdinal: firstOrdinal, transaction: transaction, compressor: compressor,
             to: &records)
         pending.append(
             PendingRecord(
-                range: start..<records.bytes.count, type: .pageFrame, transaction: transaction,
+                range: start..<records.count, type: .pageFrame, transaction: transaction,
                 frame: table))
         blocks.removeAll(keepingCapacity: true)
     }

@@ -7,11 +7,14 @@ import Synchronization
 //
 //   capture thread -> ring -> job -> dispatcher thread -> workers -> packs
 //                                          |
-//                                          -> publisher thread: manifest, sync, index
+//                                          -> publisher thread: manifest, sync
+//                                                    |
+//                                                    -> indexer thread: index
 //
 // The dispatcher takes jobs in the order in which they began, one at a time: a job's draft starts
 // from the page map that the job before it left. Batches of one job go to all workers. While one
-// job is published the next one is encoded; it is prepared when its parent exists. When a job
+// job is published the next one is encoded; it is prepared when its parent exists. A job ends when
+// the index has its checkpoint. When a job
 // fails, jobs that began before its failure was known fail too: they lack its pages.
 
 /// Encodes and publishes the captures of one guest, in order.
@@ -25,6 +28,10 @@ final class CheckpointPipeline: Sendable {
         var isClosed = false
         /// True when the dispatcher has handed over the last publication.
         var isDrained = false
+        /// What exists and the indexer has to see to, in order.
+        var published: [(publication: Publication, checkpoint: Checkpoint, busy: Duration)] = []
+        /// True when the publisher has handed over the last one.
+        var isPublished = false
         var failureCount: UInt64 = 0
     }
 
@@ -93,6 +100,7 @@ final class CheckpointPipeline: Sendable {
         threads.withLock { threads in
             threads.append(Threads.Thread { self.dispatch() })
             threads.append(Threads.Thread { self.runPublisher() })
+            threads.append(Threads.Thread { self.runIndexer() })
             for _ in 0..<workerCount {
                 threads.append(Threads.Thread { self.runWorker() })
             }
@@ -273,10 +281,20 @@ final class CheckpointPipeline: Sendable {
 
     private func runPublisher() {
         while let publication = nextPublication() {
-            let result = publish(publication)
-            end(publication.job, result)
-            queue.change { $0.publication = nil }
+            do throws(CaptureError) {
+                let published = try publish(publication)
+                queue.change { queue in
+                    queue.published.append(published)
+                    queue.publication = nil
+                }
+            } catch {
+                // In the order in which they began; and nothing is prepared before it is known.
+                queue.wait(wakes: false) { $0.published.isEmpty ? () : nil }
+                end(publication.job, .failure(error))
+                queue.change { $0.publication = nil }
+            }
         }
+        queue.change { $0.isPublished = true }
     }
 
     private func nextPublication() -> Publication? {
@@ -286,25 +304,49 @@ final class CheckpointPipeline: Sendable {
         }
     }
 
-    private func publish(_ publication: Publication) -> Result<Checkpoint, CaptureError> {
+    private func publish(
+        _ publication: Publication
+    ) throws(CaptureError) -> (publication: Publication, checkpoint: Checkpoint, busy: Duration) {
         let start = ContinuousClock.now
         do throws(RepositoryError) {
-            let (checkpoint, hold) = try publication.transaction.publish(publication.prepared)
+            let published = try publication.transaction.publish(publication.prepared)
             base.withLock { base in
-                base.parent = checkpoint
-                base.hold = hold
+                base.parent = published.checkpoint
+                base.hold = published.hold
             }
-            if let interval = publication.interval {
-                let busy = publication.busy + (ContinuousClock.now - start)
-                control.withLock { $0.note(busy: busy, interval: interval) }
-            }
-            return .success(checkpoint)
+            let busy = publication.busy + (ContinuousClock.now - start)
+            return (publication, published.checkpoint, busy)
         } catch {
             publication.transaction.abandon()
             base.withLock { $0.map = nil }
             let failure = CaptureError(error)
             publication.job.fail(failure)
-            return .failure(failure)
+            throw failure
+        }
+    }
+
+    // MARK: - The indexer
+
+    private func runIndexer() {
+        while let published = nextPublished() {
+            let start = ContinuousClock.now
+            let publication = published.publication
+            publication.transaction.index()
+            if let interval = publication.interval {
+                let busy = published.busy + (ContinuousClock.now - start)
+                control.withLock { $0.note(busy: busy, interval: interval) }
+            }
+            end(publication.job, .success(published.checkpoint))
+            queue.change { queue in _ = queue.published.removeFirst() }
+        }
+    }
+
+    private func nextPublished() -> (
+        publication: Publication, checkpoint: Checkpoint, busy: Duration
+    )? {
+        queue.wait(wakes: false) { queue in
+            if let published = queue.published.first { return .some(published) }
+            return queue.isPublished ? .some(nil) : nil
         }
     }
 

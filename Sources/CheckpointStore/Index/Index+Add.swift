@@ -17,6 +17,8 @@ package struct Publication: Sendable {
 
     /// True if a record forgets it.
     var isForgotten: Bool { forgetPack != nil }
+
+    var checkpoint: Checkpoint { Checkpoint(id: id, manifest: manifest, location: location) }
 }
 
 extension Index {
@@ -39,7 +41,7 @@ extension Index {
         if !publication.isForgotten, !publication.toleratesDamage {
             stakes = try self.stakes(of: publication, &series)
         }
-        var addition = try IndexAddition(publication.id, stakes, index: self)
+        var addition = try IndexAddition(publication, stakes, index: self)
         try addition.addPages(of: publication, &frames, &series, condemned)
         try environment.write { transaction in
             try addition.finish(publication, frames, transaction)
@@ -66,11 +68,9 @@ extension Index {
         {
             forerunner = newest
         }
-        let checkpoint = Checkpoint(
-            id: publication.id, manifest: publication.manifest, location: publication.location)
         return Stakes(
             forerunner: forerunner,
-            frames: try series.differing(checkpoint, from: forerunner))
+            frames: try series.differing(publication.checkpoint, from: forerunner))
     }
 
     private func setMarks(
@@ -125,7 +125,8 @@ private struct IndexAddition {
     /// Pages in the transaction's page frames that the page map names.
     private var placedCount = 0
 
-    init(_ id: CheckpointID, _ stakes: Stakes?, index: Index) throws {
+    init(_ publication: Publication, _ stakes: Stakes?, index: Index) throws {
+        let id = publication.id
         self.index = index
         self.id = id
         self.stakes = stakes
@@ -248,41 +249,52 @@ private struct IndexAddition {
         if let stakes { try index.setStakes(stakes, of: id, transaction) }
         // What comes of the entries does not depend on their order.
         let order = Index.keyOrder(batch.count) { batch[$0].digest }
-        try withUnsafeTemporaryAllocation(
-            byteCount: PageLocation.byteCount, alignment: 8
-        ) { value in
-            for position in order {
-                let entry = batch[position]
-                guard let location = entry.location else {
-                    try index.reference(entry.digest, transaction)
-                    continue
-                }
-                location.encode(into: value)
-                try put(entry, location, UnsafeRawBufferPointer(value), transaction)
+        let stored = order.filter { batch[$0].location != nil }
+        let window = try index.recentWindow(transaction)
+        let known = try index.locations(
+            stored, of: batch.count, { batch[$0].digest }, in: window, transaction)
+        let newCount = stored.count { known[$0] == nil }
+        let makesRun = newCount >= index.recent.limits.entryCountMin
+        var run: [UInt8] = []
+        if makesRun { run.reserveCapacity(newCount * RecentRun.entryByteCount) }
+        var last: (digest: PageDigest, location: PageLocation)?
+        for position in order {
+            let entry = batch[position]
+            guard let location = entry.location else {
+                try index.reference(entry.digest, transaction)
+                continue
             }
+            // A page may come twice in one batch.
+            let earlier = last?.digest == entry.digest ? last?.location : nil
+            if let known = known[position] ?? earlier {
+                try put(entry, location, known: known, transaction)
+                continue
+            }
+            last = (entry.digest, location)
+            if makesRun {
+                RecentRun.append(entry.digest, location, to: &run)
+            } else {
+                try index.setLocation(location, of: entry.digest, transaction)
+            }
+            // The page's entry is its first reference.
+            if !entry.isStaked { try index.placeUnreferenced(entry.digest, transaction) }
+        }
+        try index.add(run: run, transaction)
+        if index.filter.isDue(try transaction.count(index.table(.pages))) {
+            try index.makeFilter(transaction)
         }
     }
 
+    /// A page that has a place.
     private func put(
-        _ entry: Entry, _ location: PageLocation, _ value: UnsafeRawBufferPointer,
+        _ entry: Entry, _ location: PageLocation, known: PageLocation,
         _ transaction: borrowing LMDBTransaction
     ) throws(LMDBError) {
-        let pages = index.table(.pages)
-        try Index.withKey(entry.digest) { (key) throws(LMDBError) in
-            let known = try transaction.insert(pages, key, value, PageLocation.init(indexed:))
-            guard let known else {
-                // The page's entry is its first reference.
-                if !entry.isStaked {
-                    try index.placeUnreferenced(entry.digest, transaction)
-                }
-                return
-            }
-            if entry.isStaked { try index.reference(entry.digest, transaction) }
-            guard known != location else { return }
-            // A page that two transactions stored is read from one place: the first, unless prune
-            // is about to take it.
-            if entry.isCondemned { try transaction.put(pages, key, value) }
-            try index.suspect(entry.isCondemned ? known.pack : location.pack, transaction)
-        }
+        if entry.isStaked { try index.reference(entry.digest, transaction) }
+        guard known != location else { return }
+        // A page that two transactions stored is read from one place: the first, unless prune
+        // is about to take it.
+        if entry.isCondemned { try index.setLocation(location, of: entry.digest, transaction) }
+        try index.suspect(entry.isCondemned ? known.pack : location.pack, transaction)
     }
 }

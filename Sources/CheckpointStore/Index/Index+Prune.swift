@@ -119,6 +119,7 @@ extension Index {
     func resign(
         _ steps: ArraySlice<PruneSurvey.Step>, _ transaction: borrowing LMDBTransaction
     ) throws -> Bool {
+        let window = try recentWindow(transaction)
         // One who follows several of them is written once.
         var changed: [CheckpointID: Stakes] = [:]
         for step in steps {
@@ -150,7 +151,7 @@ extension Index {
             for (digest, count) in step.gained {
                 try reference(digest, count: count, transaction)
             }
-            for digest in step.lost { try dereference(digest, transaction) }
+            for digest in step.lost { try dereference(digest, in: window, transaction) }
         }
         for (id, stakes) in changed { try setStakes(stakes, of: id, transaction) }
         return true
@@ -161,11 +162,18 @@ extension Index {
     /// Calls `body` with every page and its place, in the order of digests.
     func forEachPage(_ body: (PageDigest, PageLocation) -> Void) throws {
         try environment.read { transaction in
+            var others = try pagesInRuns(transaction)[...]
             try transaction.scan(table(.pages), from: []) {
                 (key, value) throws(LMDBError) in
-                body(try CheckpointID(indexed: key).digest, try PageLocation(indexed: value))
+                let digest = try CheckpointID(indexed: key).digest
+                while let other = others.first, other.digest.precedes(digest) {
+                    body(other.digest, other.location)
+                    others.removeFirst()
+                }
+                body(digest, try PageLocation(indexed: value))
                 return true
             }
+            for (digest, location) in others { body(digest, location) }
         }
     }
 
@@ -177,19 +185,28 @@ extension Index {
         var rest = Array(pages)[...]
         while !rest.isEmpty {
             try environment.write { transaction in
+                let window = try recentWindow(transaction)
+                var buried: [RecentPlace] = []
                 for (digest, location) in rest.prefix(1 << 16) {
-                    try Index.withKey(digest) { (key) throws(LMDBError) in
-                        let now = try transaction.get(
-                            table(.pages), key, PageLocation.init(indexed:))
-                        // One that was stored anew stays.
-                        guard now == location else { return }
+                    // One that was stored anew stays.
+                    let now = try self.location(digest, in: window, transaction)
+                    guard now == location else { continue }
+                    let isDead = try Index.withKey(digest) { (key) throws(LMDBError) in
                         guard try transaction.delete(table(.unreferenced), key) else {
-                            areDead = false
-                            return
+                            return false
                         }
                         _ = try transaction.delete(table(.pages), key)
+                        return true
+                    }
+                    guard isDead else {
+                        areDead = false
+                        continue
+                    }
+                    if let place = try recentPlace(digest, in: window, transaction) {
+                        buried.append(place)
                     }
                 }
+                try bury(buried, transaction)
             }
             rest = rest.dropFirst(1 << 16)
         }

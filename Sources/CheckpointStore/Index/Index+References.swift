@@ -15,12 +15,11 @@ extension Index {
 
     /// A page's references.
     func referenceCount(
-        _ digest: PageDigest, _ transaction: borrowing LMDBTransaction
+        _ digest: PageDigest, in window: RecentWindow?, _ transaction: borrowing LMDBTransaction
     ) throws(LMDBError) -> Int {
         try Index.withKey(digest) { (key) throws(LMDBError) in
             let more = try extraCount(key, transaction)
-            let isPlaced = try transaction.get(table(.pages), key) { _ in true } ?? false
-            guard isPlaced else { return Int(more) }
+            guard try location(digest, in: window, transaction) != nil else { return Int(more) }
             let isNobodys = try transaction.get(table(.unreferenced), key) { _ in true } ?? false
             return Int(more) + (isNobodys ? 0 : 1)
         }
@@ -40,13 +39,12 @@ extension Index {
 
     /// Takes one reference from a page.
     func dereference(
-        _ digest: PageDigest, _ transaction: borrowing LMDBTransaction
+        _ digest: PageDigest, in window: RecentWindow?, _ transaction: borrowing LMDBTransaction
     ) throws(LMDBError) {
         try Index.withKey(digest) { (key) throws(LMDBError) in
             let more = try extraCount(key, transaction)
             guard more == 0 else { return try setExtraCount(more - 1, key, transaction) }
-            let isPlaced = try transaction.get(table(.pages), key) { _ in true } ?? false
-            if isPlaced { try note(key, transaction) }
+            if try location(digest, in: window, transaction) != nil { try note(key, transaction) }
         }
     }
 
@@ -100,11 +98,12 @@ extension Index {
     /// Pages that nobody refers to, and where they lie.
     func unreferencedPages() throws -> [PageDigest: PageLocation] {
         try environment.read { transaction in
+            let window = try recentWindow(transaction)
             var found: [PageDigest: PageLocation] = [:]
             try transaction.scan(table(.unreferenced), from: []) {
                 (key, _) throws(LMDBError) in
                 let digest = try CheckpointID(indexed: key).digest
-                found[digest] = try transaction.get(table(.pages), key, PageLocation.init(indexed:))
+                found[digest] = try location(digest, in: window, transaction)
                 return true
             }
             return found
@@ -118,12 +117,12 @@ extension Index {
         after changes: [PageDigest: Int]
     ) throws -> [PageDigest: PageLocation] {
         try environment.read { transaction in
+            let window = try recentWindow(transaction)
             var found: [PageDigest: PageLocation] = [:]
             for (digest, change) in changes where change < 0 {
-                guard try referenceCount(digest, transaction) + change <= 0 else { continue }
-                found[digest] = try Index.withKey(digest) { (key) throws(LMDBError) in
-                    try transaction.get(table(.pages), key, PageLocation.init(indexed:))
-                }
+                let count = try referenceCount(digest, in: window, transaction)
+                guard count + change <= 0 else { continue }
+                found[digest] = try location(digest, in: window, transaction)
             }
             return found
         }

@@ -9,8 +9,10 @@ import Synchronization
 // not published.
 //
 //   table        key                        value
-//   pages        digest, 32 bytes           pack u32, block offset u32, block bytes u32,
+//   pages        digest, 32 bytes           location: pack u32, block offset u32, block bytes u32,
 //                                           block pages u8, slot u8
+//   recent       run's number u64,          digest and location of each page that came lately, in
+//                big-endian                 the order of digests (`Index+Recent`)
 //   checkpoints  id, 32 bytes               pack u32, offset u32 of the manifest, order u64,
 //                                           u8: 1 if it was forgotten: then it has no order and no
 //                                           name; pack u32 of the record that says so, or 0
@@ -24,6 +26,8 @@ import Synchronization
 //                "pruned"                   the newest pruned record's payload
 //                "adding"                   id, u64: a checkpoint that is added in several steps,
 //                                           and how many of its pages were
+//                "drain"                    run's number u64, place in the order of digests u64,
+//                                           pages u64: how far runs went to the table of pages
 //
 // And what prune asks, so that it need not look through the repository (`Stakes`):
 //
@@ -53,6 +57,7 @@ extension ReadMark {
 package final class Index: Sendable {
     enum Table: Int, CaseIterable {
         case pages
+        case recent
         case checkpoints
         case order
         case lineages
@@ -69,11 +74,15 @@ package final class Index: Sendable {
         case suspects
     }
 
-    static let version: UInt32 = 3
+    static let version: UInt32 = 4
 
     // The register keeps it, and closes it when the last index is released.
     unowned let environment: LMDBEnvironment
     private let key: IndexEnvironments.Key
+    /// What this process has read of the runs.
+    let recent = RecentRuns()
+    /// What the table of pages does not hold; made by whoever writes.
+    let filter = WriterFilter()
 
     private init(_ opened: (key: IndexEnvironments.Key, environment: LMDBEnvironment)) {
         key = opened.key
@@ -118,6 +127,7 @@ package final class Index: Sendable {
 
     /// Empties it and stamps it for the repository: the first step of a rebuild.
     func reset(repository: RepositoryID) throws {
+        filter.clear()
         try environment.write { transaction in
             for table in Table.allCases { try transaction.clear(self.table(table)) }
             var id = ByteWriter()
@@ -194,34 +204,29 @@ extension Index {
         of digests: Span<PageDigest>, _ body: (_ index: Int, PageLocation?) -> Void
     ) throws {
         let order = Index.keyOrder(digests.count) { digests[$0] }
-        var found = [PageLocation?](repeating: nil, count: digests.count)
-        try environment.read { (transaction) throws in
-            try transaction.withFinder(table(.pages)) { (finder) throws(LMDBError) in
-                for position in order {
-                    let digest = digests[position]
-                    found[position] = try Index.withKey(digest) {
-                        (key) throws(LMDBError) -> PageLocation? in
-                        try finder.value(of: key).map(PageLocation.init(indexed:))
-                    }
-                }
-            }
+        let found = try environment.read { transaction in
+            let window = try recentWindow(transaction)
+            return try locations(
+                order, of: digests.count, { digests[$0] }, in: window, transaction)
         }
         for position in digests.indices { body(position, found[position]) }
     }
 
     /// Positions in the order of their digests, which are keys: neighbours share a page of LMDB.
     static func keyOrder(_ count: Int, _ digest: (Int) -> PageDigest) -> [Int] {
-        var keys: [(prefix: UInt64, position: Int)] = []
+        var keys: [(order: UInt64, position: Int)] = []
         keys.reserveCapacity(count)
-        // The first eight bytes as a number ascend as digests do.
-        for position in 0..<count { keys.append((digest(position).words.0.byteSwapped, position)) }
-        keys.sort { $0.prefix < $1.prefix }
+        for position in 0..<count { keys.append((digest(position).order, position)) }
+        keys.sort {
+            $0.order != $1.order
+                ? $0.order < $1.order : digest($0.position).precedes(digest($1.position))
+        }
         return keys.map(\.position)
     }
 
     /// How many different pages are stored.
     package func pageCount() throws -> Int {
-        try environment.read { try $0.count(table(.pages)) }
+        try environment.read { try $0.count(table(.pages)) + pagesInRuns($0).count }
     }
 }
 

@@ -271,23 +271,6 @@ struct LMDBTransaction: ~Copyable {
         try LMDBEnvironment.check(mdb_put(handle, table, &keyValue, &value, 0), "mdb_put")
     }
 
-    /// Sets a key's value unless it has one.
-    ///
-    /// - Returns: the value that it has, as `body` reads it; nil if it was set.
-    func insert<T>(
-        _ table: MDB_dbi, _ key: UnsafeRawBufferPointer, _ bytes: UnsafeRawBufferPointer,
-        _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> T
-    ) throws(LMDBError) -> T? {
-        var keyValue = LMDBTransaction.value(key)
-        var value = LMDBTransaction.value(bytes)
-        let code = mdb_put(handle, table, &keyValue, &value, UInt32(MDB_NOOVERWRITE))
-        if code == MDB_KEYEXIST {
-            return try body(UnsafeRawBufferPointer(start: value.mv_data, count: value.mv_size))
-        }
-        try LMDBEnvironment.check(code, "mdb_put")
-        return nil
-    }
-
     /// The number of this moment of the index: it grows with each change.
     var moment: UInt64 { UInt64(mdb_txn_id(handle)) }
 
@@ -359,7 +342,7 @@ struct LMDBTransaction: ~Copyable {
     }
 }
 
-/// Finds values in one table, beginning where it found the last one.
+/// Finds values in one table, and adds some, beginning where it did so last.
 struct LMDBFinder: ~Copyable {
     private let cursor: OpaquePointer
 
@@ -379,6 +362,18 @@ struct LMDBFinder: ~Copyable {
         if code == MDB_NOTFOUND { return nil }
         try LMDBEnvironment.check(code, "mdb_cursor_get")
         return UnsafeRawBufferPointer(start: found.mv_data, count: found.mv_size)
+    }
+}
+
+extension LMDBFinder {
+    /// Sets a key's value unless it has one.
+    func insert(
+        _ key: UnsafeRawBufferPointer, _ bytes: UnsafeRawBufferPointer
+    ) throws(LMDBError) {
+        var keyValue = LMDBTransaction.value(key)
+        var value = LMDBTransaction.value(bytes)
+        let code = mdb_cursor_put(cursor, &keyValue, &value, UInt32(MDB_NOOVERWRITE))
+        if code != MDB_KEYEXIST { try LMDBEnvironment.check(code, "mdb_cursor_put") }
     }
 }
 

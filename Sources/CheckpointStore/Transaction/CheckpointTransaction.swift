@@ -8,8 +8,9 @@ import Synchronization
 //                                                       -> abandon: nothing of it is ever seen
 //
 // `prepare` appends the page map and the state; the draft is free then, for the checkpoint after
-// this one. `publish` appends the manifest and syncs once. Everything the manifest names was
-// appended before it, to the same pack or to one that is sealed and synced.
+// this one. `publish` appends the manifest and syncs once; `index` has every reader find it.
+// Everything the manifest names was appended before it, to the same pack or to one that is sealed
+// and synced.
 //
 // A transaction may begin and append before its parent is published: the parent is named to
 // `prepare`, and exists then.
@@ -177,25 +178,39 @@ package final class CheckpointTransaction: Sendable {
         return Prepared(manifest: manifest, changed: changed, parentHold: hold)
     }
 
+    /// A checkpoint that exists.
+    package struct Published: Sendable {
+        package let checkpoint: Checkpoint
+        /// What keeps it from prune for one who goes on from it.
+        package let hold: CheckpointHold
+    }
+
     /// Publishes: when this returns the checkpoint exists and is durable.
     ///
-    /// On failure the transaction is over, and nothing of it is ever seen.
-    ///
-    /// - Returns: the checkpoint, and what keeps it from prune for one who goes on from it.
-    package func publish(
-        _ prepared: Prepared
-    ) throws(RepositoryError) -> (checkpoint: Checkpoint, hold: CheckpointHold) {
+    /// `index` must follow: no reader finds it before. On failure the transaction is over, and
+    /// nothing of it is ever seen.
+    package func publish(_ prepared: Prepared) throws(RepositoryError) -> Published {
         let payload = prepared.manifest.encoded
         let location = try writer.publish(payload, transaction: number, epoch: epoch)
         let id = CheckpointID(payload.withUnsafeBytes { PageDigest(hashing: $0) })
-        let frames = close()
+        let publication = Publication(
+            id: id, manifest: prepared.manifest, location: location, changed: prepared.changed)
+        let frames = state.withLock { state in
+            state.isOpen = false
+            return state.frames
+        }
         writer.end(wasPublished: true)
-        let checkpoint = Checkpoint(id: id, manifest: prepared.manifest, location: location)
         // Held before the index knows it, so before anyone can forget it.
         let hold = CheckpointHold(unchecked: id, in: repository)
-        repository.didPublish(
-            checkpoint, transaction: number, frames: frames, changed: prepared.changed)
-        return (checkpoint, hold)
+        repository.didPublish(publication, transaction: number, frames: frames)
+        return Published(checkpoint: publication.checkpoint, hold: hold)
+    }
+
+    /// Has the index take what was published, so that every reader finds it.
+    ///
+    /// After `publish`, from any thread. Blocks for those published before.
+    package func index() {
+        repository.indexPublished(by: number)
     }
 
     /// Gives the transaction up.
@@ -209,13 +224,6 @@ package final class CheckpointTransaction: Sendable {
         guard wasOpen else { return }
         writer.end(wasPublished: false)
         repository.didEnd(transaction: number, leaving: packs)
-    }
-
-    private func close() -> TransactionFrames {
-        state.withLock { state in
-            state.isOpen = false
-            return state.frames
-        }
     }
 
     private func manifest(_ facts: CheckpointFacts, _ parent: Checkpoint?) -> Manifest {

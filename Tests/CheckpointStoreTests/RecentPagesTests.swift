@@ -1,0 +1,279 @@
+import CheckpointFormat
+import GuestModel
+import Synchronization
+import SystemPackage
+import Testing
+import VarveTestSupport
+
+@testable import CheckpointStore
+
+/// Pages are found wherever they are on their way from runs to the table of pages.
+@Suite struct RecentPagesTests {
+    private let directory = TemporaryDirectory(inMemory: true)
+
+    private func open(_ limits: RecentLimits) throws -> Index {
+        let index = try Index.open(directory: directory.path.string, isReadOnly: false)
+        index.recent.limits = limits
+        return index
+    }
+
+    /// Additions, drains and deletions against a dictionary; seen by the one who makes them, by
+    /// another who has the index open, and in moments that have passed.
+    @Test(arguments: 0..<(TestSeed.isLong ? 200 : 12 as UInt64))
+    func everyoneSeesWhatADictionaryHolds(round: UInt64) throws {
+        var random = TestSeed.generator(7_300 + round)
+        let most = Int.random(in: 8...400, using: &random)
+        let index = try open(RecentLimits(drainCounts: 4...most))
+        let other = try open(RecentLimits())
+        // The one who writes has a filter from some point on; others have none.
+        index.filter.begin()
+        let start = Int.random(in: 0..<60, using: &random)
+        var model = PageModel()
+        for step in 0..<120 {
+            switch Int.random(in: 0..<10, using: &random) {
+            case 0..<6: try model.add(Int.random(in: 1...60, using: &random), index, &random)
+            case 6: try model.replace(index, &random)
+            case 7..<9: try model.delete(Int.random(in: 1...80, using: &random), index, &random)
+            default: try model.deleteElsewhere(index, &random)
+            }
+            if step == start { try index.environment.write { try index.makeFilter($0) } }
+            if step % 10 == 3 { try model.check(other, &random) }
+            try model.check(index, &random)
+        }
+        #expect(try index.pageCount() == model.pages.count)
+        #expect(try other.pageCount() == model.pages.count)
+        try model.checkAll(other)
+        #expect(model.drainCount > 0, "some run was drained to its end")
+    }
+
+    /// A transaction sees its own moment, whatever others add, drain and delete meanwhile, and
+    /// whoever of them looks first.
+    @Test(arguments: [true, false], 0..<6 as Range<UInt64>)
+    func aMomentThatHasPassedIsSeenAsItWas(asksEarly: Bool, round: UInt64) throws {
+        var random = TestSeed.generator(7_600 + round)
+        let index = try open(RecentLimits(drainCounts: 16...16))
+        var model = PageModel()
+        for _ in 0..<20 { try model.add(9, index, &random) }
+        let old = model
+        try index.environment.read { transaction in
+            let early = asksEarly ? try index.recentWindow(transaction) : nil
+            for _ in 0..<40 {
+                try model.add(7, index, &random)
+                try model.delete(3, index, &random)
+                try model.check(index, &random)
+            }
+            let window = try early ?? index.recentWindow(transaction)
+            for (digest, location) in old.pages {
+                #expect(try index.location(digest, in: window, transaction) == location)
+            }
+            for digest in model.pages.keys where old.pages[digest] == nil {
+                #expect(try index.location(digest, in: window, transaction) == nil)
+            }
+        }
+        try model.check(index, &random)
+        #expect(model.drainCount > 1)
+    }
+
+    /// One thread adds and drains; what it has added is found by all others at every moment.
+    @Test func whatIsThereIsFoundWhileItMoves() throws {
+        let index = try open(RecentLimits(drainCounts: 64...64))
+        var random = TestSeed.generator(7_900)
+        let known = Mutex<[PageDigest]>([])
+        let isDone = Atomic<Bool>(false)
+        let missed = Atomic<Int>(0)
+        let looked = Atomic<Int>(0)
+        var model = PageModel()
+        let seeds = (0..<3).map { _ in random.next() }
+        let readers = seeds.map { seed in
+            Threads.Thread {
+                var random = SeededGenerator(seed: seed)
+                while !isDone.load(ordering: .acquiring) {
+                    let digests = known.withLock { $0.shuffled(using: &random).prefix(40) }
+                    let batch = Array(digests)
+                    do {
+                        try index.locations(of: batch.span) { _, location in
+                            looked.add(1, ordering: .relaxed)
+                            if location == nil { missed.add(1, ordering: .relaxed) }
+                        }
+                    } catch {
+                        missed.add(1, ordering: .relaxed)
+                    }
+                }
+            }
+        }
+        for _ in 0..<400 {
+            try model.add(10, index, &random)
+            known.withLock { $0 = Array(model.pages.keys) }
+        }
+        isDone.store(true, ordering: .releasing)
+        for reader in readers { reader.join() }
+        #expect(missed.load(ordering: .relaxed) == 0)
+        #expect(looked.load(ordering: .relaxed) > 1000)
+        #expect(model.drainCount > 10)
+    }
+
+    /// What looks for pages in runs stays small.
+    @Test func aBoundedNumberOfPagesIsInRuns() throws {
+        let index = try open(RecentLimits(drainCounts: 2000...2000))
+        var random = TestSeed.generator(7_950)
+        var model = PageModel()
+        var most = 0
+        for _ in 0..<200 {
+            try model.add(100, index, &random)
+            let inRuns = try index.environment.read { try index.pagesInRuns($0).count }
+            most = max(most, inRuns)
+        }
+        // Those of the sweep before, and those since.
+        #expect(most <= 4100)
+        #expect(most > 1900)
+    }
+}
+
+/// What says that most absent pages are absent.
+@Suite struct PageFilterTests {
+    @Test func itForgetsNoneAndKnowsMostOthers() {
+        var random = TestSeed.generator(8_100)
+        let filter = WriterFilter()
+        filter.begin()
+        filter.set(PageFilter(count: 0))
+        func digests(_ count: Int) -> [PageDigest] {
+            (0..<count).map { _ in
+                PageDigest(words: (random.next(), random.next(), random.next(), random.next()))
+            }
+        }
+        // Beyond the first filter's room, and the second's.
+        let known = digests(400_000)
+        for digest in known { filter.insert(digest) }
+        let unknown = digests(100_000)
+        func candidates(_ digests: [PageDigest]) -> Int {
+            var count = 0
+            filter.forEachCandidate(
+                Array(digests.indices), { digests[$0] },
+                { _ in
+                    count += 1
+                    return true
+                })
+            return count
+        }
+        #expect(candidates(known) == known.count)
+        #expect(candidates(unknown) < unknown.count / 10)
+        // Others may have written meanwhile.
+        filter.end()
+        filter.set(PageFilter(count: 0))
+        #expect(candidates(unknown) == unknown.count)
+    }
+
+    @Test func itIsMadeWhenEnoughWasMissed() {
+        let filter = WriterFilter()
+        let digests = (0..<20_000 as Range<UInt64>).map { PageDigest(words: ($0, $0, $0, $0)) }
+        func miss() {
+            filter.forEachCandidate(Array(digests.indices), { digests[$0] }, { _ in false })
+        }
+        miss()
+        #expect(!filter.isDue(1000), "nobody writes")
+        filter.begin()
+        #expect(filter.isDue(1000))
+        #expect(!filter.isDue(1_000_000))
+        filter.set(PageFilter(count: 1000))
+        #expect(!filter.isDue(1000))
+        filter.clear()
+        #expect(!filter.isDue(1000))
+    }
+}
+
+/// What the index should hold.
+private struct PageModel {
+    var pages: [PageDigest: PageLocation] = [:]
+    private var lastLimit: UInt64 = 0
+    private(set) var drainCount = 0
+
+    /// In an order that a seed repeats.
+    private var digests: [PageDigest] { pages.keys.sorted { $0.precedes($1) } }
+
+    private static func digest(_ random: inout SeededGenerator) -> PageDigest {
+        // Few first bytes, so that neighbours and equal ones occur.
+        let first = UInt64.random(in: 0..<4, using: &random)
+        return PageDigest(
+            words: (
+                first == 0 ? random.next() & 0xff : random.next(), random.next(), random.next(),
+                random.next()
+            ))
+    }
+
+    private static func location(_ random: inout SeededGenerator) -> PageLocation {
+        PageLocation(
+            pack: UInt32.random(in: 1...9, using: &random),
+            blockOffset: UInt32.random(in: 0...1 << 26, using: &random),
+            blockByteCount: 4096, blockPageCount: 1, slot: 0)
+    }
+
+    /// Adds new pages as one run.
+    mutating func add(_ count: Int, _ index: Index, _ random: inout SeededGenerator) throws {
+        var new: [(digest: PageDigest, location: PageLocation)] = []
+        for _ in 0..<count {
+            new.append((PageModel.digest(&random), PageModel.location(&random)))
+        }
+        new.sort { $0.digest.precedes($1.digest) }
+        var run: [UInt8] = []
+        for (digest, location) in new {
+            RecentRun.append(digest, location, to: &run)
+            pages[digest] = location
+        }
+        let before = try index.environment.read { try index.recentWindow($0)?.first }
+        try index.environment.write { transaction in
+            for (digest, _) in new { try index.placeUnreferenced(digest, transaction) }
+            try index.add(run: run, transaction)
+        }
+        let after = try index.environment.read { try index.recentWindow($0)?.first }
+        if let before, before != after { drainCount += 1 }
+    }
+
+    /// Stores a page at another place.
+    mutating func replace(_ index: Index, _ random: inout SeededGenerator) throws {
+        guard let digest = digests.randomElement(using: &random) else { return }
+        let location = PageModel.location(&random)
+        try index.environment.write { try index.setLocation(location, of: digest, $0) }
+        pages[digest] = location
+    }
+
+    mutating func delete(_ count: Int, _ index: Index, _ random: inout SeededGenerator) throws {
+        let dead = Set(digests.shuffled(using: &random).prefix(count))
+        #expect(try index.deletePages(pages.filter { dead.contains($0.key) }))
+        for digest in dead { pages[digest] = nil }
+    }
+
+    /// Pages that are not where they are said to be stay.
+    func deleteElsewhere(_ index: Index, _ random: inout SeededGenerator) throws {
+        var wrong: [PageDigest: PageLocation] = [:]
+        for digest in digests.shuffled(using: &random).prefix(5) {
+            wrong[digest] = PageLocation(
+                pack: 77, blockOffset: 0, blockByteCount: 4096, blockPageCount: 1, slot: 0)
+        }
+        #expect(try index.deletePages(wrong))
+    }
+
+    /// Looks for some pages, and some that are not there.
+    func check(_ index: Index, _ random: inout SeededGenerator) throws {
+        var digests = Array(self.digests.shuffled(using: &random).prefix(50))
+        for _ in 0..<10 { digests.append(PageModel.digest(&random)) }
+        digests.shuffle(using: &random)
+        var wrong = 0
+        try index.locations(of: digests.span) { position, location in
+            if location != pages[digests[position]] { wrong += 1 }
+        }
+        #expect(wrong == 0, "of \(digests.count)")
+    }
+
+    /// All pages, in the order of digests.
+    func checkAll(_ index: Index) throws {
+        var found: [PageDigest: PageLocation] = [:]
+        var last: PageDigest?
+        try index.forEachPage { digest, location in
+            if let last { #expect(last.precedes(digest)) }
+            last = digest
+            found[digest] = location
+        }
+        let isSame = found == pages
+        #expect(isSame, "\(found.count) of \(pages.count)")
+    }
+}
