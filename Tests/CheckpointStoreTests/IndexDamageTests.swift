@@ -1,5 +1,6 @@
 import CheckpointEngine
 import CheckpointFormat
+import Glibc
 import GuestModel
 import SystemPackage
 import Testing
@@ -23,7 +24,7 @@ import VarveTestSupport
         }
         let session = try CaptureSession(of: guest, in: repository, lineage: "web")
         if isRecent {
-            try repository.withIndex { $0.recent.limits = RecentLimits(entryCountMin: 1) }
+            try repository.withIndex { $0.recent.limits = RecentLimits(entryCountMin: 1, bulkPart: 0) }
         }
         _ = try session.capture(label: "one")
         session.close()
@@ -96,6 +97,23 @@ import VarveTestSupport
         }()
         #expect(try restore() == pages)
         try Repository.open(at: path, .writing).close()
+        #expect(try Repository.open(at: path, .reading).verify().isClean)
+    }
+
+    /// Bytes of LMDB's heads from which it takes how much to map.
+    @Test(arguments: [0x2a, 0x2b, 0x8c, 0x8e, 0x8f], [[0], [0x1000], [0, 0x1000]])
+    func aDamagedHeadIsMadeAnew(offset: Int, heads: [Int]) throws {
+        let pages = try make()
+        let name = path.appending("index/data.mdb").string
+        let file = open(name, O_RDWR)
+        for head in heads {
+            for value in [0x80, 0xff, 0x7f] as [UInt8] {
+                var byte = value
+                #expect(pwrite(file, &byte, 1, offset + head) == 1)
+                #expect(try restore() == pages)
+            }
+        }
+        close(file)
         #expect(try Repository.open(at: path, .reading).verify().isClean)
     }
 

@@ -75,7 +75,8 @@ private struct PruneWorld {
             at: path, .writing, files: PosixFiles(root: path), packByteCountMax: packByteCountMax)
         // So that pages are in runs, in the table of pages, in both, and on their way.
         try repository.withIndex { index in
-            index.recent.limits = RecentLimits(entryCountMin: 2, drainCounts: 16...64)
+            index.recent.limits = RecentLimits(
+                entryCountMin: 2, bulkPart: 0, drainCounts: 16...64)
         }
         return repository
     }

@@ -254,7 +254,7 @@ private struct IndexAddition {
         let known = try index.locations(
             stored, of: batch.count, { batch[$0].digest }, in: window, transaction)
         let newCount = stored.count { known[$0] == nil }
-        let makesRun = newCount >= index.recent.limits.entryCountMin
+        let makesRun = try index.makesRun(of: newCount, transaction)
         var run: [UInt8] = []
         if makesRun { run.reserveCapacity(newCount * RecentRun.entryByteCount) }
         var last: (digest: PageDigest, location: PageLocation)?

@@ -169,6 +169,16 @@ extension Index {
         filter.set(new)
     }
 
+    /// True if so many new pages are to become a run.
+    func makesRun(
+        of count: Int, _ transaction: borrowing LMDBTransaction
+    ) throws(LMDBError) -> Bool {
+        let limits = recent.limits
+        guard count >= limits.entryCountMin else { return false }
+        guard limits.bulkPart > 0 else { return true }
+        return try count < transaction.count(table(.pages)) / limits.bulkPart
+    }
+
     /// Adds a run of pages that the index does not know, and moves others on; the last thing that a
     /// transaction does with pages.
     func add(run: [UInt8], _ transaction: borrowing LMDBTransaction) throws(LMDBError) {

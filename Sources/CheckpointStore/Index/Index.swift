@@ -5,8 +5,8 @@ package import GuestModel
 import Synchronization
 
 // The derived index: where each digest's page lies, and the catalog of checkpoints. It can be
-// deleted at any time; `IndexReplay` makes it from the packs. It never points at anything that is
-// not published.
+// deleted while nobody has it open; `IndexReplay` makes it from the packs. It never points at
+// anything that is not published.
 //
 //   table        key                        value
 //   pages        digest, 32 bytes           location: pack u32, block offset u32, block bytes u32,

@@ -62,6 +62,7 @@ final class LMDBEnvironment: @unchecked Sendable {
     private init(
         directory: String, tables names: [String], isReadOnly: Bool, mapByteCount: Int
     ) throws(LMDBError) {
+        try LMDBEnvironment.checkHeads(directory)
         if !isReadOnly { try LMDBEnvironment.reserveLockFile(directory) }
         var created: OpaquePointer?
         try LMDBEnvironment.check(mdb_env_create(&created), "mdb_env_create")
@@ -103,6 +104,37 @@ final class LMDBEnvironment: @unchecked Sendable {
 
     deinit {
         mdb_env_close(environment)
+    }
+
+    /// Fails if LMDB would trust a damaged head of its file: it takes the size of its pages from there
+    /// and how many there are, and maps as many.
+    ///
+    /// Two heads, at the file's beginning and a page behind it; each is used in turn. Their layout is
+    /// that of LMDB 0.9 (`MDB_page`, `MDB_meta` of mdb.c): a page head of 16 bytes, magic u32,
+    /// version u32, address u64, map size u64, and two tables of 48 bytes, of which the first begins
+    /// with the page size; then the last page u64.
+    private static func checkHeads(_ directory: String) throws(LMDBError) {
+        let descriptor = system_open(directory + "/data.mdb", O_RDONLY, 0)
+        // A new one has none.
+        guard descriptor >= 0 else { return }
+        defer { system_close(descriptor) }
+        var status = stat()
+        guard system_fstat(descriptor, &status) == 0, status.st_size > 0 else { return }
+        // Of larger pages LMDB takes half or less.
+        let pageByteCount = min(Int(sysconf(Int32(_SC_PAGESIZE))), 0x8000)
+        let pageCount = UInt64(Int(status.st_size) / pageByteCount)
+        try withUnsafeTemporaryAllocation(byteCount: 152, alignment: 8) {
+            (head) throws(LMDBError) in
+            for page in 0..<2 {
+                let count = system_pread(
+                    descriptor, UnsafeMutableRawBufferPointer(head), page * pageByteCount)
+                let size = head.loadUnaligned(fromByteOffset: 40, as: UInt32.self)
+                let last = head.loadUnaligned(fromByteOffset: 136, as: UInt64.self)
+                guard count == head.count, size == UInt32(pageByteCount), last < pageCount else {
+                    throw LMDBError(call: "mdb_env_open", code: LMDBError.damaged)
+                }
+            }
+        }
     }
 
     /// Has room for the lock file before LMDB maps it: a write to a mapped page that a full disk
