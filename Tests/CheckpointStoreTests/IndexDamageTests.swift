@@ -24,7 +24,9 @@ import VarveTestSupport
         }
         let session = try CaptureSession(of: guest, in: repository, lineage: "web")
         if isRecent {
-            try repository.withIndex { $0.recent.limits = RecentLimits(entryCountMin: 1, bulkPart: 0) }
+            try repository.withIndex {
+                $0.recent.limits = RecentLimits(entryCountMin: 1, bulkPart: 0)
+            }
         }
         _ = try session.capture(label: "one")
         session.close()

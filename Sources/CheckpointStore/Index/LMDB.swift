@@ -106,13 +106,13 @@ final class LMDBEnvironment: @unchecked Sendable {
         mdb_env_close(environment)
     }
 
-    /// Fails if LMDB would trust a damaged head of its file: it takes the size of its pages from there
-    /// and how many there are, and maps as many.
+    /// Fails if LMDB would trust a damaged head of its file: it takes the size of its pages from
+    /// there and how many there are, and maps as many.
     ///
-    /// Two heads, at the file's beginning and a page behind it; each is used in turn. Their layout is
-    /// that of LMDB 0.9 (`MDB_page`, `MDB_meta` of mdb.c): a page head of 16 bytes, magic u32,
-    /// version u32, address u64, map size u64, and two tables of 48 bytes, of which the first begins
-    /// with the page size; then the last page u64.
+    /// Two heads, at the file's beginning and a page behind it; each is used in turn. Their layout
+    /// is that of LMDB 0.9 (`MDB_page`, `MDB_meta` of mdb.c): a page head of 16 bytes, magic u32,
+    /// version u32, address u64, map size u64, and two tables of 48 bytes, of which the first
+    /// begins with the page size; then the last page u64.
     private static func checkHeads(_ directory: String) throws(LMDBError) {
         let descriptor = system_open(directory + "/data.mdb", O_RDONLY, 0)
         // A new one has none.

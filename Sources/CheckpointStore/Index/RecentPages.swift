@@ -202,8 +202,8 @@ struct RecentLimits {
     ///
     /// Fewer go to the table of pages at once: each step of draining looks into all runs.
     var entryCountMin = 256
-    /// New pages that are this part of all pages, or more, go to the table at once too: a leaf takes
-    /// as many of them as it would when runs are drained.
+    /// New pages that are this part of all pages, or more, go to the table at once too: a leaf
+    /// takes as many of them as it would when runs are drained.
     ///
     /// 0: never.
     var bulkPart = 8

@@ -209,7 +209,10 @@ package final class PackWriter: Sendable {
             return try finish(sync)
         } catch {
             // It may be whole in the file: nobody must read it there after this was said to fail.
-            try? locked { (state) throws(FileError) in try self.cut(&state) }
+            // Whoever began since has cut it off, and a cut now would take what they appended.
+            try? locked { (state) throws(FileError) in
+                if state.isBroken { try self.cut(&state) }
+            }
             throw error
         }
     }
