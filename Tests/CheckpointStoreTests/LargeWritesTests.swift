@@ -67,6 +67,40 @@ import VarveTestSupport
         #expect(writes.middle(of: 20_000, at: 100_000) == 2400..<18_784)
     }
 
+    /// The middle of a large write is not in the page cache, what is around it is.
+    @Test func theMiddleLeavesTheCacheAlone() throws {
+        let name = directory.path.appending("file")
+        let files = PosixFiles(root: directory.path)
+        let file = try files.open("file", .create)
+        var random = TestSeed.generator(8_050)
+        try file.write(LargeWritesTests.noise(1_000_000, &random), at: 0)
+        let resident = try #require(LargeWritesTests.residentPages(name.string))
+        let probe = LargeWrites(to: open(name.string, O_RDWR), LargeWrites.Limits())
+        guard !probe.middle(of: 1 << 20, at: 0).isEmpty, resident.contains(false) else {
+            // A file system in memory has nothing else than the cache.
+            let isInMemory = resident.allSatisfy { $0 }
+            #expect(isInMemory)
+            print("skipped: the file system of \(directory.path) writes all through the cache")
+            return
+        }
+        #expect(!resident[..<(1_000_000 / 4096)].contains(true))
+        #expect(resident[1_000_000 / 4096])
+    }
+
+    /// Which pages of a file are in the page cache (`mincore(2)`).
+    private static func residentPages(_ name: String) -> [Bool]? {
+        let file = open(name, O_RDONLY)
+        guard file >= 0 else { return nil }
+        defer { close(file) }
+        let byteCount = Int(lseek(file, 0, SEEK_END))
+        guard let map = mmap(nil, byteCount, PROT_READ, MAP_SHARED, file, 0), map != MAP_FAILED
+        else { return nil }
+        defer { munmap(map, byteCount) }
+        var pages = [UInt8](repeating: 0, count: (byteCount + 4095) / 4096)
+        guard mincore(map, byteCount, &pages) == 0 else { return nil }
+        return pages.map { $0 & 1 == 1 }
+    }
+
     private static func noise(_ count: Int, _ random: inout SeededGenerator) -> [UInt8] {
         let seed = random.next()
         return (0..<count).map {

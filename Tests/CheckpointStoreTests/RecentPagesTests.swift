@@ -1,3 +1,4 @@
+import CheckpointEngine
 import CheckpointFormat
 import GuestModel
 import Synchronization
@@ -14,6 +15,8 @@ import VarveTestSupport
     private func open(_ limits: RecentLimits) throws -> Index {
         let index = try Index.open(directory: directory.path.string, isReadOnly: false)
         index.recent.limits = limits
+        index.recent.limits.entryCountMin = 1
+        index.recent.limits.bulkPart = 0
         return index
     }
 
@@ -112,6 +115,33 @@ import VarveTestSupport
         #expect(model.drainCount > 10)
     }
 
+    /// Few new pages, and those that are many among all, go to the table at once.
+    @Test func whatBecomesARunIsNeitherFewNorMost() throws {
+        let repository = try Repository.create(at: directory.path.appending("store"))
+        try repository.withIndex { $0.recent.limits.entryCountMin = 4 }
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: 128))
+        let session = try CaptureSession(of: guest, in: repository, lineage: "a")
+        var random = TestSeed.generator(7_970)
+        // 64 of none; 3 are few; 7 are less than an eighth of 67; 20 are more than an eighth of 67.
+        var inRuns: [Int] = []
+        for count in [64, 3, 7, 20] as [UInt64] {
+            for frame in 0..<count {
+                let page = (0..<Page.byteCount / 8).flatMap { _ in
+                    withUnsafeBytes(of: random.next()) { Array($0) }
+                }
+                guest.with { $0.write(frame, page) }
+            }
+            _ = try session.capture()
+            inRuns.append(
+                try repository.withIndex { index in
+                    try index.environment.read { try index.pagesInRuns($0).count }
+                })
+        }
+        #expect(inRuns == [0, 0, 7, 7])
+        session.close()
+        #expect(try repository.verify().isClean)
+    }
+
     /// What looks for pages in runs stays small.
     @Test func aBoundedNumberOfPagesIsInRuns() throws {
         let index = try open(RecentLimits(drainCounts: 2000...2000))
@@ -143,7 +173,7 @@ import VarveTestSupport
         }
         // Beyond the first filter's room, and the second's.
         let known = digests(400_000)
-        for digest in known { filter.insert(digest) }
+        filter.insert(known)
         let unknown = digests(100_000)
         func candidates(_ digests: [PageDigest]) -> Int {
             var count = 0
@@ -209,20 +239,18 @@ private struct PageModel {
 
     /// Adds new pages as one run.
     mutating func add(_ count: Int, _ index: Index, _ random: inout SeededGenerator) throws {
-        var new: [(digest: PageDigest, location: PageLocation)] = []
+        var new: [PlacedPage] = []
         for _ in 0..<count {
-            new.append((PageModel.digest(&random), PageModel.location(&random)))
+            new.append(
+                PlacedPage(
+                    digest: PageModel.digest(&random), location: PageModel.location(&random)))
         }
         new.sort { $0.digest.precedes($1.digest) }
-        var run: [UInt8] = []
-        for (digest, location) in new {
-            RecentRun.append(digest, location, to: &run)
-            pages[digest] = location
-        }
+        for page in new { pages[page.digest] = page.location }
         let before = try index.environment.read { try index.recentWindow($0)?.first }
         try index.environment.write { transaction in
-            for (digest, _) in new { try index.placeUnreferenced(digest, transaction) }
-            try index.add(run: run, transaction)
+            for page in new { try index.placeUnreferenced(page.digest, transaction) }
+            try index.add(new, transaction)
         }
         let after = try index.environment.read { try index.recentWindow($0)?.first }
         if let before, before != after { drainCount += 1 }

@@ -27,9 +27,8 @@ public struct CaptureOptions: Sendable {
     ///
     /// Begins with `compression`. Goes up by one level while encoding takes less than a quarter of
     /// the time between captures, down by one when it takes more than half, and to the fastest when
-    /// it takes all of it. A range from `stored` to 6 takes 100 checkpoints a second of 1,000 pages
-    /// where level 1 takes half of that, and packs hourly ones tightly. Restores read any level
-    /// alike.
+    /// it takes all of it. A range from `stored` to 6 takes twice as many checkpoints a second of
+    /// 1,000 pages as level 1 does, and packs hourly ones tightly. Restores read any level alike.
     public var compressionRange: ClosedRange<CompressionLevel>?
     /// Threads that digest, compress and write; one a processor, and one because one of them waits
     /// for the disk now and then.

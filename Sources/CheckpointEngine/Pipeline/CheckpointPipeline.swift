@@ -14,8 +14,8 @@ import Synchronization
 // The dispatcher takes jobs in the order in which they began, one at a time: a job's draft starts
 // from the page map that the job before it left. Batches of one job go to all workers. While one
 // job is published the next one is encoded; it is prepared when its parent exists. A job ends when
-// the index has its checkpoint. When a job
-// fails, jobs that began before its failure was known fail too: they lack its pages.
+// the index has its checkpoint. When a job fails, jobs that began before its failure was known fail
+// too: they lack its pages.
 
 /// Encodes and publishes the captures of one guest, in order.
 final class CheckpointPipeline: Sendable {
@@ -29,7 +29,7 @@ final class CheckpointPipeline: Sendable {
         /// True when the dispatcher has handed over the last publication.
         var isDrained = false
         /// What exists and the indexer has to see to, in order.
-        var published: [(publication: Publication, checkpoint: Checkpoint, busy: Duration)] = []
+        var published: [Published] = []
         /// True when the publisher has handed over the last one.
         var isPublished = false
         var failureCount: UInt64 = 0
@@ -44,6 +44,14 @@ final class CheckpointPipeline: Sendable {
         let busy: Duration
         /// Since the job before it was begun with; nil for the first.
         let interval: Duration?
+    }
+
+    /// A job whose checkpoint exists and is not in the index.
+    private struct Published: Sendable {
+        let publication: Publication
+        let checkpoint: Checkpoint
+        /// What encoding and publishing took with nothing to wait for.
+        let busy: Duration
     }
 
     private struct Work: Sendable {
@@ -304,9 +312,7 @@ final class CheckpointPipeline: Sendable {
         }
     }
 
-    private func publish(
-        _ publication: Publication
-    ) throws(CaptureError) -> (publication: Publication, checkpoint: Checkpoint, busy: Duration) {
+    private func publish(_ publication: Publication) throws(CaptureError) -> Published {
         let start = ContinuousClock.now
         do throws(RepositoryError) {
             let published = try publication.transaction.publish(publication.prepared)
@@ -314,8 +320,9 @@ final class CheckpointPipeline: Sendable {
                 base.parent = published.checkpoint
                 base.hold = published.hold
             }
-            let busy = publication.busy + (ContinuousClock.now - start)
-            return (publication, published.checkpoint, busy)
+            return Published(
+                publication: publication, checkpoint: published.checkpoint,
+                busy: publication.busy + (ContinuousClock.now - start))
         } catch {
             publication.transaction.abandon()
             base.withLock { $0.map = nil }
@@ -341,10 +348,8 @@ final class CheckpointPipeline: Sendable {
         }
     }
 
-    private func nextPublished() -> (
-        publication: Publication, checkpoint: Checkpoint, busy: Duration
-    )? {
-        queue.wait(wakes: false) { queue in
+    private func nextPublished() -> Published? {
+        queue.wait(wakes: false) { queue -> Published?? in
             if let published = queue.published.first { return .some(published) }
             return queue.isPublished ? .some(nil) : nil
         }

@@ -28,16 +28,18 @@ final class LargeWrites: Sendable {
         var alignment = 4096
     }
 
-    private enum Descriptor {
-        case unopened
-        case open(Int32)
-        /// The file system cannot.
-        case none
+    private struct Direct {
+        /// nil: not opened yet; less than 0: the file system cannot.
+        var descriptor: Int32?
+        /// True if it could be opened, and not be written to.
+        ///
+        /// It stays open: another thread may be about to write to it.
+        var isRefused = false
     }
 
     private let file: Int32
     private let limits: Limits
-    private let direct = Mutex(Descriptor.unopened)
+    private let direct = Mutex(Direct())
 
     /// - Parameter file: a descriptor; its owner keeps it open.
     init(to file: Int32, _ limits: Limits) {
@@ -47,7 +49,7 @@ final class LargeWrites: Sendable {
 
     deinit {
         direct.withLock { direct in
-            if case .open(let descriptor) = direct { system_close(descriptor) }
+            if let descriptor = direct.descriptor, descriptor >= 0 { system_close(descriptor) }
         }
     }
 
@@ -62,9 +64,10 @@ final class LargeWrites: Sendable {
 
     /// Writes a middle.
     ///
-    /// - Returns: the bytes that were written, fewer if the file system cannot; -1 with errno set.
-    func write(_ bytes: UnsafeRawBufferPointer, at offset: Int) -> Int {
-        guard let descriptor = descriptor() else { return 0 }
+    /// - Returns: the bytes that were written, fewer if the file system cannot, and the number of
+    ///   the error; 0 if there was none.
+    func write(_ bytes: UnsafeRawBufferPointer, at offset: Int) -> (count: Int, errno: Int32) {
+        guard let descriptor = descriptor() else { return (0, 0) }
         return AlignedBuffer.withOne { buffer in
             var done = 0
             while done < bytes.count {
@@ -73,34 +76,25 @@ final class LargeWrites: Sendable {
                 let count = system_pwrite(
                     descriptor, UnsafeRawBufferPointer(rebasing: buffer[..<piece.count]),
                     offset + done)
-                if count == -1, errno == EINVAL {
-                    giveUp()
-                    return done
+                guard count >= 0 else {
+                    let code = errno
+                    guard code == EINVAL else { return (done, code) }
+                    direct.withLock { $0.isRefused = true }
+                    return (done, 0)
                 }
-                if count < 0 { return -1 }
                 done += count
                 // As much as there was room for.
-                if count < piece.count { return done }
+                if count < piece.count { break }
             }
-            return done
+            return (done, 0)
         }
     }
 
     private func descriptor() -> Int32? {
         direct.withLock { direct in
-            if case .unopened = direct {
-                let descriptor = system_openDirect(file)
-                direct = descriptor >= 0 ? .open(descriptor) : .none
-            }
-            if case .open(let descriptor) = direct { return descriptor }
-            return nil
-        }
-    }
-
-    private func giveUp() {
-        direct.withLock { direct in
-            if case .open(let descriptor) = direct { system_close(descriptor) }
-            direct = .none
+            let descriptor = direct.descriptor ?? system_openDirect(file)
+            direct.descriptor = descriptor
+            return descriptor >= 0 && !direct.isRefused ? descriptor : nil
         }
     }
 }

@@ -133,9 +133,9 @@ private final class PosixFile: RepositoryFile {
         guard !middle.isEmpty else { return try writeCached(bytes, at: offset) }
         let head = UnsafeRawBufferPointer(rebasing: bytes[..<middle.lowerBound])
         try writeCached(head, at: offset)
-        let done = largeWrites.write(
+        let (done, code) = largeWrites.write(
             UnsafeRawBufferPointer(rebasing: bytes[middle]), at: Int(offset) + middle.lowerBound)
-        guard done >= 0 else { throw failure("pwrite") }
+        guard code == 0 else { throw FileError(call: "pwrite", path: path, errno: code) }
         // What could not go past the cache goes through it, and says what is wrong if anything is.
         let rest = bytes[(middle.lowerBound + done)...]
         try writeCached(

@@ -41,7 +41,7 @@ extension Index {
         if !publication.isForgotten, !publication.toleratesDamage {
             stakes = try self.stakes(of: publication, &series)
         }
-        var addition = try IndexAddition(publication, stakes, index: self)
+        var addition = try IndexAddition(publication.id, stakes, index: self)
         try addition.addPages(of: publication, &frames, &series, condemned)
         try environment.write { transaction in
             try addition.finish(publication, frames, transaction)
@@ -125,8 +125,7 @@ private struct IndexAddition {
     /// Pages in the transaction's page frames that the page map names.
     private var placedCount = 0
 
-    init(_ publication: Publication, _ stakes: Stakes?, index: Index) throws {
-        let id = publication.id
+    init(_ id: CheckpointID, _ stakes: Stakes?, index: Index) throws {
         self.index = index
         self.id = id
         self.stakes = stakes
@@ -253,11 +252,7 @@ private struct IndexAddition {
         let window = try index.recentWindow(transaction)
         let known = try index.locations(
             stored, of: batch.count, { batch[$0].digest }, in: window, transaction)
-        let newCount = stored.count { known[$0] == nil }
-        let makesRun = try index.makesRun(of: newCount, transaction)
-        var run: [UInt8] = []
-        if makesRun { run.reserveCapacity(newCount * RecentRun.entryByteCount) }
-        var last: (digest: PageDigest, location: PageLocation)?
+        var new: [PlacedPage] = []
         for position in order {
             let entry = batch[position]
             guard let location = entry.location else {
@@ -265,24 +260,16 @@ private struct IndexAddition {
                 continue
             }
             // A page may come twice in one batch.
-            let earlier = last?.digest == entry.digest ? last?.location : nil
+            let earlier = new.last?.digest == entry.digest ? new.last?.location : nil
             if let known = known[position] ?? earlier {
                 try put(entry, location, known: known, transaction)
                 continue
             }
-            last = (entry.digest, location)
-            if makesRun {
-                RecentRun.append(entry.digest, location, to: &run)
-            } else {
-                try index.setLocation(location, of: entry.digest, transaction)
-            }
+            new.append(PlacedPage(digest: entry.digest, location: location))
             // The page's entry is its first reference.
             if !entry.isStaked { try index.placeUnreferenced(entry.digest, transaction) }
         }
-        try index.add(run: run, transaction)
-        if index.filter.isDue(try transaction.count(index.table(.pages))) {
-            try index.makeFilter(transaction)
-        }
+        try index.add(new, transaction)
     }
 
     /// A page that has a place.

@@ -173,7 +173,7 @@ extension Index {
                 body(digest, try PageLocation(indexed: value))
                 return true
             }
-            for (digest, location) in others { body(digest, location) }
+            for other in others { body(other.digest, other.location) }
         }
     }
 

@@ -150,7 +150,7 @@ extension Index {
     func setLocation(
         _ location: PageLocation, of digest: PageDigest, _ transaction: borrowing LMDBTransaction
     ) throws(LMDBError) {
-        filter.insert(digest)
+        filter.insert(CollectionOfOne(digest))
         try withLocationBytes { (value) throws(LMDBError) in
             location.encode(into: value)
             try Index.withKey(digest) { (key) throws(LMDBError) in
@@ -159,7 +159,7 @@ extension Index {
         }
     }
 
-    /// Makes a filter of the table of pages, in a write transaction.
+    /// Makes a filter of the table of pages; in a write transaction.
     func makeFilter(_ transaction: borrowing LMDBTransaction) throws(LMDBError) {
         var new = PageFilter(count: try transaction.count(table(.pages)))
         try transaction.scan(table(.pages), from: []) { (key, _) throws(LMDBError) in
@@ -169,8 +169,22 @@ extension Index {
         filter.set(new)
     }
 
+    /// Adds pages that the index does not know, in the order of digests, and moves others on; the
+    /// last thing that a transaction does with pages.
+    func add(
+        _ pages: [PlacedPage], _ transaction: borrowing LMDBTransaction
+    ) throws(LMDBError) {
+        if try makesRun(of: pages.count, transaction) {
+            try put(RecentRun.encode(pages), number: transaction.moment, transaction)
+            try drain(added: pages.count, transaction)
+        } else {
+            try insert(pages, transaction)
+        }
+        if filter.isDue(try transaction.count(table(.pages))) { try makeFilter(transaction) }
+    }
+
     /// True if so many new pages are to become a run.
-    func makesRun(
+    private func makesRun(
         of count: Int, _ transaction: borrowing LMDBTransaction
     ) throws(LMDBError) -> Bool {
         let limits = recent.limits
@@ -179,12 +193,21 @@ extension Index {
         return try count < transaction.count(table(.pages)) / limits.bulkPart
     }
 
-    /// Adds a run of pages that the index does not know, and moves others on; the last thing that a
-    /// transaction does with pages.
-    func add(run: [UInt8], _ transaction: borrowing LMDBTransaction) throws(LMDBError) {
-        guard !run.isEmpty else { return }
-        try put(run, number: transaction.moment, transaction)
-        try drain(added: run.count / RecentRun.entryByteCount, transaction)
+    /// Puts pages, in the order of digests, into the table of pages, but for those that are there.
+    private func insert(
+        _ pages: [PlacedPage], _ transaction: borrowing LMDBTransaction
+    ) throws(LMDBError) {
+        filter.insert(pages.lazy.map(\.digest))
+        try transaction.withFinder(table(.pages)) { (finder) throws(LMDBError) in
+            try withLocationBytes { (value) throws(LMDBError) in
+                for page in pages {
+                    page.location.encode(into: value)
+                    try Index.withKey(page.digest) { (key) throws(LMDBError) in
+                        try finder.insert(key, UnsafeRawBufferPointer(value))
+                    }
+                }
+            }
+        }
     }
 
     private func put(
@@ -256,29 +279,19 @@ extension Index {
         from start: UInt64, to end: UInt64?, limit: UInt64,
         _ transaction: borrowing LMDBTransaction
     ) throws(LMDBError) {
-        var pages: [(digest: PageDigest, location: PageLocation)] = []
         guard limit > 0 else { return }
+        var pages: [PlacedPage] = []
         try forEachRun(in: 0...limit, transaction) { (_, run) throws(LMDBError) in
             let count = try RecentRun.count(run)
             for position in try RecentRun.firstPosition(run, from: start)..<count {
                 let digest = RecentRun.digest(run, position)
                 if let end, digest.order >= end { break }
                 guard let location = try RecentRun.location(run, position) else { continue }
-                pages.append((digest, location))
+                pages.append(PlacedPage(digest: digest, location: location))
             }
         }
         pages.sort { $0.digest.precedes($1.digest) }
-        try transaction.withFinder(table(.pages)) { (finder) throws(LMDBError) in
-            try withLocationBytes { (value) throws(LMDBError) in
-                for (digest, location) in pages {
-                    location.encode(into: value)
-                    filter.insert(digest)
-                    try Index.withKey(digest) { (key) throws(LMDBError) in
-                        try finder.insert(key, UnsafeRawBufferPointer(value))
-                    }
-                }
-            }
-        }
+        try insert(pages, transaction)
     }
 
     private func removeRuns(
@@ -329,8 +342,8 @@ extension Index {
     /// Pages that are in runs only, in the order of digests.
     func pagesInRuns(
         _ transaction: borrowing LMDBTransaction
-    ) throws(LMDBError) -> [(digest: PageDigest, location: PageLocation)] {
-        var pages: [(digest: PageDigest, location: PageLocation)] = []
+    ) throws(LMDBError) -> [PlacedPage] {
+        var pages: [PlacedPage] = []
         try forEachRun(in: 0...UInt64.max, transaction) { (_, run) throws(LMDBError) in
             for position in 0..<(try RecentRun.count(run)) {
                 guard let location = try RecentRun.location(run, position) else { continue }
@@ -338,7 +351,7 @@ extension Index {
                 let isPlaced = try Index.withKey(digest) { (key) throws(LMDBError) in
                     try transaction.get(table(.pages), key) { _ in true } ?? false
                 }
-                if !isPlaced { pages.append((digest, location)) }
+                if !isPlaced { pages.append(PlacedPage(digest: digest, location: location)) }
             }
         }
         pages.sort { $0.digest.precedes($1.digest) }

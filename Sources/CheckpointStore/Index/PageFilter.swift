@@ -92,15 +92,17 @@ final class WriterFilter: Sendable {
         missCount.store(0, ordering: .relaxed)
     }
 
-    /// Notes a page that is being put into the table.
-    func insert(_ digest: PageDigest) {
+    /// Notes pages that are being put into the table.
+    func insert(_ digests: some Sequence<PageDigest>) {
         state.withLock { state in
-            guard let last = state.filters.last else { return }
-            if last.isFull {
-                let count = state.filters.reduce(0) { $0 + $1.count }
-                state.filters.append(PageFilter(count: count * 4 / 3))
+            guard !state.filters.isEmpty else { return }
+            for digest in digests {
+                if state.filters[state.filters.count - 1].isFull {
+                    let count = state.filters.reduce(0) { $0 + $1.count }
+                    state.filters.append(PageFilter(count: count * 4 / 3))
+                }
+                state.filters[state.filters.count - 1].insert(digest)
             }
-            state.filters[state.filters.count - 1].insert(digest)
         }
     }
 

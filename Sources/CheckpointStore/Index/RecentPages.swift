@@ -9,11 +9,18 @@ import Synchronization
 enum RecentRun {
     static let entryByteCount = PageDigest.byteCount + PageLocation.byteCount
 
-    static func append(_ digest: PageDigest, _ location: PageLocation, to run: inout [UInt8]) {
-        withUnsafeBytes(of: digest.words) { run.append(contentsOf: $0) }
-        withUnsafeTemporaryAllocation(byteCount: PageLocation.byteCount, alignment: 8) { bytes in
-            location.encode(into: bytes)
-            run.append(contentsOf: bytes)
+    private typealias Words = (UInt64, UInt64, UInt64, UInt64)
+
+    static func encode(_ pages: [PlacedPage]) -> [UInt8] {
+        [UInt8](unsafeUninitializedCapacity: pages.count * entryByteCount) { buffer, count in
+            let run = UnsafeMutableRawBufferPointer(buffer)
+            for page in pages {
+                run.storeBytes(of: page.digest.words, toByteOffset: count, as: Words.self)
+                let start = count + PageDigest.byteCount
+                count += entryByteCount
+                page.location.encode(
+                    into: UnsafeMutableRawBufferPointer(rebasing: run[start..<count]))
+            }
         }
     }
 
@@ -25,12 +32,7 @@ enum RecentRun {
 
     static func digest(_ run: UnsafeRawBufferPointer, _ position: Int) -> PageDigest {
         let start = position * entryByteCount
-        func word(_ index: Int) -> UInt64 {
-            UInt64(
-                littleEndian: run.loadUnaligned(
-                    fromByteOffset: start + 8 * index, as: UInt64.self))
-        }
-        return PageDigest(words: (word(0), word(1), word(2), word(3)))
+        return PageDigest(words: run.loadUnaligned(fromByteOffset: start, as: Words.self))
     }
 
     /// An entry's location; nil if prune has taken the page.
@@ -69,6 +71,12 @@ extension PageDigest {
                 other.words.3.byteSwapped
             )
     }
+}
+
+/// A page, and where it lies.
+struct PlacedPage: Hashable {
+    let digest: PageDigest
+    let location: PageLocation
 }
 
 /// Where one page stands: the run's number, and its position there.

@@ -1,0 +1,64 @@
+import CheckpointFormat
+import Synchronization
+import SystemPackage
+import Testing
+import VarveTestSupport
+
+@testable import CheckpointStore
+
+/// Writers of one pack beside each other, on a disk that fails.
+@Suite struct PackWriterTests {
+    private let directory = TemporaryDirectory(inMemory: true)
+
+    /// A record that stands alone and cannot be synced is cut off; whoever begins right then keeps
+    /// what they append.
+    @Test func aRecordThatFailsTakesNothingWithIt() throws {
+        let files = FaultyFiles(PosixFiles(root: directory.path))
+        try files.createDirectory(PackName.directory)
+        let repository = RepositoryID.random()
+        let writer = try PackWriter(
+            files: files, repository: repository, pack: 1, scan: nil, packByteCountMax: 60_000)
+        let isDone = Atomic<Bool>(false)
+        let published = Mutex<[(RecordLocation, [UInt8])]>([])
+        let capturing = Threads.Thread {
+            var number: UInt64 = 0
+            while !isDone.load(ordering: .acquiring) {
+                number += 1
+                guard let epoch = try? writer.begin() else { continue }
+                let payload = [UInt8](repeating: UInt8(truncatingIfNeeded: number), count: 500)
+                var records = RecordWriter()
+                let range = records.append(.mapPart, transaction: number, payload: payload)
+                let record = PendingRecord(range: range, type: .mapPart, transaction: number)
+                do throws(RepositoryError) {
+                    let places = try writer.append([record], of: records.storage, epoch: epoch)
+                    _ = try writer.publish([1, 2, 3], transaction: number, epoch: epoch)
+                    published.withLock { $0.append((places[0], payload)) }
+                    writer.end(wasPublished: true)
+                } catch {
+                    writer.end(wasPublished: false)
+                }
+            }
+        }
+        var failureCount = 0
+        for _ in 0..<(TestSeed.isLong ? 30_000 : 3_000) {
+            files.failCall(1, errno: 5)
+            do {
+                _ = try writer.appendAlone(.forget, payload: [4, 5, 6])
+            } catch {
+                failureCount += 1
+            }
+        }
+        files.failCall(nil, errno: 5)
+        isDone.store(true, ordering: .releasing)
+        capturing.join()
+        let reader = PackReader(files: files, repository: repository)
+        let records = published.withLock { $0 }
+        var lost = 0
+        for (location, payload) in records {
+            let record = try? reader.record(at: location, .mapPart)
+            if record.map({ Array($0.payload) }) != payload { lost += 1 }
+        }
+        #expect(lost == 0, "of \(records.count)")
+        #expect(failureCount > 100 && records.count > 100, "\(failureCount), \(records.count)")
+    }
+}
