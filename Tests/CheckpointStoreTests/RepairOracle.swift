@@ -225,7 +225,8 @@ extension RepairOracle {
         let isFound = copy.before.map { isIntact((copy.pack, $0), damaged) } ?? true
         // Something must still say where the block lies.
         return hasSeal(copy.pack, damaged) || (damaged.hasIndex && !rewritten.contains(copy.pack))
-            || (isIntact(table, damaged) && (isIntact(head, damaged) || isFound))
+            || (isIntact(table, damaged)
+                && (isIntact(head, damaged) || isFound && now.count >= copy.record.upperBound))
             || (damaged.hasIndex && isIntact(head, damaged) && claims(copy, now))
     }
 

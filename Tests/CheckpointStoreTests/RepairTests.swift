@@ -76,7 +76,7 @@ import VarveTestSupport
             """
             \(what): whole \(describe(whole, expected.whole)), lost \(describe(lost, expected.lost))
             \(plan.findings)
-            \(plan.losses.map(\.reason))
+            \(plan.losses.map { "\($0.id.short): \($0.reason)" })
             """)
         let outcome = try plan.execute()
         #expect(outcome.report.isClean, "\(what): \(outcome.report.corruptions)")

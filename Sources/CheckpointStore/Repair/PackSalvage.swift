@@ -329,8 +329,10 @@ struct PackSalvage: Sendable {
             }
             return try PageFrameTable.decode(payload, payloadCount: sum)
         }
+        // One that the file's end cut off is longer than what is left, and then its header says so.
         if let table, type == nil || type == .pageFrame,
             RecordHeader.recordByteCount(payload: table.payloadCount) <= range.count
+                || header?.payloadCount == table.payloadCount
         {
             type = .pageFrame
             entry = PackIndex.Entry(
