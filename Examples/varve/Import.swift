@@ -87,9 +87,19 @@ struct Import: ParsableCommand {
                 "\(source.name) has \(byteCount) bytes, which is no multiple of 4096; it is cut "
                     + "short, or neither a raw memory image nor a stream of Xen")
         }
-        let checkpoint = try ImageImport.run(
-            into: repository, lineage: lineage, label: label,
-            progress: { progress.update($0, of: source.byteCount) }, read: source.read)
+        let checkpoint: Checkpoint
+        if let file = source.file {
+            checkpoint = try ImageImport.run(
+                file, into: repository, lineage: lineage, label: label,
+                progress: {
+                    try Interruption.check()
+                    progress.update($0, of: file.byteCount)
+                })
+        } else {
+            checkpoint = try ImageImport.run(
+                into: repository, lineage: lineage, label: label,
+                progress: { progress.update($0, of: nil) }, read: source.read)
+        }
         try show(checkpoint, progress)
     }
 

@@ -1,16 +1,16 @@
 import Glibc
 import Varve
 
-/// A file or pipe that is read from its beginning to its end.
+/// A file or pipe that is read from its beginning to its end, or a file in any order.
 final class InputSource {
-    /// Its size, if it is known before it is read.
-    let byteCount: Int?
+    /// The regular file that it is, to be read in any order; nil if it is none.
+    let file: InputFile?
     let name: String
+    /// Its size, if it is known before it is read.
+    var byteCount: Int? { file?.byteCount }
     /// Bytes read so far.
     private(set) var position = 0
     private let descriptor: Int32
-    /// When a file's contents changed last, in seconds and nanoseconds.
-    private var changeTime: [Int] = []
     /// Bytes that were looked at before they were asked for.
     private var head: [UInt8] = []
 
@@ -18,7 +18,7 @@ final class InputSource {
         if path == "-" {
             name = "standard input"
             descriptor = STDIN_FILENO
-            byteCount = nil
+            file = nil
             return
         }
         name = path
@@ -31,16 +31,10 @@ final class InputSource {
             throw ToolError("\(path) cannot be looked at: \(Output.reason())")
         }
         switch status.st_mode & S_IFMT {
-        case S_IFREG:
-            byteCount = Int(status.st_size)
-            changeTime = InputSource.changeTime(status)
+        case S_IFREG: file = InputFile(descriptor, status, name: path)
         case S_IFDIR: throw ToolError("\(path) is a directory; name a file or '-'")
-        default: byteCount = nil
+        default: file = nil
         }
-    }
-
-    private static func changeTime(_ status: stat) -> [Int] {
-        [status.st_mtim.tv_sec, status.st_mtim.tv_nsec]
     }
 
     deinit {
@@ -71,16 +65,7 @@ final class InputSource {
             head.removeFirst(count)
         }
         position += count
-        if let byteCount, count == 0 {
-            let again = "while it was read; take it in again when nobody writes to it"
-            guard position == byteCount else {
-                throw ToolError(
-                    "\(name) changed from \(byteCount) to \(position) bytes \(again)")
-            }
-            var status = stat()
-            guard fstat(descriptor, &status) == 0, changeTime == InputSource.changeTime(status)
-            else { throw ToolError("\(name) was written to \(again)") }
-        }
+        if let file, count == 0 { try file.checkUnchanged(byteCount: position) }
         return count
     }
 
@@ -91,6 +76,59 @@ final class InputSource {
             if count < 0 && errno == EINTR { continue }
             guard count >= 0 else { throw ToolError("\(name) cannot be read: \(Output.reason())") }
             return count
+        }
+    }
+}
+
+/// A regular file that is read in any order, by several threads; it stays open as long as its
+/// `InputSource`.
+struct InputFile: ImageSource {
+    let byteCount: Int
+    private let descriptor: Int32
+    private let name: String
+    /// When its contents changed last, in seconds and nanoseconds.
+    private let changeTime: [Int]
+
+    init(_ descriptor: Int32, _ status: stat, name: String) {
+        self.descriptor = descriptor
+        self.name = name
+        byteCount = Int(status.st_size)
+        changeTime = InputFile.changeTime(status)
+    }
+
+    private static func changeTime(_ status: stat) -> [Int] {
+        [status.st_mtim.tv_sec, status.st_mtim.tv_nsec]
+    }
+
+    func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: Int) throws {
+        var done = 0
+        while done < buffer.count {
+            let rest = UnsafeMutableRawBufferPointer(rebasing: buffer[done...])
+            let count = pread(descriptor, rest.baseAddress, rest.count, offset + done)
+            if count < 0 && errno == EINTR { continue }
+            guard count >= 0 else { throw ToolError("\(name) cannot be read: \(Output.reason())") }
+            guard count > 0 else { return try checkUnchanged(byteCount: offset + done) }
+            done += count
+        }
+    }
+
+    func checkUnchanged() throws { try checkUnchanged(byteCount: nil) }
+
+    /// Throws if it is not what it was when it was opened.
+    ///
+    /// - Parameter end: where reading came to its end; nil: nowhere.
+    func checkUnchanged(byteCount end: Int?) throws {
+        let again = "while it was read; take it in again when nobody writes to it"
+        var status = stat()
+        guard fstat(descriptor, &status) == 0 else {
+            throw ToolError("\(name) cannot be looked at: \(Output.reason())")
+        }
+        let now = end ?? Int(status.st_size)
+        guard now == byteCount else {
+            throw ToolError("\(name) changed from \(byteCount) to \(now) bytes \(again)")
+        }
+        guard changeTime == InputFile.changeTime(status) else {
+            throw ToolError("\(name) was written to \(again)")
         }
     }
 }
@@ -152,7 +190,8 @@ enum Interruption {
     /// Throws `Requested` if the user wants to end.
     ///
     /// A descriptor that can be read at once, as a file can, keeps a signal pending.
-    private static func check() throws {
+    static func check() throws {
+        guard isArmed else { return }
         var pending = sigset_t()
         sigpending(&pending)
         if sigismember(&pending, SIGINT) == 1 || sigismember(&pending, SIGTERM) == 1 {

@@ -22,6 +22,18 @@ public struct PageDigest: Hashable, Sendable {
     /// - Precondition: `bytes` holds at least 32 bytes.
     @inlinable
     public init(bytes: some Sequence<UInt8>) {
+        let loaded = bytes.withContiguousStorageIfAvailable { bytes in
+            precondition(bytes.count >= PageDigest.byteCount, "a digest has 32 bytes")
+            return UnsafeRawBufferPointer(bytes)
+                .loadUnaligned(as: (UInt64, UInt64, UInt64, UInt64).self)
+        }
+        if let loaded {
+            self.words = (
+                UInt64(littleEndian: loaded.0), UInt64(littleEndian: loaded.1),
+                UInt64(littleEndian: loaded.2), UInt64(littleEndian: loaded.3)
+            )
+            return
+        }
         var words: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
         var position: UInt64 = 0
         for byte in bytes.prefix(PageDigest.byteCount) {

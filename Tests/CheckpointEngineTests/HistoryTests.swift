@@ -174,10 +174,11 @@ private struct History {
     private mutating func revert() throws {
         guard let target = checkpoints.randomElement(using: &random) else { return }
         try session.revert(to: target)
-        try check(guest, target)
+        let (resumed, pages, state) = guest.with { ($0.resumedPages, $0.pages, $0.state) }
+        try check(resumed, state, target)
         // The root of a guest that writes meanwhile means nothing.
         guest.setLive(nil)
-        #expect(try MemoryRoot.of(guest) == target.root)
+        if pages == resumed { #expect(try MemoryRoot.of(guest) == target.root) }
     }
 
     private mutating func forget() throws {
@@ -230,8 +231,14 @@ private struct History {
     // MARK: - Checks
 
     private func check(_ guest: SimulatedGuest, _ checkpoint: Checkpoint) throws {
-        let expected = try #require(oracle[checkpoint.id])
         let (pages, state) = guest.with { ($0.pages, $0.state) }
+        try check(pages, state, checkpoint)
+    }
+
+    private func check(
+        _ pages: [UInt64: [UInt8]], _ state: GuestState, _ checkpoint: Checkpoint
+    ) throws {
+        let expected = try #require(oracle[checkpoint.id])
         let frames = Set(pages.keys).union(expected.pages.keys)
         let wrong = frames.filter { pages[$0] != expected.pages[$0] }.sorted()
         #expect(

@@ -19,6 +19,8 @@ public final class SimulatedGuest: WritableGuest {
         var callsUntilFailure: Int?
         var pauseCount = 0
         var resumeCount = 0
+        /// What the pages held when it was resumed last.
+        public fileprivate(set) var resumedPages: [UInt64: [UInt8]] = [:]
         /// What `layout` answers, if not the frames of `pages`.
         public var statedLayout: GuestLayout?
         /// Frames whose writes the log does not notice: a tracker that lies.
@@ -113,6 +115,7 @@ public final class SimulatedGuest: WritableGuest {
             precondition(state.isPaused, "resumed while running")
             state.isPaused = false
             state.resumeCount += 1
+            state.resumedPages = state.pages
         }
     }
 

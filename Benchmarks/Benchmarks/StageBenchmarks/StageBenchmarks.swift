@@ -323,6 +323,7 @@ private func coresBenchmarks() {
     } round: { subject, run in
         let total = cores * byteCount
         try run.subject("import", byteCount: total) { try subject.takeIn() }
+        try subject.removeStore()
         run.time("page frames alone, on each core", .part, byteCount: total) {
             subject.encodeOnAllCores()
         }
@@ -336,8 +337,8 @@ private func coresBenchmarks() {
 }
 
 /// As many parts of a guest's memory as there are cores.
-private final class ImportSubject: @unchecked Sendable {
-    // Each part is touched by one thread at a time.
+private final class ImportSubject: ImageSource, @unchecked Sendable {
+    // Only read once it is made.
     private let subjects: [CodecSubject]
     private let directory: String
     private var count = 0
@@ -347,34 +348,42 @@ private final class ImportSubject: @unchecked Sendable {
         self.directory = directory
     }
 
+    /// Removes the repository that the last `takeIn` made, which is not the importer's work.
+    func removeStore() throws { try FileManager.default.removeItem(atPath: path) }
+
+    private var path: String { directory + "/store-\(count)" }
+
     /// All parts into a new repository.
     func takeIn() throws {
         count += 1
-        let path = directory + "/store-\(count)"
         let repository = try Repository.create(at: FilePath(path))
-        var part = 0
-        var offset = 0
-        _ = try ImageImport.run(into: repository, lineage: "import") { room in
-            guard part < subjects.count else { return 0 }
-            let source = UnsafeRawBufferPointer(subjects[part].memory.bytes)
-            let bytes = min(room.count, source.count - offset)
-            room.copyMemory(
-                from: UnsafeRawBufferPointer(rebasing: source[offset..<offset + bytes]))
-            // The parts hold the same pages: their numbers tell them apart.
-            for page in stride(from: 0, to: bytes, by: Page.byteCount) {
-                GuestContent.stamp(
-                    room, page / Page.byteCount, UInt64(part << 32 + offset + page))
-            }
-            offset += bytes
-            if offset == source.count {
-                part += 1
-                offset = 0
-            }
-            return bytes
-        }
+        _ = try ImageImport.run(self, into: repository, lineage: "import")
         try repository.close()
-        try FileManager.default.removeItem(atPath: path)
     }
+
+    var byteCount: Int { subjects.count * partByteCount }
+
+    private var partByteCount: Int { subjects[0].memory.bytes.count }
+
+    func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: Int) throws {
+        var done = 0
+        while done < buffer.count {
+            let (part, start) = (offset + done).quotientAndRemainder(dividingBy: partByteCount)
+            let source = UnsafeRawBufferPointer(subjects[part].memory.bytes)
+            let count = min(buffer.count - done, source.count - start)
+            let room = UnsafeMutableRawBufferPointer(rebasing: buffer[done..<done + count])
+            room.copyMemory(
+                from: UnsafeRawBufferPointer(rebasing: source[start..<start + count]))
+            // The parts hold the same pages: their numbers tell them apart.
+            for page in 0..<count / Page.byteCount {
+                GuestContent.stamp(
+                    room, page, UInt64(part << 32 + start + page * Page.byteCount))
+            }
+            done += count
+        }
+    }
+
+    func checkUnchanged() {}
 
     func encodeOnAllCores() {
         DispatchQueue.concurrentPerform(iterations: subjects.count) { core in

@@ -67,6 +67,12 @@ struct ckernels_piece {
 /// bytes ahead, which pages scattered over a guest need.
 void ckernels_stream_copy_pieces(void *to, const struct ckernels_piece *pieces, size_t count);
 
+/// Asks for the first bytes of memory that is read and written soon. Never fails; any address.
+static inline void ckernels_prefetch(const void *memory) {
+    for (int line = 0; line < 4; line++)
+        __builtin_prefetch((const char *)memory + 64 * line);
+}
+
 // MARK: - Checksum
 
 /// CRC-32C (Castagnoli, reflected 0x82f63b78), going on from `crc`; 0 to begin. RFC 3720, B.4.

@@ -1,12 +1,29 @@
 public import CheckpointStore
 import GuestModel
 
+/// A raw memory image whose parts can be read in any order, such as a file.
+public protocol ImageSource: Sendable {
+    /// Bytes in the image, as far as it was known when it was opened.
+    var byteCount: Int { get }
+
+    /// Fills a buffer from a place in the image on; throws if the image ends before that.
+    ///
+    /// Called from several threads at once. It blocks for the disk.
+    func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: Int) throws
+
+    /// Throws unless all that was read is one image: if somebody wrote to it meanwhile.
+    ///
+    /// Called once, after the last read and before the checkpoint exists.
+    func checkUnchanged() throws
+}
+
 /// Takes images in as checkpoints.
 public enum ImageImport {
     /// Takes a raw memory image in, read from its beginning to its end.
     ///
     /// Every page is compared with the lineage's newest checkpoint; only pages that differ are
-    /// stored. Memory: the page map and the ring.
+    /// stored. Memory: the page map and the ring. An image that can be read in any order is taken
+    /// in sooner by the other `run`: here one thread reads.
     ///
     /// - Parameters:
     ///   - repository: opened for writing.
@@ -20,6 +37,53 @@ public enum ImageImport {
         options: CaptureOptions = CaptureOptions(), progress: ((_ byteCount: Int) -> Void)? = nil,
         read: (UnsafeMutableRawBufferPointer) throws -> Int
     ) throws(CaptureError) -> Checkpoint {
+        try run(into: repository, lineage: lineage, label: label, options: options) { stream in
+            try stageAll(stream, progress, read)
+        }
+    }
+
+    /// Takes a raw memory image in that can be read in any order.
+    ///
+    /// Every page is compared with the lineage's newest checkpoint; only pages that differ are
+    /// stored. Each worker reads what it compares, so reading takes all processors, and what is
+    /// compared is still in the caches. Memory: the page map and the ring.
+    ///
+    /// - Parameters:
+    ///   - image: read from several threads.
+    ///   - repository: opened for writing.
+    ///   - lineage: the guest's history.
+    ///   - label: a name for this one checkpoint.
+    ///   - options: sizes and limits.
+    ///   - progress: called on the caller's thread with bytes that are being read or were; what it
+    ///     throws ends the import, and nothing is published.
+    public static func run(
+        _ image: some ImageSource, into repository: Repository, lineage: String,
+        label: String? = nil, options: CaptureOptions = CaptureOptions(),
+        progress: ((_ byteCount: Int) throws -> Void)? = nil
+    ) throws(CaptureError) -> Checkpoint {
+        try run(into: repository, lineage: lineage, label: label, options: options) { stream in
+            try check(byteCount: image.byteCount)
+            let pageCount = image.byteCount / Page.byteCount
+            try check(pageCount: pageCount, against: stream.parent)
+            var first = 0
+            while first < pageCount {
+                let count = min(StagingRing.slotPageCount, pageCount - first)
+                let range = PageRange(first: PageFrameNumber(UInt64(first)), count: count)
+                try stream.submit(range) { pages, memory in
+                    try image.read(memory, at: Int(pages.first.rawValue) * Page.byteCount)
+                }
+                first += count
+                try progress?(first * Page.byteCount)
+            }
+            try stream.drain()
+            try image.checkUnchanged()
+        }
+    }
+
+    private static func run(
+        into repository: Repository, lineage: String, label: String?, options: CaptureOptions,
+        _ stage: (StreamImport) throws -> Void
+    ) throws(CaptureError) -> Checkpoint {
         var options = options
         // Nobody stands still meanwhile: what the workers have before them stays in the caches.
         options.ringByteCount = min(
@@ -27,7 +91,7 @@ public enum ImageImport {
         let stream = try StreamImport(into: repository, lineage: lineage, options: options)
         do {
             try stream.check(label: label)
-            try stageAll(stream, progress, read)
+            try stage(stream)
         } catch {
             throw stream.abandon(error)
         }
@@ -50,35 +114,45 @@ public enum ImageImport {
                     filled += count
                 }
                 isAtEnd = filled < slot.count
-                guard filled % Page.byteCount == 0 else {
-                    let total = pageCount * Page.byteCount + filled
-                    throw CaptureError(
-                        .sizeMismatch,
-                        "the image has \(total) bytes, which is no multiple of "
-                            + "\(Page.byteCount); it is cut short or no raw memory image")
-                }
+                try check(byteCount: pageCount * Page.byteCount + filled)
                 guard filled > 0 else { return nil }
                 return PageRange(
                     first: PageFrameNumber(UInt64(pageCount)), count: filled / Page.byteCount)
             }
             pageCount += count
             if let parent = stream.parent, pageCount > parent.pageCount {
-                throw mismatch(parent, "is larger")
+                try check(pageCount: pageCount, against: parent)
             }
             if count > 0 { progress?(pageCount * Page.byteCount) }
         }
-        guard pageCount > 0 else {
-            throw CaptureError(.sizeMismatch, "the image is empty; there is nothing to take in")
-        }
-        if let parent = stream.parent, pageCount < parent.pageCount {
-            throw mismatch(parent, "is smaller")
+        try check(pageCount: pageCount, against: stream.parent)
+    }
+
+    private static func check(byteCount: Int) throws(CaptureError) {
+        guard byteCount % Page.byteCount == 0 else {
+            throw CaptureError(
+                .sizeMismatch,
+                "the image has \(byteCount) bytes, which is no multiple of \(Page.byteCount); it "
+                    + "is cut short or no raw memory image")
         }
     }
 
-    private static func mismatch(_ parent: Checkpoint, _ how: String) -> CaptureError {
-        CaptureError(
+    /// An image has pages, and as many as its lineage's newest checkpoint.
+    private static func check(
+        pageCount: Int, against parent: Checkpoint?
+    ) throws(CaptureError) {
+        guard pageCount > 0 else {
+            throw CaptureError(.sizeMismatch, "the image is empty; there is nothing to take in")
+        }
+        guard UInt64(pageCount) <= PageMap.frameEndMax else {
+            throw CaptureError(
+                .sizeMismatch, "the image has \(pageCount) pages, and at most 2^32 can be taken in")
+        }
+        guard let parent, pageCount != parent.pageCount else { return }
+        throw CaptureError(
             .sizeMismatch,
-            "the image \(how) than the \(parent.pageCount * Page.byteCount) bytes of lineage "
-                + "'\(parent.lineage)'; name another lineage for another guest")
+            "the image is \(pageCount > parent.pageCount ? "larger" : "smaller") than the "
+                + "\(parent.pageCount * Page.byteCount) bytes of lineage '\(parent.lineage)'; name "
+                + "another lineage for another guest")
     }
 }

@@ -148,6 +148,25 @@ public final class StreamImport {
         return range.count
     }
 
+    /// Hands in frames that a worker reads.
+    ///
+    /// - Parameters:
+    ///   - range: at most 256 frames, none handed in before.
+    ///   - filling: reads some of them into memory.
+    func submit(
+        _ range: PageRange, filling: @escaping StagedBatch.Filling
+    ) throws(CaptureError) {
+        if let failure = openJob().failure { throw failure }
+        let slot = pipeline.ring.take()
+        populated.insert(range)
+        openJob().submit(StagedBatch(slot: slot, runs: [range], filling: filling))
+    }
+
+    /// Waits until workers have read all that was handed in.
+    func drain() throws(CaptureError) {
+        try openJob().drain()
+    }
+
     // MARK: - Checkpoints
 
     /// Publishes what was handed in: when this returns the checkpoint is durable.

@@ -7,6 +7,9 @@ import GuestModel
 /// Everything that is needed a page lives here and is used again: what is allocated is a table for
 /// each page frame, and a handful for each batch of 256 pages.
 struct BatchEncoder: ~Copyable {
+    /// Pages that are read at once and classified while they are in the caches: 256 KiB.
+    private static let piecePageCount = 64
+
     private var compressor: Compressor
     private var records = RecordWriter()
     private var frames: [UInt64] = []
@@ -25,13 +28,41 @@ struct BatchEncoder: ~Copyable {
     mutating func encode(
         _ batch: StagedBatch, level: CompressionLevel, draft: CheckpointDraft,
         transaction: CheckpointTransaction
-    ) throws(RepositoryError) {
-        compressor.level = level
-        let pages = UnsafeRawBufferPointer(batch.slot.bytes)
+    ) throws(CaptureError) {
+        do {
+            try classify(batch)
+            try storeChanged(
+                UnsafeRawBufferPointer(batch.slot.bytes), level: level, draft: draft,
+                transaction: transaction)
+        } catch {
+            throw CaptureError(wrapping: error)
+        }
+    }
+
+    /// Finds out what the pages of a batch hold, and reads them before if that is still to be done.
+    private mutating func classify(_ batch: StagedBatch) throws {
         frames.removeAll(keepingCapacity: true)
         for run in batch.runs { frames.append(contentsOf: run.frames) }
-        classifier.classify(
-            UnsafeRawBufferPointer(rebasing: pages[..<(frames.count * Page.byteCount)]))
+        classifier.removeAll()
+        let piecePageCount = batch.filling == nil ? frames.count : BatchEncoder.piecePageCount
+        var first = 0
+        while first < frames.count {
+            let count = min(piecePageCount, frames.count - first)
+            let range = first * Page.byteCount..<(first + count) * Page.byteCount
+            let piece = UnsafeMutableRawBufferPointer(rebasing: batch.slot.bytes[range])
+            let pages = PageRange(first: PageFrameNumber(frames[first]), count: count)
+            try batch.filling?(pages, piece)
+            classifier.append(UnsafeRawBufferPointer(piece))
+            first += count
+        }
+    }
+
+    /// Compares classified pages with the draft, and stores what is new.
+    private mutating func storeChanged(
+        _ pages: UnsafeRawBufferPointer, level: CompressionLevel, draft: CheckpointDraft,
+        transaction: CheckpointTransaction
+    ) throws(RepositoryError) {
+        compressor.level = level
         var changed: [Int] = []
         changed.reserveCapacity(frames.count)
         draft.update(frames.span, classifier.contents.span, changed: &changed)

@@ -417,12 +417,12 @@ final class CheckpointPipeline: Sendable {
             var failure: CaptureError?
             if job.failure == nil {
                 let start = ContinuousClock.now
-                do throws(RepositoryError) {
+                do throws(CaptureError) {
                     try encoder.encode(
                         task.batch, level: task.level, draft: task.draft,
                         transaction: task.transaction)
                 } catch {
-                    failure = CaptureError(error)
+                    failure = error
                 }
                 let busy = ContinuousClock.now - start
                 work.update { work in

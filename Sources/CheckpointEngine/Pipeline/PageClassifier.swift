@@ -8,11 +8,22 @@ import GuestModel
 struct PageClassifier {
     private var zeroFlags = [UInt8](repeating: 0, count: StagingRing.slotPageCount)
     private var digests: [PageDigest] = []
-    /// What the pages of the last call hold, in order.
+    /// What the pages handed in since `removeAll` hold, in order.
     private(set) var contents: [PageContent] = []
 
-    /// Fills `contents`; at most 256 pages.
+    /// Forgets all pages, and keeps the buffers.
+    mutating func removeAll() {
+        contents.removeAll(keepingCapacity: true)
+    }
+
+    /// Makes `contents` what pages hold; at most 256 pages.
     mutating func classify(_ pages: UnsafeRawBufferPointer) {
+        removeAll()
+        append(pages)
+    }
+
+    /// Appends what pages hold to `contents`; at most 256 pages a call.
+    mutating func append(_ pages: UnsafeRawBufferPointer) {
         let count = pages.count / Page.byteCount
         precondition(count <= StagingRing.slotPageCount, "a batch has at most 256 pages")
         ckernels_zero_pages(pages.baseAddress, count, &zeroFlags)
@@ -30,7 +41,6 @@ struct PageClassifier {
                     byteCount: Page.byteCount, into: $0)
             }
         }
-        contents.removeAll(keepingCapacity: true)
         var next = 0
         for position in 0..<count {
             if zeroFlags[position] != 0 {

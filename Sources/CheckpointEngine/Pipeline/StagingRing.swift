@@ -98,14 +98,21 @@ final class StagingRing: Sendable {
 
 /// Pages of one slot on their way to a worker.
 struct StagedBatch: Sendable {
+    /// Reads pages of one run into a part of the slot; called by one worker, ascending.
+    typealias Filling = @Sendable (PageRange, UnsafeMutableRawBufferPointer) throws -> Void
+
     /// Where the pages are, run after run.
     let slot: StagingRing.Slot
     /// Which frames they are, ascending; at most 256 together.
     let runs: [PageRange]
+    /// How the worker has to fill the slot; nil: it holds the pages.
+    let filling: Filling?
 
-    init(slot: StagingRing.Slot, runs: [PageRange]) {
+    init(slot: StagingRing.Slot, runs: [PageRange], filling: Filling? = nil) {
+        precondition(filling == nil || runs.count == 1, "what a worker reads is one run")
         self.slot = slot
         self.runs = runs
+        self.filling = filling
     }
 
     /// Pages in the batch.

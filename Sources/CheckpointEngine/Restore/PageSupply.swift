@@ -20,6 +20,12 @@ struct PageSupply: Sendable {
     /// Pages whose places are sorted at once: 4 GiB of guest, 60 MB of memory.
     static let windowPageCount = 1 << 20
 
+    // A few thousand pages keep a processor busy long enough to be worth a thread. Threads take a
+    // share at a time: pages of which the rest of the block is out of date take several times as
+    // long as others, and lie together.
+    private static let threadPageCountMin = 2048
+    private static let sharePageCount = 1024
+
     let repository: Repository
     let checkpoint: Checkpoint
 
@@ -39,20 +45,26 @@ struct PageSupply: Sendable {
             throw error.attributed(to: checkpoint.id)
         }
         guard !requests.isEmpty else { return 0 }
-        // A few thousand pages keep a processor busy long enough to be worth a thread.
-        let threadCount = min(Threads.processorCount, 1 + requests.count / 2048)
+        let threadCount = min(
+            Threads.processorCount, 1 + requests.count / PageSupply.threadPageCountMin)
         let results = Mutex<(bytes: Int, failure: (any Error)?)>((0, nil))
+        let nextShare = Atomic(0)
         let (repository, id) = (repository, checkpoint.id)
-        Threads.concurrently(threadCount) { thread in
-            let start = requests.count * thread / threadCount
-            let end = requests.count * (thread + 1) / threadCount
+        Threads.concurrently(threadCount) { _ in
             var fetcher = PageFetcher(repository)
             do {
-                try fetcher.fetch(
-                    requests[start..<end], place: target.place,
-                    damaged: { corruption, request in
-                        throw RepositoryError(corruption).attributed(to: id, frame: request.frame)
-                    }, deliver: target.take)
+                while results.withLock({ $0.failure == nil }) {
+                    let share = nextShare.add(1, ordering: .relaxed).oldValue
+                    let start = PageSupply.start(ofShare: share, requests)
+                    let end = PageSupply.start(ofShare: share + 1, requests)
+                    guard start < requests.count else { break }
+                    try fetcher.fetch(
+                        requests[start..<end], place: target.place,
+                        damaged: { corruption, request in
+                            throw RepositoryError(corruption).attributed(
+                                to: id, frame: request.frame)
+                        }, deliver: target.take)
+                }
             } catch {
                 results.withLock { $0.failure = $0.failure ?? error }
             }
@@ -64,5 +76,15 @@ struct PageSupply: Sendable {
         }
         if let failure { throw failure }
         return bytes
+    }
+
+    /// The first request of a share: no block is in two of them.
+    private static func start(ofShare share: Int, _ requests: [PageRequest]) -> Int {
+        var start = share * sharePageCount
+        guard start > 0 else { return 0 }
+        while start < requests.count,
+            requests[start].location.place == requests[start - 1].location.place
+        { start += 1 }
+        return min(start, requests.count)
     }
 }

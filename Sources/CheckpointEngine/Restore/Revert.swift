@@ -10,7 +10,8 @@ import Synchronization
 //                    their contents of then are read, verified, and staged
 //   in the pause:    pages written meanwhile are staged too
 //                    every candidate is compared with the live page; those that differ are written
-//                    the state is put back; the log of our own writes is thrown away
+//                    the state is put back
+//   after it:        the log is taken; pages in it that still are the checkpoint's are forgotten
 //
 // Nothing is written before everything that will be written is staged and verified. So a damaged
 // repository leaves the guest as it was.
@@ -56,6 +57,9 @@ extension CaptureSession {
 
 /// One revert, on the caller's thread.
 private struct RevertRun {
+    /// Runs that are asked for ahead of the one that is compared.
+    private static let prefetchDistance = 4
+
     private let session: CaptureSession
     private let guest: any WritableGuest
     private let target: Checkpoint
@@ -91,10 +95,11 @@ private struct RevertRun {
         try staged.add(late)
         let written = try write(candidates)
         try paused.resume()
+        let pause = ContinuousClock.now - start
         session.pipeline.rebase(on: target, hold: hold, map: map)
+        forgetOwnWrites(candidates)
         return RevertResult(
-            writtenPageCount: written, comparedPageCount: candidates.count,
-            pause: ContinuousClock.now - start)
+            writtenPageCount: written, comparedPageCount: candidates.count, pause: pause)
     }
 
     /// Pages that may differ from the target, as far as can be known while the guest runs, and the
@@ -187,12 +192,22 @@ private struct RevertRun {
         do {
             try guest.prepareState(guestState)
             var scattered: [PageRange] = []
+            var mapped: [(range: PageRange, memory: UnsafeMutableRawBufferPointer)] = []
             for run in present.runs() {
                 if let memory = guest.mappedMemory(of: run) {
-                    written += staged.put(run, to: memory)
+                    mapped.append((run, memory))
                 } else {
                     scattered.append(run)
                 }
+            }
+            for index in mapped.indices {
+                // Neither page is likely to be in the caches: ask for those to come.
+                if index + RevertRun.prefetchDistance < mapped.count {
+                    let (range, memory) = mapped[index + RevertRun.prefetchDistance]
+                    ckernels_prefetch(memory.baseAddress)
+                    staged.prefetch(range.first)
+                }
+                written += staged.put(mapped[index].range, to: mapped[index].memory)
             }
             for batch in StagedBatches.cut(scattered) { written += try writeDiffering(batch) }
             try guest.restoreState(guestState)
@@ -203,52 +218,79 @@ private struct RevertRun {
                 "the revert to \(target.id.short) failed after \(written) pages were written "
                     + "(\(error)); the guest runs with part of them: revert again or restore it")
         }
-        forgetOwnWrites(layout)
         return written
     }
 
-    /// The memory is the target's now: what the log says is our own doing.
-    private func forgetOwnWrites(_ layout: GuestLayout) {
-        var comparesAll = false
+    /// Takes the log, and forgets what it says of our own writes.
+    ///
+    /// A page that is the target's after that needs no saving, because a later write is in the log
+    /// again. So the guest may run meanwhile.
+    private func forgetOwnWrites(_ candidates: DirtyBitmap) {
+        var unsaved = DirtyBitmap()
+        var comparesAll = true
         if let tracking = guest.dirtyTracking, session.state.withLock({ $0.isTracking }) {
-            var own = DirtyBitmap()
-            let knowledge = try? tracking.takeDirty(into: &own, isFinal: true)
-            // If the log cannot be read nothing is lost: every page is compared next time.
-            comparesAll = knowledge != .complete
-        } else {
-            comparesAll = true
+            do {
+                comparesAll = try tracking.takeDirty(into: &unsaved, isFinal: false) != .complete
+                var own = unsaved
+                own.formIntersection(candidates)
+                own.formIntersection(DirtyBitmap(map.layout))
+                unsaved.subtract(own)
+                unsaved.formUnion(try differing(own))
+            } catch {
+                // Nothing is lost: every page is compared next time.
+                comparesAll = true
+            }
         }
-        session.state.withLock { state in
-            state.unsaved = DirtyBitmap()
+        session.state.withLock { [unsaved, comparesAll] state in
+            state.unsaved = unsaved
             state.comparesAll = comparesAll
-            state.layout = layout
+            state.layout = map.layout
+        }
+    }
+
+    /// Those of some candidates that exist and are not what the target has.
+    ///
+    /// Copied, not looked at where they are: a running guest may give memory back.
+    private func differing(_ frames: DirtyBitmap) throws(GuestError) -> DirtyBitmap {
+        var frames = frames
+        frames.formIntersection(DirtyBitmap(try guest.layout()))
+        var result = DirtyBitmap()
+        for batch in StagedBatches.cut(frames.runs()) {
+            let slot = session.pipeline.ring.take()
+            try forEachDiffering(batch, slot) { frame in result.insert(frame) }
+        }
+        return result
+    }
+
+    /// Copies live pages to a slot, and calls `body` with the frames of those that differ.
+    private func forEachDiffering(
+        _ batch: [PageRange], _ slot: StagingRing.Slot, _ body: (PageFrameNumber) -> Void
+    ) throws(GuestError) {
+        let count = batch.reduce(0) { $0 + $1.byteCount }
+        let live = UnsafeMutableRawBufferPointer(rebasing: slot.bytes[..<count])
+        var destination = live.mutableBytes
+        try guest.copyPages(batch.span, into: &destination)
+        var position = 0
+        for run in batch {
+            let pages = live[position..<position + run.byteCount]
+            staged.forEachDiffering(run, from: UnsafeMutableRawBufferPointer(rebasing: pages)) {
+                frame, _ in body(frame)
+            }
+            position += run.byteCount
         }
     }
 
     /// Compares a batch with the live pages and writes what differs.
     private func writeDiffering(_ batch: [PageRange]) throws -> Int {
         let slot = session.pipeline.ring.take()
-        let count = batch.reduce(0) { $0 + $1.byteCount }
-        let live = UnsafeMutableRawBufferPointer(rebasing: slot.bytes[..<count])
-        var destination = live.mutableBytes
-        try guest.copyPages(batch.span, into: &destination)
         var differing: [PageRange] = []
         var end = 0
-        var position = 0
-        for run in batch {
-            for frame in run.frames {
-                let old = UnsafeMutableRawBufferPointer(
-                    rebasing: live[position..<position + Page.byteCount])
-                position += Page.byteCount
-                guard staged.differs(PageFrameNumber(frame), from: UnsafeRawBufferPointer(old))
-                else { continue }
-                // Differing pages are packed at the front of the slot, over pages done with.
-                staged.copy(
-                    PageFrameNumber(frame),
-                    to: UnsafeMutableRawBufferPointer(rebasing: live[end..<end + Page.byteCount]))
-                end += Page.byteCount
-                differing.append(PageRange(first: PageFrameNumber(frame), count: 1))
-            }
+        try forEachDiffering(batch, slot) { frame in
+            // Differing pages are packed at the front of the slot, over pages done with.
+            let place = slot.bytes[end..<end + Page.byteCount]
+            staged.copy(frame, to: UnsafeMutableRawBufferPointer(rebasing: place))
+            end += Page.byteCount
+            differing.append(PageRange(first: frame, count: 1))
         }
         guard !differing.isEmpty else { return 0 }
         let runs = differing.reduce(into: [PageRange]()) { runs, page in
@@ -259,7 +301,7 @@ private struct RevertRun {
             }
         }
         try guest.writePages(
-            runs.span, from: UnsafeRawBufferPointer(rebasing: live[..<end]).bytes)
+            runs.span, from: UnsafeRawBufferPointer(rebasing: slot.bytes[..<end]).bytes)
         return differing.count
     }
 }
@@ -300,27 +342,39 @@ private final class StagedPages {
     /// - Returns: how many were not.
     func put(_ range: PageRange, to live: UnsafeMutableRawBufferPointer) -> Int {
         var written = 0
-        var position = 0
-        for number in range.frames {
-            let page = UnsafeMutableRawBufferPointer(
-                rebasing: live[position..<position + Page.byteCount])
-            position += Page.byteCount
-            let place = place(number)
-            guard differs(place, from: UnsafeRawBufferPointer(page)) else { continue }
-            copy(place, to: page)
+        forEachDiffering(range, from: live) { frame, page in
+            copy(frame, to: page)
             written += 1
         }
         return written
     }
 
-    /// True if the checkpoint's page is not `live`.
-    func differs(_ frame: PageFrameNumber, from live: UnsafeRawBufferPointer) -> Bool {
-        differs(place(frame.rawValue), from: live)
+    /// Calls `body` with the frames whose live pages are not the checkpoint's, and these.
+    func forEachDiffering(
+        _ range: PageRange, from live: UnsafeMutableRawBufferPointer,
+        _ body: (PageFrameNumber, UnsafeMutableRawBufferPointer) -> Void
+    ) {
+        var position = 0
+        for number in range.frames {
+            let page = UnsafeMutableRawBufferPointer(
+                rebasing: live[position..<position + Page.byteCount])
+            position += Page.byteCount
+            if differs(place(number), from: UnsafeRawBufferPointer(page)) {
+                body(PageFrameNumber(number), page)
+            }
+        }
     }
 
+    /// Has a frame's page brought to the caches.
+    func prefetch(_ frame: PageFrameNumber) { ckernels_prefetch(place(frame.rawValue)) }
+
     /// Copies the checkpoint's page out.
-    func copy(_ frame: PageFrameNumber, to destination: UnsafeMutableRawBufferPointer) {
-        copy(place(frame.rawValue), to: destination)
+    func copy(_ frame: PageFrameNumber, to page: UnsafeMutableRawBufferPointer) {
+        guard let place = place(frame.rawValue) else {
+            page.initializeMemory(as: UInt8.self, repeating: 0)
+            return
+        }
+        page.copyMemory(from: UnsafeRawBufferPointer(start: place, count: Page.byteCount))
     }
 
     /// Where a frame's page is; nil: it is zero, or not in the layout.
@@ -332,14 +386,6 @@ private final class StagedPages {
     private func differs(_ place: UnsafeRawPointer?, from live: UnsafeRawBufferPointer) -> Bool {
         guard let place else { return !ckernels_is_zero(live.baseAddress, Page.byteCount) }
         return !ckernels_is_equal(place, live.baseAddress, Page.byteCount)
-    }
-
-    private func copy(_ place: UnsafeRawPointer?, to page: UnsafeMutableRawBufferPointer) {
-        guard let place else {
-            page.initializeMemory(as: UInt8.self, repeating: 0)
-            return
-        }
-        page.copyMemory(from: UnsafeRawBufferPointer(start: place, count: Page.byteCount))
     }
 }
 

@@ -108,16 +108,19 @@ private struct IndexAddition {
         let isStaked: Bool
     }
 
-    /// Entries that one write transaction of LMDB takes.
-    ///
-    /// Each may be another page of 4 KiB that LMDB keeps in memory until then: 32 MiB.
-    private static let batchCountMax = 8192
+    /// Pages of 4 KiB that one write transaction of LMDB may write, and keeps in memory until then:
+    /// 32 MiB.
+    private static let leafCountMax = 8192
+    /// Pages that a leaf of the index's tables has at least when it is half full.
+    private static let leafPageCount = 32
     private static let progressKey = "adding"
 
     private let index: Index
     private let id: CheckpointID
     private let stakes: Stakes?
     private var batch: [Entry] = []
+    /// Entries that the next write transaction takes.
+    private var batchCountMax = 0
     /// Entries that the index has taken, or had when this began.
     private var doneCount: UInt64
     /// Entries that were handed in so far.
@@ -129,12 +132,29 @@ private struct IndexAddition {
         self.index = index
         self.id = id
         self.stakes = stakes
-        doneCount = try index.environment.read { transaction in
+        (doneCount, batchCountMax) = try index.environment.read { transaction in
+            let batchCountMax = try IndexAddition.batchCountMax(index, transaction)
             guard let bytes = try index.value(transaction, IndexAddition.progressKey),
                 bytes.count == PageDigest.byteCount + 8, PageDigest(bytes: bytes) == id.digest
-            else { return 0 }
-            return bytes[PageDigest.byteCount...].reversed().reduce(0) { $0 << 8 | UInt64($1) }
+            else { return (0, batchCountMax) }
+            let count = bytes[PageDigest.byteCount...].reversed().reduce(0) {
+                $0 << 8 | UInt64($1)
+            }
+            return (count, batchCountMax)
         }
+    }
+
+    /// Entries that one write transaction of LMDB may take: each may write another leaf, but there
+    /// are no more leaves than the tables have after it.
+    ///
+    /// The more at once, the more of them go to one leaf.
+    private static func batchCountMax(
+        _ index: Index, _ transaction: borrowing LMDBTransaction
+    ) throws(LMDBError) -> Int {
+        let known =
+            try transaction.count(index.table(.pages))
+            + transaction.count(index.table(.references))
+        return max(leafCountMax, (leafCountMax * leafPageCount - known) / 2)
     }
 
     /// Hands in what a page map says, in its order, and then what it takes from those it builds on
@@ -144,6 +164,7 @@ private struct IndexAddition {
         _ series: inout MapSeriesReader, _ condemned: Set<PageDigest>
     ) throws {
         var inherited = stakes?.frames ?? DirtyBitmap()
+        batch.reserveCapacity(min(batchCountMax, frames.pageCount))
         for location in publication.manifest.mapParts {
             let part: MapPart
             do throws(RepositoryError) {
@@ -207,13 +228,14 @@ private struct IndexAddition {
         // The index has taken it before a failure.
         guard count > doneCount else { return }
         batch.append(entry)
-        guard batch.count >= IndexAddition.batchCountMax else { return }
-        try index.environment.write { transaction in
+        guard batch.count >= batchCountMax else { return }
+        batchCountMax = try index.environment.write { transaction in
             try put(transaction)
             var progress = ByteWriter(reserving: PageDigest.byteCount + 8)
             progress.write(id.digest)
             progress.write(count)
             try index.setValue(transaction, IndexAddition.progressKey, progress.bytes)
+            return try IndexAddition.batchCountMax(index, transaction)
         }
         doneCount = count
         batch.removeAll(keepingCapacity: true)

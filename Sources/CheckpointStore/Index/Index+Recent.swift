@@ -125,6 +125,7 @@ extension Index {
         _ transaction: borrowing LMDBTransaction
     ) throws(LMDBError) -> [PageLocation?] {
         var found = [PageLocation?](repeating: nil, count: count)
+        if window == nil, try transaction.count(table(.pages)) == 0 { return found }
         try transaction.withFinder(table(.pages)) { (finder) throws(LMDBError) in
             try filter.forEachCandidate(order, digest) { (position) throws(LMDBError) in
                 found[position] = try Index.withKey(digest(position)) {

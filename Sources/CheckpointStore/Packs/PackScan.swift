@@ -156,16 +156,18 @@ package struct PackScan: Sendable {
         var offset = UInt32(Envelope.byteCount)
         var confirmed: UInt32 = 0
         var tail: FormatError?
+        var scanner = RecordScanner(file, size: size)
         while UInt64(offset) < size {
             do {
-                let (header, record) = try PackReader.readRecord(file, at: offset)
-                guard header.type != .packIndex else {
-                    throw FormatError(offset: 0, reason: "a pack index has no footer")
+                try scanner.withRecord(at: offset) { header, record in
+                    guard header.type != .packIndex else {
+                        throw FormatError(offset: 0, reason: "a pack index has no footer")
+                    }
+                    entries.append(
+                        try entry(header, record, at: offset, isRewritten: isRewritten))
+                    confirmed = max(confirmed, header.confirmed)
+                    offset += UInt32(header.recordByteCount)
                 }
-                entries.append(
-                    try entry(header, record, at: offset, isRewritten: isRewritten))
-                confirmed = max(confirmed, header.confirmed)
-                offset += UInt32(header.recordByteCount)
             } catch let error as FormatError {
                 tail = error
                 break
@@ -183,17 +185,24 @@ package struct PackScan: Sendable {
     package static func entry(
         _ header: RecordHeader, _ record: [UInt8], at offset: UInt32, isRewritten: Bool
     ) throws(FormatError) -> PackIndex.Entry {
+        try record.withUnsafeBufferPointer { (bytes) throws(FormatError) -> PackIndex.Entry in
+            try entry(
+                header, UnsafeRawBufferPointer(bytes), at: offset, isRewritten: isRewritten)
+        }
+    }
+
+    private static func entry(
+        _ header: RecordHeader, _ record: UnsafeRawBufferPointer, at offset: UInt32,
+        isRewritten: Bool
+    ) throws(FormatError) -> PackIndex.Entry {
         guard (header.address != 0) == isRewritten else {
             throw FormatError(offset: 24, reason: "its address is \(header.address)")
         }
         var frame: PageFrameTable?
         if header.type == .pageFrame {
-            frame = try record.withUnsafeBufferPointer {
-                (bytes) throws(FormatError) -> PageFrameTable in
-                let payload = UnsafeRawBufferPointer(bytes)[RecordHeader.byteCount...]
-                return try PageFrameTable.decode(
-                    UnsafeRawBufferPointer(rebasing: payload), payloadCount: header.payloadCount)
-            }
+            frame = try PageFrameTable.decode(
+                UnsafeRawBufferPointer(rebasing: record[RecordHeader.byteCount...]),
+                payloadCount: header.payloadCount)
         }
         return PackIndex.Entry(
             type: header.type, offset: offset, payloadCount: header.payloadCount,

@@ -114,7 +114,7 @@ extension Repository {
 
 extension PageLocation {
     /// The block's place as one number, in the order of packs and offsets.
-    fileprivate var place: UInt64 { UInt64(pack) << 32 | UInt64(blockOffset) }
+    package var place: UInt64 { UInt64(pack) << 32 | UInt64(blockOffset) }
 }
 
 /// Reads pages; one for each thread.

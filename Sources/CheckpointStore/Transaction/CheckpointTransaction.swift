@@ -41,7 +41,7 @@ package struct CheckpointFacts: Sendable {
 package final class CheckpointTransaction: Sendable {
     private struct State {
         var frames = TransactionFrames()
-        var claims: Set<PageDigest> = []
+        var claims = DigestSet()
         var nextOrdinal: UInt32 = 0
         var storedPages: UInt64 = 0
         var appendedBytes: UInt64 = 0
@@ -96,9 +96,9 @@ package final class CheckpointTransaction: Sendable {
         state.withLock { state in
             for position in unknown {
                 if state.claims.count >= CheckpointTransaction.claimCountMax {
-                    state.claims.removeAll(keepingCapacity: true)
+                    state.claims.removeAll()
                 }
-                if state.claims.insert(digests[position]).inserted { mustStore.append(position) }
+                if state.claims.insert(digests[position]) { mustStore.append(position) }
             }
         }
     }
