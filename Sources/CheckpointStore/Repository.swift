@@ -168,6 +168,8 @@ public final class Repository: Sendable {
     func indexPublished(by transaction: UInt64) {
         unindexed.withLock { try? indexAll(&$0, advancesMark: true) }
         didEnd(transaction: transaction)
+        // A hint: the index is right without it.
+        try? index.environment.writeBackShare()
     }
 
     /// Takes checkpoints out of the index whose forget record is in the packs.

@@ -1,10 +1,11 @@
 import CheckpointEngine
-import CheckpointStore
 import Foundation
 import GuestModel
 import SystemPackage
 import Testing
 import VarveTestSupport
+
+@testable import CheckpointStore
 
 /// The engine and the store against a naive oracle: a full copy of the guest for each checkpoint.
 ///
@@ -57,8 +58,12 @@ private struct History {
     }
 
     private static func open(_ path: FilePath, _ files: FaultyFiles) throws -> Repository {
-        // Packs of 1 MiB, so that histories run over many.
-        try Repository.open(at: path, .writing, files: files, packByteCountMax: 1 << 20)
+        // Packs of 1 MiB, so that histories run over many; and an index that takes a checkpoint a
+        // few entries at a time, so that a failed call of the disk finds some of them taken.
+        let repository = try Repository.open(
+            at: path, .writing, files: files, packByteCountMax: 1 << 20)
+        try repository.withIndex { $0.recent.limits.additionCountMax = 8 }
+        return repository
     }
 
     private static func session(
@@ -150,11 +155,9 @@ private struct History {
         remember(result.checkpoint)
     }
 
-    /// Notes what the guest is now as what a checkpoint must give back.
-    ///
-    /// Nothing writes between the pause and now: live writes come with copies while running only.
+    /// Notes what the guest was when it went on as what a checkpoint must give back.
     private mutating func remember(_ checkpoint: Checkpoint) {
-        oracle[checkpoint.id] = guest.with { Copy(pages: $0.pages, state: $0.state) }
+        oracle[checkpoint.id] = guest.with { Copy(pages: $0.resumedPages, state: $0.state) }
         checkpoints.append(checkpoint)
     }
 

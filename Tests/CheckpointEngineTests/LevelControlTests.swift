@@ -52,6 +52,40 @@ import VarveTestSupport
         #expect(control.level == LevelControlTests.level(-2))
     }
 
+    @Test func goesUpWhenTheDiskIsWhatIsShort() {
+        var control = LevelControlTests.control(-2)
+        var changes: [Int: Int32] = [:]
+        for number in 1...50 {
+            let before = control.level
+            control.note(
+                busy: .milliseconds(130), interval: .milliseconds(100), processorShare: 0.2)
+            if control.level != before { changes[number] = control.level.rawValue }
+        }
+        // A step, and then some checkpoints to see what it costs.
+        #expect(changes == [9: -1, 18: 1, 27: 2, 36: 3])
+    }
+
+    @Test func staysWhereBothAreUsed() {
+        var control = LevelControlTests.control(1)
+        for _ in 0..<8 {
+            control.note(
+                busy: .milliseconds(40), interval: .milliseconds(100), processorShare: 0.7)
+        }
+        for busy in [60, 99, 130] {
+            control.note(
+                busy: .milliseconds(busy), interval: .milliseconds(100), processorShare: 0.7)
+            #expect(control.level == LevelControlTests.level(1), "\(busy)")
+        }
+    }
+
+    @Test func aMeterSeesWork() {
+        var meter = ProcessorMeter()
+        let start = Threads.processorTime
+        while Threads.processorTime - start < .milliseconds(20) {}
+        let share = meter.take()
+        #expect(share > 0 && share <= 1)
+    }
+
     @Test func staysPutWithoutARange() {
         var control = LevelControl(LevelControlTests.level(5), within: nil)
         #expect(!control.isAdaptive)

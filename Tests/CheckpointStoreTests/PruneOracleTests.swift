@@ -76,7 +76,7 @@ private struct PruneWorld {
         // So that pages are in runs, in the table of pages, in both, and on their way.
         try repository.withIndex { index in
             index.recent.limits = RecentLimits(
-                entryCountMin: 2, bulkPart: 0, drainCounts: 16...64)
+                entryCountMin: 2, bulkPart: 0, drainCounts: 16...64, additionCountMax: 8)
         }
         return repository
     }

@@ -182,7 +182,13 @@ import VarveTestSupport
     @Test func aBadManifestHidesNoOther() throws {
         var random = TestSeed.generator(624)
         #expect(try Tool.run("init", store).status == 0)
-        let images = (0..<3).map { _ in Images.make(pages: 50, &random) }
+        var images = (0..<3).map { _ in Images.make(pages: 50, &random) }
+        // Pages that images share are the first one's: only a page map says where a page is, so
+        // what the damaged one brought is lost for the one after it too, until it is repaired.
+        for word in 1...2 as ClosedRange<UInt64> {
+            let page = [UInt64](repeating: word, count: 512).withUnsafeBytes { Data($0) }
+            images[0].replaceSubrange((Int(word) - 1) * 4096..<Int(word) * 4096, with: page)
+        }
         for (number, image) in images.enumerated() {
             #expect(try importImage(image, "lineage\(number)").status == 0)
         }
@@ -197,7 +203,8 @@ import VarveTestSupport
             #expect(
                 try log.objects.map { $0["lineage"] as? String } == ["lineage2", "lineage0"])
             expectDamage(try Tool.run("log", store), naming: "packs/00000001.pack")
-            #expect(try export("lineage2", log).output == images[2])
+            let result = try export("lineage2", log)
+            #expect(result.output == images[2], "\(result.error)")
         }
     }
 

@@ -13,7 +13,7 @@ public final class SimulatedGuest: WritableGuest {
         var dirty = DirtyBitmap()
         var isTracking = false
         var isPaused = false
-        /// Called after each copy while the guest runs: its chance to write.
+        /// Called when it is resumed, and after each copy while it runs: its chance to write.
         var live: (@Sendable (inout State) -> Void)?
         /// Calls until the one that fails; nil: none does.
         var callsUntilFailure: Int?
@@ -58,7 +58,7 @@ public final class SimulatedGuest: WritableGuest {
         state.withLock { body(&$0) }
     }
 
-    /// Makes the guest write whenever it is copied while running.
+    /// Makes the guest write whenever it is resumed, or copied while running.
     public func setLive(_ body: (@Sendable (inout State) -> Void)?) {
         state.withLock { $0.live = body }
     }
@@ -116,6 +116,7 @@ public final class SimulatedGuest: WritableGuest {
             state.isPaused = false
             state.resumeCount += 1
             state.resumedPages = state.pages
+            if let live = state.live { live(&state) }
         }
     }
 

@@ -335,13 +335,17 @@ final class CheckpointPipeline: Sendable {
     // MARK: - The indexer
 
     private func runIndexer() {
+        var meter = ProcessorMeter()
         while let published = nextPublished() {
             let start = ContinuousClock.now
             let publication = published.publication
             publication.transaction.index()
             if let interval = publication.interval {
                 let busy = published.busy + (ContinuousClock.now - start)
-                control.withLock { $0.note(busy: busy, interval: interval) }
+                let share = meter.take()
+                control.withLock {
+                    $0.note(busy: busy, interval: interval, processorShare: share)
+                }
             }
             end(publication.job, .success(published.checkpoint))
             queue.change { queue in _ = queue.published.removeFirst() }

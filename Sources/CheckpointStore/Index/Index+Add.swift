@@ -151,6 +151,7 @@ private struct IndexAddition {
     private static func batchCountMax(
         _ index: Index, _ transaction: borrowing LMDBTransaction
     ) throws(LMDBError) -> Int {
+        if let limit = index.recent.limits.additionCountMax { return limit }
         let known =
             try transaction.count(index.table(.pages))
             + transaction.count(index.table(.references))

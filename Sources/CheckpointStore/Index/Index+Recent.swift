@@ -234,8 +234,9 @@ extension Index {
         var drain = try self.drain(transaction)
         drain.owedCount += UInt64(added)
         let count = try drainCount(transaction)
-        // Not in smaller steps: each looks into all runs.
-        if drain.owedCount >= count / 64 {
+        // Not in smaller steps: each looks into all runs. Nor in larger ones, which captures would
+        // wait for.
+        if drain.owedCount >= count / 256 {
             let share = (UInt64.max / count).multipliedReportingOverflow(by: drain.owedCount)
             let end = drain.position.addingReportingOverflow(share.partialValue)
             drain.owedCount = 0

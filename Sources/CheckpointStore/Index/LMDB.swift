@@ -1,5 +1,6 @@
 import CLMDB
 import Glibc
+import Synchronization
 
 // Every call of liblmdb that the store makes. LMDB is a key-value store in one memory-mapped file
 // with one writer and readers that never wait; http://www.lmdb.tech/doc/.
@@ -32,6 +33,7 @@ final class LMDBEnvironment: @unchecked Sendable {
     let tables: [MDB_dbi]
     let isReadOnly: Bool
     private let pageByteCount: Int
+    private let pacing = Mutex((IndexPacing(), ContinuousClock.now))
 
     /// Address space for the file; it grows as needed and this is never allocated.
     ///
@@ -239,6 +241,19 @@ final class LMDBEnvironment: @unchecked Sendable {
             throw LMDBError(call: "fstat", code: errno)
         }
         return (descriptor, Int(status.st_size))
+    }
+
+    /// Has some of the file written back, the share whose turn it is (`IndexPacing`); does not wait
+    /// for the disk.
+    func writeBackShare() throws(LMDBError) {
+        let file = try LMDBEnvironment.file(environment)
+        let share = pacing.withLock { state in
+            let now = ContinuousClock.now
+            defer { state.1 = now }
+            return state.0.share(after: now - state.1, of: UInt64(file.byteCount))
+        }
+        guard let share else { return }
+        system_startWriteback(file.descriptor, share)
     }
 
     /// Brings all that was committed to the disk.

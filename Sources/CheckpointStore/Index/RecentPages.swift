@@ -87,7 +87,7 @@ struct RecentPlace: Hashable {
 
 /// Finds pages in runs by the first eight bytes of their digests.
 ///
-/// A table with open addressing, 16 bytes a slot, at most half of them taken. Whoever finds
+/// Tables with open addressing, 16 bytes a slot, at most half of them taken. Whoever finds
 /// something compares the rest of the digest where it stands. It says nothing that is not in the
 /// index, and is made by reading runs.
 struct RecentPages {
@@ -97,10 +97,26 @@ struct RecentPages {
         var place: UInt64 = 0
     }
 
-    private var slots: [Slot] = []
-    private var takenCount = 0
-    /// The runs by their ordinals, which are given out as runs are read.
-    private var runs: [UInt64: (number: UInt64, entryCount: Int)] = [:]
+    /// The slots of some of all prefixes.
+    private struct Table {
+        var slots: [Slot] = []
+        var takenCount = 0
+
+        mutating func insert(_ slot: Slot) {
+            let mask = slots.count - 1
+            var index = Int(truncatingIfNeeded: slot.prefix) & mask
+            while slots[index].place != 0 { index = (index + 1) & mask }
+            slots[index] = slot
+            takenCount += 1
+        }
+    }
+
+    // Many, because one that is full is made anew while captures wait: a million entries at once
+    // took 50 to 100 ms.
+    private static let tableBits = 8
+    private var tables = [Table](repeating: Table(), count: 1 << tableBits)
+    /// The runs' numbers by their ordinals, which are given out as runs are read.
+    private var runs: [UInt64: UInt64] = [:]
     private var lastOrdinal: UInt64 = 0
     /// Numbers of the runs that were read.
     private var numbers: Set<UInt64> = []
@@ -118,15 +134,19 @@ struct RecentPages {
         guard count <= UInt32.max else { throw .damagedValue("run") }
         guard numbers.insert(number).inserted else { return }
         oldest = min(oldest, number)
-        reserve(count)
         lastOrdinal += 1
-        runs[lastOrdinal] = (number, count)
+        runs[lastOrdinal] = number
         for position in 0..<count {
             let prefix = RecentRun.digest(run, position).words.0
-            insert(Slot(prefix: prefix, place: lastOrdinal << 32 | UInt64(position)))
+            let table = RecentPages.table(of: prefix)
+            if tables[table].takenCount * 2 >= tables[table].slots.count { makeRoom(table) }
+            tables[table].insert(
+                Slot(prefix: prefix, place: lastOrdinal << 32 | UInt64(position)))
         }
-        takenCount += count
     }
+
+    /// Which table a prefix belongs to: the bits that say which slot are others.
+    private static func table(of prefix: UInt64) -> Int { Int(prefix >> UInt64(64 - tableBits)) }
 
     /// Notes that all runs were read that a transaction sees, or were known.
     ///
@@ -157,8 +177,8 @@ struct RecentPages {
     mutating func removeRuns(before number: UInt64) {
         let bound = viewers.keys.reduce(number) { min($0, $1) }
         guard oldest < bound else { return }
-        // Their slots go when the table is made anew.
-        runs = runs.filter { $0.value.number >= bound }
+        // Their slots go when their tables are made anew.
+        runs = runs.filter { $0.value >= bound }
         numbers = numbers.filter { $0 >= bound }
         oldest = numbers.min() ?? .max
         guard let known, known.lowerBound < bound else { return }
@@ -169,14 +189,16 @@ struct RecentPages {
     func find<T>(
         _ digest: PageDigest, _ body: (RecentPlace) throws(LMDBError) -> T?
     ) throws(LMDBError) -> T? {
-        guard !slots.isEmpty else { return nil }
-        let mask = slots.count - 1
-        var index = Int(truncatingIfNeeded: digest.words.0) & mask
-        while slots[index].place != 0 {
-            let slot = slots[index]
-            if slot.prefix == digest.words.0, let run = runs[slot.place >> 32] {
+        let prefix = digest.words.0
+        let table = RecentPages.table(of: prefix)
+        guard !tables[table].slots.isEmpty else { return nil }
+        let mask = tables[table].slots.count - 1
+        var index = Int(truncatingIfNeeded: prefix) & mask
+        while tables[table].slots[index].place != 0 {
+            let slot = tables[table].slots[index]
+            if slot.prefix == prefix, let run = runs[slot.place >> 32] {
                 let position = Int(slot.place & 0xffff_ffff)
-                let place = RecentPlace(run: run.number, position: position)
+                let place = RecentPlace(run: run, position: position)
                 if let found = try body(place) { return found }
             }
             index = (index + 1) & mask
@@ -184,23 +206,13 @@ struct RecentPages {
         return nil
     }
 
-    /// Makes room for entries, and drops those of runs that are gone.
-    private mutating func reserve(_ count: Int) {
-        guard (takenCount + count) * 2 > slots.count else { return }
-        let live = runs.values.reduce(0) { $0 + $1.entryCount }
-        var size = 1024
-        while size < (live + count) * 3 { size *= 2 }
-        let old = slots
-        slots = Array(repeating: Slot(), count: size)
-        for slot in old where slot.place != 0 && runs[slot.place >> 32] != nil { insert(slot) }
-        takenCount = live
-    }
-
-    private mutating func insert(_ slot: Slot) {
-        let mask = slots.count - 1
-        var index = Int(truncatingIfNeeded: slot.prefix) & mask
-        while slots[index].place != 0 { index = (index + 1) & mask }
-        slots[index] = slot
+    /// Makes room in a table, and drops entries of runs that are gone.
+    private mutating func makeRoom(_ table: Int) {
+        let live = tables[table].slots.filter { $0.place != 0 && runs[$0.place >> 32] != nil }
+        var size = 16
+        while size < live.count * 3 { size *= 2 }
+        tables[table] = Table(slots: Array(repeating: Slot(), count: size))
+        for slot in live { tables[table].insert(slot) }
     }
 }
 
@@ -220,6 +232,8 @@ struct RecentLimits {
     ///
     /// Twice as many are in runs at most; looking for them takes up to 100 bytes of memory each.
     var drainCounts = 1 << 15...1 << 19
+    /// Entries of a checkpoint that one transaction takes; nil: as many as memory allows.
+    var additionCountMax: Int?
 }
 
 /// What was read of the runs, for all who look for pages in them.

@@ -9,6 +9,13 @@ package enum Threads {
         max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))))
     }
 
+    /// Processor time that this process took so far, on all of its threads and in the kernel.
+    package static var processorTime: Duration {
+        var time = timespec()
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time)
+        return .seconds(time.tv_sec) + .nanoseconds(time.tv_nsec)
+    }
+
     /// Runs `body` on `count` threads, the caller's among them, and returns when all have ended.
     package static func concurrently(_ count: Int, _ body: @escaping @Sendable (Int) -> Void) {
         let threads = (1..<max(count, 1)).map { index in Thread { body(index) } }

@@ -1,0 +1,34 @@
+import Testing
+import VarveTestSupport
+
+@testable import CheckpointStore
+
+@Suite struct IndexPacingTests {
+    /// Once round a file of any size, every byte's turn comes once.
+    @Test(arguments: [1, 4096, 300_000, 1 << 20, 579_018_752] as [UInt64])
+    func everyByteHasItsTurn(byteCount: UInt64) {
+        var random = TestSeed.generator(9_300)
+        var pacing = IndexPacing()
+        var waited = Duration.zero
+        var end: UInt64 = 0
+        while end < byteCount {
+            let elapsed = Duration.microseconds(.random(in: 1...50_000, using: &random))
+            waited += elapsed
+            guard let share = pacing.share(after: elapsed, of: byteCount) else { continue }
+            #expect(share.lowerBound == end, "shares follow each other")
+            #expect(!share.isEmpty && share.upperBound <= byteCount)
+            end = share.upperBound
+        }
+        // Shares are rounded up, and the last one waits until it is worth a call.
+        #expect(waited <= IndexPacing.roundDuration + .milliseconds(100))
+        let next = pacing.share(after: IndexPacing.roundDuration, of: byteCount)
+        #expect(next == 0..<byteCount, "and then from the beginning")
+    }
+
+    @Test func aFileThatWasMadeAnewBeginsAtItsBeginning() {
+        var pacing = IndexPacing()
+        _ = pacing.share(after: IndexPacing.roundDuration / 2, of: 100 << 20)
+        #expect(pacing.share(after: IndexPacing.roundDuration, of: 1 << 20) == 0..<1 << 20)
+        #expect(pacing.share(after: .seconds(1), of: 0) == nil)
+    }
+}
