@@ -94,7 +94,13 @@ private struct RevertRun {
         candidates.formUnion(late)
         try staged.add(late)
         let written = try write(candidates)
-        try paused.resume()
+        do {
+            try paused.resume()
+        } catch {
+            // The memory is the target's, and the next capture does not follow it.
+            session.state.mergeBack(DirtyBitmap(), comparesAll: true)
+            throw error
+        }
         let pause = ContinuousClock.now - start
         session.pipeline.rebase(on: target, hold: hold, map: map)
         forgetOwnWrites(candidates)
