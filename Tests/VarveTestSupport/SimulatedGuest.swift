@@ -19,6 +19,8 @@ public final class SimulatedGuest: WritableGuest {
         var callsUntilFailure: Int?
         var pauseCount = 0
         var resumeCount = 0
+        /// Calls of `resume` that fail from now on.
+        public var failingResumeCount = 0
         /// What the pages held when it was resumed last.
         public fileprivate(set) var resumedPages: [UInt64: [UInt8]] = [:]
         /// What `layout` answers, if not the frames of `pages`.
@@ -111,6 +113,13 @@ public final class SimulatedGuest: WritableGuest {
 
     /// Lets writes go on.
     public func resume() throws(GuestError) {
+        let fails = state.withLock { state in
+            defer { state.failingResumeCount = max(0, state.failingResumeCount - 1) }
+            return state.failingResumeCount > 0
+        }
+        guard !fails else {
+            throw GuestError(code: .callFailed, message: "resume failed, as the test asked")
+        }
         try call("resume") { state in
             precondition(state.isPaused, "resumed while running")
             state.isPaused = false

@@ -1,0 +1,62 @@
+import CheckpointEngine
+import CheckpointStore
+import GuestModel
+import SystemPackage
+import Testing
+import VarveTestSupport
+
+@Suite struct RevertTests {
+    private let directory = TemporaryDirectory(inMemory: true)
+
+    private static func page(_ value: UInt8) -> [UInt8] {
+        [UInt8](repeating: value, count: Page.byteCount)
+    }
+
+    private static func fill(_ guest: SimulatedGuest, _ frames: Range<UInt64>, _ value: UInt8) {
+        guest.with { state in
+            for frame in frames { state.write(frame, page(value)) }
+        }
+    }
+
+    /// The session and its guest, and a checkpoint before and one behind some writes.
+    private func make() throws -> (SimulatedGuest, CaptureSession, Repository, [Checkpoint]) {
+        let repository = try Repository.create(at: directory.path.appending("store"))
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: 64))
+        let session = try CaptureSession(of: guest, in: repository, lineage: "a")
+        RevertTests.fill(guest, 0..<32, 1)
+        let first = try session.capture().checkpoint
+        RevertTests.fill(guest, 8..<48, 2)
+        return (guest, session, repository, [first, try session.capture().checkpoint])
+    }
+
+    /// Whoever reverts says nothing of the writes to the log: a capture behind that lacks none.
+    @Test func aGuestThatWillNotGoOnIsComparedAfterwards() throws {
+        let (guest, session, repository, checkpoints) = try make()
+        guest.with { $0.failingResumeCount = 2 }
+        #expect(throws: CaptureError.self) { try session.revert(to: checkpoints[0]) }
+        try guest.resume()
+        #expect(try MemoryRoot.of(guest) == checkpoints[0].root)
+        var log = DirtyBitmap()
+        _ = try guest.takeDirty(into: &log, isFinal: true)
+        let next = try session.capture().checkpoint
+        #expect(next.root == checkpoints[0].root)
+        session.close()
+        #expect(try repository.verify().isClean)
+    }
+
+    /// What a revert wrote itself is not captured again, and what the guest writes as soon as it
+    /// goes on is.
+    @Test(arguments: [true, false])
+    func ownWritesAreForgottenAndOthersAreNot(writesAtOnce: Bool) throws {
+        let (guest, session, _, checkpoints) = try make()
+        if writesAtOnce { guest.setLive { $0.write(10, RevertTests.page(9)) } }
+        let result = try session.revert(to: checkpoints[0])
+        #expect(result.writtenPageCount == 40)
+        guest.setLive(nil)
+        let next = try session.capture()
+        #expect(next.dirtyPageCount == (writesAtOnce ? 1 : 0))
+        #expect(next.checkpoint.changedPageCount == (writesAtOnce ? 1 : 0))
+        #expect(try MemoryRoot.of(guest) == next.checkpoint.root)
+        #expect((next.checkpoint.root == checkpoints[0].root) == !writesAtOnce)
+    }
+}
