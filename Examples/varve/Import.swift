@@ -89,6 +89,8 @@ struct Import: ParsableCommand {
         }
         let checkpoint: Checkpoint
         if let file = source.file {
+            // The descriptor is the source's: closed too soon, it could be another file's.
+            defer { withExtendedLifetime(source) {} }
             checkpoint = try ImageImport.run(
                 file, into: repository, lineage: lineage, label: label,
                 progress: {

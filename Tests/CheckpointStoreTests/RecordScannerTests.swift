@@ -60,7 +60,9 @@ import VarveTestSupport
         for _ in 0..<12 {
             // Below, about and above the 1 MiB that are read at once.
             let sizes = [0, 1, 500, 70_000, (1 << 20) - 40, 1 << 20, 2_500_000]
-            let count = (sizes.randomElement(using: &random) ?? 0) + Int.random(in: 0..<64)
+            let count =
+                (sizes.randomElement(using: &random) ?? 0)
+                + Int.random(in: 0..<64, using: &random)
             _ = writer.append(
                 .guestState, transaction: 7,
                 payload: (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 31) })

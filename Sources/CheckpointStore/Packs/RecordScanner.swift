@@ -2,7 +2,7 @@ import CheckpointFormat
 
 /// Reads the records of a pack one behind the other, in pieces of 1 MiB.
 ///
-/// A record of 64 KiB read by itself takes two calls and memory of its own: three times as long.
+/// A record read by itself takes two calls and memory of its own.
 struct RecordScanner: ~Copyable {
     private static let pieceByteCount = 1 << 20
 

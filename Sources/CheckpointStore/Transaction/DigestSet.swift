@@ -2,8 +2,8 @@ import GuestModel
 
 /// Digests, each once: a table with open addressing, at most half of it taken.
 ///
-/// A `Set` hashes what is uniform already and takes three times as long. Where a digest goes
-/// depends on a number drawn for each table, so that a guest cannot choose pages that collide.
+/// A `Set` hashes once more what is uniform already. Where a digest goes depends on a number drawn
+/// for each table, so that a guest cannot choose pages that collide.
 struct DigestSet: Sendable {
     // A free slot holds `.none`, which no page has.
     private var slots: [PageDigest] = []
@@ -22,10 +22,6 @@ struct DigestSet: Sendable {
         return true
     }
 
-    func contains(_ digest: PageDigest) -> Bool {
-        !slots.isEmpty && slots[place(digest)] == digest
-    }
-
     /// Empties the table, and keeps its memory.
     mutating func removeAll() {
         for index in slots.indices { slots[index] = .none }
@@ -36,7 +32,7 @@ struct DigestSet: Sendable {
     private func place(_ digest: PageDigest) -> Int {
         precondition(digest != .none, "no page has this digest")
         let mask = slots.count - 1
-        // The upper half of the product depends on all bits of the word.
+        // Each bit of a product depends on the word's bits up to it, and so on 33 or more here.
         var index = Int((digest.words.0 &* factor) >> 32) & mask
         while slots[index] != .none, slots[index] != digest { index = (index + 1) & mask }
         return index
