@@ -3,19 +3,19 @@ public import CheckpointStore
 public import GuestModel
 import Synchronization
 
-/// Reads a checkpoint's memory from its lowest frame to its highest, verified: for formats that are
-/// written in that order, and for pipes.
+/// Reads a checkpoint's memory, verified: all of it from its lowest frame to its highest, for
+/// formats that are written in that order and for pipes, or single ranges in any order.
 ///
-/// Packs hold pages in the order in which they changed, so memory is put in order in windows of
+/// The checkpoint is leased while the reader lives: prune leaves it whole. Packs hold pages in the order in which they changed, so memory is put in order in windows of
 /// 32 MiB: one is filled on all processors while the one before it is handed on.
 public struct MemoryReader {
     /// Pages in a window.
-    private static let windowPageCount = 8192
+    static let windowPageCount = 8192
 
-    private let repository: Repository
-    private let checkpoint: Checkpoint
+    let repository: Repository
+    let checkpoint: Checkpoint
     private let lease: CheckpointLease
-    private let map: PageMap
+    let map: PageMap
     /// The checkpoint's frames.
     public let layout: GuestLayout
     /// The checkpoint's state besides memory.

@@ -1,0 +1,141 @@
+import CheckpointFormat
+import CheckpointStore
+public import GuestModel
+
+// Single pages and ranges of a checkpoint, in any order: for introspection and for serving a
+// checkpoint to others. Each read costs the pages that it asks for; only opening the reader costs
+// the guest's size, because the page map is read then.
+
+extension MemoryReader {
+    /// Reads the pages of some frames, each verified against its digest.
+    ///
+    /// Frames that do not exist read as zeros; `layout` says which do. Blocks for the disk. A range
+    /// may be of any length; beside `destination` it needs 40 bytes of memory for each of at most
+    /// 8,192 pages at once. One read at a time: a reader is not for several threads at once.
+    ///
+    /// When it throws, `destination` holds verified pages, zeros, and what it held before; nothing
+    /// unverified.
+    ///
+    /// - Parameters:
+    ///   - range: the frames.
+    ///   - destination: exactly as long as they are, 4096 bytes each.
+    public func read(
+        _ range: PageRange, into destination: inout MutableRawSpan
+    ) throws(CaptureError) {
+        precondition(
+            destination.byteCount == range.byteCount, "the destination is as long as the range")
+        do {
+            try destination.withUnsafeMutableBytes { try read(range, $0) }
+        } catch {
+            throw CaptureError(wrapping: error)
+        }
+    }
+
+    /// Reads bytes of the guest's memory from an address on, as `read(_:into:)` reads pages.
+    ///
+    /// A page that is wanted in part is read and verified whole.
+    ///
+    /// - Parameters:
+    ///   - address: in bytes; frame times 4096.
+    ///   - destination: as long as what is wanted.
+    public func readBytes(
+        at address: UInt64, into destination: inout MutableRawSpan
+    ) throws(CaptureError) {
+        let pageByteCount = UInt64(Page.byteCount)
+        guard destination.byteCount > 0 else { return }
+        var frame = address / pageByteCount
+        let skipped = Int(address % pageByteCount)
+        let pageCount = (UInt64(destination.byteCount) + UInt64(skipped)) / pageByteCount + 1
+        guard pageCount <= PageRange.frameLimit - frame else {
+            throw CaptureError(
+                .sizeMismatch,
+                "\(destination.byteCount) bytes from address 0x\(String(address, radix: 16)) on "
+                    + "end beyond 2^64; ask for less")
+        }
+        do {
+            try destination.withUnsafeMutableBytes { bytes in
+                var done = 0
+                // A page of which the end is wanted, whole pages, one of which the beginning is.
+                while done < bytes.count {
+                    let rest = UnsafeMutableRawBufferPointer(rebasing: bytes[done...])
+                    let inPage = done == 0 ? skipped : 0
+                    let count = try readFirst(PageFrameNumber(frame), inPage, rest)
+                    frame += UInt64((inPage + count) / Page.byteCount)
+                    done += count
+                }
+            }
+        } catch {
+            throw CaptureError(wrapping: error)
+        }
+    }
+
+    /// Reads the first bytes that are wanted: whole pages, or a part of one.
+    ///
+    /// - Returns: how many bytes.
+    private func readFirst(
+        _ frame: PageFrameNumber, _ inPage: Int, _ bytes: UnsafeMutableRawBufferPointer
+    ) throws -> Int {
+        let wholeCount = inPage == 0 ? bytes.count / Page.byteCount : 0
+        if wholeCount > 0 {
+            let range = PageRange(first: frame, count: wholeCount)
+            try read(range, UnsafeMutableRawBufferPointer(rebasing: bytes[..<range.byteCount]))
+            return range.byteCount
+        }
+        let count = min(bytes.count, Page.byteCount - inPage)
+        try withUnsafeTemporaryAllocation(byteCount: Page.byteCount, alignment: 16) { page in
+            try read(PageRange(first: frame, count: 1), page)
+            bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: page[inPage..<inPage + count]))
+        }
+        return count
+    }
+
+    /// Reads a range, a window at a time.
+    private func read(_ range: PageRange, _ bytes: UnsafeMutableRawBufferPointer) throws {
+        var done = 0
+        while done < range.count {
+            let part = PageRange(
+                first: PageFrameNumber(range.first.rawValue + UInt64(done)),
+                count: min(range.count - done, MemoryReader.windowPageCount))
+            let start = done * Page.byteCount
+            let place = UnsafeMutableRawBufferPointer(
+                rebasing: bytes[start..<start + part.byteCount])
+            try fill(RangeTarget(first: part.first, bytes: place), part)
+            done += part.count
+        }
+    }
+
+    private func fill(_ target: RangeTarget, _ range: PageRange) throws {
+        let end = layout.frameEnd
+        var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
+        for number in range.frames {
+            let frame = PageFrameNumber(number)
+            let content = number < end ? map[frame] : .absent
+            switch content {
+            case .present(let digest): pages.append((frame, digest))
+            case .zero, .absent:
+                target.memory(of: PageRange(first: frame, count: 1))
+                    .initializeMemory(as: UInt8.self, repeating: 0)
+            }
+        }
+        _ = try PageSupply(repository: repository, checkpoint: checkpoint)
+            .read(pages, into: target)
+    }
+}
+
+/// Memory of the caller that stands for consecutive frames.
+private struct RangeTarget: PageTarget, @unchecked Sendable {
+    // Unchecked: the memory outlives the call that fills it, and no two threads get one frame.
+    let first: PageFrameNumber
+    let bytes: UnsafeMutableRawBufferPointer
+
+    func place(_ range: PageRange) -> UnsafeMutableRawBufferPointer? { memory(of: range) }
+
+    func take(_ range: PageRange, _ contents: UnsafeRawBufferPointer, isPlaced: Bool) {
+        if !isPlaced { memory(of: range).copyMemory(from: contents) }
+    }
+
+    func memory(of range: PageRange) -> UnsafeMutableRawBufferPointer {
+        let start = Int(range.first.rawValue - first.rawValue) * Page.byteCount
+        return UnsafeMutableRawBufferPointer(rebasing: bytes[start..<start + range.byteCount])
+    }
+}
