@@ -74,7 +74,12 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
         pthread_mutex_init(mutex, nil)
         condition = .allocate(capacity: 1)
         condition.initialize(to: pthread_cond_t())
-        pthread_cond_init(condition, nil)
+        // Time limits are of a clock that nobody sets.
+        var attributes = pthread_condattr_t()
+        pthread_condattr_init(&attributes)
+        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
+        pthread_cond_init(condition, &attributes)
+        pthread_condattr_destroy(&attributes)
     }
 
     deinit {
@@ -124,6 +129,28 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
         while true {
             if let result = body(&value) { return result }
             pthread_cond_wait(condition, mutex)
+        }
+    }
+
+    /// Blocks until `body` returns something, and returns that; nil after `limit`.
+    ///
+    /// `body` may change the value; it is called again after each change, and once at the end.
+    package func wait<T>(atMost limit: Duration, _ body: (inout Value) -> T?) -> T? {
+        var end = timespec()
+        clock_gettime(CLOCK_MONOTONIC, &end)
+        // A limit of more than a century is none.
+        let (seconds, attoseconds) = min(max(limit, .zero), .seconds(1 << 32)).components
+        let nanoseconds = end.tv_nsec + Int(attoseconds / 1_000_000_000)
+        end.tv_sec += Int(seconds) + nanoseconds / 1_000_000_000
+        end.tv_nsec = nanoseconds % 1_000_000_000
+        pthread_mutex_lock(mutex)
+        defer {
+            pthread_cond_broadcast(condition)
+            pthread_mutex_unlock(mutex)
+        }
+        while true {
+            if let result = body(&value) { return result }
+            if pthread_cond_timedwait(condition, mutex, &end) == ETIMEDOUT { return body(&value) }
         }
     }
 }
