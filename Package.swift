@@ -9,6 +9,8 @@ let package = Package(
     name: "varve",
     products: [
         .library(name: "Varve", targets: ["Varve"]),
+        // The same without live Xen domains, for hosts that have no library of Xen.
+        .library(name: "VarveCore", targets: ["VarveCore"]),
         .executable(name: "varve", targets: ["varve-cli"]),
         .executable(name: "timetravel", targets: ["TimeTravel"]),
         // For the package in Benchmarks alone; no promise of an interface.
@@ -64,13 +66,19 @@ let package = Package(
         .target(name: "XenStream", dependencies: ["GuestModel"]),
         .target(name: "XenGuest", dependencies: ["GuestModel", "XenStream", "CXen"]),
 
-        // The facade.
+        // The facade: what needs no library of Xen, and all of it.
+        .target(
+            name: "VarveCore",
+            dependencies: [
+                "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
+                "LinuxGuest", "XenStream",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ]),
         .target(
             name: "Varve",
             dependencies: [
-                "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
-                "LinuxGuest", "XenGuest", "XenStream",
-                .product(name: "SystemPackage", package: "swift-system"),
+                "CheckpointEngine", "CheckpointStore", "GuestModel", "VarveCore", "XenGuest",
+                "XenStream",
             ]),
 
         // Single stages of the pipeline, for Benchmarks to time: it sees no `package` declaration.
@@ -100,7 +108,7 @@ let package = Package(
         .executableTarget(
             name: "TimeTravel",
             dependencies: [
-                "Varve", "CSQLite", .product(name: "SystemPackage", package: "swift-system"),
+                "VarveCore", "CSQLite", .product(name: "SystemPackage", package: "swift-system"),
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             path: "Examples/TimeTravel",

@@ -1,7 +1,7 @@
 import Dispatch
 import Glibc
 import Synchronization
-import Varve
+import VarveCore
 
 /// A database at work: accounts, and entries that a thread adds, changes and deletes all the time.
 ///

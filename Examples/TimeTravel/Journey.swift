@@ -1,6 +1,6 @@
 import Dispatch
 import Glibc
-import Varve
+import VarveCore
 
 /// The demonstration from its beginning to its end.
 final class Journey {

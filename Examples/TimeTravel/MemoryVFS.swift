@@ -1,6 +1,6 @@
 import CSQLite
 import Glibc
-import Varve
+import VarveCore
 
 // SQLite on tracked memory: the whole database file is one region.
 //

@@ -1,5 +1,5 @@
 import Glibc
-import Varve
+import VarveCore
 
 /// The demonstration's lines.
 enum Report {

@@ -2,7 +2,7 @@ import ArgumentParser
 import Glibc
 import Synchronization
 import SystemPackage
-import Varve
+import VarveCore
 
 /// A database in memory, checkpointed while it works, and taken back to any point.
 @main

@@ -1,11 +1,5 @@
-// The facade: everything that an embedder needs comes with `import Varve`.
+// The facade: everything that an embedder needs comes with `import Varve`. What does not need Xen's
+// libraries is in `VarveCore`, which can be imported alone.
 
-@_exported public import CheckpointEngine
-@_exported public import CheckpointFormat
-@_exported public import CheckpointStore
-@_exported public import GuestModel
-@_exported public import LinuxGuest
+@_exported public import VarveCore
 @_exported public import XenGuest
-@_exported public import XenStream
-
-@_exported public import struct SystemPackage.FilePath

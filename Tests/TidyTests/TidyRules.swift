@@ -60,9 +60,13 @@ enum TidyRules {
         ],
         "XenStream": ["GuestModel"],
         "XenGuest": ["GuestModel", "XenStream", "CXen", "Glibc", "Synchronization"],
-        "Varve": [
+        "VarveCore": [
             "GuestModel", "CheckpointFormat", "CheckpointStore", "CheckpointEngine", "LinuxGuest",
-            "XenStream", "XenGuest", "SystemPackage",
+            "XenStream", "SystemPackage",
+        ],
+        "Varve": [
+            "GuestModel", "CheckpointStore", "CheckpointEngine", "XenStream", "XenGuest",
+            "VarveCore",
         ],
     ]
 

@@ -1,0 +1,11 @@
+// Everything but live Xen domains: no library of Xen is needed to build it or to run it. Xen's
+// streams are read and written all the same (`XenImport`, `XenExport`), which is a matter of bytes.
+
+@_exported public import CheckpointEngine
+@_exported public import CheckpointFormat
+@_exported public import CheckpointStore
+@_exported public import GuestModel
+@_exported public import LinuxGuest
+@_exported public import XenStream
+
+@_exported public import struct SystemPackage.FilePath
