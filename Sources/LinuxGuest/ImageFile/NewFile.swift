@@ -7,6 +7,9 @@ import Synchronization
 /// Without `finish` nothing is left behind, whatever ends the process: the file has no name until
 /// then (`O_TMPFILE`, open(2)). Where a file system has no such files it is written beside its name
 /// as `NAME.N.part`, which only a process that is killed leaves behind.
+///
+/// It may hold a guest's memory, so nobody but its owner can read it, whatever the umask is. A file
+/// that replaces another takes over the other's owner, group and permissions.
 public final class NewFile: Sendable {
     private let path: String
     private let isReplacing: Bool
@@ -28,10 +31,11 @@ public final class NewFile: Sendable {
         self.path = path
         isReplacing = replacing
         let nameless = system_open(
-            NewFile.directory(of: path), O_RDWR | NewFile.withoutName | O_DIRECTORY, 0o666)
+            NewFile.directory(of: path), O_RDWR | NewFile.withoutName | O_DIRECTORY, NewFile.mode)
         if nameless >= 0 {
             descriptorNumber = nameless
             state = Mutex(State())
+            if replacing { try takeOver() }
             return
         }
         // EISDIR: a kernel or file system that does not know it.
@@ -39,10 +43,11 @@ public final class NewFile: Sendable {
             throw GuestError.call("open", path)
         }
         let temporary = NewFile.temporaryName(path)
-        let named = system_open(temporary, O_RDWR | O_CREAT | O_EXCL, 0o666)
+        let named = system_open(temporary, O_RDWR | O_CREAT | O_EXCL, NewFile.mode)
         guard named >= 0 else { throw GuestError.call("open", path) }
         descriptorNumber = named
         state = Mutex(State(temporary: temporary))
+        if replacing { try takeOver() }
     }
 
     deinit {
@@ -52,6 +57,34 @@ public final class NewFile: Sendable {
 
     /// The open file; closed when this is released.
     public var descriptor: Int32 { descriptorNumber }
+
+    /// Permissions of a new file.
+    private static let mode: mode_t = 0o600
+
+    /// Takes over owner, group and permissions of the file that is to be replaced, if there is one.
+    ///
+    /// Fails if it cannot be given to that owner. If it cannot be given to that group, the group's
+    /// permissions are left out: they would be another group's.
+    private func takeOver() throws(GuestError) {
+        var (old, new) = (stat(), stat())
+        guard stat(path, &old) == 0, old.st_mode & S_IFMT == S_IFREG else { return }
+        guard system_fstat(descriptorNumber, &new) == 0 else {
+            throw GuestError.call("fstat", path)
+        }
+        var mode = old.st_mode & 0o777
+        if new.st_uid != old.st_uid, system_fchown(descriptorNumber, old.st_uid, .max) != 0 {
+            throw GuestError(
+                code: .unavailable,
+                message: "\(path) belongs to another user and was left as it is; remove it or name "
+                    + "another file")
+        }
+        if new.st_gid != old.st_gid, system_fchown(descriptorNumber, .max, old.st_gid) != 0 {
+            mode &= ~0o070
+        }
+        guard system_fchmod(descriptorNumber, mode) == 0 else {
+            throw GuestError.call("fchmod", path)
+        }
+    }
 
     /// `__O_TMPFILE` of asm-generic/fcntl.h, which the C library's module hides.
     private static let withoutName: Int32 = 0o20_000_000

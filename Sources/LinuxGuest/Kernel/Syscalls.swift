@@ -109,6 +109,16 @@ func system_fstat(_ descriptor: Int32, _ status: inout stat) -> Int32 {
     retrying("fstat") { fstat(descriptor, &status) }
 }
 
+/// `fchown(2)`; `.max` leaves an owner or a group as it is.
+func system_fchown(_ descriptor: Int32, _ owner: uid_t, _ group: gid_t) -> Int32 {
+    retrying("fchown") { fchown(descriptor, owner, group) }
+}
+
+/// `fchmod(2)`.
+func system_fchmod(_ descriptor: Int32, _ mode: mode_t) -> Int32 {
+    retrying("fchmod") { fchmod(descriptor, mode) }
+}
+
 /// `ftruncate(2)`.
 func system_ftruncate(_ descriptor: Int32, _ byteCount: Int) -> Int32 {
     retrying("ftruncate") { ftruncate(descriptor, byteCount) }
