@@ -114,6 +114,9 @@ let package = Package(
             path: "Examples/TimeTravel",
             exclude: ["CSQLite"]),
 
+        // The programs of the articles, word for word.
+        .executableTarget(name: "guide", dependencies: ["VarveCore"], path: "Examples/Guide"),
+
         // Tests.
         .target(
             name: "VarveTestSupport",

@@ -71,6 +71,21 @@ import Testing
         try expectNone(documents) { text, _ in TidyRules.markdown(text) }
     }
 
+    /// What an article shows is a program that is built and run.
+    @Test func codeInGuidesIsTheirProgramsCode() throws {
+        let programs = try TidyTests.files(["Examples/Guide"], [".swift"])
+            .map { try TidyTests.text($0) }.joined()
+        for guide in ["FirstCheckpoint", "AfterACrash"] {
+            let text = try TidyTests.text("Sources/Varve/Varve.docc/\(guide).md")
+            let blocks = text.components(separatedBy: "```swift\n").dropFirst()
+            #expect(!blocks.isEmpty)
+            for block in blocks {
+                let code = block.components(separatedBy: "```")[0]
+                #expect(programs.contains(code), "\(guide) shows code that no program has")
+            }
+        }
+    }
+
     @Test func namesSaySomething() {
         for path in TidyTests.code {
             #expect(TidyRules.name(path).isEmpty, "\(path)")

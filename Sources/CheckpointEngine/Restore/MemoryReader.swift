@@ -6,7 +6,8 @@ import Synchronization
 /// Reads a checkpoint's memory, verified: all of it from its lowest frame to its highest, for
 /// formats that are written in that order and for pipes, or single ranges in any order.
 ///
-/// The checkpoint is leased while the reader lives: prune leaves it whole. Packs hold pages in the order in which they changed, so memory is put in order in windows of
+/// The checkpoint is leased while the reader lives: prune leaves it whole. Packs hold pages in the
+/// order in which they changed, so memory that is read as a whole is put in order in windows of
 /// 32 MiB: one is filled on all processors while the one before it is handed on.
 public struct MemoryReader {
     /// Pages in a window.

@@ -1,0 +1,30 @@
+import VarveCore
+
+// The programs of the articles in Varve.docc. Each function stands in its article word for word; a
+// test holds the two together. Run one with a directory that does not exist yet:
+//
+//   guide first-checkpoint DIRECTORY
+//   guide fill DIRECTORY                 captures until it is killed
+//   guide after-a-crash DIRECTORY        goes on from there
+
+@main
+enum GuideCommand {
+    static func main() throws {
+        let arguments = CommandLine.arguments.dropFirst()
+        guard arguments.count == 2, let name = arguments.first, let path = arguments.last else {
+            throw Usage()
+        }
+        let store = FilePath(path)
+        switch name {
+        case "first-checkpoint": try firstCheckpoint(in: store)
+        case "fill": try fillUntilKilled(store)
+        case "after-a-crash": try goOnAfterACrash(store)
+        default: throw Usage()
+        }
+    }
+
+    /// How it is called.
+    struct Usage: Error, CustomStringConvertible {
+        let description = "usage: guide first-checkpoint|fill|after-a-crash DIRECTORY"
+    }
+}
