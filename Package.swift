@@ -181,7 +181,8 @@ let package = Package(
         .testTarget(
             name: "CommandLineTests",
             dependencies: [
-                "VarveTestSupport", .product(name: "SystemPackage", package: "swift-system"),
+                "CheckpointEngine", "CheckpointStore", "VarveTestSupport",
+                .product(name: "SystemPackage", package: "swift-system"),
             ]),
         .testTarget(name: "TidyTests"),
         // Runs in dom0 of the rig, beside stock xl: Scripts/xen-test.

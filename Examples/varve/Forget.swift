@@ -9,8 +9,10 @@ struct Forget: ParsableCommand {
             Either names checkpoints, or says which to keep of each lineage: a checkpoint goes if \
             no --keep rule keeps it and it has no label. --keep-hourly 24 keeps the newest one of \
             each of the newest 24 hours that have one. Hours, days, weeks (from Monday) and \
-            months are those of UTC. All that go are forgotten at once, or none; every other one \
-            stays what it is.
+            months are those of UTC. A checkpoint whose time is in doubt, because a clock was \
+            wrong, stays as long as a right clock could have had it stay, and is said; naming it \
+            forgets it. All that go are forgotten at once, or none; every other one stays what it \
+            is.
             """)
 
     @Argument(help: "The repository.")
@@ -52,6 +54,7 @@ struct Forget: ParsableCommand {
                 let kept = decisions.count { $0.isKept }
                 try Output.line(
                     "\(decisions.count - kept) \(dryRun ? "would go" : "forgotten"), \(kept) stay")
+                for line in clockLines(decisions) { try Output.line(line) }
             }
         }
     }
@@ -72,14 +75,36 @@ struct Forget: ParsableCommand {
         }
     }
 
+    /// What a wrong clock had to do with it.
+    private func clockLines(_ decisions: [RetentionPolicy.Decision]) -> [String] {
+        let doubtful = decisions.filter { $0.timeDoubt != nil }
+        var lines: [String] = []
+        if let first = doubtful.first {
+            lines.append(
+                "\(counted(doubtful.count, "checkpoint")) kept because the time is in doubt: a "
+                    + "clock was wrong; 'varve forget STORE \(first.checkpoint.id.short)' forgets "
+                    + "one whatever its time is")
+        }
+        let apart = decisions.count { $0.isBeforeClockJump && $0.isKept }
+        if apart > 0 {
+            lines.append(
+                "\(counted(apart, "checkpoint")) kept by rules that count what came before a jump "
+                    + "of the clock by more than a year by itself")
+        }
+        return lines
+    }
+
     private func print(_ decision: RetentionPolicy.Decision) throws {
         let checkpoint = decision.checkpoint
         if json {
             let reasons = decision.reasons.map { JSON.string("\($0)") }
             try Output.line(
                 JSON.object(
-                    [("forgotten", .bool(!decision.isKept)), ("reasons", .array(reasons))]
-                        + checkpoint.fields
+                    [
+                        ("forgotten", .bool(!decision.isKept)), ("reasons", .array(reasons)),
+                        ("timeInDoubt", JSON(decision.timeDoubt?.rawValue)),
+                        ("beforeClockJump", .bool(decision.isBeforeClockJump)),
+                    ] + checkpoint.fields
                 ).text)
             return
         }

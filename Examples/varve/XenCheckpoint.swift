@@ -244,6 +244,12 @@ extension RetentionReport {
         Output.standardError(
             "varve: \(forgottenCount) checkpoints forgotten by --keep rules, "
                 + "\(Format.bytes(freedByteCount)) freed by \(pruneCount) prunes")
+        if let first = inDoubt.first {
+            Output.standardError(
+                "varve: \(counted(inDoubt.count, "checkpoint")) kept because the time is in doubt: "
+                    + "a clock was wrong; 'varve forget STORE \(first.short)' forgets one whatever "
+                    + "its time is")
+        }
         if let lastFailure {
             Output.standardError(
                 "varve: \(failureCount) thinnings failed, the last one so: \(lastFailure.message)")

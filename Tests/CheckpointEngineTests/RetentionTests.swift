@@ -1,6 +1,7 @@
 import CheckpointEngine
 import CheckpointStore
 import GuestModel
+import Synchronization
 import SystemPackage
 import Testing
 import VarveTestSupport
@@ -89,4 +90,69 @@ import VarveTestSupport
         #expect(keeper.report.lastFailure?.code == .readOnly)
         #expect(try repository.checkpoints(lineage: "ring").count == 3)
     }
+
+    /// A ring while the clock is set: forward by years, back again, and to 1970.
+    @Test func aRingLosesNothingToAClockThatIsSet() throws {
+        let directory = TemporaryDirectory()
+        let repository = try open(directory)
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: 8))
+        let clock = SettableClock(1_772_366_400_000_000_000)
+        var options = CaptureOptions()
+        options.clock = { clock.read() }
+        options.retention = Retention(
+            RetentionPolicy(keepWithin: .seconds(60), keepHourly: 2))
+        options.retention?.interval = .zero
+        let minute: Int64 = 60_000_000_000
+        var ids: [CheckpointID] = []
+        /// A session with some captures ten seconds from each other; thins when it ends.
+        func capture(_ count: Int) throws -> (kept: [CheckpointID], report: RetentionReport) {
+            let session = try CaptureSession(
+                of: guest, in: repository, lineage: "ring", options: options)
+            for _ in 0..<count {
+                clock.set(clock.read() + minute / 6)
+                ids.append(try session.capture().checkpoint.id)
+            }
+            session.close()
+            let report = try #require(session.retentionReport)
+            #expect(report.failureCount == 0)
+            return (try repository.checkpoints(lineage: "ring").map(\.id), report)
+        }
+        let right = try capture(12).kept
+        #expect(right == Array(ids[5...]), "seven within a minute")
+        let now = clock.read()
+        // Fourteen years ahead: what came before stays as it is, however long that goes on.
+        clock.set(now + 14 * 365 * 24 * 60 * minute)
+        let ahead = try capture(20)
+        #expect(ahead.kept == right + ids.suffix(7) && ahead.report.inDoubt.isEmpty)
+        // Set right: what the clock was wrong about is in doubt, and stays.
+        clock.set(now + 4 * minute)
+        let doubtful = Array(ids.suffix(7))
+        let back = try capture(6)
+        #expect(back.report.inDoubt == doubtful)
+        // Five minutes later what came before is older than the rules keep.
+        #expect(back.kept == doubtful + ids.suffix(6))
+        // A clock that begins anew at 1970 makes all of them stay.
+        let later = clock.read()
+        clock.set(0)
+        let young = try capture(3)
+        #expect(young.kept == back.kept + ids.suffix(3))
+        // Two hours later all of it is older than any rule keeps, whatever it was called.
+        clock.set(later + 60 * minute)
+        _ = try capture(2)
+        clock.set(later + 120 * minute)
+        let last = try capture(10)
+        #expect(last.report.inDoubt.isEmpty)
+        #expect(last.kept.suffix(7) == ids.suffix(7) && last.kept.count == 8)
+        #expect(try repository.verify(.structure).isClean)
+    }
+}
+
+/// A clock that shows what it is told.
+private final class SettableClock: Sendable {
+    private let time: Mutex<Int64>
+
+    init(_ nanoseconds: Int64) { time = Mutex(nanoseconds) }
+
+    func read() -> Int64 { time.withLock { $0 } }
+    func set(_ nanoseconds: Int64) { time.withLock { $0 = nanoseconds } }
 }

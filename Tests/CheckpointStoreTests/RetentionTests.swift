@@ -14,10 +14,10 @@ import VarveTestSupport
         return calendar
     }()
 
-    /// The decisions for one lineage, newest first.
+    /// The decisions for one lineage, newest first; the present is when the newest was taken.
     private func decide(_ policy: RetentionPolicy, _ facts: [Fact]) -> [[RetentionPolicy.Reason]] {
-        var ring = RetentionPolicy.Ring(policy: policy)
-        return facts.map { ring.decide($0) }
+        let now = facts.first?.timeNanoseconds ?? 0
+        return policy.decide(facts.reversed(), now: now).map(\.reasons).reversed()
     }
 
     private func time(_ text: String) throws -> Int64 {

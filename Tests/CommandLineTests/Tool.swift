@@ -47,6 +47,12 @@ enum Tool {
     /// Runs it to its end.
     @discardableResult
     static func run(_ arguments: String..., input: Any? = nil) throws -> Result {
+        try run(arguments, input: input)
+    }
+
+    /// Runs it to its end.
+    @discardableResult
+    static func run(_ arguments: [String], input: Any? = nil) throws -> Result {
         let (process, output, error) = try start(arguments, input: input)
         let data = output.fileHandleForReading.readDataToEndOfFile()
         let text = String(decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)

@@ -46,6 +46,9 @@ public struct CaptureOptions: Sendable {
     /// the checkpoint again and compares every page; see `CaptureResult.audit`.
     public var auditPageCount = 0
 
+    /// What times checkpoints, in nanoseconds since 1970, and tells a ring the present.
+    package var clock: @Sendable () -> Int64 = { Int64(WallClock.nanoseconds) }
+
     /// The defaults.
     public init() {}
 }

@@ -225,7 +225,7 @@ struct CaptureRun {
         job.move { $0.pause() }
         let start = ContinuousClock.now
         let paused = try PausedGuest(pausing: session.guest)
-        let time = Int64(WallClock.nanoseconds)
+        let time = session.options.clock()
         // The log first: it may name frames that came since the layout was looked at.
         let knowledge = try take(tracking, into: &dirty, isFinal: true)
         let layout = try currentLayout()
@@ -343,7 +343,7 @@ struct CaptureRun {
         job.move { $0.pause() }
         let start = ContinuousClock.now
         let paused = try PausedGuest(pausing: session.guest)
-        let time = Int64(WallClock.nanoseconds)
+        let time = session.options.clock()
         let layout = try currentLayout()
         let all = DirtyBitmap(layout)
         try copy(all, phase: .paused, &facts)

@@ -76,7 +76,7 @@ public final class CaptureSession: Sendable {
         self.lineage = lineage
         self.options = options
         keeper = options.retention.map {
-            RetentionKeeper($0, of: repository, lineage: lineage)
+            RetentionKeeper($0, of: repository, lineage: lineage, clock: options.clock)
         }
     }
 

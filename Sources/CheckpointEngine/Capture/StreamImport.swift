@@ -11,6 +11,7 @@ public import GuestModel
 /// After an error the import is over; checkpoints that were published stay.
 public final class StreamImport {
     private let lineage: String
+    private let clock: @Sendable () -> Int64
     private let pipeline: CheckpointPipeline
     private var job: CaptureJob?
     private var publishedCount = 0
@@ -41,6 +42,7 @@ public final class StreamImport {
             throw CaptureError(error)
         }
         self.lineage = lineage
+        clock = options.clock
     }
 
     deinit {
@@ -191,7 +193,7 @@ public final class StreamImport {
                 layout: GuestLayout(runs: populated.runs()), state: state,
                 facts: CheckpointFacts(
                     lineage: lineage, label: label,
-                    timeNanoseconds: Int64(WallClock.nanoseconds), comparedAll: publishedCount == 0)
+                    timeNanoseconds: clock(), comparedAll: publishedCount == 0)
             ))
         let checkpoint = try job.wait()
         publishedCount += 1

@@ -41,6 +41,11 @@ public struct RetentionReport: Sendable {
     public var pruneCount = 0
     /// Bytes that they freed.
     public var freedByteCount = 0
+    /// Checkpoints that the last thinning kept because their times are in doubt, oldest first.
+    ///
+    /// See `TimeDoubt`. They stay until rules would not keep them whatever their times were, or
+    /// until they are forgotten by id.
+    public var inDoubt: [CheckpointID] = []
     /// Thinnings that failed; each was tried again later.
     public var failureCount = 0
     /// The last failure.
@@ -61,11 +66,22 @@ public final class RetentionKeeper: Sendable {
     private let repository: Repository
     private let lineage: String
     private let retention: Retention
+    private let clock: @Sendable () -> Int64
     private let state = Monitor(State())
     private let thread = Mutex<Threads.Thread?>(nil)
 
     /// Begins; nothing happens before the first publication.
-    public init(_ retention: Retention, of repository: Repository, lineage: String) {
+    public convenience init(_ retention: Retention, of repository: Repository, lineage: String) {
+        self.init(
+            retention, of: repository, lineage: lineage, clock: CaptureOptions().clock)
+    }
+
+    /// Begins with a clock that tells the present, in nanoseconds since 1970.
+    package init(
+        _ retention: Retention, of repository: Repository, lineage: String,
+        clock: @escaping @Sendable () -> Int64
+    ) {
+        self.clock = clock
         self.repository = repository
         self.lineage = lineage
         self.retention = retention
@@ -120,11 +136,14 @@ public final class RetentionKeeper: Sendable {
         do throws(RepositoryError) {
             let found = try repository.checkpoints(lineage: lineage)
             guard let newest = found.last else { return }
-            let gone = retention.policy.decide(found).filter {
-                !$0.isKept && $0.checkpoint.id != newest.id
-            }
+            let decisions = retention.policy.decide(found, nowNanoseconds: clock())
+            let gone = decisions.filter { !$0.isKept && $0.checkpoint.id != newest.id }
             try repository.forget(gone.map(\.checkpoint.id))
-            state.change { $0.report.forgottenCount += gone.count }
+            let inDoubt = decisions.filter { $0.timeDoubt != nil }.map(\.checkpoint.id)
+            state.change { state in
+                state.report.forgottenCount += gone.count
+                state.report.inDoubt = inDoubt
+            }
             guard newest.location.pack > prunedPack else { return }
             let options = PruneOptions(unusedPercentMax: retention.unusedPercentMax)
             let done = try repository.planPrune(options).execute()

@@ -2,17 +2,21 @@
 //
 // Each lineage is looked at by itself, newest first; the newest is the one published last. Calendar
 // periods are those of UTC: a day is 86,400 seconds from midnight, a week begins on Monday, a month
-// on its first day. The clock that times checkpoints may jump; a period keeps its newest checkpoint
-// by publication, and `keepWithin` measures from the time of the newest in the lineage.
+// on its first day. The clock that times checkpoints may be wrong or be set; what a time is worth
+// is decided in `CheckpointTimes`, and no checkpoint goes because of a time that may be wrong.
 
 /// Which checkpoints of a lineage to keep.
 ///
 /// A checkpoint stays if any rule keeps it; one with a label always stays. `keepHourly: 24` keeps
 /// the newest checkpoint of each of the newest 24 hours that have one.
+///
+/// Rules that use the time trust it only as far as the order of publication and the present time
+/// allow: see `TimeDoubt`. A checkpoint whose time is in doubt stays as long as a right clock could
+/// have had it stay.
 public struct RetentionPolicy: Hashable, Sendable {
     /// The newest so many.
     public var keepLast: Int
-    /// All that are at most so much older than the lineage's newest.
+    /// All that are at most so much older than the lineage's newest whose time is not in doubt.
     public var keepWithin: Duration?
     /// One for each of so many seconds.
     public var keepSecondly: Int
@@ -64,6 +68,8 @@ public struct RetentionPolicy: Hashable, Sendable {
         case within
         /// It is the newest of its second, minute, hour, day, week or month.
         case period(Period)
+        /// Its time is in doubt, and a right one could have it stay.
+        case timeInDoubt(TimeDoubt)
     }
 
     /// A stretch of the calendar.
@@ -88,36 +94,84 @@ public struct RetentionPolicy: Hashable, Sendable {
         public let checkpoint: Checkpoint
         /// Why it stays; empty: it goes.
         public let reasons: [Reason]
+        /// True if the clock jumped forward by more than a year after it was taken.
+        ///
+        /// The rules that use the time count what was taken before such a jump by itself, as if
+        /// nothing had come after it.
+        public let isBeforeClockJump: Bool
 
         /// Makes a decision.
-        public init(checkpoint: Checkpoint, reasons: [Reason]) {
+        public init(checkpoint: Checkpoint, reasons: [Reason], isBeforeClockJump: Bool = false) {
             self.checkpoint = checkpoint
             self.reasons = reasons
+            self.isBeforeClockJump = isBeforeClockJump
+        }
+
+        /// Why its time is in doubt, if it stays because of that; otherwise nil.
+        public var timeDoubt: TimeDoubt? {
+            for case .timeInDoubt(let doubt) in reasons { return doubt }
+            return nil
         }
 
         /// True if it stays.
         public var isKept: Bool { !reasons.isEmpty }
     }
 
-    /// Decides for each checkpoint.
+    /// Decides for each checkpoint; times later than the system's clock are in doubt.
     ///
     /// - Parameter checkpoints: in the order of publication, of one lineage or many.
     /// - Returns: a decision for each, in the same order.
     public func decide(_ checkpoints: [Checkpoint]) -> [Decision] {
-        var rings: [String: Ring] = [:]
-        let decisions = checkpoints.reversed().map { checkpoint in
-            let fact = Fact(timeNanoseconds: checkpoint.timeNanoseconds, label: checkpoint.label)
-            return Decision(
-                checkpoint: checkpoint,
-                reasons: rings[checkpoint.lineage, default: Ring(policy: self)].decide(fact))
+        decide(checkpoints, nowNanoseconds: Int64(clamping: WallClock.nanoseconds))
+    }
+
+    /// Decides for each checkpoint at a given present.
+    ///
+    /// - Parameters:
+    ///   - checkpoints: in the order of publication, of one lineage or many.
+    ///   - nowNanoseconds: the present, in nanoseconds since 1970; later times are in doubt.
+    /// - Returns: a decision for each, in the same order.
+    public func decide(_ checkpoints: [Checkpoint], nowNanoseconds: Int64) -> [Decision] {
+        var lineages: [String: [Int]] = [:]
+        for (index, checkpoint) in checkpoints.enumerated() {
+            lineages[checkpoint.lineage, default: []].append(index)
         }
-        return decisions.reversed()
+        var decisions: [Int: Decision] = [:]
+        for members in lineages.values {
+            let facts = members.map {
+                Fact(timeNanoseconds: checkpoints[$0].timeNanoseconds, label: checkpoints[$0].label)
+            }
+            for (index, verdict) in zip(members, decide(facts, now: nowNanoseconds)) {
+                decisions[index] = Decision(
+                    checkpoint: checkpoints[index], reasons: verdict.reasons,
+                    isBeforeClockJump: verdict.isBeforeClockJump)
+            }
+        }
+        return checkpoints.indices.compactMap { decisions[$0] }
     }
 
     /// What the rules look at.
     struct Fact {
         let timeNanoseconds: Int64
         let label: String?
+    }
+
+    /// What becomes of a fact.
+    struct Verdict {
+        let reasons: [Reason]
+        let isBeforeClockJump: Bool
+    }
+
+    /// Decides for one lineage, oldest first.
+    func decide(_ facts: [Fact], now: Int64) -> [Verdict] {
+        let times = CheckpointTimes(facts.map(\.timeNanoseconds), now: now)
+        var ring = Ring(policy: self)
+        return zip(facts, times.findings).reversed().map { ring.decide($0, $1) }.reversed()
+    }
+
+    /// True if a rule looks at the time.
+    private var usesTime: Bool {
+        keepWithin != nil || Period.allCases.contains { limit($0) > 0 }
     }
 
     fileprivate func limit(_ period: Period) -> Int {
@@ -132,19 +186,23 @@ public struct RetentionPolicy: Hashable, Sendable {
     }
 
     /// One lineage, from its newest checkpoint back.
-    struct Ring {
+    private struct Ring {
         let policy: RetentionPolicy
         private var count = 0
-        private var newestTime: Int64?
-        private var seen: [Period: Set<Int64>] = [:]
         private var labels: Set<String> = []
+        /// The newest certain time of the stretch, which ages are measured from.
+        private var newestTime: Int64?
+        /// The certain time that was looked at last: what is older was taken before it.
+        private var lastTime: Int64?
+        private var seen: [Period: Set<Int64>] = [:]
+        private var hasJumped = false
 
         init(policy: RetentionPolicy) {
             self.policy = policy
         }
 
         /// Decides for the next older one.
-        mutating func decide(_ fact: Fact) -> [Reason] {
+        mutating func decide(_ fact: Fact, _ finding: CheckpointTimes.Finding) -> Verdict {
             var reasons: [Reason] = []
             // A label is the newest one's that was given it.
             if let label = fact.label, labels.insert(label).inserted {
@@ -152,20 +210,50 @@ public struct RetentionPolicy: Hashable, Sendable {
             }
             count += 1
             if count <= policy.keepLast { reasons.append(.last) }
-            let newest = newestTime ?? fact.timeNanoseconds
+            guard policy.usesTime else {
+                return Verdict(reasons: reasons, isBeforeClockJump: false)
+            }
+            if let doubt = finding.doubt {
+                if finding.isBesideJump || couldStay { reasons.append(.timeInDoubt(doubt)) }
+            } else {
+                if finding.isBeforeJump {
+                    newestTime = nil
+                    seen.removeAll()
+                    hasJumped = true
+                }
+                reasons += decide(fact.timeNanoseconds)
+            }
+            return Verdict(reasons: reasons, isBeforeClockJump: hasJumped)
+        }
+
+        private mutating func decide(_ time: Int64) -> [Reason] {
+            var reasons: [Reason] = []
+            lastTime = time
+            let newest = newestTime ?? time
             newestTime = newest
             if let within = policy.keepWithin,
-                .nanoseconds(newest) - .nanoseconds(fact.timeNanoseconds) <= within
+                .nanoseconds(newest) - .nanoseconds(time) <= within
             {
                 reasons.append(.within)
             }
             for period in Period.allCases
             where seen[period, default: []].count < policy.limit(period) {
-                if seen[period, default: []].insert(period.number(fact.timeNanoseconds)).inserted {
+                if seen[period, default: []].insert(period.number(time)).inserted {
                     reasons.append(.period(period))
                 }
             }
             return reasons
+        }
+
+        /// True if some time before `lastTime` would have a checkpoint stay.
+        private var couldStay: Bool {
+            guard let newestTime, let lastTime else { return true }
+            if let within = policy.keepWithin,
+                .nanoseconds(newestTime) - .nanoseconds(lastTime) <= within
+            {
+                return true
+            }
+            return Period.allCases.contains { seen[$0, default: []].count < policy.limit($0) }
         }
     }
 }
@@ -212,6 +300,7 @@ extension RetentionPolicy.Reason: CustomStringConvertible {
         case .last: "last"
         case .within: "within"
         case .period(let period): "\(period.rawValue)"
+        case .timeInDoubt(let doubt): "time in doubt (\(doubt))"
         }
     }
 }
