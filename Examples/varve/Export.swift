@@ -21,7 +21,9 @@ struct Export: ParsableCommand {
             elf    the core format of 'xl dump-core'
 
             xl, libxc and elf need the state that a stream of Xen brought along. Every page is \
-            checked against its digest. The file gets its name when it is whole.
+            checked against its digest. The file gets its name when it is whole. Xen restores \
+            what the same or an earlier version saved: to a pipe on a host whose Xen is too old, \
+            that is said.
 
             varve export STORE web - --format xl | xl restore /dev/stdin
             """)
@@ -77,11 +79,27 @@ struct Export: ParsableCommand {
                 .raw: .raw, .xl: .xl(configuration: configuration), .libxc: .libxc, .elf: .elf,
             ]
             guard let form = formats[format] else { preconditionFailure("each has its form") }
+            if isPipe && (format == .xl || format == .libxc) {
+                try noteNewerXen(than: repository.state(of: found))
+            }
             let output = try OutputFile(image, replacing: force)
             try XenExport.run(
                 found, from: repository, as: form, progress: { progress.update($0, of: $1) },
                 sink: output.write)
             try output.finish()
+        }
+    }
+
+    /// Says on standard error that the xl of this host would not restore the stream.
+    ///
+    /// The pipe may lead to a host that does, so this is no failure. Where no Xen runs, nothing is
+    /// said.
+    private func noteNewerXen(than state: GuestState) throws {
+        guard let host = try? XenHost() else { return }
+        do throws(GuestError) {
+            try host.checkVersion(of: state)
+        } catch {
+            Output.standardError("varve: \(error.message)")
         }
     }
 

@@ -10,7 +10,7 @@
 #include <xen/grant_table.h>
 #include <xen/hvm/params.h>
 
-/* Exported by libxenctrl 4.17, declared in none of its installed headers
+/* Exported by libxenctrl 4.17 to 4.20, declared in none of its installed headers
  * (tools/libs/ctrl/xc_private.h). Bits 28 to 31 of an entry tell the type. */
 int xc_get_pfn_type_batch(xc_interface *xch, uint32_t dom, unsigned int num, xen_pfn_t *arr);
 

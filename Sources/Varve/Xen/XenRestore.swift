@@ -26,7 +26,9 @@ public enum XenRestore {
 
     /// Starts a checkpoint; every page is checked against its digest before.
     ///
-    /// Blocks until xl has built the domain. When it throws, xl has taken down what it began.
+    /// Blocks until xl has built the domain. When it throws, xl has taken down what it began. A
+    /// checkpoint that was taken under a later version of Xen than this host's is refused before
+    /// (`GuestError.Code.stateRejected`).
     ///
     /// - Parameter progress: called now and then with pages done and in all.
     /// - Returns: the new domain.
@@ -35,8 +37,9 @@ public enum XenRestore {
         progress: ((_ done: Int, _ total: Int) -> Void)? = nil
     ) throws -> XenHost.Domain {
         let host = try XenHost()
-        let (configuration, name) = try configuration(
-            of: repository.state(of: checkpoint), options)
+        let state = try repository.state(of: checkpoint)
+        let (configuration, name) = try configuration(of: state, options)
+        try host.checkVersion(of: state)
         if let name, try host.domains().contains(where: { $0.name == name }) {
             throw GuestError(
                 code: .busy,

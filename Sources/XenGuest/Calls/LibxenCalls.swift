@@ -106,40 +106,49 @@ package final class LibxenCalls: XenCalls {
 
     // MARK: - Domains
 
+    // `xc_domain_getinfolist` is in every version of Xen that Varve is built against;
+    // `xc_domain_getinfo` went with 4.18.
+
     package func facts(_ domain: UInt32) throws(GuestError) -> DomainFacts? {
-        var info = xc_dominfo_t()
-        let count = xc_domain_getinfo(control, domain, 1, &info)
+        var info = xc_domaininfo_t()
+        let count = xc_domain_getinfolist(control, domain, 1, &info)
         // It answers with the next domain when the asked one is gone.
         if count == 0 || (count < 0 && errno == ESRCH) { return nil }
-        if count < 0 { throw LibxenCalls.failure("xc_domain_getinfo", domain) }
-        return info.domid == domain ? LibxenCalls.facts(info) : nil
+        if count < 0 { throw LibxenCalls.failure("xc_domain_getinfolist", domain) }
+        return UInt32(info.domain) == domain ? LibxenCalls.facts(info) : nil
     }
 
     package func allFacts() throws(GuestError) -> [DomainFacts] {
         var all: [DomainFacts] = []
         var next: UInt32 = 0
         while true {
-            var infos = [xc_dominfo_t](repeating: xc_dominfo_t(), count: 256)
-            let count = xc_domain_getinfo(control, next, UInt32(infos.count), &infos)
-            if count < 0 && errno != ESRCH { throw LibxenCalls.failure("xc_domain_getinfo", nil) }
+            var infos = [xc_domaininfo_t](repeating: xc_domaininfo_t(), count: 256)
+            let count = xc_domain_getinfolist(control, next, UInt32(infos.count), &infos)
+            if count < 0 && errno != ESRCH {
+                throw LibxenCalls.failure("xc_domain_getinfolist", nil)
+            }
             guard count > 0 else { return all }
             for info in infos[..<Int(count)] {
                 all.append(LibxenCalls.facts(info))
-                next = info.domid + 1
+                next = UInt32(info.domain) + 1
             }
         }
     }
 
-    private static func facts(_ info: xc_dominfo_t) -> DomainFacts {
-        var facts = DomainFacts(domain: info.domid)
+    private static func facts(_ info: xc_domaininfo_t) -> DomainFacts {
+        var facts = DomainFacts(domain: UInt32(info.domain))
         withUnsafeBytes(of: info.handle) { facts.handle = Array($0) }
-        facts.isHVM = info.hvm != 0
-        facts.isPaused = info.paused != 0
-        facts.isDying = info.dying != 0
-        if info.shutdown != 0 || info.crashed != 0 {
-            facts.shutdown = ShutdownReason(rawValue: info.shutdown_reason) ?? .other
+        func has(_ flag: UInt32) -> Bool { info.flags & flag != 0 }
+        facts.isHVM = has(XEN_DOMINF_hvm_guest)
+        facts.isPaused = has(XEN_DOMINF_paused)
+        facts.isDying = has(XEN_DOMINF_dying)
+        // A crash is a shutdown with that reason.
+        if has(XEN_DOMINF_shutdown) {
+            let reason = info.flags >> UInt32(XEN_DOMINF_shutdownshift)
+            facts.shutdown =
+                ShutdownReason(rawValue: reason & UInt32(XEN_DOMINF_shutdownmask)) ?? .other
         }
-        facts.pageCount = Int(info.nr_pages)
+        facts.pageCount = Int(info.tot_pages)
         facts.vcpuCount = Int(info.nr_online_vcpus)
         facts.cpuTime = info.cpu_time
         return facts

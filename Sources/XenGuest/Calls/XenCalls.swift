@@ -4,7 +4,7 @@ package import GuestModel
 // them. `LibxenCalls` makes them; a test puts something else in its place, to count, trace and fail
 // each.
 
-/// What the hypervisor says of a domain: `xc_dominfo_t` of xenctrl.h.
+/// What the hypervisor says of a domain: `xc_domaininfo_t` of xenctrl.h.
 package struct DomainFacts: Hashable, Sendable {
     package var domain: UInt32
     /// The uuid, 16 bytes.

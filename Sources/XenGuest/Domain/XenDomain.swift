@@ -273,6 +273,8 @@ extension XenDomain: WritableGuest {
                 message: "the checkpoint was taken by \(origin.hold.rawValue), and the domain is "
                     + "being held by \(options.hold.rawValue); use \(origin.hold.rawValue)")
         }
+        // The host may have been started with an older Xen since.
+        try XenVersion(major: constant.xenMajor, minor: constant.xenMinor).check(state)
         let others = try XenDomain.backends(of: number, calls)
         guard others.isEmpty else {
             throw GuestError(

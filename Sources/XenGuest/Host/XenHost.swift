@@ -3,7 +3,7 @@ public import XenStream
 
 /// The host's domains, and what it allows.
 public final class XenHost: Sendable {
-    private let calls: any XenCalls
+    let calls: any XenCalls
 
     /// Opens Xen's interfaces; one sentence if this is not dom0, or not root.
     public convenience init() throws(GuestError) {
@@ -103,13 +103,14 @@ public final class XenHost: Sendable {
 
     /// What the host allows.
     public func findings() throws(GuestError) -> [Finding] {
-        let (major, minor) = try calls.version()
-        let isTested = major == 4 && minor == 17
+        let version = try version()
+        let isTested = XenVersion.tested.contains(version)
+        let known = XenVersion.tested.map(\.description).joined(separator: " and ")
         let all = try calls.allFacts()
         return [
             Finding(
                 subject: "hypervisor", grade: isTested ? .good : .limited,
-                text: "Xen \(major).\(minor)" + (isTested ? "" : "; Varve is tested with 4.17")),
+                text: "Xen \(version)" + (isTested ? "" : "; Varve is tested with \(known)")),
             Finding(
                 subject: "xenstore", grade: .good,
                 text: "answers; \(all.count) domains, dom0 among them"),

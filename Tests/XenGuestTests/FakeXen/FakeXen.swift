@@ -20,6 +20,7 @@ final class FakeXen: XenCalls {
     struct State {
         var domains: [UInt32: FakeDomain] = [:]
         var store: [String: String] = [:]
+        var version: (major: UInt32, minor: UInt32) = (4, 17)
         var mappings: [UInt: Mapping] = [:]
         /// What was done that must never be done.
         var violations: [String] = []
