@@ -36,6 +36,8 @@ let package = Package(
         // C of our own.
         .target(name: "CPageKernels"),
         .target(name: "CLinux"),
+        // The arguments of the command line tool where /proc is not mounted.
+        .target(name: "CArguments", path: "Examples/CArguments"),
 
         // Values and protocols.
         .target(name: "GuestModel"),
@@ -101,7 +103,7 @@ let package = Package(
         .executableTarget(
             name: "varve-cli",
             dependencies: [
-                "Varve", .product(name: "SystemPackage", package: "swift-system"),
+                "CArguments", "Varve", .product(name: "SystemPackage", package: "swift-system"),
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             path: "Examples/varve"),

@@ -49,13 +49,21 @@ struct Forget: ParsableCommand {
                 try repository.forget(decisions.filter { !$0.isKept }.map(\.checkpoint.id))
                 try repository.close()
             }
-            for decision in decisions { try print(decision) }
-            if !json && !rules.policy.isEmpty {
-                let kept = decisions.count { $0.isKept }
-                try Output.line(
-                    "\(decisions.count - kept) \(dryRun ? "would go" : "forgotten"), \(kept) stay")
-                for line in clockLines(decisions) { try Output.line(line) }
+            if dryRun { return try print(decisions) }
+            let count = decisions.count { !$0.isKept }
+            try Output.report("\(counted(count, "checkpoint")) forgotten") {
+                try print(decisions)
             }
+        }
+    }
+
+    private func print(_ decisions: [RetentionPolicy.Decision]) throws {
+        for decision in decisions { try print(decision) }
+        if !json && !rules.policy.isEmpty {
+            let kept = decisions.count { $0.isKept }
+            try Output.line(
+                "\(decisions.count - kept) \(dryRun ? "would go" : "forgotten"), \(kept) stay")
+            for line in clockLines(decisions) { try Output.line(line) }
         }
     }
 

@@ -66,71 +66,73 @@ struct Import: ParsableCommand {
                 let repository = try Repository.open(at: FilePath(store), .writing)
                 let progress = Progress("taken in", isJSON: json)
                 defer { progress.finish() }
-                if let stream = format.stream {
-                    try importStream(stream, source, repository, progress)
-                } else {
-                    try importRaw(source, repository, progress)
+                let taken = TakenCheckpoints { try show($0, progress) }
+                do {
+                    if let stream = format.stream {
+                        try importStream(stream, source, repository, taken, progress)
+                    } else {
+                        taken.add(try importRaw(source, repository, progress))
+                    }
+                } catch {
+                    throw taken.error(for: error)
                 }
                 try repository.close()
+                try taken.printout.check("\(counted(taken.count, "checkpoint")) stored")
             } catch  where Interruption.isRequested {
                 // Whatever the library made of it.
-                throw ToolError("interrupted; checkpoints that were published stay")
+                throw ToolError(
+                    "interrupted; checkpoints that were published stay", Interruption.ending)
             }
         }
     }
 
     private func importRaw(
         _ source: InputSource, _ repository: Repository, _ progress: Progress
-    ) throws {
+    ) throws -> Checkpoint {
         if let byteCount = source.byteCount, byteCount % Page.byteCount != 0 {
             throw ToolError(
                 "\(source.name) has \(byteCount) bytes, which is no multiple of 4096; it is cut "
                     + "short, or neither a raw memory image nor a stream of Xen")
         }
-        let checkpoint: Checkpoint
         if let file = source.file {
             // The descriptor is the source's: closed too soon, it could be another file's.
             defer { withExtendedLifetime(source) {} }
-            checkpoint = try ImageImport.run(
+            return try ImageImport.run(
                 file, into: repository, lineage: lineage, label: label,
                 progress: {
                     try Interruption.check()
                     progress.update($0, of: file.byteCount)
                 })
-        } else {
-            checkpoint = try ImageImport.run(
-                into: repository, lineage: lineage, label: label,
-                progress: { progress.update($0, of: nil) }, read: source.read)
         }
-        try show(checkpoint, progress)
+        return try ImageImport.run(
+            into: repository, lineage: lineage, label: label,
+            progress: { progress.update($0, of: nil) }, read: source.read)
     }
 
     private func importStream(
         _ format: XenStreamFormat, _ source: InputSource, _ repository: Repository,
-        _ progress: Progress
+        _ taken: TakenCheckpoints, _ progress: Progress
     ) throws {
         let result = try XenImport.run(
             format, into: repository, lineage: lineage, label: label,
-            published: { try show($0, progress) },
+            published: taken.add,
             source: { buffer in
                 progress.update(source.position, of: source.byteCount)
                 return try source.read(buffer)
             })
         progress.finish()
-        StreamEnd.report(result)
+        StreamEnd.report(result, isJSON: json)
+        if json, let object = StreamEnd.object(result) {
+            taken.printout.print { try Output.line(object.text) }
+        }
     }
 
     private func show(_ checkpoint: Checkpoint, _ progress: Progress) throws {
         progress.finish()
-        let line =
+        try Output.line(
             json
-            ? JSON.object(checkpoint.fields).text
-            : checkpoint.summaryLine + ", \(Format.decimal(progress.seconds, 2)) s"
-        do {
-            try Output.line(line)
-        } catch let error as ToolError {
-            throw ToolError("checkpoint \(checkpoint.id.short) is stored, but \(error.message)")
-        }
+                ? JSON.object(checkpoint.fields).text
+                : checkpoint.summaryLine + ", \(Format.decimal(progress.seconds, 2)) s")
     }
 }
 
@@ -142,24 +144,3 @@ extension Checkpoint {
     }
 }
 
-/// What a checkpointed stream's end means.
-enum StreamEnd {
-    /// Says on standard error that a part epoch was dropped.
-    static func report(_ result: XenImportResult) {
-        guard result.summary.isCheckpointed else { return }
-        let epochs = counted(result.summary.epochCount, "whole epoch")
-        switch (result.cutShort, result.summary.hasPartialEpoch) {
-        case (nil, false): return
-        case (nil, true):
-            Output.standardError(
-                "varve: the stream ends after \(epochs) with a part of one, which was dropped")
-        case (.some, false):
-            Output.standardError(
-                "varve: the stream stopped after \(epochs); all were taken in")
-        case (.some(let error), true):
-            Output.standardError(
-                "varve: \(error.message); \(epochs) were taken in, and the part after them was "
-                    + "dropped")
-        }
-    }
-}

@@ -14,7 +14,8 @@ struct Init: ParsableCommand {
         try reporting {
             let repository = try Repository.create(at: FilePath(store))
             try repository.close()
-            try Output.line("made repository \(repository.id) in \(store)")
+            let what = "made repository \(repository.id) in \(store)"
+            try Output.report(what) { try Output.line(what) }
         }
     }
 }

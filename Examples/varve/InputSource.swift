@@ -139,15 +139,21 @@ enum Interruption {
     struct Requested: Error {}
 
     // Written by the handler, read by the thread that waits: nothing else is shared.
-    private(set) nonisolated(unsafe) static var isRequested = false
+    private nonisolated(unsafe) static var signal: Int32 = 0
     private nonisolated(unsafe) static var isArmed = false
+
+    /// True if the user wants the command to end.
+    static var isRequested: Bool { signal != 0 }
+
+    /// How a command ends that was ended before its work was done.
+    static var ending: ToolError.Kind { signal == SIGTERM ? .terminated : .interrupted }
 
     /// From here on `^C` and SIGTERM are delivered only while `wait` waits, and end it.
     ///
     /// Called before any thread is started: threads inherit the mask.
     static func arm() {
         var action = sigaction()
-        action.__sigaction_handler.sa_handler = { _ in Interruption.isRequested = true }
+        action.__sigaction_handler.sa_handler = { Interruption.signal = $0 }
         sigaction(SIGINT, &action, nil)
         sigaction(SIGTERM, &action, nil)
         var set = sigset_t()
@@ -194,8 +200,8 @@ enum Interruption {
         guard isArmed else { return }
         var pending = sigset_t()
         sigpending(&pending)
-        if sigismember(&pending, SIGINT) == 1 || sigismember(&pending, SIGTERM) == 1 {
-            isRequested = true
+        for number in [SIGINT, SIGTERM] where sigismember(&pending, number) == 1 {
+            signal = number
         }
         if isRequested { throw Requested() }
     }

@@ -27,8 +27,8 @@ struct Log: ParsableCommand {
             if let lineage, checkpoints.isEmpty, damage.isEmpty {
                 throw ToolError("there is no lineage '\(lineage)' in \(store)")
             }
-            try show(checkpoints)
-            guard let first = damage.first else { return }
+            guard let first = damage.first else { return try show(checkpoints) }
+            try Output.report(first.description, isDamaged: true) { try show(checkpoints) }
             let more = damage.count == 1 ? "" : ", with \(counted(damage.count - 1, "more place"))"
             throw ToolError(
                 "\(first.description)\(more); those listed can be read, and 'varve verify "

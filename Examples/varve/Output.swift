@@ -15,14 +15,30 @@ enum Output {
         }
     }
 
-    /// Prints a line; a closed pipe or a full disk is an error.
+    /// Prints a line, escaped where it would not simply be shown; a closed pipe or a full disk is
+    /// an error.
     static func line(_ text: String) throws {
-        try write(text + "\n", to: STDOUT_FILENO)
+        try write(PrintableText.escape(text) + "\n", to: STDOUT_FILENO)
     }
 
-    /// Prints a line on standard error; a failure there has nowhere to go.
+    /// Prints a line on standard error, escaped likewise; a failure there has nowhere to go.
     static func standardError(_ text: String) {
-        try? write(text + "\n", to: STDERR_FILENO)
+        try? write(PrintableText.escape(text) + "\n", to: STDERR_FILENO)
+    }
+
+    /// Prints what a command has done. If that cannot be printed the work is done all the same, and
+    /// the exit code says so: 4, or 3 where damage was found.
+    ///
+    /// - Parameter work: a sentence about what was done, without a full stop.
+    static func report(
+        _ work: String, isDamaged: Bool = false, _ body: () throws -> Void
+    ) throws {
+        do {
+            try body()
+        } catch {
+            throw ToolError(
+                "\(work), but \(ToolError(error).message)", isDamaged ? .corrupted : .unreported)
+        }
     }
 
     /// Writes text as it is.
@@ -101,7 +117,7 @@ enum Format {
 
     /// Columns, each as wide as its widest cell; numbers to the right.
     static func table(_ header: [String], _ rows: [[String]], right: Set<Int>) -> [String] {
-        let all = [header] + rows
+        let all = [header] + rows.map { $0.map(PrintableText.escape) }
         let widths = header.indices.map { column in
             all.reduce(0) { max($0, $1[column].count) }
         }

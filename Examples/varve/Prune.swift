@@ -40,12 +40,14 @@ struct Prune: ParsableCommand {
                 progress.finish()
                 try repository.close()
             }
-            if json {
-                try Output.line(JSON.object(fields(plan)).text)
-            } else {
-                for line in lines(plan) { try Output.line(line) }
-            }
+            if dryRun { return try print(plan) }
+            try Output.report("\(Format.bytes(plan.freedByteCount)) were freed") { try print(plan) }
         }
+    }
+
+    private func print(_ plan: PrunePlan) throws {
+        if json { return try Output.line(JSON.object(fields(plan)).text) }
+        for line in lines(plan) { try Output.line(line) }
     }
 
     private func count(_ plan: PrunePlan, _ fate: PrunePlan.Fate) -> Int {

@@ -41,18 +41,22 @@ struct Receive: ParsableCommand {
             let repository = try Repository.open(at: FilePath(store), .writing)
             try send(MigrationHandshake.banner)
             let source = try InputSource("-")
-            var count = 0
+            let taken = TakenCheckpoints(show)
             do {
                 let result = try XenImport.run(
-                    .xl, into: repository, lineage: lineage,
-                    published: { checkpoint in
-                        count += 1
-                        try show(checkpoint)
-                    }, source: source.read)
-                StreamEnd.report(result)
+                    .xl, into: repository, lineage: lineage, published: taken.add,
+                    source: source.read)
+                StreamEnd.report(result, isJSON: json)
+                if json, let object = StreamEnd.object(result) {
+                    Output.standardError(object.text)
+                }
                 if !result.summary.isCheckpointed { try endMigration(source) }
             } catch is Interruption.Requested {
-                Output.standardError("varve: ended by request after \(count) checkpoints")
+                Failure.notice(
+                    "ended by request after \(counted(taken.count, "checkpoint"))",
+                    code: "interrupted", isJSON: json)
+            } catch {
+                throw taken.error(for: error)
             }
             try repository.close()
         }

@@ -42,14 +42,19 @@ struct Repair: ParsableCommand {
                 progress.update($0, of: $1)
             }
             progress.finish()
-            for finding in plan.findings { try show(finding) }
+            let printout = Printout()
+            printout.print { for finding in plan.findings { try show(finding) } }
             let outcome = try execute ? done(plan) : nil
-            if json {
-                try Output.line(JSON.object(fields(plan, outcome)).text)
-            } else {
-                for line in lines(plan, outcome) { try Output.line(line) }
+            printout.print {
+                if json {
+                    try Output.line(JSON.object(fields(plan, outcome)).text)
+                } else {
+                    for line in lines(plan, outcome) { try Output.line(line) }
+                }
             }
             try end(plan, outcome)
+            try printout.check(
+                outcome == nil ? "nothing is damaged in \(store)" : "\(store) is repaired")
         }
     }
 

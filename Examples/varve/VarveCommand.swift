@@ -12,7 +12,8 @@ struct VarveCommand: ParsableCommand {
             CHECKPOINT is the name of a lineage (its newest checkpoint), NAME~3 (three before it), \
             a label, or the beginning of an id.
 
-            Exit codes: 0 done, 1 failed, 2 wrong usage, 3 corruption found. With --json, results \
+            Exit codes: 0 done; 1 failed; 2 wrong usage; 3 corruption found; 4 done, but the \
+            result could not be printed; 130 or 143 stopped by ^C or SIGTERM. With --json, results \
             are one JSON object a line on standard output, and an error is one on standard error.
             """,
         version: "0.1.0",
@@ -21,38 +22,94 @@ struct VarveCommand: ParsableCommand {
             Forget.self, Prune.self, Verify.self, Repair.self, Stats.self, Xen.self,
         ])
 
+    mutating func run() throws {
+        throw ValidationError("name a command; 'varve --help' lists them")
+    }
+
     /// Parses, runs, and ends with one of the documented exit codes.
     static func main() {
         // A reader that goes away is an error of `write`, not a death.
         signal(SIGPIPE, SIG_IGN)
         Output.occupyStandardDescriptors()
-        let isJSON = CommandLine.arguments.contains("--json")
+        var isJSON = false
         do {
-            var command = try parseAsRoot()
+            let arguments = try Arguments.read()
+            isJSON = arguments.contains("--json")
+            var command = try parseAsRoot(arguments)
             try command.run()
         } catch let error as ToolError {
-            Failure.report(error.message, code: error.isCorruption ? "corrupted" : "failed", isJSON)
-            Glibc.exit(error.isCorruption ? 3 : 1)
+            Failure.report(error, isJSON)
+            Glibc.exit(error.kind.exitCode)
+        } catch let error as Arguments.NotText {
+            Failure.report(ToolError(error.message, .usage), isJSON)
+            Glibc.exit(ToolError.Kind.usage.exitCode)
         } catch {
-            if exitCode(for: error) == .success { exit(withError: error) }
-            if isJSON {
-                Failure.report(message(for: error), code: "usage", isJSON)
-            } else {
-                Output.standardError(fullMessage(for: error))
-            }
-            Glibc.exit(2)
+            end(error, isJSON)
         }
+    }
+
+    /// Ends with what the parser says: help and the version, or wrong usage.
+    private static func end(_ error: any Error, _ isJSON: Bool) -> Never {
+        let isHelp = exitCode(for: error) == .success
+        if isJSON && !isHelp {
+            Failure.report(ToolError(message(for: error), .usage), isJSON)
+            Glibc.exit(ToolError.Kind.usage.exitCode)
+        }
+        for line in fullMessage(for: error).split(
+            separator: "\n", omittingEmptySubsequences: false)
+        {
+            guard isHelp else {
+                Output.standardError(String(line))
+                continue
+            }
+            do {
+                try Output.line(String(line))
+            } catch {
+                Failure.report(ToolError(error), isJSON)
+                Glibc.exit(ToolError.Kind.failed.exitCode)
+            }
+        }
+        Glibc.exit(isHelp ? 0 : ToolError.Kind.usage.exitCode)
     }
 }
 
 /// A failure with its sentence.
 struct ToolError: Error, CustomStringConvertible {
-    let message: String
-    let isCorruption: Bool
+    /// How a command ended; the raw value is the `code` of the JSON object.
+    enum Kind: String {
+        case failed
+        case usage
+        case corrupted
+        /// The work is done, and its result could not be printed.
+        case unreported
+        case interrupted
+        case terminated
 
-    init(_ message: String, isCorruption: Bool = false) {
+        /// The documented exit code.
+        var exitCode: Int32 {
+            switch self {
+            case .failed: 1
+            case .usage: 2
+            case .corrupted: 3
+            case .unreported: 4
+            case .interrupted: 128 + SIGINT
+            case .terminated: 128 + SIGTERM
+            }
+        }
+    }
+
+    let message: String
+    let kind: Kind
+    /// How many checkpoints were stored before it; the JSON object says so.
+    var storedCount: Int?
+
+    init(_ message: String, _ kind: Kind = .failed) {
         self.message = message
-        self.isCorruption = isCorruption
+        self.kind = kind
+    }
+
+    init(_ message: String, isCorruption: Bool) {
+        self.init(message, isCorruption ? .corrupted : .failed)
     }
 
     /// Takes over a library's error.
@@ -88,13 +145,25 @@ func reporting(_ body: () throws -> Void) throws {
     }
 }
 
-/// How failures are printed.
+/// How failures and notices are printed.
 enum Failure {
     /// Prints one sentence, or one object, on standard error.
-    static func report(_ message: String, code: String, _ isJSON: Bool) {
+    static func report(_ error: ToolError, _ isJSON: Bool) {
+        say(error.message, as: "error", code: error.kind.rawValue, error.storedCount, isJSON)
+    }
+
+    /// Prints something that is no failure and that the user should know.
+    static func notice(_ message: String, code: String, isJSON: Bool) {
+        say(message, as: "notice", code: code, nil, isJSON)
+    }
+
+    private static func say(
+        _ message: String, as role: String, code: String, _ stored: Int?, _ isJSON: Bool
+    ) {
         if isJSON {
-            let fields: [(String, JSON)] = [("code", .string(code)), ("message", .string(message))]
-            Output.standardError(JSON.object([("error", .object(fields))]).text)
+            var fields: [(String, JSON)] = [("code", .string(code)), ("message", .string(message))]
+            if let stored { fields.append(("checkpointsStored", .integer(stored))) }
+            Output.standardError(JSON.object([(role, .object(fields))]).text)
         } else {
             Output.standardError("varve: \(message)")
         }

@@ -50,7 +50,12 @@ struct Verify: ParsableCommand {
             let progress = Progress("verified", isJSON: json)
             let report = try look(progress)
             progress.finish()
-            if json { try printJSON(report) } else { try printText(report, progress.seconds) }
+            let count = report.findings.count
+            let result =
+                count == 0 ? "nothing is damaged" : "\(counted(count, "place")) damaged"
+            try Output.report("\(store) was verified: \(result)", isDamaged: count > 0) {
+                if json { try printJSON(report) } else { try printText(report, progress.seconds) }
+            }
             if !report.isClean {
                 let places = counted(report.findings.count, "place")
                 let checkpoints = counted(report.affectedCheckpoints.count, "checkpoint")

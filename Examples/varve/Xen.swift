@@ -13,6 +13,10 @@ struct Xen: ParsableCommand {
             XenList.self, XenCheckpoint.self, XenRestoreCommand.self, XenRevert.self,
             XenDoctor.self, XenGuardCommand.self,
         ])
+
+    mutating func run() throws {
+        throw ValidationError("name a command; 'varve xen --help' lists them")
+    }
 }
 
 struct XenList: ParsableCommand {
@@ -98,11 +102,13 @@ struct XenRestoreCommand: ParsableCommand {
                 try repository.checkpoint(named: checkpoint), from: repository, options: options,
                 progress: { progress.update($0, of: $1) })
             progress.finish()
-            try Output.line(
-                json
-                    ? JSON.object(domain.fields).text
-                    : "domain \(domain.number) \(domain.name) is \(domain.condition.rawValue), "
-                        + "\(Format.decimal(progress.seconds, 2)) s")
+            let what = "domain \(domain.number) \(domain.name) is \(domain.condition.rawValue)"
+            try Output.report(what) {
+                try Output.line(
+                    json
+                        ? JSON.object(domain.fields).text
+                        : what + ", \(Format.decimal(progress.seconds, 2)) s")
+            }
         }
     }
 }
@@ -142,19 +148,20 @@ struct XenRevert: ParsableCommand {
             let result = try session.revert(to: found)
             session.close()
             try repository.close()
-            if json {
+            let what = "domain \(number) is back at \(found.id.short)"
+            let fields: [(String, JSON)] = [
+                ("domain", .integer(Int(number))),
+                ("checkpoint", .string("\(found.id)")),
+                ("pagesWritten", .integer(result.writtenPageCount)),
+                ("pagesCompared", .integer(result.comparedPageCount)),
+                ("pauseMicroseconds", .integer(result.pause.microseconds)),
+            ]
+            try Output.report(what) {
                 try Output.line(
-                    JSON.object([
-                        ("domain", .integer(Int(number))),
-                        ("checkpoint", .string("\(found.id)")),
-                        ("pagesWritten", .integer(result.writtenPageCount)),
-                        ("pagesCompared", .integer(result.comparedPageCount)),
-                        ("pauseMicroseconds", .integer(result.pause.microseconds)),
-                    ]).text)
-            } else {
-                try Output.line(
-                    "domain \(number) is back at \(found.id.short): \(result.writtenPageCount) "
-                        + "pages written, held for \(Format.milliseconds(result.pause))")
+                    json
+                        ? JSON.object(fields).text
+                        : what + ": \(result.writtenPageCount) pages written, held for "
+                            + Format.milliseconds(result.pause))
             }
         }
     }

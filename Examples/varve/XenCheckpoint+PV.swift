@@ -30,7 +30,7 @@ final class PVTaker: CheckpointTaker {
             var taken: Checkpoint?
             let times = try guest.save(.plain) { try take(from: $0) { taken = $0 } }
             guard let taken else { return }
-            try report.show(
+            report.show(
                 taken, dirty: taken.pageCount, still: times.last?.still ?? .zero,
                 request: times.last?.request ?? .zero, lag: lag)
         }
@@ -123,13 +123,9 @@ private final class PVEpochs: @unchecked Sendable {
             while state.shown < min(state.times.count, state.checkpoints.count) {
                 let checkpoint = state.checkpoints[state.shown]
                 let times = state.times[state.shown]
-                do {
-                    try report.show(
-                        checkpoint, dirty: checkpoint.changedPageCount, still: times.still,
-                        request: times.request, lag: state.lags[state.shown])
-                } catch {
-                    state.failure = state.failure ?? error
-                }
+                report.show(
+                    checkpoint, dirty: checkpoint.changedPageCount, still: times.still,
+                    request: times.request, lag: state.lags[state.shown])
                 state.shown += 1
             }
         }

@@ -115,6 +115,7 @@ struct XenCheckpoint: ParsableCommand {
             report.summary()
             try repository.close()
             if let failure { throw failure }
+            try report.check()
         }
     }
 
@@ -232,7 +233,7 @@ final class LiveTaker: CheckpointTaker {
         guard let settled = pending else { return }
         pending = nil
         guard let result = try result(of: settled.capture) else { return }
-        try report.show(
+        report.show(
             result.checkpoint, dirty: result.dirtyPageCount, still: settled.times.still,
             request: settled.times.request, lag: settled.lag)
     }
@@ -269,12 +270,14 @@ final class CheckpointReport {
     private var requests: [Duration] = []
     private var addedByteCount = 0
     private let start = ContinuousClock.now
+    private let printout = Printout()
 
     init(isJSON: Bool) { self.isJSON = isJSON }
 
+    /// Prints a line; checkpoints go on if that fails.
     func show(
         _ checkpoint: Checkpoint, dirty: Int, still: Duration, request: Duration, lag: Duration
-    ) throws {
+    ) {
         stills.append(still)
         requests.append(request)
         addedByteCount += checkpoint.addedByteCount
@@ -285,12 +288,31 @@ final class CheckpointReport {
                 ("suspendMicroseconds", .integer(request.microseconds)),
                 ("lagMicroseconds", .integer(lag.microseconds)),
             ]
-            try Output.line(JSON.object(checkpoint.fields + more).text)
+            print(JSON.object(checkpoint.fields + more).text)
         } else {
-            try Output.line(
+            print(
                 "\(checkpoint.summaryLine); \(dirty) dirty, still \(Format.milliseconds(still)), "
                     + "suspend \(Format.milliseconds(request)), lag \(Format.milliseconds(lag))")
         }
+    }
+
+    private func print(_ line: String) {
+        printout.print {
+            do {
+                try Output.line(line)
+            } catch {
+                // The guest's protection does not hang on somebody who reads.
+                Failure.notice(
+                    "\(ToolError(error).message); checkpoints go on without their lines",
+                    code: "unreported", isJSON: isJSON)
+                throw error
+            }
+        }
+    }
+
+    /// Throws, with exit code 4, if lines could not be printed.
+    func check() throws {
+        try printout.check("\(counted(stills.count, "checkpoint")) stored")
     }
 
     /// One line on standard error.
