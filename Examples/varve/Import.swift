@@ -143,4 +143,3 @@ extension Checkpoint {
             + "\(Format.bytes(addedByteCount)) added"
     }
 }
-

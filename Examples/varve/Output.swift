@@ -26,8 +26,10 @@ enum Output {
         try? write(PrintableText.escape(text) + "\n", to: STDERR_FILENO)
     }
 
-    /// Prints what a command has done. If that cannot be printed the work is done all the same, and
-    /// the exit code says so: 4, or 3 where damage was found.
+    /// Prints what a command has done.
+    ///
+    /// If that cannot be printed the work is done all the same, and the exit code says so: 4, or 3
+    /// where damage was found.
     ///
     /// - Parameter work: a sentence about what was done, without a full stop.
     static func report(

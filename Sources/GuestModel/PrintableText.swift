@@ -1,4 +1,4 @@
-/// Text from a file, a guest or another process, as it can be shown on a terminal or put into a log.
+/// Text from a file, a guest or another process, as a terminal or a log can take it.
 public enum PrintableText {
     /// The text with everything escaped that is not simply shown: control characters, such as the
     /// escape that begins a terminal's commands, line breaks, characters that change the direction

@@ -9,8 +9,8 @@ import VarveTestSupport
     private func path(_ name: String) -> String { directory.path.appending(name).string }
     private var store: String { path("store") }
 
-    /// Runs a line of the shell, in which `$varve` is the tool, `$store` the repository and `$image`
-    /// an image.
+    /// Runs a line of the shell, in which `$varve` is the tool, `$store` the repository and
+    /// `$image` an image.
     private func shell(_ line: String) throws -> Tool.Result {
         let process = Process()
         process.executableURL = URL(fileURLWithPath: "/bin/sh")
@@ -60,7 +60,8 @@ import VarveTestSupport
             #expect(text.contains("name a command"), "\(text)")
             #expect(output.fileHandleForReading.readDataToEndOfFile().isEmpty)
         }
-        for arguments in [["help"], ["--help"], ["xen", "--help"], ["help", "xen"], ["--version"]] {
+        for words in ["help", "--help", "xen --help", "help xen", "--version"] {
+            let arguments = words.split(separator: " ").map(String.init)
             let (process, output, _) = try Tool.start(arguments)
             #expect(!output.fileHandleForReading.readDataToEndOfFile().isEmpty)
             process.waitUntilExit()

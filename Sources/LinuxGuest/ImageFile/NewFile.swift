@@ -30,8 +30,13 @@ public final class NewFile: Sendable {
     public init(_ path: String, replacing: Bool = false) throws(GuestError) {
         self.path = path
         isReplacing = replacing
-        let nameless = system_open(
-            NewFile.directory(of: path), O_RDWR | NewFile.withoutName | O_DIRECTORY, NewFile.mode)
+        // It gets its name by way of /proc, which may not be mounted.
+        let nameless =
+            NewFile.canName
+            ? system_open(
+                NewFile.directory(of: path), O_RDWR | NewFile.withoutName | O_DIRECTORY,
+                NewFile.mode)
+            : -1
         if nameless >= 0 {
             descriptorNumber = nameless
             state = Mutex(State())
@@ -39,7 +44,7 @@ public final class NewFile: Sendable {
             return
         }
         // EISDIR: a kernel or file system that does not know it.
-        guard [EOPNOTSUPP, EISDIR, EINVAL].contains(errno) else {
+        guard !NewFile.canName || [EOPNOTSUPP, EISDIR, EINVAL].contains(errno) else {
             throw GuestError.call("open", path)
         }
         let temporary = NewFile.temporaryName(path)
@@ -57,6 +62,14 @@ public final class NewFile: Sendable {
 
     /// The open file; closed when this is released.
     public var descriptor: Int32 { descriptorNumber }
+
+    /// True if a file without a name can be given one.
+    private static let canName: Bool = {
+        let descriptor = system_open("/proc/self/fd", O_RDONLY | O_DIRECTORY)
+        guard descriptor >= 0 else { return false }
+        system_close(descriptor)
+        return true
+    }()
 
     /// Permissions of a new file.
     private static let mode: mode_t = 0o600
