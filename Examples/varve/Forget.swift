@@ -71,7 +71,7 @@ struct Forget: ParsableCommand {
         guard rules.policy.isEmpty else {
             let found = try repository.checkpoints(lineage: lineage)
             if let lineage, found.isEmpty {
-                throw ToolError("there is no lineage '\(lineage)' in \(store)")
+                throw NewLineage.missing(lineage, in: repository, at: store)
             }
             return rules.policy.decide(found)
         }

@@ -54,6 +54,9 @@ struct Import: ParsableCommand {
     @Option(help: "What the input is, instead of what its first bytes say.")
     var format: ImportFormat?
 
+    @Flag(help: "Go on though the lineage's newest checkpoint is of another guest.")
+    var acceptGuestChange = false
+
     @Flag(help: "Print each checkpoint as a JSON object.")
     var json = false
 
@@ -66,7 +69,9 @@ struct Import: ParsableCommand {
                 let repository = try Repository.open(at: FilePath(store), .writing)
                 let progress = Progress("taken in", isJSON: json)
                 defer { progress.finish() }
-                let taken = TakenCheckpoints { try show($0, progress) }
+                let taken = TakenCheckpoints(repository, isJSON: json) {
+                    try show($0, progress)
+                }
                 do {
                     if let stream = format.stream {
                         try importStream(stream, source, repository, taken, progress)
@@ -86,6 +91,12 @@ struct Import: ParsableCommand {
         }
     }
 
+    private var options: CaptureOptions {
+        var options = CaptureOptions()
+        options.acceptsGuestChange = acceptGuestChange
+        return options
+    }
+
     private func importRaw(
         _ source: InputSource, _ repository: Repository, _ progress: Progress
     ) throws -> Checkpoint {
@@ -98,14 +109,14 @@ struct Import: ParsableCommand {
             // The descriptor is the source's: closed too soon, it could be another file's.
             defer { withExtendedLifetime(source) {} }
             return try ImageImport.run(
-                file, into: repository, lineage: lineage, label: label,
+                file, into: repository, lineage: lineage, label: label, options: options,
                 progress: {
                     try Interruption.check()
                     progress.update($0, of: file.byteCount)
                 })
         }
         return try ImageImport.run(
-            into: repository, lineage: lineage, label: label,
+            into: repository, lineage: lineage, label: label, options: options,
             progress: { progress.update($0, of: nil) }, read: source.read)
     }
 
@@ -114,7 +125,7 @@ struct Import: ParsableCommand {
         _ taken: TakenCheckpoints, _ progress: Progress
     ) throws {
         let result = try XenImport.run(
-            format, into: repository, lineage: lineage, label: label,
+            format, into: repository, lineage: lineage, label: label, options: options,
             published: taken.add,
             source: { buffer in
                 progress.update(source.position, of: source.byteCount)

@@ -25,7 +25,7 @@ struct Log: ParsableCommand {
             var damage: [Corruption] = []
             let checkpoints = try repository.checkpoints(lineage: lineage) { damage.append($0) }
             if let lineage, checkpoints.isEmpty, damage.isEmpty {
-                throw ToolError("there is no lineage '\(lineage)' in \(store)")
+                throw NewLineage.missing(lineage, in: repository, at: store)
             }
             guard let first = damage.first else { return try show(checkpoints) }
             try Output.report(first.description, isDamaged: true) { try show(checkpoints) }

@@ -31,6 +31,9 @@ struct Receive: ParsableCommand {
     @Flag(help: "After a migration, let the sender destroy its guest instead of resuming it.")
     var end = false
 
+    @Flag(help: "Go on though the lineage's newest checkpoint is of another guest.")
+    var acceptGuestChange = false
+
     @Flag(help: "Print each checkpoint as a JSON object.")
     var json = false
 
@@ -41,11 +44,13 @@ struct Receive: ParsableCommand {
             let repository = try Repository.open(at: FilePath(store), .writing)
             try send(MigrationHandshake.banner)
             let source = try InputSource("-")
-            let taken = TakenCheckpoints(show)
+            let taken = TakenCheckpoints(repository, isJSON: json, show)
             do {
+                var options = CaptureOptions()
+                options.acceptsGuestChange = acceptGuestChange
                 let result = try XenImport.run(
-                    .xl, into: repository, lineage: lineage, published: taken.add,
-                    source: source.read)
+                    .xl, into: repository, lineage: lineage, options: options,
+                    published: taken.add, source: source.read)
                 StreamEnd.report(result, isJSON: json)
                 if json, let object = StreamEnd.object(result) {
                     Output.standardError(object.text)

@@ -4,15 +4,22 @@ import Varve
 final class TakenCheckpoints {
     private(set) var count = 0
     let printout = Printout()
+    private let repository: Repository
+    private let isJSON: Bool
     private let show: (Checkpoint) throws -> Void
 
     /// - Parameter show: prints one.
-    init(_ show: @escaping (Checkpoint) throws -> Void) { self.show = show }
+    init(_ repository: Repository, isJSON: Bool, _ show: @escaping (Checkpoint) throws -> Void) {
+        self.repository = repository
+        self.isJSON = isJSON
+        self.show = show
+    }
 
     /// One was published.
     func add(_ checkpoint: Checkpoint) {
         count += 1
         printout.print { try show(checkpoint) }
+        if count == 1 { NewLineage.say(checkpoint, in: repository, isJSON: isJSON) }
     }
 
     /// What ended the command; it says how many were published before.

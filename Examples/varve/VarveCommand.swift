@@ -9,8 +9,8 @@ struct VarveCommand: ParsableCommand {
         commandName: "varve",
         abstract: "Keeps checkpoints of guests, and brings any of them back.",
         discussion: """
-            CHECKPOINT is the name of a lineage (its newest checkpoint), NAME~3 (three before it), \
-            a label, or the beginning of an id.
+            CHECKPOINT is an id or the beginning of one, the name of a lineage (its newest \
+            checkpoint), NAME~3 (three before it), or a label.
 
             Exit codes: 0 done; 1 failed; 2 wrong usage; 3 corruption found; 4 done, but the \
             result could not be printed; 130 or 143 stopped by ^C or SIGTERM. With --json, results \

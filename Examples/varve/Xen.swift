@@ -144,7 +144,11 @@ struct XenRevert: ParsableCommand {
             var options = XenDomain.Options.tool
             options.hold = XenOrigin(try repository.state(of: found))?.hold ?? .suspend
             let guest = try XenDomain(number, options: options)
-            let session = try CaptureSession(of: guest, in: repository, lineage: found.lineage)
+            // Whether the checkpoint is this very domain's is checked by the revert.
+            var capture = CaptureOptions()
+            capture.acceptsGuestChange = true
+            let session = try CaptureSession(
+                of: guest, in: repository, lineage: found.lineage, options: capture)
             let result = try session.revert(to: found)
             session.close()
             try repository.close()

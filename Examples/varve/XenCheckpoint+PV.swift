@@ -10,16 +10,18 @@ final class PVTaker: CheckpointTaker {
     private let keeper: RetentionKeeper?
     /// Each checkpoint is an epoch of one live stream, and not a stream of its own.
     private let isLive: Bool
+    private var options = CaptureOptions()
 
     /// - Parameter isLive: needs a hypervisor that logs the domain's writes.
     init(
         _ guest: XenPVDomain, _ repository: Repository, lineage: String, _ retention: Retention?,
-        isLive: Bool
+        isLive: Bool, acceptsGuestChange: Bool
     ) {
         self.guest = guest
         self.repository = repository
         self.lineage = lineage
         self.isLive = isLive
+        options.acceptsGuestChange = acceptsGuestChange
         keeper = retention.map { RetentionKeeper($0, of: repository, lineage: lineage) }
     }
 
@@ -51,6 +53,7 @@ final class PVTaker: CheckpointTaker {
     ) throws {
         _ = try XenImport.run(
             .libxc, into: repository, lineage: lineage, configuration: guest.configuration,
+            options: options,
             published: {
                 published($0)
                 keeper?.checkpointPublished()

@@ -80,6 +80,9 @@ struct XenCheckpoint: ParsableCommand {
 
     @OptionGroup var rules: RetentionRules
 
+    @Flag(help: "Go on though the lineage's newest checkpoint is of another guest.")
+    var acceptGuestChange = false
+
     @Flag(help: "Print each checkpoint as a JSON object.")
     var json = false
 
@@ -102,7 +105,7 @@ struct XenCheckpoint: ParsableCommand {
             if let suspendTimeout { options.suspendTimeout = suspendTimeout.duration }
             let name = lineage ?? (found.name.isEmpty ? "domain-\(found.number)" : found.name)
             let taker = try taker(found, options, repository, lineage: name)
-            let report = CheckpointReport(isJSON: json)
+            let report = CheckpointReport(repository, isJSON: json)
             var failure: (any Error)?
             do {
                 try taker.takeAll(Schedule(every: every, count: count, time: time), report)
@@ -127,13 +130,16 @@ struct XenCheckpoint: ParsableCommand {
             var capture = CaptureOptions()
             capture.retention = rules.retention
             capture.auditPageCount = audit
+            capture.acceptsGuestChange = acceptGuestChange
             return try LiveTaker(
                 try XenDomain(domain.number, options: options), repository, lineage: lineage,
                 capture)
         }
         let guest = try XenPVDomain(domain.number, options: options)
         let isLive = try every != nil && !compareAll && guest.logsWrites()
-        return PVTaker(guest, repository, lineage: lineage, rules.retention, isLive: isLive)
+        return PVTaker(
+            guest, repository, lineage: lineage, rules.retention, isLive: isLive,
+            acceptsGuestChange: acceptGuestChange)
     }
 }
 
@@ -271,13 +277,18 @@ final class CheckpointReport {
     private var addedByteCount = 0
     private let start = ContinuousClock.now
     private let printout = Printout()
+    private let repository: Repository
 
-    init(isJSON: Bool) { self.isJSON = isJSON }
+    init(_ repository: Repository, isJSON: Bool) {
+        self.repository = repository
+        self.isJSON = isJSON
+    }
 
     /// Prints a line; checkpoints go on if that fails.
     func show(
         _ checkpoint: Checkpoint, dirty: Int, still: Duration, request: Duration, lag: Duration
     ) {
+        if stills.isEmpty { NewLineage.say(checkpoint, in: repository, isJSON: isJSON) }
         stills.append(still)
         requests.append(request)
         addedByteCount += checkpoint.addedByteCount

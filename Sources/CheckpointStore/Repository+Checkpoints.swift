@@ -67,8 +67,11 @@ extension Repository {
         return try read(entry)
     }
 
-    /// The checkpoint with a name: a lineage (its newest), a label (the newest that was given it)
-    /// or the beginning of an id, four digits at least, in this order.
+    /// The checkpoint with a name: an id or the beginning of one, four digits at least, a lineage
+    /// (its newest) or a label (the newest that was given it).
+    ///
+    /// A whole id means itself. What is both the beginning of an id and a name of another
+    /// checkpoint is refused (`ambiguousName`).
     ///
     /// Each may be followed by `~N`: N before it, each the parent of the one after it or, where
     /// that was forgotten, the next older one of the lineage. Of a repository in which opening
@@ -114,14 +117,24 @@ extension Repository {
     }
 
     private func checkpoint(base: String, name: String) throws(RepositoryError) -> Checkpoint {
-        if base.isEmpty || base.utf8.count > Names.byteCountMax { throw unknown(name) }
-        if let checkpoint = try newest(ofLineage: base) { return checkpoint }
-        if let id = try withCurrentIndex({ try $0.labelled(base) }) {
+        var ids: [CheckpointID] = []
+        if NameForm.isIDPrefix(base) {
+            ids = try withCurrentIndex { try $0.ids(prefix: base, limit: 2) }
+            // A whole id means itself, whatever else has it for a name.
+            if base.utf8.count == NameForm.idDigitCount, let id = ids.first {
+                return try checkpoint(id: id)
+            }
+        }
+        if let (kind, id) = try bearer(of: base) {
+            if let other = ids.first(where: { $0 != id }) {
+                throw RepositoryError(
+                    .ambiguousName,
+                    "'\(base)' is a \(kind), and the id of checkpoint \(other.short) begins so; "
+                        + "give the id of the one that you mean: for the \(kind), \(id.short)")
+            }
             try requireWhole()
             return try checkpoint(id: id)
         }
-        guard base.utf8.count >= Repository.idDigitCountMin else { throw unknown(name) }
-        let ids = try withCurrentIndex { try $0.ids(prefix: base, limit: 2) }
         guard let id = ids.first else { throw unknown(name) }
         guard ids.count == 1 else {
             throw RepositoryError(
@@ -130,15 +143,27 @@ extension Repository {
         return try checkpoint(id: id)
     }
 
-    /// Hexadecimal digits of an id that name it: fewer are likely to be a slip.
-    private static let idDigitCountMin = 4
+    /// What a lineage or label means: its newest checkpoint.
+    private func bearer(
+        of name: String
+    ) throws(RepositoryError) -> (kind: String, id: CheckpointID)? {
+        if let id = try withCurrentIndex({ try $0.newest(lineage: name) }) {
+            return ("lineage", id)
+        }
+        return try withCurrentIndex { try $0.labelled(name) }.map { ("label", $0) }
+    }
 
     private func unknown(_ name: String) -> RepositoryError {
         // It may be what is damaged.
         if let corruption = damage.first { return RepositoryError(corruption) }
+        let base = name.lastIndex(of: "~").map { String(name[..<$0]) } ?? name
+        // Only words: a failure to find it is no other failure.
+        let near = (try? self.name(nearestTo: base)).flatMap { $0 }
+        let hint = near.map { "; did you mean '\($0)'?" } ?? ";"
         return RepositoryError(
             .unknownName,
-            "no lineage, label or checkpoint is called '\(name)'; 'varve log' lists them")
+            "no lineage, label or checkpoint is called '\(PrintableText.escape(name))'\(hint) "
+                + "'varve log' lists them")
     }
 
     private func unknown(_ id: CheckpointID) -> RepositoryError {

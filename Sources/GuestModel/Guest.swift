@@ -36,6 +36,18 @@ public protocol Guest: AnyObject, Sendable {
 
     /// The state besides memory. Called in the pause, so it must be quick.
     func captureState() throws(GuestError) -> GuestState
+
+    /// In which way a state is known to be another guest's than this one's; nil if it may be this
+    /// one's.
+    ///
+    /// Asked once as a session begins, with the state of the lineage's newest checkpoint, while the
+    /// guest runs. The answer is the part of a sentence: "its newest checkpoint is of ...".
+    func difference(fromHistory state: GuestState) -> String?
+}
+
+extension Guest {
+    /// Nil: any history may be this guest's.
+    public func difference(fromHistory state: GuestState) -> String? { nil }
 }
 
 /// A guest that can be put back to a checkpoint in place, or filled from one.

@@ -15,6 +15,7 @@ public struct GuestError: Error, Hashable, Sendable {
             case shutDown
             case timedOut
             case busy
+            case anotherGuest
         }
 
         private let kind: Kind
@@ -43,6 +44,8 @@ public struct GuestError: Error, Hashable, Sendable {
         public static let timedOut = Code(kind: .timedOut)
         /// Somebody else holds what is needed; later it may be free.
         public static let busy = Code(kind: .busy)
+        /// The history is of another guest.
+        public static let anotherGuest = Code(kind: .anotherGuest)
     }
 
     /// The kind of failure.

@@ -39,6 +39,10 @@ public struct CaptureOptions: Sendable {
     /// `CaptureSession.retentionReport`.
     public var retention: Retention?
 
+    /// Whether a lineage may go on with another guest than its newest checkpoint's; else that is
+    /// refused where it is known, as of domains of Xen by their kind and uuid.
+    public var acceptsGuestChange = false
+
     /// Pages that the dirty log calls clean and that each capture looks at all the same, drawn at
     /// random; 0: none.
     ///

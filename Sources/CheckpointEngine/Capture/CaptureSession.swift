@@ -63,14 +63,17 @@ public final class CaptureSession: Sendable {
         of guest: any Guest, in repository: Repository, lineage: String,
         parent: Checkpoint? = nil, options: CaptureOptions = CaptureOptions()
     ) throws(CaptureError) {
-        do throws(RepositoryError) {
+        do {
             try repository.checkNames(lineage: lineage, label: nil)
             var newest = parent
             if newest == nil { newest = try repository.newest(ofLineage: lineage) }
+            try History.check(newest, of: repository, options) {
+                guest.difference(fromHistory: $0)
+            }
             pipeline = try CheckpointPipeline(
                 repository: repository, parent: newest, options: options)
         } catch {
-            throw CaptureError(error)
+            throw CaptureError(wrapping: error)
         }
         self.guest = guest
         self.lineage = lineage

@@ -91,6 +91,11 @@ public enum ImageImport {
         let stream = try StreamImport(into: repository, lineage: lineage, options: options)
         do {
             try stream.check(label: label)
+            try History.check(stream.parent, of: repository, options) { state in
+                state.records.isEmpty
+                    ? nil
+                    : "its newest checkpoint has state besides memory, and a raw image has none"
+            }
             try stage(stream)
         } catch {
             throw stream.abandon(error)

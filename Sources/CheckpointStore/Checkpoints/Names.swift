@@ -1,23 +1,63 @@
-/// The forms that lineages and labels can have.
-package enum Names {
-    /// Bytes of a name at most.
-    package static let byteCountMax = 255
+import CheckpointFormat
+import GuestModel
 
+/// What is checked of lineages and labels.
+package enum Names {
     /// Fails unless `name` can name a lineage or a label.
-    ///
-    /// Letters, digits, `.`, `_`, `-`, `:`, `@`, `+` and letters beyond ASCII; not empty, and not
-    /// starting with `-`. So `~` and `/` stay free for `web~3` and for paths.
     package static func check(_ name: String, kind: String) throws(RepositoryError) {
-        let allowed = name.unicodeScalars.allSatisfy { scalar in
-            scalar.properties.isAlphabetic || scalar.properties.numericType != nil
-                || "._-:@+".unicodeScalars.contains(scalar)
-        }
-        guard allowed, !name.isEmpty, !name.hasPrefix("-"), name.utf8.count <= byteCountMax else {
+        guard NameForm.isName(name) else {
             throw RepositoryError(
                 .invalidName,
-                "'\(name)' cannot be a \(kind); use 1 to 255 letters, digits and . _ - : @ +, not "
-                    + "beginning with -")
+                "'\(PrintableText.escape(name))' cannot be a \(kind); use 1 to 255 letters, digits "
+                    + "and . _ - : @ +, not beginning with -")
         }
+    }
+
+    /// Fails if a new name would look like an id.
+    static func checkNew(_ name: String, kind: String) throws(RepositoryError) {
+        guard NameForm.isIDPrefix(name) else { return }
+        throw RepositoryError(
+            .invalidName,
+            "'\(name)' cannot be a new \(kind), because it looks like the beginning of an id; "
+                + "choose another, for example '\(kind)-\(name)'")
+    }
+
+    /// The name among some that is most like another one; nil if none is like it.
+    ///
+    /// Like it are names that up to three characters, and no more than a third of them, make
+    /// different: changed, missing, added or in each other's place. O(names x length squared).
+    static func nearest(to name: String, among names: some Sequence<String>) -> String? {
+        let wanted = Array(name.lowercased().unicodeScalars)
+        let limit = min(3, max(1, wanted.count / 3))
+        var best: (name: String, distance: Int)?
+        for candidate in names where candidate != name {
+            let scalars = Array(candidate.lowercased().unicodeScalars)
+            guard abs(scalars.count - wanted.count) <= limit else { continue }
+            let distance = Names.distance(wanted, scalars)
+            if distance <= limit, distance < best?.distance ?? .max { best = (candidate, distance) }
+        }
+        return best?.name
+    }
+
+    /// Single-character edits between two texts (optimal string alignment).
+    private static func distance(_ first: [Unicode.Scalar], _ second: [Unicode.Scalar]) -> Int {
+        var before: [Int] = []
+        var last = Array(0...second.count)
+        for row in first.indices {
+            var current = [row + 1]
+            for column in second.indices {
+                var cost = min(last[column + 1], current[column]) + 1
+                cost = min(cost, last[column] + (first[row] == second[column] ? 0 : 1))
+                if row > 0, column > 0, first[row] == second[column - 1],
+                    first[row - 1] == second[column]
+                {
+                    cost = min(cost, before[column - 1] + 1)
+                }
+                current.append(cost)
+            }
+            (before, last) = (last, current)
+        }
+        return last[second.count]
     }
 }
 
@@ -32,6 +72,7 @@ extension Repository {
         try Names.check(lineage, kind: "lineage")
         if let label { try Names.check(label, kind: "label") }
         let exists = try newest(ofLineage: lineage) != nil
+        if !exists { try Names.checkNew(lineage, kind: "lineage") }
         if !exists, let id = try withCurrentIndex({ try $0.labelled(lineage) }) {
             throw RepositoryError(
                 .invalidName,
@@ -45,7 +86,9 @@ extension Repository {
                 .invalidName,
                 "'\(label)' is the name of a lineage, so it cannot be a label; choose another")
         }
-        guard let id = try withCurrentIndex({ try $0.labelled(label) }) else { return }
+        guard let id = try withCurrentIndex({ try $0.labelled(label) }) else {
+            return try Names.checkNew(label, kind: "label")
+        }
         let other = try checkpoint(id: id)
         guard other.lineage == lineage else {
             throw RepositoryError(
@@ -54,4 +97,22 @@ extension Repository {
                     + "choose another")
         }
     }
+
+    /// The lineage whose name is most like another name: what may have been meant; nil if none is.
+    ///
+    /// Looks at no more than 10,000 lineages.
+    public func lineage(nearestTo name: String) throws(RepositoryError) -> String? {
+        let names = try lineages().prefix(Repository.nearNameCountMax).map(\.name)
+        return Names.nearest(to: name, among: names)
+    }
+
+    /// The lineage or label whose name is most like another name; nil if none is.
+    func name(nearestTo name: String) throws(RepositoryError) -> String? {
+        let names = try withCurrentIndex { index in
+            try index.names(limit: Repository.nearNameCountMax)
+        }
+        return Names.nearest(to: name, among: names)
+    }
+
+    private static let nearNameCountMax = 10_000
 }

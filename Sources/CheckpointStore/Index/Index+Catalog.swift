@@ -75,8 +75,25 @@ extension Index {
         try id(named: label, in: .labels)
     }
 
-    private func id(named name: String, in names: Table) throws -> CheckpointID? {
+    /// The names of lineages and of labels, so many of each at most.
+    func names(limit: Int) throws -> [String] {
         try environment.read { transaction in
+            var result: [String] = []
+            for names in [Table.lineages, .labels] {
+                let end = result.count + limit
+                try transaction.scan(table(names), from: []) { (key, _) throws(LMDBError) in
+                    result.append(String(decoding: key, as: UTF8.self))
+                    return result.count < end
+                }
+            }
+            return result
+        }
+    }
+
+    private func id(named name: String, in names: Table) throws -> CheckpointID? {
+        // LMDB takes no other keys, and calls them damage.
+        guard NameForm.isName(name) else { return nil }
+        return try environment.read { transaction in
             try Index.withKey(name) { (key) throws(LMDBError) in
                 try transaction.get(table(names), key, CheckpointID.init(indexed:))
             }

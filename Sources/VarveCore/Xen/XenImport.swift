@@ -45,8 +45,12 @@ public enum XenImport {
         try withoutActuallyEscaping(published) { published in
             let target = try StreamImport(into: repository, lineage: lineage, options: options)
             try target.check(label: label)
+            let newest = try repository.newest(ofLineage: lineage)
             let visitor = ImportVisitor(
-                target, label: label, configuration: configuration, published: published)
+                target, label: label, configuration: configuration, published: published
+            ) { identity in
+                try History.check(newest, of: repository, options, difference: identity.difference)
+            }
             var reader = XenStreamReader(format: format, source: source)
             var cutShort: XenStreamError?
             do {
@@ -68,16 +72,19 @@ private final class ImportVisitor: XenStreamVisitor {
     private var label: String?
     private let configuration: [UInt8]?
     private let published: (Checkpoint) throws -> Void
+    private let check: (XenIdentity) throws -> Void
     private(set) var checkpoints: [Checkpoint] = []
 
     init(
         _ target: StreamImport, label: String?, configuration: [UInt8]?,
-        published: @escaping (Checkpoint) throws -> Void
+        published: @escaping (Checkpoint) throws -> Void,
+        check: @escaping (XenIdentity) throws -> Void
     ) {
         self.target = target
         self.label = label
         self.configuration = configuration
         self.published = published
+        self.check = check
     }
 
     func pages(_ frames: Span<PageFrameNumber>, _ contents: RawSpan) throws {
@@ -96,6 +103,8 @@ private final class ImportVisitor: XenStreamVisitor {
                 GuestState.Record(kind: XenStateKind.configuration, bytes: configuration + [0]),
                 at: 0)
         }
+        // The state of a guest comes with its first epoch; nothing has been published before.
+        if checkpoints.isEmpty, let identity = XenIdentity(state) { try check(identity) }
         let checkpoint = try target.publish(label: label, state: state)
         label = nil
         checkpoints.append(checkpoint)

@@ -251,6 +251,11 @@ extension XenDomain: WritableGuest {
         for mapping in retired { calls.unmap(mapping.address, pageCount: mapping.pageCount) }
     }
 
+    /// The histories of domains with another uuid, and of PV domains, are another guest's.
+    public func difference(fromHistory state: GuestState) -> String? {
+        XenIdentity(kind: .hvm, uuid: XenConfiguration.text(ofUUID: uuid)).difference(from: state)
+    }
+
     // MARK: WritableGuest
 
     /// Only checkpoints of this very domain, held in the same way, fit it.

@@ -12,11 +12,16 @@ public struct XenConfiguration: Sendable {
     }
 
     /// `c_info.name`; nil if there is none, or escapes are in it.
-    public var name: String? {
+    public var name: String? { text(at: ["c_info", "name"]) }
+
+    /// `c_info.uuid`; nil if there is none, or escapes are in it.
+    public var uuid: String? { text(at: ["c_info", "uuid"]) }
+
+    private func text(at path: [String]) -> String? {
         var cursor = Cursor(json)
-        guard let range = cursor.value(at: ["c_info", "name"]),
-            json[range.lowerBound] == Cursor.quote
-        else { return nil }
+        guard let range = cursor.value(at: path), json[range.lowerBound] == Cursor.quote else {
+            return nil
+        }
         let text = json[range].dropFirst().dropLast()
         return text.contains(Cursor.backslash) ? nil : String(decoding: text, as: UTF8.self)
     }

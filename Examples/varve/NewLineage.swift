@@ -1,0 +1,27 @@
+import Varve
+
+/// What is said of lineages that are new, or are not there.
+enum NewLineage {
+    /// Says on standard error that a checkpoint began a lineage beside others: its name may be
+    /// mistyped.
+    static func say(_ checkpoint: Checkpoint, in repository: Repository, isJSON: Bool) {
+        guard checkpoint.parent == nil, let lineages = try? repository.lineages(),
+            lineages.count > 1
+        else { return }
+        let near = (try? repository.lineage(nearestTo: checkpoint.lineage)).flatMap { $0 }
+        let others = counted(lineages.count - 1, "other")
+        let rest =
+            near.map { "did you mean '\($0)'? 'varve forget' takes \(checkpoint.id.short) back" }
+            ?? "the repository has \(others)"
+        Failure.notice(
+            "lineage '\(checkpoint.lineage)' was begun; \(rest)", code: "newLineage",
+            isJSON: isJSON)
+    }
+
+    /// The error for a lineage that is not there.
+    static func missing(_ name: String, in repository: Repository, at store: String) -> ToolError {
+        let near = (try? repository.lineage(nearestTo: name)).flatMap { $0 }
+        let hint = near.map { "; did you mean '\($0)'?" } ?? ""
+        return ToolError("there is no lineage '\(name)' in \(store)\(hint)")
+    }
+}

@@ -1,0 +1,32 @@
+/// The forms that lineages and labels can have.
+package enum NameForm {
+    /// Bytes of a name at most.
+    package static let byteCountMax = 255
+    /// Hexadecimal digits of an id that name it: fewer are likely to be a slip.
+    package static let idDigitCountMin = 4
+    /// Hexadecimal digits of a whole id.
+    package static let idDigitCount = 64
+
+    /// True if it can name a lineage or a label.
+    ///
+    /// Letters, digits, `.`, `_`, `-`, `:`, `@`, `+` and letters beyond ASCII; not empty, and not
+    /// starting with `-`. So `~` and `/` stay free for `web~3` and for paths.
+    package static func isName(_ text: String) -> Bool {
+        guard !text.isEmpty, text.utf8.count <= byteCountMax, !text.hasPrefix("-") else {
+            return false
+        }
+        return text.unicodeScalars.allSatisfy { scalar in
+            switch scalar {
+            case "a"..."z", "A"..."Z", "0"..."9", ".", "_", "-", ":", "@", "+": true
+            case _ where scalar.isASCII: false
+            default: scalar.properties.isAlphabetic || scalar.properties.numericType != nil
+            }
+        }
+    }
+
+    /// True if it can be the beginning of an id, or a whole one.
+    package static func isIDPrefix(_ text: String) -> Bool {
+        (idDigitCountMin...idDigitCount).contains(text.utf8.count)
+            && text.utf8.allSatisfy { Character(Unicode.Scalar($0)).isHexDigit }
+    }
+}
