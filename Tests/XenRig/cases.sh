@@ -1,43 +1,28 @@
 # The cases, in dom0: stock xl beside this project's own command line.
 #
-# Each case starts from an empty /run/case, prints one line, and leaves nothing; those that only save
-# a guest leave it to the next one (have_guest), because booting one takes longer.
+# Each case starts from an empty /run/case, prints one line, and leaves nothing but its guest: the next
+# one goes on with it (have_guest), because booting one takes longer.
 # /share, if it is there, gets the streams that the tests on the host read.
 . /rig/rig.sh
 cd /run || exit 1
 varve=/payload/varve
-passed=0
-failed=0
+cases=/payload/XenCases
 share=
 grep -q ' /share 9p' /proc/mounts && share=/share
 
+# The version of the hypervisor: 4.17.
+running=$(xl info | sed -n 's/^xen_version *: *\([0-9]*\.[0-9]*\).*/\1/p')
+
 fail() { echo "    $*"; return 1; }
 
-# lost_guest: true if in the last attempt a guest died of what the emulated processor did to it: a
-# triple fault, or a kernel's panic that nobody asked for.
+# lost_guest: true if a guest of this case died of what the emulated processor did to it: a triple
+# fault, or a kernel's panic that nobody asked for.
 #
-# A guest in log-dirty mode lives here for some 300 to 4,000 reads of the log, whoever reads it: the
-# case live-churn, which does nothing else, loses each of its guests. They die at any instruction:
-# at a plain write to a page that they had read just before, or in the entry of an exception.
+# With more than one emulated processor, or a thread for each, a guest in log-dirty mode dies after
+# some 300 to 4,000 reads of the log, whoever reads it, at any instruction; the case live-churn shows it.
 lost_guest() {
     xl dmesg | grep -q 'Triple fault' && return 0
     cat /var/log/xen/guest-*.log | grep 'Kernel panic' | grep -qv sysrq
-}
-
-# forget_guests: what became of guests so far does not count any more.
-forget_guests() {
-    xl dmesg -c >/dev/null
-    for log in /var/log/xen/guest-*.log; do : >"$log"; done
-}
-
-# attempt COMMAND...: runs it from an empty /run/case; its words go to case.log.
-attempt() {
-    rm -rf /run/case
-    mkdir -p /run/case
-    cd /run/case || exit 1
-    forget_guests
-    "$varve" init store >/dev/null || exit 1
-    "$@" >case.log 2>&1
 }
 
 # clean_up [KEPT]: what a case left running goes, but for a guest of this name.
@@ -49,7 +34,7 @@ clean_up() {
 }
 
 # have_guest KIND: the guest that the case before left, if it counts and has found no error; else a
-# new one. A case that passes may leave its guest (see the end of this file).
+# new one.
 have_guest() {
     if xl domid "$1" >/dev/null 2>&1; then
         wait_console "$1" 'writes=' 10 && [ "$(errors "$1")" -eq 0 ] && return 0
@@ -59,48 +44,45 @@ have_guest() {
     start_guest "$1" && settle "$1"
 }
 
-# run NAME COMMAND...: one case.
-#
-# /payload/only, if it is there, names the cases that run, as a pattern of grep -E.
-#
-# A case that lost a guest to the emulation is run again, twice at most, and that is said. Of the
-# others that fail, two in all may be run once more, with what they said shown: the emulated machine
-# stands still for seconds when the host has other work, and time-outs are of the guest's time.
-second_chances=2
-say_why() {
-    tail -n 30 case.log | sed 's/^/    /'
-    for log in /var/log/xen/guest-*.log; do tail -n 15 "$log" | sed "s|^|    ${log##*/}: |"; done
-}
+# run NAME GUEST SECONDS: one case: the function of its name, from an empty /run/case, in a shell of
+# its own. What it says goes to case.log; it is shown if the case fails, lines with '#' always.
 run() {
-    case_name=$1
-    shift
-    [ ! -e /payload/only ] || echo "$case_name" | grep -qEf /payload/only || return 0
+    clean_up "$2"
+    rm -rf /run/case
+    mkdir -p /run/case
+    cd /run/case || exit 1
+    # What became of guests so far does not count any more.
+    xl dmesg -c >/dev/null
+    for log in /var/log/xen/guest-*.log; do : >"$log"; done
+    "$varve" init store >/dev/null || exit 1
     start=$(now)
-    for try in 1 2 3; do
-        attempt "$@"
-        status=$?
-        [ $status -ne 0 ] && [ $try -lt 3 ] && lost_guest || break
-        clean_up
-        echo "    the emulation lost a guest; $case_name once more"
-    done
-    if [ $status -ne 0 ] && [ $second_chances -gt 0 ]; then
-        second_chances=$((second_chances - 1))
-        say_why
-        clean_up
-        echo "    case $case_name failed; once more"
-        attempt "$@"
-        status=$?
+    (
+        "$(echo "$1" | tr - _)"
+    ) >case.log 2>&1 &
+    shell=$!
+    (
+        sleep "$3"
+        echo "the case took longer than $3 s; it was stopped" >>/run/case/case.log
+        kill -9 $shell
+        killall -q -9 varve XenCases xl libxl-save-helper
+    ) >/dev/null 2>&1 &
+    limit=$!
+    wait $shell
+    status=$?
+    kill -9 $limit
+    wait $limit 2>/dev/null
+    took=$(echo "$start $(now)" | awk '{ printf "%.1f", $2 - $1 }')
+    grep '^#' case.log | sed 's/^#/   /'
+    if lost_guest; then
+        echo "    the emulation lost a guest of case $1"
     fi
     if [ $status -eq 0 ]; then
-        passed=$((passed + 1))
-        grep '^#' case.log | sed 's/^#/   /'
-        clean_up "$kept"
-        echo "✔ case $case_name passed ($(echo "$start $(now)" | awk '{ printf "%.1f", $2 - $1 }') s)"
+        echo "✔ case $1 passed ($took s)"
     else
-        failed=$((failed + 1))
-        say_why
+        tail -n 30 case.log | sed 's/^/    /'
+        for log in /var/log/xen/guest-*.log; do tail -n 15 "$log" | sed "s|^|    ${log##*/}: |"; done
         clean_up
-        echo "✘ case $case_name failed"
+        echo "✘ case $1 failed ($took s)"
     fi
 }
 
@@ -129,18 +111,25 @@ goes_on() {
     [ "$(errors "$1")" -eq 0 ] || fail "the guest found errors" || return 1
 }
 
+# keep FILE NAME KIND: for the tests on the host, NAME-VERSION.KIND; it gets its name when it is whole.
+keep() {
+    [ -z "$share" ] || { cat "$1" >"$share/$2.part" && mv "$share/$2.part" "$share/$2-$running.$3"; }
+}
+
 # settle NAME: lets the guest write for a while.
 settle() {
     wait_console "$1" 'writes=[0-9][0-9][0-9]' 60
 }
 
 # A guest saved by stock xl, taken in, taken out, started by stock xl.
+save_restore_pv() { save_restore pv; }
+save_restore_pvh() { save_restore pvh; }
 save_restore() {
     have_guest "$1" || return 1
     xl save "$1" file || return 1
     at=$(writes "$1")
     $varve import store file --lineage web || return 1
-    [ -z "$share" ] || cat file >"$share/$1.xlsave"
+    keep file "$1" xlsave
     rm file
     $varve export store web file --format xl || return 1
     restored "$1" file "$at" || return 1
@@ -172,7 +161,7 @@ remus() {
     have_guest pvh || return 1
     # What xl sends is kept as it is, for the tests on the host.
     xl remus -F -d -n -e -i 200 -s '' pvh \
-        "tee /run/case/stream | $varve receive /run/case/store --lineage remus" >remus.log 2>&1 &
+        "$cases tee /run/case/stream | $varve receive /run/case/store --lineage remus" >remus.log 2>&1 &
     sender=$!
     tries=900
     while [ "$(grep -c 'pages changed' remus.log)" -lt 6 ]; do
@@ -192,7 +181,7 @@ remus() {
     grep -q 'whole epochs' remus.log || fail "the receiver said nothing of its end" || return 1
     at=$(writes pvh)
     xl destroy pvh
-    [ -z "$share" ] || cat stream >"$share/remus.xlsave"
+    keep stream remus xlsave
     rm stream
     count=$($varve log store --json | wc -l)
     echo "# epochs in the store: $count"
@@ -237,46 +226,20 @@ dump_core() {
     have_guest pvh || return 1
     # Paused, the guest is the same for both; a saved guest stays paused with -p.
     xl save -p pvh file || return 1
-    cat file >"$share/dumped.xlsave"
+    keep file dumped xlsave
     rm file
     xl dump-core pvh core || return 1
-    cat core >"$share/dumped.core"
+    keep core dumped core
 }
 
 . /payload/live.sh
-# One PV guest for its cases, and one PVH guest for those that save it. Each of the others has a new
-# one: the emulation lets a guest live for so many reads of the log only (see lost_guest), and from one
-# that had been saved Remus got no epoch once.
-kept=pv
-run save-restore-pv save_restore pv
-run live-pv live_pv
-clean_up
-kept=pvh
-run save-restore-pvh save_restore pvh
-run save-pipe save_pipe
-clean_up
-kept=
-run remus remus
-run migrate migrate
-run live-words live_words
-run live-compare live_compare
-run live-pause live_pause
-run live-times live_times
-run live-restore live_restore
-run live-revert live_revert
-run live-kill live_kill
-run live-meanwhile live_meanwhile
-run live-full-disk live_full_disk
-# A machine with room for it: XENRIG_MEM=3072 Scripts/xen-test --only live-memory
-clean_up
-[ "$(xl info | sed -n 's/^free_memory *: //p')" -lt 1100 ] || run live-memory live_memory
-if [ -n "$long" ]; then
-    run live-two-processors live_two_processors
-    # Five minutes in xl dump-core.
-    run dump-core dump_core
-    run live-churn live_churn
-fi
+# /payload/list says which cases run here, in this order: names, guests, seconds at most.
+while read -r name guest seconds <&3; do
+    run "$name" "$guest" "$seconds" 3<&-
+done 3</payload/list
 # The emulation itself: a program that crashed makes all of this worthless.
-if dmesg | grep -E 'segfault|traps:'; then failed=$((failed + 1)); fi
-echo "$passed passed, $failed failed"
-[ $failed -eq 0 ] && [ $passed -gt 0 ]
+if dmesg | grep -E 'segfault|traps:'; then
+    echo "✘ programs crashed in dom0"
+    exit 1
+fi
+exit 0

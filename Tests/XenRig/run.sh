@@ -4,20 +4,24 @@
 # the FILEs beside it in /payload, prints what it prints and exits with its status. A program among
 # the FILEs brings the libraries it loads.
 #
+#   XENRIG_XEN=4.20          another version of Xen than 4.17
 #   XENRIG_SHARE=DIRECTORY   a directory of the host that dom0 sees as /share
 #   XENRIG_HYPERVISOR=FILE   another Xen (ELF, not compressed)
+#   XENRIG_QEMU=PROGRAM      another emulator
 #   XENRIG_LOG=FILE          keeps the consoles of Xen and dom0
 #
-# Exit status 125: the rig itself failed; 124: it ran out of time, or stood still for 5 minutes.
-set -euo pipefail
+# Exit status 125: the rig itself failed; 124: it ran out of time, or dom0, which says every few
+# seconds that it is there, was silent for a minute.
+set -Eeuo pipefail
 # shellcheck source=settings.sh
 . "$(dirname "$0")/settings.sh"
-[ $# -ge 1 ] || { sed -n '2,11p' "$0" >&2; exit 125; }
-"$rig/setup.sh" >&2
+trap 'echo "rig: run.sh stopped at line $LINENO: $BASH_COMMAND ended with $?" >&2' ERR
+[ $# -ge 1 ] || { sed -n '2,15p' "$0" >&2; exit 125; }
+"$rig/setup.sh" >&2 || exit 125
 work=$(mktemp -d)
 qemu=
 tail=
-trap '[ -z "$qemu" ] || kill "$qemu" 2>/dev/null; [ -z "$tail" ] || kill "$tail" 2>/dev/null; rm -rf "$work"' EXIT
+trap '[ -z "$qemu" ] || kill -KILL "$qemu" 2>/dev/null; [ -z "$tail" ] || kill "$tail" 2>/dev/null; rm -rf "$work"' EXIT
 mkdir -p "$work/root/payload"
 cp "$1" "$work/root/payload/script"
 shift
@@ -44,31 +48,49 @@ xen_arguments="dom0_mem=${XENRIG_DOM0_MEM}M,max:${XENRIG_DOM0_MEM}M com1=115200,
     loglvl=info guest_loglvl=info xpti=off spec-ctrl=no,eager-fpu=yes noreboot=no watchdog=no
     no-real-mode"
 linux_arguments="console=hvc0 loglevel=6 mitigations=off nokaslr random.trust_cpu=on tsc=reliable
-    rdinit=/init panic=5"
+    printk.devkmsg=on rdinit=/init panic=5"
 # shellcheck disable=SC2086,SC2116
-qemu-system-x86_64 -M pc -accel "$XENRIG_ACCEL" -cpu "$XENRIG_CPU" -smp "$XENRIG_CPUS" \
-    -m "$XENRIG_MEM" -nodefaults -no-user-config -display none -no-reboot -monitor none \
-    -kernel "${XENRIG_HYPERVISOR:-$images/xen}" -append "$(echo $xen_arguments)" \
+"${XENRIG_QEMU:-qemu-system-x86_64}" -M pc -accel "$XENRIG_ACCEL" -cpu "$XENRIG_CPU" \
+    -smp "$XENRIG_CPUS" -m "$XENRIG_MEM" -nodefaults -no-user-config -display none -no-reboot \
+    -monitor none -kernel "${XENRIG_HYPERVISOR:-$images/xen}" -append "$(echo $xen_arguments)" \
     -initrd "$images/vmlinux $(echo $linux_arguments),$work/initrd" \
     -serial "file:$log" -serial "file:$work/out" ${share[@]+"${share[@]}"} &
 qemu=$!
 start=$SECONDS
-tail -q -n +1 -s 0.2 --pid=$qemu -f "$work/out" | grep --line-buffered -v '^RIG ' &
+# What the script says; behind a case's result the processor time that the emulation took for it,
+# which tells more than seconds on a machine with other work.
+used=0
+used() { awk -v hertz="$(getconf CLK_TCK)" '{ printf "%d", ($14 + $15) / hertz }' "/proc/$qemu/stat"; }
+tail -q -n +1 -s 0.5 --pid=$qemu -f "$work/out" | while IFS= read -r line; do
+    case $line in
+        'RIG '*) continue ;;
+        '✔ case '* | '✘ case '*)
+            before=$used
+            used=$(used 2>/dev/null || echo "$before")
+            line="$line, $((used - before)) s of processor"
+            ;;
+    esac
+    printf '%s\n' "$line"
+done &
 tail=$!
+# What it prints grows by dom0's sign of life (dom0/init) as long as the machine works.
 size=0
 grown=$start
 while kill -0 "$qemu" 2>/dev/null; do
-    # Each case makes Xen say something; the emulation hangs now and then, with one processor at work.
-    said=$(cat "$log" "$work/out" | wc -c)
+    said=$(stat -c %s "$log" "$work/out" | paste -sd+)
     [ "$said" = "$size" ] || grown=$SECONDS
     size=$said
-    if ((SECONDS - start > XENRIG_TIMEOUT || SECONDS - grown > 300)); then
-        echo "rig: out of time after $((SECONDS - start)) s, nothing was said for" \
-            "$((SECONDS - grown)) s; the console ends with:" >&2
+    why=
+    [ -z "${XENRIG_PARENT:-}" ] || kill -0 "$XENRIG_PARENT" 2>/dev/null || why="nobody waits for it"
+    ((SECONDS - grown <= XENRIG_SILENCE)) || why="dom0 was silent for $((SECONDS - grown)) s"
+    ((SECONDS - start <= XENRIG_TIMEOUT)) || why="it is out of time"
+    if [ -n "$why" ]; then
+        echo "rig: the machine was stopped after $((SECONDS - start)) s: $why; its console ends" \
+            "with:" >&2
         tail -n 40 "$log" >&2
         exit 124
     fi
-    sleep 0.2
+    sleep 0.5
 done
 wait "$qemu" || true
 qemu=

@@ -1,8 +1,17 @@
 #!/usr/bin/env bash
-# Fetches Debian's Xen and kernel, and builds the rig's images. Does nothing the second time.
-set -euo pipefail
+# setup.sh: fetches Xen and a kernel of Debian, and builds the rig's images. Does nothing the second
+# time. XENRIG_XEN tells the version.
+set -Eeuo pipefail
 # shellcheck source=settings.sh
 . "$(dirname "$0")/settings.sh"
+# shellcheck source=own-apt.sh
+. "$rig/own-apt.sh"
+trap 'echo "varve: setup.sh stopped at line $LINENO: $BASH_COMMAND ended with $?" >&2' ERR
+[ ! -e "$images/done" ] || exit 0
+mkdir -p "$VARVE_XEN_CACHE"
+# Two machines may begin at once.
+exec 9>"$VARVE_XEN_CACHE/lock"
+flock 9
 [ ! -e "$images/done" ] || exit 0
 
 # 1. On the host: the emulator, and what the images are made from.
@@ -11,6 +20,7 @@ command -v qemu-system-x86_64 >/dev/null || need+=(qemu-system-x86)
 command -v cpio >/dev/null || need+=(cpio)
 command -v python3 >/dev/null || need+=(python3)
 command -v zstd >/dev/null || need+=(zstd)
+command -v xz >/dev/null || need+=(xz-utils)
 command -v gcc >/dev/null || need+=(gcc libc6-dev)
 command -v strip >/dev/null || need+=(binutils)
 [ -x /bin/busybox ] || need+=(busybox-static)
@@ -25,27 +35,49 @@ if [ ${#need[@]} -gt 0 ]; then
 fi
 
 # 2. Only unpacked, never installed: hypervisor, tool stack, kernel. What is not needed goes.
+xen_packages=("xen-hypervisor-$XENRIG_XEN-amd64" "xen-utils-$XENRIG_XEN" xenstore-utils libyajl2)
+xen_libraries=(libxencall1 libxendevicemodel1 libxenevtchn1 libxenforeignmemory1 libxengnttab1
+    libxenhypfs1 "libxenmisc$XENRIG_XEN" libxenstore4 libxentoolcore1 libxentoollog1)
 if [ ! -e "$packages/done" ]; then
     echo "fetching Xen $XENRIG_XEN and a kernel by apt into $VARVE_XEN_CACHE"
     rm -rf "$packages"
     mkdir -p "$packages/deb"
-    [ -n "$(ls /var/lib/apt/lists/*Packages* 2>/dev/null)" ] || apt-get update -qq
-    kernel=$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
-    (cd "$packages/deb" && apt-get download -qq -o APT::Sandbox::User=root \
-        "xen-hypervisor-$XENRIG_XEN-amd64" "xen-utils-$XENRIG_XEN" xenstore-utils libyajl2 \
-        libxencall1 libxendevicemodel1 libxenevtchn1 libxenforeignmemory1 libxengnttab1 \
-        libxenhypfs1 "libxenmisc$XENRIG_XEN" libxenstore4 libxentoolcore1 libxentoollog1 "$kernel")
+    apt=(-o APT::Sandbox::User=root)
+    if [ -n "$sysroot" ]; then
+        # Another Debian's: with its C library, and what Varve is built against.
+        own_apt "$suite" "$packages/apt"
+        xen_packages+=(libc6 libgcc-s1 libstdc++6 liblzma5 libuuid1 libzstd1 zlib1g liblmdb0)
+        xen_libraries+=(libxen-dev)
+    elif [ -z "$(ls /var/lib/apt/lists/*Packages* 2>/dev/null)" ]; then
+        apt-get update -qq
+    fi
+    kernel=$(apt-cache "${apt[@]}" depends linux-image-amd64 \
+        | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+    if [ -z "$kernel" ]; then
+        echo "varve: apt knows no kernel (linux-image-amd64) of Debian '$suite'" >&2
+        exit 1
+    fi
+    (cd "$packages/deb" && apt-get "${apt[@]}" -qq download \
+        "${xen_packages[@]}" "${xen_libraries[@]}" "$kernel")
     for package in "$packages"/deb/*.deb; do dpkg-deb -x "$package" "$packages"; done
-    rm -rf "$packages/deb"
+    if [ -n "$develop" ]; then
+        for package in "$packages"/deb/libxen*.deb; do dpkg-deb -x "$package" "$develop"; done
+    fi
+    rm -rf "$packages/deb" "$packages/apt"
     # Of the kernel's modules some twenty are used.
-    find "$packages/lib/modules" -name '*.ko' | grep -vE '/(xen|9p|virtio|fscache|netfs)|/net/9p/' \
-        | xargs rm -f
+    [ -e "$packages/lib/modules" ] || ln -sfn usr/lib "$packages/lib"
+    (
+        cd "$packages/lib/modules"
+        find . -name '*.ko*' ! -regex '.*/\(xen\|9p\|virtio\|fscache\|netfs\)[^/]*\(/.*\)?' \
+            -delete
+        find . -name '*.ko.xz' -exec xz -d {} +
+    )
     touch "$packages/done"
 fi
 
 # 3. The kernel, the guests' file system and dom0's.
-echo "building the rig's images"
-rm -rf "$VARVE_XEN_CACHE"/images-*
+echo "building the rig's images of Xen $XENRIG_XEN"
+rm -rf "$VARVE_XEN_CACHE/images-$XENRIG_XEN"-*
 mkdir -p "$images"
 cd "$rig"
 python3 unpack-kernel.py "$(ls "$packages"/boot/vmlinuz-*-amd64 | head -n 1)" "$images/vmlinux"
@@ -74,10 +106,9 @@ for tool in xl xenstored xenconsoled xenconsole xen-init-dom0 libxl-save-helper;
 done
 for tool in "$packages"/usr/bin/xenstore*; do [ ! -e "$tool" ] || cp "$tool" "$root/bin/"; done
 cp /bin/busybox "$root/bin/"
-LD_LIBRARY_PATH=$packages/usr/lib/x86_64-linux-gnu \
-    ./copy-libraries.sh "$root" "$tools"/* "$root/bin/xenstore"
+./copy-libraries.sh "$root" "$tools"/* "$root/bin/xenstore"
 # pthread_cancel loads it by name, so ldd does not show it; xl aborts without it.
-cp -L /lib/x86_64-linux-gnu/libgcc_s.so.1 "$root/usr/lib/"
+cp -L "$sysroot/usr/lib/x86_64-linux-gnu/libgcc_s.so.1" "$root/usr/lib/"
 number=10
 python3 module-order.py "$packages/lib/modules" xen-privcmd xen-evtchn xen-gntdev xen-gntalloc \
     xenfs virtio_pci 9pnet_virtio 9p | while read -r module; do

@@ -1,5 +1,6 @@
 import CheckpointFormat
 import CheckpointStore
+import Glibc
 import Varve
 import XenGuest
 
@@ -11,6 +12,7 @@ final class NaiveCopy: @unchecked Sendable {
     private let calls: LibxenCalls
     private let frames: [UInt]
     private let copy: UnsafeMutableRawBufferPointer
+    private let zeros: UnsafeMutableRawBufferPointer
     private var digests: [PageDigest?]
     /// Pages that the last `refresh` found changed.
     private(set) var changedCount = 0
@@ -32,10 +34,15 @@ final class NaiveCopy: @unchecked Sendable {
         self.frames = frames
         copy = .allocate(byteCount: frames.count * Page.byteCount, alignment: Page.byteCount)
         copy.initializeMemory(as: UInt8.self, repeating: 0)
+        zeros = .allocate(byteCount: Page.byteCount, alignment: Page.byteCount)
+        zeros.initializeMemory(as: UInt8.self, repeating: 0)
         digests = Array(repeating: nil, count: frames.count)
     }
 
-    deinit { copy.deallocate() }
+    deinit {
+        copy.deallocate()
+        zeros.deallocate()
+    }
 
     var pageCount: Int { frames.count }
 
@@ -63,7 +70,7 @@ final class NaiveCopy: @unchecked Sendable {
                 }
                 mine.copyMemory(from: live)
                 digests[first + index] =
-                    live.contains { $0 != 0 } ? PageDigest(hashing: live) : .none
+                    isEqual(live, UnsafeRawBufferPointer(zeros)) ? .none : PageDigest(hashing: live)
                 changedCount += 1
             }
         }
@@ -112,11 +119,8 @@ final class NaiveCopy: @unchecked Sendable {
     }
 
     private func isEqual(_ left: UnsafeRawBufferPointer, _ right: UnsafeRawBufferPointer) -> Bool {
-        let left = left.bindMemory(to: UInt64.self)
-        let right = right.bindMemory(to: UInt64.self)
-        var difference: UInt64 = 0
-        for index in left.indices { difference |= left[index] ^ right[index] }
-        return difference == 0
+        guard let left = left.baseAddress, let right = right.baseAddress else { return false }
+        return memcmp(left, right, Page.byteCount) == 0
     }
 }
 

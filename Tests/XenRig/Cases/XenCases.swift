@@ -21,6 +21,7 @@ import XenGuest
 ///     XenCases ended DOMAIN MILLISECONDS                  that it ends within this time, and how
 ///     XenCases wrote STORE CHECKPOINT                     how far the guest had counted
 ///     XenCases memory COMMAND...                          what a process holds at its worst
+///     XenCases tee FILE                                   what busybox's tee does, 1 KiB at a time
 @main
 struct XenCases {
     static func main() {
@@ -28,6 +29,7 @@ struct XenCases {
         do {
             if words.count == 3, words[0] == "wrote" { return try wrote(words[1], words[2]) }
             if words.count > 1, words[0] == "memory" { return try memory(Array(words[1...])) }
+            if words.count == 2, words[0] == "tee" { return try tee(words[1]) }
             guard words.count >= 3, let domain = UInt32(words[1]) else {
                 throw Failed("usage: see XenCases.swift")
             }
@@ -70,6 +72,27 @@ struct XenCases {
         options.hold = hold
         options.guardCommand = ["/payload/varve", "xen", "guard"]
         return try XenDomain(domain, options: options)
+    }
+
+    /// Copies standard input to standard output and into a file.
+    private static func tee(_ path: String) throws {
+        let file = creat(path, 0o600)
+        guard file >= 0 else { throw Failed("\(path): \(String(cString: strerror(errno)))") }
+        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 18, alignment: 4096)
+        defer { buffer.deallocate() }
+        while true {
+            let count = read(STDIN_FILENO, buffer.baseAddress, buffer.count)
+            guard count > 0 else { return }
+            for descriptor in [STDOUT_FILENO, file] {
+                var done = 0
+                while done < count {
+                    let rest = UnsafeRawBufferPointer(rebasing: buffer[done..<count])
+                    let written = write(descriptor, rest.baseAddress, rest.count)
+                    guard written > 0 else { throw Failed("tee: a write failed") }
+                    done += written
+                }
+            }
+        }
     }
 
     // MARK: - Cases
