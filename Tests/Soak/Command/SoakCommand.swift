@@ -9,6 +9,7 @@ struct SoakCommand {
         usage: varve-soak walk STEPS [SEED]
                varve-soak store CHECKPOINTS DIRECTORY CSV [SEED]
                varve-soak prune CHECKPOINTS DIRECTORY [SEED]
+               varve-soak many CHECKPOINTS DIRECTORY VARVE [SEED]
         """
 
     static func main() {
@@ -25,6 +26,10 @@ struct SoakCommand {
             case "prune" where (3...4).contains(arguments.count):
                 try prune(
                     count, FilePath(arguments[2]), seed: seed(arguments.dropFirst(3).first))
+            case "many" where (4...5).contains(arguments.count):
+                try many(
+                    count, FilePath(arguments[2]), executable: arguments[3],
+                    seed: seed(arguments.dropFirst(4).first))
             default: fail(usage, 2)
             }
         } catch {
@@ -120,6 +125,38 @@ struct SoakCommand {
                             + "\(rounded($0.processorMilliseconds)) ms, "
                             + "\($0.readByteCount >> 10) KiB, \($0.deadPageCount))"
                     }.joined(separator: ", "))
+        }
+    }
+
+    /// What commands cost on a store of many checkpoints; it is made unless it is there.
+    private static func many(
+        _ count: Int, _ path: FilePath, executable: String, seed: UInt64
+    ) throws {
+        if access(path.appending("repository").string, F_OK) != 0 {
+            say("making \(count) checkpoints in \(path), seed \(seed)")
+            let start = ContinuousClock.now
+            try ManyCheckpoints(at: path, checkpointCount: count, seed: seed).make()
+            say("made in \(ContinuousClock.now - start)")
+            // A command's memory would count from that of this process, which is large now.
+            execv("/proc/self/exe", CommandLine.unsafeArgv)
+            fail("this program cannot be started again", 1)
+        }
+        let store = path.string
+        // The first one brings the index up, so it is not among those to compare.
+        let commands = [
+            ["show", store, "web"], ["log", store, "-n", "10"], ["log", store],
+            ["log", store, "--lineage", "db", "-n", "10"], ["show", store, "web"],
+            ["show", store, "web~3"], ["show", store, "at-50"],
+            ["diff", store, "web", "web~1"], ["stats", store], ["forget", store, "web~5"],
+            ["prune", store], ["forget", store, "at-50"], ["prune", store, "--max-unused", "0"],
+            ["verify", store, "--quick"], ["verify", store],
+        ]
+        for command in commands {
+            let cost = try ManyCheckpoints.cost(of: executable, command)
+            let words = command.map { $0 == store ? "STORE" : $0 }.joined(separator: " ")
+            say(
+                "\(words): \(rounded(cost.milliseconds)) ms, \(cost.residentKibibytes >> 10) MiB, "
+                    + "exit \(cost.status)")
         }
     }
 
