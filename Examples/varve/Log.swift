@@ -6,6 +6,11 @@ struct Log: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Lists checkpoints, the newest first.",
         discussion: """
+            --newest, --before and the times may be combined: 'log STORE -n 20 --before ID' is the \
+            page after the one that ended with ID. A time is one as 'log' prints it, or the \
+            beginning of one (2026-05-10, 2026-05-10T12:30), in UTC; or so long ago: 30s, 10m, 2h, \
+            7d, 4w.
+
             Of a damaged repository it lists those that can be read, names the damage, and ends \
             with exit code 3.
             """)
@@ -16,19 +21,43 @@ struct Log: ParsableCommand {
     @Option(help: "Only those of one lineage.")
     var lineage: String?
 
+    @Option(name: [.customShort("n"), .long], help: "Only the newest so many.")
+    var newest: Int?
+
+    @Option(help: "Only those that were taken before this checkpoint.")
+    var before: String?
+
+    @Option(help: "Only those of this time or later.", transform: TimeOption.init)
+    var since: TimeOption?
+
+    @Option(help: "Only those of this time or before.", transform: TimeOption.init)
+    var until: TimeOption?
+
     @Flag(help: "Print one JSON object a line.")
     var json = false
+
+    func validate() throws {
+        if let newest, newest < 1 { throw ValidationError("--newest takes a number from 1 on") }
+    }
 
     func run() throws {
         try reporting {
             let repository = try Repository.open(at: FilePath(store), .reading)
             var damage: [Corruption] = []
-            let checkpoints = try repository.checkpoints(lineage: lineage) { damage.append($0) }
-            if let lineage, checkpoints.isEmpty, damage.isEmpty {
+            let selection = CheckpointSelection(
+                lineage: lineage, newest: newest,
+                before: try before.map { try repository.checkpoint(named: $0).id },
+                since: since?.first, until: until?.last)
+            let checkpoints = try repository.checkpoints(selection) { damage.append($0) }
+            if let lineage, checkpoints.isEmpty, damage.isEmpty,
+                try !repository.lineages().contains(where: { $0.name == lineage })
+            {
                 throw NewLineage.missing(lineage, in: repository, at: store)
             }
-            guard let first = damage.first else { return try show(checkpoints) }
-            try Output.report(first.description, isDamaged: true) { try show(checkpoints) }
+            guard let first = damage.first else { return try show(checkpoints, repository) }
+            try Output.report(first.description, isDamaged: true) {
+                try show(checkpoints, repository)
+            }
             let more = damage.count == 1 ? "" : ", with \(counted(damage.count - 1, "more place"))"
             throw ToolError(
                 "\(first.description)\(more); those listed can be read, and 'varve verify "
@@ -36,23 +65,19 @@ struct Log: ParsableCommand {
         }
     }
 
-    private func show(_ checkpoints: [Checkpoint]) throws {
-        // A label is the newest one's that was given it.
-        var labels: Set<String> = []
-        let named = checkpoints.reversed().map { checkpoint in
-            (checkpoint, checkpoint.label.flatMap { labels.insert($0).inserted ? $0 : nil })
-        }
+    private func show(_ checkpoints: [Checkpoint], _ repository: Repository) throws {
         if json {
-            for (checkpoint, label) in named {
+            for checkpoint in checkpoints.reversed() {
+                let label = try repository.currentLabel(of: checkpoint)
                 let fields = checkpoint.fields.map { $0.0 == "label" ? ("label", JSON(label)) : $0 }
                 try Output.line(JSON.object(fields).text)
             }
             return
         }
-        let rows = named.map { checkpoint, label in
+        let rows = try checkpoints.reversed().map { checkpoint in
             [
                 checkpoint.id.short, checkpoint.parent?.short ?? "-", checkpoint.lineage,
-                label ?? "",
+                try repository.currentLabel(of: checkpoint) ?? "",
                 String(Format.time(checkpoint.timeNanoseconds).prefix(23)),
                 String(checkpoint.root.description.prefix(12)),
                 String(checkpoint.changedPageCount), String(checkpoint.addedByteCount),

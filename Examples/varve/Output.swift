@@ -119,17 +119,29 @@ enum Format {
 
     /// Columns, each as wide as its widest cell; numbers to the right.
     static func table(_ header: [String], _ rows: [[String]], right: Set<Int>) -> [String] {
+        // Counting characters takes much longer than comparing bytes, and most cells are ASCII.
+        func width(_ cell: String) -> Int {
+            let bytes = cell.utf8.count
+            return cell.utf8.allSatisfy { $0 < 0x80 } ? bytes : cell.count
+        }
         let all = [header] + rows.map { $0.map(PrintableText.escape) }
         let widths = header.indices.map { column in
-            all.reduce(0) { max($0, $1[column].count) }
+            all.reduce(0) { max($0, width($1[column])) }
         }
         return all.map { row in
-            let cells = row.indices.map { column in
-                let space = String(repeating: " ", count: widths[column] - row[column].count)
-                return right.contains(column) ? space + row[column] : row[column] + space
+            var line = ""
+            // Spaces that nothing follows are left out.
+            var waiting = 0
+            for (column, cell) in row.enumerated() {
+                let space = widths[column] - width(cell)
+                if right.contains(column) { waiting += space }
+                if !cell.isEmpty {
+                    line += String(repeating: " ", count: waiting) + cell
+                    waiting = 0
+                }
+                waiting += 2 + (right.contains(column) ? 0 : space)
             }
-            let line = cells.joined(separator: "  ")
-            return String(line.reversed().drop { $0 == " " }.reversed())
+            return line
         }
     }
 }

@@ -4,11 +4,22 @@ public import GuestModel
 extension Repository {
     /// All checkpoints in the order of publication, or those of one lineage.
     ///
-    /// Reads one small record a checkpoint.
+    /// Reads one small record a checkpoint: of very many, better a page at a time
+    /// (`CheckpointSelection`).
     public func checkpoints(lineage: String? = nil) throws(RepositoryError) -> [Checkpoint] {
+        try checkpoints(CheckpointSelection(lineage: lineage))
+    }
+
+    /// The checkpoints of a selection, in the order of publication.
+    ///
+    /// Reads one small record for each that it returns, and what the index says of them; with
+    /// times in the selection, what the index says of the whole lineage.
+    public func checkpoints(
+        _ selection: CheckpointSelection
+    ) throws(RepositoryError) -> [Checkpoint] {
         try requireWhole()
         var failure: Corruption?
-        let result = try checkpoints(lineage: lineage) { failure = failure ?? $0 }
+        let result = try checkpoints(selection) { failure = failure ?? $0 }
         if let failure { throw RepositoryError(failure) }
         return result
     }
@@ -20,14 +31,24 @@ extension Repository {
     public func checkpoints(
         lineage: String? = nil, damaged: (Corruption) -> Void
     ) throws(RepositoryError) -> [Checkpoint] {
+        try checkpoints(CheckpointSelection(lineage: lineage), damaged: damaged)
+    }
+
+    /// Those of a selection, of a repository that may be damaged.
+    ///
+    /// - Parameter damaged: called for each damaged place that was met: what opening found, and
+    ///   records of checkpoints.
+    public func checkpoints(
+        _ selection: CheckpointSelection, damaged: (Corruption) -> Void
+    ) throws(RepositoryError) -> [Checkpoint] {
         for corruption in damage { damaged(corruption) }
-        let catalog = try withCurrentIndex { try $0.catalog() }
+        if let before = selection.before { _ = try checkpoint(id: before) }
+        let catalog = try withCurrentIndex { try $0.catalog(selection) }
         var result: [Checkpoint] = []
         result.reserveCapacity(catalog.count)
         for entry in catalog {
             do throws(RepositoryError) {
-                let checkpoint = try read(entry)
-                if lineage == nil || checkpoint.lineage == lineage { result.append(checkpoint) }
+                result.append(try read(entry))
             } catch {
                 // Else forgotten and pruned since the catalog was read.
                 if let corruption = error.corruption {
@@ -38,6 +59,12 @@ extension Repository {
             }
         }
         return result
+    }
+
+    /// A checkpoint's label if it has it still: the newest that was given a label has it.
+    public func currentLabel(of checkpoint: Checkpoint) throws(RepositoryError) -> String? {
+        guard let label = checkpoint.label else { return nil }
+        return try withCurrentIndex { try $0.labelled(label) } == checkpoint.id ? label : nil
     }
 
     /// The lineages and the newest checkpoint of each.
@@ -108,12 +135,9 @@ extension Repository {
             return try read(entry)
         }
         try requireWhole()
-        let older = try withCurrentIndex { try $0.catalog() }.prefix { $0.id != checkpoint.id }
-        for entry in older.reversed() {
-            let other = try read(entry)
-            if other.lineage == checkpoint.lineage { return other }
-        }
-        return nil
+        let older = CheckpointSelection(
+            lineage: checkpoint.lineage, newest: 1, before: checkpoint.id)
+        return try withCurrentIndex { try $0.catalog(older) }.last.map(read)
     }
 
     private func checkpoint(base: String, name: String) throws(RepositoryError) -> Checkpoint {
@@ -192,6 +216,9 @@ extension Repository {
             throw reader.corrupted(
                 location, .publish,
                 FormatError(offset: 0, reason: "it is checkpoint \(found.short), not \(id.short)"))
+        }
+        guard entry.agrees(with: manifest) else {
+            throw indexFailure(LMDBError.damagedValue("catalog entry"))
         }
         return Checkpoint(id: id, manifest: manifest, location: location)
     }

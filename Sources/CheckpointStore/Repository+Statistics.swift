@@ -36,22 +36,19 @@ public struct RepositoryStatistics: Hashable, Sendable {
 extension Repository {
     /// Counts what the repository holds.
     ///
-    /// Reads one record a checkpoint.
+    /// Asks the index, and reads the index of each pack; no record of a checkpoint.
     public func statistics() throws(RepositoryError) -> RepositoryStatistics {
         try requireWhole()
         var result = RepositoryStatistics()
-        for checkpoint in try checkpoints() {
+        for entry in try withCurrentIndex({ try $0.catalog() }) {
             result.checkpointCount += 1
-            result.pageCount += checkpoint.pageCount
-            result.zeroPageCount += checkpoint.zeroPageCount
-            result.changedPageCount += checkpoint.changedPageCount
+            result.pageCount += Int(entry.pageCount)
+            result.zeroPageCount += Int(entry.zeroPageCount)
+            result.changedPageCount += Int(entry.changedPageCount)
         }
         result.logicalByteCount = result.pageCount * Page.byteCount
         result.uniquePageCount = try withIndex { try $0.pageCount() }
-        var published: Set<UInt64> = [0]
-        for entry in try withIndex({ try $0.manifests() }) {
-            published.insert(try read(entry).manifest.transaction)
-        }
+        let published = try withIndex { try $0.publishedTransactions() }.union([0])
         var pageBytes = 0
         let packs = try PackName.list(reader.files)
         for pack in packs {

@@ -226,7 +226,7 @@ public final class Repository: Sendable {
                     readMark: advancesMark ? readMark(behind: publication, by: transaction) : nil,
                     highestTransaction: highest, condemned: condemned)
             case .forgotten(let ids, let pack):
-                try index.forget(ids, in: pack, reader: reader)
+                try index.forget(ids, in: pack)
             }
             waiting.removeFirst()
         }

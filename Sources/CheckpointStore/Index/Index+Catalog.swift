@@ -1,4 +1,4 @@
-package import CheckpointFormat
+import CheckpointFormat
 import GuestModel
 
 extension Index {
@@ -12,7 +12,7 @@ extension Index {
     ) throws(LMDBError) -> CatalogEntry? {
         try Index.withKey(id) { (key) throws(LMDBError) in
             try transaction.get(table(.checkpoints), key) { (value) throws(LMDBError) in
-                try CatalogEntry(id: id, value)
+                try CatalogEntry(id: id, indexed: value)
             }
         }
     }
@@ -29,23 +29,7 @@ extension Index {
 
     /// All checkpoints that exist, in the order of publication.
     package func catalog() throws -> [CatalogEntry] {
-        try environment.read { transaction in
-            try order(transaction).map { id in
-                guard let entry = try entry(id, transaction) else {
-                    throw LMDBError(call: "catalog", code: LMDBError.damaged)
-                }
-                return entry
-            }
-        }
-    }
-
-    func order(_ transaction: borrowing LMDBTransaction) throws(LMDBError) -> [CheckpointID] {
-        var ids: [CheckpointID] = []
-        try transaction.scan(table(.order), from: []) { (_, value) throws(LMDBError) in
-            ids.append(try CheckpointID(indexed: value))
-            return true
-        }
-        return ids
+        try catalog(CheckpointSelection())
     }
 
     /// All manifests in the packs, also of forgotten checkpoints, in the order of the packs.
@@ -54,7 +38,7 @@ extension Index {
             var entries: [CatalogEntry] = []
             try transaction.scan(table(.checkpoints), from: []) {
                 (key, value) throws(LMDBError) in
-                entries.append(try CatalogEntry(id: CheckpointID(indexed: key), value))
+                entries.append(try CatalogEntry(id: CheckpointID(indexed: key), indexed: value))
                 return true
             }
             return entries
@@ -67,51 +51,62 @@ extension Index {
 
     /// The newest checkpoint of a lineage.
     package func newest(lineage: String) throws -> CheckpointID? {
-        try id(named: lineage, in: .lineages)
+        try environment.read { try newest(of: lineage, in: .lineages, $0) }
     }
 
     /// The checkpoint with a label; the newest if several were given it.
     package func labelled(_ label: String) throws -> CheckpointID? {
-        try id(named: label, in: .labels)
+        try environment.read { try newest(of: label, in: .labels, $0) }
     }
 
     /// The names of lineages and of labels, so many of each at most.
     func names(limit: Int) throws -> [String] {
         try environment.read { transaction in
-            var result: [String] = []
+            var found: [String] = []
             for names in [Table.lineages, .labels] {
-                let end = result.count + limit
-                try transaction.scan(table(names), from: []) { (key, _) throws(LMDBError) in
-                    result.append(String(decoding: key, as: UTF8.self))
-                    return result.count < end
+                let end = found.count + limit
+                try forEachName(in: names, transaction) { (name) throws(LMDBError) in
+                    found.append(name)
+                    return found.count < end
                 }
             }
-            return result
+            return found
         }
     }
 
-    private func id(named name: String, in names: Table) throws -> CheckpointID? {
-        // LMDB takes no other keys, and calls them damage.
-        guard NameForm.isName(name) else { return nil }
-        return try environment.read { transaction in
-            try Index.withKey(name) { (key) throws(LMDBError) in
-                try transaction.get(table(names), key, CheckpointID.init(indexed:))
+    /// Calls `body` with the names in a table, each once, until it returns false.
+    private func forEachName(
+        in names: Table, _ transaction: borrowing LMDBTransaction,
+        _ body: (String) throws(LMDBError) -> Bool
+    ) throws(LMDBError) {
+        var start: [UInt8] = []
+        while true {
+            var next: String?
+            try transaction.scan(table(names), from: start) { (key, _) throws(LMDBError) in
+                next = try NameKey.name(in: key)
+                return false
             }
+            guard let name = next, let end = NameKey.end(of: name), try body(name) else { return }
+            start = end
         }
     }
 
     /// The names of all lineages with their newest checkpoints, in byte order.
+    ///
+    /// Looks at one checkpoint of each.
     package func lineages() throws -> [(name: String, newest: CheckpointID)] {
-        try environment.read { transaction in
-            var result: [(name: String, newest: CheckpointID)] = []
-            try transaction.scan(table(.lineages), from: []) {
-                (key, value) throws(LMDBError) in
-                result.append(
-                    (String(decoding: key, as: UTF8.self), try CheckpointID(indexed: value)))
+        let found = try environment.read { transaction in
+            var found: [(name: String, newest: CheckpointID)] = []
+            try forEachName(in: .lineages, transaction) { (name) throws(LMDBError) in
+                guard let newest = try newest(of: name, in: .lineages, transaction) else {
+                    throw .damagedValue("lineage")
+                }
+                found.append((name, newest))
                 return true
             }
-            return result
+            return found
         }
+        return found.sorted { $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) }
     }
 
     /// Ids that begin with hexadecimal digits; stops at `limit`.
@@ -131,7 +126,7 @@ extension Index {
                 (key, value) throws(LMDBError) in
                 let id = try CheckpointID(indexed: key)
                 guard id.description.hasPrefix(wanted) else { return false }
-                if try !CatalogEntry(id: id, value).isForgotten { result.append(id) }
+                if try !CatalogEntry(id: id, indexed: value).isForgotten { result.append(id) }
                 return result.count < limit
             }
             return result
@@ -144,22 +139,48 @@ extension Index {
         at location: RecordLocation, isForgotten: Bool, forgetPack: UInt32
     ) throws {
         var order: UInt64 = 0
-        if let last = try transaction.lastKey(table(.order)) {
-            order = last.reduce(0) { $0 << 8 | UInt64($1) } + 1
+        try transaction.scanBackwards(table(.order), before: Index.orderEnd) {
+            (key, _) throws(LMDBError) in
+            order = try Index.order(in: key) + 1
+            return false
         }
         let entry = CatalogEntry(
-            id: id, location: location, order: order, isForgotten: isForgotten,
+            id: id, manifest, at: location, order: order, isForgotten: isForgotten,
             forgetPack: forgetPack)
         try put(entry, transaction)
         if isForgotten { return }
-        try Index.withKey(id) { (digest) throws(LMDBError) in
-            try Index.withKey(order: order) { (key) throws(LMDBError) in
-                try transaction.put(table(.order), key, digest)
-            }
-            try setName(manifest.lineage, in: .lineages, digest, transaction)
-            if !manifest.label.isEmpty {
-                try setName(manifest.label, in: .labels, digest, transaction)
-            }
+        try forEachKey(of: entry) { (table, key) throws(LMDBError) in
+            try key.withUnsafeBytes { key in
+                Result { () throws(LMDBError) in
+                    try Index.withKey(id) { (value) throws(LMDBError) in
+                        try transaction.put(self.table(table), key, value)
+                    }
+                }
+            }.get()
+        }
+    }
+
+    /// Removes a checkpoint from the lists, and what names it.
+    func removeFromLists(
+        _ entry: CatalogEntry, _ transaction: borrowing LMDBTransaction
+    ) throws(LMDBError) {
+        try forEachKey(of: entry) { (table, key) throws(LMDBError) in
+            try key.withUnsafeBytes { key in
+                Result { () throws(LMDBError) in
+                    _ = try transaction.delete(self.table(table), key)
+                }
+            }.get()
+        }
+    }
+
+    /// Calls `body` with the tables that list a checkpoint which exists, and its key in each.
+    private func forEachKey(
+        of entry: CatalogEntry, _ body: (Table, [UInt8]) throws(LMDBError) -> Void
+    ) throws(LMDBError) {
+        try body(.order, Index.orderKey(entry.order))
+        if let key = NameKey.key(entry.lineage, entry.order) { try body(.lineages, key) }
+        if !entry.label.isEmpty, let key = NameKey.key(entry.label, entry.order) {
+            try body(.labels, key)
         }
     }
 
@@ -174,15 +195,6 @@ extension Index {
         }
     }
 
-    func setName(
-        _ name: String, in names: Table, _ digest: UnsafeRawBufferPointer,
-        _ transaction: borrowing LMDBTransaction
-    ) throws(LMDBError) {
-        try Index.withKey(name) { (key) throws(LMDBError) in
-            try transaction.put(table(names), key, digest)
-        }
-    }
-
     static func withKey<T>(
         order: UInt64, _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> T
     ) throws(LMDBError) -> T {
@@ -191,48 +203,6 @@ extension Index {
             Result { () throws(LMDBError) in try body(key) }
         }
         return try result.get()
-    }
-}
-
-/// What the index knows of one manifest.
-package struct CatalogEntry: Hashable, Sendable {
-    package let id: CheckpointID
-    package let location: RecordLocation
-    let order: UInt64
-    /// True if the checkpoint was forgotten, and its manifest is still in the packs.
-    package let isForgotten: Bool
-    /// The pack of the record that says so; 0 if it is not forgotten.
-    let forgetPack: UInt32
-
-    init(
-        id: CheckpointID, location: RecordLocation, order: UInt64, isForgotten: Bool,
-        forgetPack: UInt32 = 0
-    ) {
-        self.id = id
-        self.location = location
-        self.order = order
-        self.isForgotten = isForgotten
-        self.forgetPack = forgetPack
-    }
-
-    fileprivate init(id: CheckpointID, _ bytes: UnsafeRawBufferPointer) throws(LMDBError) {
-        guard bytes.count == 21 else { throw .damagedValue("catalog entry") }
-        func number<T: FixedWidthInteger>(_ offset: Int) -> T {
-            T(littleEndian: bytes.loadUnaligned(fromByteOffset: offset, as: T.self))
-        }
-        self.init(
-            id: id, location: RecordLocation(pack: number(0), offset: number(4)),
-            order: number(8), isForgotten: bytes[16] != 0, forgetPack: number(17))
-    }
-
-    fileprivate var encoded: [UInt8] {
-        var value = ByteWriter(reserving: 21)
-        value.write(location.pack)
-        value.write(location.offset)
-        value.write(order)
-        value.write(UInt8(isForgotten ? 1 : 0))
-        value.write(forgetPack)
-        return value.bytes
     }
 }
 

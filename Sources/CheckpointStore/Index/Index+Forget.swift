@@ -10,59 +10,15 @@ extension Index {
     /// Ids that are unknown or forgotten already are passed over.
     ///
     /// - Parameter pack: where the record lies that forgets them.
-    func forget(_ ids: [CheckpointID], in pack: UInt32, reader: PackReader) throws {
+    func forget(_ ids: [CheckpointID], in pack: UInt32) throws {
         try environment.write { transaction in
             for id in ids {
                 guard let entry = try entry(id, transaction), !entry.isForgotten else { continue }
-                try Index.withKey(order: entry.order) { (key) throws(LMDBError) in
-                    _ = try transaction.delete(table(.order), key)
-                }
-                let hidden = CatalogEntry(
-                    id: id, location: entry.location, order: entry.order, isForgotten: true,
-                    forgetPack: pack)
-                try put(hidden, transaction)
+                try removeFromLists(entry, transaction)
+                try put(entry.forgotten(in: pack), transaction)
                 try setPending(.hasStakes, id, transaction)
             }
-            let forgotten = Set(ids)
-            var lineages = try takeNames(of: forgotten, in: .lineages, transaction)
-            var labels = try takeNames(of: forgotten, in: .labels, transaction)
-            guard !lineages.isEmpty || !labels.isEmpty else { return }
-            for id in try order(transaction).reversed() {
-                guard let entry = try entry(id, transaction) else { continue }
-                // One that is damaged keeps its id, and loses its names.
-                guard let (_, manifest) = try? ManifestReader.read(reader, at: entry.location)
-                else { continue }
-                try Index.withKey(id) { (digest) throws(LMDBError) in
-                    if lineages.remove(manifest.lineage) != nil {
-                        try setName(manifest.lineage, in: .lineages, digest, transaction)
-                    }
-                    if labels.remove(manifest.label) != nil {
-                        try setName(manifest.label, in: .labels, digest, transaction)
-                    }
-                }
-                if lineages.isEmpty && labels.isEmpty { return }
-            }
         }
-    }
-
-    /// Removes the names that mean one of some checkpoints, and returns them.
-    private func takeNames(
-        of ids: Set<CheckpointID>, in names: Table, _ transaction: borrowing LMDBTransaction
-    ) throws(LMDBError) -> Set<String> {
-        var found: Set<String> = []
-        try transaction.scan(table(names), from: []) {
-            (key, value) throws(LMDBError) in
-            if ids.contains(try CheckpointID(indexed: value)) {
-                found.insert(String(decoding: key, as: UTF8.self))
-            }
-            return true
-        }
-        for name in found {
-            try Index.withKey(name) { (key) throws(LMDBError) in
-                _ = try transaction.delete(table(names), key)
-            }
-        }
-        return found
     }
 
     /// The packs that were removed.

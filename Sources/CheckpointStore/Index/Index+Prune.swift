@@ -255,9 +255,11 @@ extension Index {
                 guard value.count == 8 else { throw .damagedValue("pack") }
                 let bytes = value.loadUnaligned(as: UInt32.self)
                 let unused = value.loadUnaligned(fromByteOffset: 4, as: UInt32.self)
-                found[try Index.pack(key)] = PackUse(
+                let use = PackUse(
                     byteCount: Int(UInt32(littleEndian: bytes)),
                     unusedByteCount: Int(UInt32(littleEndian: unused)))
+                guard use.unusedByteCount <= use.byteCount else { throw .damagedValue("pack") }
+                found[try Index.pack(key)] = use
                 return true
             }
             return found

@@ -89,7 +89,8 @@ extension Index {
             // Another thread may have read runs that this transaction does not see.
             guard place.run >= window.first, place.run <= window.last else { return nil }
             let found = try Index.withKey(order: place.run) { (key) throws(LMDBError) in
-                try transaction.get(table(.recent), key) {
+                // Its checksum was right when the run was read.
+                try transaction.get(table(.recent), key, isChecked: false) {
                     (run) throws(LMDBError) -> PageLocation? in
                     guard place.position < (try RecentRun.count(run)),
                         RecentRun.digest(run, place.position) == digest
@@ -264,8 +265,11 @@ extension Index {
             return try ByteReader.decode(bytes) { (reader) throws(FormatError) in
                 let limit = try reader.read(UInt64.self)
                 let position = try reader.read(UInt64.self)
-                return Drain(
-                    limit: limit, position: position, owedCount: try reader.read(UInt64.self))
+                let owed = try reader.read(UInt64.self)
+                guard limit <= Index.numberMax, owed <= Index.numberMax else {
+                    throw FormatError(offset: 0, reason: "a number that no writer reaches")
+                }
+                return Drain(limit: limit, position: position, owedCount: owed)
             }
         } catch {
             throw .damagedValue(Index.drainKey)
@@ -376,7 +380,9 @@ extension Index {
 
     private static func runNumber(_ key: UnsafeRawBufferPointer) throws(LMDBError) -> UInt64 {
         guard key.count == 8 else { throw .damagedValue("run's number") }
-        return UInt64(bigEndian: key.loadUnaligned(as: UInt64.self))
+        let number = UInt64(bigEndian: key.loadUnaligned(as: UInt64.self))
+        guard number <= Index.numberMax else { throw .damagedValue("run's number") }
+        return number
     }
 }
 

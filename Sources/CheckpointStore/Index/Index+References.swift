@@ -33,7 +33,9 @@ extension Index {
             let isFirst = try transaction.delete(table(.unreferenced), key)
             let added = count - (isFirst ? 1 : 0)
             guard added > 0 else { return }
-            try setExtraCount(try extraCount(key, transaction) + added, key, transaction)
+            let sum = try extraCount(key, transaction).addingReportingOverflow(added)
+            guard !sum.overflow else { throw .damagedValue("reference count") }
+            try setExtraCount(sum.partialValue, key, transaction)
         }
     }
 

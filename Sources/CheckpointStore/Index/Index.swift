@@ -13,12 +13,15 @@ import Synchronization
 //                                           block pages u8, slot u8
 //   recent       run's number u64,          digest and location of each page that came lately, in
 //                big-endian                 the order of digests (`Index+Recent`)
-//   checkpoints  id, 32 bytes               pack u32, offset u32 of the manifest, order u64,
-//                                           u8: 1 if it was forgotten: then it has no order and no
-//                                           name; pack u32 of the record that says so, or 0
+//   checkpoints  id, 32 bytes               what lists need of it (`CatalogEntry`): pack u32,
+//                                           offset u32 of the manifest, order u64; u8: 1 if it was
+//                                           forgotten: then it has no order and no name; pack u32
+//                                           of the record that says so, or 0; time i64; pages,
+//                                           zero pages and changed pages u64; lineage, label
 //   order        order u64, big-endian      id
-//   lineages     name                       id of the newest
-//   labels       label                      id of the newest
+//   lineages     length u8 and bytes of the id
+//                name, order u64, big-endian
+//   labels       likewise, of the label     id
 //   state        "version"                  u32
 //                "repository"               16 bytes
 //                "read"                     pack u32, offset u32: how far packs were read
@@ -42,6 +45,8 @@ import Synchronization
 //                                           about to go: then transaction u64, map ancestor's id
 //   packs        pack u32, big-endian       bytes u32, unused bytes u32, when prune last looked
 //   suspects     pack u32, big-endian       u64: since then something in it may be unused
+//
+// Each value has a checksum besides (`SealedValue`).
 
 /// How far into the packs the index has read.
 package typealias ReadMark = RecordLocation
@@ -74,7 +79,10 @@ package final class Index: Sendable {
         case suspects
     }
 
-    static let version: UInt32 = 4
+    static let version: UInt32 = 5
+
+    /// Orders and numbers of runs are at most this: sums of them do not overflow.
+    static let numberMax = UInt64(Int64.max)
 
     // The register keeps it, and closes it when the last index is released.
     unowned let environment: LMDBEnvironment

@@ -227,7 +227,7 @@ package struct IndexReplay {
         case .forget:
             // Those that were indexed before; `readAhead` saw to the others.
             let record = try ForgetRecord.read(reader, at: location)
-            try index.forget(record.ids.map { CheckpointID($0) }, in: pack, reader: reader)
+            try index.forget(record.ids.map { CheckpointID($0) }, in: pack)
         case .mapPart, .guestState:
             unpublished[entry.transaction, default: []].insert(pack)
         default:

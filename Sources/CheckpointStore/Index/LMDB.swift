@@ -5,25 +5,6 @@ import Synchronization
 // Every call of liblmdb that the store makes. LMDB is a key-value store in one memory-mapped file
 // with one writer and readers that never wait; http://www.lmdb.tech/doc/.
 
-/// A call of liblmdb that failed.
-struct LMDBError: Error, Hashable {
-    let call: String
-    let code: Int32
-    /// True if it was found by whoever read a value, and `call` is what the value is.
-    var isValue = false
-
-    /// True if the files are damaged or not LMDB's: the index is to be made anew.
-    var isDamage: Bool {
-        [
-            MDB_CORRUPTED, MDB_PAGE_NOTFOUND, MDB_INVALID, MDB_VERSION_MISMATCH, MDB_PANIC,
-            MDB_BAD_VALSIZE, MDB_BAD_DBI, MDB_INCOMPATIBLE, MDB_BAD_TXN, MDB_NOTFOUND,
-        ].contains(code)
-    }
-
-    /// True if the files could not be written; LMDB says EIO of a write that a full disk cut short.
-    var isWrite: Bool { [ENOSPC, EDQUOT, EIO].contains(code) }
-}
-
 /// An open LMDB environment with the index's tables.
 ///
 /// LMDB forbids a process to open the same files twice, so `IndexEnvironments` hands out one.
@@ -93,6 +74,7 @@ final class LMDBEnvironment: @unchecked Sendable {
             guard try LMDBEnvironment.file(environment).byteCount >= needed else {
                 throw LMDBError(call: "mdb_env_open", code: LMDBError.damaged)
             }
+            try LMDBEnvironment.checkPages(environment, pageByteCount, isReadOnly: isReadOnly)
             var dead: Int32 = 0
             if !isReadOnly { _ = mdb_reader_check(environment, &dead) }
             tables = try LMDBEnvironment.openTables(environment, names, isReadOnly: isReadOnly)
@@ -137,6 +119,35 @@ final class LMDBEnvironment: @unchecked Sendable {
                 }
             }
         }
+    }
+
+    /// Fails if LMDB would follow something in its file that is damaged (`LMDBFileCheck`).
+    ///
+    /// Looks at one moment of it, which a transaction keeps as it is while a writer goes on;
+    /// beginning one follows nothing.
+    private static func checkPages(
+        _ environment: OpaquePointer, _ pageByteCount: Int, isReadOnly: Bool
+    ) throws(LMDBError) {
+        let descriptor = try file(environment).descriptor
+        // Another round only where a writer goes on between two calls, or is not held up.
+        for _ in 0..<16 {
+            var transaction: OpaquePointer?
+            try check(
+                mdb_txn_begin(environment, nil, UInt32(MDB_RDONLY), &transaction), "mdb_txn_begin")
+            defer { mdb_txn_abort(transaction) }
+            let moment = UInt64(mdb_txn_id(transaction))
+            let file = LMDBFileCheck(descriptor: descriptor, pageByteCount: pageByteCount)
+            do throws(LMDBError) {
+                if try file.check(moment: moment) == .sound { return }
+            } catch {
+                // Without the right to lock, a writer may have written over what was read.
+                guard isReadOnly else { throw error }
+                var information = MDB_envinfo()
+                try check(mdb_env_info(environment, &information), "mdb_env_info")
+                guard UInt64(information.me_last_txnid) > moment else { throw error }
+            }
+        }
+        throw LMDBError(call: "mdb_txn_begin", code: EBUSY)
     }
 
     /// Has room for the lock file before LMDB maps it: a write to a mapped page that a full disk
@@ -285,8 +296,11 @@ struct LMDBTransaction: ~Copyable {
     }
 
     /// The value of a key, valid inside `body` only; nil if there is none.
+    ///
+    /// - Parameter isChecked: false to leave the checksum of a large value alone that was checked
+    ///   when it was first read.
     func get<T>(
-        _ table: MDB_dbi, _ key: UnsafeRawBufferPointer,
+        _ table: MDB_dbi, _ key: UnsafeRawBufferPointer, isChecked: Bool = true,
         _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> T
     ) throws(LMDBError) -> T? {
         var keyValue = LMDBTransaction.value(key)
@@ -294,7 +308,8 @@ struct LMDBTransaction: ~Copyable {
         let code = mdb_get(handle, table, &keyValue, &found)
         if code == MDB_NOTFOUND { return nil }
         try LMDBEnvironment.check(code, "mdb_get")
-        return try body(UnsafeRawBufferPointer(start: found.mv_data, count: found.mv_size))
+        let stored = UnsafeRawBufferPointer(start: found.mv_data, count: found.mv_size)
+        return try body(try SealedValue.open(stored, of: key, isChecked: isChecked))
     }
 
     /// Calls `body` with what finds values of many keys, each valid inside it only.
@@ -314,8 +329,10 @@ struct LMDBTransaction: ~Copyable {
         _ table: MDB_dbi, _ key: UnsafeRawBufferPointer, _ bytes: UnsafeRawBufferPointer
     ) throws(LMDBError) {
         var keyValue = LMDBTransaction.value(key)
-        var value = LMDBTransaction.value(bytes)
-        try LMDBEnvironment.check(mdb_put(handle, table, &keyValue, &value, 0), "mdb_put")
+        var value = MDB_val(mv_size: SealedValue.byteCount(of: bytes.count), mv_data: nil)
+        try LMDBEnvironment.check(
+            mdb_put(handle, table, &keyValue, &value, UInt32(MDB_RESERVE)), "mdb_put")
+        SealedValue.seal(bytes, of: key, into: value.mv_data)
     }
 
     /// The number of this moment of the index: it grows with each change.
@@ -375,13 +392,46 @@ struct LMDBTransaction: ~Copyable {
             return mdb_cursor_get(cursor, &key, &value, start.isEmpty ? MDB_FIRST : MDB_SET_RANGE)
         }
         while code == 0 {
-            let goesOn = try body(
-                UnsafeRawBufferPointer(start: key.mv_data, count: key.mv_size),
-                UnsafeRawBufferPointer(start: value.mv_data, count: value.mv_size))
-            if !goesOn { return }
+            if try !LMDBTransaction.passOn(key, value, body) { return }
             code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)
         }
         if code != MDB_NOTFOUND { throw LMDBError(call: "mdb_cursor_get", code: code) }
+    }
+
+    /// Calls `body` with keys before `end`, the last one first, until it returns false.
+    func scanBackwards(
+        _ table: MDB_dbi, before end: [UInt8],
+        _ body: (
+            _ key: UnsafeRawBufferPointer, _ value: UnsafeRawBufferPointer
+        ) throws(LMDBError) -> Bool
+    ) throws(LMDBError) {
+        var cursor: OpaquePointer?
+        try LMDBEnvironment.check(mdb_cursor_open(handle, table, &cursor), "mdb_cursor_open")
+        defer { mdb_cursor_close(cursor) }
+        var key = MDB_val()
+        var value = MDB_val()
+        var code = end.withUnsafeBytes { bytes in
+            key = LMDBTransaction.value(bytes)
+            return mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE)
+        }
+        let first = code == MDB_NOTFOUND ? MDB_LAST : MDB_PREV
+        if code == 0 || code == MDB_NOTFOUND {
+            code = mdb_cursor_get(cursor, &key, &value, first)
+        }
+        while code == 0 {
+            if try !LMDBTransaction.passOn(key, value, body) { return }
+            code = mdb_cursor_get(cursor, &key, &value, MDB_PREV)
+        }
+        if code != MDB_NOTFOUND { throw LMDBError(call: "mdb_cursor_get", code: code) }
+    }
+
+    private static func passOn(
+        _ key: MDB_val, _ value: MDB_val,
+        _ body: (UnsafeRawBufferPointer, UnsafeRawBufferPointer) throws(LMDBError) -> Bool
+    ) throws(LMDBError) -> Bool {
+        let key = UnsafeRawBufferPointer(start: key.mv_data, count: key.mv_size)
+        let stored = UnsafeRawBufferPointer(start: value.mv_data, count: value.mv_size)
+        return try body(key, try SealedValue.open(stored, of: key))
     }
 
     fileprivate static func value(_ bytes: UnsafeRawBufferPointer) -> MDB_val {
@@ -408,7 +458,8 @@ struct LMDBFinder: ~Copyable {
         let code = mdb_cursor_get(cursor, &keyValue, &found, MDB_SET)
         if code == MDB_NOTFOUND { return nil }
         try LMDBEnvironment.check(code, "mdb_cursor_get")
-        return UnsafeRawBufferPointer(start: found.mv_data, count: found.mv_size)
+        let stored = UnsafeRawBufferPointer(start: found.mv_data, count: found.mv_size)
+        return try SealedValue.open(stored, of: key)
     }
 }
 
@@ -418,25 +469,11 @@ extension LMDBFinder {
         _ key: UnsafeRawBufferPointer, _ bytes: UnsafeRawBufferPointer
     ) throws(LMDBError) {
         var keyValue = LMDBTransaction.value(key)
-        var value = LMDBTransaction.value(bytes)
-        let code = mdb_cursor_put(cursor, &keyValue, &value, UInt32(MDB_NOOVERWRITE))
-        if code != MDB_KEYEXIST { try LMDBEnvironment.check(code, "mdb_cursor_put") }
-    }
-}
-
-extension LMDBError {
-    /// Tables that contradict each other, and values that no writer made.
-    static let damaged = MDB_CORRUPTED
-
-    /// A value that no writer made.
-    static func damagedValue(_ name: String) -> LMDBError {
-        LMDBError(call: name, code: damaged, isValue: true)
-    }
-}
-
-extension LMDBError {
-    /// LMDB's own words for the failure.
-    var reason: String {
-        isValue ? "no writer makes such a value" : String(cString: mdb_strerror(code))
+        var value = MDB_val(mv_size: SealedValue.byteCount(of: bytes.count), mv_data: nil)
+        let code = mdb_cursor_put(
+            cursor, &keyValue, &value, UInt32(MDB_NOOVERWRITE | MDB_RESERVE))
+        if code == MDB_KEYEXIST { return }
+        try LMDBEnvironment.check(code, "mdb_cursor_put")
+        SealedValue.seal(bytes, of: key, into: value.mv_data)
     }
 }

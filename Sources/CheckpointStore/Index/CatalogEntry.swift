@@ -1,0 +1,138 @@
+package import CheckpointFormat
+import GuestModel
+
+/// What the index knows of one manifest: all that lists, names and statistics need.
+package struct CatalogEntry: Hashable, Sendable {
+    package let id: CheckpointID
+    package let location: RecordLocation
+    let order: UInt64
+    /// True if the checkpoint was forgotten, and its manifest is still in the packs.
+    package let isForgotten: Bool
+    /// The pack of the record that says so; 0 if it is not forgotten.
+    let forgetPack: UInt32
+    // As the manifest has them.
+    let timeNanoseconds: Int64
+    let pageCount: UInt64
+    let zeroPageCount: UInt64
+    let changedPageCount: UInt64
+    let lineage: String
+    /// Empty: none.
+    let label: String
+
+    init(
+        id: CheckpointID, _ manifest: Manifest, at location: RecordLocation, order: UInt64,
+        isForgotten: Bool, forgetPack: UInt32
+    ) {
+        self.id = id
+        self.location = location
+        self.order = order
+        self.isForgotten = isForgotten
+        self.forgetPack = forgetPack
+        timeNanoseconds = manifest.timeNanoseconds
+        pageCount = manifest.pageCount
+        zeroPageCount = manifest.zeroPageCount
+        changedPageCount = manifest.changedPageCount
+        lineage = manifest.lineage
+        label = manifest.label
+    }
+
+    /// The same of a checkpoint that is forgotten.
+    ///
+    /// - Parameter pack: where the record lies that says so.
+    func forgotten(in pack: UInt32) -> CatalogEntry {
+        CatalogEntry(self, isForgotten: true, forgetPack: pack)
+    }
+
+    private init(_ other: CatalogEntry, isForgotten: Bool, forgetPack: UInt32) {
+        id = other.id
+        location = other.location
+        order = other.order
+        self.isForgotten = isForgotten
+        self.forgetPack = forgetPack
+        timeNanoseconds = other.timeNanoseconds
+        pageCount = other.pageCount
+        zeroPageCount = other.zeroPageCount
+        changedPageCount = other.changedPageCount
+        lineage = other.lineage
+        label = other.label
+    }
+
+    /// Reads a value of the index.
+    init(id: CheckpointID, indexed bytes: UnsafeRawBufferPointer) throws(LMDBError) {
+        self.id = id
+        do throws(FormatError) {
+            var reader = ByteReader(bytes)
+            let pack = try reader.read(UInt32.self)
+            location = RecordLocation(pack: pack, offset: try reader.read(UInt32.self))
+            order = try reader.read(UInt64.self)
+            isForgotten = try reader.read(UInt8.self) != 0
+            forgetPack = try reader.read(UInt32.self)
+            timeNanoseconds = try reader.read(Int64.self)
+            pageCount = try reader.read(UInt64.self)
+            zeroPageCount = try reader.read(UInt64.self)
+            changedPageCount = try reader.read(UInt64.self)
+            lineage = try reader.readText()
+            label = try reader.readText()
+            try reader.expectEnd()
+        } catch {
+            throw .damagedValue("catalog entry")
+        }
+        guard order < Index.numberMax else { throw .damagedValue("catalog entry") }
+    }
+
+    /// The value.
+    var encoded: [UInt8] {
+        var value = ByteWriter(reserving: 57 + lineage.utf8.count + label.utf8.count)
+        value.write(location.pack)
+        value.write(location.offset)
+        value.write(order)
+        value.write(UInt8(isForgotten ? 1 : 0))
+        value.write(forgetPack)
+        value.write(timeNanoseconds)
+        value.write(pageCount)
+        value.write(zeroPageCount)
+        value.write(changedPageCount)
+        value.write(text: lineage)
+        value.write(text: label)
+        return value.bytes
+    }
+
+    /// True if it says what a manifest does.
+    func agrees(with manifest: Manifest) -> Bool {
+        timeNanoseconds == manifest.timeNanoseconds && pageCount == manifest.pageCount
+            && zeroPageCount == manifest.zeroPageCount
+            && changedPageCount == manifest.changedPageCount && lineage == manifest.lineage
+            && label == manifest.label
+    }
+}
+
+/// The keys of names: the checkpoints with one lie side by side, in the order of publication.
+enum NameKey {
+    /// The key of one checkpoint; nil for a name that is longer than any writer gives: it is in no
+    /// table.
+    static func key(_ name: String, _ order: UInt64) -> [UInt8]? {
+        guard name.utf8.count <= NameForm.byteCountMax else { return nil }
+        var writer = ByteWriter(reserving: 9 + name.utf8.count)
+        writer.write(UInt8(name.utf8.count))
+        writer.write(raw: name.utf8)
+        writer.write(order.bigEndian)
+        return writer.bytes
+    }
+
+    /// A key that lies after all of a name.
+    static func end(of name: String) -> [UInt8]? { key(name, .max) }
+
+    /// The name in a key.
+    static func name(in key: UnsafeRawBufferPointer) throws(LMDBError) -> String {
+        guard let count = key.first, key.count == Int(count) + 9,
+            let name = String(validating: key[1..<1 + Int(count)], as: UTF8.self)
+        else { throw .damagedValue("name") }
+        return name
+    }
+
+    /// True if a key is of a name with as many bytes, and these.
+    static func isKey(_ key: UnsafeRawBufferPointer, of name: String) -> Bool {
+        key.count == name.utf8.count + 9 && Int(key[0]) == name.utf8.count
+            && key[1..<key.count - 8].elementsEqual(name.utf8)
+    }
+}
