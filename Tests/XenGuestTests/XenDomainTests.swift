@@ -167,8 +167,10 @@ import VarveTestSupport
         scene.xen.with { $0.store[disk] = nil }
         // Another domain that has its number now.
         scene.xen.with(Scene.number) { $0.facts.handle[0] ^= 1 }
+        scene.captureOptions.acceptsGuestChange = true
         try scene.open()
         expectRefused(.stateRejected, "another domain")
+        scene.captureOptions.acceptsGuestChange = false
         scene.xen.with(Scene.number) { $0.facts.handle[0] ^= 1 }
         try scene.open()
         try scene.revert(to: checkpoint)
