@@ -118,13 +118,14 @@ struct Export: ParsableCommand {
         }
     }
 
-    /// A configuration file's bytes.
+    /// A guest's configuration from a file, checked.
     static func read(_ path: String) throws -> [UInt8] {
         let source = try InputSource(path)
-        let bytes = try source.peek(1 << 20)
-        guard !bytes.isEmpty, bytes.count < 1 << 20 else {
-            throw ToolError("\(path) is no configuration: it is empty, or has 1 MiB or more")
+        let bytes = try source.peek(XenConfigurationText.byteCountMax + 2)
+        do {
+            return try XenConfigurationText(bytes).bytes
+        } catch {
+            throw ToolError("\(source.name) cannot be used: \(error.message)")
         }
-        return bytes
     }
 }

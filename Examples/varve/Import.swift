@@ -13,11 +13,22 @@ enum ImportFormat: String, CaseIterable, ExpressibleByArgument {
     /// The stream's format; nil for a raw image.
     var stream: XenStreamFormat? { XenStreamFormat(rawValue: rawValue) }
 
-    /// Tells the format from the input's first bytes.
+    /// Tells the format from the input's first bytes; refuses what is known to be neither memory
+    /// nor a stream.
     static func detect(_ source: InputSource) throws -> ImportFormat {
-        let head = try source.peek(XenStreamFormat.byteCount)
-        let stream = head.withUnsafeBytes { XenStreamFormat(detecting: $0) }
-        return stream.flatMap { ImportFormat(rawValue: $0.rawValue) } ?? .raw
+        let start = try source.peek(XenStreamFormat.byteCount)
+        if let stream = start.withUnsafeBytes({ XenStreamFormat(detecting: $0) }),
+            let format = ImportFormat(rawValue: stream.rawValue)
+        {
+            return format
+        }
+        let head = try source.peek(ImageContainer.byteCount)
+        if let container = head.withUnsafeBytes({ ImageContainer(detecting: $0) }) {
+            throw ToolError(
+                "\(source.name) is \(container.name), not raw memory: \(container.remedy); "
+                    + "--format raw takes its bytes in as they are")
+        }
+        return .raw
     }
 }
 
@@ -26,9 +37,13 @@ struct Import: ParsableCommand {
         abstract: "Takes a guest's memory in: a raw image, or a stream of Xen.",
         discussion: """
             A raw memory image, a file of 'xl save', a libxl or libxc stream, or a suspend image \
-            of xenopsd; which one is told from its first bytes. Every page is compared with the \
-            lineage's newest checkpoint, and only what differs is stored. What a stream says of \
-            the guest besides its memory is kept with the checkpoint.
+            of xenopsd; which one is told from its first bytes. Cores, dumps, disk images, \
+            archives and compressed files are refused by name; --format raw takes any bytes in as \
+            memory. Every page is compared with the lineage's newest checkpoint, and only what \
+            differs is stored. What a stream says of the guest besides its memory is kept with the \
+            checkpoint.
+
+            One stream is taken. What follows its end is not, and is said.
 
             Each epoch of a checkpointed stream (Remus) is a checkpoint, published as the epoch \
             ends; a part epoch at the end is dropped. Whatever goes wrong, checkpoints that were \
@@ -64,6 +79,7 @@ struct Import: ParsableCommand {
         try reporting {
             Interruption.arm()
             let source = try InputSource(image)
+            try source.refuseCharacterDevice()
             do {
                 let format = try format ?? ImportFormat.detect(source)
                 let repository = try Repository.open(at: FilePath(store), .writing)
@@ -126,13 +142,18 @@ struct Import: ParsableCommand {
     ) throws {
         let result = try XenImport.run(
             format, into: repository, lineage: lineage, label: label, options: options,
-            published: taken.add,
+            published: taken.add, trailing: source.readSoon,
             source: { buffer in
                 progress.update(source.position, of: source.byteCount)
                 return try source.read(buffer)
             })
         progress.finish()
         StreamEnd.report(result, isJSON: json)
+        if source.isLeftOpen {
+            Failure.notice(
+                "the stream has ended and its sender keeps \(source.name) open; whatever may "
+                    + "follow is not taken", code: "streamEnd", isJSON: json)
+        }
         if json, let object = StreamEnd.object(result) {
             taken.printout.print { try Output.line(object.text) }
         }

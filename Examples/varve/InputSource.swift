@@ -10,6 +10,8 @@ final class InputSource {
     var byteCount: Int? { file?.byteCount }
     /// Bytes read so far.
     private(set) var position = 0
+    /// True if `readSoon` gave up: nothing came, and nobody closed the other end.
+    private(set) var isLeftOpen = false
     private let descriptor: Int32
     /// Bytes that were looked at before they were asked for.
     private var head: [UInt8] = []
@@ -41,6 +43,14 @@ final class InputSource {
         if descriptor != STDIN_FILENO { close(descriptor) }
     }
 
+    /// Throws for a terminal, /dev/zero and the like: they have no memory in them, and no end.
+    func refuseCharacterDevice() throws {
+        var status = stat()
+        guard fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFCHR else { return }
+        throw ToolError(
+            "\(name) is a character device, which has no end; name a file, or lead one into a pipe")
+    }
+
     /// Shows the first bytes, as many as there are, without taking them.
     func peek(_ count: Int) throws -> [UInt8] {
         while head.count < count {
@@ -67,6 +77,17 @@ final class InputSource {
         position += count
         if let file, count == 0 { try file.checkUnchanged(byteCount: position) }
         return count
+    }
+
+    /// Like `read`, for what may follow the end of a stream: 0 also if nothing comes for a second
+    /// from somebody who keeps the other end of a pipe open.
+    func readSoon(_ buffer: UnsafeMutableRawBufferPointer) throws -> Int {
+        var request = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+        if file == nil, head.isEmpty, poll(&request, 1, 1000) == 0 {
+            isLeftOpen = true
+            return 0
+        }
+        return try read(buffer)
     }
 
     private func readDescriptor(_ buffer: UnsafeMutableRawBufferPointer) throws -> Int {

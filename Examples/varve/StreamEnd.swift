@@ -30,18 +30,24 @@ final class TakenCheckpoints {
     }
 }
 
-/// What a checkpointed stream's end means.
+/// What is to be said of a stream besides its checkpoints.
 enum StreamEnd {
-    /// Says on standard error that a part epoch was dropped.
+    /// Says on standard error what was dropped, passed over or not taken.
     static func report(_ result: XenImportResult, isJSON: Bool) {
-        if let sentence = sentence(result) {
+        for sentence in sentences(result) {
             Failure.notice(sentence, code: "streamEnd", isJSON: isJSON)
         }
     }
 
-    /// The last object of a checkpointed stream; nil of a plain one.
+    /// The last object of a checkpointed stream; nil of a plain one of which nothing is to be said.
     static func object(_ result: XenImportResult) -> JSON? {
-        guard result.summary.isCheckpointed else { return nil }
+        guard result.summary.isCheckpointed || !sentences(result).isEmpty else { return nil }
+        let trailer = result.trailer.map { trailer in
+            JSON.object([
+                ("offset", .integer(Int(trailer.offset))),
+                ("format", JSON(trailer.format?.rawValue)),
+            ])
+        }
         return .object([
             (
                 "stream",
@@ -50,12 +56,50 @@ enum StreamEnd {
                     ("checkpointsStored", .integer(result.checkpoints.count)),
                     ("partialEpochDropped", .bool(result.summary.hasPartialEpoch)),
                     ("error", JSON(result.cutShort?.message)),
+                    (
+                        "reservedFieldsIgnored",
+                        .integer(result.summary.ignoredReservedFields.count)
+                    ),
+                    ("recordsSkipped", .integer(result.summary.skippedRecords.count)),
+                    ("trailer", trailer ?? .null),
                 ])
             )
         ])
     }
 
-    private static func sentence(_ result: XenImportResult) -> String? {
+    private static func sentences(_ result: XenImportResult) -> [String] {
+        var sentences: [String] = []
+        if let sentence = end(result) { sentences.append(sentence) }
+        let reserved = result.summary.ignoredReservedFields
+        if let place = place(reserved) {
+            sentences.append(
+                "\(counted(reserved.count, "reserved field")) not zero, which Xen's specification "
+                    + "says to ignore, and ignored: the first \(place)")
+        }
+        let skipped = result.summary.skippedRecords
+        if let place = place(skipped) {
+            sentences.append(
+                "\(counted(skipped.count, "optional record")) not known and skipped: the first "
+                    + place)
+        }
+        if let trailer = result.trailer {
+            let what = trailer.format.map { "a second stream (\($0.rawValue))" } ?? "other bytes"
+            sentences.append(
+                "the stream ends at offset \(trailer.offset), and \(what) after it "
+                    + "\(trailer.format == nil ? "were" : "was") not taken; take in each stream by "
+                    + "itself")
+        }
+        return sentences
+    }
+
+    private static func place(_ omission: XenStreamOmission) -> String? {
+        guard let record = omission.firstRecord, let offset = omission.firstOffset else {
+            return nil
+        }
+        return "in \(record) at offset \(offset)"
+    }
+
+    private static func end(_ result: XenImportResult) -> String? {
         guard result.summary.isCheckpointed else { return nil }
         let epochs = counted(result.summary.epochCount, "whole epoch")
         switch (result.cutShort, result.summary.hasPartialEpoch) {

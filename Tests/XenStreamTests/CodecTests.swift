@@ -90,8 +90,8 @@ import XenStream
         }
         #expect(error?.code == .noState)
         let json = try write(
-            collector.epochs[0], as: .xl, configuration: Array(" {\"a\":1}".utf8))
-        #expect(NaiveStream(json).configuration == Array(" {\"a\":1}\0".utf8))
+            collector.epochs[0], as: .xl, configuration: Array(" {\"c_info\":{}}".utf8))
+        #expect(NaiveStream(json).configuration == Array(" {\"c_info\":{}}\0".utf8))
         #expect(json[36] == 3)
         let text = try write(
             collector.epochs[0], as: .xl, configuration: Array("name = \"web\"".utf8))

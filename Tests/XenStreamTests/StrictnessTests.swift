@@ -55,11 +55,8 @@ import XenStream
             header("version 1", "version 1", .unsupported) { $0[15] = 1 },
             header("version 4", "version 4", .unsupported) { $0[15] = 4 },
             header("big-endian", "big-endian", .unsupported) { $0[17] = 1 },
-            header("options", "reserved") { $0[17] = 2 },
-            header("reserved", "reserved") { $0[19] = 1 },
             header("domain type", "type 7", .unsupported, domain: true) { $0[24] = 7 },
             header("page shift", "page shift", domain: true) { $0[28] = 13 },
-            header("domain reserved", "reserved", domain: true) { $0[30] = 1 },
         ]
     }
 
@@ -68,17 +65,11 @@ import XenStream
         return [
             libxc("no page", name, "no page") { $0.record(1, little(UInt64(0))) },
             libxc("no head", name, "shorter") { $0.record(1, [1, 0, 0, 0]) },
-            libxc("reserved", name, "reserved") {
-                $0.record(1, little(UInt32(1)) + little(UInt32(1)) + little(UInt64(0)) + data())
-            },
             libxc("too many entries", name, "do not fit") {
                 $0.record(1, little(UInt64(0xffff_ffff)) + little(UInt64(0)))
             },
             libxc("type 5", name, "invalid type 5") { $0.pages([(5 << 60 | 1, data())]) },
             libxc("type 8", name, "invalid type 8") { $0.pages([(8 << 60 | 1, data())]) },
-            libxc("reserved bits of an entry", name, "reserved") {
-                $0.pages([(1 << 52 | 1, data())])
-            },
             libxc("data for a type without", name, "ask for") { $0.pages([(15 << 60, data())]) },
             libxc("no data", name, "ask for") { $0.pages([(1, nil)]) },
             libxc("a frame far away", name, "far beyond") { $0.pages([(1 << 40, data())]) },
@@ -92,11 +83,6 @@ import XenStream
     private static var records: [Case] {
         let vcpu = little(UInt64(0))
         return [
-            libxc("padding", "HVM_CONTEXT", "padding") {
-                $0.record(0x12, [UInt8](repeating: 0, count: 16))
-                $0.append(
-                    little(UInt32(9)) + little(UInt32(3)) + [1, 2, 3, 0, 0, 0, 0, 9])
-            },
             libxc("unknown mandatory", "0x55", "no such record") { $0.record(0x55) },
             libxc("over 128 MiB", "HVM_CONTEXT", "128 MiB") {
                 $0.append(little(UInt32(9)) + little(UInt32(128 << 20 | 1)))
@@ -121,9 +107,6 @@ import XenStream
             },
             libxc("empty MSR policy", "X86_MSR_POLICY", "16") { $0.record(0x12) },
             libxc("TSC length", "X86_TSC_INFO", "24") { $0.record(8, [1]) },
-            libxc("TSC reserved", "X86_TSC_INFO", "reserved") {
-                $0.record(8, [UInt8](repeating: 1, count: 24))
-            },
             libxc("empty context", "HVM_CONTEXT", "empty") { $0.record(9) },
             libxc("parameters", "HVM_PARAMS", "do not make") {
                 $0.record(0xa, little(UInt32(2)) + little(UInt32(0)))
@@ -143,9 +126,6 @@ import XenStream
             },
             libxc("shared info length", "SHARED_INFO", "4096", isPV: true) { $0.record(7, [1]) },
             libxc("vCPU head", "X86_PV_VCPU_BASIC", "shorter", isPV: true) { $0.record(4, [1]) },
-            libxc("vCPU reserved", "X86_PV_VCPU_BASIC", "reserved", isPV: true) {
-                $0.record(4, little(UInt32(0)) + little(UInt32(1)))
-            },
             libxc("vCPU context", "X86_PV_VCPU_BASIC", "5168 or 2800", isPV: true) {
                 $0.record(4, vcpu + [1])
             },

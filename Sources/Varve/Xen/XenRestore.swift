@@ -86,9 +86,9 @@ public enum XenRestore {
                     + "suspend")
         }
         let own = state.bytes(ofKind: XenStateKind.configuration)
-        guard let text = options.configuration ?? own else { return (nil, options.name) }
-        let isJSON = text.first { !" \n\t\r".utf8.contains($0) } == UInt8(ascii: "{")
-        guard isJSON else {
+        let given = try options.configuration.map { try XenConfigurationText($0) }
+        guard let text = given?.bytes ?? own else { return (nil, options.name) }
+        guard given?.isJSON ?? true else {
             if options.name == nil { return (text, nil) }
             throw GuestError(
                 code: .unsupported,

@@ -13,6 +13,8 @@ public struct XenImportResult: Sendable {
     ///
     /// Its sender died, or the guest failed over.
     public let cutShort: XenStreamError?
+    /// What follows the stream and was not taken; nil: nothing, as far as that was looked at.
+    public let trailer: XenStreamTrailer?
 }
 
 /// Takes Xen's own streams in: each whole epoch becomes a checkpoint.
@@ -34,12 +36,15 @@ public enum XenImport {
     ///   - configuration: xl's JSON, for a bare stream, which brings none.
     ///   - options: sizes and limits.
     ///   - published: called with each checkpoint, as its epoch ends.
+    ///   - trailing: reads on where `source` stopped, to see whether something follows the stream.
+    ///     nil: only what was read along with the stream is looked at.
     ///   - source: fills a buffer from where it stopped; returns how many bytes, 0 at the end.
     public static func run(
         _ format: XenStreamFormat, into repository: Repository, lineage: String,
         label: String? = nil, configuration: [UInt8]? = nil,
         options: CaptureOptions = CaptureOptions(),
         published: (Checkpoint) throws -> Void = { _ in },
+        trailing: ((UnsafeMutableRawBufferPointer) throws -> Int)? = nil,
         source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int
     ) throws -> XenImportResult {
         try withoutActuallyEscaping(published) { published in
@@ -53,15 +58,18 @@ public enum XenImport {
             }
             var reader = XenStreamReader(format: format, source: source)
             var cutShort: XenStreamError?
+            var trailer: XenStreamTrailer?
             do {
                 try reader.run(visitor)
+                trailer = try reader.trailer(from: trailing)
             } catch let error as XenStreamError
                 where error.code == .truncated && reader.summary.epochCount > 0
             {
                 cutShort = error
             }
             return XenImportResult(
-                checkpoints: visitor.checkpoints, summary: reader.summary, cutShort: cutShort)
+                checkpoints: visitor.checkpoints, summary: reader.summary, cutShort: cutShort,
+                trailer: trailer)
         }
     }
 }

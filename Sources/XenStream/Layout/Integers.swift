@@ -28,6 +28,13 @@ extension UnsafeRawBufferPointer {
 }
 
 extension Array where Element == UInt8 {
+    /// Sets bytes to zero; true if one of them was not.
+    mutating func clear(_ range: Range<Int>) -> Bool {
+        guard self[range].contains(where: { $0 != 0 }) else { return false }
+        for index in range { self[index] = 0 }
+        return true
+    }
+
     /// A number at an offset that lies within the bytes, the lowest byte first.
     func little<T: FixedWidthInteger & BitwiseCopyable>(
         _ offset: Int, as type: T.Type = T.self

@@ -23,7 +23,7 @@ enum LibxcLayout {
     static let optionalBit: UInt32 = 1 << 31
     /// The low bits of a page entry: the frame number.
     static let frameMask: UInt64 = (1 << 52) - 1
-    /// Bits of a page entry that must be zero.
+    /// Bits of a page entry that are reserved.
     static let reservedMask: UInt64 = ((1 << 60) - 1) & ~frameMask
     static let typeShift: UInt64 = 60
 }

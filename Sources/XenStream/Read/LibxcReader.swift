@@ -52,9 +52,10 @@ struct LibxcReader {
                 "it is of version \(version), and versions 2 and 3 are known")
         }
         let options: UInt16 = header.big(16)
-        guard options & ~1 == 0, header.big(18, as: UInt16.self) == 0,
-            header.big(20, as: UInt32.self) == 0
-        else { throw malformed("reserved bits are set") }
+        if options & ~1 != 0 { summary.ignoredReservedFields.add(name, at: start) }
+        if header[18..<24].contains(where: { $0 != 0 }) {
+            summary.ignoredReservedFields.add(name, at: start)
+        }
         guard options & 1 == 0 else {
             throw XenStreamError(
                 .unsupported, at: start, in: name,
@@ -77,11 +78,10 @@ struct LibxcReader {
             throw XenStreamError(
                 .malformed, at: start, in: name, "the page shift is not 12")
         }
-        guard header.little(6, as: UInt16.self) == 0 else {
-            throw XenStreamError(.malformed, at: start, in: name, "reserved bits are set")
-        }
         self.kind = kind
-        _ = state.set(XenStateKind.domainHeader, Array(header))
+        var bytes = Array(header)
+        if bytes.clear(6..<8) { summary.ignoredReservedFields.add(name, at: start) }
+        _ = state.set(XenStateKind.domainHeader, bytes)
         // Version 2 has no such record: its static data ends where the first pages or frames come.
         hasStaticDataEnd = version == 2
     }
@@ -142,19 +142,16 @@ struct LibxcReader {
     private mutating func readSmall(_ record: Record, _ input: inout StreamInput) throws {
         let isKnown = LibxcRecords.isKnown(record.type, in: kind)
         guard isKnown || record.type.isOptional else { throw refusal(of: record) }
-        if !isKnown {
-            var left = Int(record.length)
-            while left > 0 {
-                let piece = min(left, StreamInput.viewByteCountMax)
-                _ = try input.next(piece, of: record.type.name)
-                left -= piece
-            }
-            try readPadding(record, &input)
+        guard isKnown else {
+            try skip(record.length, of: record.type.name, at: record.start, &input)
             return
         }
-        let body = try input.bytes(Int(record.length), of: record.type.name)
+        var body = try input.bytes(Int(record.length), of: record.type.name)
         try readPadding(record, &input)
         try LibxcRecords.check(record, body, version: version, state)
+        if let reserved = LibxcRecords.reserved(record.type), body.clear(reserved) {
+            summary.ignoredReservedFields.add(record.type.name, at: record.start)
+        }
         switch record.type {
         case .staticDataEnd:
             guard !hasStaticDataEnd else { throw record.malformed("it comes a second time") }
@@ -187,13 +184,26 @@ struct LibxcReader {
         }
     }
 
-    private func readPadding(_ record: Record, _ input: inout StreamInput) throws {
+    private mutating func readPadding(_ record: Record, _ input: inout StreamInput) throws {
         let count = Int(record.length.paddedTo8 - record.length)
         guard count > 0 else { return }
         let padding = try input.next(count, of: record.type.name)
-        guard padding.allSatisfy({ $0 == 0 }) else {
-            throw record.malformed("its padding is not zero")
+        if padding.contains(where: { $0 != 0 }) {
+            summary.ignoredReservedFields.add(record.type.name, at: record.start)
         }
+    }
+
+    /// Skips the body of an optional record, and its padding.
+    mutating func skip(
+        _ length: UInt32, of name: String, at start: UInt64, _ input: inout StreamInput
+    ) throws {
+        var left = UInt64(length).paddedTo8
+        while left > 0 {
+            let piece = min(left, UInt64(StreamInput.viewByteCountMax))
+            _ = try input.next(Int(piece), of: name)
+            left -= piece
+        }
+        summary.skippedRecords.add(name, at: start)
     }
 
     // MARK: - Pages
@@ -207,8 +217,8 @@ struct LibxcReader {
         guard record.length >= 8 else { throw record.malformed("it is shorter than its head") }
         let head = try input.next(8, of: record.type.name)
         let count: UInt32 = head.little(0)
-        guard head.little(4, as: UInt32.self) == 0 else {
-            throw record.malformed("reserved bits are set")
+        if head.little(4, as: UInt32.self) != 0 {
+            summary.ignoredReservedFields.add(record.type.name, at: record.start)
         }
         guard count > 0 else { throw record.malformed("it has no page") }
         guard UInt64(count) * 8 + 8 <= UInt64(record.length) else {
@@ -237,10 +247,11 @@ struct LibxcReader {
             let bytes = try input.next(piece * 8, of: record.type.name)
             let limit = max(LibxcReader.frameCountFree, input.offset * 2)
             for index in 0..<piece {
-                let entry: UInt64 = bytes.little(index * 8)
+                var entry: UInt64 = bytes.little(index * 8)
                 let number = entries.count
-                guard entry & LibxcLayout.reservedMask == 0 else {
-                    throw record.malformed("entry \(number) has reserved bits set")
+                if entry & LibxcLayout.reservedMask != 0 {
+                    summary.ignoredReservedFields.add(record.type.name, at: record.start)
+                    entry &= ~LibxcLayout.reservedMask
                 }
                 guard LibxcReader.type(entry).isKnown else {
                     throw record.malformed(

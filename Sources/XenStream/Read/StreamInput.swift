@@ -6,7 +6,7 @@ struct StreamInput: ~Copyable {
     /// Bytes that can be looked at together, at most.
     static let viewByteCountMax = 1 << 20
 
-    private let source: (UnsafeMutableRawBufferPointer) throws -> Int
+    private var source: (UnsafeMutableRawBufferPointer) throws -> Int
     private let memory = UnsafeMutableRawBufferPointer.allocate(
         byteCount: StreamInput.viewByteCountMax, alignment: 4096)
     private var start = 0
@@ -23,6 +23,12 @@ struct StreamInput: ~Copyable {
 
     deinit {
         memory.deallocate()
+    }
+
+    /// Reads on from another source; what was read stays.
+    mutating func read(from source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int) {
+        self.source = source
+        isAtEnd = false
     }
 
     /// Bytes at hand.

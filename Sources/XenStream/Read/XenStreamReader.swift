@@ -4,7 +4,8 @@ import GuestModel
 /// of xenopsd; PV, HVM or PVH; plain or checkpointed (Remus).
 ///
 /// Memory is bounded: a buffer of 1 MiB and the guest's state. It is as strict as Xen's own
-/// verifier, and takes what Xen's receiver takes. Not thread-safe; used once.
+/// verifier but for what Xen's specification
+/// has ignored, and takes what Xen's receiver takes. Not thread-safe; used once.
 ///
 /// The layouts are those of Xen's docs/specs and of tools/xl.
 public struct XenStreamReader: ~Copyable {
@@ -44,6 +45,20 @@ public struct XenStreamReader: ~Copyable {
             try endPlain(visitor)
         case .xenopsd: try readXenopsd(visitor)
         }
+    }
+
+    /// Looks at what follows a stream that `run` has read to its end record; nil: nothing.
+    ///
+    /// - Parameter source: reads on where the source of the stream stopped. Without it only what
+    ///   was read along with the stream is looked at, and nothing blocks: the far end of a
+    ///   migration goes on speaking after its stream.
+    public mutating func trailer(
+        from source: ((UnsafeMutableRawBufferPointer) throws -> Int)? = nil
+    ) throws -> XenStreamTrailer? {
+        input.read(from: source ?? { _ in 0 })
+        let view = try input.view(atLeast: XenStreamFormat.byteCount)
+        guard !view.isEmpty else { return nil }
+        return XenStreamTrailer(offset: input.offset, format: XenStreamFormat(detecting: view))
     }
 
     /// The end of a plain stream is the end of its one epoch; a checkpointed stream's last part
@@ -186,7 +201,7 @@ public struct XenStreamReader: ~Copyable {
                 guard type.rawValue & LibxcLayout.optionalBit != 0 else {
                     throw malformed("a libxl stream has no such record")
                 }
-                _ = try body(Int(length), of: type.name, at: start)
+                try libxc.skip(length, of: type.name, at: start, &input)
             }
         }
     }

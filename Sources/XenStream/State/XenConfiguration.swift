@@ -17,6 +17,12 @@ public struct XenConfiguration: Sendable {
     /// `c_info.uuid`; nil if there is none, or escapes are in it.
     public var uuid: String? { text(at: ["c_info", "uuid"]) }
 
+    /// True if the value at the end of a path of keys is an object.
+    func hasObject(at path: [String]) -> Bool {
+        var cursor = Cursor(json)
+        return cursor.value(at: path).map { json[$0.lowerBound] == UInt8(ascii: "{") } ?? false
+    }
+
     private func text(at path: [String]) -> String? {
         var cursor = Cursor(json)
         guard let range = cursor.value(at: path), json[range.lowerBound] == Cursor.quote else {

@@ -35,7 +35,7 @@ public struct XenStreamWriter {
     ///   - format: what to write.
     ///   - state: the checkpoint's state, as `XenStreamReader` gave it.
     ///   - configuration: instead of the checkpoint's own: JSON as `xl save` writes it, or an
-    ///     xl.cfg.
+    ///     xl.cfg; checked (`XenConfigurationText`).
     ///   - sink: takes the bytes.
     public init(
         _ format: Format, state: GuestState, configuration: [UInt8]? = nil, sink: @escaping Sink
@@ -46,8 +46,9 @@ public struct XenStreamWriter {
         types = PageTypeCursor(xen.pageTypes)
         let own = state.bytes(ofKind: XenStateKind.configuration)
         if let configuration {
-            self.configuration = configuration.last == 0 ? configuration : configuration + [0]
-            isJSON = configuration.first { !" \n\t\r".utf8.contains($0) } == UInt8(ascii: "{")
+            let text = try XenConfigurationText(configuration)
+            self.configuration = text.bytes + [0]
+            isJSON = text.isJSON
         } else {
             self.configuration = own ?? state.bytes(ofKind: XenStateKind.configurationText)
             isJSON = own != nil
