@@ -61,7 +61,7 @@ extension Repository {
         return result
     }
 
-    /// A checkpoint's label if it has it still: the newest that was given a label has it.
+    /// A checkpoint's label if the label refers to it: it refers to the newest that has it.
     public func currentLabel(of checkpoint: Checkpoint) throws(RepositoryError) -> String? {
         guard let label = checkpoint.label else { return nil }
         return try withCurrentIndex { try $0.labelled(label) } == checkpoint.id ? label : nil
@@ -95,7 +95,7 @@ extension Repository {
     }
 
     /// The checkpoint with a name: an id or the beginning of one, four digits at least, a lineage
-    /// (its newest) or a label (the newest that was given it).
+    /// (its newest) or a label (the newest checkpoint that has it).
     ///
     /// A whole id means itself. What is both the beginning of an id and a name of another
     /// checkpoint is refused (`ambiguousName`).
@@ -220,7 +220,7 @@ extension Repository {
         guard entry.agrees(with: manifest) else {
             throw indexFailure(LMDBError.damagedValue("catalog entry"))
         }
-        return Checkpoint(id: id, manifest: manifest, location: location)
+        return Checkpoint(id: id, manifest: manifest, location: location).labelled(entry.label)
     }
 
     /// A checkpoint's page map, checked against its root.

@@ -33,6 +33,8 @@ public final class Repository: Sendable {
         case publication(Publication, TransactionFrames, transaction: UInt64)
         /// What was forgotten, and the pack of the record that says so.
         case forgotten([CheckpointID], pack: UInt32)
+        /// The labels that a record gives, and its pack.
+        case labelled([LabelsRecord.Change], pack: UInt32)
     }
 
     /// Where it lies.
@@ -182,6 +184,16 @@ public final class Repository: Sendable {
         }
     }
 
+    /// Gives checkpoints in the index the labels of a record that is in the packs.
+    ///
+    /// - Parameter pack: where it lies.
+    func didLabel(_ changes: [LabelsRecord.Change], in pack: UInt32) {
+        unindexed.withLock { waiting in
+            waiting.append(.labelled(changes, pack: pack))
+            try? indexAll(&waiting, advancesMark: false)
+        }
+    }
+
     /// True if the packs hold something that the index failed to take.
     ///
     /// What it is about to take belongs to a transaction that is under way.
@@ -227,6 +239,8 @@ public final class Repository: Sendable {
                     highestTransaction: highest, condemned: condemned)
             case .forgotten(let ids, let pack):
                 try index.forget(ids, in: pack)
+            case .labelled(let changes, let pack):
+                try index.setLabels(changes, in: pack)
             }
             waiting.removeFirst()
         }

@@ -72,6 +72,26 @@ import VarveTestSupport
         #expect(try ForgetRecord.decode(record.encoded) == record)
     }
 
+    @Test func labelsRecords() throws {
+        let labels = ["good", "", "bäd", String(repeating: "x", count: 255)]
+        let record = LabelsRecord(
+            timeNanoseconds: 7,
+            changes: labels.enumerated().map { .init(id: digest(UInt64($0 + 1)), label: $1) })
+        try attack(record.encoded, salt: 712) { bytes in
+            let found = try LabelsRecord.decode(bytes)
+            #expect(found.encoded == bytes, "there is one form for each")
+        }
+        #expect(try LabelsRecord.decode(record.encoded) == record)
+        for label in ["-x", "a b", "\u{1b}[31m", String(repeating: "x", count: 256)] {
+            let bad = LabelsRecord(
+                timeNanoseconds: 7, changes: [.init(id: digest(1), label: label)])
+            #expect(throws: FormatError.self) { try LabelsRecord.decode(bad.encoded) }
+        }
+        var many = record.encoded
+        many.replaceSubrange(8..<12, with: [0xff, 0xff, 0xff, 0xff])
+        #expect(throws: FormatError.self) { try LabelsRecord.decode(many) }
+    }
+
     @Test func prunedRecords() throws {
         let record = PrunedRecord([9, 1, 2, 3, 7, 9, 8] as [UInt32])
         #expect(record.ranges == [1..<4, 7..<10])

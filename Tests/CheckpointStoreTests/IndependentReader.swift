@@ -34,6 +34,8 @@ struct IndependentReader {
     private var manifests: [Record] = []
     private var forgotten: Set<[UInt8]> = []
     private var pruned: Set<UInt32> = []
+    /// Labels given after publication; the last record counts.
+    private var labels: [[UInt8]: String] = [:]
     /// Packs that prune wrote anew.
     private(set) var rewrittenPacks: [UInt32] = []
     private var ordinals: [UInt64: [UInt32: [UInt8]]] = [:]
@@ -134,12 +136,24 @@ struct IndependentReader {
                 forgotten.insert(Array(record.payload[16 + 32 * index..<48 + 32 * index]))
             }
         case 8: pruned = Self.ranges(record.payload)
+        case 9: try readLabels(record.payload)
         default: break
         }
         let place = Place(
             type: UInt64(record.type), payloadCount: UInt64(count),
             transaction: record.transaction, address: Int64(address))
         return (place, end)
+    }
+
+    private mutating func readLabels(_ payload: [UInt8]) throws {
+        var offset = 16
+        for _ in 0..<Self.u32(payload, 8) {
+            let id = Array(payload[offset..<offset + 32])
+            let count = Int(payload[offset + 32]) | Int(payload[offset + 33]) << 8
+            offset += 34 + count
+            labels[id] = String(decoding: payload[offset - count..<offset], as: UTF8.self)
+        }
+        try Self.check(offset == payload.count, "labels record length")
     }
 
     private static func ranges(_ payload: [UInt8]) -> Set<UInt32> {
@@ -232,18 +246,19 @@ struct IndependentReader {
         let stateDigest = Array(payload[offset..<offset + 32])
         try Self.check(offset + 32 == payload.count, "manifest length")
         let isForgotten = forgotten.contains(id)
-        // Of a forgotten one there may be less than all: nobody needs it then.
-        if isForgotten
-            && (position > 0 && maps[ancestor] == nil || mapParts.contains { records[$0] == nil })
-        {
-            return
+        // Of a forgotten one there may be less than all: its parts may be needed for the places of
+        // pages alone.
+        if isForgotten && mapParts.contains(where: { records[$0] == nil }) { return }
+        let isWhole = position == 0 || maps[ancestor] != nil
+        var map: [UInt64: [UInt8]?] = [:]
+        if position > 0 && !(isForgotten && !isWhole) {
+            map = try Self.found(maps[ancestor], "map")
         }
-        var map: [UInt64: [UInt8]?] = position == 0 ? [:] : try Self.found(maps[ancestor], "map")
         for part in mapParts {
             try readMapPart(
                 try Self.found(records[part], "map part"), into: &map, isForgotten: isForgotten)
         }
-        maps[id] = map
+        if isWhole { maps[id] = map }
         if isForgotten { return }
         var state: [UInt8] = []
         for part in stateParts { state += try Self.found(records[part], "state part").payload }
@@ -259,7 +274,7 @@ struct IndependentReader {
         checkpoints.append(
             Checkpoint(
                 id: id, parent: Array(payload[0..<32]), root: root, lineage: lineage,
-                label: label, pages: contents, state: state))
+                label: labels[id] ?? label, pages: contents, state: state))
     }
 
     private mutating func readMapPart(

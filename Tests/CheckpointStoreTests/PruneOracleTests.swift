@@ -95,8 +95,9 @@ private struct PruneWorld {
         case 52..<60: try branch()
         case 60..<78: try forget()
         case 78..<81: try lease()
-        case 81..<83: leases = [:]
-        case 83..<86: try abandon()
+        case 81..<82: leases = [:]
+        case 82..<84: try abandon()
+        case 84..<86: try label()
         case 86..<95: try prune()
         case 95..<97: try reopen(anew: false)
         default: try reopen(anew: true)
@@ -164,6 +165,12 @@ private struct PruneWorld {
         let gone = live.prefix(Int.random(in: 0...count, using: &random))
         try repository.forget(gone.map(\.id))
         counts.forgotten += gone.count
+    }
+
+    private mutating func label() throws {
+        guard let one = try repository.checkpoints().randomElement(using: &random) else { return }
+        let label = ["x", "y", nil].randomElement(using: &random) ?? nil
+        try repository.setLabel(label.map { "\(one.lineage)-\($0)" }, of: one.id)
     }
 
     private mutating func lease() throws {
@@ -268,6 +275,8 @@ private struct NaivePrune {
     private var blocks: [UInt32: Set<UInt32>] = [:]
     private var records: [UInt32: Set<UInt32>] = [:]
     private var known: Set<CheckpointID> = []
+    /// Of each checkpoint that exists, what the last record says that names it.
+    private var labels: [PageDigest: String] = [:]
     private let repository: Repository
     private let openPack: UInt32
 
@@ -276,6 +285,7 @@ private struct NaivePrune {
         openPack = try repository.openWriter().openPack
         let (entries, pruned) = try repository.withIndex { (try $0.manifests(), try $0.pruned()) }
         known = Set(entries.map(\.id))
+        try readLabels(of: Set(entries.filter { !$0.isForgotten }.map(\.id.digest)))
         let kept = leased.union(repository.activity.read { Set($0.holds.keys) })
         var seen: Set<PageDigest> = []
         var members: [Checkpoint] = []
@@ -305,6 +315,19 @@ private struct NaivePrune {
         self.dead = dead
         for place in places { blocks[place.pack, default: []].insert(place.blockOffset) }
         try keepRecords(members, roots)
+    }
+
+    private mutating func readLabels(of existing: Set<PageDigest>) throws {
+        for pack in try PackName.list(repository.reader.files) {
+            let scan = try PackScan.scan(repository.reader, pack: pack, isNewest: pack == openPack)
+            for entry in scan.entries where entry.type == .labels {
+                let location = RecordLocation(pack: pack, offset: entry.address)
+                for change in try LabelsRecord.read(repository.reader, at: location).changes
+                where existing.contains(change.id) {
+                    labels[change.id] = change.label
+                }
+            }
+        }
     }
 
     private mutating func keepRecords(_ members: [Checkpoint], _ roots: Set<CheckpointID>) throws {
@@ -347,6 +370,11 @@ private struct NaivePrune {
                     let location = RecordLocation(pack: pack, offset: entry.address)
                     return try ForgetRecord.read(repository.reader, at: location).ids.contains {
                         known.contains(CheckpointID($0))
+                    }
+                case .labels:
+                    let location = RecordLocation(pack: pack, offset: entry.address)
+                    return try LabelsRecord.read(repository.reader, at: location).changes.contains {
+                        labels[$0.id] == $0.label
                     }
                 case .mark, .pruned: return false
                 default: return records[pack]?.contains(entry.address) ?? false

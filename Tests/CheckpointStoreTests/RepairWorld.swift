@@ -33,6 +33,8 @@ final class RepairWorld {
         let mail = try capture(repository, "mail", 5, nil)
         let branch = try capture(repository, "branch", 5, web[9])
         try forget(repository, [web[0], mail[1], branch[2]])
+        try repository.setLabel("good", of: web[1].id)
+        try repository.setLabel("best", of: web[3].id)
         try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
         let more = try capture(repository, "web", 9, nil)
         try forget(repository, [more[3], web[8]])
@@ -152,7 +154,7 @@ final class RepairWorld {
     // MARK: - Damage
 
     enum Damage: CaseIterable {
-        case bit, pageFrame, mapPart, state, manifest, forget, prunedList, mark
+        case bit, pageFrame, mapPart, state, manifest, forget, prunedList, labels, mark
         case packIndex, footer, envelope, repository
         case truncate, delete, swap, junk, foreign, index, indexGarbage
     }
@@ -185,10 +187,11 @@ final class RepairWorld {
         let byteCount = try Data(contentsOf: url(name)).count
         switch kind {
         case .bit: try flip(name, in: 0..<max(byteCount, 1))
-        case .pageFrame, .mapPart, .state, .manifest, .forget, .prunedList, .mark:
+        case .pageFrame, .mapPart, .state, .manifest, .forget, .prunedList, .labels, .mark:
             let types: [Damage: RecordType] = [
                 .pageFrame: .pageFrame, .mapPart: .mapPart, .state: .guestState,
-                .manifest: .publish, .forget: .forget, .prunedList: .pruned, .mark: .mark,
+                .manifest: .publish, .forget: .forget, .prunedList: .pruned,
+                .labels: .labels, .mark: .mark,
             ]
             return try flipRecord(types[kind] ?? .mark)
         case .packIndex: try flip(name, in: max(0, byteCount - 200)..<max(1, byteCount - 32))

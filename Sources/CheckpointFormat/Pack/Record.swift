@@ -6,7 +6,8 @@
 //        5    3  zero
 //        8    4  payload bytes, L
 //       12    4  confirmed: bytes of this pack that were known to be synced when the record was
-//                written; set in publish, mark, forget and pruned records, zero in others
+//                written; set in publish, mark, forget, pruned and labels records, zero in
+//                others
 //       16    8  transaction number
 //       24    4  address: 0 where the record lies; in a rewritten pack where it lay, or would have
 //                lain, in the pack as it was first written (`PackIndex`)
@@ -43,14 +44,17 @@ package struct RecordType: RawRepresentable, Hashable, Sendable {
     package static let forget = RecordType(rawValue: 7)
     /// Packs that were removed: `PrunedRecord`.
     package static let pruned = RecordType(rawValue: 8)
+    /// Labels given after the fact: `LabelsRecord`.
+    package static let labels = RecordType(rawValue: 9)
 
     package static let all: [RecordType] = [
         .pageFrame, .mapPart, .guestState, .publish, .mark, .packIndex, .forget, .pruned,
+        .labels,
     ]
 
     /// True if the record is written alone and synced: what lies before it in its pack counts.
     package var isConfirming: Bool {
-        [.publish, .mark, .forget, .pruned].contains(self)
+        [.publish, .mark, .forget, .pruned, .labels].contains(self)
     }
 }
 
@@ -66,6 +70,7 @@ extension RecordType: CustomStringConvertible {
         case .packIndex: "pack index"
         case .forget: "forget record"
         case .pruned: "list of removed packs"
+        case .labels: "labels record"
         default: "record of type \(rawValue)"
         }
     }

@@ -26,11 +26,23 @@ public struct Checkpoint: Hashable, Sendable {
     public let id: CheckpointID
     package let manifest: Manifest
     package let location: RecordLocation
+    /// Its label, or nil: the one that it was published with, or was given since (`setLabel`).
+    ///
+    /// The value is of the moment in which the checkpoint was looked up.
+    public private(set) var label: String?
 
     package init(id: CheckpointID, manifest: Manifest, location: RecordLocation) {
         self.id = id
         self.manifest = manifest
         self.location = location
+        label = manifest.label.isEmpty ? nil : manifest.label
+    }
+
+    /// The same with the label that it has now; an empty one is none.
+    func labelled(_ label: String) -> Checkpoint {
+        var checkpoint = self
+        checkpoint.label = label.isEmpty ? nil : label
+        return checkpoint
     }
 
     /// The checkpoint that this one follows; nil for the first of a guest.
@@ -40,8 +52,6 @@ public struct Checkpoint: Hashable, Sendable {
 
     /// The guest's history that it belongs to.
     public var lineage: String { manifest.lineage }
-    /// Its label, or nil.
-    public var label: String? { manifest.label.isEmpty ? nil : manifest.label }
     /// When the guest was held still, in nanoseconds since 1970.
     public var timeNanoseconds: Int64 { manifest.timeNanoseconds }
     /// The page map's Merkle root: the identity of the memory.

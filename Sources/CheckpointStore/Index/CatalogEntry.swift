@@ -7,17 +7,19 @@ package struct CatalogEntry: Hashable, Sendable {
     package let location: RecordLocation
     let order: UInt64
     /// True if the checkpoint was forgotten, and its manifest is still in the packs.
-    package let isForgotten: Bool
+    package private(set) var isForgotten: Bool
     /// The pack of the record that says so; 0 if it is not forgotten.
-    let forgetPack: UInt32
+    private(set) var forgetPack: UInt32
     // As the manifest has them.
     let timeNanoseconds: Int64
     let pageCount: UInt64
     let zeroPageCount: UInt64
     let changedPageCount: UInt64
     let lineage: String
-    /// Empty: none.
-    let label: String
+    /// The label that it has now; empty: none.
+    private(set) var label: String
+    /// The pack of the labels record that says so; 0 if the manifest does.
+    private(set) var labelPack: UInt32
 
     init(
         id: CheckpointID, _ manifest: Manifest, at location: RecordLocation, order: UInt64,
@@ -34,27 +36,23 @@ package struct CatalogEntry: Hashable, Sendable {
         changedPageCount = manifest.changedPageCount
         lineage = manifest.lineage
         label = manifest.label
+        labelPack = 0
     }
 
     /// The same of a checkpoint that is forgotten.
     ///
     /// - Parameter pack: where the record lies that says so.
     func forgotten(in pack: UInt32) -> CatalogEntry {
-        CatalogEntry(self, isForgotten: true, forgetPack: pack)
+        var entry = self
+        (entry.isForgotten, entry.forgetPack) = (true, pack)
+        return entry
     }
 
-    private init(_ other: CatalogEntry, isForgotten: Bool, forgetPack: UInt32) {
-        id = other.id
-        location = other.location
-        order = other.order
-        self.isForgotten = isForgotten
-        self.forgetPack = forgetPack
-        timeNanoseconds = other.timeNanoseconds
-        pageCount = other.pageCount
-        zeroPageCount = other.zeroPageCount
-        changedPageCount = other.changedPageCount
-        lineage = other.lineage
-        label = other.label
+    /// The same of a checkpoint whose label a record in `pack` changes; an empty one is none.
+    func labelled(_ label: String, in pack: UInt32) -> CatalogEntry {
+        var entry = self
+        (entry.label, entry.labelPack) = (label, pack)
+        return entry
     }
 
     /// Reads a value of the index.
@@ -67,6 +65,7 @@ package struct CatalogEntry: Hashable, Sendable {
             order = try reader.read(UInt64.self)
             isForgotten = try reader.read(UInt8.self) != 0
             forgetPack = try reader.read(UInt32.self)
+            labelPack = try reader.read(UInt32.self)
             timeNanoseconds = try reader.read(Int64.self)
             pageCount = try reader.read(UInt64.self)
             zeroPageCount = try reader.read(UInt64.self)
@@ -82,12 +81,13 @@ package struct CatalogEntry: Hashable, Sendable {
 
     /// The value.
     var encoded: [UInt8] {
-        var value = ByteWriter(reserving: 57 + lineage.utf8.count + label.utf8.count)
+        var value = ByteWriter(reserving: 61 + lineage.utf8.count + label.utf8.count)
         value.write(location.pack)
         value.write(location.offset)
         value.write(order)
         value.write(UInt8(isForgotten ? 1 : 0))
         value.write(forgetPack)
+        value.write(labelPack)
         value.write(timeNanoseconds)
         value.write(pageCount)
         value.write(zeroPageCount)
@@ -102,7 +102,7 @@ package struct CatalogEntry: Hashable, Sendable {
         timeNanoseconds == manifest.timeNanoseconds && pageCount == manifest.pageCount
             && zeroPageCount == manifest.zeroPageCount
             && changedPageCount == manifest.changedPageCount && lineage == manifest.lineage
-            && label == manifest.label
+            && (labelPack != 0 || label == manifest.label)
     }
 }
 

@@ -148,11 +148,17 @@ extension Index {
             id: id, manifest, at: location, order: order, isForgotten: isForgotten,
             forgetPack: forgetPack)
         try put(entry, transaction)
-        if isForgotten { return }
+        if !isForgotten { try addToLists(entry, transaction) }
+    }
+
+    /// Adds a checkpoint to the lists, and what names it.
+    func addToLists(
+        _ entry: CatalogEntry, _ transaction: borrowing LMDBTransaction
+    ) throws(LMDBError) {
         try forEachKey(of: entry) { (table, key) throws(LMDBError) in
             try key.withUnsafeBytes { key in
                 Result { () throws(LMDBError) in
-                    try Index.withKey(id) { (value) throws(LMDBError) in
+                    try Index.withKey(entry.id) { (value) throws(LMDBError) in
                         try transaction.put(self.table(table), key, value)
                     }
                 }

@@ -17,6 +17,7 @@ extension Index {
                 try removeFromLists(entry, transaction)
                 try put(entry.forgotten(in: pack), transaction)
                 try setPending(.hasStakes, id, transaction)
+                if entry.labelPack > 0 { try suspect(entry.labelPack, transaction) }
             }
         }
     }

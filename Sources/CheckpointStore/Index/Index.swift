@@ -15,9 +15,10 @@ import Synchronization
 //                big-endian                 the order of digests (`Index+Recent`)
 //   checkpoints  id, 32 bytes               what lists need of it (`CatalogEntry`): pack u32,
 //                                           offset u32 of the manifest, order u64; u8: 1 if it was
-//                                           forgotten: then it has no order and no name; pack u32
-//                                           of the record that says so, or 0; time i64; pages,
-//                                           zero pages and changed pages u64; lineage, label
+//                                           forgotten: then it has no order and no name; packs u32
+//                                           of the record that forgets it and of the one that gave
+//                                           it its label, or 0; time i64; pages, zero pages and
+//                                           changed pages u64; lineage, label
 //   order        order u64, big-endian      id
 //   lineages     length u8 and bytes of the id
 //                name, order u64, big-endian
@@ -79,7 +80,7 @@ package final class Index: Sendable {
         case suspects
     }
 
-    static let version: UInt32 = 5
+    static let version: UInt32 = 6
 
     /// Orders and numbers of runs are at most this: sums of them do not overflow.
     static let numberMax = UInt64(Int64.max)

@@ -228,6 +228,10 @@ package struct IndexReplay {
             // Those that were indexed before; `readAhead` saw to the others.
             let record = try ForgetRecord.read(reader, at: location)
             try index.forget(record.ids.map { CheckpointID($0) }, in: pack)
+        case .labels:
+            // Read in the order of packs: the last of those that name a checkpoint counts.
+            let record = try LabelsRecord.read(reader, at: location)
+            try index.setLabels(record.changes, in: pack)
         case .mapPart, .guestState:
             unpublished[entry.transaction, default: []].insert(pack)
         default:
@@ -246,6 +250,20 @@ extension ForgetRecord {
             return try decode(payload)
         } catch {
             throw reader.corrupted(location, .forget, error)
+        }
+    }
+}
+
+extension LabelsRecord {
+    /// Reads one from a pack.
+    static func read(
+        _ reader: PackReader, at location: RecordLocation
+    ) throws(RepositoryError) -> LabelsRecord {
+        let payload = try reader.record(at: location, .labels).payload
+        do throws(FormatError) {
+            return try decode(payload)
+        } catch {
+            throw reader.corrupted(location, .labels, error)
         }
     }
 }

@@ -186,6 +186,13 @@ struct PruneAssessment: Sendable {
                     return try ForgetRecord.read(reader, at: location).ids.contains {
                         try index.entry(CheckpointID($0)) != nil
                     }
+                case .labels:
+                    // Only what still is some checkpoint's label. The last record that names a
+                    // checkpoint always stays, so none that stays can bring back an older label.
+                    let location = RecordLocation(pack: pack, offset: entry.address)
+                    return try LabelsRecord.read(reader, at: location).changes.contains {
+                        try index.hasLabel($0)
+                    }
                 case .mark, .pruned:
                     // A sealed pack is confirmed by its footer; removals are stated anew before it
                     // goes.

@@ -111,6 +111,7 @@ struct RepairPlanner {
             lose(entry.id, nil, [survey.lost(entry.location, .publish)], [])
         }
         preparation.forgotten += survey.forgottenByHint
+        preparation.labels = survey.labelsByHint
         preparation.saved = saved.compactMap { digest in
             found[digest].map { (digest, $0) }
         }.sorted {

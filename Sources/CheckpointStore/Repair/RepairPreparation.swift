@@ -49,6 +49,8 @@ struct RepairPreparation: Sendable {
     var hollow: [String] = []
     /// Checkpoints that the forget record names.
     var forgotten: [CheckpointID] = []
+    /// Labels that the labels record gives.
+    var labels: [LabelsRecord.Change] = []
     /// Pages that are stored anew, in the order of their places.
     var saved: [(digest: PageDigest, place: PagePlace)] = []
     /// The list of removed packs, if it changes.
@@ -60,5 +62,7 @@ struct RepairPreparation: Sendable {
     var paths: [String] = []
 
     /// True if a new pack must be begun.
-    var needsPack: Bool { !forgotten.isEmpty || !saved.isEmpty || pruned != nil }
+    var needsPack: Bool {
+        !forgotten.isEmpty || !labels.isEmpty || !saved.isEmpty || pruned != nil
+    }
 }

@@ -174,6 +174,14 @@ private struct RepairRun {
             forgotten.removeFirst(record.ids.count)
             _ = try writer.appendAlone(.forget, payload: record.encoded)
         }
+        var labels = preparation.labels[...]
+        while !labels.isEmpty {
+            let record = LabelsRecord(
+                timeNanoseconds: Int64(WallClock.nanoseconds),
+                changes: Array(labels.prefix(LabelsRecord.changeCountMax)))
+            labels.removeFirst(record.changes.count)
+            _ = try writer.appendAlone(.labels, payload: record.encoded)
+        }
         if let manifest {
             // Forgotten before it exists: it is there for its page map alone.
             _ = try writer.publish(

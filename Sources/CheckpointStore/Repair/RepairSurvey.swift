@@ -55,6 +55,8 @@ struct RepairSurvey: Sendable {
     private(set) var positions: [CheckpointID: Int] = [:]
     /// Checkpoints of which only the index knows that they were forgotten.
     private(set) var forgottenByHint: [CheckpointID] = []
+    /// Labels of which only the index knows that they were given after the fact.
+    private(set) var labelsByHint: [LabelsRecord.Change] = []
     private(set) var pruned = PrunedRecord()
     /// True if no record says any more which packs were removed.
     private(set) var prunedIsLost = false
@@ -79,7 +81,7 @@ struct RepairSurvey: Sendable {
             // What prune was about to remove is gone, though it is there.
             packs = packs.filter { !pruned.contains($0.key) }
             (records, frames, members, positions) = ([:], [:], [], [:])
-            (wrong, forgottenByHint) = ([:], [])
+            (wrong, forgottenByHint, labelsByHint) = ([:], [], [])
             readRecords()
             try readManifests()
         }
@@ -171,6 +173,7 @@ struct RepairSurvey: Sendable {
         var forgotten: Set<CheckpointID> = []
         var found: [Checkpoint] = []
         var newestPruned: PrunedRecord?
+        var labels = RepairLabels(mark: hints.mark)
         for (location, place) in places {
             do {
                 switch place.entry.type {
@@ -182,6 +185,9 @@ struct RepairSurvey: Sendable {
                     let record = try PrunedRecord.decode(try payload(at: location, .pruned))
                     pruned = pruned.union(record)
                     newestPruned = record
+                case .labels:
+                    let record = try LabelsRecord.decode(try payload(at: location, .labels))
+                    labels.add(record, at: location)
                 default: break
                 }
             } catch let error as FormatError {
@@ -191,13 +197,17 @@ struct RepairSurvey: Sendable {
         pruned = pruned.union(hints.pruned)
         prunedIsLost = pruned != (newestPruned ?? PrunedRecord())
         let hinted = Set(hints.manifests.filter(\.isForgotten).map(\.id)).subtracting(forgotten)
+        labels.add(hints.manifests)
+        labelsByHint = labels.byHint
         for checkpoint in found where positions[checkpoint.id] == nil {
             positions[checkpoint.id] = members.count
             let isForgotten =
                 forgotten.contains(checkpoint.id) || hinted.contains(checkpoint.id)
             if hinted.contains(checkpoint.id) { forgottenByHint.append(checkpoint.id) }
             members.append(
-                Member(checkpoint: checkpoint, isForgotten: isForgotten, isNeeded: !isForgotten))
+                Member(
+                    checkpoint: labels.apply(to: checkpoint), isForgotten: isForgotten,
+                    isNeeded: !isForgotten))
         }
     }
 

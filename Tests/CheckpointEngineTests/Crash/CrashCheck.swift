@@ -10,6 +10,8 @@ struct CrashCheck {
     }
 
     let copies: [CheckpointID: CrashWorld.Copy]
+    /// The labels that checkpoints may have which were given any after they were published.
+    let labels: [CheckpointID: [String?]]
     /// Guests as they were whenever they were captured: what was not acknowledged is one of these.
     let attempts: [CrashWorld.Copy]
     let acknowledged: [CheckpointID]
@@ -89,7 +91,8 @@ struct CrashCheck {
             throw fail("checkpoint \(checkpoint.id.short) has another root than it says")
         }
         if let copy = copies[checkpoint.id] {
-            guard copy.pages == pages, copy.label == checkpoint.label,
+            let labels = labels[checkpoint.id] ?? [copy.label]
+            guard copy.pages == pages, labels.contains(checkpoint.label),
                 copy.lineage == checkpoint.lineage
             else { throw fail("checkpoint \(checkpoint.id.short) is not what was captured") }
             try checkReading(checkpoint, copy, repository)

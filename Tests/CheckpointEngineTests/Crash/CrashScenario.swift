@@ -153,6 +153,22 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
             try world.capture("branch")
         },
         CrashScenario(
+            name: "label afterwards", packByteCountMax: smallPack, prepare: capturing(4)
+        ) { world in
+            try world.label(1, "good")
+            world.write("web", 5..<9, value: 105)
+            try world.capture()
+            try world.label(1, "better")
+            try world.label(3, "good")
+            try world.label(1, nil)
+            world.close()
+            try world.open()
+            try world.label(0, "better")
+            try world.forget([1, 3])
+            try world.prune()
+            world.close()
+        },
+        CrashScenario(
             name: "prune", packByteCountMax: smallPack,
             prepare: { world in
                 try capturing(8)(world)

@@ -33,6 +33,16 @@ final class CrashWorld: Sendable {
         var end: Int?
     }
 
+    /// A label that somebody asked for.
+    struct Labelling: Sendable {
+        let id: CheckpointID
+        let label: String?
+        /// Calls on the disk before that.
+        let start: Int
+        /// Calls on the disk when it had returned; nil if it failed.
+        var end: Int?
+    }
+
     private struct State: Sendable {
         var files: SimulatedFiles
         var repository: Repository?
@@ -42,10 +52,23 @@ final class CrashWorld: Sendable {
         var copies: [CheckpointID: Copy] = [:]
         var attempts: [Copy] = []
         var forgettings: [Forgetting] = []
+        var labellings: [Labelling] = []
         /// Checkpoints that damage has made unreadable.
         var damaged: Set<CheckpointID> = []
         var problems: [String] = []
         var failureCount = 0
+
+        /// The labels that each checkpoint may have after so many calls, where it was given any:
+        /// the last that somebody was told of, and those asked for since.
+        func labels(after callCount: Int) -> [CheckpointID: [String?]] {
+            var result: [CheckpointID: [String?]] = [:]
+            for labelling in labellings where labelling.start < callCount {
+                let isTold = labelling.end.map { $0 <= callCount } ?? false
+                let before = result[labelling.id] ?? [copies[labelling.id]?.label]
+                result[labelling.id] = (isTold ? [] : before) + [labelling.label]
+            }
+            return result
+        }
     }
 
     static let guestPageCount = 48
@@ -187,6 +210,22 @@ final class CrashWorld: Sendable {
         state.withLock { [forgetting] in $0.forgettings.append(forgetting) }
     }
 
+    /// Gives a checkpoint a label, counted in the order in which they were acknowledged.
+    func label(_ position: Int, _ label: String?) throws {
+        guard let id = state.withLock({ $0.acknowledged.dropFirst(position).first?.id }) else {
+            return
+        }
+        let repository = try repository()
+        var labelling = Labelling(id: id, label: label, start: disk.calls.count)
+        do {
+            try repository.setLabel(label, of: id)
+            labelling.end = disk.calls.count
+        } catch {
+            noteFailure("label", error)
+        }
+        state.withLock { [labelling] in $0.labellings.append(labelling) }
+    }
+
     /// Has all the space back that can be had.
     func prune() throws {
         do {
@@ -244,7 +283,8 @@ final class CrashWorld: Sendable {
         let mayBeGone = Set(begun.flatMap(\.ids)).union(state.damaged)
         let known = state.acknowledged.filter { $0.callCount <= callCount }.map(\.id)
         return CrashCheck(
-            copies: state.copies, attempts: isLive ? state.attempts : [],
+            copies: state.copies, labels: state.labels(after: callCount),
+            attempts: isLive ? state.attempts : [],
             acknowledged: known.filter { !mayBeGone.contains($0) },
             forgotten: Set(ended.flatMap(\.ids)),
             mayBeGone: mayBeGone, mustRepair: scenario.isDamaged,

@@ -1,0 +1,51 @@
+import ArgumentParser
+import SystemPackage
+import Varve
+
+struct Label: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Gives a checkpoint a label, another one, or none.",
+        discussion: """
+            The label refers to this checkpoint from then on: later ones of the lineage that have \
+            it lose it. A labelled checkpoint is kept by all --keep rules of 'varve forget'. The \
+            checkpoint's id and contents stay what they are.
+            """)
+
+    @Argument(help: "The repository.")
+    var store: String
+
+    @Argument(help: "The checkpoint.")
+    var checkpoint: String
+
+    @Argument(help: "The label.")
+    var label: String?
+
+    @Flag(help: "Remove the checkpoint's label.")
+    var remove = false
+
+    @Flag(help: "Print the checkpoint as a JSON object.")
+    var json = false
+
+    func validate() throws {
+        if (label == nil) != remove {
+            throw ValidationError("give a label, or --remove")
+        }
+    }
+
+    func run() throws {
+        try reporting {
+            let repository = try Repository.open(at: FilePath(store), .writing)
+            let found = try repository.checkpoint(named: checkpoint)
+            let changed = try repository.setLabel(label, of: found.id)
+            try repository.close()
+            let what = label.map { "label '\($0)' given to" } ?? "label removed from"
+            try Output.report("\(what) checkpoint \(found.id.short)") {
+                try Output.line(
+                    json
+                        ? JSON.object(changed.fields).text
+                        : "\(changed.id.short) \(changed.lineage): "
+                            + (label.map { "label \($0)" } ?? "no label"))
+            }
+        }
+    }
+}
