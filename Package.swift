@@ -11,6 +11,8 @@ let package = Package(
         .library(name: "Varve", targets: ["Varve"]),
         // The same without live Xen domains, for hosts that have no library of Xen.
         .library(name: "VarveCore", targets: ["VarveCore"]),
+        // Checks for an embedder's own guest, for its tests.
+        .library(name: "GuestConformance", targets: ["GuestConformance"]),
         .executable(name: "varve", targets: ["varve-cli"]),
         .executable(name: "timetravel", targets: ["TimeTravel"]),
         // For the package in Benchmarks alone; no promise of an interface.
@@ -41,6 +43,7 @@ let package = Package(
 
         // Values and protocols.
         .target(name: "GuestModel"),
+        .target(name: "GuestConformance", dependencies: ["GuestModel"]),
 
         // The repository.
         .target(
@@ -150,6 +153,12 @@ let package = Package(
             resources: [.copy("Corpus")]),
         .testTarget(name: "GuestModelTests", dependencies: ["GuestModel", "VarveTestSupport"]),
         .testTarget(
+            name: "GuestConformanceTests",
+            dependencies: [
+                "GuestConformance", "GuestModel", "LinuxGuest", "VarveTestSupport",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ]),
+        .testTarget(
             name: "LinuxGuestTests",
             dependencies: [
                 "GuestModel", "LinuxGuest", "VarveTestSupport",
@@ -159,8 +168,8 @@ let package = Package(
             name: "XenGuestTests",
             dependencies: [
                 // Memory of a simulated domain is a memfd, which glibc hides from Swift.
-                "CLinux", "CheckpointEngine", "CheckpointStore", "GuestModel", "VarveTestSupport",
-                "XenGuest", "XenStream",
+                "CLinux", "CheckpointEngine", "CheckpointStore", "GuestConformance", "GuestModel",
+                "VarveTestSupport", "XenGuest", "XenStream",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
         .testTarget(

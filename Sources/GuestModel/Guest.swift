@@ -2,6 +2,8 @@
 ///
 /// The engine calls one guest from one thread at a time. Calls may block for as long as the kernel
 /// or hypervisor takes; none is made on a thread of Swift's cooperative pool.
+///
+/// The product `GuestConformance` checks a guest of your own against what is said here.
 public protocol Guest: AnyObject, Sendable {
     /// The frames that exist now.
     ///
@@ -43,9 +45,22 @@ public protocol Guest: AnyObject, Sendable {
     /// Asked once as a session begins, with the state of the lineage's newest checkpoint, while the
     /// guest runs. The answer is the part of a sentence: "its newest checkpoint is of ...".
     func difference(fromHistory state: GuestState) -> String?
+
+    /// Makes the caller the guest's only owner until the claim is released.
+    ///
+    /// A `CaptureSession` calls it once, before anything else, and releases the claim when it is
+    /// closed. While the guest has an owner it throws `busy`, with what to do about it.
+    ///
+    /// The default claims this object. A guest of which two objects can exist claims what they
+    /// share: its memory (`GuestClaim.init(of:memory:)`) or, between processes, a lock file as
+    /// `XenDomain` has. A guest that wraps another one returns that one's claim.
+    func claim() throws(GuestError) -> GuestClaim
 }
 
 extension Guest {
+    /// Claims this object.
+    public func claim() throws(GuestError) -> GuestClaim { try GuestClaim(of: self) }
+
     /// Nil: any history may be this guest's.
     public func difference(fromHistory state: GuestState) -> String? { nil }
 }
@@ -100,56 +115,4 @@ extension WritableGuest {
 
     /// Nil: pages are copied by `writePages`.
     public func mappedMemory(of range: PageRange) -> UnsafeMutableRawBufferPointer? { nil }
-}
-
-/// What a dirty log knows after it was read.
-public enum DirtyKnowledge: Hashable, Sendable {
-    /// Every page written since the last take is in the set.
-    case complete
-    /// Pages may be missing (Xen `ENOMEM`, a tracker restarted): every page must be compared.
-    case unknown
-}
-
-/// A log of the pages that a running guest writes.
-///
-/// Called on the engine's capture thread, one call at a time.
-public protocol DirtyTracking: AnyObject, Sendable {
-    /// Begins to log. What was written before is not in the log: the caller copies everything once,
-    /// after this call. Calling it again is harmless and loses nothing.
-    func start() throws(GuestError)
-
-    /// Adds the pages written since the last take (or since `start`) to `bitmap` and clears the log
-    /// in the same step: a write either is in this set or will be in the next one.
-    ///
-    /// When it throws, the log may have been cleared: the caller treats the set as unknown.
-    ///
-    /// - Parameters:
-    ///   - bitmap: the set that grows; never shrinks.
-    ///   - isFinal: true in the pause. Xen's `XEN_DOMCTL_SHADOW_LOGDIRTY_FINAL`.
-    func takeDirty(into bitmap: inout DirtyBitmap, isFinal: Bool) throws(GuestError)
-        -> DirtyKnowledge
-
-    /// Adds the pages written since the last take to `bitmap`; the log need not be cleared.
-    ///
-    /// For a revert, which writes these pages next: where a logged page can be written without
-    /// being logged again, not clearing saves one fault a page. The default takes the log.
-    func readDirty(into bitmap: inout DirtyBitmap, isFinal: Bool) throws(GuestError)
-        -> DirtyKnowledge
-
-    /// How many pages the log holds now, without clearing it.
-    ///
-    /// The engine decides by it when to pause. It may be an estimate.
-    func peekDirtyCount() throws(GuestError) -> Int
-
-    /// Ends logging; the guest runs at full speed again. Harmless when not started.
-    func stop()
-}
-
-extension DirtyTracking {
-    /// Takes the log.
-    public func readDirty(
-        into bitmap: inout DirtyBitmap, isFinal: Bool
-    ) throws(GuestError) -> DirtyKnowledge {
-        try takeDirty(into: &bitmap, isFinal: isFinal)
-    }
 }

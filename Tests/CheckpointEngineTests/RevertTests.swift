@@ -37,7 +37,7 @@ import VarveTestSupport
         try guest.resume()
         #expect(try MemoryRoot.of(guest) == checkpoints[0].root)
         var log = DirtyBitmap()
-        _ = try guest.takeDirty(into: &log, isFinal: true)
+        _ = try guest.takeDirty(try #require(session.dirtyLog), into: &log, isFinal: true)
         let next = try session.capture().checkpoint
         #expect(next.root == checkpoints[0].root)
         session.close()

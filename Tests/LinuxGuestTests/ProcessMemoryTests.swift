@@ -23,9 +23,9 @@ let canTrack: Bool = {
         region.address(of: PageFrameNumber(region.pages.first.rawValue + UInt64(index)))
     }
 
-    private func take(_ memory: ProcessMemory) throws -> Set<UInt64> {
+    private func take(_ memory: ProcessMemory, _ log: DirtyLog) throws -> Set<UInt64> {
         var bitmap = DirtyBitmap()
-        #expect(try memory.takeDirty(into: &bitmap, isFinal: true) == .complete)
+        #expect(try memory.takeDirty(log, into: &bitmap, isFinal: true) == .complete)
         return Set(bitmap.runs().flatMap { Array($0.frames) })
     }
 
@@ -36,8 +36,8 @@ let canTrack: Bool = {
         let first = try memory.allocate(
             byteCount: ProcessMemoryTests.pageCount * Page.byteCount, backing: backing)
         let second = try memory.allocate(byteCount: 100 * Page.byteCount, backing: backing)
-        try memory.start()
-        #expect(try take(memory).isEmpty, "the log begins empty")
+        let log = try memory.start()
+        #expect(try take(memory, log).isEmpty, "the log begins empty")
         for _ in 0..<50 {
             var written: Set<UInt64> = []
             for _ in 0..<Int.random(in: 0...80, using: &random) {
@@ -49,15 +49,15 @@ let canTrack: Bool = {
                 let other = Int.random(in: 0..<region.pages.count, using: &random)
                 _ = page(region, other).load(as: UInt8.self)
             }
-            #expect(try memory.peekDirtyCount() == written.count)
-            #expect(try take(memory) == written)
+            #expect(try memory.peekDirtyCount(log) == written.count)
+            #expect(try take(memory, log) == written)
         }
     }
 
     @Test func concurrentWritersLoseNothing() throws {
         let memory = ProcessMemory()
         let region = try memory.allocate(byteCount: ProcessMemoryTests.pageCount * Page.byteCount)
-        try memory.start()
+        let log = try memory.start()
         let isStopped = Atomic(false)
         let writers = (0..<2).map { writer in
             TestThread {
@@ -81,39 +81,39 @@ let canTrack: Bool = {
                 }
             }
         }
-        for _ in 0..<200 { follow(try take(memory)) }
+        for _ in 0..<200 { follow(try take(memory, log)) }
         isStopped.store(true, ordering: .relaxed)
         for writer in writers { writer.join() }
-        follow(try take(memory))
+        follow(try take(memory, log))
         #expect(shadow.elementsEqual(region.bytes))
     }
 
     @Test func regionsThatComeLaterAreTakenWhole() throws {
         let memory = ProcessMemory()
         _ = try memory.allocate(byteCount: 10 * Page.byteCount)
-        try memory.start()
+        let log = try memory.start()
         let late = try memory.allocate(byteCount: 20 * Page.byteCount)
         #expect(late.pages.first == PageFrameNumber(10))
-        #expect(try take(memory) == Set(late.pages.frames))
-        #expect(try take(memory).isEmpty)
+        #expect(try take(memory, log) == Set(late.pages.frames))
+        #expect(try take(memory, log).isEmpty)
     }
 
     @Test func discardedPagesAreTaken() throws {
         let memory = ProcessMemory()
         let region = try memory.allocate(byteCount: 10 * Page.byteCount)
         page(region, 4).storeBytes(of: 1, as: UInt8.self)
-        try memory.start()
-        #expect(try take(memory).isEmpty)
+        let log = try memory.start()
+        #expect(try take(memory, log).isEmpty)
         #expect(discard(page(region, 4), Page.byteCount))
-        #expect(try take(memory) == [4], "the page is zero now")
+        #expect(try take(memory, log) == [4], "the page is zero now")
     }
 
     @Test func writesByTheKernelAreTaken() throws {
         let memory = ProcessMemory()
         let region = try memory.allocate(byteCount: 10 * Page.byteCount)
-        try memory.start()
+        let log = try memory.start()
         #expect(readRandom(page(region, 2), 2 * Page.byteCount))
-        #expect(try take(memory) == [2, 3])
+        #expect(try take(memory, log) == [2, 3])
     }
 
     @Test func everyFailingCallIsAnError() throws {
@@ -125,10 +125,10 @@ let canTrack: Bool = {
             let memory = ProcessMemory()
             _ = try memory.allocate(byteCount: 4 * Page.byteCount)
             failCalls(name, errno: 1)
-            #expect(throws: GuestError.self, "\(name)") { try memory.start() }
+            #expect(throws: GuestError.self, "\(name)") { _ = try memory.start() }
             KernelFault.set(nil)
-            try memory.start()
-            #expect(try take(memory).isEmpty)
+            let log = try memory.start()
+            #expect(try take(memory, log).isEmpty)
         }
         for name in ["memfd_create", "ftruncate", "mmap"] {
             failCalls(name, errno: 12)
@@ -150,16 +150,16 @@ let canTrack: Bool = {
     @Test func readingTheLogDoesNotClearIt() throws {
         let memory = ProcessMemory()
         let region = try memory.allocate(byteCount: 64 * Page.byteCount)
-        try memory.start()
+        let log = try memory.start()
         let written: Set<UInt64> = [3, 4, 40]
         for index in written { page(region, Int(index)).storeBytes(of: 1, as: UInt8.self) }
         for _ in 0..<2 {
             var bitmap = DirtyBitmap()
-            #expect(try memory.readDirty(into: &bitmap, isFinal: false) == .complete)
+            #expect(try memory.readDirty(log, into: &bitmap, isFinal: false) == .complete)
             #expect(Set(bitmap.runs().flatMap { Array($0.frames) }) == written)
         }
-        #expect(try take(memory) == written)
-        #expect(try take(memory).isEmpty)
+        #expect(try take(memory, log) == written)
+        #expect(try take(memory, log).isEmpty)
     }
 
     /// The memory of frames of one region is the region's; frames of two have none in one piece.

@@ -45,7 +45,8 @@ enum TidyRules {
 
     /// Which of our modules and libraries a module may import.
     static let imports: [String: Set<String>] = [
-        "GuestModel": [],
+        "GuestModel": ["Synchronization"],
+        "GuestConformance": ["GuestModel", "Glibc"],
         "CheckpointFormat": ["GuestModel", "CPageKernels", "CZstd", "Synchronization"],
         "CheckpointStore": [
             "GuestModel", "CheckpointFormat", "CLMDB", "CLinux", "SystemPackage", "Glibc",

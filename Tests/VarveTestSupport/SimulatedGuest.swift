@@ -11,10 +11,15 @@ public final class SimulatedGuest: WritableGuest {
         /// The state besides memory.
         public var state = GuestState.empty
         var dirty = DirtyBitmap()
-        var isTracking = false
-        var isPaused = false
+        /// The log that runs; nil if none does.
+        var log: DirtyLog?
+        var isTracking: Bool { log != nil }
+        /// True between `pause` and `resume`.
+        public internal(set) var isPaused = false
         /// Called when it is resumed, and after each copy while it runs: its chance to write.
         var live: (@Sendable (inout State) -> Void)?
+        /// Calls until somebody else begins a log, and whether they end it; nil: nobody does.
+        var intruder: (callsLeft: Int, ends: Bool)?
         /// Calls until the one that fails; nil: none does.
         var callsUntilFailure: Int?
         var pauseCount = 0
@@ -29,6 +34,15 @@ public final class SimulatedGuest: WritableGuest {
         public var unloggedFrames: Set<UInt64> = []
         /// What the next takes answer.
         public var knowledge = DirtyKnowledge.complete
+
+        /// Before a call: somebody who shares the log has a turn.
+        mutating func letIntruderIn() {
+            guard let (callsLeft, ends) = intruder else { return }
+            intruder = callsLeft == 0 ? nil : (callsLeft - 1, ends)
+            guard callsLeft == 0 else { return }
+            log = ends ? nil : DirtyLog()
+            dirty.removeAll()
+        }
 
         /// A write by the guest.
         public mutating func write(_ frame: UInt64, _ page: [UInt8]) {
@@ -70,6 +84,13 @@ public final class SimulatedGuest: WritableGuest {
         state.withLock { $0.callsUntilFailure = count }
     }
 
+    /// Makes somebody else begin a log of their own after some calls, whose set they take.
+    ///
+    /// - Parameter ends: they end it too, so that no log runs.
+    public func intrude(after count: Int, ends: Bool) {
+        state.withLock { $0.intruder = (count, ends) }
+    }
+
     /// How often it was paused and not resumed.
     public var pausesOpen: Int { state.withLock { $0.pauseCount - $0.resumeCount } }
 
@@ -77,6 +98,7 @@ public final class SimulatedGuest: WritableGuest {
         _ name: String, _ body: (inout State) -> T
     ) throws(GuestError) -> T {
         let result = state.withLock { state -> T? in
+            state.letIntruderIn()
             if let left = state.callsUntilFailure {
                 state.callsUntilFailure = left == 0 ? nil : left - 1
                 if left == 0 { return nil }
@@ -195,19 +217,27 @@ public final class SimulatedGuest: WritableGuest {
 
 extension SimulatedGuest: DirtyTracking {
     /// Begins to log.
-    public func start() throws(GuestError) {
-        try call("start") { $0.isTracking = true }
+    public func start() throws(GuestError) -> DirtyLog {
+        try call("start") { state in
+            let log = DirtyLog()
+            state.log = log
+            return log
+        }
     }
+
+    /// True for the log that was begun last.
+    public func isRunning(_ log: DirtyLog) -> Bool { state.withLock { $0.log == log } }
 
     /// Takes the log.
     ///
     /// A failing take has destroyed it, as Xen's may.
     public func takeDirty(
-        into bitmap: inout DirtyBitmap, isFinal: Bool
+        _ log: DirtyLog, into bitmap: inout DirtyBitmap, isFinal: Bool
     ) throws(GuestError) -> DirtyKnowledge {
         let (taken, knowledge): (DirtyBitmap, DirtyKnowledge)
         do {
             (taken, knowledge) = try call("takeDirty") { state in
+                guard state.log == log else { return (DirtyBitmap(), .unknown) }
                 defer {
                     state.dirty.removeAll()
                     state.knowledge = .complete
@@ -215,7 +245,9 @@ extension SimulatedGuest: DirtyTracking {
                 return (state.knowledge == .complete ? state.dirty : DirtyBitmap(), state.knowledge)
             }
         } catch {
-            state.withLock { $0.dirty.removeAll() }
+            state.withLock { state in
+                if state.log == log { state.dirty.removeAll() }
+            }
             throw error
         }
         bitmap.formUnion(taken)
@@ -223,14 +255,15 @@ extension SimulatedGuest: DirtyTracking {
     }
 
     /// Counts the log.
-    public func peekDirtyCount() throws(GuestError) -> Int {
+    public func peekDirtyCount(_ log: DirtyLog) throws(GuestError) -> Int {
         try call("peekDirtyCount") { $0.dirty.count }
     }
 
     /// Ends logging.
-    public func stop() {
+    public func stop(_ log: DirtyLog) {
         state.withLock { state in
-            state.isTracking = false
+            guard state.log == log else { return }
+            state.log = nil
             state.dirty.removeAll()
         }
     }

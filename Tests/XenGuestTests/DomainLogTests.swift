@@ -117,8 +117,7 @@ import VarveTestSupport
         scene.xen.failCall(0, errno: EIO)
         session.close()
         scene.expectSound(isLogOn: true)
-        try domain.start()
-        domain.stop()
+        domain.stop(try domain.start())
         scene.expectSound(isLogOn: false)
     }
 
@@ -139,10 +138,10 @@ import VarveTestSupport
     @Test func aFrameThatABackendMayWriteIsInEverySet() throws {
         let scene = try Scene(8510)
         let domain = try XenDomain(Scene.number, calls: scene.xen, options: scene.options)
-        try domain.start()
+        let log = try domain.start()
         for isFinal in [false, true, false] {
             var set = DirtyBitmap()
-            #expect(try domain.takeDirty(into: &set, isFinal: isFinal) == .complete)
+            #expect(try domain.takeDirty(log, into: &set, isFinal: isFinal) == .complete)
             #expect(set.contains(PageFrameNumber(3)), "mapped for writing")
             #expect(!set.contains(PageFrameNumber(4)), "granted and not mapped so")
             #expect(set.contains(PageFrameNumber(2105)) == isFinal, "mapped by the hypervisor")
@@ -150,14 +149,14 @@ import VarveTestSupport
         // A frame beyond the guest's memory is nobody's.
         scene.xen.with(Scene.number) { $0.grants.append(GrantEntry(flags: 1 << 4, frame: 1 << 40)) }
         var set = DirtyBitmap()
-        _ = try domain.takeDirty(into: &set, isFinal: false)
+        _ = try domain.takeDirty(log, into: &set, isFinal: false)
         #expect(set.words.count * 64 < 1 << 20)
     }
 
     @Test func aDirtyFrameOutsideTheLayoutMeansAnotherScan() throws {
         let scene = try Scene(8511)
         let domain = try XenDomain(Scene.number, calls: scene.xen, options: scene.options)
-        try domain.start()
+        let log = try domain.start()
         let before = try domain.layout()
         func scans() -> Int { scene.xen.with { $0.trace }.filter { $0 == "frameTypes" }.count }
         let count = scans()
@@ -166,14 +165,14 @@ import VarveTestSupport
         // A bit without a page is no news; one with a page is.
         scene.xen.with(Scene.number) { $0.markDirty(1000) }
         var set = DirtyBitmap()
-        _ = try domain.takeDirty(into: &set, isFinal: false)
+        _ = try domain.takeDirty(log, into: &set, isFinal: false)
         _ = try domain.layout()
         #expect(scans() == count + 1, "one look at the strange frame")
         scene.xen.with(Scene.number) { guest in
             guest.release(10)
             guest.take(1000)
         }
-        _ = try domain.takeDirty(into: &set, isFinal: false)
+        _ = try domain.takeDirty(log, into: &set, isFinal: false)
         let after = try domain.layout()
         #expect(after.contains(PageFrameNumber(1000)) && !after.contains(PageFrameNumber(10)))
     }
@@ -181,29 +180,34 @@ import VarveTestSupport
     @Test func aPeekClearsNothing() throws {
         let scene = try Scene(8512)
         let domain = try XenDomain(Scene.number, calls: scene.xen, options: scene.options)
-        try domain.start()
+        let log = try domain.start()
         scene.xen.with(Scene.number) { guest in
             for frame in UInt64(10)..<20 { guest.write(frame, guest.page()) }
         }
-        #expect(try domain.peekDirtyCount() == 10)
-        #expect(try domain.peekDirtyCount() == 10)
+        #expect(try domain.peekDirtyCount(log) == 10)
+        #expect(try domain.peekDirtyCount(log) == 10)
         scene.xen.with(Scene.number) { $0.log.hasFailed = true }
-        #expect(try domain.peekDirtyCount() >= 93, "an unknown set counts as all")
+        #expect(try domain.peekDirtyCount(log) >= 93, "an unknown set counts as all")
     }
 
-    @Test func startingAgainLosesNothingAndStoppingAgainIsHarmless() throws {
+    @Test func beginningAgainLosesNothingAndStoppingAgainIsHarmless() throws {
         let scene = try Scene(8513)
         let domain = try XenDomain(Scene.number, calls: scene.xen, options: scene.options)
-        domain.stop()
+        domain.stop(DirtyLog())
         #expect(!scene.xen.with { $0.trace }.contains("disableLog"))
-        try domain.start()
+        let first = try domain.start()
         scene.xen.with(Scene.number) { $0.write(10, $0.page()) }
-        try domain.start()
+        let second = try domain.start()
         var set = DirtyBitmap()
-        _ = try domain.takeDirty(into: &set, isFinal: false)
+        #expect(try domain.takeDirty(first, into: &set, isFinal: false) == .unknown)
+        #expect(set.isEmpty, "it is not the first one's any more")
+        #expect(try domain.takeDirty(second, into: &set, isFinal: false) == .complete)
         #expect(set.contains(PageFrameNumber(10)))
-        domain.stop()
-        domain.stop()
+        domain.stop(first)
+        scene.expectSound(isLogOn: true, "the end of a log that has ended ends no other")
+        domain.stop(second)
+        domain.stop(second)
+        #expect(try domain.takeDirty(second, into: &set, isFinal: false) == .unknown)
         #expect(scene.xen.with { $0.trace }.filter { $0 == "disableLog" }.count == 1)
     }
 }

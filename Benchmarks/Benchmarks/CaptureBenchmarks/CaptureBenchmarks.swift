@@ -58,7 +58,7 @@ private func pauseRound(
     subject.write(pages: dirtyCount)
     var bitmap = DirtyBitmap()
     let start = ContinuousClock.now
-    _ = try subject.memory.takeDirty(into: &bitmap, isFinal: true)
+    try subject.take(into: &bitmap)
     let taken = ContinuousClock.now
     let copied = subject.copy(bitmap.runs())
     let end = ContinuousClock.now

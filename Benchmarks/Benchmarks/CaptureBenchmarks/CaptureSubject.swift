@@ -53,8 +53,16 @@ final class CaptureSubject {
     /// What a pause cannot do without: take the log, and copy what it names.
     func takeAndCopy() throws -> Int {
         var bitmap = DirtyBitmap()
-        _ = try memory.takeDirty(into: &bitmap, isFinal: true)
+        try take(into: &bitmap)
         return copy(bitmap.runs())
+    }
+
+    /// Takes the session's log, as its pause does: what it names must be written again before the
+    /// next capture.
+    func take(into bitmap: inout DirtyBitmap) throws {
+        guard let log = session.dirtyLog,
+            try memory.takeDirty(log, into: &bitmap, isFinal: true) == .complete
+        else { throw Child.Failure(description: "the session has no log that knows all writes") }
     }
 
     /// Copies pages out of the guest, without a gap between them.

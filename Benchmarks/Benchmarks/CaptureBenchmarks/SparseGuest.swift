@@ -6,6 +6,8 @@ final class SparseGuest: Guest, DirtyTracking {
     private struct State {
         var stamps: [UInt64: UInt64] = [:]
         var dirty = DirtyBitmap()
+        /// The log that runs; nil if none does.
+        var log: DirtyLog?
         var number: UInt64 = 0
         var random = SystemRandomNumberGenerator()
     }
@@ -58,17 +60,32 @@ final class SparseGuest: Guest, DirtyTracking {
 
     func captureState() -> GuestState { .empty }
 
-    func start() {}
-
-    func takeDirty(into bitmap: inout DirtyBitmap, isFinal: Bool) -> DirtyKnowledge {
-        state.withLock { state in
-            bitmap.formUnion(state.dirty)
-            state.dirty.removeAll()
-        }
-        return .complete
+    func start() -> DirtyLog {
+        let log = DirtyLog()
+        state.withLock { $0.log = log }
+        return log
     }
 
-    func peekDirtyCount() -> Int { state.withLock { $0.dirty.count } }
+    func isRunning(_ log: DirtyLog) -> Bool { state.withLock { $0.log == log } }
 
-    func stop() {}
+    func takeDirty(
+        _ log: DirtyLog, into bitmap: inout DirtyBitmap, isFinal: Bool
+    ) -> DirtyKnowledge {
+        state.withLock { state -> DirtyBitmap? in
+            guard state.log == log else { return nil }
+            defer { state.dirty.removeAll() }
+            return state.dirty
+        }.map { taken in
+            bitmap.formUnion(taken)
+            return .complete
+        } ?? .unknown
+    }
+
+    func peekDirtyCount(_ log: DirtyLog) -> Int { state.withLock { $0.dirty.count } }
+
+    func stop(_ log: DirtyLog) {
+        state.withLock { state in
+            if state.log == log { state.log = nil }
+        }
+    }
 }

@@ -44,11 +44,13 @@ struct CaptureRun {
     /// Takes the checkpoint up to the moment when the guest runs again.
     func run() throws(CaptureError) -> PendingCapture {
         do {
-            let tracking = try startTracking()
+            let log = SessionLog(session)
+            try log?.begin()
+            job.move { $0.begin() }
             takeUnsaved()
             let facts =
-                if let tracking {
-                    try captureTracked(tracking)
+                if let log {
+                    try captureTracked(log)
                 } else {
                     try captureUntracked()
                 }
@@ -60,22 +62,6 @@ struct CaptureRun {
             _ = try? job.wait()
             throw failure
         }
-    }
-
-    private func startTracking() throws -> (any DirtyTracking)? {
-        guard let tracking = session.guest.dirtyTracking else {
-            job.move { $0.begin() }
-            return nil
-        }
-        if !session.state.withLock({ $0.isTracking }) {
-            try tracking.start()
-            session.state.withLock { state in
-                state.isTracking = true
-                state.comparesAll = true
-            }
-        }
-        job.move { $0.begin() }
-        return tracking
     }
 
     /// Takes over what earlier captures could not save.
@@ -95,7 +81,7 @@ struct CaptureRun {
 
     // MARK: - With a dirty log
 
-    private func captureTracked(_ tracking: any DirtyTracking) throws -> PendingCapture.Facts {
+    private func captureTracked(_ log: SessionLog) throws -> PendingCapture.Facts {
         let comparesAll = taken.pages.withLock { $0.comparesAll }
         var facts = PendingCapture.Facts()
         var dirty = taken.pages.withLock { $0.pages }
@@ -106,14 +92,14 @@ struct CaptureRun {
             dirty = DirtyBitmap(layout)
             // What was logged so far is in the set: every page is.
             var forgotten = DirtyBitmap()
-            _ = try take(tracking, into: &forgotten, isFinal: false)
+            _ = try take(log, into: &forgotten, isFinal: false)
         }
         var all = dirty
         var rounds = 0
         while true {
             var expected = 0
-            (dirty, rounds, expected) = try precopy(tracking, dirty, rounds, &all, &facts)
-            let attempt = try pauseAndCopy(tracking, dirty, expected, &seen, &all, &facts)
+            (dirty, rounds, expected) = try precopy(log, dirty, rounds, &all, &facts)
+            let attempt = try pauseAndCopy(log, dirty, expected, &seen, &all, &facts)
             switch attempt {
             case .copied(let completion):
                 finish(completion, rounds: rounds, all: all, comparesAll: comparesAll, &facts)
@@ -138,7 +124,7 @@ struct CaptureRun {
     /// - Returns: pages left over, rounds in all, and pages to be expected in the pause. The log is
     ///   asked once a round: for a process each question is a walk over its page tables.
     private func precopy(
-        _ tracking: any DirtyTracking, _ first: DirtyBitmap, _ roundsSoFar: Int,
+        _ log: SessionLog, _ first: DirtyBitmap, _ roundsSoFar: Int,
         _ all: inout DirtyBitmap, _ facts: inout PendingCapture.Facts
     ) throws -> (DirtyBitmap, Int, Int) {
         var dirty = first
@@ -147,10 +133,10 @@ struct CaptureRun {
         var previous = Int.max
         while rounds < session.options.precopyRoundsMax {
             let known = dirty.count
-            let expected = known + (try tracking.peekDirtyCount())
+            let expected = known + (try log.peekCount())
             if expected <= limit || expected >= previous { return (dirty, rounds, expected) }
             previous = expected
-            if try take(tracking, into: &dirty, isFinal: false) == .unknown {
+            if try take(log, into: &dirty, isFinal: false) == .unknown {
                 dirty = DirtyBitmap(try session.guest.layout())
                 taken.pages.withLock { $0.comparesAll = true }
             }
@@ -162,7 +148,7 @@ struct CaptureRun {
             try job.drain()
             dirty = DirtyBitmap()
         }
-        return (dirty, rounds, dirty.count + (try tracking.peekDirtyCount()))
+        return (dirty, rounds, dirty.count + (try log.peekCount()))
     }
 
     /// Pages that the pause budget allows to be copied.
@@ -175,10 +161,10 @@ struct CaptureRun {
 
     /// Takes the log, and remembers what was taken so that a failure merges it back.
     private func take(
-        _ tracking: any DirtyTracking, into dirty: inout DirtyBitmap, isFinal: Bool
+        _ log: SessionLog, into dirty: inout DirtyBitmap, isFinal: Bool
     ) throws -> DirtyKnowledge {
         do {
-            let knowledge = try tracking.takeDirty(into: &dirty, isFinal: isFinal)
+            let knowledge = try log.take(into: &dirty, isFinal: isFinal)
             taken.pages.withLock { taken in
                 taken.pages.formUnion(dirty)
                 taken.comparesAll = taken.comparesAll || knowledge == .unknown
@@ -210,7 +196,7 @@ struct CaptureRun {
     ///
     /// Nothing else.
     private func pauseAndCopy(
-        _ tracking: any DirtyTracking, _ known: DirtyBitmap, _ expected: Int,
+        _ log: SessionLog, _ known: DirtyBitmap, _ expected: Int,
         _ seen: inout GuestLayout, _ all: inout DirtyBitmap, _ facts: inout PendingCapture.Facts
     ) throws -> Attempt {
         try session.checkCancelled()
@@ -227,7 +213,7 @@ struct CaptureRun {
         let paused = try PausedGuest(pausing: session.guest)
         let time = session.options.clock()
         // The log first: it may name frames that came since the layout was looked at.
-        let knowledge = try take(tracking, into: &dirty, isFinal: true)
+        let knowledge = try take(log, into: &dirty, isFinal: true)
         let layout = try currentLayout()
         if knowledge == .unknown { dirty = DirtyBitmap(layout) }
         if layout != seenBefore {

@@ -27,7 +27,8 @@ public final class CaptureSession: Sendable {
     }
 
     struct State: Sendable {
-        var isTracking = false
+        /// The dirty log that the session began; nil if it has none.
+        var log: DirtyLog?
         /// Every page is compared by the next capture.
         var comparesAll = true
         /// Pages taken from the log that are in no checkpoint and in no capture under way.
@@ -47,11 +48,14 @@ public final class CaptureSession: Sendable {
     let pipeline: CheckpointPipeline
     let keeper: RetentionKeeper?
     let state = Memory()
+    private let claim: GuestClaim
     /// Held by whoever captures or reverts.
     let turn = Monitor(false)
     private let isCancelled = Atomic(false)
 
-    /// Begins a session.
+    /// Begins a session, which owns the guest until it is closed or dropped.
+    ///
+    /// Fails with the guest's `busy` while another session has the guest (`Guest.claim`).
     ///
     /// - Parameters:
     ///   - guest: what to capture.
@@ -65,6 +69,7 @@ public final class CaptureSession: Sendable {
     ) throws(CaptureError) {
         do {
             try repository.checkNames(lineage: lineage, label: nil)
+            claim = try guest.claim()
             var newest = parent
             if newest == nil { newest = try repository.newest(ofLineage: lineage) }
             try History.check(newest, of: repository, options) {
@@ -84,9 +89,10 @@ public final class CaptureSession: Sendable {
     }
 
     deinit {
-        guest.dirtyTracking?.stop()
+        SessionLog(self)?.stop()
         pipeline.close()
         keeper?.close()
+        claim.release()
     }
 
     /// Takes a checkpoint: returns when it is durable.
@@ -138,24 +144,31 @@ public final class CaptureSession: Sendable {
     /// What `CaptureOptions.retention` has done so far; nil without one.
     public var retentionReport: RetentionReport? { keeper?.report }
 
+    /// The dirty log that this session began; nil before its first capture, and for a guest without
+    /// one.
+    ///
+    /// To look at, with `DirtyTracking.peekDirtyCount`. Pages that are taken from it are missing
+    /// from the next checkpoint, unless they are written again.
+    public var dirtyLog: DirtyLog? { state.withLock { $0.log } }
+
     /// The checkpoint that the next one will follow.
     public var parent: Checkpoint? { pipeline.parent }
 
-    /// Waits for captures under way, and ends logging.
+    /// Waits for captures under way, ends logging, and gives the guest free for another session.
     ///
-    /// The guest runs on.
+    /// The guest runs on. Harmless the second time.
     public func close() {
         takeTurn()
         defer { endTurn() }
         pipeline.waitForJobs(atMost: 0)
         pipeline.release()
-        guest.dirtyTracking?.stop()
+        SessionLog(self)?.stop()
         keeper?.close()
         state.withLock { state in
             state.isClosed = true
-            state.isTracking = false
             state.comparesAll = true
         }
+        claim.release()
     }
 
     static let closed = CaptureError(.closed, "the session is closed; begin another one")

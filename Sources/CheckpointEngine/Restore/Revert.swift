@@ -111,13 +111,11 @@ private struct RevertRun {
     /// Pages that may differ from the target, as far as can be known while the guest runs, and the
     /// layout that this is known for; nil if every page must be compared in the pause.
     private func candidatesWhileRunning() throws -> (DirtyBitmap, GuestLayout?) {
-        guard let tracking = guest.dirtyTracking else { return (DirtyBitmap(), nil) }
-        let (isTracking, comparesAll, layout) = session.state.withLock {
-            ($0.isTracking, $0.comparesAll, $0.layout)
-        }
-        if isTracking && !comparesAll {
+        guard let log = SessionLog(session) else { return (DirtyBitmap(), nil) }
+        let (comparesAll, layout) = session.state.withLock { ($0.comparesAll, $0.layout) }
+        if log.isRunning && !comparesAll {
             var candidates = try session.pipeline.withMap { map.difference(from: $0) }
-            guard try readLog(tracking, isFinal: false) == .complete else {
+            guard try readLog(log, isFinal: false) == .complete else {
                 return (candidates, nil)
             }
             candidates.formUnion(session.state.withLock { $0.unsaved })
@@ -125,11 +123,8 @@ private struct RevertRun {
         }
         // Nothing is known of the memory: it is read while the guest runs, and what is written
         // meanwhile is in the log.
-        if !isTracking {
-            try tracking.start()
-            session.state.withLock { $0.isTracking = true }
-        }
-        _ = try takeLog(tracking)
+        try log.begin()
+        _ = try takeLog(log)
         let now = try guest.layout()
         return (map.difference(from: try MemoryRoot.map(of: guest)), now)
     }
@@ -137,8 +132,8 @@ private struct RevertRun {
     /// What joins them in the pause: pages written meanwhile; or, without a log, every page that
     /// differs now.
     private func candidatesInPause(_ known: GuestLayout?) throws -> DirtyBitmap {
-        if let tracking = guest.dirtyTracking, let known {
-            let knowledge = try readLog(tracking, isFinal: true)
+        if let log = SessionLog(session), let known {
+            let knowledge = try readLog(log, isFinal: true)
             if knowledge == .complete {
                 return session.state.withLock { $0.unsaved }.union(try ballooned(since: known))
             }
@@ -160,17 +155,17 @@ private struct RevertRun {
     /// Reads the log into the session's unsaved pages: should it be cleared by that, a failure from
     /// here on loses none.
     private func readLog(
-        _ tracking: any DirtyTracking, isFinal: Bool
+        _ log: SessionLog, isFinal: Bool
     ) throws -> DirtyKnowledge {
         try keep { (pages) throws(GuestError) in
-            try tracking.readDirty(into: &pages, isFinal: isFinal)
+            try log.read(into: &pages, isFinal: isFinal)
         }
     }
 
     /// Takes the log into the session's unsaved pages.
-    private func takeLog(_ tracking: any DirtyTracking) throws -> DirtyKnowledge {
+    private func takeLog(_ log: SessionLog) throws -> DirtyKnowledge {
         try keep { (pages) throws(GuestError) in
-            try tracking.takeDirty(into: &pages, isFinal: false)
+            try log.take(into: &pages, isFinal: false)
         }
     }
 
@@ -234,9 +229,9 @@ private struct RevertRun {
     private func forgetOwnWrites(_ candidates: DirtyBitmap) {
         var unsaved = DirtyBitmap()
         var comparesAll = true
-        if let tracking = guest.dirtyTracking, session.state.withLock({ $0.isTracking }) {
+        if let log = SessionLog(session), log.isRunning {
             do {
-                comparesAll = try tracking.takeDirty(into: &unsaved, isFinal: false) != .complete
+                comparesAll = try log.take(into: &unsaved, isFinal: false) != .complete
                 var own = unsaved
                 own.formIntersection(candidates)
                 own.formIntersection(DirtyBitmap(map.layout))

@@ -72,7 +72,7 @@ public final class ProcessMemory: WritableGuest {
     public static func checkSupport() throws(GuestError) {
         let tracker = WriteTracker()
         defer { tracker.stop() }
-        try tracker.start([])
+        let log = try tracker.start([])
         var bitmap = DirtyBitmap()
         guard let probe = system_mmap(Page.byteCount, nil) else {
             throw GuestError.call("mmap", "a page")
@@ -81,7 +81,7 @@ public final class ProcessMemory: WritableGuest {
         defer { system_munmap(bytes) }
         let range = PageRange(first: PageFrameNumber(0), count: 1)
         try tracker.add(MemoryRegion(bytes: bytes, pages: range, isOwned: false))
-        try tracker.scan(clear: true) { bitmap.insert($0) }
+        _ = try tracker.scan(log, clear: true) { bitmap.insert($0) }
     }
 
     /// The regions, in frame order.
@@ -160,7 +160,14 @@ public final class ProcessMemory: WritableGuest {
             let region = MemoryRegion(
                 bytes: bytes, pages: PageRange(first: first, count: bytes.count / Page.byteCount),
                 isOwned: isOwned)
-            try tracker?.add(region)
+            // A session that holds this guest holds its new memory too, if nobody else does.
+            try GuestClaim.extend(of: self, to: UnsafeRawBufferPointer(bytes))
+            do throws(GuestError) {
+                try tracker?.add(region)
+            } catch {
+                GuestClaim.withdraw(UnsafeRawBufferPointer(bytes), of: self)
+                throw error
+            }
             regions.append(region)
             return region
         }
@@ -171,6 +178,16 @@ public final class ProcessMemory: WritableGuest {
     /// One run a region that is not adjacent, from frame 0.
     public func layout() -> GuestLayout {
         GuestLayout(runs: regions.withLock { $0.map(\.pages) })
+    }
+
+    /// Claims the regions, those to come included: no other `ProcessMemory` over a byte of them
+    /// has an owner meanwhile.
+    ///
+    /// Memory that is mapped twice is two memories here, as it is for the log of writes.
+    public func claim() throws(GuestError) -> GuestClaim {
+        try regions.withLock { (regions) throws(GuestError) in
+            try GuestClaim(of: self, memory: regions.map { UnsafeRawBufferPointer($0.bytes) })
+        }
     }
 
     /// The log of writes; nil with `.compareAll`.
@@ -321,35 +338,53 @@ public final class ProcessMemory: WritableGuest {
 
 extension ProcessMemory: DirtyTracking {
     /// Protects all regions.
-    public func start() throws(GuestError) {
-        try tracker?.start(allRegions)
+    ///
+    /// Throws `busy` if another userfaultfd of this process has one of them.
+    public func start() throws(GuestError) -> DirtyLog {
+        guard let tracker else {
+            throw GuestError(
+                code: .unsupported,
+                message: "this memory was made without a log of writes; make it with .writeProtect")
+        }
+        // Under the lock: a region that is added meanwhile is either in the array or added after.
+        return try regions.withLock { (regions) throws(GuestError) in try tracker.start(regions) }
     }
+
+    /// True from `start` to the next `start` or `stop`.
+    public func isRunning(_ log: DirtyLog) -> Bool { tracker?.isRunning(log) ?? false }
 
     /// Takes and clears the log: one scan of the regions' page tables, about 1 ms for 1 GiB.
     public func takeDirty(
-        into bitmap: inout DirtyBitmap, isFinal: Bool
+        _ log: DirtyLog, into bitmap: inout DirtyBitmap, isFinal: Bool
     ) throws(GuestError) -> DirtyKnowledge {
-        try tracker?.scan(clear: true) { bitmap.insert($0) }
-        return .complete
+        try scan(log, clear: true) { bitmap.insert($0) }
     }
 
     /// Reads the log without clearing it: pages in it stay writable without a fault.
     public func readDirty(
-        into bitmap: inout DirtyBitmap, isFinal: Bool
+        _ log: DirtyLog, into bitmap: inout DirtyBitmap, isFinal: Bool
     ) throws(GuestError) -> DirtyKnowledge {
-        try tracker?.scan(clear: false) { bitmap.insert($0) }
-        return .complete
+        try scan(log, clear: false) { bitmap.insert($0) }
+    }
+
+    private func scan(
+        _ log: DirtyLog, clear: Bool, _ body: (PageRange) -> Void
+    ) throws(GuestError) -> DirtyKnowledge {
+        guard let tracker else { return .unknown }
+        return try tracker.scan(log, clear: clear, body) ? .complete : .unknown
     }
 
     /// Counts the log without clearing it: the same scan.
-    public func peekDirtyCount() throws(GuestError) -> Int {
+    ///
+    /// All pages for a log that has ended.
+    public func peekDirtyCount(_ log: DirtyLog) throws(GuestError) -> Int {
         var count = 0
-        try tracker?.scan(clear: false) { count += $0.count }
-        return count
+        let knowledge = try scan(log, clear: false) { count += $0.count }
+        return knowledge == .complete ? count : layout().pageCount
     }
 
     /// Ends the protection.
-    public func stop() {
-        tracker?.stop()
+    public func stop(_ log: DirtyLog) {
+        tracker?.stop(log)
     }
 }

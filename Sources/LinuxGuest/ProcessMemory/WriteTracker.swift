@@ -21,6 +21,8 @@ final class WriteTracker: Sendable {
         var userfaultfd: Int32 = -1
         var pagemap: Int32 = -1
         var regions: [MemoryRegion] = []
+        /// The log that runs; nil if none does.
+        var log: DirtyLog?
         var isOpen: Bool { userfaultfd >= 0 }
     }
 
@@ -33,12 +35,18 @@ final class WriteTracker: Sendable {
         stop()
     }
 
-    /// Begins to track.
+    /// Begins a log; one that runs ends with it.
     ///
-    /// Harmless if it has begun.
-    func start(_ regions: [MemoryRegion]) throws(GuestError) {
-        try state.withLock { (state) throws(GuestError) in
-            guard !state.isOpen else { return }
+    /// - Parameter regions: all that there are; those added after it are tracked by `add`.
+    func start(_ regions: [MemoryRegion]) throws(GuestError) -> DirtyLog {
+        try state.withLock { (state) throws(GuestError) -> DirtyLog in
+            let log = DirtyLog()
+            // Protected already: the new log begins with pages that were written before, which is
+            // more than it owes.
+            guard !state.isOpen else {
+                state.log = log
+                return log
+            }
             do throws(GuestError) {
                 try WriteTracker.open(&state)
                 for region in regions {
@@ -50,8 +58,13 @@ final class WriteTracker: Sendable {
                 WriteTracker.close(&state)
                 throw error
             }
+            state.log = log
+            return log
         }
     }
+
+    /// True if this log runs.
+    func isRunning(_ log: DirtyLog) -> Bool { state.withLock { $0.log == log } }
 
     /// Tracks one more region; all its pages are in the next set.
     ///
@@ -65,17 +78,29 @@ final class WriteTracker: Sendable {
     /// Calls `body` with runs of the pages written since the log was cleared last, in order.
     ///
     /// - Parameter clear: true to clear it in the same step.
-    func scan(clear: Bool, _ body: (PageRange) -> Void) throws(GuestError) {
-        try state.withLock { (state) throws(GuestError) in
+    /// - Returns: false, and nothing is done, if this log does not run.
+    func scan(
+        _ log: DirtyLog, clear: Bool, _ body: (PageRange) -> Void
+    ) throws(GuestError) -> Bool {
+        try state.withLock { (state) throws(GuestError) -> Bool in
+            guard state.log == log else { return false }
             for region in state.regions {
                 try WriteTracker.scan(region, state, clear: clear, body)
             }
+            return true
         }
     }
 
-    /// Ends tracking: the kernel lifts all protection.
+    /// Ends a log: the kernel lifts all protection.
     ///
-    /// Harmless if it has not begun.
+    /// Nothing if it has ended already.
+    func stop(_ log: DirtyLog) {
+        state.withLock { state in
+            if state.log == log { WriteTracker.close(&state) }
+        }
+    }
+
+    /// Ends whatever log runs, at the tracker's own end.
     func stop() {
         state.withLock { WriteTracker.close(&$0) }
     }
@@ -106,6 +131,13 @@ final class WriteTracker: Sendable {
         _ region: MemoryRegion, _ state: inout State
     ) throws(GuestError) {
         guard system_register(state.userfaultfd, region.bytes) == 0 else {
+            guard errno != EBUSY else {
+                throw GuestError(
+                    code: .busy,
+                    message: "region \(region.pages) is registered with another userfaultfd: its "
+                        + "writes are tracked already, by another ProcessMemory or by other code; "
+                        + "end that first", errno: EBUSY)
+            }
             throw GuestError.call("UFFDIO_REGISTER", "region \(region.pages)")
         }
         state.regions.append(region)

@@ -22,9 +22,10 @@ public final class ChildProcess: Sendable {
     ///     process's standard error.
     ///   - collectsOutput: all that it prints is kept for `collectedLines`.
     ///   - inNewSession: signals to this process's group do not reach it.
+    ///   - inherited: an open file that it gets under the same number, at least 3.
     public init(
         _ command: [String], readsOutput: Bool = false, collectsOutput: Bool = false,
-        inNewSession: Bool = false
+        inNewSession: Bool = false, inherited: Int32? = nil
     ) throws(GuestError) {
         var file: Int32 = -1
         if collectsOutput {
@@ -46,6 +47,8 @@ public final class ChildProcess: Sendable {
         let outputTarget = readsOutput ? outputEnds[1] : file >= 0 ? file : STDERR_FILENO
         posix_spawn_file_actions_adddup2(&actions, outputTarget, STDOUT_FILENO)
         if file >= 0 { posix_spawn_file_actions_adddup2(&actions, file, STDERR_FILENO) }
+        // To the same number: posix_spawn leaves it open in the child (glibc 2.29 and later).
+        if let inherited { posix_spawn_file_actions_adddup2(&actions, inherited, inherited) }
         var attributes = posix_spawnattr_t()
         posix_spawnattr_init(&attributes)
         defer { posix_spawnattr_destroy(&attributes) }

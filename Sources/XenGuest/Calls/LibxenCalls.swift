@@ -73,6 +73,8 @@ package final class LibxenCalls: XenCalls {
         xtl_logger_destroy(logger)
     }
 
+    package let lockDirectory = "/run/varve"
+
     private static var hasPrivilegedDevice: Bool {
         access("/dev/xen/privcmd", F_OK) == 0 || access("/proc/xen/privcmd", F_OK) == 0
     }

@@ -79,6 +79,9 @@ package struct SaveSteps {
 
 /// The libraries' calls: each blocks as long as Xen takes, each failure is a `GuestError`.
 package protocol XenCalls: AnyObject, Sendable {
+    /// Where the locks of this hypervisor's domains lie, if nobody names another place.
+    var lockDirectory: String { get }
+
     // Domains: libxenctrl.
 
     /// nil if there is no such domain.

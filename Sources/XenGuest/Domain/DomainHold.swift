@@ -13,12 +13,16 @@ public struct HoldTimes: Hashable, Sendable {
 
 /// Holds a domain still and lets it run: by its own suspension, or by a pause.
 ///
+/// Nobody else has one of the same domain meanwhile (`DomainLock`).
+///
 /// With a guard, whatever happens to this process in between is put right.
 final class DomainHold: Sendable {
     let number: UInt32
     let kind: XenHold
     private let timeout: Duration
     private let calls: any XenCalls
+    /// Makes the domain ours; the guard has it too.
+    private let lock: DomainLock
     private let guardian: XenGuard?
     private let state = Mutex(State())
 
@@ -37,8 +41,10 @@ final class DomainHold: Sendable {
         self.calls = calls
         kind = options.hold
         timeout = options.suspendTimeout
+        let lock = try DomainLock(of: number, in: options.lockDirectory ?? calls.lockDirectory)
+        self.lock = lock
         guardian = try options.guardCommand.map { (command) throws(GuestError) in
-            try XenGuard(command: command, domain: number)
+            try XenGuard(command: command, domain: number, lock: lock)
         }
     }
 

@@ -21,9 +21,21 @@ extension XenDomain: DirtyTracking {
 
     /// Turns log-dirty mode on.
     ///
-    /// The hypervisor splits superpages; a guest with nested paging runs a few per cent slower.
-    public func start() throws(GuestError) {
-        guard !state.withLock({ $0.isLogging }) else { return }
+    /// The hypervisor splits superpages; a guest with nested paging runs a few per cent slower. A
+    /// second log begins with what the first one had not handed out.
+    public func start() throws(GuestError) -> DirtyLog {
+        if state.withLock({ $0.log == nil }) { try turnOn() }
+        let log = DirtyLog()
+        state.withLock { $0.log = log }
+        return log
+    }
+
+    /// True from `start` to the next `start` or `stop` of this object.
+    ///
+    /// That somebody else turned the log off is found when it is taken.
+    public func isRunning(_ log: DirtyLog) -> Bool { state.withLock { $0.log == log } }
+
+    private func turnOn() throws(GuestError) {
         hold.note(.logging)
         do throws(GuestError) {
             try calls.enableLog(number)
@@ -42,7 +54,6 @@ extension XenDomain: DirtyTracking {
             }
             try restartLog()
         }
-        state.withLock { $0.isLogging = true }
     }
 
     private static func noLog(_ error: GuestError, _ number: UInt32) -> GuestError {
@@ -84,8 +95,9 @@ extension XenDomain: DirtyTracking {
 
     /// Takes and clears the log, and adds what it cannot know.
     public func takeDirty(
-        into bitmap: inout DirtyBitmap, isFinal: Bool
+        _ log: DirtyLog, into bitmap: inout DirtyBitmap, isFinal: Bool
     ) throws(GuestError) -> DirtyKnowledge {
+        guard isRunning(log) else { return .unknown }
         do throws(GuestError) {
             return try readLog(into: &bitmap, isFinal: isFinal)
         } catch {
@@ -147,8 +159,12 @@ extension XenDomain: DirtyTracking {
     }
 
     /// Counts the log without clearing it.
-    public func peekDirtyCount() throws(GuestError) -> Int {
-        try explaining { () throws(GuestError) in try countLog() }
+    ///
+    /// All pages for a log that has ended, as for one that has failed.
+    public func peekDirtyCount(_ log: DirtyLog) throws(GuestError) -> Int {
+        try explaining { () throws(GuestError) in
+            isRunning(log) ? try countLog() : try layout().pageCount
+        }
     }
 
     private func countLog() throws(GuestError) -> Int {
@@ -165,15 +181,15 @@ extension XenDomain: DirtyTracking {
     }
 
     /// Turns log-dirty mode off.
-    public func stop() {
-        guard state.withLock({ $0.isLogging }) else { return }
+    public func stop(_ log: DirtyLog) {
+        guard isRunning(log) else { return }
         do throws(GuestError) {
             try retrying { () throws(GuestError) in try calls.disableLog(number) }
-            state.withLock { $0.isLogging = false }
+            state.withLock { $0.log = nil }
             hold.note(.notLogging)
         } catch {
-            // It logs on, so `start` finds nothing to do and a second `stop` tries again; and the
-            // guard when this process ends.
+            // It logs on, and this log has not ended: a second `stop` tries again, this object's
+            // end too, and the guard when this process ends.
         }
     }
 

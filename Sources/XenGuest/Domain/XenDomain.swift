@@ -34,6 +34,11 @@ public final class XenDomain: Sendable {
         /// Such a program calls `XenGuard.run`. Without one, a domain whose checkpointer dies in
         /// the pause stays still.
         public var guardCommand: [String]?
+        /// Where the locks of domains lie; nil: `/run/varve`.
+        ///
+        /// Made with mode 0700 if it is not there; its parent must be there. All checkpointers of a
+        /// host must name the same one, or none: a lock elsewhere keeps nobody out.
+        public var lockDirectory: String?
 
         /// The defaults: suspend, with the log, without a guard.
         public init() {}
@@ -59,7 +64,8 @@ public final class XenDomain: Sendable {
 
     struct State: Sendable {
         var scan: FrameScan?
-        var isLogging = false
+        /// The log that this object turned on; nil if it is off.
+        var log: DirtyLog?
         /// Room for the log of so many frames, kept from one read to the next.
         var logBuffer: (frameCount: Int, buffer: any LogBuffer)?
         /// Mappings made in the pause, taken down after it.
@@ -68,7 +74,11 @@ public final class XenDomain: Sendable {
 
     /// Takes charge of a domain; it runs on untouched until the first capture.
     ///
-    /// Throws a sentence with the remedy if it cannot be checkpointed.
+    /// The domain is this object's until the object is gone: nobody else takes charge of it
+    /// meanwhile, in this process or another one (`Options.lockDirectory`).
+    ///
+    /// Throws a sentence with the remedy if it cannot be checkpointed: `busy` if somebody else has
+    /// charge of it, `unavailable` if it cannot be locked.
     public convenience init(
         _ number: UInt32, options: Options = Options()
     ) throws(GuestError) {
@@ -102,7 +112,7 @@ public final class XenDomain: Sendable {
     }
 
     deinit {
-        stop()
+        if let log = state.withLock({ $0.log }) { stop(log) }
         unmapRetired()
     }
 

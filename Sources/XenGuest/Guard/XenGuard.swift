@@ -15,7 +15,8 @@ import Synchronization
 /// A process that resumes a domain and turns its log off if the checkpointer dies.
 ///
 /// It holds the reading end of a pipe to the checkpointer, which ends with it, SIGKILL included. It
-/// is in a session of its own, so a signal to the checkpointer's group does not reach it.
+/// is in a session of its own, so a signal to the checkpointer's group does not reach it. It has
+/// the domain's lock too: no other checkpointer begins before the guard is done.
 public final class XenGuard: Sendable {
     enum Step: UInt8, Sendable {
         case logging = 0x4c
@@ -29,8 +30,12 @@ public final class XenGuard: Sendable {
     private let process: ChildProcess
 
     /// Starts the guard and waits until it is ready.
-    init(command: [String], domain: UInt32) throws(GuestError) {
-        process = try ChildProcess(command + ["\(domain)"], readsOutput: true, inNewSession: true)
+    ///
+    /// It keeps the domain's lock as long as it lives.
+    init(command: [String], domain: UInt32, lock: DomainLock) throws(GuestError) {
+        process = try ChildProcess(
+            command + ["\(domain)"], readsOutput: true, inNewSession: true,
+            inherited: lock.descriptor)
         guard process.readByte() == UInt8(ascii: "+") else {
             throw GuestError(
                 code: .unavailable,

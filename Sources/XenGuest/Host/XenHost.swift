@@ -145,13 +145,8 @@ public final class XenHost: Sendable {
         if hasPCI {
             add("log-dirty", .limited, "a PCI device is assigned: every page is compared")
         } else if domain.kind == .pv {
-            let logs = try XenPVDomain.logsWrites(domain.number, calls)
-            add(
-                "log-dirty", logs ? .good : .limited,
-                logs
-                    ? "this hypervisor logs writes of PV domains"
-                    : "this hypervisor, built without shadow paging, logs no writes of PV domains: "
-                        + "all memory is written each time, while the domain stands still")
+            let (grade, text) = try XenHost.logOfPV(domain.number, calls)
+            add("log-dirty", grade, text)
         } else {
             add("log-dirty", .good, "no passthrough device stands against it")
         }
@@ -164,5 +159,30 @@ public final class XenHost: Sendable {
                     + ": restore as a new domain works, revert in place is refused; disks are not "
                     + "part of a checkpoint")
         return found
+    }
+
+    /// Whether the log of a PV domain can be had.
+    ///
+    /// It is turned on and off for that, so a domain that somebody checkpoints is left alone.
+    private static func logOfPV(
+        _ number: UInt32, _ calls: any XenCalls
+    ) throws(GuestError) -> (Finding.Grade, String) {
+        let logs: Bool
+        do throws(GuestError) {
+            let lock = try DomainLock(of: number, in: calls.lockDirectory)
+            logs = try XenPVDomain.logsWrites(number, calls)
+            withExtendedLifetime(lock) {}
+        } catch {
+            guard error.code == .busy else { throw error }
+            return (.limited, "not looked at: \(error.message)")
+        }
+        guard logs else {
+            return (
+                .limited,
+                "this hypervisor, built without shadow paging, logs no writes of PV domains: all "
+                    + "memory is written each time, while the domain stands still"
+            )
+        }
+        return (.good, "this hypervisor logs writes of PV domains")
     }
 }

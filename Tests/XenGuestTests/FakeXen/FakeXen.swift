@@ -1,6 +1,7 @@
 import Glibc
 import GuestModel
 import Synchronization
+import SystemPackage
 import VarveTestSupport
 
 @testable import XenGuest
@@ -33,6 +34,9 @@ final class FakeXen: XenCalls {
     }
 
     private let state = Mutex(State())
+    private let directory = TemporaryDirectory()
+    /// Of this hypervisor alone.
+    var lockDirectory: String { directory.path.appending("locks").string }
 
     /// Looks at, or changes, everything.
     func with<T: Sendable>(_ body: (inout State) -> T) -> T { state.withLock { body(&$0) } }

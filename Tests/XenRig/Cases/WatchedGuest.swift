@@ -36,6 +36,7 @@ final class WatchedGuest: WritableGuest {
 
     func layout() throws(GuestError) -> GuestLayout { try base.layout() }
     var dirtyTracking: (any DirtyTracking)? { base.dirtyTracking }
+    func claim() throws(GuestError) -> GuestClaim { try base.claim() }
 
     func pause() throws(GuestError) {
         try base.pause()

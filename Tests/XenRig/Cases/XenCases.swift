@@ -13,6 +13,7 @@ import XenGuest
 ///     XenCases same DOMAIN STORE CHECKPOINT               a restored domain against its checkpoint
 ///     XenCases die DOMAIN STORE MOMENT                    SIGKILL at a moment of a capture
 ///     XenCases meanwhile DOMAIN STORE MOMENT COMMAND      a command at a moment of a capture
+///     XenCases owner DOMAIN STORE COMMAND                 one owner; a log turned off by others
 ///     XenCases watch DOMAIN COMMAND                       how long it stands still meanwhile
 ///     XenCases epochs DOMAIN COUNT                        the same for epochs of libxenguest
 ///     XenCases churn DOMAIN COUNT                         what reading the log alone does to it
@@ -41,6 +42,7 @@ struct XenCases {
             case ("same", 2): try same(domain, rest[0], rest[1])
             case ("die", 2): try die(domain, rest[0], moment(rest[1]))
             case ("meanwhile", 3): try meanwhile(domain, rest[0], moment(rest[1]), rest[2])
+            case ("owner", 2): try owner(domain, rest[0], rest[1])
             case ("watch", 1): try watch(domain, rest[0])
             case ("epochs", 1): try epochs(domain, number(rest[0]))
             case ("churn", 1): try churn(domain, number(rest[0]))
@@ -193,7 +195,7 @@ struct XenCases {
             try session.revert(to: target)
             // The log was emptied by the revert: a guest that sleeps on writes nothing.
             let start = ContinuousClock.now
-            while try guest.peekDirtyCount() < 200 {
+            while try session.dirtyLog.map({ try guest.peekDirtyCount($0) }) ?? 0 < 200 {
                 guard ContinuousClock.now - start < .seconds(20) else {
                     throw Failed("after revert \(index) the guest sleeps on")
                 }

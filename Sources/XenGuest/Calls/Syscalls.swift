@@ -1,0 +1,70 @@
+import CXen
+import Glibc
+
+// System calls on the locks of domains, one function each. Results are the kernel's, -1 with errno
+// set on failure.
+
+private func retrying(_ call: () -> Int32) -> Int32 {
+    while true {
+        let result = call()
+        if result != -1 || errno != EINTR { return result }
+    }
+}
+
+/// `mkdir(2)`, for this user alone.
+func system_makeDirectory(_ path: String) -> Int32 { mkdir(path, 0o700) }
+
+/// `open(2)` of a directory that is no link.
+func system_openDirectory(_ path: String) -> Int32 {
+    retrying { open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) }
+}
+
+/// `openat(2)` of a file that is no link, for this user alone, made if it is not there.
+///
+/// The descriptor is at least 3.
+func system_openAt(_ directory: Int32, _ name: String) -> Int32 {
+    let flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC
+    let file = retrying { openat(directory, name, flags, 0o600) }
+    guard 0...2 ~= file else { return file }
+    let moved = fcntl(file, F_DUPFD_CLOEXEC, 3)
+    let code = errno
+    _ = close(file)
+    errno = code
+    return moved
+}
+
+/// `close(2)`; not retried: on Linux the descriptor is gone whatever it answers.
+func system_close(_ descriptor: Int32) { _ = close(descriptor) }
+
+/// `fstat(2)`: a regular file.
+func system_isRegularFile(_ descriptor: Int32) -> Bool {
+    var status = stat()
+    return fstat(descriptor, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
+}
+
+/// `fstat(2)`: this user's, and writable by nobody else.
+func system_isPrivate(_ descriptor: Int32) -> Bool {
+    var status = stat()
+    return fstat(descriptor, &status) == 0 && status.st_uid == geteuid()
+        && status.st_mode & 0o022 == 0
+}
+
+/// `flock(2)`, exclusive, without waiting.
+func system_lock(_ descriptor: Int32) -> Int32 {
+    retrying { flock(descriptor, LOCK_EX | LOCK_NB) }
+}
+
+/// `pread(2)` of a file's beginning, 32 bytes at most.
+func system_readText(_ descriptor: Int32) -> String {
+    var bytes = [UInt8](repeating: 0, count: 32)
+    let count = pread(descriptor, &bytes, bytes.count, 0)
+    return count > 0 ? String(decoding: bytes[..<count], as: UTF8.self) : ""
+}
+
+/// `pwrite(2)` of all that a file has to say; a failure is nobody's concern, because it is only
+/// what people are told.
+func system_writeText(_ descriptor: Int32, _ text: String) {
+    let bytes = Array(text.utf8)
+    _ = ftruncate(descriptor, 0)
+    _ = pwrite(descriptor, bytes, bytes.count, 0)
+}
