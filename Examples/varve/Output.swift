@@ -56,13 +56,31 @@ enum Output {
         var done = 0
         while done < bytes.count {
             let rest = UnsafeRawBufferPointer(rebasing: bytes[done...])
-            let count = Glibc.write(descriptor, rest.baseAddress, rest.count)
+            let (count, code) = writeOnce(rest, to: descriptor)
             if count < 0 {
-                if errno == EINTR { continue }
-                throw ToolError("\(name) cannot be written: \(reason())")
+                if code == EINTR { continue }
+                throw ToolError("\(name) cannot be written: \(String(cString: strerror(code)))")
             }
             done += count
         }
+    }
+
+    /// `write(2)`; past the limit of file sizes it fails, and does not end the process.
+    private static func writeOnce(
+        _ bytes: UnsafeRawBufferPointer, to descriptor: Int32
+    ) -> (count: Int, errno: Int32) {
+        var (signals, before) = (sigset_t(), sigset_t())
+        sigemptyset(&signals)
+        sigaddset(&signals, SIGXFSZ)
+        pthread_sigmask(SIG_BLOCK, &signals, &before)
+        let count = Glibc.write(descriptor, bytes.baseAddress, bytes.count)
+        let code = errno
+        if count < 0, code == EFBIG {
+            var now = timespec()
+            sigtimedwait(&signals, nil, &now)
+        }
+        pthread_sigmask(SIG_SETMASK, &before, nil)
+        return (count, code)
     }
 
     /// The system's words for the last failure.

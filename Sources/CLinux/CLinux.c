@@ -1,8 +1,10 @@
 #define _GNU_SOURCE
 #include "CLinux.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -99,3 +101,35 @@ int clinux_reserve(int file, uint64_t length) {
 }
 
 int clinux_memfd(const char *name) { return memfd_create(name, MFD_CLOEXEC); }
+
+static void size_signal(sigset_t *set)
+{
+    sigemptyset(set);
+    sigaddset(set, SIGXFSZ);
+}
+
+void clinux_hold_size_signal(struct clinux_size_signal *held)
+{
+    sigset_t set, old, pending;
+    size_signal(&set);
+    pthread_sigmask(SIG_BLOCK, &set, &old);
+    held->was_blocked = sigismember(&old, SIGXFSZ) == 1;
+    held->was_pending = held->was_blocked && sigpending(&pending) == 0
+                        && sigismember(&pending, SIGXFSZ) == 1;
+}
+
+void clinux_release_size_signal(const struct clinux_size_signal *held, int failed)
+{
+    const int error = errno;
+    const struct timespec now = {0, 0};
+    sigset_t set;
+    size_signal(&set);
+    if (failed && !held->was_pending) {
+        while (sigtimedwait(&set, NULL, &now) == -1 && errno == EINTR) {
+        }
+    }
+    if (!held->was_blocked) {
+        pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    }
+    errno = error;
+}

@@ -59,4 +59,21 @@ int clinux_open_direct(int file);
 /// fallocate(2), FALLOC_FL_KEEP_SIZE; hidden behind _GNU_SOURCE.
 int clinux_reserve(int file, uint64_t length);
 
+/// What a thread had of SIGXFSZ before it was held.
+struct clinux_size_signal {
+    int was_blocked;
+    int was_pending;
+};
+
+/// Blocks SIGXFSZ on this thread: a write past the limit of file sizes (setrlimit(2),
+/// RLIMIT_FSIZE) fails with EFBIG then, and does not end the process. The process's own handling
+/// of the signal stays as it is. pthread_sigmask(3); sigset_t's functions are macros.
+void clinux_hold_size_signal(struct clinux_size_signal *held);
+
+/// Undoes `clinux_hold_size_signal` on the same thread; a signal that came meanwhile is taken away.
+/// Leaves errno as it is.
+///
+/// failed  0 if no call failed with EFBIG meanwhile, so that there is nothing to look for
+void clinux_release_size_signal(const struct clinux_size_signal *held, int failed);
+
 #endif

@@ -26,6 +26,13 @@ extension RepositoryError {
                 "no space is left for \(error.path) (\(error.call): \(reason)); free some and try "
                     + "again, all checkpoints taken so far are safe",
                 errno: error.errno)
+        case EFBIG:
+            self.init(
+                .callFailed,
+                "\(error.path) may not become so large (\(error.call): \(reason)); raise the limit "
+                    + "of file sizes (ulimit -f), or use a file system that holds larger files; "
+                    + "all checkpoints taken so far are safe",
+                errno: error.errno)
         case EROFS, EACCES, EPERM:
             self.init(
                 .callFailed,

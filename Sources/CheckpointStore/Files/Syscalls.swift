@@ -11,6 +11,42 @@ private func retrying<T: FixedWidthInteger & SignedInteger>(_ call: () -> T) -> 
     }
 }
 
+/// The same for a call that may make a file larger: past the limit of file sizes it fails with
+/// EFBIG, and does not end the process (`setrlimit(2)`, RLIMIT_FSIZE).
+private func growing<T: FixedWidthInteger & SignedInteger>(_ call: () -> T) -> T {
+    let held = HeldSizeSignal()
+    let result = retrying(call)
+    held.release(mayHaveCome: result == -1 && errno == EFBIG)
+    return result
+}
+
+/// SIGXFSZ held on this thread, so that writes past the limit of file sizes fail as others do.
+///
+/// `release` must follow on the same thread. The process's own handling of the signal, and a signal
+/// that came before, stay as they are.
+struct HeldSizeSignal {
+    private var before = clinux_size_signal()
+
+    init() { clinux_hold_size_signal(&before) }
+
+    /// - Parameter mayHaveCome: false if no call failed with EFBIG meanwhile.
+    func release(mayHaveCome: Bool = true) {
+        withUnsafePointer(to: before) { clinux_release_size_signal($0, mayHaveCome ? 1 : 0) }
+    }
+}
+
+/// The limit of file sizes if a file of so many bytes is close to it (`getrlimit(2)`).
+///
+/// A write that the limit cut short is reported by LMDB as one that failed.
+func system_isNearSizeLimit(_ path: String) -> Bool {
+    var limit = rlimit()
+    var status = stat()
+    guard getrlimit(__rlimit_resource_t(1), &limit) == 0, limit.rlim_cur != rlim_t.max,
+        stat(path, &status) == 0
+    else { return false }
+    return UInt64(status.st_size) + (16 << 20) >= UInt64(limit.rlim_cur)
+}
+
 /// `open(2)`, with O_CLOEXEC.
 func system_open(_ path: String, _ flags: Int32, _ mode: mode_t) -> Int32 {
     retrying { open(path, flags | O_CLOEXEC, mode) }
@@ -35,7 +71,7 @@ func system_pread(
 
 /// `pwrite(2)`.
 func system_pwrite(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, _ offset: Int) -> Int {
-    retrying { pwrite(descriptor, bytes.baseAddress, bytes.count, offset) }
+    growing { pwrite(descriptor, bytes.baseAddress, bytes.count, offset) }
 }
 
 /// Has the file system keep room for a file's first bytes, and leaves its size as it is; makes the
@@ -46,7 +82,7 @@ func system_reserve(_ path: String, _ byteCount: Int) -> Int32 {
     let descriptor = system_open(path, O_RDWR | O_CREAT, 0o666)
     guard descriptor >= 0 else { return errno }
     defer { system_close(descriptor) }
-    let result = retrying { clinux_reserve(descriptor, UInt64(byteCount)) }
+    let result = growing { clinux_reserve(descriptor, UInt64(byteCount)) }
     let code = result == 0 ? 0 : errno
     return code == EOPNOTSUPP || code == ENOSYS ? 0 : code
 }
@@ -80,7 +116,7 @@ func system_fsync(_ descriptor: Int32) -> Int32 {
 
 /// `ftruncate(2)`.
 func system_ftruncate(_ descriptor: Int32, _ byteCount: Int) -> Int32 {
-    retrying { ftruncate(descriptor, byteCount) }
+    growing { ftruncate(descriptor, byteCount) }
 }
 
 /// `fstat(2)`.

@@ -28,10 +28,13 @@ extension RepositoryError {
                     + "limit (ulimit -v)")
         case let error as LMDBError where !error.isDamage:
             let directory = path.appending(IndexMark.directory).string
-            let isFull = error.code == EIO && system_isFull(directory)
-            self.init(
-                FileError(
-                    call: error.call, path: directory, errno: isFull ? ENOSPC : error.code))
+            var code = error.code
+            if code == EIO, system_isFull(directory) {
+                code = ENOSPC
+            } else if code == EIO, system_isNearSizeLimit(directory + "/data.mdb") {
+                code = EFBIG
+            }
+            self.init(FileError(call: error.call, path: directory, errno: code))
         case let error as LMDBError:
             self.init(damagedIndex: "\(error.call): \(error.reason)", path, files)
         default:

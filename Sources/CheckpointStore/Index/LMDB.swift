@@ -45,6 +45,9 @@ final class LMDBEnvironment: @unchecked Sendable {
     private init(
         directory: String, tables names: [String], isReadOnly: Bool, mapByteCount: Int
     ) throws(LMDBError) {
+        // It writes the heads of a new file.
+        let held = HeldSizeSignal()
+        defer { held.release() }
         try LMDBEnvironment.checkHeads(directory)
         if !isReadOnly { try LMDBEnvironment.reserveLockFile(directory) }
         var created: OpaquePointer?
@@ -207,6 +210,9 @@ final class LMDBEnvironment: @unchecked Sendable {
 
     /// Runs `body` in a write transaction, and commits it if `body` returns.
     func write<T>(_ body: (borrowing LMDBTransaction) throws -> T) throws -> T {
+        // What `body` changes may be written before the end, when there is much of it.
+        let held = HeldSizeSignal()
+        defer { held.release() }
         var handle: OpaquePointer?
         try LMDBEnvironment.check(mdb_txn_begin(environment, nil, 0, &handle), "mdb_txn_begin")
         guard let handle else { throw LMDBError(call: "mdb_txn_begin", code: ENOMEM) }

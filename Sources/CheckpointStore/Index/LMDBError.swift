@@ -16,8 +16,9 @@ struct LMDBError: Error, Hashable {
         ].contains(code)
     }
 
-    /// True if the files could not be written; LMDB says EIO of a write that a full disk cut short.
-    var isWrite: Bool { [ENOSPC, EDQUOT, EIO].contains(code) }
+    /// True if the files could not be written; LMDB says EIO of a write that a full disk or the
+    /// limit of file sizes cut short.
+    var isWrite: Bool { [ENOSPC, EDQUOT, EFBIG, EIO].contains(code) }
 }
 
 extension LMDBError {

@@ -18,6 +18,9 @@ extension GuestError {
         }
         let remedy =
             switch code {
+            case EFBIG:
+                "; raise the limit of file sizes (ulimit -f), or use a file system that holds "
+                    + "larger files"
             case EROFS, EACCES, EPERM: "; check the mount and the permissions"
             case ENOENT, ENOTDIR: "; check the path"
             default: ""

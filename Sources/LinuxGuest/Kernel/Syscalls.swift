@@ -38,6 +38,18 @@ private func retrying<T: FixedWidthInteger & SignedInteger>(
     }
 }
 
+/// The same for a call that may make a file larger: past the limit of file sizes it fails with
+/// EFBIG, and does not end the process (`setrlimit(2)`, RLIMIT_FSIZE).
+private func growing<T: FixedWidthInteger & SignedInteger>(
+    _ name: String, _ call: () -> T
+) -> T {
+    var held = clinux_size_signal()
+    clinux_hold_size_signal(&held)
+    let result = retrying(name, call)
+    clinux_release_size_signal(&held, result == -1 && errno == EFBIG ? 1 : 0)
+    return result
+}
+
 /// `ioctl(PAGEMAP_SCAN)`.
 func system_pagemapScan(
     _ pagemap: Int32, _ addresses: Range<UInt64>, clear: Bool,
@@ -121,7 +133,7 @@ func system_fchmod(_ descriptor: Int32, _ mode: mode_t) -> Int32 {
 
 /// `ftruncate(2)`.
 func system_ftruncate(_ descriptor: Int32, _ byteCount: Int) -> Int32 {
-    retrying("ftruncate") { ftruncate(descriptor, byteCount) }
+    growing("ftruncate") { ftruncate(descriptor, byteCount) }
 }
 
 /// `fsync(2)`.
@@ -138,7 +150,7 @@ func system_pread(
 
 /// `pwrite(2)`.
 func system_pwrite(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, _ offset: Int) -> Int {
-    retrying("pwrite") { pwrite(descriptor, bytes.baseAddress, bytes.count, offset) }
+    growing("pwrite") { pwrite(descriptor, bytes.baseAddress, bytes.count, offset) }
 }
 
 /// `rename(2)`.

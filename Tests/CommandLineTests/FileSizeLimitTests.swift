@@ -1,0 +1,90 @@
+import Foundation
+import Testing
+import VarveTestSupport
+
+/// Under a limit of file sizes (`ulimit -f`) nothing is killed by SIGXFSZ, whatever the file is
+/// that may not grow: the command says so, and what was there before is whole.
+@Suite(.enabled(if: Tool.isBuilt)) struct FileSizeLimitTests {
+    private let directory = TemporaryDirectory()
+    private var store: String { directory.path.appending("store").string }
+    private var image: String { directory.path.appending("image").string }
+
+    /// Runs the tool with a limit of so many KiB; its own handling of the signal is the default.
+    private func run(
+        _ limit: Int, _ arguments: [String], output: String? = nil
+    ) throws -> Tool.Result {
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: "/bin/bash")
+        let redirection = output.map { " > '\($0)'" } ?? ""
+        process.arguments =
+            ["-c", "ulimit -S -f \(limit); exec \"$@\"\(redirection)", "bash"]
+            + [try #require(Tool.path)] + arguments
+        let (output, error) = (Pipe(), Pipe())
+        process.standardOutput = output
+        process.standardError = error
+        process.standardInput = FileHandle.nullDevice
+        try process.run()
+        let data = output.fileHandleForReading.readDataToEndOfFile()
+        let text = String(decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+        process.waitUntilExit()
+        #expect(process.terminationReason == .exit, "limit \(limit) KiB: \(arguments)")
+        return Tool.Result(status: process.terminationStatus, output: data, error: text)
+    }
+
+    private func expectRefused(
+        _ result: Tool.Result, _ limit: Int, sourceLocation: SourceLocation = #_sourceLocation
+    ) {
+        #expect(
+            result.status == 1 && result.error.contains("File too large"),
+            "limit \(limit) KiB: \(result.status), \(result.error)", sourceLocation: sourceLocation)
+    }
+
+    /// Limits between what a store needs at all and what a large import needs.
+    @Test func everyFileThatMayNotGrowIsAnError() throws {
+        var random = TestSeed.generator(1020)
+        try Images.make(pages: 2048, &random).write(to: URL(fileURLWithPath: image))
+        var refusals: Set<String> = []
+        for limit in [0, 16, 68, 80, 160, 1000] {
+            try? FileManager.default.removeItem(atPath: store)
+            let made = try run(limit, ["init", store])
+            if made.status != 0 {
+                expectRefused(made, limit)
+                refusals.insert("init")
+                try? FileManager.default.removeItem(atPath: store)
+                try Tool.run("init", store)
+            }
+            let first = try run(limit, ["import", store, image, "--lineage", "web"])
+            expectRefused(first, limit)
+            refusals.insert(first.error.contains("/packs/") ? "pack" : "index")
+            #expect(try Tool.run("log", store, "--json").objects.isEmpty)
+            #expect(try Tool.run("import", store, image, "--lineage", "web").status == 0)
+            #expect(try Tool.run("verify", store).status == 0, "limit \(limit) KiB")
+        }
+        #expect(refusals.isSuperset(of: ["init", "index", "pack"]), "\(refusals)")
+    }
+
+    /// The index cannot be made anew, a pack cannot be written anew, an image cannot be written.
+    @Test func whatIsThereStays() throws {
+        var random = TestSeed.generator(1021)
+        let content = Images.make(pages: 2048, &random)
+        try content.write(to: URL(fileURLWithPath: image))
+        try Tool.run("init", store)
+        try Tool.run("import", store, image, "--lineage", "web")
+        let target = directory.path.appending("target").string
+        for limit in [100, 1000] {
+            expectRefused(try run(limit, ["export", store, "web", target]), limit)
+            #expect(!FileManager.default.fileExists(atPath: target))
+            let printed = directory.path.appending("printed").string
+            expectRefused(try run(limit, ["export", store, "web", "-"], output: printed), limit)
+        }
+        try FileManager.default.removeItem(atPath: store + "/index/data.mdb")
+        for limit in [16, 68, 100] {
+            _ = try run(limit, ["log", store])
+            let change = try run(limit, ["import", store, image, "--lineage", "other"])
+            expectRefused(change, limit)
+        }
+        #expect(try Tool.run("verify", store).status == 0)
+        #expect(try Tool.run("export", store, "web", target).status == 0)
+        #expect(try Data(contentsOf: URL(fileURLWithPath: target)) == content)
+    }
+}
