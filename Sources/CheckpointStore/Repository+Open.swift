@@ -275,12 +275,12 @@ extension Repository {
         guard let last = end.lastConfirming, let scan = end.scan else {
             return try PackWriter(
                 files: reader.files, repository: reader.repository, pack: end.nextPack, scan: nil,
-                packByteCountMax: limit)
+                packByteCountMax: limit, didRemove: reader.drop)
         }
         if scan.isSealed {
             return try PackWriter(
                 files: reader.files, repository: reader.repository, pack: last.pack + 1, scan: nil,
-                packByteCountMax: limit)
+                packByteCountMax: limit, didRemove: reader.drop)
         }
         let kept = scan.entries.filter { $0.offset <= last.offset }
         let validEnd = kept.last?.end ?? UInt32(Envelope.byteCount)
@@ -295,7 +295,7 @@ extension Repository {
             confirmed: validEnd, tail: nil)
         return try PackWriter(
             files: reader.files, repository: reader.repository, pack: last.pack, scan: trimmed,
-            packByteCountMax: limit)
+            packByteCountMax: limit, didRemove: reader.drop)
     }
 
     /// Makes bytes of a pack durable that a writer may have died before syncing.

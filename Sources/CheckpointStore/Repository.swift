@@ -86,6 +86,7 @@ public final class Repository: Sendable {
         }
         guard let lock, let writer else { return }
         defer { withExtendedLifetime(lock) { index.filter.end() } }
+        defer { writer.close() }
         try writer.mark()
         let end = writer.confirmedEnd
         try withCurrentIndex { index in

@@ -1,4 +1,5 @@
 package import CheckpointFormat
+import Glibc
 
 // The open pack, and the order of writes.
 //
@@ -18,6 +19,11 @@ package import CheckpointFormat
 //
 // After any failed write or sync nothing beyond `confirmed` is trusted: the next transaction begins
 // by cutting the pack there, and every transaction that was under way is lost (its epoch is over).
+//
+// Packs that were begun since the newest confirming record hold nothing but what was abandoned,
+// once nobody writes. They are removed from the highest down, each durably, so that a crash leaves
+// no gap in the numbers; then the pack of that record is opened again, cut behind it. A crash
+// anywhere leaves what a crash in the middle of the transaction would have left.
 
 /// A record to be appended, encoded.
 package struct PendingRecord: Sendable {
@@ -55,6 +61,14 @@ package final class PackWriter: Sendable {
         var entries: [PackIndex.Entry]
         var epoch: UInt64 = 0
         var isBroken = false
+        /// True when the lock was given up: the packs may be another writer's.
+        var isClosed = false
+        /// The newest confirming record's pack if it is sealed, and what is confirmed of it.
+        var lastConfirmed: Sealed?
+        /// From this pack on nothing is confirmed.
+        var firstUnconfirmed: UInt32
+        /// The highest pack that was made, or may have been.
+        var highestMade: UInt32
         /// True while somebody waits for the disk without the lock.
         var isSyncing = false
         /// What ended the epoch before this one; each transaction of it is told the same.
@@ -62,6 +76,19 @@ package final class PackWriter: Sendable {
         var activeTransactions = 0
 
         static func always(_ state: State) -> Bool { true }
+
+        /// True if there are packs that hold nothing but what was abandoned, once nobody writes.
+        var hasAbandonedPacks: Bool { lastConfirmed != nil || highestMade >= firstUnconfirmed }
+
+        /// Goes to a pack that is to be made.
+        mutating func beginPack(_ number: UInt32) {
+            pack = number
+            file = nil
+            entries = []
+            end = 0
+            confirmed = 0
+            writtenBack = 0
+        }
 
         func isEpoch(_ epoch: UInt64) -> Bool { self.epoch == epoch && !isBroken }
 
@@ -73,6 +100,14 @@ package final class PackWriter: Sendable {
         }
     }
 
+    /// A sealed pack that can be opened again.
+    private struct Sealed: Sendable {
+        let pack: UInt32
+        let confirmed: UInt32
+        /// Its records up to there.
+        let entries: [PackIndex.Entry]
+    }
+
     /// Bytes appended without a sync before the system is asked to write them: long enough for a
     /// disk to write at its full speed, short enough to be written in a tenth of a second.
     private static let writebackByteCount: UInt32 = 8 << 20
@@ -80,6 +115,7 @@ package final class PackWriter: Sendable {
     private let files: any RepositoryFiles
     private let repository: RepositoryID
     private let packByteCountMax: Int
+    private let didRemove: @Sendable (UInt32) -> Void
     private let state: Monitor<State>
 
     /// A writer that goes on where a scan ended.
@@ -87,11 +123,14 @@ package final class PackWriter: Sendable {
     /// - Parameters:
     ///   - pack: the number of the open pack, or of one to be made.
     ///   - scan: what is in the open pack, all of it confirmed; nil if it is to be made.
+    ///   - didRemove: called with the number of a pack that was removed, for others who have it
+    ///     open: the next pack may get the number.
     package init(
         files: any RepositoryFiles, repository: RepositoryID, pack: UInt32, scan: PackScan?,
-        packByteCountMax: Int
+        packByteCountMax: Int, didRemove: @escaping @Sendable (UInt32) -> Void = { _ in }
     ) throws(RepositoryError) {
         self.files = files
+        self.didRemove = didRemove
         self.repository = repository
         self.packByteCountMax = packByteCountMax
         var file: (any RepositoryFile)?
@@ -106,7 +145,8 @@ package final class PackWriter: Sendable {
         state = Monitor(
             State(
                 pack: pack, file: file, end: end, confirmed: end, writtenBack: end,
-                entries: scan?.entries ?? []))
+                entries: scan?.entries ?? [], firstUnconfirmed: scan == nil ? pack : pack + 1,
+                highestMade: scan == nil ? pack - 1 : pack))
     }
 
     /// Begins a transaction: repairs what a failure left.
@@ -122,12 +162,13 @@ package final class PackWriter: Sendable {
 
     /// Ends a transaction.
     ///
-    /// What an abandoned one appended to the open pack is cut off if nobody else writes; otherwise
-    /// prune takes it.
+    /// What an abandoned one appended behind the newest publication is taken back if nobody else
+    /// writes, with the packs that it filled; otherwise prune takes it.
     package func end(wasPublished: Bool) {
         state.wait(wakes: false) { state -> Void? in
             let isLast = state.activeTransactions == 1
-            let mustCut = !wasPublished && isLast && state.end > state.confirmed
+            let hasRest = state.end > state.confirmed || state.hasAbandonedPacks
+            let mustCut = !wasPublished && isLast && hasRest && !state.isClosed
             guard !mustCut || !state.isSyncing else { return nil }
             state.activeTransactions -= 1
             guard mustCut else { return () }
@@ -190,6 +231,27 @@ package final class PackWriter: Sendable {
             return try self.writeConfirming(.mark, payload: [], transaction: 0, &state)
         }
         if let sync { _ = try finish(sync) }
+    }
+
+    /// Ends writing; nothing is written or removed afterwards, whoever still has a transaction.
+    ///
+    /// `mark` came before it.
+    package func close() {
+        let failure = FileError(call: "append", path: PackName.directory, errno: EBADF)
+        state.wait(wakes: false) { state -> Void? in
+            if state.isSyncing { return nil }
+            state.isClosed = true
+            state.fail(failure)
+            return ()
+        }
+    }
+
+    /// Leaves all packs before the open one to prune: none of them is taken back or opened again.
+    func leaveSealedPacks() {
+        state.change { state in
+            state.lastConfirmed = nil
+            state.firstUnconfirmed = max(state.firstUnconfirmed, state.pack)
+        }
     }
 
     /// Appends one record that belongs to no transaction, and syncs.
@@ -287,6 +349,8 @@ package final class PackWriter: Sendable {
             case .success:
                 // Whatever failed meanwhile came after it.
                 state.confirmed = sync.end
+                state.lastConfirmed = nil
+                state.firstUnconfirmed = sync.location.pack + 1
                 state.writtenBack = max(state.writtenBack, sync.end)
             case .failure(let error):
                 state.fail(error)
@@ -373,12 +437,12 @@ package final class PackWriter: Sendable {
         let footer = PackFooter(indexOffset: state.end, pack: UInt64(state.pack))
         try file.write(record.bytes + footer.encoded, at: UInt64(state.end))
         try file.sync()
-        state.file = nil
-        state.pack += 1
-        state.entries = []
-        state.end = 0
-        state.confirmed = 0
-        state.writtenBack = 0
+        if state.firstUnconfirmed > state.pack {
+            state.lastConfirmed = Sealed(
+                pack: state.pack, confirmed: state.confirmed,
+                entries: state.entries.filter { $0.offset < state.confirmed })
+        }
+        state.beginPack(state.pack + 1)
     }
 
     private func make(_ state: inout State) throws(FileError) -> any RepositoryFile {
@@ -387,6 +451,7 @@ package final class PackWriter: Sendable {
         if let unfinished = state.unfinished {
             file = unfinished
         } else {
+            state.highestMade = state.pack
             file = try files.open(PackName.path(state.pack), .createNew)
             state.unfinished = file
         }
@@ -402,8 +467,12 @@ package final class PackWriter: Sendable {
         return file
     }
 
-    /// Takes the open pack back to what is confirmed.
+    /// Takes the packs back to what is confirmed.
     private func cut(_ state: inout State) throws(FileError) {
+        guard !state.isClosed else {
+            throw FileError(call: "append", path: PackName.directory, errno: EBADF)
+        }
+        if state.hasAbandonedPacks { try takeBack(&state) }
         if let file = state.file {
             try file.truncate(to: UInt64(state.confirmed))
             try file.sync()
@@ -412,5 +481,31 @@ package final class PackWriter: Sendable {
         state.end = state.confirmed
         state.writtenBack = state.confirmed
         state.isBroken = false
+    }
+
+    /// Removes the packs in which nothing is confirmed, and opens the one before them again.
+    private func takeBack(_ state: inout State) throws(FileError) {
+        while state.highestMade >= state.firstUnconfirmed {
+            let pack = state.highestMade
+            state.unfinished = nil
+            state.beginPack(pack)
+            do throws(FileError) {
+                try files.remove(PackName.path(pack))
+            } catch {
+                // It was removed before, and its name's going could not be made durable.
+                if !error.isMissing { throw error }
+            }
+            try files.syncDirectory(PackName.directory)
+            didRemove(pack)
+            state.highestMade = pack - 1
+        }
+        guard let last = state.lastConfirmed else { return }
+        state.file = try files.open(PackName.path(last.pack), .update)
+        state.pack = last.pack
+        state.entries = last.entries
+        state.end = last.confirmed
+        state.confirmed = last.confirmed
+        state.writtenBack = last.confirmed
+        state.lastConfirmed = nil
     }
 }

@@ -27,7 +27,8 @@ struct PrunePreparation: Sendable {
     var survey: PruneSurvey
     var assessment: PruneAssessment
     let options: PruneOptions
-    let openPack: UInt32
+    /// From this pack on nothing is touched.
+    var openPack: UInt32
     /// Transactions that were under way.
     let transactions: Set<UInt64>
     /// Prunes that this process had done.
@@ -112,7 +113,7 @@ extension PrunePlan {
             }
         }
         do {
-            let plan = try settled()
+            let plan = try settled(writer)
             guard !plan.isEmpty || plan.hasPreparedChanges else { return plan }
             try PruneRun(plan: plan, writer: writer).run(progress)
             return plan
@@ -122,8 +123,11 @@ extension PrunePlan {
     }
 
     /// Condemns what dies, waits for who may count on it, and looks at what they published.
-    private func settled() throws -> PrunePlan {
+    private func settled(_ writer: PackWriter) throws -> PrunePlan {
         let repository = preparation.repository
+        // From now on no sealed pack is taken back, whoever gives up a transaction.
+        writer.leaveSealedPacks()
+        let openPack = writer.openPack
         let condemned = Set(preparation.survey.dead.keys)
         let active = repository.activity.change { activity in
             activity.condemned = condemned
@@ -139,9 +143,11 @@ extension PrunePlan {
         }
         var preparation = preparation
         let moment = try repository.withIndex { try $0.moment() }
-        guard moment != preparation.assessment.moment || !preparation.transactions.isEmpty else {
-            return self
-        }
+        let isUnchanged =
+            moment == preparation.assessment.moment && preparation.transactions.isEmpty
+            && openPack >= preparation.openPack
+        guard !isUnchanged else { return self }
+        preparation.openPack = min(openPack, preparation.openPack)
         // The same ones go. Nobody can have come to hold one of them, and what was published since
         // goes on from none.
         var survey = try PruneSurvey(

@@ -223,7 +223,8 @@ package final class CheckpointTransaction: Sendable {
         }
         guard wasOpen else { return }
         writer.end(wasPublished: false)
-        repository.didEnd(transaction: number, leaving: packs)
+        let last = writer.openPack
+        repository.didEnd(transaction: number, leaving: packs.filter { $0 <= last })
     }
 
     private func manifest(_ facts: CheckpointFacts, _ parent: Checkpoint?) -> Manifest {

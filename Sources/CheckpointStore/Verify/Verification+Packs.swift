@@ -35,7 +35,8 @@ extension Verification {
         if pack > mark.pack {
             if repository.damage.contains(where: { $0.file == path }) { return }
             // Nothing in it was published: it is a live writer's, or what a crash left of one.
-            let size = Int(try reader.files.open(path, .read).byteCount())
+            // The writer may have taken it back just now.
+            guard let size = try abandonedByteCount(path) else { return }
             state.withLock { $0.report.abandonedByteCount += size }
             return advance(size)
         }
@@ -77,6 +78,16 @@ extension Verification {
             checkUnsealed(pack, isNewest: isNewest, found, size: size, damage)
         }
         advance(Int(size))
+    }
+
+    /// Bytes of a pack in which nothing was published; nil if it is not there any more.
+    private func abandonedByteCount(_ path: String) throws(FileError) -> Int? {
+        do throws(FileError) {
+            return Int(try reader.files.open(path, .read).byteCount())
+        } catch {
+            if error.isMissing { return nil }
+            throw error
+        }
     }
 
     /// Reads records up to `end`; goes on behind damage where the pack's index knows the next one.

@@ -141,6 +141,17 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
                     try world.capture()
                 }
             }, abandonedByteCountMax: 360 << 10),
+        CrashScenario(name: "failed import", packByteCountMax: smallPack, prepare: capturing(2)) {
+            world in
+            for step in 0..<2 {
+                // More than two packs full, besides what the open one has room for.
+                world.write("web", 0..<44, value: 90 + step)
+                try world.failImport("web")
+                if step == 0 { try world.capture() }
+            }
+            world.write("web", 0..<5, value: 95)
+            try world.capture()
+        },
         CrashScenario(name: "forget", packByteCountMax: smallPack, prepare: capturing(6)) { world in
             // The first, one in the middle, then two at once with a branch point.
             try world.forget([0])

@@ -450,6 +450,22 @@ final class CrashWorld: Sendable {
         }
     }
 
+    /// Takes an image in that turns out to have changed when all of it is in the packs.
+    func failImport(_ lineage: String) throws {
+        let pages = guest(lineage).with { $0.pages }
+        let image = ChangingImage(bytes: pages.keys.sorted().flatMap { pages[$0] ?? [] })
+        var options = CaptureOptions()
+        options.ringByteCount = 4 << 20
+        options.workerCount = 1
+        do {
+            _ = try ImageImport.run(
+                image, into: try repository(), lineage: lineage, options: options)
+            state.withLock { $0.problems.append("an image that changed was taken in") }
+        } catch {
+            noteFailure("import", error)
+        }
+    }
+
     private func acknowledge(_ checkpoint: Checkpoint, _ copy: Copy) {
         let callCount = disk.calls.count
         state.withLock { state in
@@ -457,4 +473,21 @@ final class CrashWorld: Sendable {
             state.copies[checkpoint.id] = copy
         }
     }
+}
+
+/// An image that somebody wrote to while it was read.
+private struct ChangingImage: ImageSource {
+    struct Changed: Error, CustomStringConvertible {
+        var description: String { "the image changed, as the test asked" }
+    }
+
+    let bytes: [UInt8]
+
+    var byteCount: Int { bytes.count }
+
+    func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: Int) throws {
+        buffer.copyBytes(from: bytes[offset..<offset + buffer.count])
+    }
+
+    func checkUnchanged() throws { throw Changed() }
 }
