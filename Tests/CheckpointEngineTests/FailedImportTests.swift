@@ -25,10 +25,13 @@ import VarveTestSupport
         return options
     }
 
-    /// Contents that no two pages share and that cannot be compressed.
-    private static func bytes(_ count: Int, _ seed: UInt64) -> [UInt8] {
+    /// 8 MiB that cannot be compressed, with no page that another seed has.
+    private static func image(_ seed: UInt64) -> [UInt8] {
         var random = SeededGenerator(seed: seed)
-        return (0..<count / 8).flatMap { _ in withUnsafeBytes(of: random.next()) { Array($0) } }
+        var words: [UInt64] = []
+        words.reserveCapacity(1 << 20)
+        for _ in 0..<1 << 20 { words.append(random.next()) }
+        return words.withUnsafeBytes { Array($0) }
     }
 
     private func open(
@@ -61,7 +64,7 @@ import VarveTestSupport
         into repository: Repository, lineage: String = "web", seed: UInt64, fails: Bool,
         reached: () throws -> Void = {}
     ) throws -> Checkpoint {
-        let image = FailedImportTests.bytes(8 << 20, seed)
+        let image = FailedImportTests.image(seed)
         var position = 0
         return try ImageImport.run(
             into: repository, lineage: lineage, options: FailedImportTests.options
@@ -120,7 +123,7 @@ import VarveTestSupport
         let calls = files.callCount - count
         #expect(try packs() == before)
         var uncleared = 0
-        for _ in 0..<(TestSeed.isLong ? 400 : 40) {
+        for _ in 0..<(TestSeed.isLong ? 400 : 10) {
             files.failCall(Int.random(in: 0..<calls, using: &random), errno: errno)
             #expect(throws: CaptureError.self) {
                 try importImage(into: repository, seed: 2, fails: true)
