@@ -145,6 +145,26 @@ let package = Package(
                 "SoakRuns", .product(name: "SystemPackage", package: "swift-system"),
             ],
             path: "Tests/Soak/Command"),
+        // Stores with right checksums around what cannot be, and what anybody may do with them.
+        .target(
+            name: "Forgeries",
+            dependencies: [
+                "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
+                "VarveTestSupport", .product(name: "SystemPackage", package: "swift-system"),
+            ],
+            path: "Tests/ForgedStores/Forgeries"),
+        .executableTarget(
+            name: "varve-forged",
+            dependencies: [
+                "Forgeries", .product(name: "SystemPackage", package: "swift-system"),
+            ],
+            path: "Tests/ForgedStores/Command"),
+        .testTarget(
+            name: "ForgedStoreTests",
+            dependencies: [
+                "CheckpointStore", "Forgeries", "VarveTestSupport",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ]),
         .testTarget(
             name: "PageKernelsTests",
             dependencies: ["CPageKernels", "GuestModel", "VarveTestSupport"]),

@@ -100,6 +100,7 @@ struct Repair: ParsableCommand {
         case .renamed: "the file gets the right name"
         case .named: "the pack is missed no more"
         case .rebuilt: "it is made anew"
+        case .forgotten: "the checkpoint is forgotten, and a copy of the pack kept"
         }
     }
 
@@ -116,7 +117,8 @@ struct Repair: ParsableCommand {
             lines += [
                 "checkpoints  \(plan.wholeCheckpoints.count) stay, \(plan.losses.count) are lost",
                 "packs        \(plan.rewrittenPacks.count) written anew, "
-                    + "\(plan.removedPacks.count) removed, \(plan.missingPacks.count) missing",
+                    + "\(plan.removedPacks.count) removed, "
+                    + "\(plan.missingPacks.reduce(0) { $0 + $1.count }) missing",
                 "pages        \(plan.savedPageCount) stored anew from damaged page frames",
                 "written      \(Format.bytes(plan.copiedByteCount))",
                 "kept         \(Format.bytes(outcome?.keptByteCount ?? plan.keptByteCount)) in "
@@ -169,12 +171,26 @@ struct Repair: ParsableCommand {
             ("checkpointsLost", .array(plan.losses.map { JSON.object(fields($0)) })),
             ("packsRewritten", packs(plan.rewrittenPacks)),
             ("packsRemoved", packs(plan.removedPacks)),
-            ("packsMissing", packs(plan.missingPacks)),
+            ("packsMissing", missing(plan.missingPacks)),
             ("filesMoved", .array(plan.movedFiles.map { .string($0) })),
             ("pagesSaved", .integer(plan.savedPageCount)),
             ("bytesCopied", .integer(plan.copiedByteCount)),
             ("bytesKept", .integer(outcome?.keptByteCount ?? plan.keptByteCount)),
         ]
+    }
+
+    /// Numbers of packs; a wide gap as its first and its last.
+    private func missing(_ packs: [ClosedRange<UInt32>]) -> JSON {
+        .array(
+            packs.flatMap { gap -> [JSON] in
+                gap.count == 1
+                    ? [.integer(Int(gap.lowerBound))]
+                    : [
+                        .array([
+                            .integer(Int(gap.lowerBound)), .integer(Int(gap.upperBound)),
+                        ])
+                    ]
+            })
     }
 
     private func fields(_ loss: RepairPlan.Loss) -> [(String, JSON)] {

@@ -94,6 +94,17 @@ extension Repository {
         return try read(entry)
     }
 
+    /// The checkpoint on whose page map a checkpoint's own builds; nil for a base map.
+    func mapAncestor(of checkpoint: Checkpoint) throws(RepositoryError) -> Checkpoint? {
+        guard let id = checkpoint.mapAncestor else { return nil }
+        guard let entry = try withCurrentIndex({ try $0.entry(id) }) else {
+            throw MapReader.lostAncestor(of: checkpoint, reader)
+        }
+        let ancestor = try read(entry)
+        try MapReader.check(checkpoint, ancestor: ancestor, reader)
+        return ancestor
+    }
+
     /// The checkpoint with a name: an id or the beginning of one, four digits at least, a lineage
     /// (its newest) or a label (the newest checkpoint that has it).
     ///
@@ -230,13 +241,7 @@ extension Repository {
         of checkpoint: Checkpoint
     ) throws(RepositoryError) -> (map: PageMap, mapsRead: Int) {
         var series = [checkpoint]
-        while let last = series.last, last.manifest.mapPosition > 0 {
-            let ancestor = try self.ancestor(CheckpointID(last.manifest.mapAncestor))
-            guard ancestor.manifest.mapPosition < last.manifest.mapPosition else {
-                throw reader.corrupted(
-                    last.location, .publish,
-                    FormatError(offset: 88, reason: "its series of page maps does not end"))
-            }
+        while let last = series.last, let ancestor = try mapAncestor(of: last) {
             series.append(ancestor)
         }
         let map = PageMap()
@@ -261,7 +266,14 @@ extension Repository {
     public func state(of checkpoint: Checkpoint) throws(RepositoryError) -> GuestState {
         var bytes: [UInt8] = []
         for location in checkpoint.manifest.stateParts {
-            bytes += try reader.record(at: location, .guestState).payload
+            let (header, payload) = try reader.record(at: location, .guestState)
+            do throws(FormatError) {
+                try checkpoint.manifest.checkOwns(header.transaction)
+            } catch {
+                throw reader.corrupted(location, .guestState, error)
+                    .attributed(to: checkpoint.id)
+            }
+            bytes += payload
         }
         let location = checkpoint.manifest.stateParts.first ?? checkpoint.location
         let digest = bytes.withUnsafeBytes { PageDigest(hashing: $0) }

@@ -239,6 +239,7 @@ extension Repository {
         let packs = try PackName.list(reader.files)
         var replay = try IndexReplay(reader: reader, index: index)
         let end = try replay.run(packs: packs)
+        try TransactionNumbers.requireRoom(after: end.highestTransaction)
         // From the highest down, each durably: a crash leaves no gap, and a gap is a lost pack.
         for pack in end.abandonedPacks.sorted(by: >) {
             reader.drop(pack)

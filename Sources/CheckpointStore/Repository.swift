@@ -289,9 +289,11 @@ public final class Repository: Sendable {
     ) throws(RepositoryError) -> (frames: DirtyBitmap, ancestor: CheckpointID) {
         var frames = DirtyBitmap()
         var current = checkpoint
-        while current.manifest.mapPosition > position {
+        while current.manifest.mapPosition > position,
+            let ancestor = try mapAncestor(of: current)
+        {
             frames.formUnion(try MapReader.frames(reader, current.manifest))
-            current = try ancestor(CheckpointID(current.manifest.mapAncestor))
+            current = ancestor
         }
         guard current.manifest.mapPosition == position else {
             throw reader.corrupted(

@@ -158,6 +158,7 @@ import VarveTestSupport
         var manifest = Manifest()
         manifest.parent = digest(1)
         manifest.root = digest(2)
+        manifest.transaction = 7
         manifest.lineage = "web"
         manifest.label = "läbel"
         (manifest.frameEnd, manifest.pageCount, manifest.zeroPageCount) = (100, 90, 10)

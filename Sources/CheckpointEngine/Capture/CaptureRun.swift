@@ -1,3 +1,4 @@
+import CheckpointFormat
 import CheckpointStore
 import GuestModel
 import Synchronization
@@ -286,6 +287,14 @@ struct CaptureRun {
                 code: .unsupported,
                 message: "the guest has a frame \(layout.frameEnd - 1), and only frames below 2^32 "
                     + "can be checkpointed; number its frames from 0")
+        }
+        let pageCount = layout.pageCount
+        guard MapBounds.allow(frameEnd: layout.frameEnd, pageCount: UInt64(pageCount)) else {
+            throw GuestError(
+                code: .unsupported,
+                message: "the guest has \(pageCount) pages and one at frame "
+                    + "\(layout.frameEnd - 1); holes so large are possible below frame "
+                    + "\(MapBounds.holeEndMax) only; number its frames from 0")
         }
         return layout
     }

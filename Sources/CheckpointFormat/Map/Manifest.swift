@@ -25,6 +25,8 @@ package import GuestModel
 //      4  map parts, then for each: u32 pack, u32 offset of the record
 //      4  state parts, likewise
 //     32  digest of the guest's state: BLAKE3 of the state payloads' bytes, joined
+//
+// A manifest that contradicts itself, or the place where it lies, is not read: see `check`.
 
 /// Where a record lies.
 package struct RecordLocation: Hashable, Sendable {
@@ -127,12 +129,7 @@ package struct Manifest: Hashable, Sendable {
             manifest.stateParts = try decodeParts(&reader)
             manifest.stateDigest = try reader.readDigest()
             try reader.expectEnd()
-            guard manifest.frameEnd <= PageRange.frameLimit,
-                manifest.pageCount <= manifest.frameEnd,
-                manifest.zeroPageCount <= manifest.pageCount
-            else {
-                throw FormatError(offset: 120, reason: "its page counts contradict each other")
-            }
+            try manifest.check()
             return manifest
         }
     }
@@ -152,5 +149,102 @@ package struct Manifest: Hashable, Sendable {
             parts.append(RecordLocation(pack: pack, offset: try reader.read(UInt32.self)))
         }
         return parts
+    }
+}
+
+// MARK: - What a manifest may say
+
+extension Manifest {
+    /// Bytes that one transaction appends at most: 2^32 pages, and as much again besides.
+    package static let addedByteCountMax: UInt64 = 1 << 45
+
+    /// The rules for a manifest by itself.
+    private func check() throws(FormatError) {
+        func refuse(_ offset: Int, _ reason: String) throws(FormatError) -> Never {
+            throw FormatError(offset: offset, reason: reason)
+        }
+        guard RecordHeader.transactions.contains(transaction) else {
+            try refuse(72, "its transaction number is \(transaction)")
+        }
+        guard (mapPosition == 0) == (mapAncestor == .none) else {
+            try refuse(80, "its page map has position \(mapPosition) and another kind of ancestor")
+        }
+        guard MapBounds.allow(frameEnd: frameEnd, pageCount: pageCount),
+            zeroPageCount <= pageCount, changedPageCount <= MapBounds.frameEndMax
+        else { try refuse(120, "its page counts contradict each other") }
+        guard mapPosition > 0 || pageCount <= frameCountMax else {
+            try refuse(128, "its page map cannot hold \(pageCount) pages")
+        }
+        guard storedPageCount <= UInt64(UInt32.max), addedByteCount <= Manifest.addedByteCountMax,
+            metadataByteCount <= addedByteCount,
+            addedByteCount - metadataByteCount <= storedPageCount * UInt64(Page.byteCount)
+        else { try refuse(152, "its counts of pages and bytes contradict each other") }
+        guard NameForm.canBeStored(lineage), label.isEmpty || NameForm.canBeStored(label) else {
+            let name = PrintableText.escape(NameForm.canBeStored(lineage) ? label : lineage)
+            try refuse(188, "'\(name.prefix(80))' cannot be a name")
+        }
+        for parts in [mapParts, stateParts] {
+            guard Set(parts).count == parts.count else {
+                try refuse(192, "it names a record twice")
+            }
+        }
+    }
+
+    /// The rules for a manifest that lies at a place: what it names comes before it.
+    package func check(at location: RecordLocation) throws(FormatError) {
+        for part in mapParts + stateParts {
+            guard part < location, part.pack > 0, part.offset >= UInt32(Envelope.byteCount) else {
+                throw FormatError(
+                    offset: 192,
+                    reason: "it names a record at offset \(part.offset) of pack \(part.pack), "
+                        + "where none of its own can be")
+            }
+        }
+    }
+
+    /// Fails unless a record that it names is of its own transaction.
+    package func checkOwns(_ number: UInt64) throws(FormatError) {
+        guard number == transaction else {
+            throw FormatError(
+                offset: 16,
+                reason: "it is of transaction \(number), and the manifest that names it of "
+                    + "\(transaction)")
+        }
+    }
+
+    /// The rules for a delta map over the map of another checkpoint.
+    package func check(ancestor: Manifest) throws(FormatError) {
+        guard mapPosition > 0, ancestor.mapPosition == MapSeries.ancestor(of: mapPosition) else {
+            throw FormatError(
+                offset: 80,
+                reason: "its page map has position \(mapPosition) and builds on one with position "
+                    + "\(ancestor.mapPosition)")
+        }
+        guard pageCount <= ancestor.pageCount + frameCountMax else {
+            throw FormatError(
+                offset: 128, reason: "its page map cannot hold \(pageCount) pages")
+        }
+    }
+
+    /// Frames that its own map can name at most.
+    private var frameCountMax: UInt64 {
+        UInt64(mapParts.count) * UInt64(MapPart.frameCountMax)
+    }
+}
+
+/// The rule for which map a delta map builds on.
+package enum MapSeries {
+    /// The position that the map at `position` builds on: its lowest digit in base 4 that is not
+    /// zero, less one.
+    ///
+    /// Position 0 is the base map.
+    ///
+    /// A map at position n covers 4^j checkpoints, where j counts the zeros that n ends with: 0.75
+    /// a level and checkpoint on average, where clearing the lowest set bit costs 0.5 a level but
+    /// has twice the levels plus one.
+    package static func ancestor(of position: UInt32) -> UInt32 {
+        precondition(position > 0, "a base map builds on nothing")
+        let zeros = position.trailingZeroBitCount / 2 * 2
+        return position - (1 << UInt32(zeros))
     }
 }

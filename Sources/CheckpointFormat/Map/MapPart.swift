@@ -19,6 +19,9 @@ package import GuestModel
 //   content 2 besides: zigzag  ordinal of the run's first page within the transaction, less the
 //                    one after the page named last (0 at first); the run's ordinals follow on
 
+// A part names at most 131,072 frames: however few bytes it has, reading it costs no more than
+// these.
+
 /// What a frame of a page map holds.
 package enum PageContent: Hashable, Sendable {
     /// The frame does not exist.
@@ -61,7 +64,7 @@ package struct MapPart: Hashable, Sendable {
     /// The digests of the runs that have them, in frame order.
     package let digests: [PageDigest]
 
-    /// Frames that the writer puts into one part at most: 4 MiB of digests.
+    /// Frames that one part names at most: 4 MiB of digests.
     package static let frameCountMax = 1 << 17
 
     package init(runs: [MapRun], digests: [PageDigest]) {
@@ -133,7 +136,7 @@ extension MapPart {
         let storedCount = Int(try reader.read(UInt32.self))
         let columnCount = Int(try reader.read(UInt32.self))
         try reader.readZeros(4, "a reserved field of the page map")
-        // A run takes at least 3 bytes and a part's runs are bounded by what the writer makes.
+        // A run names a frame at least, and takes at most 14 bytes.
         guard columnCount <= 16 * frameCountMax else {
             throw FormatError(offset: 8, reason: "the runs claim \(columnCount) bytes")
         }
@@ -165,22 +168,27 @@ extension MapPart {
         var runs: [MapRun] = []
         var end: UInt64 = 0
         var ordinal: Int64 = 0
+        var frameCount = 0
         while reader.remaining > 0 {
             let start = reader.position
             let (first, overflow) = end.addingReportingOverflow(try reader.readVarint())
-            let count = try reader.readVarint(limit: Int(PageRange.frameLimit), "a run's length")
-            guard !overflow, count > 0, first < PageRange.frameLimit,
-                UInt64(count) <= PageRange.frameLimit - first
+            let count = try reader.readVarint(
+                limit: frameCountMax - frameCount, "the number of a part's frames")
+            guard !overflow, count > 0, first < MapBounds.frameEndMax,
+                UInt64(count) <= MapBounds.frameEndMax - first
             else {
                 throw FormatError(offset: start, reason: "a run lies outside of all frames")
             }
+            frameCount += count
             guard let content = MapRun.Content(rawValue: try reader.read(UInt8.self)) else {
                 throw FormatError(offset: start, reason: "a run's content is unknown")
             }
             var firstOrdinal: UInt32 = 0
             if content == .storedHere {
                 let (value, overflow) = ordinal.addingReportingOverflow(try reader.readZigzag())
-                guard !overflow, let exact = UInt32(exactly: value) else {
+                guard !overflow, let exact = UInt32(exactly: value),
+                    value + Int64(count) <= Int64(UInt32.max)
+                else {
                     throw FormatError(offset: start, reason: "an ordinal is out of range")
                 }
                 firstOrdinal = exact

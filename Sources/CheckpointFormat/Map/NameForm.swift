@@ -24,6 +24,26 @@ package enum NameForm {
         }
     }
 
+    /// True if a record can have it for a name.
+    ///
+    /// As `isName`, but it asks of letters beyond ASCII only that they are shown as they are: which
+    /// ones are letters changes with each version of Unicode, and a later program may have written
+    /// them.
+    package static func canBeStored(_ text: String) -> Bool {
+        guard !text.isEmpty, text.utf8.count <= byteCountMax, !text.hasPrefix("-") else {
+            return false
+        }
+        return text.unicodeScalars.allSatisfy { scalar in
+            if scalar.isASCII { return isName("a\(scalar)") }
+            switch scalar.properties.generalCategory {
+            case .control, .format, .lineSeparator, .paragraphSeparator, .spaceSeparator,
+                .surrogate, .privateUse:
+                return false
+            default: return true
+            }
+        }
+    }
+
     /// True if it can be the beginning of an id, or a whole one.
     package static func isIDPrefix(_ text: String) -> Bool {
         (idDigitCountMin...idDigitCount).contains(text.utf8.count)

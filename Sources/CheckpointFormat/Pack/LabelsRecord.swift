@@ -67,7 +67,7 @@ package struct LabelsRecord: Hashable, Sendable {
                 let id = try reader.readDigest()
                 let start = reader.position
                 let label = try reader.readText()
-                guard label.isEmpty || NameForm.isName(label) else {
+                guard label.isEmpty || NameForm.canBeStored(label) else {
                     throw FormatError(offset: start, reason: "a label cannot have this form")
                 }
                 changes.append(Change(id: id, label: label))

@@ -55,8 +55,12 @@ package struct PackIndex: Hashable, Sendable {
         }
 
         /// Offset of the record after this one.
+        ///
+        /// No pack holds one that ends beyond 2^32.
         package var end: UInt32 {
-            offset + UInt32(RecordHeader.recordByteCount(payload: payloadCount))
+            UInt32(
+                clamping: UInt64(offset)
+                    + UInt64(RecordHeader.recordByteCount(payload: payloadCount)))
         }
 
         /// Addresses that only this record has: its blocks' if it is a page frame, else its own.
@@ -115,14 +119,17 @@ package struct PackIndex: Hashable, Sendable {
         _ payload: UnsafeRawBufferPointer, recordOffset: UInt32, isRewritten: Bool
     ) throws(FormatError) -> PackIndex {
         var reader = ByteReader(payload)
-        // An entry takes at least 3 bytes, so the count cannot ask for more than the payload has.
-        let count = try reader.readVarint(limit: payload.count / 3, "the number of entries")
+        // An entry takes at least 3 bytes, and its record 32: the count asks for no more than both.
+        let count = try reader.readVarint(
+            limit: min(payload.count / 3, Int(recordOffset) / RecordHeader.byteCount),
+            "the number of entries")
         var entries: [Entry] = []
         entries.reserveCapacity(count)
         var offset = UInt32(Envelope.byteCount)
         var context = Context(isRewritten: isRewritten)
         for _ in 0..<count {
             let entry = try decodeEntry(&reader, offset: offset, &context)
+            // What ends beyond 2^32 has its end there, and the index record itself lies before.
             guard entry.end <= recordOffset else {
                 throw FormatError(offset: reader.position, reason: "an entry ends past the index")
             }
@@ -157,6 +164,10 @@ package struct PackIndex: Hashable, Sendable {
         let payloadCount = try reader.readVarint(
             limit: RecordHeader.payloadLimit, "a payload's length")
         context.transaction &+= UInt64(bitPattern: try reader.readZigzag())
+        guard context.transaction <= RecordHeader.transactions.upperBound else {
+            throw FormatError(
+                offset: start, reason: "a transaction number is \(context.transaction)")
+        }
         var address = offset
         if context.isRewritten {
             let (value, overflow) = context.address.addingReportingOverflow(

@@ -22,6 +22,17 @@ package struct PrunedRecord: Hashable, Sendable {
         }
     }
 
+    /// - Parameter ranges: ascending and apart, but for those that touch.
+    package init(ranges: [ClosedRange<UInt32>]) {
+        for range in ranges where range.upperBound < .max {
+            if let last = self.ranges.last, last.upperBound == range.lowerBound {
+                self.ranges[self.ranges.count - 1] = last.lowerBound..<range.upperBound + 1
+            } else {
+                self.ranges.append(range.lowerBound..<range.upperBound + 1)
+            }
+        }
+    }
+
     /// True if the pack was removed.
     package func contains(_ pack: UInt32) -> Bool {
         var (low, high) = (0, ranges.count)
@@ -63,17 +74,25 @@ package struct PrunedRecord: Hashable, Sendable {
         return writer.bytes
     }
 
+    /// Fails if it names the pack in which it lies, or a later one: prune and repair name packs in
+    /// a later one than all of them.
+    package func check(in pack: UInt32) throws(FormatError) {
+        guard let last = ranges.last, last.upperBound > pack else { return }
+        throw FormatError(
+            offset: 0, reason: "it names pack \(last.upperBound - 1), and lies in pack \(pack)")
+    }
+
     /// Reads a payload.
     package static func decode(_ payload: [UInt8]) throws(FormatError) -> PrunedRecord {
         try ByteReader.decode(payload) { (reader) throws(FormatError) -> PrunedRecord in
             let count = try reader.readVarint(limit: payload.count / 2, "the number of ranges")
             var record = PrunedRecord()
             var end = 0
-            for index in 0..<count {
+            for _ in 0..<count {
                 let start = reader.position
                 let gap = try reader.readVarint(limit: Int(UInt32.max), "a pack's number")
                 let packs = try reader.readVarint(limit: Int(UInt32.max), "a range's packs")
-                guard packs > 0, gap > 0 || index == 0, end + gap + packs <= Int(UInt32.max) else {
+                guard packs > 0, gap > 0, end + gap + packs <= Int(UInt32.max) else {
                     throw FormatError(offset: start, reason: "a range of packs is out of order")
                 }
                 let first = end + gap

@@ -83,6 +83,9 @@ package struct RecordHeader: Hashable, Sendable {
     package static let magic: UInt32 = 0x4345_5256
     /// The largest payload: a record never makes a reader allocate more than this.
     package static let payloadLimit = 32 << 20
+    /// The numbers of transactions: so many that none is left after two thousand years of one every
+    /// microsecond, and so few that the next one can always be counted.
+    package static let transactions: ClosedRange<UInt64> = 1...1 << 56
 
     package let type: RecordType
     package let payloadCount: Int
@@ -119,6 +122,9 @@ package struct RecordHeader: Hashable, Sendable {
         payloadCount = count
         confirmed = try reader.read(UInt32.self)
         transaction = try reader.read(UInt64.self)
+        guard transaction <= RecordHeader.transactions.upperBound else {
+            throw FormatError(offset: 16, reason: "its transaction number is \(transaction)")
+        }
         address = try reader.read(UInt32.self)
         checksum = try reader.read(UInt32.self)
     }

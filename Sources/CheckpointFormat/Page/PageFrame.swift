@@ -143,6 +143,9 @@ package struct PageFrameTable: Hashable, Sendable {
             throw FormatError(
                 offset: 4, reason: "it has \(blocks.count) blocks, \(pageCount) pages")
         }
+        guard UInt64(firstOrdinal) + UInt64(pageCount) <= UInt64(UInt32.max) else {
+            throw FormatError(offset: 0, reason: "its ordinals begin at \(firstOrdinal)")
+        }
         for block in blocks {
             guard block.pageCount > 0, block.byteCount > 0,
                 Int(block.byteCount) <= Int(block.pageCount) * Page.byteCount

@@ -166,6 +166,7 @@ private struct IndexAddition {
     ) throws {
         var inherited = stakes?.frames ?? DirtyBitmap()
         batch.reserveCapacity(min(batchCountMax, frames.pageCount))
+        var check = MapCheck(publication.manifest)
         for location in publication.manifest.mapParts {
             let part: MapPart
             do throws(RepositoryError) {
@@ -174,7 +175,12 @@ private struct IndexAddition {
                 {
                     continue
                 }
-                part = try MapReader.part(series.reader, at: location)
+                part = try MapReader.part(series.reader, at: location, of: publication.manifest)
+                do throws(FormatError) {
+                    try check.take(part)
+                } catch {
+                    throw series.reader.corrupted(location, .mapPart, error)
+                }
             } catch {
                 guard publication.toleratesDamage, error.corruption != nil else { throw error }
                 continue

@@ -196,9 +196,13 @@ package final class Index: Sendable {
     package func highestTransaction() throws -> UInt64 {
         try environment.read { transaction in
             guard let bytes = try value(transaction, "transaction") else { return 0 }
-            return try ByteReader.decode(bytes) { (reader) throws(FormatError) in
+            let number = try ByteReader.decode(bytes) { (reader) throws(FormatError) in
                 try reader.read(UInt64.self)
             }
+            guard number <= RecordHeader.transactions.upperBound else {
+                throw LMDBError.damagedValue("highest transaction")
+            }
+            return number
         }
     }
 }

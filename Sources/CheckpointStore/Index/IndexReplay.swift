@@ -101,7 +101,9 @@ package struct IndexReplay {
         return End(
             lastConfirming: last.map { RecordLocation(pack: $0.pack, offset: $0.entry.offset) },
             confirmedEnd: last.map { end(of: $0.entry, in: $0.pack) }, scan: last?.scan,
-            abandonedPacks: abandoned + hollow, nextPack: max(lastKept, lastRead, lastPruned) + 1,
+            abandonedPacks: abandoned + hollow,
+            // Never above the highest number that a pack may have.
+            nextPack: max(lastKept, lastRead, lastPruned) + 1,
             prunedPacks: packs.filter { pruned.contains($0) },
             highestTransaction: highestTransaction)
     }
@@ -160,9 +162,8 @@ package struct IndexReplay {
     /// A pack gets its name, durably, before the next one is made; packs without anything
     /// published are removed from the highest down, and others only after a record named them.
     private mutating func findMissing(_ packs: [UInt32], upTo newest: UInt32) throws {
-        let present = Set(packs)
-        for pack in 1..<newest + 1 where !present.contains(pack) && !pruned.contains(pack) {
-            try tolerating { _ throws in throw PackFile.missing(pack) }
+        for gap in PackGaps.missing(packs, pruned, upTo: newest) {
+            try tolerating { _ throws in throw PackFile.missing(gap) }
         }
     }
 
@@ -200,6 +201,22 @@ package struct IndexReplay {
         return scan
     }
 
+    /// Fails if a manifest contradicts those before it.
+    private mutating func check(_ checkpoint: Checkpoint) throws {
+        if let other = try index.checkpoint(of: checkpoint.manifest.transaction),
+            other != checkpoint.id, try index.entry(other) != nil
+        {
+            throw ManifestReader.sharedTransaction(checkpoint, with: other, reader)
+        }
+        guard forgotten[checkpoint.id] == nil else { return }
+        let reader = reader
+        try tolerating { replay throws in
+            try replay.series.checkAncestor(of: checkpoint) {
+                try ManifestReader.isInPacks($0, reader)
+            }
+        }
+    }
+
     /// The address behind a record.
     private func end(of entry: PackIndex.Entry, in pack: UInt32) -> RecordLocation {
         RecordLocation(pack: pack, offset: entry.address + (entry.end - entry.offset))
@@ -214,6 +231,7 @@ package struct IndexReplay {
             unpublished[entry.transaction, default: []].insert(pack)
         case .publish:
             let (id, manifest) = try ManifestReader.read(reader, at: location)
+            try check(Checkpoint(id: id, manifest: manifest, location: location))
             unpublished[entry.transaction] = nil
             var frames = pending.removeValue(forKey: entry.transaction) ?? TransactionFrames()
             // The mark may go past frames of other transactions only if none waits.
@@ -275,7 +293,9 @@ extension PrunedRecord {
     ) throws(RepositoryError) -> PrunedRecord {
         let payload = try reader.record(at: location, .pruned).payload
         do throws(FormatError) {
-            return try decode(payload)
+            let record = try decode(payload)
+            try record.check(in: location.pack)
+            return record
         } catch {
             throw reader.corrupted(location, .pruned, error)
         }
@@ -284,6 +304,32 @@ extension PrunedRecord {
 
 /// Reads manifests from packs.
 package enum ManifestReader {
+    /// The error for a manifest with the transaction number of another one.
+    static func sharedTransaction(
+        _ checkpoint: Checkpoint, with other: CheckpointID, _ reader: PackReader
+    ) -> RepositoryError {
+        reader.corrupted(
+            checkpoint.location, .publish,
+            FormatError(
+                offset: 72, reason: "its transaction number is that of checkpoint \(other.short)"))
+    }
+
+    /// True if a checkpoint's manifest is in the packs, whatever the index says.
+    ///
+    /// Reads every manifest: only asked when something is damaged.
+    static func isInPacks(_ id: CheckpointID, _ reader: PackReader) throws -> Bool {
+        let packs = try PackName.list(reader.files)
+        for pack in packs {
+            guard let scan = try? PackScan.scan(reader, pack: pack, isNewest: pack == packs.last)
+            else { continue }
+            for entry in scan.entries where entry.type == .publish {
+                let location = RecordLocation(pack: pack, offset: entry.address)
+                if let found = try? read(reader, at: location), found.id == id { return true }
+            }
+        }
+        return false
+    }
+
     /// Reads and checks one manifest; its id is the digest of its bytes.
     package static func read(
         _ reader: PackReader, at location: RecordLocation
@@ -292,8 +338,9 @@ package enum ManifestReader {
         do {
             let manifest = try Manifest.decode(payload)
             guard manifest.transaction == header.transaction else {
-                throw FormatError(offset: 16, reason: "the transaction numbers differ")
+                throw FormatError(offset: 72, reason: "the transaction numbers differ")
             }
+            try manifest.check(at: location)
             let digest = payload.withUnsafeBytes { PageDigest(hashing: $0) }
             return (CheckpointID(digest), manifest)
         } catch let error as FormatError {

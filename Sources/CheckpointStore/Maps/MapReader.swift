@@ -5,15 +5,19 @@ package import GuestModel
 // forward again, each delta over the one before. The number of maps is the digit sum of the
 // position in base 4 plus one: at most 3 * log4(n) + 1 for the n-th map of a series.
 
+// Each manifest on the way is held to that rule, and each part to its manifest (`MapCheck`), before
+// anything in memory is made as large as they say.
+
 /// Reads page maps from packs.
 package enum MapReader {
-    /// Reads one part.
+    /// Reads one part of a checkpoint's own map.
     package static func part(
-        _ reader: PackReader, at location: RecordLocation
+        _ reader: PackReader, at location: RecordLocation, of manifest: Manifest
     ) throws(RepositoryError) -> MapPart {
-        let (_, payload) = try reader.record(at: location, .mapPart)
+        let (header, payload) = try reader.record(at: location, .mapPart)
         let decompressor = Decompressor()
         do throws(FormatError) {
+            try manifest.checkOwns(header.transaction)
             return try payload.withUnsafeBufferPointer { (bytes) throws(FormatError) -> MapPart in
                 try MapPart.decode(UnsafeRawBufferPointer(bytes), decompressor: decompressor)
             }
@@ -23,23 +27,70 @@ package enum MapReader {
     }
 
     /// Applies a checkpoint's own map, base or delta, to `map`.
+    ///
+    /// - Returns: how many frames this changed.
+    @discardableResult
     package static func apply(
         _ reader: PackReader, _ manifest: Manifest, to map: PageMap
+    ) throws(RepositoryError) -> Int {
+        var changed = 0
+        try forEachPart(reader, manifest) { part in changed += apply(part, to: map) }
+        return changed
+    }
+
+    /// Calls `body` with the parts of a checkpoint's own map, in order, each held to the manifest.
+    ///
+    /// - Parameter passesOver: asked about each part before it is read; true: it is left out.
+    static func forEachPart(
+        _ reader: PackReader, _ manifest: Manifest,
+        passingOver passesOver: (RecordLocation) throws(RepositoryError) -> Bool = { _ in false },
+        _ body: (MapPart) throws(RepositoryError) -> Void
     ) throws(RepositoryError) {
-        for location in manifest.mapParts {
-            let part = try part(reader, at: location)
-            if let last = part.runs.last, last.range.end.rawValue > PageMap.frameEndMax {
-                throw reader.corrupted(
-                    location, .mapPart,
-                    FormatError(offset: 16, reason: "it names frame numbers beyond 2^32"))
+        var check = MapCheck(manifest)
+        for location in manifest.mapParts where try !passesOver(location) {
+            let part = try part(reader, at: location, of: manifest)
+            do throws(FormatError) {
+                try check.take(part)
+            } catch {
+                throw reader.corrupted(location, .mapPart, error)
             }
-            apply(part, to: map)
+            try body(part)
         }
     }
 
+    /// Fails unless a checkpoint's delta map can build on the map of another one.
+    static func check(
+        _ checkpoint: Checkpoint, ancestor: Checkpoint, _ reader: PackReader
+    ) throws(RepositoryError) {
+        do throws(FormatError) {
+            try checkpoint.manifest.check(ancestor: ancestor.manifest)
+        } catch {
+            throw reader.corrupted(checkpoint.location, .publish, error)
+                .attributed(to: checkpoint.id)
+        }
+    }
+
+    /// The error for a checkpoint whose page map builds on one that no pack holds.
+    static func lostAncestor(
+        of checkpoint: Checkpoint, _ reader: PackReader
+    ) -> RepositoryError {
+        let name = CheckpointID(checkpoint.manifest.mapAncestor).short
+        return reader.corrupted(
+            checkpoint.location, .publish,
+            FormatError(
+                offset: 88,
+                reason: "its page map builds on checkpoint \(name), and no pack holds its manifest")
+        ).attributed(to: checkpoint.id)
+    }
+
     /// Applies a stretch of a map to `map`.
-    static func apply(_ part: MapPart, to map: PageMap) {
-        part.forEachContent { frame, content in map.set(frame, content) }
+    ///
+    /// - Returns: how many frames this changed.
+    @discardableResult
+    static func apply(_ part: MapPart, to map: PageMap) -> Int {
+        var changed = 0
+        part.forEachContent { frame, content in changed += map.set(frame, content) ? 1 : 0 }
+        return changed
     }
 
     /// The frames that a checkpoint's own map names.
@@ -47,26 +98,9 @@ package enum MapReader {
         _ reader: PackReader, _ manifest: Manifest
     ) throws(RepositoryError) -> DirtyBitmap {
         var frames = DirtyBitmap()
-        for location in manifest.mapParts {
-            for run in try part(reader, at: location).runs { frames.insert(run.range) }
+        try forEachPart(reader, manifest) { part in
+            for run in part.runs { frames.insert(run.range) }
         }
         return frames
-    }
-}
-
-/// The rule for which map a delta map builds on.
-package enum MapSeries {
-    /// The position that the map at `position` builds on: its lowest digit in base 4 that is not
-    /// zero, less one.
-    ///
-    /// Position 0 is the base map.
-    ///
-    /// A map at position n covers 4^j checkpoints, where j counts the zeros that n ends with: 0.75
-    /// a level and checkpoint on average, where clearing the lowest set bit costs 0.5 a level but
-    /// has twice the levels plus one.
-    package static func ancestor(of position: UInt32) -> UInt32 {
-        precondition(position > 0, "a base map builds on nothing")
-        let zeros = position.trailingZeroBitCount / 2 * 2
-        return position - (1 << UInt32(zeros))
     }
 }

@@ -46,14 +46,11 @@ package struct MapSeriesReader {
     ) throws -> [MapPart] {
         if let known = maps[checkpoint.id] { return known }
         var parts: [MapPart] = []
-        for location in checkpoint.manifest.mapParts {
-            if let pruned, try reader.isPruned(location, pruned) { continue }
-            let part = try MapReader.part(reader, at: location)
-            if let last = part.runs.last, last.range.end.rawValue > PageMap.frameEndMax {
-                throw reader.corrupted(
-                    location, .mapPart,
-                    FormatError(offset: 16, reason: "it names frame numbers beyond 2^32"))
-            }
+        try MapReader.forEachPart(reader, checkpoint.manifest) {
+            (location) throws(RepositoryError) in
+            guard let pruned else { return false }
+            return try reader.isPruned(location, pruned)
+        } _: { part in
             parts.append(part)
         }
         let count = parts.reduce(0) { $0 + $1.digests.count }
@@ -72,14 +69,32 @@ package struct MapSeriesReader {
         var result = [checkpoint]
         while let last = result.last, let ancestor = last.mapAncestor {
             let next = try self.checkpoint(ancestor)
-            guard next.manifest.mapPosition < last.manifest.mapPosition else {
-                throw reader.corrupted(
-                    last.location, .publish,
-                    FormatError(offset: 88, reason: "its series of page maps does not end"))
-            }
+            try MapReader.check(last, ancestor: next, reader)
             result.append(next)
         }
         return result
+    }
+
+    /// Fails unless a checkpoint's page map can build on what it says that it builds on, up to the
+    /// base map.
+    ///
+    /// - Parameter packsHold: asked whether the manifest that the index lacks is in the packs: then
+    ///   the index is damaged, else the packs are.
+    mutating func checkAncestor(
+        of checkpoint: Checkpoint, packsHold: (CheckpointID) throws -> Bool
+    ) throws {
+        var last = checkpoint
+        while let ancestor = last.mapAncestor {
+            guard try checkpoints[ancestor] != nil || index.entry(ancestor) != nil else {
+                if try packsHold(ancestor) {
+                    throw LMDBError(call: "catalog", code: LMDBError.damaged)
+                }
+                throw MapReader.lostAncestor(of: last, reader)
+            }
+            let next = try self.checkpoint(ancestor)
+            try MapReader.check(last, ancestor: next, reader)
+            last = next
+        }
     }
 
     /// Calls `body` with the pages that a checkpoint has in some frames, each once.
@@ -91,15 +106,11 @@ package struct MapSeriesReader {
     ) throws {
         var wanted = frames
         var next: CheckpointID? = id
-        var position = UInt32.max
+        var last: Checkpoint?
         while let id = next, !wanted.isEmpty {
             let checkpoint = try checkpoint(id)
-            guard checkpoint.manifest.mapPosition < position else {
-                throw reader.corrupted(
-                    checkpoint.location, .publish,
-                    FormatError(offset: 88, reason: "its series of page maps does not end"))
-            }
-            position = checkpoint.manifest.mapPosition
+            if let last { try MapReader.check(last, ancestor: checkpoint, reader) }
+            last = checkpoint
             for part in try map(of: checkpoint) {
                 try part.forEachRun { (run, digests) throws in
                     if run.content.hasDigests {

@@ -19,8 +19,8 @@ package final class PageMap: @unchecked Sendable {
     /// Frames are below this: 16 TiB of guest.
     ///
     /// The map has some bytes for every 64 frames up to the highest one, so a hostile number must
-    /// not choose how many.
-    package static let frameEndMax: UInt64 = 1 << 32
+    /// not choose how many (`MapBounds`).
+    package static let frameEndMax = MapBounds.frameEndMax
 
     private var leaves = MapLeaves()
     private var nodes: [[PageDigest]] = []

@@ -46,11 +46,16 @@ package final class PackFile: Sendable {
     }
 
     /// The error for a pack that is not there.
-    package static func missing(_ pack: UInt32) -> RepositoryError {
+    package static func missing(_ pack: UInt32) -> RepositoryError { missing(pack...pack) }
+
+    /// The error for packs that are not there.
+    static func missing(_ packs: ClosedRange<UInt32>) -> RepositoryError {
         RepositoryError(
             Corruption(
-                file: PackName.path(pack), offset: 0, object: "pack",
-                reason: "the file is missing; restore it from a copy"))
+                file: PackName.path(packs.lowerBound), offset: 0, object: "pack",
+                reason: PackGaps.words(packs)
+                    + (packs.count == 1
+                        ? "; restore it from a copy" : "; restore them from copies")))
     }
 
     private static func segments(

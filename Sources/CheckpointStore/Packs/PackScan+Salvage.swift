@@ -15,7 +15,8 @@ extension PackScan {
         _ reader: PackReader, pack: UInt32
     ) throws -> (scan: PackScan, damage: [Corruption]) {
         let file = try reader.file(pack)
-        let size = try file.file.byteCount()
+        // No record begins beyond 2^32.
+        let size = min(try file.file.byteCount(), UInt64(UInt32.max))
         var entries: [PackIndex.Entry] = []
         var damage: [Corruption] = []
         var confirmed: UInt32 = 0
@@ -24,8 +25,14 @@ extension PackScan {
             do {
                 let (header, record) = try PackReader.readRecord(file.file, at: offset)
                 if header.type == .packIndex { break }
-                entries.append(
-                    try entry(header, record, at: offset, isRewritten: file.isRewritten))
+                let entry = try entry(
+                    header, record, at: offset, isRewritten: file.isRewritten)
+                if let last = entries.last,
+                    entry.addresses.lowerBound < last.addresses.upperBound
+                {
+                    throw FormatError(offset: 24, reason: "addresses do not ascend")
+                }
+                entries.append(entry)
                 confirmed = max(confirmed, header.confirmed)
                 offset += UInt32(header.recordByteCount)
             } catch let error as FormatError {
@@ -49,34 +56,56 @@ extension PackScan {
         return (scan, damage)
     }
 
+    private static let windowByteCount = 1 << 20
+
     /// Where the next whole record behind a damaged one begins; nil if there is none.
     static func nextRecord(
         _ file: any RepositoryFile, after offset: UInt32, size: UInt64
-    ) throws(FileError) -> UInt32? {
-        let rest = try file.readBytes(Int(size - UInt64(offset)), at: UInt64(offset))
-        return rest.withUnsafeBytes { bytes -> UInt32? in
-            // Page contents may look like records, so the damaged header's word comes first.
-            if let header = try? RecordHeader(bytes), header.recordByteCount < bytes.count,
-                wholeRecord(bytes, at: header.recordByteCount) != nil
-            {
-                return offset + UInt32(header.recordByteCount)
-            }
-            return stride(from: 8, to: bytes.count, by: 8)
-                .first { wholeRecord(bytes, at: $0) != nil }
-                .map { offset + UInt32($0) }
+    ) throws -> UInt32? {
+        // Page contents may look like records, so the damaged header's word comes first.
+        let head = try file.readBytes(RecordHeader.byteCount, at: UInt64(offset))
+        if let header = try? head.withUnsafeBytes({ try RecordHeader($0) }),
+            let end = UInt32(exactly: UInt64(offset) + UInt64(header.recordByteCount)),
+            UInt64(end) < size, try whole(file, at: end) != nil
+        {
+            return end
         }
+        return try nextWhole(file, from: UInt64(offset) + 8, size: size)?.offset
+    }
+
+    /// The first whole record at a multiple of 8 bytes from a place on; nil if there is none.
+    ///
+    /// Reads 1 MiB at a time.
+    static func nextWhole(
+        _ file: any RepositoryFile, from start: UInt64, size: UInt64
+    ) throws -> (offset: UInt32, header: RecordHeader)? {
+        var window = start
+        let end = min(size, UInt64(UInt32.max))
+        while window < end {
+            let bytes = try file.readBytes(windowByteCount, at: window)
+            let places = bytes.withUnsafeBytes { bytes in
+                stride(from: 0, to: bytes.count - 3, by: 8).filter {
+                    UInt32(littleEndian: bytes.loadUnaligned(fromByteOffset: $0, as: UInt32.self))
+                        == RecordHeader.magic
+                }
+            }
+            for place in places {
+                guard let offset = UInt32(exactly: window + UInt64(place)) else { return nil }
+                if let header = try whole(file, at: offset) { return (offset, header) }
+            }
+            window += UInt64(windowByteCount)
+        }
+        return nil
     }
 
     /// The header of a record that is whole; nil if none begins there.
-    static func wholeRecord(_ bytes: UnsafeRawBufferPointer, at position: Int) -> RecordHeader? {
-        guard position + RecordHeader.byteCount <= bytes.count,
-            UInt32(littleEndian: bytes.loadUnaligned(fromByteOffset: position, as: UInt32.self))
-                == RecordHeader.magic
-        else { return nil }
-        let record = UnsafeRawBufferPointer(rebasing: bytes[position...])
-        guard let header = try? RecordHeader(record), header.recordByteCount <= record.count
-        else { return nil }
-        let whole = UnsafeRawBufferPointer(rebasing: record[..<header.recordByteCount])
-        return (try? RecordHeader.check(whole)) == nil ? nil : header
+    private static func whole(
+        _ file: any RepositoryFile, at offset: UInt32
+    ) throws -> RecordHeader? {
+        do {
+            return try PackReader.readRecord(file, at: offset).header
+        } catch is FormatError {
+            return nil
+        }
     }
 }

@@ -154,8 +154,13 @@ package struct PackScan: Sendable {
     ) throws -> PackScan {
         var entries: [PackIndex.Entry] = []
         var offset = UInt32(Envelope.byteCount)
+        var addressEnd = UInt64(Envelope.byteCount)
         var confirmed: UInt32 = 0
         var tail: FormatError?
+        guard size <= UInt64(UInt32.max) else {
+            throw FormatError(
+                offset: 0, reason: "the file has \(size) bytes, more than a pack can have")
+        }
         var scanner = RecordScanner(file, size: size)
         while UInt64(offset) < size {
             do {
@@ -163,8 +168,12 @@ package struct PackScan: Sendable {
                     guard header.type != .packIndex else {
                         throw FormatError(offset: 0, reason: "a pack index has no footer")
                     }
-                    entries.append(
-                        try entry(header, record, at: offset, isRewritten: isRewritten))
+                    let entry = try entry(header, record, at: offset, isRewritten: isRewritten)
+                    guard entry.addresses.lowerBound >= addressEnd else {
+                        throw FormatError(offset: 24, reason: "addresses do not ascend")
+                    }
+                    addressEnd = entry.addresses.upperBound
+                    entries.append(entry)
                     confirmed = max(confirmed, header.confirmed)
                     offset += UInt32(header.recordByteCount)
                 }
@@ -204,30 +213,25 @@ package struct PackScan: Sendable {
                 UnsafeRawBufferPointer(rebasing: record[RecordHeader.byteCount...]),
                 payloadCount: header.payloadCount)
         }
-        return PackIndex.Entry(
+        let entry = PackIndex.Entry(
             type: header.type, offset: offset, payloadCount: header.payloadCount,
             transaction: header.transaction, address: isRewritten ? header.address : offset,
             frame: frame)
+        guard entry.addresses.upperBound <= UInt64(UInt32.max) else {
+            throw FormatError(offset: 24, reason: "it ends beyond all that a pack can hold")
+        }
+        return entry
     }
 
     /// The highest `confirmed` among whole records after a damaged place.
-    ///
-    /// Records begin at multiples of 8.
     private static func confirmedAfter(
         _ file: any RepositoryFile, from offset: UInt32, size: UInt64
     ) throws -> UInt32 {
-        let rest = try file.readBytes(Int(size - UInt64(offset)), at: UInt64(offset))
         var highest: UInt32 = 0
-        rest.withUnsafeBytes { bytes in
-            var position = 0
-            while position + RecordHeader.byteCount <= bytes.count {
-                if let header = wholeRecord(bytes, at: position) {
-                    highest = max(highest, header.confirmed)
-                    position += header.recordByteCount
-                } else {
-                    position += 8
-                }
-            }
+        var position = UInt64(offset)
+        while let (place, header) = try nextWhole(file, from: position, size: size) {
+            highest = max(highest, header.confirmed)
+            position = UInt64(place) + UInt64(header.recordByteCount)
         }
         return highest
     }

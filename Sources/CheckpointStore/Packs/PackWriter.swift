@@ -451,6 +451,10 @@ package final class PackWriter: Sendable {
         if let unfinished = state.unfinished {
             file = unfinished
         } else {
+            guard state.pack <= PackName.numberMax else {
+                // EOVERFLOW: no number is left.
+                throw FileError(call: "open", path: PackName.path(state.pack), errno: 75)
+            }
             state.highestMade = state.pack
             file = try files.open(PackName.path(state.pack), .createNew)
             state.unfinished = file

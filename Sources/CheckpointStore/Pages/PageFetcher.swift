@@ -115,6 +115,12 @@ extension Repository {
 extension PageLocation {
     /// The block's place as one number, in the order of packs and offsets.
     package var place: UInt64 { UInt64(pack) << 32 | UInt64(blockOffset) }
+
+    /// True if both pages lie in one block: then the block of either has both slots.
+    fileprivate func isInBlock(of other: PageLocation) -> Bool {
+        pack == other.pack && blockOffset == other.blockOffset
+            && blockByteCount == other.blockByteCount && blockPageCount == other.blockPageCount
+    }
 }
 
 /// Reads pages; one for each thread.
@@ -271,7 +277,8 @@ package struct PageFetcher: ~Copyable {
             else { break }
             let end = offset + UInt64(place.blockByteCount)
             if let first = offsets.first {
-                guard offset <= limit + UInt64(PageFetcher.gapByteCountMax),
+                // In order of addresses, and so of offsets in a pack that is what it should be.
+                guard offset >= first, offset <= limit + UInt64(PageFetcher.gapByteCountMax),
                     end - first <= UInt64(PageFetcher.readByteCountMax)
                 else { break }
             }
@@ -298,7 +305,7 @@ package struct PageFetcher: ~Copyable {
             let location = requests[start].location
             var next = start + 1
             while next < requests.endIndex,
-                requests[next].location.blockOffset == location.blockOffset
+                requests[next].location.isInBlock(of: location)
             { next += 1 }
             let offset = offsets[start - requests.startIndex]
             let bytes = UnsafeRawBufferPointer(rebasing: buffer[..<count])

@@ -83,6 +83,9 @@ struct PackSalvage: Sendable {
                 return
             }
             isRewritten = envelope.isRewritten
+            if envelope.number != UInt64(number) {
+                refusal = "it says that it is pack \(envelope.number)"
+            }
         } catch {
             refusal = try PackSalvage.sentence(error, head, path)
         }
@@ -98,15 +101,20 @@ struct PackSalvage: Sendable {
         if let envelope = try? Envelope.decode(head, kind: .pack) {
             // Another repository's: only its name makes it a pack.
             guard envelope.repository == files.repository else { return PackName.number(name) }
-            return UInt32(exactly: envelope.number) ?? PackName.number(name)
+            return PackSalvage.possible(envelope.number) ?? PackName.number(name)
         }
         let byteCount = try file.byteCount()
         if byteCount >= UInt64(Envelope.byteCount + PackFooter.byteCount) {
             let end = byteCount - UInt64(PackFooter.byteCount)
             let bytes = try file.readBytes(PackFooter.byteCount, at: end)
-            if let footer = try? PackFooter.decode(bytes) { return UInt32(exactly: footer.pack) }
+            if let footer = try? PackFooter.decode(bytes) { return possible(footer.pack) }
         }
         return try numberInManifests(file, byteCount) ?? PackName.number(name)
+    }
+
+    /// The number, if a pack can have it.
+    private static func possible(_ number: UInt64) -> UInt32? {
+        UInt32(exactly: number).flatMap { 1...PackName.numberMax ~= $0 ? $0 : nil }
     }
 
     /// The pack in which manifests in a file say that page maps are which are in it; nil without.
@@ -116,9 +124,11 @@ struct PackSalvage: Sendable {
         var parts: [UInt32: UInt64] = [:]
         var votes: [UInt32: Int] = [:]
         var offset = UInt32(Envelope.byteCount)
+        let byteCount = min(byteCount, UInt64(UInt32.max))
         while UInt64(offset) < byteCount {
             do {
                 let (header, record) = try PackReader.readRecord(file, at: offset)
+                guard UInt64(offset) + UInt64(header.recordByteCount) <= byteCount else { break }
                 let payload = record[RecordHeader.byteCount...].prefix(header.payloadCount)
                 if header.type == .mapPart {
                     parts[header.address == 0 ? offset : header.address] = header.transaction

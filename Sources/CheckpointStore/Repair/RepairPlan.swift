@@ -19,6 +19,8 @@ public struct RepairPlan: Sendable {
         case named
         /// It is made anew from what is whole.
         case rebuilt
+        /// The checkpoint is forgotten: nothing is damaged but what it says of itself.
+        case forgotten
     }
 
     /// A damaged place.
@@ -55,8 +57,8 @@ public struct RepairPlan: Sendable {
     public internal(set) var rewrittenPacks: [UInt32] = []
     /// Packs that are removed.
     public internal(set) var removedPacks: [UInt32] = []
-    /// Packs that are not there and are missed no more.
-    public internal(set) var missingPacks: [UInt32] = []
+    /// Packs that are not there and are missed no more, as ascending ranges.
+    public internal(set) var missingPacks: [ClosedRange<UInt32>] = []
     /// Files in the folder of packs that are moved to the folder `damaged`.
     public internal(set) var movedFiles: [String] = []
     /// Pages that are stored anew, because their places in page frames are lost.

@@ -14,6 +14,8 @@ struct RepairPlanner {
     private var affected: [Place: [CheckpointID]] = [:]
     /// Damaged page frames by the transactions that stored their pages.
     private let damagedFrames: [UInt64: [(ordinals: Range<UInt64>, corruption: Corruption)]]
+    /// Manifests of lost checkpoints of which nothing else is damaged.
+    private var blamed: [(location: RecordLocation, corruption: Corruption)] = []
     /// Where the index says that lost pages were.
     private let hinted: [PageDigest: PageLocation]
     /// Blocks that do not hold what they should, by file.
@@ -68,6 +70,7 @@ struct RepairPlanner {
     /// The plan.
     mutating func make() throws -> RepairPlan {
         sortCheckpoints()
+        loseCondemned()
         planFiles()
         planRecords()
         try planPacks()
@@ -103,11 +106,15 @@ struct RepairPlanner {
             let reasons = verdict.problem.map { [$0] } ?? lost.map { reason(for: $0) }
             var frames = DirtyBitmap()
             for page in lost { frames.insert(page.frame) }
+            blame(verdict.checkpoint, reasons)
             lose(verdict.checkpoint.id, verdict.checkpoint, reasons, frames.runs())
             preparation.forgotten.append(verdict.checkpoint.id)
         }
+        let condemned = Set(survey.condemned.map(\.id))
         for entry in survey.hints.manifests
-        where !entry.isForgotten && survey.positions[entry.id] == nil {
+        where !entry.isForgotten && survey.positions[entry.id] == nil
+            && !condemned.contains(entry.id)
+        {
             lose(entry.id, nil, [survey.lost(entry.location, .publish)], [])
         }
         preparation.forgotten += survey.forgottenByHint
@@ -120,11 +127,42 @@ struct RepairPlanner {
         }
     }
 
+    private mutating func loseCondemned() {
+        for checkpoint in survey.condemned {
+            lose(
+                checkpoint.id, checkpoint, [survey.lost(checkpoint.location, .publish)], [])
+        }
+    }
+
+    /// Takes a lost checkpoint's manifest for what is damaged, unless a damaged place is named that
+    /// lost it.
+    private mutating func blame(_ checkpoint: Checkpoint, _ reasons: [Corruption]) {
+        guard let first = reasons.first, !reasons.contains(where: survey.isNamed),
+            !reasons.contains(where: isWrongBlock),
+            let place = survey.records[checkpoint.location]
+        else { return }
+        let (file, offset) = (
+            survey.salvages[place.file].path, UInt64(place.entry.offset)
+        )
+        let isItself = first.file == file && first.offset == offset
+        let corruption = Corruption(
+            file: file, offset: offset, object: RecordType.publish.description,
+            reason: isItself ? first.reason : "what it names cannot be had: \(first)",
+            checkpoint: checkpoint.id)
+        blamed.append((checkpoint.location, corruption))
+        affected[Place(corruption), default: []].append(checkpoint.id)
+    }
+
+    private func isWrongBlock(_ corruption: Corruption) -> Bool {
+        corruption.reason == RepairPlanner.wrongBlock
+    }
+
     private mutating func lose(
         _ id: CheckpointID, _ checkpoint: Checkpoint?, _ reasons: [Corruption],
         _ frames: [PageRange]
     ) {
-        for place in Set(reasons.map(Place.init)) { affected[place, default: []].append(id) }
+        for place in Set(reasons.map(Place.init))
+        where affected[place]?.contains(id) != true { affected[place, default: []].append(id) }
         plan.losses.append(
             RepairPlan.Loss(id: id, checkpoint: checkpoint, reason: reasons[0], frames: frames))
     }
@@ -186,11 +224,11 @@ struct RepairPlanner {
         for salvage in survey.salvages {
             if case .hollow = salvage.kind { preparation.hollow.append(salvage.name) }
         }
-        for pack in survey.missing {
+        for gap in survey.missing {
             note(
                 Corruption(
-                    file: PackName.path(pack), offset: 0, object: "pack",
-                    reason: "the file is missing"), nil, .named)
+                    file: PackName.path(gap.lowerBound), offset: 0, object: "pack",
+                    reason: PackGaps.words(gap)), nil, .named)
         }
         if preparation.envelopeIsLost {
             note(
@@ -231,7 +269,7 @@ struct RepairPlanner {
         preparation.nextPack = hollow.isEmpty ? highest + 1 : survey.highestPack + 1
         preparation.nextTransaction = survey.highestTransaction + 1
         if !survey.missing.isEmpty || survey.prunedIsLost {
-            preparation.pruned = survey.pruned.union(survey.missing)
+            preparation.pruned = survey.pruned.union(PrunedRecord(ranges: survey.missing))
         }
     }
 
@@ -244,6 +282,7 @@ struct RepairPlanner {
                 || salvage.sealProblem != nil || emptied[pack] != nil
                 || wrongBlocks[file] != nil
                 || survey.wrong.keys.contains { $0.pack == pack }
+                || blamed.contains { $0.location.pack == pack }
             if isTouched { plan(pack, salvage, file, isDamaged: true) }
         }
         guard preparation.needsPack else { return }
@@ -323,6 +362,9 @@ struct RepairPlanner {
             let wrong = survey.wrong.filter { $0.key.pack == pack }
             for (_, corruption) in wrong.sorted(by: { $0.key.offset < $1.key.offset }) {
                 note(corruption, nil, remedy)
+            }
+            for (location, corruption) in blamed where location.pack == pack {
+                note(corruption, nil, .forgotten)
             }
             if let problem = salvage.sealProblem {
                 note(at(salvage.byteCount, "pack index", problem), nil, remedy)

@@ -21,8 +21,9 @@ extension RepairSurvey {
             var verdict = RepairVerdict(checkpoint: member.checkpoint)
             do {
                 try checkState(of: member.checkpoint)
-                let (map, emptied) = try map(of: member.checkpoint, after: last)
+                let (map, emptied, differing) = try map(of: member.checkpoint, after: last)
                 last = (member.checkpoint.id, map)
+                try checkCounts(of: member.checkpoint, map, differing: differing)
                 verdict.emptied = emptied
                 verdict.missing = missing(in: map, stock)
             } catch let error as Unreadable {
@@ -38,6 +39,11 @@ extension RepairSurvey {
         var bytes: [UInt8] = []
         for location in checkpoint.manifest.stateParts {
             bytes += try payload(at: location, .guestState)
+            do throws(FormatError) {
+                try checkpoint.manifest.checkOwns(records[location]?.entry.transaction ?? 0)
+            } catch {
+                throw unreadable(location, .guestState, error.reason)
+            }
         }
         let location = checkpoint.manifest.stateParts.first ?? checkpoint.location
         let digest = bytes.withUnsafeBytes { PageDigest(hashing: $0) }
@@ -68,14 +74,16 @@ extension RepairSurvey {
     /// A checkpoint's page map, and lost parts that it does without.
     private func map(
         of checkpoint: Checkpoint, after last: (id: CheckpointID, map: PageMap)?
-    ) throws -> (PageMap, emptied: [RecordLocation]) {
+    ) throws -> (PageMap, emptied: [RecordLocation], differing: Int?) {
         if let last, checkpoint.parent == last.id, !checkpoint.hasBaseMap,
             checkpoint.manifest.mapParts.allSatisfy({ records[$0] != nil })
         {
-            try apply(checkpoint, to: last.map)
+            let changed = try apply(checkpoint, to: last.map)
             // It names every frame that differs from its parent.
             let series = try self.series(of: checkpoint)
-            if series.lost.isEmpty, last.map.root() == checkpoint.root { return (last.map, []) }
+            if series.lost.isEmpty, last.map.root() == checkpoint.root {
+                return (last.map, [], changed)
+            }
         }
         let (series, lost) = try self.series(of: checkpoint)
         let map = PageMap()
@@ -89,7 +97,21 @@ extension RepairSurvey {
         for location in lost where !canEmpty(location) {
             throw Unreadable(corruption: self.lost(location, .mapPart))
         }
-        return (map, lost)
+        return (map, lost, nil)
+    }
+
+    /// Holds a manifest to what it counts.
+    private func checkCounts(
+        of checkpoint: Checkpoint, _ map: PageMap, differing: Int?
+    ) throws {
+        do throws(FormatError) {
+            try checkpoint.manifest.check(map, differing: differing)
+            guard let totals else { return }
+            try checkpoint.manifest.check(
+                totals[checkpoint.manifest.transaction] ?? TransactionTotals())
+        } catch {
+            throw unreadable(checkpoint.location, .publish, error.reason)
+        }
     }
 
     /// The checkpoints whose maps make one's own, newest first, and the parts of these that are
@@ -103,13 +125,31 @@ extension RepairSurvey {
                 throw Unreadable(corruption: lostManifest(ancestor))
             }
             let next = members[position].checkpoint
-            guard next.manifest.mapPosition < last.manifest.mapPosition else {
-                throw unreadable(
-                    last.location, .publish, "its series of page maps does not end")
+            do throws(FormatError) {
+                try last.manifest.check(ancestor: next.manifest)
+            } catch {
+                throw unreadable(last.location, .publish, error.reason)
             }
             series.append(next)
         }
         return (series, series.flatMap(\.manifest.mapParts).filter { records[$0] == nil })
+    }
+
+    /// True if a plan names a place by itself, whatever it lost.
+    func isNamed(_ corruption: Corruption) -> Bool {
+        if wrong.values.contains(where: {
+            $0.file == corruption.file && $0.offset == corruption.offset
+        }) {
+            return true
+        }
+        let name = String(corruption.file.dropFirst(PackName.directory.utf8.count + 1))
+        if let pack = PackName.number(name), missing.contains(where: { $0.contains(pack) }) {
+            return true
+        }
+        return salvages.contains { salvage in
+            salvage.path == corruption.file
+                && salvage.damages.contains { $0.range.lowerBound == corruption.offset }
+        }
     }
 
     /// Where the manifest of a checkpoint was, as far as it is known.
@@ -122,22 +162,14 @@ extension RepairSurvey {
             reason: "no pack holds the manifest \(id.short), on whose page map it builds")
     }
 
-    private func apply(_ checkpoint: Checkpoint, to map: PageMap) throws {
+    /// - Returns: how many frames this changed.
+    @discardableResult
+    private func apply(_ checkpoint: Checkpoint, to map: PageMap) throws -> Int {
+        var changed = 0
         for location in checkpoint.manifest.mapParts where records[location] != nil {
-            try mapPart(at: location).forEachRun { run, digests in
-                var next = digests.startIndex
-                for frame in run.range.frames {
-                    let number = PageFrameNumber(frame)
-                    switch run.content {
-                    case .absent: map.set(number, .absent)
-                    case .zero: map.set(number, .zero)
-                    case .storedHere, .storedBefore:
-                        map.set(number, .present(digests[next]))
-                        next += 1
-                    }
-                }
-            }
+            changed += MapReader.apply(try mapPart(at: location), to: map)
         }
+        return changed
     }
 
     /// True if an empty part can have a place in its pack.

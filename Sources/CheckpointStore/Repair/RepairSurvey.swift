@@ -45,12 +45,14 @@ struct RepairSurvey: Sendable {
     /// Files that are no pack, and why.
     private(set) var junk: [(name: String, reason: String)] = []
     /// Packs that should be there and are not.
-    private(set) var missing: [UInt32] = []
+    private(set) var missing: [ClosedRange<UInt32>] = []
     /// The highest number of any pack that there was.
     private(set) var highestPack: UInt32 = 0
     private(set) var records: [RecordLocation: RecordPlace] = [:]
     /// Records with right checksums that say what cannot be.
     private(set) var wrong: [RecordLocation: Corruption] = [:]
+    /// Checkpoints whose manifests are such records.
+    private(set) var condemned: [Checkpoint] = []
     private(set) var members: [Member] = []
     private(set) var positions: [CheckpointID: Int] = [:]
     /// Checkpoints of which only the index knows that they were forgotten.
@@ -61,6 +63,8 @@ struct RepairSurvey: Sendable {
     /// True if no record says any more which packs were removed.
     private(set) var prunedIsLost = false
     private(set) var highestTransaction: UInt64 = 0
+    /// What the packs hold of each transaction; nil if anything was taken from them or is damaged.
+    private(set) var totals: [UInt64: TransactionTotals]?
     /// The page frames of each transaction; their places are those in the files.
     var frames: [UInt64: TransactionFrames] = [:]
     let pages: RepairPages
@@ -81,12 +85,14 @@ struct RepairSurvey: Sendable {
             // What prune was about to remove is gone, though it is there.
             packs = packs.filter { !pruned.contains($0.key) }
             (records, frames, members, positions) = ([:], [:], [], [:])
-            (wrong, forgottenByHint, labelsByHint) = ([:], [], [])
+            (wrong, condemned, forgottenByHint, labelsByHint) = ([:], [], [], [])
             readRecords()
             try readManifests()
         }
         findMissing()
+        try condemnManifests()
         markNeeded()
+        countRecords()
     }
 
     // MARK: - Files
@@ -183,6 +189,7 @@ struct RepairSurvey: Sendable {
                     forgotten.formUnion(try ForgetRecord.decode(payload).ids.map(CheckpointID.init))
                 case .pruned:
                     let record = try PrunedRecord.decode(try payload(at: location, .pruned))
+                    try record.check(in: location.pack)
                     pruned = pruned.union(record)
                     newestPruned = record
                 case .labels:
@@ -199,7 +206,17 @@ struct RepairSurvey: Sendable {
         let hinted = Set(hints.manifests.filter(\.isForgotten).map(\.id)).subtracting(forgotten)
         labels.add(hints.manifests)
         labelsByHint = labels.byHint
+        var transactions: [UInt64: CheckpointID] = [:]
         for checkpoint in found where positions[checkpoint.id] == nil {
+            let number = checkpoint.manifest.transaction
+            if let other = transactions[number] {
+                condemn(
+                    checkpoint,
+                    isForgotten: forgotten.union(hinted).contains(checkpoint.id),
+                    "its transaction number is that of checkpoint \(other.short)")
+                continue
+            }
+            transactions[number] = checkpoint.id
             positions[checkpoint.id] = members.count
             let isForgotten =
                 forgotten.contains(checkpoint.id) || hinted.contains(checkpoint.id)
@@ -215,8 +232,9 @@ struct RepairSurvey: Sendable {
         let payload = try payload(at: location, .publish)
         let manifest = try Manifest.decode(payload)
         guard manifest.transaction == place.entry.transaction else {
-            throw FormatError(offset: 16, reason: "the transaction numbers differ")
+            throw FormatError(offset: 72, reason: "the transaction numbers differ")
         }
+        try manifest.check(at: location)
         let digest = payload.withUnsafeBytes { PageDigest(hashing: $0) }
         return Checkpoint(id: CheckpointID(digest), manifest: manifest, location: location)
     }
@@ -244,7 +262,97 @@ struct RepairSurvey: Sendable {
             + hints.manifests.map(\.location)
         highestPack = max(highestPack, named.map(\.pack).max() ?? 0)
         highestPack = max(highestPack, pruned.ranges.last.map { $0.upperBound - 1 } ?? 0)
-        missing = (1..<highestPack + 1).filter { packs[$0] == nil && !pruned.contains($0) }
+        missing = PackGaps.missing(packs.keys, pruned, upTo: highestPack)
+    }
+
+    private mutating func countRecords() {
+        let files = packs.values.map { salvages[$0] }
+        let isUntouched = files.allSatisfy {
+            !$0.isRewritten && $0.damages.isEmpty && $0.envelopeProblem == nil
+        }
+        guard isUntouched, missing.isEmpty, pruned.ranges.isEmpty else { return }
+        var totals: [UInt64: TransactionTotals] = [:]
+        for entry in files.flatMap(\.entries) {
+            totals[entry.transaction, default: .init()].add(entry)
+        }
+        self.totals = totals
+    }
+
+    // MARK: - Manifests that name what is not theirs
+
+    /// Takes manifests for damaged that name records which are not their own, or that never were.
+    private mutating func condemnManifests() throws {
+        var kept: [Member] = []
+        for member in members {
+            if let problem = try problem(with: member) {
+                condemn(member.checkpoint, isForgotten: member.isForgotten, problem)
+            } else {
+                kept.append(member)
+            }
+        }
+        guard kept.count < members.count else { return }
+        members = kept
+        positions = [:]
+        for (position, member) in kept.enumerated() {
+            positions[member.checkpoint.id] = position
+        }
+    }
+
+    private mutating func condemn(
+        _ checkpoint: Checkpoint, isForgotten: Bool, _ reason: String
+    ) {
+        noteWrong(checkpoint.location, FormatError(offset: 0, reason: reason))
+        if !isForgotten { condemned.append(checkpoint) }
+    }
+
+    private func problem(with member: Member) throws -> String? {
+        let manifest = member.checkpoint.manifest
+        var check = MapCheck(manifest)
+        for location in manifest.mapParts {
+            if let problem = problem(with: location, of: member) { return problem }
+            guard records[location] != nil else { continue }
+            let part: MapPart
+            do {
+                part = try mapPart(at: location)
+            } catch is FormatError {
+                // Named itself when the pages are looked for.
+                continue
+            }
+            do throws(FormatError) {
+                try check.take(part)
+            } catch {
+                return "its page map, at offset \(location.offset) of pack \(location.pack), "
+                    + "cannot be its own: \(error.reason)"
+            }
+        }
+        return nil
+    }
+
+    /// What is wrong with a part of a page map that a manifest names, if its place itself is whole.
+    ///
+    /// Nobody who reads the packs would get past it, forgotten or not. What else a manifest may say
+    /// wrong is `RepairVerdict.problem`.
+    private func problem(with location: RecordLocation, of member: Member) -> String? {
+        let name = "the page map at offset \(location.offset) of pack \(location.pack)"
+        if let entry = records[location]?.entry {
+            guard entry.type == .mapPart else { return "\(name) is a \(entry.type)" }
+            let (owner, own) = (entry.transaction, member.checkpoint.manifest.transaction)
+            return owner == own
+                ? nil : "\(name) is of transaction \(owner), and its own is \(own)"
+        }
+        if wrong[location] != nil { return nil }
+        guard let file = packs[location.pack] else {
+            // Missing, or removed when its checkpoint was forgotten.
+            guard pruned.contains(location.pack), !member.isForgotten else { return nil }
+            return "\(name) is in a pack that was removed"
+        }
+        let salvage = salvages[file]
+        if salvage.isRewritten, member.isForgotten { return nil }
+        // Whatever is damaged may have been what it names.
+        let isWhole =
+            salvage.damages.isEmpty && salvage.envelopeProblem == nil
+            && salvage.abandonedByteCount == 0
+        return isWhole ? "\(name) is not there" : nil
     }
 
     private mutating func markNeeded() {
@@ -274,9 +382,6 @@ struct RepairSurvey: Sendable {
         let payload = try payload(at: location, .mapPart)
         let part = try payload.withUnsafeBytes {
             try MapPart.decode($0, decompressor: Decompressor())
-        }
-        if let last = part.runs.last, last.range.end.rawValue > PageMap.frameEndMax {
-            throw FormatError(offset: 16, reason: "it names frame numbers beyond 2^32")
         }
         return part
     }

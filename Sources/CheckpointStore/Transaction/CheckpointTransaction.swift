@@ -164,6 +164,14 @@ package final class CheckpointTransaction: Sendable {
             manifest.pageCount = UInt64(state.map.pageCount)
             manifest.zeroPageCount = UInt64(state.map.zeroPageCount)
             manifest.changedPageCount = UInt64(state.changed.count)
+            guard MapBounds.allow(frameEnd: manifest.frameEnd, pageCount: manifest.pageCount)
+            else {
+                throw RepositoryError(
+                    .abandoned,
+                    "a guest of \(manifest.pageCount) pages has one at frame "
+                        + "\(manifest.frameEnd - 1), and a repository holds guests with larger "
+                        + "holes only below frame \(MapBounds.holeEndMax); move its memory there")
+            }
             let frames = try chooseMap(&manifest, parent, state)
             manifest.mapParts = try appendMap(frames, &state)
         }

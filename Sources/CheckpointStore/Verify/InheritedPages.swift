@@ -14,8 +14,7 @@ extension Verification {
         var last = checkpoint
         while let ancestor = last.mapAncestor, forgotten.contains(ancestor) {
             last = try repository.ancestor(ancestor)
-            for location in last.manifest.mapParts {
-                let part = try MapReader.part(reader, at: location)
+            try MapReader.forEachPart(reader, last.manifest) { (part) throws(RepositoryError) in
                 let held = (part.pages(.storedHere) + part.pages(.storedBefore)).filter {
                     map[$0.frame] == .present($0.digest)
                 }

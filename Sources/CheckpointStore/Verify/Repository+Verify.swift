@@ -57,8 +57,12 @@ extension Repository {
             for corruption in damage { verification.findings.note(corruption) }
             try verification.measure(packs)
             try verification.readPacks(packs)
-            verification.noteMissingPacks(packs, try withIndex { try $0.pruned() })
+            let pruned = try withIndex { try $0.pruned() }
+            verification.noteMissingPacks(packs, pruned)
             let arePacksWhole = verification.findings.isEmpty
+            if !arePacksWhole || !pruned.ranges.isEmpty {
+                verification.state.withLock { $0.totals = nil }
+            }
             try verification.walk(catalog, forgotten: forgotten)
             verification.findAffected(catalog)
             return (verification.finish(catalog), arePacksWhole)
@@ -101,6 +105,8 @@ final class Verification: Sendable {
         var report: VerifyReport
         var done = 0
         var total = 0
+        /// What the packs hold of each transaction; nil if prune or repair took anything.
+        var totals: [UInt64: TransactionTotals]? = [:]
     }
 
     let repository: Repository
@@ -139,6 +145,14 @@ final class Verification: Sendable {
             return (state.done, state.total)
         }
         progress?(min(done, total), total)
+    }
+
+    /// Notes the records of transactions that were read, for the counts in their manifests.
+    func note(_ entries: [PackIndex.Entry], isRewritten: Bool) {
+        state.withLock { state in
+            if isRewritten { state.totals = nil }
+            for entry in entries { state.totals?[entry.transaction, default: .init()].add(entry) }
+        }
     }
 
     /// Each byte is read twice: for the records, and for the pages in them.
@@ -180,6 +194,7 @@ final class Verification: Sendable {
                 // Leased, so it is there also if it is forgotten meanwhile.
                 let checkpoint = try repository.ancestor(entry.id)
                 last = try checkMap(checkpoint, after: last, forgotten)
+                try checkTotals(of: checkpoint)
                 _ = try repository.state(of: checkpoint)
                 try checkPages(of: checkpoint, pages)
                 state.withLock { $0.report.checkpointCount += 1 }
@@ -201,9 +216,11 @@ final class Verification: Sendable {
             do throws(RepositoryError) {
                 if try reader.isPruned(entry.location, pruned) { continue }
                 let checkpoint = try repository.read(entry)
-                for location in checkpoint.manifest.mapParts
-                where try !reader.isPruned(location, pruned) {
-                    let pages = try MapReader.part(reader, at: location).pages(.storedHere)
+                try MapReader.forEachPart(reader, checkpoint.manifest) {
+                    (location) throws(RepositoryError) in
+                    try reader.isPruned(location, pruned)
+                } _: { (part) throws(RepositoryError) in
+                    let pages = part.pages(.storedHere)
                     submit(try repository.locateKnown(pages), of: checkpoint.id, check)
                 }
                 advance(checkpoint.addedByteCount)
@@ -223,19 +240,48 @@ final class Verification: Sendable {
         _ forgotten: Set<CheckpointID>
     ) throws -> (CheckpointID, PageMap) {
         if let last, checkpoint.parent == last.id, !checkpoint.hasBaseMap {
-            try MapReader.apply(reader, checkpoint.manifest, to: last.map)
-            if last.map.root() == checkpoint.root { return (checkpoint.id, last.map) }
+            // The rule for what it builds on.
+            _ = try repository.mapAncestor(of: checkpoint)
+            let changed = try MapReader.apply(reader, checkpoint.manifest, to: last.map)
+            if last.map.root() == checkpoint.root {
+                try checkCounts(of: checkpoint, last.map, differing: changed)
+                return (checkpoint.id, last.map)
+            }
         }
         // Read as a restore would; it throws if the root is wrong.
         let map = try repository.pageMap(of: checkpoint).map
         try checkInherited(by: checkpoint, map, forgotten)
+        try checkCounts(of: checkpoint, map, differing: nil)
         return (checkpoint.id, map)
+    }
+
+    /// - Parameter differing: frames that differ from its parent, if that is known.
+    private func checkCounts(
+        of checkpoint: Checkpoint, _ map: PageMap, differing: Int?
+    ) throws(RepositoryError) {
+        do throws(FormatError) {
+            try checkpoint.manifest.check(map, differing: differing)
+        } catch {
+            throw reader.corrupted(checkpoint.location, .publish, error)
+        }
+    }
+
+    private func checkTotals(of checkpoint: Checkpoint) throws(RepositoryError) {
+        // Later ones were not read with the packs.
+        guard checkpoint.location < mark,
+            let totals = state.withLock({ $0.totals.map { $0[checkpoint.manifest.transaction] } })
+        else { return }
+        do throws(FormatError) {
+            try checkpoint.manifest.check(totals ?? TransactionTotals())
+        } catch {
+            throw reader.corrupted(checkpoint.location, .publish, error)
+        }
     }
 
     /// Hands in the pages that a checkpoint stored; looks up the others.
     private func checkPages(of checkpoint: Checkpoint, _ pages: VerifyPages) throws {
-        for location in checkpoint.manifest.mapParts {
-            let part = try MapReader.part(reader, at: location)
+        try MapReader.forEachPart(reader, checkpoint.manifest) {
+            (part) throws(RepositoryError) in
             _ = try repository.locate(part.pages(.storedBefore))
             submit(try repository.locate(part.pages(.storedHere)), of: checkpoint.id, pages)
         }

@@ -51,6 +51,9 @@ extension Verification {
             throw error
         }
         let size = try file.file.byteCount()
+        guard size <= UInt64(UInt32.max) else {
+            return damage(0, "pack", "the file has \(size) bytes, more than a pack can have")
+        }
         var sealed: PackScan?
         do {
             // The newest pack's seal is not trusted, and its records are read below.
@@ -71,6 +74,7 @@ extension Verification {
             end = size
         }
         let found = try readRecords(file, end: end, known: sealed?.entries, damage)
+        note(found, isRewritten: file.isRewritten)
         if let sealed, sealed.entries != found {
             damage(0, "pack index", "it does not agree with the pack's records")
         }
@@ -152,13 +156,9 @@ extension Verification {
 
     /// Names packs that are not there and that prune did not remove.
     func noteMissingPacks(_ packs: [UInt32], _ pruned: PrunedRecord) {
-        let present = Set(packs)
-        for pack in 1..<max(1, mark.pack + (mark.offset > 0 ? 1 : 0)) {
-            guard !present.contains(pack), !pruned.contains(pack) else { continue }
-            findings.note(
-                Corruption(
-                    file: PackName.path(pack), offset: 0, object: "pack",
-                    reason: "the file is missing; restore it from a copy"))
+        let newest = mark.offset > 0 ? mark.pack : max(1, mark.pack) - 1
+        for gap in PackGaps.missing(packs, pruned, upTo: newest) {
+            PackFile.missing(gap).corruption.map { findings.note($0) }
         }
     }
 }

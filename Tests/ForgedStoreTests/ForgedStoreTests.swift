@@ -1,0 +1,34 @@
+import Foundation
+import Testing
+import VarveTestSupport
+
+/// Forged stores: right checksums around what cannot be.
+///
+/// `varve-forged` tries each in a process that may die. Here a share of them, and all with
+/// VARVE_LONG=1.
+@Suite struct ForgedStoreTests {
+    private static let tool = ProcessInfo.processInfo.environment["VARVE_CLI"].map {
+        URL(fileURLWithPath: $0).deletingLastPathComponent().appendingPathComponent("varve-forged")
+    }
+
+    private static let isBuilt: Bool = {
+        if let tool, FileManager.default.isExecutableFile(atPath: tool.path) { return true }
+        print("skipped, forged stores: VARVE_CLI does not name a tool beside varve-forged")
+        return false
+    }()
+
+    @Test(.enabled(if: isBuilt)) func nothingThatAStoreSaysDoesHarm() throws {
+        let process = Process()
+        process.executableURL = Self.tool
+        let stride = TestSeed.isLong ? 1 : 37
+        process.arguments = ["all", "\(stride)", "\(TestSeed.value % 1000)"]
+        let pipe = Pipe()
+        process.standardOutput = pipe
+        try process.run()
+        let output = pipe.fileHandleForReading.readDataToEndOfFile()
+        process.waitUntilExit()
+        let text = String(decoding: output, as: UTF8.self)
+        print(text)
+        #expect(process.terminationStatus == 0, "\(text)")
+    }
+}

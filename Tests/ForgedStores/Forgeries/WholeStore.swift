@@ -1,0 +1,60 @@
+import CheckpointEngine
+package import CheckpointStore
+import GuestModel
+package import SystemPackage
+import VarveTestSupport
+
+/// The store that forgeries begin from: several packs, one of them written anew by prune and some
+/// removed, an open one, branches, labels, states, and forgotten checkpoints.
+package enum WholeStore {
+    static let pageCount = 48
+
+    /// Makes it where nothing is.
+    package static func make(at path: FilePath, seed: UInt64) throws {
+        var random = SeededGenerator(seed: seed)
+        try Repository.create(at: path).close()
+        let repository = try open(path)
+        let web = try capture(repository, "web", 7, &random)
+        try repository.forget([web[1].id, web[2].id, web[4].id])
+        try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
+        let mail = try capture(repository, "mail", 4, &random)
+        try repository.forget([mail[1].id])
+        try repository.setLabel("kept", of: mail[2].id)
+        _ = try capture(repository, "web", 3, &random)
+        try repository.close()
+    }
+
+    /// Packs are sealed early.
+    package static func open(_ path: FilePath) throws -> Repository {
+        try Repository.open(
+            at: path, .writing, files: PosixFiles(root: path),
+            packByteCountMax: 256 << 10 + 72 << 10)
+    }
+
+    private static func capture(
+        _ repository: Repository, _ lineage: String, _ count: Int,
+        _ random: inout SeededGenerator
+    ) throws -> [Checkpoint] {
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: pageCount))
+        guest.with { $0.state = GuestState(records: [.init(kind: "cpu", bytes: [1, 2, 3, 4])]) }
+        let start = try repository.newest(ofLineage: lineage)
+        if let start { _ = try Restore.run(start, from: repository, into: guest) }
+        let session = try CaptureSession(
+            of: guest, in: repository, lineage: lineage, parent: start)
+        defer { session.close() }
+        return try (0..<count).map { step in
+            for index in 0..<(step == 0 && start == nil ? pageCount - 8 : 5) {
+                let frame =
+                    step == 0 && start == nil
+                    ? index : Int.random(in: 0..<pageCount, using: &random)
+                let noise = (0..<Page.byteCount / 8).map { word -> UInt64 in
+                    word < 160 ? random.next() : 7
+                }
+                let page = noise.withUnsafeBytes { Array($0) }
+                guest.with { $0.write(UInt64(frame), page) }
+            }
+            return try session.capture(label: step % 2 == 0 ? "\(lineage)-\(step)" : nil)
+                .checkpoint
+        }
+    }
+}
