@@ -24,7 +24,7 @@ struct Diff: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let repository = try Repository.open(at: FilePath(store), .reading)
+            let repository = try Reading.open(store, isJSON: json)
             let ranges = try repository.difference(
                 from: try repository.checkpoint(named: first),
                 to: try repository.checkpoint(named: second))

@@ -56,7 +56,7 @@ struct Export: ParsableCommand {
     func run() throws {
         try reporting {
             let configuration = try config.map { try Export.read($0) }
-            let repository = try Repository.open(at: FilePath(store), .reading)
+            let repository = try Reading.open(store)
             let found = try repository.checkpoint(named: checkpoint)
             var status = stat()
             let exists = image != "-" && stat(image, &status) == 0

@@ -43,7 +43,10 @@ struct Forget: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let repository = try Repository.open(at: FilePath(store), dryRun ? .reading : .writing)
+            let repository =
+                dryRun
+                ? try Reading.open(store, isJSON: json)
+                : try Repository.open(at: FilePath(store), .writing)
             let decisions = try decide(repository)
             if !dryRun {
                 try repository.forget(decisions.filter { !$0.isKept }.map(\.checkpoint.id))

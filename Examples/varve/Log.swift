@@ -42,7 +42,7 @@ struct Log: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let repository = try Repository.open(at: FilePath(store), .reading)
+            let repository = try Reading.open(store, isJSON: json)
             var damage: [Corruption] = []
             let selection = CheckpointSelection(
                 lineage: lineage, newest: newest,

@@ -31,8 +31,10 @@ struct Prune: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let repository = try Repository.open(
-                at: FilePath(store), dryRun ? .reading : .writing)
+            let repository =
+                dryRun
+                ? try Reading.open(store, isJSON: json)
+                : try Repository.open(at: FilePath(store), .writing)
             var plan = try repository.planPrune(PruneOptions(unusedPercentMax: maxUnused))
             if !dryRun {
                 let progress = Progress("packs pruned", isJSON: json)

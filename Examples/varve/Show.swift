@@ -18,7 +18,7 @@ struct Show: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let repository = try Repository.open(at: FilePath(store), .reading)
+            let repository = try Reading.open(store, isJSON: json)
             let found = try repository.checkpoint(named: checkpoint)
             let state = try repository.state(of: found)
             if json {

@@ -14,7 +14,7 @@ struct Stats: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let repository = try Repository.open(at: FilePath(store), .reading)
+            let repository = try Reading.open(store, isJSON: json)
             let statistics = try repository.statistics()
             let unused = try repository.planPrune().unusedByteCount
             if json {

@@ -71,7 +71,7 @@ struct Verify: ParsableCommand {
         _ progress: Progress, isSecond: Bool = false
     ) throws(RepositoryError) -> VerifyReport {
         do throws(RepositoryError) {
-            let repository = try Repository.open(at: FilePath(store), .reading)
+            let repository = try Reading.open(store, isJSON: json)
             return try repository.verify(depth) { progress.update($0, of: $1) }
         } catch  where error.code == .indexDamaged && !isSecond {
             return try look(progress, isSecond: true)

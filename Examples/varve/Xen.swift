@@ -91,7 +91,7 @@ struct XenRestoreCommand: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let repository = try Repository.open(at: FilePath(store), .reading)
+            let repository = try Reading.open(store, isJSON: json)
             var options = XenRestore.Options()
             options.name = name
             options.isPaused = paused

@@ -96,6 +96,27 @@ int clinux_open_direct(int file) {
     return open(name, O_WRONLY | O_DIRECT | O_CLOEXEC);
 }
 
+static int lock_range(int file, int command, short type, int64_t offset, int64_t length,
+                      short *found) {
+    struct flock lock = {.l_type = type, .l_whence = SEEK_SET};
+    lock.l_start = (off_t)offset;
+    lock.l_len = (off_t)length;
+    int result = fcntl(file, command, &lock);
+    *found = lock.l_type;
+    return result;
+}
+
+int clinux_announce_lock(int file) {
+    short found;
+    return lock_range(file, F_OFD_SETLK, F_WRLCK, 0, 0, &found);
+}
+
+int clinux_is_locked(int file, int64_t offset, int64_t length) {
+    short found;
+    if (lock_range(file, F_OFD_GETLK, F_RDLCK, offset, length, &found) != 0) return -1;
+    return found != F_UNLCK;
+}
+
 int clinux_reserve(int file, uint64_t length) {
     return fallocate(file, FALLOC_FL_KEEP_SIZE, 0, (off64_t)length);
 }

@@ -11,6 +11,8 @@ struct OpenedIndex {
     var highestTransaction: UInt64 = 0
     /// What a reader found damaged.
     var damage: [Corruption] = []
+    /// Why it is not the repository's own; nil if it is.
+    var temporary: TemporaryIndex?
 }
 
 extension Repository {
@@ -38,6 +40,7 @@ extension Repository {
             try files.createDirectory("")
             let known: Set = [PackName.directory, indexPath, lockPath, envelopePath + ".new"]
             let names = try files.list("")
+            try checkOwner(path, files)
             if names.contains(envelopePath) {
                 throw FileError(call: "create", path: path.string, errno: 0)
             }
@@ -93,7 +96,11 @@ extension Repository {
     /// Opens a repository.
     ///
     /// For writing it takes the lock, reads what the index lacks, and cuts off what a crash left
-    /// of transactions that were never published. For reading it changes nothing but the index.
+    /// of transactions that were never published.
+    ///
+    /// For reading it changes nothing, and waits for nobody; it may have to make an index of its
+    /// own (`temporaryIndex`), which costs reading the packs. A store of another user is opened
+    /// for reading only.
     ///
     /// - Parameter packByteCountMax: for tests: packs are sealed at this size.
     public static func open(
@@ -121,24 +128,32 @@ extension Repository {
         at path: FilePath, _ access: Access, files: any RepositoryFiles, _ id: RepositoryID,
         _ packByteCountMax: Int
     ) throws(RepositoryError) -> Repository {
-        let reader = PackReader(files: files, repository: id)
-        let indexDirectory = path.appending(indexPath).string
         do {
+            let owner = try files.foreignOwner()
+            if access == .writing { try checkOwner(path, files) }
+            let files = owner.map { ReadOnlyFiles(files, owner: $0) } ?? files
+            let reader = PackReader(files: files, repository: id)
             switch access {
             case .writing:
                 let lock = try takeLock(path, files)
                 try files.createDirectory(indexPath)
-                let opened = try openForWriting(
-                    indexDirectory, reader, packByteCountMax: packByteCountMax)
+                let opened = try openForWriting(reader, packByteCountMax: packByteCountMax)
                 return Repository(
                     path: path, id: id, files: files, reader: reader, opened: opened, lock: lock)
             case .reading:
-                let opened = try openForReading(indexDirectory, path, reader)
+                let opened = try openForReading(path, reader)
                 return Repository(
                     path: path, id: id, files: files, reader: reader, opened: opened, lock: nil)
             }
         } catch {
             throw RepositoryError(indexFailure: error, path: path, files: files)
+        }
+    }
+
+    /// Fails if a store is another user's: files made in it would lock its owner out.
+    static func checkOwner(_ path: FilePath, _ files: any RepositoryFiles) throws(FileError) {
+        if let owner = try files.foreignOwner() {
+            throw FileError(.foreign(owner), path: path.string, errno: EPERM)
         }
     }
 
@@ -184,11 +199,12 @@ extension Repository {
 
     /// Takes the writer's lock.
     ///
-    /// A reader that brings the index up to date holds it for moments, so it is tried for a second.
+    /// Tried for a second: a writer that is about to end may have it still.
     static func takeLock(
         _ path: FilePath, _ files: any RepositoryFiles
     ) throws(RepositoryError) -> any RepositoryFile {
         do throws(FileError) {
+            try checkOwner(path, files)
             let lock = try files.open(lockPath, .lock)
             for _ in 0..<50 {
                 if try lock.tryLock() { return lock }
@@ -208,12 +224,11 @@ extension Repository {
     static func emptyIndex(_ preparation: RepairPreparation) throws {
         let reader = PackReader(files: preparation.files, repository: preparation.repository)
         try preparation.files.createDirectory(indexPath)
-        let directory = preparation.path.appending(indexPath).string
         do {
-            try openSound(directory, reader).reset(repository: preparation.repository)
+            try openSound(reader).reset(repository: preparation.repository)
         } catch let error as LMDBError where error.isDamage {
             try IndexMark.deleteIndex(preparation.files)
-            try openSound(directory, reader).reset(repository: preparation.repository)
+            try openSound(reader).reset(repository: preparation.repository)
         }
     }
 
@@ -221,8 +236,7 @@ extension Repository {
     static func openRepaired(_ preparation: RepairPreparation) throws -> Repository {
         let reader = PackReader(files: preparation.files, repository: preparation.repository)
         let opened = try openForWriting(
-            preparation.path.appending(indexPath).string, reader,
-            packByteCountMax: preparation.packByteCountMax)
+            reader, packByteCountMax: preparation.packByteCountMax)
         return Repository(
             path: preparation.path, id: preparation.repository, files: preparation.files,
             reader: reader, opened: opened, lock: preparation.lock.take())
@@ -231,9 +245,9 @@ extension Repository {
     // MARK: - Writing
 
     private static func openForWriting(
-        _ directory: String, _ reader: PackReader, packByteCountMax: Int
+        _ reader: PackReader, packByteCountMax: Int
     ) throws -> OpenedIndex {
-        let index = try openSound(directory, reader)
+        let index = try openSound(reader)
         // A creation may have been cut off before it synced the last name.
         try reader.files.syncDirectory("")
         let packs = try PackName.list(reader.files)
@@ -323,20 +337,23 @@ extension Repository {
     /// Opens the index, or makes it anew if it is missing, foreign, damaged or was cut off.
     ///
     /// With the lock held; the index may be written from then on.
-    static func openSound(_ directory: String, _ reader: PackReader) throws -> Index {
+    static func openSound(_ reader: PackReader) throws -> Index {
+        // Before anything is made or deleted there.
+        try Index.checkFiles(reader.files)
         let isForeign = try IndexMark.isForeign(reader.files)
         if isForeign { try IndexMark.deleteIndex(reader.files) }
         try IndexMark.set(reader.files)
         do {
-            let index = try Index.open(directory: directory, isReadOnly: false)
+            let index = try Index.open(reader.files, .writing)
             // This process may have it open still, as it was.
             if try isForeign || !index.isSound(repository: reader.repository) {
                 try index.reset(repository: reader.repository)
             }
             return index
-        } catch let error as LMDBError where error.isDamage {
+        } catch let error as LMDBError where error.isDamage || error.code == EBUSY {
+            // Busy: a process was stopped while it opened it; it goes on with what it has.
             try IndexMark.deleteIndex(reader.files)
-            let index = try Index.open(directory: directory, isReadOnly: false)
+            let index = try Index.open(reader.files, .writing)
             try index.reset(repository: reader.repository)
             return index
         }

@@ -1,97 +1,141 @@
+import CLMDB
 import CheckpointFormat
 import Glibc
 import SystemPackage
 
-// What a reader is given:
+// A reader takes no lock that a writer would wait for, waits for no other process, and writes
+// nothing but its leases and its place in LMDB's table of readers; in a store of another user, and
+// where it may not write, not even those. What it is given:
 //
 //   the index is sound and has read all that is published      the index
 //   a writer lives                                             the index; the writer keeps it up
-//   the repository cannot be written, the index is sound       the index, as far as it goes
-//   otherwise, with the writer's lock held for moments         the index, brought up to date
-//   the index is not sound and cannot be written, or has no    an index of whatever is whole, of
-//   room on the disk                                           this process alone
-//   the packs are damaged, and the index knows what was there  the index
-//   the packs are damaged, and it does not                     an index of whatever is whole, of
-//                                                              this process alone
+//   the index is sound and behind                              a copy of it, brought up to date
+//   it is not sound, not there, or another user's              one made from the packs
+//   the packs are damaged, and the index knows what was there  the index, or its copy
+//   the packs are damaged, and it does not                     one of whatever is whole
 //
+// Copies and what is made from packs are files without names in $TMPDIR, of this process alone.
 // With the last two the damage is known from the beginning, and named by whoever asks for it.
 
+/// Why a reader has an index of its own, which goes with it.
+public struct TemporaryIndex: Hashable, Sendable {
+    /// Why it does not use the repository's: half a sentence.
+    public let reason: String
+    /// True if something odd is in the way: a file of the index that is a link, or a pipe.
+    public let isOdd: Bool
+    /// True if it was made from the packs alone, and not from the repository's index.
+    public internal(set) var isFromPacks: Bool
+}
+
 extension Repository {
-    static func openForReading(
-        _ directory: String, _ path: FilePath, _ reader: PackReader
-    ) throws -> OpenedIndex {
-        // A writer may be rebuilding the index, or be about to finish: look again for ten seconds.
-        for _ in 0..<500 {
-            if try !IndexMark.isForeign(reader.files),
-                let index = try? Index.open(directory: directory, isReadOnly: false),
-                try index.isSound(repository: reader.repository)
-            {
-                if try isCurrent(index, reader) { return OpenedIndex(index: index) }
-                // While a writer lives it keeps the index current by itself.
-                guard let lock = try? reader.files.open(lockPath, .lock), try lock.tryLock()
-                else { return try asFarAsItGoes(index, reader) }
-                return try withExtendedLifetime(lock) { try current(directory, reader) }
-            }
-            if let opened = try openOnReadOnlyMedium(directory, reader) { return opened }
-            let lock = try reader.files.open(lockPath, .lock)
-            if try lock.tryLock() {
-                try reader.files.createDirectory(indexPath)
-                return try withExtendedLifetime(lock) { try current(directory, reader) }
-            }
-            WallClock.sleep(milliseconds: 20)
+    static func openForReading(_ path: FilePath, _ reader: PackReader) throws -> OpenedIndex {
+        if let owner = try reader.files.foreignOwner() {
+            let reason = "it belongs to another user (number \(owner))"
+            return try salvage(
+                reader, TemporaryIndex(reason: reason, isOdd: false, isFromPacks: true))
         }
-        throw RepositoryError(
-            .busy,
-            "another process is rebuilding the index of \(path); wait until it is done and try "
-                + "again")
-    }
-
-    /// With the lock held and nobody appending: the index with what it lacked; if the disk has no
-    /// room for that, an index of this process alone.
-    private static func current(_ directory: String, _ reader: PackReader) throws -> OpenedIndex {
+        let (found, problem) = try sharedIndex(reader)
+        guard let index = found else { return try salvage(reader, problem) }
+        if try isCurrent(index, reader) { return OpenedIndex(index: index) }
+        // While a writer lives it keeps the index current by itself.
+        if try isBeingWritten(reader) { return try asFarAsItGoes(index, reader) }
+        // It may have ended just now.
+        if try isCurrent(index, reader) { return OpenedIndex(index: index) }
         do {
-            return try catchUp(directory, reader)
-        } catch let error as LMDBError where error.isWrite {
-            return try salvage(reader)
-        } catch let error as FileError where error.isFull {
-            return try salvage(reader)
+            return try current(index, reader)
+        } catch let error as LMDBError where !error.isDamage {
+            // No room for a copy, or a writer that came meanwhile.
+            return try asFarAsItGoes(index, reader)
+        } catch let error as FileError where error.isFull || error.isForbidden {
+            return try asFarAsItGoes(index, reader)
         } catch let error as RepositoryError where error.code == .noSpace {
-            return try salvage(reader)
+            return try asFarAsItGoes(index, reader)
         }
     }
 
-    /// Reads into the index what it lacks.
-    private static func catchUp(_ directory: String, _ reader: PackReader) throws -> OpenedIndex {
-        let index = try openSound(directory, reader)
+    /// The repository's own index if it may be used, or why not.
+    private static func sharedIndex(_ reader: PackReader) throws -> (Index?, TemporaryIndex?) {
+        func refused(_ reason: String, isOdd: Bool = false) -> (Index?, TemporaryIndex?) {
+            (nil, TemporaryIndex(reason: reason, isOdd: isOdd, isFromPacks: true))
+        }
+        do {
+            guard try !IndexMark.isForeign(reader.files) else {
+                return refused("it may not be whole since the machine or a command was cut short")
+            }
+            let index = try openShared(reader)
+            guard try index.isSound(repository: reader.repository) else {
+                return refused("it is being made, or is not this repository's")
+            }
+            return (index, nil)
+        } catch let error as FileError {
+            if error.isMissing { return refused("there is none") }
+            guard error.finding != nil || error.isForbidden else { throw error }
+            return refused(RepositoryError(error).message, isOdd: error.isOdd)
+        } catch let error as LMDBError {
+            if [ENOENT, MDB_NOTFOUND].contains(error.code) { return refused("there is none") }
+            guard error.isDamage || [EBUSY, EACCES, EPERM, EROFS].contains(error.code)
+            else { throw error }
+            return refused(error.isDamage ? "it is damaged" : "\(error.call): \(error.reason)")
+        }
+    }
+
+    /// Opens the index as far as it may be: where its table of readers cannot be written, without.
+    private static func openShared(_ reader: PackReader) throws -> Index {
+        do {
+            return try Index.open(reader.files, .reading)
+        } catch let error as FileError where error.finding == nil && error.isForbidden {
+            return try Index.open(reader.files, .readingWithoutLocks)
+        } catch let error as LMDBError where [EACCES, EPERM, EROFS].contains(error.code) {
+            return try Index.open(reader.files, .readingWithoutLocks)
+        }
+    }
+
+    /// True if a writer lives.
+    private static func isBeingWritten(_ reader: PackReader) throws(FileError) -> Bool {
+        do throws(FileError) {
+            return try reader.files.open(lockPath, .read).isLocked()
+        } catch {
+            guard error.isMissing || error.isForbidden else { throw error }
+            return false
+        }
+    }
+
+    /// A copy of a sound index, with what it lacks.
+    private static func current(_ original: Index, _ reader: PackReader) throws -> OpenedIndex {
+        let index = try original.makePrivateCopy()
         let packs = try PackName.list(reader.files)
+        let temporary = TemporaryIndex(
+            reason: "it lacks what was written last", isOdd: false, isFromPacks: false)
         do {
             var replay = try IndexReplay(reader: reader, index: index)
             let end = try replay.run(packs: packs)
-            // Nothing is under way, so what was read and is not published never will be.
             if let confirmed = end.confirmedEnd {
                 try index.advance(to: confirmed, highestTransaction: end.highestTransaction)
             }
-            return OpenedIndex(index: index)
+            return OpenedIndex(index: index, temporary: temporary)
         } catch let error as RepositoryError {
             guard let corruption = error.corruption else { throw error }
             let mark = try index.readMark()
             if mark.namesBytes, try reaches(mark, packs, reader) {
-                return OpenedIndex(index: index, damage: [corruption])
+                return OpenedIndex(index: index, damage: [corruption], temporary: temporary)
             }
-            return try salvage(reader)
+            return try salvage(
+                reader, TemporaryIndex(reason: "\(corruption)", isOdd: false, isFromPacks: true))
         }
     }
 
     /// An index of all that is whole, for this process alone: nothing that is built past damage
     /// may be kept, since a pack that is restored from a copy changes the order.
-    static func salvage(_ reader: PackReader) throws -> OpenedIndex {
+    static func salvage(
+        _ reader: PackReader, _ temporary: TemporaryIndex? = nil
+    ) throws -> OpenedIndex {
         let index = try Index.makePrivate(repository: reader.repository)
         var replay = try IndexReplay(reader: reader, index: index, toleratesDamage: true)
         let end = try replay.run(packs: try PackName.list(reader.files))
         if let confirmed = end.confirmedEnd {
             try index.advance(to: confirmed, highestTransaction: end.highestTransaction)
         }
-        return OpenedIndex(index: index, damage: replay.damage)
+        return OpenedIndex(index: index, damage: replay.damage, temporary: temporary)
     }
 
     /// True if no pack has bytes behind a read mark.
@@ -135,28 +179,6 @@ extension Repository {
             // Prune may have removed it just now.
             if try index.pruned().contains(mark.pack) { return OpenedIndex(index: index) }
             return OpenedIndex(index: index, damage: [corruption])
-        }
-    }
-
-    /// The index of a repository that cannot be written, by the medium or the permissions; nil if
-    /// it can.
-    ///
-    /// Without a sound one, an index of this process alone.
-    private static func openOnReadOnlyMedium(
-        _ directory: String, _ reader: PackReader
-    ) throws -> OpenedIndex? {
-        do {
-            _ = try reader.files.open(lockPath, .lock)
-            return nil
-        } catch {
-            guard error.isForbidden else { throw error }
-            if try !IndexMark.isForeign(reader.files),
-                let index = try? Index.open(directory: directory, isReadOnly: true),
-                try index.isSound(repository: reader.repository)
-            {
-                return try asFarAsItGoes(index, reader)
-            }
-            return try salvage(reader)
         }
     }
 }

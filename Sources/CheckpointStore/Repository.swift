@@ -26,6 +26,8 @@ public final class Repository: Sendable {
     private struct State {
         var nextTransaction: UInt64 = 1
         var lock: (any RepositoryFile)?
+        /// The newest pack and its bytes when a reader's own index was brought up to date.
+        var packsEnd: (UInt32, UInt64)?
     }
 
     private enum Unindexed: Sendable {
@@ -45,6 +47,11 @@ public final class Repository: Sendable {
     ///
     /// `verify` finds the rest. Opening for writing fails if anything is.
     public let damage: [Corruption]
+    /// Why a reader has an index of its own; nil if it uses the repository's, as writers do.
+    ///
+    /// Making one costs time: that of reading the repository's index, or its packs. A writer that
+    /// opens the repository once makes its index anew, which serves all readers afterwards.
+    public let temporaryIndex: TemporaryIndex?
     package let reader: PackReader
     let files: any RepositoryFiles
     private let index: Index
@@ -66,6 +73,7 @@ public final class Repository: Sendable {
         index = opened.index
         writer = opened.writer
         damage = opened.damage
+        temporaryIndex = opened.temporary
         state = Mutex(
             State(nextTransaction: opened.highestTransaction + 1, lock: lock))
         if lock != nil { index.filter.begin() }
@@ -216,10 +224,31 @@ public final class Repository: Sendable {
     /// Not to be called with `activity` locked.
     func catchUp() throws(RepositoryError) {
         do {
-            try unindexed.withLock { try indexAll(&$0, advancesMark: false) }
+            try unindexed.withLock { waiting in
+                try indexAll(&waiting, advancesMark: false)
+                if temporaryIndex != nil { try readOn() }
+            }
         } catch {
             throw indexFailure(error)
         }
+    }
+
+    /// Takes into an index of this process alone what others have written since.
+    ///
+    /// Costs a look at the newest pack if nobody has.
+    private func readOn() throws {
+        let packs = try PackName.list(files)
+        guard let newest = packs.last else { return }
+        let end = (newest, try files.open(PackName.path(newest), .read).byteCount())
+        let isNew = state.withLock { state in
+            defer { state.packsEnd = end }
+            return state.packsEnd.map { $0 != end } ?? true
+        }
+        guard isNew else { return }
+        var replay = try IndexReplay(reader: reader, index: index, toleratesDamage: true)
+        let read = try replay.run(packs: packs)
+        guard let confirmed = read.confirmedEnd else { return }
+        try index.advance(to: confirmed, highestTransaction: read.highestTransaction)
     }
 
     /// Indexes what waits, in order; stops at the first failure.

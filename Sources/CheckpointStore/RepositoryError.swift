@@ -20,6 +20,9 @@ public struct RepositoryError: Error, Hashable, Sendable {
             case abandoned
             case busy
             case indexDamaged
+            case odd
+            case moved
+            case notOwner
         }
 
         private let kind: Kind
@@ -54,6 +57,16 @@ public struct RepositoryError: Error, Hashable, Sendable {
         public static let busy = Code(kind: .busy)
         /// The index is damaged, and no pack: the next opening makes it anew.
         public static let indexDamaged = Code(kind: .indexDamaged)
+        /// Something odd lies where the store keeps a file or a directory; it was not touched.
+        ///
+        /// A symbolic link, a pipe, a socket, a device.
+        public static let odd = Code(kind: .odd)
+        /// The path at which the store was opened leads to something else now.
+        ///
+        /// The checkpoint that was being published is not stored.
+        public static let moved = Code(kind: .moved)
+        /// The store, or its index, belongs to another user, so it can be read only.
+        public static let notOwner = Code(kind: .notOwner)
     }
 
     /// The kind of failure.

@@ -201,6 +201,16 @@ private final class HeldFiles: RepositoryFiles {
         try inner.link(path, to: newPath)
     }
     func remove(_ path: String) throws(FileError) { try inner.remove(path) }
+    func checkPlace(writing pack: String?) throws(FileError) {
+        try inner.checkPlace(writing: pack)
+    }
+
+    func foreignOwner() throws(FileError) -> UInt32? { try inner.foreignOwner() }
+
+    func openDirectory(_ path: String) throws(FileError) -> OpenDirectory {
+        try inner.openDirectory(path)
+    }
+
     var bootID: [UInt8] { inner.bootID }
 }
 
@@ -227,4 +237,5 @@ private final class HeldFile: RepositoryFile {
     func truncate(to byteCount: UInt64) throws(FileError) { try inner.truncate(to: byteCount) }
     func sync() throws(FileError) { try owner.sync(inner) }
     func tryLock() throws(FileError) -> Bool { try inner.tryLock() }
+    func isLocked() throws(FileError) -> Bool { try inner.isLocked() }
 }

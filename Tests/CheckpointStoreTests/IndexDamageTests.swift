@@ -37,7 +37,7 @@ import VarveTestSupport
     /// Gives every key of a table another value.
     private func spoil(_ table: Index.Table, _ value: [UInt8]) throws {
         let index = try Index.open(
-            directory: path.appending("index").string, isReadOnly: false)
+            in: OpenDirectory(path.appending("index").string), .writing)
         try index.environment.write { transaction in
             var keys: [[UInt8]] = []
             try transaction.scan(index.table(table), from: []) { (key, _) throws(LMDBError) in
@@ -94,7 +94,7 @@ import VarveTestSupport
         let pages = try make()
         try {
             let index = try Index.open(
-                directory: path.appending("index").string, isReadOnly: false)
+                in: OpenDirectory(path.appending("index").string), .writing)
             try index.environment.write { try index.setValue($0, key, [1]) }
         }()
         #expect(try restore() == pages)

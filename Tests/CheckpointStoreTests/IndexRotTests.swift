@@ -184,7 +184,7 @@ import VarveTestSupport
     @Test func aWriterThatGoesOnIsNoDamage() async throws {
         _ = try make()
         let index = try Index.open(
-            directory: path.appending("index").string, isReadOnly: false)
+            in: OpenDirectory(path.appending("index").string), .writing)
         let isDone = Flag()
         let writer = Thread {
             for step in 0..<400 as Range<UInt32> {

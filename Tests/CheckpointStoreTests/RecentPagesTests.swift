@@ -13,7 +13,7 @@ import VarveTestSupport
     private let directory = TemporaryDirectory(inMemory: true)
 
     private func open(_ limits: RecentLimits) throws -> Index {
-        let index = try Index.open(directory: directory.path.string, isReadOnly: false)
+        let index = try Index.open(in: OpenDirectory(directory.path.string), .writing)
         index.recent.limits = limits
         index.recent.limits.entryCountMin = 1
         index.recent.limits.bulkPart = 0

@@ -45,7 +45,7 @@ enum TidyRules {
 
     /// Which of our modules and libraries a module may import.
     static let imports: [String: Set<String>] = [
-        "GuestModel": ["Synchronization"],
+        "GuestModel": ["Glibc", "Synchronization"],
         "GuestConformance": ["GuestModel", "Glibc"],
         "CheckpointFormat": ["GuestModel", "CPageKernels", "CZstd", "Synchronization"],
         "CheckpointStore": [

@@ -70,6 +70,17 @@ package final class CountingFiles: RepositoryFiles {
         try inner.remove(path)
     }
 
+    package func checkPlace(writing pack: String?) throws(FileError) {
+        count { $0.others += 1 }
+        try inner.checkPlace(writing: pack)
+    }
+
+    package func foreignOwner() throws(FileError) -> UInt32? { try inner.foreignOwner() }
+
+    package func openDirectory(_ path: String) throws(FileError) -> OpenDirectory {
+        try inner.openDirectory(path)
+    }
+
     package var bootID: [UInt8] { inner.bootID }
 }
 
@@ -122,4 +133,5 @@ private final class CountingFile: RepositoryFile {
     }
 
     func tryLock() throws(FileError) -> Bool { try inner.tryLock() }
+    func isLocked() throws(FileError) -> Bool { try inner.isLocked() }
 }

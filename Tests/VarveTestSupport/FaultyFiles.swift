@@ -7,6 +7,7 @@ package final class FaultyFiles: RepositoryFiles {
         var callsUntilFailure: Int?
         var errno: Int32 = 5
         var callCount = 0
+        var event: (callsUntil: Int, body: @Sendable () -> Void)?
     }
 
     private let inner: any RepositoryFiles
@@ -24,10 +25,24 @@ package final class FaultyFiles: RepositoryFiles {
         }
     }
 
+    /// Runs something before the n-th changing call, or look at the store's place, from now.
+    package func before(call count: Int, _ body: @escaping @Sendable () -> Void) {
+        state.withLock { $0.event = (count, body) }
+    }
+
+    /// True if what `before` was given has not been run.
+    package var isEventAhead: Bool { state.withLock { $0.event != nil } }
+
     /// Changing calls so far.
     package var callCount: Int { state.withLock { $0.callCount } }
 
     fileprivate func check(_ call: String, _ path: String) throws(FileError) {
+        let event = state.withLock { state -> (@Sendable () -> Void)? in
+            guard let event = state.event else { return nil }
+            state.event = event.callsUntil == 0 ? nil : (event.callsUntil - 1, event.body)
+            return event.callsUntil == 0 ? event.body : nil
+        }
+        event?()
         let code = state.withLock { state -> Int32? in
             state.callCount += 1
             guard let left = state.callsUntilFailure else { return nil }
@@ -69,6 +84,17 @@ package final class FaultyFiles: RepositoryFiles {
     package func remove(_ path: String) throws(FileError) {
         try check("unlink", path)
         try inner.remove(path)
+    }
+
+    package func checkPlace(writing pack: String?) throws(FileError) {
+        try check("stat", pack ?? "")
+        try inner.checkPlace(writing: pack)
+    }
+
+    package func foreignOwner() throws(FileError) -> UInt32? { try inner.foreignOwner() }
+
+    package func openDirectory(_ path: String) throws(FileError) -> OpenDirectory {
+        try inner.openDirectory(path)
     }
 
     package var bootID: [UInt8] { inner.bootID }
@@ -118,4 +144,5 @@ private final class FaultyFile: RepositoryFile {
     }
 
     func tryLock() throws(FileError) -> Bool { try inner.tryLock() }
+    func isLocked() throws(FileError) -> Bool { try inner.isLocked() }
 }

@@ -27,6 +27,16 @@ package final class UnsyncedFiles: RepositoryFiles {
     }
 
     package func remove(_ path: String) throws(FileError) { try inner.remove(path) }
+    package func checkPlace(writing pack: String?) throws(FileError) {
+        try inner.checkPlace(writing: pack)
+    }
+
+    package func foreignOwner() throws(FileError) -> UInt32? { try inner.foreignOwner() }
+
+    package func openDirectory(_ path: String) throws(FileError) -> OpenDirectory {
+        try inner.openDirectory(path)
+    }
+
     package var bootID: [UInt8] { inner.bootID }
 }
 
@@ -49,4 +59,5 @@ private final class UnsyncedFile: RepositoryFile {
     func truncate(to byteCount: UInt64) throws(FileError) { try inner.truncate(to: byteCount) }
     func sync() throws(FileError) {}
     func tryLock() throws(FileError) -> Bool { try inner.tryLock() }
+    func isLocked() throws(FileError) -> Bool { try inner.isLocked() }
 }

@@ -55,6 +55,16 @@ int clinux_start_writeback(int file, uint64_t offset, uint64_t length);
 /// EINVAL: its file system cannot.
 int clinux_open_direct(int file);
 
+/// Locks all of a file for writing if nobody else has, without waiting; goes with the description.
+/// fcntl(2), F_OFD_SETLK; hidden behind _GNU_SOURCE. EBADF: it was not opened for writing.
+int clinux_announce_lock(int file);
+
+/// 1 if somebody else has a write lock on a part of a file, 0 if not; takes none.
+/// fcntl(2), F_OFD_GETLK; hidden behind _GNU_SOURCE.
+///
+/// length      0: to the end, however long it grows
+int clinux_is_locked(int file, int64_t offset, int64_t length);
+
 /// Has a file's first bytes keep room on the disk, whatever its size.
 /// fallocate(2), FALLOC_FL_KEEP_SIZE; hidden behind _GNU_SOURCE.
 int clinux_reserve(int file, uint64_t length);

@@ -26,8 +26,7 @@ final class StagingRing: Sendable {
     /// Reserves memory for at least `byteCount` bytes, and at least four slots.
     init(byteCount: Int) {
         slotCount = max(4, (byteCount + StagingRing.slotByteCount - 1) / StagingRing.slotByteCount)
-        memory = .allocate(
-            byteCount: slotCount * StagingRing.slotByteCount, alignment: Page.byteCount)
+        memory = PageMemory.allocate(byteCount: slotCount * StagingRing.slotByteCount)
         free = Monitor(
             Free(
                 slots: Array((0..<slotCount).reversed()),
@@ -35,7 +34,7 @@ final class StagingRing: Sendable {
     }
 
     deinit {
-        memory.deallocate()
+        PageMemory.deallocate(memory)
     }
 
     /// Pages in all slots.

@@ -82,10 +82,10 @@ extension MemoryReader {
             return range.byteCount
         }
         let count = min(bytes.count, Page.byteCount - inPage)
-        try withUnsafeTemporaryAllocation(byteCount: Page.byteCount, alignment: 16) { page in
-            try read(PageRange(first: frame, count: 1), page)
-            bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: page[inPage..<inPage + count]))
-        }
+        let page = PageMemory.allocate(byteCount: Page.byteCount)
+        defer { PageMemory.deallocate(page) }
+        try read(PageRange(first: frame, count: 1), page)
+        bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: page[inPage..<inPage + count]))
         return count
     }
 

@@ -53,10 +53,10 @@ public struct MemoryReader {
                 count += run.count
             }
             self.starts = starts
-            memory = .allocate(byteCount: count * Page.byteCount, alignment: Page.byteCount)
+            memory = PageMemory.allocate(byteCount: count * Page.byteCount)
         }
 
-        deinit { memory.deallocate() }
+        deinit { PageMemory.deallocate(memory) }
 
         var bytes: UnsafeRawBufferPointer { UnsafeRawBufferPointer(memory) }
 

@@ -18,9 +18,8 @@ public enum MemoryRoot {
         let map = PageMap()
         _ = map.adopt(layout)
         var classifier = PageClassifier()
-        let buffer = UnsafeMutableRawBufferPointer.allocate(
-            byteCount: StagingRing.slotByteCount, alignment: Page.byteCount)
-        defer { buffer.deallocate() }
+        let buffer = PageMemory.allocate(byteCount: StagingRing.slotByteCount)
+        defer { PageMemory.deallocate(buffer) }
         for batch in StagedBatches.cut(layout.runs) {
             let count = batch.reduce(0) { $0 + $1.byteCount }
             let pages = UnsafeMutableRawBufferPointer(rebasing: buffer[..<count])

@@ -396,7 +396,7 @@ private final class StagedPart: PageTarget {
     /// Frames of the set before each of its words.
     private let ranks: [Int]
     // Filled by one thread for each page, then read; freed with this.
-    private nonisolated(unsafe) let memory: UnsafeMutableRawPointer
+    private nonisolated(unsafe) let bytes: UnsafeMutableRawBufferPointer
 
     init(_ frames: DirtyBitmap) {
         self.frames = frames
@@ -408,10 +408,10 @@ private final class StagedPart: PageTarget {
             count += word.nonzeroBitCount
         }
         self.ranks = ranks
-        memory = .allocate(byteCount: count * Page.byteCount, alignment: Page.byteCount)
+        bytes = PageMemory.allocate(byteCount: count * Page.byteCount)
     }
 
-    deinit { memory.deallocate() }
+    deinit { PageMemory.deallocate(bytes) }
 
     func contains(_ frame: UInt64) -> Bool { frames.contains(PageFrameNumber(frame)) }
 
@@ -419,7 +419,8 @@ private final class StagedPart: PageTarget {
     func page(_ frame: UInt64) -> UnsafeMutableRawPointer {
         let word = Int(frame / 64)
         let below = frames.words[word] & ((1 << (frame % 64)) - 1)
-        return memory + (ranks[word] + below.nonzeroBitCount) * Page.byteCount
+        let rank = ranks[word] + below.nonzeroBitCount
+        return bytes.baseAddress.unsafelyUnwrapped + rank * Page.byteCount
     }
 
     func place(_ range: PageRange) -> UnsafeMutableRawBufferPointer? {

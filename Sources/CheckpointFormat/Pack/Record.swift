@@ -1,3 +1,5 @@
+import GuestModel
+
 // A record: the only thing a pack holds between its envelope and its footer.
 //
 //   offset size
@@ -177,6 +179,7 @@ package struct RecordWriter {
         if storage.count < start + room {
             let missing = start + room - storage.count
             storage.append(contentsOf: repeatElement(0, count: missing))
+            if type == .pageFrame { storage.withUnsafeBytes { PageMemory.hide($0) } }
         }
         let total = storage.withUnsafeMutableBytes { buffer in
             let record = UnsafeMutableRawBufferPointer(

@@ -85,7 +85,7 @@ package struct Compressor: ~Copyable {
     package var level: CompressionLevel
 
     package init(level: CompressionLevel) {
-        guard let context = Compressor.pool.take() ?? ZSTD_createCCtx() else {
+        guard let context = Compressor.pool.take() ?? czstd_create_compressor() else {
             preconditionFailure("zstd has no memory for a compressor")
         }
         self.context = context
@@ -124,7 +124,7 @@ package struct Decompressor: ~Copyable {
     private let context: OpaquePointer
 
     package init() {
-        guard let context = Decompressor.pool.take() ?? ZSTD_createDCtx() else {
+        guard let context = Decompressor.pool.take() ?? czstd_create_decompressor() else {
             preconditionFailure("zstd has no memory for a decompressor")
         }
         self.context = context

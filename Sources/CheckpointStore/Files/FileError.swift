@@ -7,17 +7,42 @@ package struct FileError: Error, Hashable, Sendable {
     /// The file, as messages name it.
     package let path: String
     package let errno: Int32
+    /// What was found besides, if no call failed.
+    let finding: Finding?
+
+    /// What is wrong though the system does not say so.
+    enum Finding: Hashable, Sendable {
+        /// It is not what a store keeps there: `a symbolic link, not a regular file`.
+        case odd(String)
+        /// Another user's: its owner's number.
+        case foreign(UInt32)
+        /// The path of the store leads to something else now: what that is.
+        case moved(String)
+    }
 
     package init(call: String, path: String, errno: Int32) {
         self.call = call
         self.path = path
         self.errno = errno
+        finding = nil
+    }
+
+    /// - Parameter errno: what the system would say, for whoever asks for that only.
+    init(_ finding: Finding, path: String, errno: Int32) {
+        call = "open"
+        self.path = path
+        self.errno = errno
+        self.finding = finding
     }
 }
 
 extension RepositoryError {
     /// The sentence for a failed call.
     package init(_ error: FileError) {
+        if let finding = error.finding {
+            self.init(finding, error)
+            return
+        }
         let reason = String(cString: strerror(error.errno))
         switch error.errno {
         case ENOSPC, EDQUOT:
@@ -48,6 +73,33 @@ extension RepositoryError {
     }
 }
 
+extension RepositoryError {
+    private init(_ finding: FileError.Finding, _ error: FileError) {
+        switch finding {
+        case .odd(let what):
+            self.init(
+                .odd,
+                "\(error.path) is \(what); it was neither followed nor read nor written; find out "
+                    + "who put it there and move it away",
+                errno: error.errno)
+        case .foreign(let owner):
+            self.init(
+                .notOwner,
+                "\(error.path) belongs to another user (number \(owner)), whom files written here "
+                    + "would lock out; run this as that user, or give all of the repository to one "
+                    + "user (chown -R)",
+                errno: error.errno)
+        case .moved(let what):
+            self.init(
+                .moved,
+                "\(error.path) \(what) since it was opened; nothing was written to what is there "
+                    + "now, and a checkpoint that was being published is not stored; open the "
+                    + "repository where it is now and try again",
+                errno: error.errno)
+        }
+    }
+}
+
 extension FileError {
     /// What to do about it.
     fileprivate var remedy: String {
@@ -61,12 +113,18 @@ extension FileError {
         }
     }
 
-    /// True if the mount or the permissions forbid it.
+    /// True if the mount, the permissions or the owner forbid it.
     package var isForbidden: Bool { [EROFS, EACCES, EPERM].contains(errno) }
+
+    /// True if something else lies where a file should.
+    package var isOdd: Bool {
+        guard case .odd = finding else { return false }
+        return true
+    }
 
     /// True if the disk or the quota is full.
     package var isFull: Bool { [ENOSPC, EDQUOT].contains(errno) }
 
     /// True if the file or a directory on its path does not exist.
-    package var isMissing: Bool { errno == ENOENT || errno == ENOTDIR }
+    package var isMissing: Bool { finding == nil && (errno == ENOENT || errno == ENOTDIR) }
 }

@@ -1,4 +1,5 @@
 import Glibc
+import GuestModel
 import Synchronization
 
 // Large writes go past the page cache (`open(2)`, O_DIRECT).
@@ -111,14 +112,14 @@ private struct AlignedBuffer: @unchecked Sendable {
     static func withOne<T>(_ body: (UnsafeMutableRawBufferPointer) -> T) -> T {
         let buffer =
             idle.withLock { $0.popLast() }
-            ?? AlignedBuffer(bytes: .allocate(byteCount: byteCount, alignment: 4096))
+            ?? AlignedBuffer(bytes: PageMemory.allocate(byteCount: byteCount))
         defer {
             let isKept = idle.withLock { idle in
                 guard idle.count < idleCountMax else { return false }
                 idle.append(buffer)
                 return true
             }
-            if !isKept { buffer.bytes.deallocate() }
+            if !isKept { PageMemory.deallocate(buffer.bytes) }
         }
         return body(buffer.bytes)
     }

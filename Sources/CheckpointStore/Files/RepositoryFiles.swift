@@ -10,7 +10,7 @@
 
 /// A directory of files; paths are relative to the repository.
 package protocol RepositoryFiles: AnyObject, Sendable {
-    /// Opens a file.
+    /// Opens a regular file; anything else is a failure (`FileError.isOdd`), and is not touched.
     func open(_ path: String, _ mode: FileMode) throws(FileError) -> any RepositoryFile
     /// Makes a directory; one that exists is fine.
     func createDirectory(_ path: String) throws(FileError)
@@ -26,6 +26,20 @@ package protocol RepositoryFiles: AnyObject, Sendable {
     func link(_ path: String, to newPath: String) throws(FileError)
     /// Removes a file.
     func remove(_ path: String) throws(FileError)
+    /// Fails (`FileError.Finding.moved`) if the path at which the store was opened leads to
+    /// something else now, or if the file `repository` or a pack in it was replaced.
+    ///
+    /// Three calls of the system. It says what is true at some moment between call and return.
+    ///
+    /// - Parameter pack: the path of a pack that was opened to be written; nil: none.
+    func checkPlace(writing pack: String?) throws(FileError)
+    /// The number of the user whose store it is, if it is not this process's own.
+    ///
+    /// By the owner of its directory: whoever may write there in another user's name (the system's
+    /// administrator) would make files that lock the owner out.
+    func foreignOwner() throws(FileError) -> UInt32?
+    /// Opens a directory, for LMDB: it reaches its files past this seam.
+    func openDirectory(_ path: String) throws(FileError) -> OpenDirectory
     /// Which run of the machine this is: what was written in another one and not synced may be
     /// lost. The index, which LMDB writes past this seam, is trusted by it.
     var bootID: [UInt8] { get }
@@ -68,4 +82,7 @@ package protocol RepositoryFile: AnyObject, Sendable {
     /// Takes the lock on the file, or says that another holder has it. The lock goes with the
     /// file's closing, so a dead process leaves none. `flock`.
     func tryLock() throws(FileError) -> Bool
+    /// True if somebody else holds the lock, as far as the system tells; takes nothing, so nobody
+    /// ever waits for who asks.
+    func isLocked() throws(FileError) -> Bool
 }

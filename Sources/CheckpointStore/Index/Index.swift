@@ -102,12 +102,23 @@ package final class Index: Sendable {
         IndexEnvironments.release(key)
     }
 
-    /// Opens the index in a directory; tables are made if they are missing.
-    static func open(directory: String, isReadOnly: Bool) throws(LMDBError) -> Index {
+    /// Opens the index in a directory.
+    ///
+    /// Throws `LMDBError`, or `FileError` if one of its files is not what LMDB made.
+    static func open(in directory: OpenDirectory, _ access: IndexAccess) throws -> Index {
         let names = Table.allCases.map { "\($0)" }
         return Index(
-            try IndexEnvironments.open(
-                directory: directory, tables: names, isReadOnly: isReadOnly))
+            try IndexEnvironments.open(directory, tables: names, access))
+    }
+
+    /// Opens the index in a directory of a repository's files.
+    static func open(_ files: any RepositoryFiles, _ access: IndexAccess) throws -> Index {
+        try open(in: try files.openDirectory(IndexMark.directory), access)
+    }
+
+    /// Fails if LMDB's files in a directory of a repository's files are odd or another user's.
+    static func checkFiles(_ files: any RepositoryFiles) throws(FileError) {
+        try LMDBEnvironment.checkFiles(try files.openDirectory(IndexMark.directory))
     }
 
     /// Makes an index of this process alone, which goes with it.
@@ -116,6 +127,12 @@ package final class Index: Sendable {
         let index = Index(try IndexEnvironments.openPrivate(tables: names))
         try index.reset(repository: repository)
         return index
+    }
+
+    /// Makes a copy of this process alone, as it is at one moment.
+    func makePrivateCopy() throws -> Index {
+        let names = Table.allCases.map { "\($0)" }
+        return Index(try IndexEnvironments.openPrivate(tables: names, copyOf: environment))
     }
 
     func table(_ table: Table) -> MDB_dbi { environment.tables[table.rawValue] }
@@ -279,8 +296,9 @@ private enum IndexEnvironments {
     }
 
     struct Key: Hashable {
-        let device: UInt
-        let inode: UInt
+        /// Of the directory; nil: private, and told apart by its number.
+        var identity: Identity?
+        var number: UInt = 0
         let isReadOnly: Bool
     }
 
@@ -290,21 +308,17 @@ private enum IndexEnvironments {
 
     /// Opens an environment, or finds it open; `release` gives it back.
     static func open(
-        directory: String, tables: [String], isReadOnly: Bool
-    ) throws(LMDBError) -> (key: Key, environment: LMDBEnvironment) {
-        var status = stat()
-        guard stat(directory, &status) == 0 else {
-            throw LMDBError(call: "stat", code: errno)
-        }
+        _ directory: OpenDirectory, tables: [String], _ access: IndexAccess
+    ) throws -> (key: Key, environment: LMDBEnvironment) {
         let key = Key(
-            device: UInt(status.st_dev), inode: UInt(status.st_ino), isReadOnly: isReadOnly)
-        let environment = try open.withLock { (entries) throws(LMDBError) -> LMDBEnvironment in
+            identity: Identity(try directory.status()),
+            isReadOnly: access == .readingWithoutLocks)
+        let environment = try open.withLock { (entries) throws -> LMDBEnvironment in
             if let entry = entries[key] {
                 entries[key]?.holderCount += 1
                 return entry.environment
             }
-            let environment = try LMDBEnvironment(
-                directory: directory, tables: tables, isReadOnly: isReadOnly)
+            let environment = try LMDBEnvironment(directory, tables: tables, access)
             entries[key] = Entry(environment: environment, holderCount: 1)
             return environment
         }
@@ -312,14 +326,21 @@ private enum IndexEnvironments {
     }
 
     /// Opens an environment in files that have no name any more.
+    ///
+    /// - Parameter original: what they are a copy of; nil: they are new.
     static func openPrivate(
-        tables: [String]
+        tables: [String], copyOf original: LMDBEnvironment? = nil
     ) throws -> (key: Key, environment: LMDBEnvironment) {
         let directory = try NamelessDirectory()
-        let environment = try LMDBEnvironment(
-            directory: directory.path, tables: tables, isReadOnly: false)
+        let opened = try OpenDirectory(directory.path)
+        if let original {
+            let file = try opened.open("data.mdb", O_RDWR | O_CREAT | O_EXCL, 0o600)
+            defer { system_close(file) }
+            try original.copy(to: file)
+        }
+        let environment = try LMDBEnvironment(opened, tables: tables, .writing)
         let number = privateCount.add(1, ordering: .relaxed).newValue
-        let key = Key(device: .max, inode: number, isReadOnly: false)
+        let key = Key(number: number, isReadOnly: false)
         open.withLock { $0[key] = Entry(environment: environment, holderCount: 1) }
         return (key, environment)
     }

@@ -28,11 +28,14 @@ extension RepositoryError {
                     + "limit (ulimit -v)")
         case let error as LMDBError where !error.isDamage:
             let directory = path.appending(IndexMark.directory).string
+            let open = try? files.openDirectory(IndexMark.directory)
             var code = error.code
-            if code == EIO, system_isFull(directory) {
-                code = ENOSPC
-            } else if code == EIO, system_isNearSizeLimit(directory + "/data.mdb") {
-                code = EFBIG
+            if code == EIO, let descriptor = open?.descriptor {
+                if system_isFull(descriptor) {
+                    code = ENOSPC
+                } else if system_isNearSizeLimit("data.mdb", in: descriptor) {
+                    code = EFBIG
+                }
             }
             self.init(FileError(call: error.call, path: directory, errno: code))
         case let error as LMDBError:

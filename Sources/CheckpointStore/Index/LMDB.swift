@@ -23,39 +23,50 @@ final class LMDBEnvironment: @unchecked Sendable {
 
     private static let readerCountMax = 1024
 
+    private static let dataName = "data.mdb"
+    private static let lockName = "lock.mdb"
+
     /// Opens an environment, with as much address space as can be had.
+    ///
+    /// Throws `LMDBError`, or `FileError` if one of its files is odd or another user's.
     convenience init(
-        directory: String, tables names: [String], isReadOnly: Bool
-    ) throws(LMDBError) {
+        _ directory: OpenDirectory, tables names: [String], _ access: IndexAccess
+    ) throws {
+        try LMDBEnvironment.checkFiles(directory)
         for byteCount in LMDBEnvironment.mapByteCounts.dropLast() {
-            do throws(LMDBError) {
-                try self.init(
-                    directory: directory, tables: names, isReadOnly: isReadOnly,
-                    mapByteCount: byteCount)
+            do {
+                try self.init(directory, tables: names, access, mapByteCount: byteCount)
                 return
-            } catch {
-                guard error.code == ENOMEM else { throw error }
+            } catch let error as LMDBError where error.code == ENOMEM {
+                continue
             }
         }
         try self.init(
-            directory: directory, tables: names, isReadOnly: isReadOnly,
+            directory, tables: names, access,
             mapByteCount: LMDBEnvironment.mapByteCounts[LMDBEnvironment.mapByteCounts.count - 1])
     }
 
     private init(
-        directory: String, tables names: [String], isReadOnly: Bool, mapByteCount: Int
-    ) throws(LMDBError) {
+        _ directory: OpenDirectory, tables names: [String], _ access: IndexAccess,
+        mapByteCount: Int
+    ) throws {
+        let isReadOnly = access == .readingWithoutLocks
         // It writes the heads of a new file.
         let held = HeldSizeSignal()
         defer { held.release() }
         try LMDBEnvironment.checkHeads(directory)
+        // LMDB makes it otherwise.
+        if access != .writing, try directory.status(of: LMDBEnvironment.dataName) == nil {
+            throw LMDBError(call: "open", code: ENOENT)
+        }
         if !isReadOnly { try LMDBEnvironment.reserveLockFile(directory) }
+        let lock = try directory.status(of: LMDBEnvironment.lockName)
         var created: OpaquePointer?
         try LMDBEnvironment.check(mdb_env_create(&created), "mdb_env_create")
         guard let environment = created else {
             throw LMDBError(call: "mdb_env_create", code: ENOMEM)
         }
-        do throws(LMDBError) {
+        do {
             try LMDBEnvironment.check(
                 mdb_env_set_mapsize(environment, mapByteCount), "mdb_env_set_mapsize")
             try LMDBEnvironment.check(
@@ -68,7 +79,9 @@ final class LMDBEnvironment: @unchecked Sendable {
             let flags =
                 MDB_NOTLS | MDB_NOSYNC | (isReadOnly ? MDB_RDONLY | MDB_NOLOCK : 0)
             try LMDBEnvironment.check(
-                mdb_env_open(environment, directory, UInt32(flags), 0o666), "mdb_env_open")
+                mdb_env_open(environment, directory.systemPath(), UInt32(flags), 0o600),
+                "mdb_env_open")
+            try LMDBEnvironment.checkOpened(environment, directory, lock, isReadOnly: isReadOnly)
             var status = MDB_stat()
             try LMDBEnvironment.check(mdb_env_stat(environment, &status), "mdb_env_stat")
             pageByteCount = Int(status.ms_psize)
@@ -80,7 +93,7 @@ final class LMDBEnvironment: @unchecked Sendable {
             try LMDBEnvironment.checkPages(environment, pageByteCount, isReadOnly: isReadOnly)
             var dead: Int32 = 0
             if !isReadOnly { _ = mdb_reader_check(environment, &dead) }
-            tables = try LMDBEnvironment.openTables(environment, names, isReadOnly: isReadOnly)
+            tables = try LMDBEnvironment.openTables(environment, names, access)
         } catch {
             mdb_env_close(environment)
             throw error
@@ -93,6 +106,50 @@ final class LMDBEnvironment: @unchecked Sendable {
         mdb_env_close(environment)
     }
 
+    /// Fails unless what lies under the names of LMDB's files was made by this user: LMDB follows
+    /// symbolic links, writes whatever has the name, and trusts what it finds in it.
+    static func checkFiles(_ directory: OpenDirectory) throws(FileError) {
+        try checkOwner(try directory.status(), directory.path)
+        for name in [dataName, lockName] {
+            let path = "\(directory.path)/\(name)"
+            guard let status = try directory.status(of: name) else { continue }
+            guard status.st_mode & S_IFMT == S_IFREG else {
+                throw FileError.odd(path, status, not: "regular file")
+            }
+            guard status.st_nlink == 1 else {
+                throw FileError(
+                    .odd("a file with another name besides, not the index's own file"),
+                    path: path, errno: EMLINK)
+            }
+            try checkOwner(status, path)
+        }
+    }
+
+    private static func checkOwner(_ status: stat, _ path: String) throws(FileError) {
+        guard status.st_uid == system_user() else {
+            throw FileError(.foreign(status.st_uid), path: path, errno: EPERM)
+        }
+    }
+
+    /// Fails if LMDB has opened other files than those that were looked at.
+    private static func checkOpened(
+        _ environment: OpaquePointer, _ directory: OpenDirectory, _ lock: stat?, isReadOnly: Bool
+    ) throws {
+        try checkFiles(directory)
+        var status = stat()
+        guard system_fstat(try file(environment).descriptor, &status) == 0 else {
+            throw LMDBError(call: "fstat", code: errno)
+        }
+        let opened = Identity(status)
+        let data = try directory.status(of: dataName).map { Identity($0) }
+        let locked = try directory.status(of: lockName).map { Identity($0) }
+        let isSame = data == opened && (isReadOnly || locked == lock.map { Identity($0) })
+        guard isSame else {
+            throw FileError(
+                .moved("was replaced while it was opened"), path: directory.path, errno: ESTALE)
+        }
+    }
+
     /// Fails if LMDB would trust a damaged head of its file: it takes the size of its pages from
     /// there and how many there are, and maps as many.
     ///
@@ -100,10 +157,10 @@ final class LMDBEnvironment: @unchecked Sendable {
     /// is that of LMDB 0.9 (`MDB_page`, `MDB_meta` of mdb.c): a page head of 16 bytes, magic u32,
     /// version u32, address u64, map size u64, and two tables of 48 bytes, of which the first
     /// begins with the page size; then the last page u64.
-    private static func checkHeads(_ directory: String) throws(LMDBError) {
-        let descriptor = system_open(directory + "/data.mdb", O_RDONLY, 0)
+    private static func checkHeads(_ directory: OpenDirectory) throws {
         // A new one has none.
-        guard descriptor >= 0 else { return }
+        guard try directory.status(of: dataName) != nil else { return }
+        let descriptor = try directory.open(dataName, O_RDONLY)
         defer { system_close(descriptor) }
         var status = stat()
         guard system_fstat(descriptor, &status) == 0, status.st_size > 0 else { return }
@@ -157,22 +214,44 @@ final class LMDBEnvironment: @unchecked Sendable {
     /// has no room for ends the process.
     ///
     /// Its size is LMDB's to set: 64 bytes a reader, and less than a page besides.
-    private static func reserveLockFile(_ directory: String) throws(LMDBError) {
-        let code = system_reserve(directory + "/lock.mdb", readerCountMax * 64 + 4096)
+    private static func reserveLockFile(_ directory: OpenDirectory) throws {
+        let descriptor = try directory.open(lockName, O_RDWR | O_CREAT, 0o600)
+        defer { system_close(descriptor) }
+        // Whoever opens it first holds a lock on its first byte until it is set up, and LMDB waits
+        // for that without end: for a process that was stopped just then, too.
+        for _ in 0..<25 {
+            guard system_isLocked(descriptor, at: 0, 1) == true else { break }
+            WallClock.sleep(milliseconds: 20)
+        }
+        guard system_isLocked(descriptor, at: 0, 1) != true else {
+            throw LMDBError(call: "mdb_env_open", code: EBUSY)
+        }
+        let code = system_reserve(descriptor, readerCountMax * 64 + 4096)
         guard code == 0 else { throw LMDBError(call: "fallocate", code: code) }
     }
 
     private static func openTables(
-        _ environment: OpaquePointer, _ names: [String], isReadOnly: Bool
+        _ environment: OpaquePointer, _ names: [String], _ access: IndexAccess
+    ) throws(LMDBError) -> [MDB_dbi] {
+        do throws(LMDBError) {
+            // A transaction that writes waits for one of another process.
+            return try openTables(environment, names, makesThem: false)
+        } catch  where error.code == MDB_NOTFOUND && access == .writing {
+            return try openTables(environment, names, makesThem: true)
+        }
+    }
+
+    private static func openTables(
+        _ environment: OpaquePointer, _ names: [String], makesThem: Bool
     ) throws(LMDBError) -> [MDB_dbi] {
         var transaction: OpaquePointer?
         try check(
-            mdb_txn_begin(environment, nil, isReadOnly ? UInt32(MDB_RDONLY) : 0, &transaction),
+            mdb_txn_begin(environment, nil, makesThem ? 0 : UInt32(MDB_RDONLY), &transaction),
             "mdb_txn_begin")
         var tables: [MDB_dbi] = []
         for name in names {
             var table: MDB_dbi = 0
-            let code = mdb_dbi_open(transaction, name, isReadOnly ? 0 : UInt32(MDB_CREATE), &table)
+            let code = mdb_dbi_open(transaction, name, makesThem ? UInt32(MDB_CREATE) : 0, &table)
             if code != 0 {
                 mdb_txn_abort(transaction)
                 throw LMDBError(call: "mdb_dbi_open", code: code)
@@ -271,6 +350,46 @@ final class LMDBEnvironment: @unchecked Sendable {
         }
         guard let share else { return }
         system_startWriteback(file.descriptor, share)
+    }
+
+    /// Writes the file, as it is at one moment, to an empty one; waits for nobody.
+    ///
+    /// `mdb_env_copy` does the same and waits for who writes. The heads are read first: later ones
+    /// would name pages that were not read yet, or that a writer has written over since.
+    func copy(to target: Int32) throws {
+        try read { transaction in
+            let file = try LMDBEnvironment.file(environment)
+            let buffer = UnsafeMutableRawBufferPointer.allocate(
+                byteCount: 1 << 20, alignment: 4096)
+            defer { buffer.deallocate() }
+            var offset = 0
+            while offset < file.byteCount {
+                let part = UnsafeMutableRawBufferPointer(
+                    rebasing: buffer[..<(offset == 0 ? 2 * pageByteCount : buffer.count)])
+                let count = system_pread(file.descriptor, part, offset)
+                guard count >= 0 else { throw LMDBError(call: "pread", code: errno) }
+                if count == 0 { break }
+                if offset == 0 {
+                    let numbers = [0, pageByteCount].map { head -> UInt64 in
+                        guard count >= head + 152 else { return .max }
+                        return part.loadUnaligned(fromByteOffset: head + 144, as: UInt64.self)
+                    }
+                    guard numbers.max() == transaction.moment else {
+                        throw LMDBError(call: "mdb_txn_begin", code: EBUSY)
+                    }
+                }
+                var done = 0
+                while done < count {
+                    let rest = UnsafeRawBufferPointer(rebasing: part[done..<count])
+                    let written = system_pwrite(target, rest, offset + done)
+                    guard written > 0 else {
+                        throw LMDBError(call: "pwrite", code: written < 0 ? errno : EIO)
+                    }
+                    done += written
+                }
+                offset += count
+            }
+        }
     }
 
     /// Brings all that was committed to the disk.

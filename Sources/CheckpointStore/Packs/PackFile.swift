@@ -30,8 +30,13 @@ package final class PackFile: Sendable {
         do throws(FileError) {
             file = try files.open(path, .read)
         } catch {
-            if error.isMissing { throw PackFile.missing(pack) }
-            throw RepositoryError(error)
+            guard error.isMissing else { throw RepositoryError(error) }
+            do throws(FileError) {
+                try files.checkPlace(writing: nil)
+            } catch {
+                throw RepositoryError(error)
+            }
+            throw PackFile.missing(pack)
         }
         let head: [UInt8]
         do throws(FileError) {

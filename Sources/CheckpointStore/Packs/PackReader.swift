@@ -1,4 +1,5 @@
 package import CheckpointFormat
+import GuestModel
 import Synchronization
 
 /// Reads records and blocks of packs, and checks each before it hands it on.
@@ -160,6 +161,8 @@ extension RepositoryFile {
             }
         }
         if let failure { throw failure }
+        // Large ones may hold pages, as they are or packed.
+        if count >= Page.byteCount { bytes.withUnsafeBytes { PageMemory.hide($0) } }
         return bytes
     }
 

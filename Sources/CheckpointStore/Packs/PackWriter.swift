@@ -5,7 +5,8 @@ import Glibc
 //
 //  1. Records are appended; nobody is told of them.
 //  2. A publish record is appended last and states how much of the pack was confirmed before.
-//  3. The pack is synced. Now the checkpoint exists.
+//  3. The pack is synced, and looked for at the path at which the store was opened. Now the
+//     checkpoint exists. (If the store was moved meanwhile it is cut off, as after a failed sync.)
 //  4. A pack that has reached its size gets its index and footer and is synced, and only then is
 //     the next pack made, its envelope synced, and its name synced.
 //
@@ -153,7 +154,13 @@ package final class PackWriter: Sendable {
     ///
     /// - Returns: the epoch, to be named by each append.
     package func begin() throws(RepositoryError) -> UInt64 {
-        try locked(whileSyncing: \.isBroken) { (state) throws(FileError) -> UInt64 in
+        let pack = state.read { $0.file == nil ? nil : PackName.path($0.pack) }
+        do {
+            try files.checkPlace(writing: pack)
+        } catch {
+            throw RepositoryError(error)
+        }
+        return try locked(whileSyncing: \.isBroken) { (state) throws(FileError) -> UInt64 in
             if state.isBroken { try self.cut(&state) }
             state.activeTransactions += 1
             return state.epoch
@@ -342,7 +349,10 @@ package final class PackWriter: Sendable {
 
     /// Waits for the disk, without the lock.
     private func finish(_ sync: Sync) throws(RepositoryError) -> RecordLocation {
-        let result = Result { () throws(FileError) in try sync.file.sync() }
+        let result = Result { () throws(FileError) in
+            try sync.file.sync()
+            try files.checkPlace(writing: PackName.path(sync.location.pack))
+        }
         state.change { state in
             state.isSyncing = false
             switch result {

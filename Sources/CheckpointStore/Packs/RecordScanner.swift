@@ -1,4 +1,5 @@
 import CheckpointFormat
+import GuestModel
 
 /// Reads the records of a pack one behind the other, in pieces of 1 MiB.
 ///
@@ -17,11 +18,11 @@ struct RecordScanner: ~Copyable {
     init(_ file: any RepositoryFile, size: UInt64) {
         self.file = file
         self.size = size
-        buffer = .allocate(
-            byteCount: Int(min(size, UInt64(RecordScanner.pieceByteCount))), alignment: 64)
+        buffer = PageMemory.allocate(
+            byteCount: Int(min(size, UInt64(RecordScanner.pieceByteCount))))
     }
 
-    deinit { buffer.deallocate() }
+    deinit { PageMemory.deallocate(buffer) }
 
     /// Calls `body` with the record at a place, checked, and valid inside it only.
     ///
@@ -41,8 +42,8 @@ struct RecordScanner: ~Copyable {
         guard offset + UInt64(count) <= size else { throw RecordScanner.cutOff }
         if offset < held.lowerBound || offset + UInt64(count) > held.upperBound {
             if count > buffer.count {
-                buffer.deallocate()
-                buffer = .allocate(byteCount: count, alignment: 64)
+                PageMemory.deallocate(buffer)
+                buffer = PageMemory.allocate(byteCount: count)
             }
             let wanted = Int(min(UInt64(buffer.count), size - offset))
             held = 0..<0

@@ -169,16 +169,15 @@ package struct PageFetcher: ~Copyable {
 
     package init(_ repository: Repository) {
         self.repository = repository
-        stored = .allocate(
-            byteCount: PageFetcher.readByteCountMax + PageFrameTable.pageLimit * Page.byteCount,
-            alignment: 64)
-        pages = .allocate(byteCount: PageFetcher.batchPageCount * Page.byteCount, alignment: 64)
+        stored = PageMemory.allocate(
+            byteCount: PageFetcher.readByteCountMax + PageFrameTable.pageLimit * Page.byteCount)
+        pages = PageMemory.allocate(byteCount: PageFetcher.batchPageCount * Page.byteCount)
         digests = Array(repeating: .none, count: PageFetcher.batchPageCount)
     }
 
     deinit {
-        stored.deallocate()
-        pages.deallocate()
+        PageMemory.deallocate(stored)
+        PageMemory.deallocate(pages)
     }
 
     /// Reads pages that are sorted by place.

@@ -29,8 +29,7 @@ struct RepairHints: Sendable {
             throw error
         }
         do {
-            let index = try Index.open(
-                directory: path.appending(IndexMark.directory).string, isReadOnly: false)
+            let index = try Index.open(files.files, .reading)
             guard try index.isSound(repository: files.repository) else {
                 problem = "it is not the index of this repository"
                 return
@@ -42,6 +41,8 @@ struct RepairHints: Sendable {
             self.index = index
         } catch let error as LMDBError where error.code == ENOMEM {
             throw FileError(call: error.call, path: IndexMark.directory, errno: ENOMEM)
+        } catch let error as FileError {
+            self = RepairHints(problem: RepositoryError(error).message)
         } catch let error as LMDBError {
             self = RepairHints(problem: "\(error.call): \(error.reason)")
         } catch {

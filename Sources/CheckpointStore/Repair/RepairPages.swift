@@ -68,13 +68,13 @@ struct BlockUnpacker: ~Copyable {
     private let decompressor = Decompressor()
 
     init() {
-        stored = .allocate(byteCount: BlockUnpacker.byteCountMax, alignment: 64)
-        unpacked = .allocate(byteCount: BlockUnpacker.byteCountMax, alignment: 64)
+        stored = PageMemory.allocate(byteCount: BlockUnpacker.byteCountMax)
+        unpacked = PageMemory.allocate(byteCount: BlockUnpacker.byteCountMax)
     }
 
     deinit {
-        stored.deallocate()
-        unpacked.deallocate()
+        PageMemory.deallocate(stored)
+        PageMemory.deallocate(unpacked)
     }
 
     /// The pages of a block, until the next one is unpacked; nil if it is damaged.

@@ -204,9 +204,8 @@ private struct RepairRun {
         let compressor = Compressor(level: .standard)
         let map = PageMap()
         let count = RepairRun.pagesOfFrame
-        let buffer = UnsafeMutableRawBufferPointer.allocate(
-            byteCount: count * Page.byteCount, alignment: 64)
-        defer { buffer.deallocate() }
+        let buffer = PageMemory.allocate(byteCount: count * Page.byteCount)
+        defer { PageMemory.deallocate(buffer) }
         for first in stride(from: 0, to: saved.count, by: count) {
             let batch = saved[first..<min(first + count, saved.count)]
             var sources: [PageBlockSource] = []

@@ -1,3 +1,5 @@
+import GuestModel
+
 /// The bytes of a stream, read in order through one buffer of 1 MiB.
 ///
 /// Everything that is looked at lies in the buffer; nothing is allocated for a length that the
@@ -7,8 +9,7 @@ struct StreamInput: ~Copyable {
     static let viewByteCountMax = 1 << 20
 
     private var source: (UnsafeMutableRawBufferPointer) throws -> Int
-    private let memory = UnsafeMutableRawBufferPointer.allocate(
-        byteCount: StreamInput.viewByteCountMax, alignment: 4096)
+    private let memory = PageMemory.allocate(byteCount: StreamInput.viewByteCountMax)
     private var start = 0
     private var end = 0
     private var isAtEnd = false
@@ -22,7 +23,7 @@ struct StreamInput: ~Copyable {
     }
 
     deinit {
-        memory.deallocate()
+        PageMemory.deallocate(memory)
     }
 
     /// Reads on from another source; what was read stays.

@@ -95,6 +95,15 @@ package final class SimulatedFiles: RepositoryFiles {
         }
     }
 
+    /// Nobody moves a simulated disk.
+    package func checkPlace(writing pack: String?) {}
+
+    package func foreignOwner() throws(FileError) -> UInt32? { nil }
+
+    package func openDirectory(_ path: String) throws(FileError) -> OpenDirectory {
+        try disk.realFiles.openDirectory(path)
+    }
+
     package func remove(_ path: String) throws(FileError) {
         let isSimulated = try call(.remove, path) { (state) throws(FileError) -> Bool in
             let isSimulated = state.image.remove(path)
@@ -194,6 +203,12 @@ private final class SimulatedFile: RepositoryFile {
                 }
             },
             { state in state.image.sync(number) })
+    }
+
+    func isLocked() throws(FileError) -> Bool {
+        try files.call(.lock, path) { state in
+            state.locks[number].map { $0 != handle } ?? false
+        }
     }
 
     func tryLock() throws(FileError) -> Bool {

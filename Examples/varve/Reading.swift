@@ -1,0 +1,26 @@
+import SystemPackage
+import Varve
+
+/// Opens repositories for commands that only read.
+enum Reading {
+    /// Opens one; says so if its index could not be used and that took long, or is not as it should
+    /// be.
+    static func open(_ store: String, isJSON: Bool = false) throws(RepositoryError) -> Repository {
+        let start = ContinuousClock.now
+        let repository = try Repository.open(at: FilePath(store), .reading)
+        guard let temporary = repository.temporaryIndex else { return repository }
+        let seconds = (ContinuousClock.now - start) / .seconds(1)
+        if temporary.isOdd {
+            Failure.notice(
+                "the index of \(store) is left alone, and the packs are read instead: "
+                    + temporary.reason, code: "temporaryIndex", isJSON: isJSON)
+        } else if seconds > 2 {
+            Failure.notice(
+                "an index of \(store) was made for this command alone, in "
+                    + "\(Format.decimal(seconds, 1)) s, because its own cannot be used: "
+                    + "\(temporary.reason); a command that writes makes it anew",
+                code: "temporaryIndex", isJSON: isJSON)
+        }
+        return repository
+    }
+}

@@ -1,0 +1,45 @@
+import Glibc
+
+/// Memory for what guests' pages hold, which is left out of this process's core dumps.
+///
+/// For buffers: they hold other people's memory, and a dump is often sent to somebody.
+package enum PageMemory {
+    /// Reserves memory, whole pages of it, zeroed; traps if there is none.
+    ///
+    /// `mmap(2)`, and `madvise(2)` with MADV_DONTDUMP. The kernel gives a page when it is first
+    /// touched.
+    package static func allocate(byteCount: Int) -> UnsafeMutableRawBufferPointer {
+        let size = roundedUp(byteCount)
+        guard
+            let memory = mmap(
+                nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+            UInt(bitPattern: memory) != .max
+        else { preconditionFailure("no memory is left for \(byteCount) bytes of pages") }
+        // Fails on kernels that were built without it only; nothing else can be done there.
+        _ = madvise(memory, size, MADV_DONTDUMP)
+        return UnsafeMutableRawBufferPointer(start: memory, count: byteCount)
+    }
+
+    /// Gives memory back that `allocate` reserved.
+    package static func deallocate(_ memory: UnsafeMutableRawBufferPointer) {
+        munmap(memory.baseAddress, roundedUp(memory.count))
+    }
+
+    /// Leaves memory of any origin out, and what else lies on its first and last page.
+    ///
+    /// For arrays, which the runtime allocates. Until their memory goes back to the kernel whatever
+    /// lies there later is left out too: a dump shows less, never more.
+    package static func hide(_ bytes: UnsafeRawBufferPointer) {
+        guard let base = bytes.baseAddress, !bytes.isEmpty else { return }
+        let start = UInt(bitPattern: base) & ~UInt(pageByteCount - 1)
+        let end = UInt(bitPattern: base) + UInt(bytes.count)
+        _ = madvise(
+            UnsafeMutableRawPointer(bitPattern: start), roundedUp(Int(end - start)), MADV_DONTDUMP)
+    }
+
+    private static let pageByteCount = Int(sysconf(Int32(_SC_PAGESIZE)))
+
+    private static func roundedUp(_ byteCount: Int) -> Int {
+        max(1, (byteCount + pageByteCount - 1) / pageByteCount) * pageByteCount
+    }
+}

@@ -1,0 +1,241 @@
+import Foundation
+import Testing
+import VarveTestSupport
+
+/// A store of another user, and one full of links, are read and left as they are.
+///
+/// Nothing is created, written or followed: the system's calls are looked at one by one.
+@Suite(.serialized, .enabled(if: Tool.isBuilt && geteuid() == 0)) struct ForeignStoreTests {
+    private static let stranger = 54_321
+    private static let reader = 54_322
+
+    private let directory = TemporaryDirectory()
+    private var root: String { directory.path.string }
+    private var store: String { "\(root)/store" }
+
+    private static let commands = [
+        "log \"$store\"", "show \"$store\" web", "verify \"$store\"",
+        "export \"$store\" web \"$out\" --force", "stats \"$store\"", "prune \"$store\" --dry-run",
+        "diff \"$store\" web~1 web",
+    ]
+
+    private var variables: [String: String] {
+        ["store": store, "root": root, "out": "\(root)/out", "trace": "\(root)/trace"]
+    }
+
+    private func shell(_ line: String) throws -> Tool.Result { try Tool.shell(line, variables) }
+
+    private static let hasStrace: Bool = {
+        let result = try? Tool.shell("strace -qq -e trace=none true")
+        if result?.status == 0 { return true }
+        print("skipped, the system's calls of a reader: strace is not installed or may not trace")
+        return false
+    }()
+
+    private func makeStore() throws {
+        let made = try shell(
+            """
+            cd "$root" && chmod 755 . && $varve init store && \
+            for i in 1 2; do head -c 409600 /dev/urandom >image; \
+            $varve import store image --lineage web || exit 1; done
+            """)
+        #expect(made.status == 0, "\(made.error)")
+    }
+
+    /// Everything about every file of the store.
+    private func state() throws -> String {
+        try shell(
+            "cd \"$store\" && find . -printf '%p %y %m %U %G %s %i %l %T@ %C@\\n' | sort; "
+                + "find . -type f -exec cksum {} + 2>/dev/null | sort"
+        ).text
+    }
+
+    /// What a traced command did in the store: each call that writes, makes or removes, and each
+    /// that went out of it by a link.
+    private func offences(_ trace: String) -> (calls: Int, offences: [String]) {
+        var (calls, found) = (0, [String]())
+        let writing = [
+            "O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND", "O_TMPFILE",
+        ]
+        let changing = [
+            "mkdir", "mknod", "rename", "link", "unlink", "rmdir", "symlink", "chmod", "chown",
+            "utime", "truncate", "fallocate", "write", "setxattr", "fsync", "fdatasync", "flock",
+            "F_OFD_SETLK", "F_SETLK", "copy_file_range", "sync_file_range",
+        ]
+        for line in trace.split(separator: "\n").map(String.init) {
+            guard line.contains(store) else {
+                // What a link leads to.
+                if line.contains("\(root)/precious") { found.append(line) }
+                continue
+            }
+            // What it says names the store too.
+            if line.contains("execve(") || line.hasPrefix("write(1<") || line.hasPrefix("write(2<")
+            {
+                continue
+            }
+            calls += 1
+            let call = line.prefix { $0 != "(" }
+            let isOpen = call.contains("open")
+            if isOpen
+                ? writing.contains(where: { line.contains($0) })
+                : changing.contains(where: { call.contains($0) || line.contains("\($0),") })
+            {
+                found.append(line)
+            }
+            if line.contains("\(root)/precious") { found.append(line) }
+            // The first is the user's own word; all others follow nothing.
+            let isRoot = line.contains("AT_FDCWD") && line.contains("\"\(store)\"")
+            if isOpen, !isRoot, !line.contains("O_NOFOLLOW") { found.append(line) }
+        }
+        return (calls, found)
+    }
+
+    /// Runs each command traced; returns what was seen.
+    private func trace(_ what: String, expecting statuses: Set<Int32>) throws {
+        for command in ForeignStoreTests.commands {
+            let before = try state()
+            let result = try shell(
+                "rm -f \"$trace\".*; strace -ff -y -qq -s 300 -o \"$trace\" -e trace=%file,%desc "
+                    + "$varve \(command)")
+            #expect(statuses.contains(result.status), "\(command): \(result.error)")
+            // A file for each thread: calls of several are not cut in two there.
+            let text = try shell("cat \"$trace\".*").text
+            let (calls, found) = offences(text)
+            print("\(what), \(command): \(calls) calls in the store, \(found.count) of them wrong")
+            #expect(calls > 3, "\(command)")
+            #expect(found.isEmpty, "\(command): \(found.prefix(5))")
+            #expect(try state() == before, "\(command)")
+        }
+    }
+
+    @Test func aForeignStoreIsReadAndLeftAsItIs() throws {
+        try makeStore()
+        let image = try shell("cat \"$root/image\"").output
+        #expect(try shell("chown -R \(ForeignStoreTests.stranger) \"$store\"").status == 0)
+        let before = try state()
+        for command in ForeignStoreTests.commands {
+            let result = try shell("$varve \(command)")
+            #expect(result.status == 0, "\(command): \(result.error)")
+            #expect(result.error.isEmpty, "\(command): \(result.error)")
+        }
+        #expect(try shell("cat \"$out\"").output == image)
+        #expect(try state() == before)
+        if ForeignStoreTests.hasStrace { try trace("a foreign store", expecting: [0]) }
+    }
+
+    /// Nobody is asked to trust another's index, and it may be anything.
+    @Test func aForeignIndexIsNotOpened() throws {
+        try makeStore()
+        let log = try shell("$varve log \"$store\"").text
+        let made = try shell(
+            """
+            chown -R \(ForeignStoreTests.stranger) "$store" && cd "$store"/index && \
+            head -c 50000 /dev/urandom >data.mdb && mkfifo open && rm lock.mdb && mkdir lock.mdb
+            """)
+        #expect(made.status == 0, "\(made.error)")
+        let before = try state()
+        let result = try shell("$varve log \"$store\" && $varve verify \"$store\"")
+        #expect(result.status == 0 && result.text.hasPrefix(log), "\(result.error)")
+        #expect(try state() == before)
+    }
+
+    /// Its own index in somebody's store that was given away, as after a command of the
+    /// administrator: read without it, and refused for writing.
+    @Test func aForeignIndexInAnOwnStoreIsNotOpened() throws {
+        try makeStore()
+        #expect(try shell("chown -R \(ForeignStoreTests.stranger) \"$store\"/index").status == 0)
+        let before = try state()
+        let log = try shell("$varve log \"$store\"")
+        #expect(log.status == 0 && log.text.contains("web"), "\(log.error)")
+        let refused = try shell("$varve import \"$store\" \"$root/image\" --lineage web")
+        #expect(refused.status == 1)
+        #expect(refused.error.contains("store/index"), "\(refused.error)")
+        #expect(refused.error.contains("chown"), "\(refused.error)")
+        #expect(try state() == before)
+    }
+
+    @Test func writingToAForeignStoreIsRefused() throws {
+        try makeStore()
+        #expect(try shell("chown -R \(ForeignStoreTests.stranger) \"$store\"").status == 0)
+        let before = try state()
+        for command in [
+            "import \"$store\" \"$root/image\" --lineage web", "forget \"$store\" web~1",
+            "prune \"$store\"", "repair \"$store\"", "repair \"$store\" --execute",
+        ] {
+            let result = try shell("$varve \(command)")
+            #expect(result.status == 1, "\(command): \(result.error)")
+            #expect(
+                result.error.contains(store) && result.error.contains("run this as that user"),
+                "\(command): \(result.error)")
+            #expect(try state() == before, "\(command)")
+        }
+        // And its owner was never locked out.
+        let owner = try shell(
+            """
+            chown -R 0 "$store" && $varve import "$store" "$root/image" --lineage web && \
+            $varve prune "$store" && $varve verify "$store"
+            """)
+        #expect(owner.status == 0, "\(owner.error)")
+    }
+
+    /// A user without any right but to read.
+    @Test func aUserWhoMayOnlyReadReads() throws {
+        try makeStore()
+        let probe = try shell(
+            """
+            chmod -R a+rX "$store" && mkdir -m 777 "$root/tmp" && \
+            setpriv --reuid=\(ForeignStoreTests.reader) --clear-groups $varve --version
+            """)
+        guard probe.status == 0 else {
+            print("skipped, a user who may only read: setpriv, or the tool's folder, refuses")
+            return
+        }
+        let before = try state()
+        for command in ForeignStoreTests.commands where !command.contains("$out") {
+            let result = try shell(
+                "TMPDIR=\"$root/tmp\" setpriv --reuid=\(ForeignStoreTests.reader) --clear-groups "
+                    + "$varve \(command)")
+            #expect(result.status == 0, "\(command): \(result.error)")
+        }
+        #expect(try state() == before)
+        #expect(try shell("ls -A \"$root/tmp\"").text.isEmpty)
+    }
+
+    /// A store whose every file is a link to a file of the reader, or all but one.
+    @Test func aStoreFullOfLinksReachesNothing() throws {
+        try makeStore()
+        let names = try shell("cd \"$store\" && find . -type f -printf '%P\\n' | sort").text
+            .split(separator: "\n").map(String.init)
+        #expect(names.count >= 5)
+        for owner in [0, ForeignStoreTests.stranger] {
+            for spared in [nil, "repository"] {
+                let made = try shell(
+                    """
+                    cd "$root" && rm -rf store2 && cp -a store store2 && rm -rf precious && \
+                    echo precious >precious && cd store2 && find . -type f | while read f; do \
+                    test "$f" = "./\(spared ?? "-")" && continue; \
+                    ln -sf "$root/precious" "$f"; done; \
+                    chown -hR \(owner) .
+                    """)
+                #expect(made.status == 0, "\(made.error)")
+                for command in ForeignStoreTests.commands {
+                    let result = try Tool.shell(
+                        "$varve \(command); s=$?; test \"$(cat \"$root/precious\")\" = precious "
+                            + "|| exit 99; exit $s",
+                        variables.merging(["store": "\(root)/store2"]) { $1 })
+                    #expect([1, 3].contains(result.status), "\(command): \(result.status)")
+                    #expect(result.error.contains("symbolic link"), "\(command): \(result.error)")
+                }
+            }
+        }
+        guard ForeignStoreTests.hasStrace else { return }
+        // The index and the lock are links, the packs are packs: all is read.
+        let made = try shell(
+            """
+            cd "$store" && for f in index/data.mdb index/lock.mdb index/open; do \
+            ln -sf "$root/precious" $f; done; chown -hR \(ForeignStoreTests.stranger) .
+            """)
+        #expect(made.status == 0)
+        try trace("a store full of links", expecting: [0])
+    }
+}

@@ -1,0 +1,177 @@
+import Foundation
+import Testing
+import VarveTestSupport
+
+/// Pipes, links, directories, sockets and devices where a store keeps its files: each is named, and
+/// none is followed, waited for, read or written.
+@Suite(.enabled(if: Tool.isBuilt)) struct OddFileTests {
+    private let directory = TemporaryDirectory()
+
+    private func path(_ name: String) -> String { directory.path.appending(name).string }
+    private var store: String { path("store") }
+
+    enum Kind: String, CaseIterable {
+        case link
+        case danglingLink
+        case directory
+        case pipe
+        case socket
+        case device
+    }
+
+    /// What each file of a store is for.
+    static let names = [
+        "repository", "lock", "packs", "packs/00000001.pack", "packs/00000003.pack", "index",
+        "index/data.mdb", "index/lock.mdb", "index/open", "leases", "packs/00000002.pack.new",
+        "damaged",
+    ]
+
+    /// Commands that read, and commands that write.
+    static let reading = [
+        "log \"$store\"", "show \"$store\" web", "stats \"$store\"", "verify \"$store\"",
+        "diff \"$store\" web~1 web", "export \"$store\" web \"$out\" --force",
+        "prune \"$store\" --dry-run", "forget \"$store\" web~1 --dry-run",
+    ]
+    static let writing = [
+        "import \"$store\" \"$image\" --lineage web", "forget \"$store\" web~1", "prune \"$store\"",
+        "repair \"$store\"", "repair \"$store\" --execute", "init \"$store\"",
+    ]
+
+    private var variables: [String: String] {
+        ["store": store, "image": path("image"), "out": path("out"), "t": path("t")]
+    }
+
+    private func makeStore() throws {
+        for number in 0..<2 as Range<UInt8> {
+            try Data(repeating: number + 1, count: 40_960)
+                .write(to: URL(fileURLWithPath: path("image")))
+            if number == 0 { #expect(try Tool.run("init", store).status == 0) }
+            let result = try Tool.run("import", store, path("image"), "--lineage", "web")
+            #expect(result.status == 0, "\(result.error)")
+        }
+    }
+
+    /// Puts something odd in place of a file; false if this machine has no such thing.
+    private func put(_ kind: Kind, _ name: String) throws -> Bool {
+        let line =
+            switch kind {
+            case .link: "ln -s \"$t\" \"$p\""
+            case .danglingLink: "ln -s \"$t.not-there\" \"$p\""
+            case .directory: "mkdir \"$p\" && echo kept > \"$p/kept\""
+            case .pipe: "mkfifo \"$p\""
+            case .socket:
+                "python3 -c 'import socket,os; os.chdir(os.path.dirname(os.environ[\"p\"])); "
+                    + "socket.socket(socket.AF_UNIX).bind(os.path.basename(os.environ[\"p\"]))'"
+            case .device: "mknod \"$p\" c 1 5"
+            }
+        let all = variables.merging(["p": "\(store)/\(name)"]) { $1 }
+        return try Tool.shell(
+            "mkdir -p \"$(dirname \"$p\")\" && rm -rf \"$p\" && \(line)", all
+        ).status == 0
+    }
+
+    /// What lies in a store, links and pipes too: names and kinds.
+    private func listing() throws -> String {
+        try Tool.shell("cd \"$store\" && find . -printf '%y %p %l\\n' | sort", variables).text
+    }
+
+    /// Every command on a store in which one file is odd.
+    private func check(_ kind: Kind, _ name: String) throws -> (runs: Int, named: Int) {
+        var (runs, named) = (0, 0)
+        for command in OddFileTests.reading + OddFileTests.writing {
+            try? FileManager.default.removeItem(atPath: store)
+            try FileManager.default.copyItem(atPath: path("whole"), toPath: store)
+            try "precious\n".write(toFile: path("t"), atomically: true, encoding: .utf8)
+            // Directories are what belongs there, and the links lead to a file.
+            if kind == .directory, ["packs", "index", "leases", "damaged"].contains(name) { break }
+            guard try put(kind, name) else { return (0, 0) }
+            let result = try Tool.shell("$varve \(command)", variables)
+            let words = "\(kind) as \(name), \(command): \(result.status) \(result.error)"
+            #expect(![124, 137].contains(result.status), "it hangs: \(words)")
+            #expect(result.status <= 4, "\(words)")
+            runs += 1
+            if result.error.contains(name) || result.text.contains(name) { named += 1 }
+            #expect(
+                result.status == 0 || result.error.contains(name) || result.text.contains(name)
+                    || (name == "repository" && result.status == 1)
+                    || command.hasPrefix("init"), "it is not named: \(words)")
+            #expect(
+                try String(contentsOfFile: path("t"), encoding: .utf8) == "precious\n", "\(words)")
+            #expect(!FileManager.default.fileExists(atPath: path("t.not-there")), "\(words)")
+            // Only a repair moves it, to where it is kept.
+            if !command.contains("--execute") {
+                let kinds = try Tool.shell(
+                    "find \"$p\" -maxdepth 0 -printf %y",
+                    variables.merging(["p": "\(store)/\(name)"]) { $1 })
+                let expected =
+                    switch kind {
+                    case .link, .danglingLink: "l"
+                    case .directory: "d"
+                    case .pipe: "p"
+                    case .socket: "s"
+                    case .device: "c"
+                    }
+                // What a prune that was cut short has left is removed by the next writer.
+                let isGone = kinds.text.isEmpty && name.hasSuffix(".new")
+                #expect(kinds.text == expected || isGone, "\(words)")
+            }
+        }
+        return (runs, named)
+    }
+
+    @Test(arguments: OddFileTests.names) func eachIsNamedAndLeftAlone(name: String) throws {
+        try makeStore()
+        try FileManager.default.moveItem(atPath: store, toPath: path("whole"))
+        var (runs, named) = (0, 0)
+        for kind in Kind.allCases {
+            let (more, moreNamed) = try check(kind, name)
+            if more == 0, kind == .device || kind == .socket {
+                print("skipped, a \(kind) as \(name): it cannot be made here")
+            }
+            runs += more
+            named += moreNamed
+        }
+        print("\(name): \(runs) commands ended, \(named) named it, none followed it")
+        #expect(runs > 40)
+    }
+
+    /// An index of a stranger's making, whose files are links to files of the reader.
+    @Test(arguments: ["lock.mdb", "data.mdb", "open"])
+    func aLinkInTheIndexIsNotWrittenThrough(name: String) throws {
+        try makeStore()
+        for command in OddFileTests.reading {
+            let result = try Tool.shell(
+                """
+                rm -f "$store"/index/* && echo precious >"$t" && cd "$store" && \
+                ln -s ../../t index/\(name) && $varve \(command); status=$?; \
+                test "$(cat "$t")" = precious || exit 99; exit $status
+                """, variables)
+            #expect(result.status <= 3, "\(name), \(command): \(result.status) \(result.error)")
+        }
+    }
+
+    /// A file of the index that is another file's second name is not written, and not cut.
+    @Test(arguments: ["lock.mdb", "data.mdb", "open"])
+    func aSecondNameInTheIndexIsNotWrittenThrough(name: String) throws {
+        try makeStore()
+        for command in OddFileTests.reading + OddFileTests.writing where !command.contains("--exec")
+        {
+            let result = try Tool.shell(
+                """
+                rm -f "$store"/index/* && echo precious >"$t" && ln "$t" "$store"/index/\(name) && \
+                $varve \(command); status=$?; \
+                test "$(cat "$t")" = precious || exit 99; exit $status
+                """, variables)
+            #expect(result.status <= 3, "\(name), \(command): \(result.status) \(result.error)")
+        }
+    }
+
+    /// The store itself may be named by way of a link: that is its user's own word.
+    @Test func aLinkToTheStoreIsFollowed() throws {
+        try makeStore()
+        let result = try Tool.shell(
+            "ln -s store \"$store.link\" && $varve verify \"$store.link\" && "
+                + "$varve import \"$store.link\" \"$image\" --lineage web", variables)
+        #expect(result.status == 0, "\(result.error)")
+    }
+}

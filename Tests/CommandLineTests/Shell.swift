@@ -1,0 +1,31 @@
+import Foundation
+import Testing
+import VarveTestSupport
+
+extension Tool {
+    /// Runs a line of the shell, in which `$varve` is the tool and others are what is given; it is
+    /// killed after a minute.
+    ///
+    /// - Returns: status 137 if it was killed.
+    static func shell(
+        _ line: String, in directory: String? = nil, _ variables: [String: String] = [:]
+    ) throws -> Result {
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: "/bin/sh")
+        process.arguments = ["-c", line]
+        if let directory { process.currentDirectoryURL = URL(fileURLWithPath: directory) }
+        process.environment = variables.merging([
+            "varve": "timeout -s KILL 60 \(try #require(Tool.path))",
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR": NSTemporaryDirectory(),
+        ]) { given, _ in given }
+        let (output, error) = (Pipe(), Pipe())
+        process.standardOutput = output
+        process.standardError = error
+        process.standardInput = FileHandle.nullDevice
+        try process.run()
+        let data = output.fileHandleForReading.readDataToEndOfFile()
+        let text = String(decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+        process.waitUntilExit()
+        return Result(status: process.terminationStatus, output: data, error: text)
+    }
+}
