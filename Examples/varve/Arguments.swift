@@ -1,28 +1,89 @@
 import CArguments
+import Glibc
+import Synchronization
+import Varve
 
 /// The words of the command line.
+///
+/// A name of a file is bytes, and need not be text. The parser takes text alone, so bytes that are
+/// not UTF-8 go through it as characters of a private area, and so do the bytes of such characters:
+/// there is one way back. `PathArgument` goes it; for any other argument such bytes are refused.
 enum Arguments {
-    /// An argument that is not text.
+    /// An argument that is not text, and names no file.
     struct NotText: Error {
         /// One sentence.
         let message: String
     }
 
+    /// The byte n is U+10FF00 + n.
+    private static let area: UInt32 = 0x10_ff00
+
+    /// Values that were taken as paths.
+    private static let paths = Mutex<Set<String>>([])
+
     /// All but the program's name.
-    ///
-    /// An argument that is not UTF-8 is refused: the file that it names could not be found again,
-    /// and another one might be.
-    static func read() throws(NotText) -> [String] {
-        var result: [String] = []
-        for index in 1..<max(1, carguments_count()) {
-            guard let argument = carguments_value(index) else { break }
-            guard let text = String(validatingCString: argument) else {
-                throw NotText(
-                    message: "'\(String(cString: argument))' is not UTF-8; give the file or store "
-                        + "a name that is, or go to its directory and name it from there")
+    static func read() -> [String] {
+        (1..<max(1, carguments_count())).compactMap { index in
+            carguments_value(index).map {
+                encode(UnsafeRawBufferPointer(start: $0, count: strlen($0)))
             }
-            result.append(text)
         }
-        return result
+    }
+
+    /// Throws if an argument that is not text was taken for something else than a path.
+    static func checkText(_ arguments: [String]) throws(NotText) {
+        let taken = paths.withLock { $0 }
+        for argument in arguments where argument.unicodeScalars.contains(where: isEncoded) {
+            if taken.contains(where: { argument.hasSuffix($0) }) { continue }
+            throw NotText(
+                message:
+                    "'\(PrintableText.text(of: decode(argument)))' is not UTF-8; only names of "
+                    + "files to read and write need not be")
+        }
+    }
+
+    /// The bytes of an argument that is a path.
+    static func path(_ argument: String) -> [UInt8] {
+        if argument.unicodeScalars.contains(where: isEncoded) {
+            _ = paths.withLock { $0.insert(argument) }
+        }
+        return decode(argument)
+    }
+
+    private static func isEncoded(_ scalar: Unicode.Scalar) -> Bool {
+        (area...area + 0xff).contains(scalar.value)
+    }
+
+    private static func encode(_ bytes: UnsafeRawBufferPointer) -> String {
+        var parser = Unicode.UTF8.ForwardParser()
+        var source = bytes.makeIterator()
+        var (result, position) = (String.UnicodeScalarView(), 0)
+        func append(_ count: Int) {
+            for byte in bytes[position..<position + count] {
+                if let scalar = Unicode.Scalar(area + UInt32(byte)) { result.append(scalar) }
+            }
+            position += count
+        }
+        while true {
+            switch parser.parseScalar(from: &source) {
+            case .valid(let encoded):
+                let scalar = Unicode.UTF8.decode(encoded)
+                if isEncoded(scalar) {
+                    append(encoded.count)
+                } else {
+                    result.append(scalar)
+                    position += encoded.count
+                }
+            case .error(let length): append(length)
+            case .emptyInput: return String(result)
+            }
+        }
+    }
+
+    private static func decode(_ argument: String) -> [UInt8] {
+        argument.unicodeScalars.flatMap { scalar in
+            isEncoded(scalar)
+                ? [UInt8(truncatingIfNeeded: scalar.value)] : Array(String(scalar).utf8)
+        }
     }
 }

@@ -1,5 +1,4 @@
 import ArgumentParser
-import SystemPackage
 import Varve
 
 struct Diff: ParsableCommand {
@@ -11,7 +10,7 @@ struct Diff: ParsableCommand {
             """)
 
     @Argument(help: "The repository.")
-    var store: String
+    var store: StoreArgument
 
     @Argument(help: "One checkpoint.")
     var first: String

@@ -26,25 +26,30 @@ struct Export: ParsableCommand {
             that is said.
 
             varve export STORE web - --format xl | xl restore /dev/stdin
+
+            Only a regular file is ever replaced, and only with --force: where FILE is a symbolic \
+            link, the file that it leads to; the link stays. A pipe or device, and an open \
+            descriptor such as /dev/stdout or /dev/fd/3, is written to as it is, with --force or \
+            without.
             """)
 
     @Argument(help: "The repository.")
-    var store: String
+    var store: StoreArgument
 
     @Argument(help: "The checkpoint.")
     var checkpoint: String
 
-    @Argument(help: "The file to write; '-' is standard output.")
-    var image: String
+    @Argument(help: "The file, pipe or device to write; '-' is standard output.")
+    var image: PathArgument
 
     @Option(help: "The form of the file.")
     var format = ExportFormat.raw
 
     @Option(
         help: "For xl: the guest's configuration instead of its own, JSON or an xl.cfg.")
-    var config: String?
+    var config: PathArgument?
 
-    @Flag(help: "Replace a file that has the name.")
+    @Flag(help: "Replace a file that has the name, or that a link of that name leads to.")
     var force = false
 
     func validate() throws {
@@ -56,38 +61,61 @@ struct Export: ParsableCommand {
     func run() throws {
         try reporting {
             let configuration = try config.map { try Export.read($0) }
+            // What is wrong with the place is said before anything is read.
+            let place = try image.outputPlace()
+            try check(place)
             let repository = try Reading.open(store)
             let found = try repository.checkpoint(named: checkpoint)
-            var status = stat()
-            let exists = image != "-" && stat(image, &status) == 0
-            let kind = status.st_mode & S_IFMT
-            if exists && kind == S_IFREG && !force {
-                throw ToolError(
-                    "\(image) exists and was left as it is; name another file, or use --force")
-            }
             let progress = Progress("written", unitByteCount: Page.byteCount)
             defer { progress.finish() }
-            // A pipe takes no holes, and only one byte after the other.
-            let isPipe = image == "-" || exists && kind == S_IFIFO
-            if format == .raw && !isPipe {
+            if format == .raw, place.takesAnyOrder {
+                // Zero pages are holes.
+                let pageCount = found.pageCount - found.zeroPageCount
                 try restore(
                     found, of: repository,
-                    to: try ImageFile(creating: FilePath(image), replacing: force), progress)
+                    to: try ImageFile(
+                        creating: place, replacing: force,
+                        byteCount: pageCount * Page.byteCount), progress)
                 return
             }
             let formats: [ExportFormat: XenExport.Format] = [
                 .raw: .raw, .xl: .xl(configuration: configuration), .libxc: .libxc, .elf: .elf,
             ]
             guard let form = formats[format] else { preconditionFailure("each has its form") }
-            if isPipe && (format == .xl || format == .libxc) {
+            if place.isStream && (format == .xl || format == .libxc) {
                 try noteNewerXen(than: repository.state(of: found))
             }
-            let output = try OutputFile(image, replacing: force)
+            let output = try OutputFile(
+                place, replacing: force, byteCount: found.pageCount * Page.byteCount)
             try XenExport.run(
                 found, from: repository, as: form, progress: { progress.update($0, of: $1) },
-                sink: output.write)
+                sink: { try output.write($0) })
             try output.finish()
         }
+    }
+
+    /// Refuses a file that is there, unless `--force` is given, and any file of the store.
+    private func check(_ place: OutputPlace) throws {
+        guard case .file(let path, let exists) = place else { return }
+        if exists && !force {
+            throw ToolError(
+                "\(image) exists and was left as it is; name another file, or use --force")
+        }
+        if Export.lies(path.removingLastComponent(), in: store.path) {
+            throw ToolError("\(image) lies in the repository itself; name a file elsewhere")
+        }
+    }
+
+    /// True if a directory is another one, or lies in it.
+    private static func lies(_ path: FilePath, in directory: FilePath) -> Bool {
+        func resolved(_ path: FilePath) -> FilePath? {
+            guard let found = (path.isEmpty ? "." : path).withPlatformString({ realpath($0, nil) })
+            else { return nil }
+            defer { free(found) }
+            return FilePath(platformString: found)
+        }
+        guard let inner = resolved(path), let outer = resolved(directory) else { return false }
+        return inner.starts(with: outer)
     }
 
     /// Says on standard error that the xl of this host would not restore the stream.
@@ -119,13 +147,31 @@ struct Export: ParsableCommand {
     }
 
     /// A guest's configuration from a file, checked.
-    static func read(_ path: String) throws -> [UInt8] {
+    static func read(_ path: PathArgument) throws -> [UInt8] {
         let source = try InputSource(path)
         let bytes = try source.peek(XenConfigurationText.byteCountMax + 2)
         do {
             return try XenConfigurationText(bytes).bytes
         } catch {
             throw ToolError("\(source.name) cannot be used: \(error.message)")
+        }
+    }
+}
+
+extension OutputPlace {
+    /// True if an image can be written there in the order of its packs, with holes.
+    fileprivate var takesAnyOrder: Bool {
+        switch self {
+        case .file, .blockDevice: true
+        case .pipe, .characterDevice, .descriptor: false
+        }
+    }
+
+    /// True if somebody may read it while it is written.
+    fileprivate var isStream: Bool {
+        switch self {
+        case .pipe, .descriptor: true
+        case .file, .blockDevice, .characterDevice: false
         }
     }
 }

@@ -1,5 +1,4 @@
 import ArgumentParser
-import SystemPackage
 import Varve
 
 struct Forget: ParsableCommand {
@@ -16,7 +15,7 @@ struct Forget: ParsableCommand {
             """)
 
     @Argument(help: "The repository.")
-    var store: String
+    var store: StoreArgument
 
     @Argument(help: "The checkpoints.")
     var checkpoints: [String] = []
@@ -46,7 +45,7 @@ struct Forget: ParsableCommand {
             let repository =
                 dryRun
                 ? try Reading.open(store, isJSON: json)
-                : try Repository.open(at: FilePath(store), .writing)
+                : try Repository.open(at: store.path, .writing)
             let decisions = try decide(repository)
             if !dryRun {
                 try repository.forget(decisions.filter { !$0.isKept }.map(\.checkpoint.id))

@@ -1,5 +1,4 @@
 import ArgumentParser
-import SystemPackage
 import Varve
 
 /// What a guest's memory comes as.
@@ -55,10 +54,10 @@ struct Import: ParsableCommand {
             """)
 
     @Argument(help: "The repository.")
-    var store: String
+    var store: StoreArgument
 
     @Argument(help: "The image or stream; '-' is standard input.")
-    var image: String
+    var image: PathArgument
 
     @Option(help: "The guest's history that it goes to; a new name begins one.")
     var lineage: String
@@ -82,7 +81,7 @@ struct Import: ParsableCommand {
             try source.refuseCharacterDevice()
             do {
                 let format = try format ?? ImportFormat.detect(source)
-                let repository = try Repository.open(at: FilePath(store), .writing)
+                let repository = try Repository.open(at: store.path, .writing)
                 let progress = Progress("taken in", isJSON: json)
                 defer { progress.finish() }
                 let taken = TakenCheckpoints(repository, isJSON: json) {

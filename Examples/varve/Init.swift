@@ -1,5 +1,4 @@
 import ArgumentParser
-import SystemPackage
 import Varve
 
 struct Init: ParsableCommand {
@@ -8,11 +7,11 @@ struct Init: ParsableCommand {
         discussion: "STORE must not exist or be an empty directory.")
 
     @Argument(help: "The directory of the new repository.")
-    var store: String
+    var store: StoreArgument
 
     func run() throws {
         try reporting {
-            let repository = try Repository.create(at: FilePath(store))
+            let repository = try Repository.create(at: store.path)
             try repository.close()
             let what = "made repository \(repository.id) in \(store)"
             try Output.report(what) { try Output.line(what) }

@@ -16,15 +16,23 @@ final class InputSource {
     /// Bytes that were looked at before they were asked for.
     private var head: [UInt8] = []
 
-    init(_ path: String) throws {
-        if path == "-" {
+    /// Standard input.
+    init() {
+        name = "standard input"
+        descriptor = STDIN_FILENO
+        file = nil
+    }
+
+    /// Opens a file or a pipe; '-' is standard input.
+    init(_ path: PathArgument) throws {
+        if path.isStandard {
             name = "standard input"
             descriptor = STDIN_FILENO
             file = nil
             return
         }
-        name = path
-        descriptor = open(path, O_RDONLY | O_CLOEXEC)
+        name = path.description
+        descriptor = path.open(O_RDONLY)
         guard descriptor >= 0 else {
             throw ToolError("\(path) cannot be opened: \(Output.reason()); check the path")
         }
@@ -33,7 +41,7 @@ final class InputSource {
             throw ToolError("\(path) cannot be looked at: \(Output.reason())")
         }
         switch status.st_mode & S_IFMT {
-        case S_IFREG: file = InputFile(descriptor, status, name: path)
+        case S_IFREG: file = InputFile(descriptor, status, name: name)
         case S_IFDIR: throw ToolError("\(path) is a directory; name a file or '-'")
         default: file = nil
         }

@@ -12,7 +12,7 @@ struct Label: ParsableCommand {
             """)
 
     @Argument(help: "The repository.")
-    var store: String
+    var store: StoreArgument
 
     @Argument(help: "The checkpoint.")
     var checkpoint: String
@@ -34,7 +34,7 @@ struct Label: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let repository = try Repository.open(at: FilePath(store), .writing)
+            let repository = try Repository.open(at: store.path, .writing)
             let found = try repository.checkpoint(named: checkpoint)
             let changed = try repository.setLabel(label, of: found.id)
             try repository.close()

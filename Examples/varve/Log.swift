@@ -1,5 +1,4 @@
 import ArgumentParser
-import SystemPackage
 import Varve
 
 struct Log: ParsableCommand {
@@ -16,7 +15,7 @@ struct Log: ParsableCommand {
             """)
 
     @Argument(help: "The repository.")
-    var store: String
+    var store: StoreArgument
 
     @Option(help: "Only those of one lineage.")
     var lineage: String?

@@ -19,7 +19,9 @@ enum NewLineage {
     }
 
     /// The error for a lineage that is not there.
-    static func missing(_ name: String, in repository: Repository, at store: String) -> ToolError {
+    static func missing(_ name: String, in repository: Repository, at store: StoreArgument)
+        -> ToolError
+    {
         let near = (try? repository.lineage(nearestTo: name)).flatMap { $0 }
         let hint = near.map { "; did you mean '\($0)'?" } ?? ""
         return ToolError("there is no lineage '\(name)' in \(store)\(hint)")

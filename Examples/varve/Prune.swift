@@ -1,5 +1,4 @@
 import ArgumentParser
-import SystemPackage
 import Varve
 
 struct Prune: ParsableCommand {
@@ -12,7 +11,7 @@ struct Prune: ParsableCommand {
             """)
 
     @Argument(help: "The repository.")
-    var store: String
+    var store: StoreArgument
 
     @Flag(help: "Say what would be done, and do nothing.")
     var dryRun = false
@@ -34,7 +33,7 @@ struct Prune: ParsableCommand {
             let repository =
                 dryRun
                 ? try Reading.open(store, isJSON: json)
-                : try Repository.open(at: FilePath(store), .writing)
+                : try Repository.open(at: store.path, .writing)
             var plan = try repository.planPrune(PruneOptions(unusedPercentMax: maxUnused))
             if !dryRun {
                 let progress = Progress("packs pruned", isJSON: json)

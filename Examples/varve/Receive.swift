@@ -1,6 +1,5 @@
 import ArgumentParser
 import Glibc
-import SystemPackage
 import Varve
 
 struct Receive: ParsableCommand {
@@ -23,7 +22,7 @@ struct Receive: ParsableCommand {
             """)
 
     @Argument(help: "The repository.")
-    var store: String
+    var store: StoreArgument
 
     @Option(help: "The guest's history that it goes to; a new name begins one.")
     var lineage: String
@@ -41,9 +40,9 @@ struct Receive: ParsableCommand {
         try reporting {
             Interruption.arm()
             // Whatever is wrong with the repository is said before the sender suspends its guest.
-            let repository = try Repository.open(at: FilePath(store), .writing)
+            let repository = try Repository.open(at: store.path, .writing)
             try send(MigrationHandshake.banner)
-            let source = try InputSource("-")
+            let source = InputSource()
             let taken = TakenCheckpoints(repository, isJSON: json, show)
             do {
                 var options = CaptureOptions()

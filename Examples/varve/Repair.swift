@@ -1,5 +1,4 @@
 import ArgumentParser
-import SystemPackage
 import Varve
 
 struct Repair: ParsableCommand {
@@ -20,7 +19,7 @@ struct Repair: ParsableCommand {
             """)
 
     @Argument(help: "The repository.")
-    var store: String
+    var store: StoreArgument
 
     @Flag(help: "Do what is shown.")
     var execute = false
@@ -38,7 +37,7 @@ struct Repair: ParsableCommand {
     func run() throws {
         try reporting {
             let progress = Progress("read", isJSON: json)
-            let plan = try Repository.planRepair(at: FilePath(store)) {
+            let plan = try Repository.planRepair(at: store.path) {
                 progress.update($0, of: $1)
             }
             progress.finish()

@@ -1,5 +1,4 @@
 import ArgumentParser
-import SystemPackage
 import Varve
 
 struct Show: ParsableCommand {
@@ -8,7 +7,7 @@ struct Show: ParsableCommand {
         discussion: "The guest is told from the state that a stream of Xen brought along.")
 
     @Argument(help: "The repository.")
-    var store: String
+    var store: StoreArgument
 
     @Argument(help: "The checkpoint.")
     var checkpoint: String

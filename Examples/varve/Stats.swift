@@ -1,5 +1,4 @@
 import ArgumentParser
-import SystemPackage
 import Varve
 
 struct Stats: ParsableCommand {
@@ -7,7 +6,7 @@ struct Stats: ParsableCommand {
         abstract: "Says what a repository holds and what it costs.")
 
     @Argument(help: "The repository.")
-    var store: String
+    var store: StoreArgument
 
     @Flag(help: "Print it as a JSON object.")
     var json = false

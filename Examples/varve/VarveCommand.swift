@@ -33,9 +33,10 @@ struct VarveCommand: ParsableCommand {
         Output.occupyStandardDescriptors()
         var isJSON = false
         do {
-            let arguments = try Arguments.read()
+            let arguments = Arguments.read()
             isJSON = arguments.contains("--json")
             var command = try parseAsRoot(arguments)
+            try Arguments.checkText(arguments)
             try command.run()
         } catch let error as ToolError {
             Failure.report(error, isJSON)

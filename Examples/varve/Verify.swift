@@ -1,5 +1,4 @@
 import ArgumentParser
-import SystemPackage
 import Varve
 
 struct Verify: ParsableCommand {
@@ -16,7 +15,7 @@ struct Verify: ParsableCommand {
             """)
 
     @Argument(help: "The repository.")
-    var store: String
+    var store: StoreArgument
 
     @Flag(help: "Check the structure only: no contents of pages.")
     var quick = false

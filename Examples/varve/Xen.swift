@@ -1,5 +1,4 @@
 import ArgumentParser
-import SystemPackage
 import Varve
 
 struct Xen: ParsableCommand {
@@ -72,7 +71,7 @@ struct XenRestoreCommand: ParsableCommand {
             """)
 
     @Argument(help: "The repository.")
-    var store: String
+    var store: StoreArgument
 
     @Argument(help: "The checkpoint.")
     var checkpoint: String
@@ -84,7 +83,7 @@ struct XenRestoreCommand: ParsableCommand {
     var paused = false
 
     @Option(help: "The configuration instead of its own, JSON or an xl.cfg.")
-    var config: String?
+    var config: PathArgument?
 
     @Flag(help: "Print the domain as a JSON object.")
     var json = false
@@ -128,7 +127,7 @@ struct XenRevert: ParsableCommand {
     var domain: String
 
     @Argument(help: "The repository.")
-    var store: String
+    var store: StoreArgument
 
     @Argument(help: "The checkpoint.")
     var checkpoint: String
@@ -138,7 +137,7 @@ struct XenRevert: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let repository = try Repository.open(at: FilePath(store), .writing)
+            let repository = try Repository.open(at: store.path, .writing)
             let found = try repository.checkpoint(named: checkpoint)
             let number = try XenHost().domain(named: domain).number
             var options = XenDomain.Options.tool

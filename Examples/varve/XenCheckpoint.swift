@@ -1,5 +1,4 @@
 import ArgumentParser
-import SystemPackage
 import Varve
 
 /// A time as people write it: `200ms`, `5s`, `10m`, `2h`.
@@ -49,7 +48,7 @@ struct XenCheckpoint: ParsableCommand {
     var domain: String
 
     @Argument(help: "The repository.")
-    var store: String
+    var store: StoreArgument
 
     @Option(help: "The guest's history that they go to; the domain's name without it.")
     var lineage: String?
@@ -97,7 +96,7 @@ struct XenCheckpoint: ParsableCommand {
         try reporting {
             Interruption.arm()
             let found = try XenHost().domain(named: domain)
-            let repository = try Repository.open(at: FilePath(store), .writing)
+            let repository = try Repository.open(at: store.path, .writing)
             var options = XenDomain.Options.tool
             options.hold = hold.hold
             options.comparesAll = compareAll

@@ -8,7 +8,9 @@
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 // struct pm_scan_arg, Linux 6.7.
@@ -153,4 +155,39 @@ void clinux_release_size_signal(const struct clinux_size_signal *held, int faile
         pthread_sigmask(SIG_UNBLOCK, &set, NULL);
     }
     errno = error;
+}
+
+int clinux_rename_noreplace(const char *path, const char *new_path) {
+    return renameat2(AT_FDCWD, path, AT_FDCWD, new_path, RENAME_NOREPLACE);
+}
+
+int clinux_attributes(const char *path) {
+    struct statx status;
+    if (statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, 0, &status) != 0) return -1;
+    int found = 0;
+    if (status.stx_attributes & (STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND))
+        found |= CLINUX_IMMUTABLE;
+    if (status.stx_attributes & STATX_ATTR_MOUNT_ROOT) found |= CLINUX_MOUNT_ROOT;
+    return found;
+}
+
+int clinux_room(int file, uint64_t *free_bytes, uint64_t *largest) {
+    struct statfs status;
+    if (fstatfs(file, &status) != 0) return -1;
+    *free_bytes = UINT64_MAX;
+    *largest = UINT64_MAX;
+    // Numbers of include/uapi/linux/magic.h.
+    switch ((uint32_t)status.f_type) {
+    case 0x4d44: // FAT: a length has 32 bits
+        *largest = UINT32_MAX;
+        // fall through
+    case 0x2011bab0: // exFAT
+    case 0xef53:     // ext2, ext3, ext4
+    case 0x58465342: // XFS
+    case 0x01021994: // tmpfs
+        // Root may use what is kept from others. A tmpfs without a limit has no blocks.
+        if (status.f_blocks > 0)
+            *free_bytes = (uint64_t)status.f_bfree * (uint64_t)status.f_bsize;
+    }
+    return 0;
 }

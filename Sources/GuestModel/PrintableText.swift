@@ -22,6 +22,30 @@ public enum PrintableText {
         return result
     }
 
+    /// The text of a name that need not be UTF-8: bytes that are not are written as `\xff`.
+    ///
+    /// Control characters stay; `escape` is for them. O(length).
+    public static func text(of bytes: some Collection<UInt8>) -> String {
+        if let text = String(validating: bytes, as: UTF8.self) { return text }
+        var parser = Unicode.UTF8.ForwardParser()
+        var source = bytes.makeIterator()
+        var left = bytes[...]
+        var result = ""
+        while true {
+            switch parser.parseScalar(from: &source) {
+            case .valid(let scalar):
+                result.unicodeScalars.append(Unicode.UTF8.decode(scalar))
+                left = left.dropFirst(scalar.count)
+            case .error(let length):
+                for byte in left.prefix(length) {
+                    result += "\\x" + (byte < 16 ? "0" : "") + String(byte, radix: 16)
+                }
+                left = left.dropFirst(length)
+            case .emptyInput: return result
+            }
+        }
+    }
+
     /// True if a character is not simply shown.
     public static func isEscaped(_ scalar: Unicode.Scalar) -> Bool {
         // Most text by far.

@@ -1,8 +1,10 @@
 import Foundation
-import LinuxGuest
+import GuestModel
 import SystemPackage
 import Testing
 import VarveTestSupport
+
+@testable import LinuxGuest
 
 @Suite struct NewFileTests {
     private let directory = TemporaryDirectory()
@@ -16,7 +18,7 @@ import VarveTestSupport
     }
 
     private func make(_ path: String, replacing: Bool) throws {
-        let file = try NewFile(path, replacing: replacing)
+        let file = try NewFile(FilePath(path), replacing: replacing)
         try #require(write(file.descriptor, "new", 3) == 3)
         try file.finish()
     }
@@ -46,5 +48,146 @@ import VarveTestSupport
         #expect(new.st_uid == 65534)
         #expect(new.st_gid == 4711)
         #expect(new.st_mode & 0o777 == 0o640)
+    }
+
+    // MARK: - Names
+
+    private var names: [String] {
+        get throws {
+            try FileManager.default.contentsOfDirectory(atPath: directory.path.string).sorted()
+        }
+    }
+
+    private func content(_ name: String) throws -> String {
+        try String(contentsOfFile: path(name), encoding: .utf8)
+    }
+
+    @Test func namesMayBeAsLongAsNamesMayBe() throws {
+        for count in [240, 241, 255] {
+            let name = String(repeating: "n", count: count)
+            for replacing in [false, true] {
+                try make(path(name), replacing: replacing)
+                #expect(try names == [name])
+            }
+            try FileManager.default.removeItem(atPath: path(name))
+        }
+        let error = #expect(throws: GuestError.self) {
+            try NewFile(FilePath(path(String(repeating: "n", count: 256))))
+        }
+        #expect(error?.message.contains("too long") == true)
+    }
+
+    @Test func aLinkStaysAndItsFileIsReplaced() throws {
+        try FileManager.default.createDirectory(
+            atPath: path("deep"), withIntermediateDirectories: false)
+        try Data("old memory".utf8).write(to: URL(fileURLWithPath: path("deep/file")))
+        try #require(symlink("deep/file", path("link")) == 0)
+        let error = #expect(throws: GuestError.self) { try NewFile(FilePath(path("link"))) }
+        #expect(error?.message.contains("exists") == true)
+        try make(path("link"), replacing: true)
+        #expect(
+            try FileManager.default.destinationOfSymbolicLink(atPath: path("link")) == "deep/file")
+        #expect(try content("deep/file") == "new")
+        #expect(try names == ["deep", "link"])
+    }
+
+    @Test func onlyAFileIsReplaced() throws {
+        try #require(mkfifo(path("pipe"), 0o600) == 0)
+        for name in [path("pipe"), "/dev/null", "/dev/stderr", directory.path.string] {
+            #expect(throws: GuestError.self, "\(name)") {
+                try NewFile(FilePath(name), replacing: true)
+            }
+        }
+        #expect(try status(path("pipe")).st_mode & S_IFMT == S_IFIFO)
+    }
+
+    @Test func whatHasNoRoomIsRefusedBefore() throws {
+        let memory = TemporaryDirectory(inMemory: true)
+        let error = #expect(throws: GuestError.self) {
+            try NewFile(memory.path.appending("file"), byteCount: 1 << 50)
+        }
+        #expect(error?.message.contains("free") == true, "\(error as Any)")
+        let names = try FileManager.default.contentsOfDirectory(atPath: memory.path.string)
+        #expect(names.isEmpty, "\(names)")
+        _ = try NewFile(memory.path.appending("file"), byteCount: 4096)
+    }
+
+    // MARK: - Ways to a name
+
+    /// File systems that lack something, as their calls fail: none of the ways to a name may be
+    /// left with the name of another, nor leave anything behind.
+    private static let lacks: [(name: String, calls: [String: Int32], way: [String])] = [
+        ("everything is there", [:], ["link"]),
+        ("no files without a name", ["O_TMPFILE": EOPNOTSUPP], ["renameat2"]),
+        ("FAT: no links", ["O_TMPFILE": EOPNOTSUPP, "link": EPERM], ["renameat2"]),
+        (
+            "no renaming without replacing", ["O_TMPFILE": EOPNOTSUPP, "renameat2": EINVAL],
+            ["renameat2", "link"]
+        ),
+        (
+            "neither", ["O_TMPFILE": EISDIR, "renameat2": ENOSYS, "link": EPERM],
+            ["renameat2", "link", "rename"]
+        ),
+        ("links of nameless files are forbidden", ["link": EPERM], ["renameat2"]),
+    ]
+
+    /// Makes calls fail on this thread, and notes those that give names.
+    private func fail(_ calls: [String: Int32], _ seen: Seen) {
+        KernelFault.set { name in
+            seen.note(name)
+            return calls[name]
+        }
+    }
+
+    private final class Seen: @unchecked Sendable {
+        // Unchecked: noted and read by one thread.
+        private(set) var names: [String] = []
+        func note(_ name: String) {
+            if ["link", "rename", "renameat2"].contains(name) { names.append(name) }
+        }
+        func clear() { names = [] }
+    }
+
+    @Test func everyFileSystemHasAWayToANewName() throws {
+        defer { KernelFault.set(nil) }
+        for lack in NewFileTests.lacks {
+            let seen = Seen()
+            fail(lack.calls, seen)
+            let file = try NewFile(FilePath(path("file")))
+            try #require(write(file.descriptor, "new", 3) == 3)
+            seen.clear()
+            try file.finish()
+            KernelFault.set(nil)
+            #expect(seen.names == lack.way, "\(lack.name)")
+            #expect(try names == ["file"], "\(lack.name)")
+            #expect(try content("file") == "new", "\(lack.name)")
+            // And to the name of a file that is to be replaced.
+            fail(lack.calls, seen)
+            let next = try NewFile(FilePath(path("file")), replacing: true)
+            try #require(write(next.descriptor, "newer", 5) == 5)
+            try next.finish()
+            KernelFault.set(nil)
+            #expect(try names == ["file"], "\(lack.name)")
+            #expect(try content("file") == "newer", "\(lack.name)")
+            try FileManager.default.removeItem(atPath: path("file"))
+        }
+    }
+
+    @Test func aNameThatWasTakenMeanwhileIsLeftInEachWay() throws {
+        defer { KernelFault.set(nil) }
+        for lack in NewFileTests.lacks {
+            fail(lack.calls, Seen())
+            do {
+                let file = try NewFile(FilePath(path("file")))
+                try Data("theirs".utf8).write(to: URL(fileURLWithPath: path("file")))
+                let error = #expect(throws: GuestError.self) { try file.finish() }
+                #expect(error?.message.contains("exists") == true, "\(lack.name): \(error as Any)")
+                file.abandon()
+            }
+            KernelFault.set(nil)
+            #expect(try names == ["file"], "\(lack.name)")
+            #expect(try content("file") == "theirs", "\(lack.name)")
+            try FileManager.default.removeItem(atPath: path("file"))
+        }
     }
 }

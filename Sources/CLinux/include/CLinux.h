@@ -86,4 +86,21 @@ void clinux_hold_size_signal(struct clinux_size_signal *held);
 /// failed  0 if no call failed with EFBIG meanwhile, so that there is nothing to look for
 void clinux_release_size_signal(const struct clinux_size_signal *held, int failed);
 
+/// Renames a file unless the new name is taken. renameat2(2), RENAME_NOREPLACE; hidden behind
+/// _GNU_SOURCE.
+int clinux_rename_noreplace(const char *path, const char *new_path);
+
+/// May not be changed or may only be appended to.
+#define CLINUX_IMMUTABLE 1
+/// The root of a mount: a file can be one.
+#define CLINUX_MOUNT_ROOT 2
+
+/// What forbids that another file takes the place of one: bits of the above.
+/// statx(2), STATX_ATTR_*, Linux 5.8 for the second; hidden behind _GNU_SOURCE.
+int clinux_attributes(const char *path);
+
+/// How many bytes are free for a file, and how many a file can have; UINT64_MAX where that is not
+/// known, as on file systems that compress or share what is written. fstatfs(2).
+int clinux_room(int file, uint64_t *free_bytes, uint64_t *largest);
+
 #endif

@@ -14,8 +14,8 @@ public final class ImageFile: WritableGuest {
     private enum Role {
         case reading
         case writing(NewFile)
-        /// A device that is written as it is.
-        case device
+        /// A device that is written as it is; its path if it is a block device.
+        case device(FilePath?)
         case finished
     }
 
@@ -34,11 +34,11 @@ public final class ImageFile: WritableGuest {
     ///
     /// It must be a regular file or block device whose size is a positive multiple of 4096.
     public init(reading path: FilePath) throws(GuestError) {
-        self.path = path.string
-        descriptor = system_open(path.string, O_RDONLY)
-        guard descriptor >= 0 else { throw GuestError.call("open", path.string) }
+        self.path = path.printable
+        descriptor = system_open(path, O_RDONLY)
+        guard descriptor >= 0 else { throw GuestError.call("open", path.printable) }
         do throws(GuestError) {
-            let byteCount = try ImageFile.byteCount(descriptor, path.string)
+            let byteCount = try ImageFile.byteCount(descriptor, path.printable)
             state = Mutex(
                 State(
                     role: .reading,
@@ -52,28 +52,48 @@ public final class ImageFile: WritableGuest {
     /// Makes an image to be filled from a checkpoint.
     ///
     /// - Parameters:
-    ///   - path: its name. A block or character device is written in place.
+    ///   - path: its name (`OutputPlace`). A block or character device is written in place; what
+    ///     takes one byte after the other only, as a pipe does, is refused.
     ///   - replacing: whether a regular file that has the name may be replaced.
-    public init(creating path: FilePath, replacing: Bool = false) throws(GuestError) {
-        self.path = path.string
-        var status = stat()
-        let exists = stat(path.string, &status) == 0
-        let kind = status.st_mode & S_IFMT
-        if exists && kind != S_IFREG {
-            guard kind == S_IFBLK || kind == S_IFCHR else {
-                throw GuestError(
-                    code: .unavailable,
-                    message: "\(path) is neither a file nor a device; name another target")
-            }
-            descriptor = system_open(path.string, O_WRONLY)
-            guard descriptor >= 0 else { throw GuestError.call("open", path.string) }
-            state = Mutex(State(role: .device, layout: .empty))
-            return
+    ///   - byteCount: bytes that will be written at least, besides holes, if that is known: what
+    ///     has no room for them is refused now.
+    public convenience init(
+        creating path: FilePath, replacing: Bool = false, byteCount: Int? = nil
+    ) throws(GuestError) {
+        try self.init(
+            creating: try OutputPlace(path), replacing: replacing, byteCount: byteCount)
+    }
+
+    /// Makes an image to be filled from a checkpoint, at a place that was looked at before.
+    public init(
+        creating place: OutputPlace, replacing: Bool = false, byteCount: Int? = nil
+    ) throws(GuestError) {
+        switch place {
+        case .file(let path, _):
+            self.path = path.printable
+            let file = try NewFile(path, replacing: replacing, byteCount: byteCount)
+            descriptor = file.descriptor
+            state = Mutex(State(role: .writing(file), layout: .empty, file: file))
+        case .blockDevice(let path):
+            self.path = path.printable
+            descriptor = try OutputFile.openBlockDevice(path, holding: nil)
+            state = Mutex(State(role: .device(path), layout: .empty))
+        case .characterDevice(let path):
+            self.path = path.printable
+            descriptor = system_open(path, O_WRONLY | O_NOCTTY)
+            guard descriptor >= 0 else { throw GuestError.call("open", path.printable) }
+            state = Mutex(State(role: .device(nil), layout: .empty))
+        case .pipe(let path): throw ImageFile.needsOrder(path.printable)
+        case .descriptor(let number): throw ImageFile.needsOrder("descriptor \(number)")
         }
-        if exists && !replacing { throw NewFile.taken(path.string) }
-        let file = try NewFile(path.string, replacing: replacing)
-        descriptor = file.descriptor
-        state = Mutex(State(role: .writing(file), layout: .empty, file: file))
+    }
+
+    private static func needsOrder(_ name: String) -> GuestError {
+        GuestError(
+            code: .unavailable,
+            message:
+                "\(name) takes one byte after the other, and an image is written in any order; "
+                + "name a file, or export it as raw from front to back")
     }
 
     deinit {
@@ -204,7 +224,11 @@ public final class ImageFile: WritableGuest {
             case .writing:
                 guard system_ftruncate(descriptor, Int(layout.frameEnd) * Page.byteCount) == 0
                 else { throw GuestError.call("ftruncate", path) }
-            case .device: break
+            case .device(let path):
+                guard let path else { break }
+                try OutputFile.checkSize(
+                    of: descriptor, path, holding: Int(layout.frameEnd) * Page.byteCount)
+                try writeGaps(of: layout)
             case .reading, .finished:
                 guard state.layout == layout else {
                     throw GuestError(
@@ -214,6 +238,23 @@ public final class ImageFile: WritableGuest {
                 }
             }
             state.layout = layout
+        }
+    }
+
+    /// Writes zeros where there is no frame, up to the last one: a device holds what it held.
+    private func writeGaps(of layout: GuestLayout) throws(GuestError) {
+        let zeros = [UInt8](repeating: 0, count: 1 << 20)
+        var end = 0
+        for run in layout.runs {
+            let start = Int(run.first.rawValue) * Page.byteCount
+            while end < start {
+                let count = min(start - end, zeros.count)
+                try zeros.span.bytes.withUnsafeBytes { (bytes) throws(GuestError) in
+                    try write(UnsafeRawBufferPointer(rebasing: bytes[..<count]), at: end)
+                }
+                end += count
+            }
+            end = start + run.byteCount
         }
     }
 

@@ -1,26 +1,30 @@
 import CLinux
 import Glibc
 import Synchronization
+import SystemPackage
 
 // Every kernel call that this module makes, one function each; nothing else here calls the kernel.
 // `KernelFault` sees each of them first, so that a test can count, trace and fail them.
 
-/// A test's hand on this module's kernel calls.
+/// A test's hand on this module's kernel calls, those of the test's own thread.
 package enum KernelFault {
     /// Asked before each call with its name; an error number makes the call fail with it.
     package typealias Hook = @Sendable (_ call: String) -> Int32?
 
     private static let isSet = Atomic(false)
-    private static let hook = Mutex<Hook?>(nil)
+    private static let hooks = Mutex<[pthread_t: Hook]>([:])
 
-    /// Sets or removes the hook, for the whole process.
-    package static func set(_ newHook: Hook?) {
-        hook.withLock { $0 = newHook }
-        isSet.store(newHook != nil, ordering: .releasing)
+    /// Sets or removes the hook of this thread: other tests run beside.
+    package static func set(_ hook: Hook?) {
+        hooks.withLock { hooks in
+            hooks[pthread_self()] = hook
+            isSet.store(!hooks.isEmpty, ordering: .releasing)
+        }
     }
 
     fileprivate static func fails(_ call: String) -> Bool {
-        guard isSet.load(ordering: .acquiring), let hook = hook.withLock({ $0 }),
+        guard isSet.load(ordering: .acquiring),
+            let hook = hooks.withLock({ $0[pthread_self()] }),
             let code = hook(call)
         else { return false }
         errno = code
@@ -111,6 +115,45 @@ func system_open(_ path: String, _ flags: Int32, _ mode: mode_t = 0) -> Int32 {
     retrying("open") { open(path, flags | O_CLOEXEC, mode) }
 }
 
+/// `open(2)` of a path that need not be UTF-8, with O_CLOEXEC.
+func system_open(_ path: FilePath, _ flags: Int32, _ mode: mode_t = 0) -> Int32 {
+    retrying("open") { path.withPlatformString { open($0, flags | O_CLOEXEC, mode) } }
+}
+
+/// `open(2)` with O_TMPFILE: a file without a name, in a directory, for reading and writing.
+func system_openNameless(_ directory: FilePath, _ mode: mode_t) -> Int32 {
+    // `__O_TMPFILE` of asm-generic/fcntl.h, which the C library's module hides.
+    let nameless: Int32 = 0o20_000_000 | O_DIRECTORY
+    return retrying("O_TMPFILE") {
+        directory.withPlatformString { open($0, O_RDWR | nameless | O_CLOEXEC, mode) }
+    }
+}
+
+/// `stat(2)`.
+func system_stat(_ path: FilePath, _ status: inout stat) -> Int32 {
+    retrying("stat") { path.withPlatformString { stat($0, &status) } }
+}
+
+/// `readlink(2)`; nil if it is no symbolic link, or is not there.
+func system_readlink(_ path: FilePath) -> [UInt8]? {
+    var buffer = [CChar](repeating: 0, count: Int(PATH_MAX))
+    let room = buffer.count
+    let count = retrying("readlink") {
+        path.withPlatformString { readlink($0, &buffer, room) }
+    }
+    return count > 0 ? buffer[..<count].map { UInt8(bitPattern: $0) } : nil
+}
+
+/// `fcntl(2)`, F_GETFL.
+func system_descriptorFlags(_ descriptor: Int32) -> Int32 {
+    retrying("fcntl") { fcntl(descriptor, F_GETFL) }
+}
+
+/// `write(2)`.
+func system_write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer) -> Int {
+    retrying("write") { write(descriptor, bytes.baseAddress, bytes.count) }
+}
+
 /// `close(2)`.
 func system_close(_ descriptor: Int32) {
     _ = close(descriptor)
@@ -154,16 +197,31 @@ func system_pwrite(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, _ offse
 }
 
 /// `rename(2)`.
-func system_rename(_ path: String, _ newPath: String) -> Int32 {
-    retrying("rename") { rename(path, newPath) }
+func system_rename(_ path: FilePath, _ newPath: FilePath) -> Int32 {
+    retrying("rename") {
+        path.withPlatformString { old in newPath.withPlatformString { rename(old, $0) } }
+    }
+}
+
+/// `renameat2(2)` with RENAME_NOREPLACE: EEXIST if the new name is taken.
+func system_renameNoReplace(_ path: FilePath, _ newPath: FilePath) -> Int32 {
+    retrying("renameat2") {
+        path.withPlatformString { old in
+            newPath.withPlatformString { clinux_rename_noreplace(old, $0) }
+        }
+    }
 }
 
 /// `linkat(2)`, following a link at `path`: gives a file a second name, and fails if it is taken.
-func system_link(_ path: String, _ newPath: String) -> Int32 {
-    retrying("link") { linkat(AT_FDCWD, path, AT_FDCWD, newPath, AT_SYMLINK_FOLLOW) }
+func system_link(_ path: FilePath, _ newPath: FilePath) -> Int32 {
+    retrying("link") {
+        path.withPlatformString { old in
+            newPath.withPlatformString { linkat(AT_FDCWD, old, AT_FDCWD, $0, AT_SYMLINK_FOLLOW) }
+        }
+    }
 }
 
 /// `unlink(2)`.
-func system_unlink(_ path: String) {
-    _ = unlink(path)
+func system_unlink(_ path: FilePath) -> Int32 {
+    retrying("unlink") { path.withPlatformString { unlink($0) } }
 }

@@ -1,0 +1,54 @@
+import ArgumentParser
+import Glibc
+import SystemPackage
+import Varve
+
+/// The name of a file, a device or a store, exactly as it was given: bytes, which need not be text.
+struct PathArgument: ExpressibleByArgument, CustomStringConvertible {
+    let bytes: [UInt8]
+
+    init?(argument: String) {
+        bytes = Arguments.path(argument)
+    }
+
+    /// As the library takes it.
+    var path: FilePath {
+        FilePath(platformString: bytes.map { CChar(bitPattern: $0) } + [0])
+    }
+
+    /// True for '-': standard input or output.
+    var isStandard: Bool { bytes == [UInt8(ascii: "-")] }
+
+    /// As it is printed: bytes that are not UTF-8 are written as `\xff`.
+    var description: String { PrintableText.text(of: bytes) }
+
+    /// Opens what it names; -1 and `errno` on failure.
+    func open(_ flags: Int32) -> Int32 {
+        (bytes.map { CChar(bitPattern: $0) } + [0]).withUnsafeBufferPointer { name in
+            name.baseAddress.map { Glibc.open($0, flags | O_CLOEXEC) } ?? -1
+        }
+    }
+
+    /// Where it leads to when it is written to.
+    ///
+    /// A path drops a slash at its end, which says that a directory is meant.
+    func outputPlace() throws -> OutputPlace {
+        if isStandard { return try OutputPlace("/dev/stdout") }
+        if bytes.last == UInt8(ascii: "/") {
+            throw ToolError("\(self) names a directory; name a file in it")
+        }
+        return try OutputPlace(path)
+    }
+}
+
+/// The name of a store, which is text.
+struct StoreArgument: ExpressibleByArgument, CustomStringConvertible {
+    let description: String
+
+    init?(argument: String) {
+        description = argument
+    }
+
+    /// As the library takes it.
+    var path: FilePath { FilePath(description) }
+}
