@@ -120,7 +120,9 @@ let package = Package(
             exclude: ["CSQLite"]),
 
         // The programs of the articles, word for word.
-        .executableTarget(name: "guide", dependencies: ["VarveCore"], path: "Examples/Guide"),
+        .executableTarget(
+            name: "guide", dependencies: ["GuestConformance", "VarveCore"],
+            path: "Examples/Guide"),
 
         // Tests.
         .target(

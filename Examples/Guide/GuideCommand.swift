@@ -6,6 +6,7 @@ import VarveCore
 //   guide first-checkpoint DIRECTORY
 //   guide fill DIRECTORY                 captures until it is killed
 //   guide after-a-crash DIRECTORY        goes on from there
+//   guide your-own-guest DIRECTORY       checks a guest of its own, and captures it
 
 @main
 enum GuideCommand {
@@ -19,12 +20,14 @@ enum GuideCommand {
         case "first-checkpoint": try firstCheckpoint(in: store)
         case "fill": try fillUntilKilled(store)
         case "after-a-crash": try goOnAfterACrash(store)
+        case "your-own-guest": try yourOwnGuest(in: store)
         default: throw Usage()
         }
     }
 
     /// How it is called.
     struct Usage: Error, CustomStringConvertible {
-        let description = "usage: guide first-checkpoint|fill|after-a-crash DIRECTORY"
+        let description =
+            "usage: guide first-checkpoint|fill|after-a-crash|your-own-guest DIRECTORY"
     }
 }

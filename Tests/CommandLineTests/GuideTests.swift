@@ -40,6 +40,14 @@ import VarveTestSupport
             ])
     }
 
+    @Test func yourOwnGuest() throws {
+        let lines = try run("your-own-guest", "own")
+        #expect(
+            lines == [
+                "checks: 0 failed, 3 skipped", "changed: 3 pages of 64", "after the revert: 1",
+            ])
+    }
+
     @Test func afterACrash() throws {
         let (process, output) = try start("fill", "counter")
         // Durable checkpoints are announced; after a few of them it is killed.

@@ -75,7 +75,7 @@ import Testing
     @Test func codeInGuidesIsTheirProgramsCode() throws {
         let programs = try TidyTests.files(["Examples/Guide"], [".swift"])
             .map { try TidyTests.text($0) }.joined()
-        for guide in ["FirstCheckpoint", "AfterACrash"] {
+        for guide in ["FirstCheckpoint", "AfterACrash", "YourOwnGuest"] {
             let text = try TidyTests.text("Sources/Varve/Varve.docc/\(guide).md")
             let blocks = text.components(separatedBy: "```swift\n").dropFirst()
             #expect(!blocks.isEmpty)
