@@ -184,6 +184,43 @@ import VarveTestSupport
         #expect(try store.verify().isClean)
     }
 
+    /// A guest whose history is another's, and whose owner is that of the guest behind it.
+    private final class Stranger: Guest {
+        let base: SimulatedGuest
+
+        init(_ base: SimulatedGuest) { self.base = base }
+
+        func layout() throws(GuestError) -> GuestLayout { try base.layout() }
+        var dirtyTracking: (any DirtyTracking)? { base.dirtyTracking }
+        func pause() throws(GuestError) { try base.pause() }
+        func resume() throws(GuestError) { try base.resume() }
+        func copyPages(
+            _ runs: Span<PageRange>, into destination: inout MutableRawSpan
+        ) throws(GuestError) {
+            try base.copyPages(runs, into: &destination)
+        }
+        func captureState() throws(GuestError) -> GuestState { try base.captureState() }
+        func difference(fromHistory state: GuestState) -> String? { "it is of somebody else" }
+        func claim() throws(GuestError) -> GuestClaim { try base.claim() }
+    }
+
+    @Test func aSessionThatCannotBeginLeavesTheGuestFree() throws {
+        let store = try repository("here")
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: 8))
+        let session = try CaptureSession(of: guest, in: store, lineage: "a")
+        _ = try session.capture()
+        session.close()
+        for _ in 0..<2 {
+            let error = OwnershipTests.refusal { () throws(CaptureError) in
+                _ = try CaptureSession(of: Stranger(guest), in: store, lineage: "a")
+            }
+            #expect(error?.code == .anotherGuest)
+        }
+        let next = try CaptureSession(of: guest, in: store, lineage: "a")
+        _ = try next.capture()
+        next.close()
+    }
+
     /// Two guests over one memory are one guest.
     @Test func memoryHasOneOwnerWhicheverObjectStandsForIt() throws {
         let (here, there) = (try repository("here"), try repository("there"))
