@@ -5,7 +5,9 @@ import Varve
 enum Reading {
     /// Opens one; says so if its index could not be used and that took long, or is not as it should
     /// be.
-    static func open(_ store: StoreArgument, isJSON: Bool = false) throws(RepositoryError) -> Repository {
+    static func open(
+        _ store: StoreArgument, isJSON: Bool = false
+    ) throws(RepositoryError) -> Repository {
         let start = ContinuousClock.now
         let repository = try Repository.open(at: store.path, .reading)
         guard let temporary = repository.temporaryIndex else { return repository }
