@@ -40,7 +40,7 @@ func tenCheckpoints(of memory: ProcessMemory, in repository: Repository) throws 
         of: memory, in: repository, lineage: "periodic", options: options)
     var schedule = PeriodicCapture.Schedule(every: .milliseconds(20))
     schedule.countMax = 10
-    let periodic = PeriodicCapture(of: session, schedule) { event in
+    let periodic = try PeriodicCapture(of: session, schedule) { event in
         if case .failed(let error) = event { print("failed: \(error)") }
         return .goOn
     }

@@ -117,6 +117,12 @@ struct ToolError: Error, CustomStringConvertible {
     init(_ error: any Error) {
         switch error {
         case let error as ToolError: self = error
+        case let error as RepositoryError where error.code == .invalidOption:
+            self.init(error.message, .usage)
+        case let error as CaptureError where error.code == .invalidOption:
+            self.init(error.message, .usage)
+        case let error as GuestError where error.code == .invalidOption:
+            self.init(error.message, .usage)
         case let error as RepositoryError:
             self.init(error.message, damaged: error.code == .corrupted)
         case let error as CaptureError:

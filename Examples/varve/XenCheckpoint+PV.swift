@@ -22,7 +22,7 @@ final class PVTaker: CheckpointTaker {
         self.lineage = lineage
         self.isLive = isLive
         options.acceptsGuestChange = acceptsGuestChange
-        keeper = retention.map { RetentionKeeper($0, of: repository, lineage: lineage) }
+        keeper = try retention.map { try RetentionKeeper($0, of: repository, lineage: lineage) }
     }
 
     func takeAll(_ schedule: Schedule, _ report: CheckpointReport) throws {

@@ -18,6 +18,7 @@ public struct CaptureError: Error, Sendable {
             case sourceFailed
             case closed
             case auditMissed
+            case invalidOption
         }
 
         private let kind: Kind
@@ -42,6 +43,8 @@ public struct CaptureError: Error, Sendable {
         ///
         /// See `audit`. Nothing was published, and the next capture compares every page.
         public static let auditMissed = Code(kind: .auditMissed)
+        /// An option has a value that it cannot have; the message names it, and what it can have.
+        public static let invalidOption = Code(kind: .invalidOption)
     }
 
     /// The kind of failure.
@@ -83,7 +86,7 @@ public struct CaptureError: Error, Sendable {
     }
 
     init(_ error: RepositoryError) {
-        code = .repository
+        code = error.code == .invalidOption ? .invalidOption : .repository
         message = error.message
         guestError = nil
         repositoryError = error

@@ -23,6 +23,8 @@ public struct RepositoryError: Error, Hashable, Sendable {
             case odd
             case moved
             case notOwner
+            case invalidOption
+            case cancelled
         }
 
         private let kind: Kind
@@ -67,6 +69,10 @@ public struct RepositoryError: Error, Hashable, Sendable {
         public static let moved = Code(kind: .moved)
         /// The store, or its index, belongs to another user, so it can be read only.
         public static let notOwner = Code(kind: .notOwner)
+        /// An option has a value that it cannot have; the message names it, and what it can have.
+        public static let invalidOption = Code(kind: .invalidOption)
+        /// Waiting was ended by the one who waited.
+        public static let cancelled = Code(kind: .cancelled)
     }
 
     /// The kind of failure.

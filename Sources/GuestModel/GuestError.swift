@@ -16,6 +16,7 @@ public struct GuestError: Error, Hashable, Sendable {
             case timedOut
             case busy
             case anotherGuest
+            case invalidOption
         }
 
         private let kind: Kind
@@ -46,6 +47,8 @@ public struct GuestError: Error, Hashable, Sendable {
         public static let busy = Code(kind: .busy)
         /// The history is of another guest.
         public static let anotherGuest = Code(kind: .anotherGuest)
+        /// An option has a value that it cannot have; the message names it, and what it can have.
+        public static let invalidOption = Code(kind: .invalidOption)
     }
 
     /// The kind of failure.

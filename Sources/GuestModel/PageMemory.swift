@@ -9,12 +9,20 @@ package enum PageMemory {
     /// `mmap(2)`, and `madvise(2)` with MADV_DONTDUMP. The kernel gives a page when it is first
     /// touched.
     package static func allocate(byteCount: Int) -> UnsafeMutableRawBufferPointer {
+        guard let memory = allocateIfPossible(byteCount: byteCount) else {
+            preconditionFailure("no memory is left for \(byteCount) bytes of pages")
+        }
+        return memory
+    }
+
+    /// The same; nil if there is none.
+    package static func allocateIfPossible(byteCount: Int) -> UnsafeMutableRawBufferPointer? {
         let size = roundedUp(byteCount)
         guard
             let memory = mmap(
                 nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
             UInt(bitPattern: memory) != .max
-        else { preconditionFailure("no memory is left for \(byteCount) bytes of pages") }
+        else { return nil }
         // Fails on kernels that were built without it only; nothing else can be done there.
         _ = madvise(memory, size, MADV_DONTDUMP)
         return UnsafeMutableRawBufferPointer(start: memory, count: byteCount)

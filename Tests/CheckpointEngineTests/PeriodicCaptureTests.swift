@@ -50,7 +50,7 @@ import VarveTestSupport
         let journal = Journal()
         var schedule = PeriodicCapture.Schedule(every: .zero)
         schedule.countMax = 7
-        let periodic = PeriodicCapture(of: session, schedule) {
+        let periodic = try PeriodicCapture(of: session, schedule) {
             journal.note($0)
             return .goOn
         }
@@ -67,7 +67,7 @@ import VarveTestSupport
     @Test func stopReportsWhatIsUnderWay() throws {
         let (_, session, _) = try make()
         let journal = Journal()
-        let periodic = PeriodicCapture(of: session, .init(every: .milliseconds(1))) {
+        let periodic = try PeriodicCapture(of: session, .init(every: .milliseconds(1))) {
             journal.note($0)
             return .goOn
         }
@@ -83,7 +83,7 @@ import VarveTestSupport
     @Test func aDistantDueTimeDoesNotDelayStop() throws {
         let (_, session, _) = try make()
         let journal = Journal()
-        let periodic = PeriodicCapture(of: session, .init(every: .seconds(1 << 40))) {
+        let periodic = try PeriodicCapture(of: session, .init(every: .seconds(1 << 40))) {
             journal.note($0)
             return .goOn
         }
@@ -96,7 +96,7 @@ import VarveTestSupport
     @Test func theHandlerEndsIt() throws {
         let (_, session, _) = try make()
         let journal = Journal()
-        let periodic = PeriodicCapture(of: session, .init(every: .zero)) { event in
+        let periodic = try PeriodicCapture(of: session, .init(every: .zero)) { event in
             journal.note(event)
             if case .published = event { return .stop }
             return .goOn
@@ -112,7 +112,7 @@ import VarveTestSupport
         let journal = Journal()
         var schedule = PeriodicCapture.Schedule(every: .zero)
         schedule.countMax = 4
-        let periodic = PeriodicCapture(of: session, schedule) { event in
+        let periodic = try PeriodicCapture(of: session, schedule) { event in
             journal.note(event)
             if case .published(let result, _) = event, result.checkpoint.parent == nil {
                 guest.failCall(2)
@@ -133,7 +133,7 @@ import VarveTestSupport
         let (_, session, _) = try make()
         session.close()
         let journal = Journal()
-        let periodic = PeriodicCapture(of: session, .init(every: .zero)) {
+        let periodic = try PeriodicCapture(of: session, .init(every: .zero)) {
             journal.note($0)
             return .goOn
         }
@@ -144,7 +144,7 @@ import VarveTestSupport
     @Test func theLastReferenceStopsIt() throws {
         let (_, session, _) = try make()
         let journal = Journal()
-        var periodic: PeriodicCapture? = PeriodicCapture(of: session, .init(every: .zero)) {
+        var periodic: PeriodicCapture? = try PeriodicCapture(of: session, .init(every: .zero)) {
             journal.note($0)
             return .goOn
         }

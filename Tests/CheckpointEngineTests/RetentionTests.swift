@@ -77,7 +77,7 @@ import VarveTestSupport
     @Test func aFailedThinningIsCountedAndNothingElse() throws {
         let directory = TemporaryDirectory()
         let repository = try open(directory)
-        let keeper = RetentionKeeper(
+        let keeper = try RetentionKeeper(
             Retention(RetentionPolicy(keepLast: 1)), of: repository, lineage: "ring")
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: 8))
         let session = try CaptureSession(of: guest, in: repository, lineage: "ring")

@@ -219,7 +219,7 @@ private struct PruneWorld {
         repository.activity.wait { activity in
             activity.holds.values.reduce(0, +) <= sessionCount ? () : nil
         }
-        let percent: Double = [0, 0, 3, 20, 1000].randomElement(using: &random) ?? 0
+        let percent: Double = [0, 0, 3, 20, 100].randomElement(using: &random) ?? 0
         let plan = try repository.planPrune(PruneOptions(unusedPercentMax: percent))
         try compare(plan)
         try plan.execute()

@@ -5,21 +5,22 @@ public import CheckpointStore
 public struct CaptureOptions: Sendable {
     /// Bytes of the staging ring: the most that captures hold in memory beside the page map.
     ///
-    /// The pages that are dirty in the pause must fit it. Touched as far as needed. 256 MiB.
+    /// The pages that are dirty in the pause must fit it. Touched as far as needed. 256 MiB; 1 to
+    /// 2^40, and at least 4 MiB are taken.
     public var ringByteCount = 256 << 20
     /// How long the pause may take to copy pages; more dirty pages than fit are copied before it,
     /// while the guest runs.
     ///
-    /// 10 ms.
+    /// 10 ms; zero to an hour.
     public var pauseBudget = Duration.milliseconds(10)
     /// Precopy rounds at most; then the pause begins if the ring holds what is dirty.
     ///
-    /// 8.
+    /// 8; 0 to 1,000,000.
     public var precopyRoundsMax = 8
     /// Captures that may be under way at once: one being taken, one encoded, one published, one
     /// indexed.
     ///
-    /// 4.
+    /// 4; 1 to 1024.
     public var overlappingCapturesMax = 4
     /// How hard pages are compressed; zstd level 1.
     public var compression = CompressionLevel.standard
@@ -32,6 +33,8 @@ public struct CaptureOptions: Sendable {
     public var compressionRange: ClosedRange<CompressionLevel>?
     /// Threads that digest, compress and write; one a processor, and one because one of them waits
     /// for the disk now and then.
+    ///
+    /// 1 to 1024.
     public var workerCount = Threads.processorCount + 1
     /// What to keep of the lineage; nil: everything.
     ///
@@ -44,7 +47,7 @@ public struct CaptureOptions: Sendable {
     public var acceptsGuestChange = false
 
     /// Pages that the dirty log calls clean and that each capture looks at all the same, drawn at
-    /// random; 0: none.
+    /// random; 0: none, 2^20 at most.
     ///
     /// They are copied in the pause, and compared afterwards. If one was written, `capture` takes
     /// the checkpoint again and compares every page; see `CaptureResult.audit`.
@@ -55,6 +58,29 @@ public struct CaptureOptions: Sendable {
 
     /// The defaults.
     public init() {}
+
+    /// Fails with `invalidOption` if a value cannot be used.
+    package func check() throws(RepositoryError) {
+        try OptionCheck.check("ringByteCount", ringByteCount, in: 1...1 << 40)
+        try OptionCheck.check("pauseBudget", pauseBudget, in: .zero...Duration.seconds(3600))
+        try OptionCheck.check("precopyRoundsMax", precopyRoundsMax, in: 0...1_000_000)
+        try OptionCheck.check("overlappingCapturesMax", overlappingCapturesMax, in: 1...1024)
+        try OptionCheck.check("workerCount", workerCount, in: 1...1024)
+        try OptionCheck.check("auditPageCount", auditPageCount, in: 0...1 << 20)
+        try CaptureOptions.check("compression", compression)
+        if let compressionRange {
+            try CaptureOptions.check("compressionRange", compressionRange.lowerBound)
+            try CaptureOptions.check("compressionRange", compressionRange.upperBound)
+        }
+        try retention?.check()
+    }
+
+    private static func check(
+        _ name: String, _ level: CompressionLevel
+    ) throws(RepositoryError) {
+        // zstd's own limits; above 19 it needs much more memory.
+        if level != .stored { try OptionCheck.check(name, level.rawValue, in: -131_072...19) }
+    }
 }
 
 /// What a capture came to.

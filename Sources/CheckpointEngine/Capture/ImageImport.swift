@@ -84,6 +84,11 @@ public enum ImageImport {
         into repository: Repository, lineage: String, label: String?, options: CaptureOptions,
         _ stage: (StreamImport) throws -> Void
     ) throws(CaptureError) -> Checkpoint {
+        do throws(RepositoryError) {
+            try options.check()
+        } catch {
+            throw CaptureError(error)
+        }
         var options = options
         // Nobody stands still meanwhile: what the workers have before them stays in the caches.
         options.ringByteCount = min(

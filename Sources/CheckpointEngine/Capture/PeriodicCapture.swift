@@ -52,15 +52,24 @@ public final class PeriodicCapture: Sendable {
 
         /// Captures at an interval, without an end.
         ///
-        /// - Parameter interval: zero or more; a negative one counts as zero.
+        /// - Parameter interval: zero or more.
         public init(every interval: Duration) {
             self.interval = interval
+        }
+
+        fileprivate func check() throws(RepositoryError) {
+            let times = Duration.zero...OptionCheck.longest
+            try OptionCheck.check("interval", interval, in: times)
+            if let countMax { try OptionCheck.check("countMax", countMax, in: 0...Int.max) }
+            if let timeMax { try OptionCheck.check("timeMax", timeMax, in: times) }
         }
     }
 
     private let core: Core
 
     /// Begins: the first capture is due at once.
+    ///
+    /// Fails with `invalidOption` if a time or number of the schedule is negative.
     ///
     /// - Parameters:
     ///   - session: what captures. It is not closed at the end.
@@ -71,7 +80,12 @@ public final class PeriodicCapture: Sendable {
     public init(
         of session: CaptureSession, _ schedule: Schedule,
         handler: @escaping @Sendable (Event) -> Decision
-    ) {
+    ) throws(CaptureError) {
+        do throws(RepositoryError) {
+            try schedule.check()
+        } catch {
+            throw CaptureError(error)
+        }
         core = Core(session, schedule, handler)
         core.start()
     }
@@ -157,7 +171,7 @@ private final class Core: Sendable {
             settle(&pending)
             pending = next
             let rest = next == nil ? Core.restAfterFailure : .zero
-            due = max(due + max(.zero, schedule.interval), ContinuousClock.now + rest)
+            due = max(due + schedule.interval, ContinuousClock.now + rest)
         }
         settle(&pending)
         state.change { $0.hasEnded = true }

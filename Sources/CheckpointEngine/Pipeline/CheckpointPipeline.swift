@@ -96,8 +96,9 @@ final class CheckpointPipeline: Sendable {
     init(
         repository: Repository, parent: Checkpoint?, options: CaptureOptions
     ) throws(RepositoryError) {
+        try options.check()
         self.repository = repository
-        ring = StagingRing(byteCount: options.ringByteCount)
+        ring = try StagingRing(byteCount: options.ringByteCount)
         control = Mutex(LevelControl(options.compression, within: options.compressionRange))
         workerCount = max(1, options.workerCount)
         let workerCount = workerCount

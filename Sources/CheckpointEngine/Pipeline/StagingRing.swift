@@ -1,4 +1,5 @@
 import CheckpointStore
+import Glibc
 import GuestModel
 
 /// Memory between the guest and the workers: slots of 256 pages, handed out and given back.
@@ -24,9 +25,18 @@ final class StagingRing: Sendable {
     let slotCount: Int
 
     /// Reserves memory for at least `byteCount` bytes, and at least four slots.
-    init(byteCount: Int) {
+    ///
+    /// Fails if this process may not have so much.
+    init(byteCount: Int) throws(RepositoryError) {
         slotCount = max(4, (byteCount + StagingRing.slotByteCount - 1) / StagingRing.slotByteCount)
-        memory = PageMemory.allocate(byteCount: slotCount * StagingRing.slotByteCount)
+        let size = slotCount * StagingRing.slotByteCount
+        guard let memory = PageMemory.allocateIfPossible(byteCount: size) else {
+            throw RepositoryError(
+                .callFailed,
+                "there is no memory for a staging ring of \(size) bytes; give a smaller "
+                    + "ringByteCount", errno: ENOMEM)
+        }
+        self.memory = memory
         free = Monitor(
             Free(
                 slots: Array((0..<slotCount).reversed()),

@@ -26,10 +26,16 @@ public struct Retention: Sendable {
 
     /// Keeps what a policy keeps.
     ///
-    /// - Precondition: the policy keeps something.
+    /// A policy that keeps nothing is refused by whoever is given it.
     public init(_ policy: RetentionPolicy) {
-        precondition(!policy.isEmpty, "a policy that keeps nothing is a mistake")
         self.policy = policy
+    }
+
+    /// Fails with `invalidOption` if a value cannot be used.
+    func check() throws(RepositoryError) {
+        try policy.check()
+        try OptionCheck.check("interval", interval, in: .zero...OptionCheck.longest)
+        try OptionCheck.check("unusedPercentMax", unusedPercentMax, in: 0...100)
     }
 }
 
@@ -71,7 +77,12 @@ public final class RetentionKeeper: Sendable {
     private let thread = Mutex<Threads.Thread?>(nil)
 
     /// Begins; nothing happens before the first publication.
-    public convenience init(_ retention: Retention, of repository: Repository, lineage: String) {
+    ///
+    /// Fails with `invalidOption` if a value cannot be used.
+    public convenience init(
+        _ retention: Retention, of repository: Repository, lineage: String
+    ) throws(RepositoryError) {
+        try retention.check()
         self.init(
             retention, of: repository, lineage: lineage, clock: CaptureOptions().clock)
     }

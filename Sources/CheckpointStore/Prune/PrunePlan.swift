@@ -2,14 +2,13 @@ import CheckpointFormat
 
 /// What a prune may leave.
 public struct PruneOptions: Hashable, Sendable {
-    /// Unused bytes that may stay in sealed packs, in percent of all packs' bytes.
+    /// Unused bytes that may stay in sealed packs, in percent of all packs' bytes: 0 to 100.
     ///
     /// Writing a pack anew copies what stays of it: to have the last bytes back costs most.
     public var unusedPercentMax: Double
 
     /// Makes options.
     public init(unusedPercentMax: Double = 5) {
-        precondition(unusedPercentMax >= 0, "a share is not negative")
         self.unusedPercentMax = unusedPercentMax
     }
 }

@@ -46,6 +46,7 @@ extension Repository {
     public func planPrune(
         _ options: PruneOptions = PruneOptions()
     ) throws(RepositoryError) -> PrunePlan {
+        try options.check()
         try requireWhole()
         do {
             try catchUp()

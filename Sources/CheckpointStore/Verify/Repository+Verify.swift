@@ -26,6 +26,7 @@ extension Repository {
         _ depth: VerifyDepth = .full,
         progress: (@Sendable (_ done: Int, _ total: Int) -> Void)? = nil
     ) throws(RepositoryError) -> VerifyReport {
+        try depth.check()
         let (report, arePacksWhole) = try look(depth, progress)
         guard arePacksWhole, !report.isClean else { return report }
         // Only what the index says is wrong: the packs are asked without it.

@@ -37,6 +37,13 @@ final class DomainHold: Sendable {
     init(
         _ number: UInt32, _ calls: any XenCalls, _ options: XenDomain.Options
     ) throws(GuestError) {
+        let times = Duration.zero...Duration.seconds(86_400)
+        guard times.contains(options.suspendTimeout) else {
+            throw GuestError(
+                code: .invalidOption,
+                message: "suspendTimeout is \(options.suspendTimeout), and must be from "
+                    + "\(times.lowerBound) to \(times.upperBound)")
+        }
         self.number = number
         self.calls = calls
         kind = options.hold

@@ -21,7 +21,7 @@ public final class XenDomain: Sendable {
         /// How long a guest may take to suspend itself, from the request to its acknowledgement and
         /// from there to the suspension.
         ///
-        /// 60 s each, as in libxl.
+        /// 60 s each, as in libxl; zero to a day.
         public var suspendTimeout = Duration.seconds(60)
         /// Log-dirty mode that is found on is turned off and on again: right if the one who
         /// turned it on is dead, and fatal to a migration that is under way.
