@@ -23,11 +23,17 @@ enum Arguments {
 
     /// All but the program's name.
     static func read() -> [String] {
-        (1..<max(1, carguments_count())).compactMap { index in
+        var result = (1..<max(1, carguments_count())).compactMap { index in
             carguments_value(index).map {
                 encode(UnsafeRawBufferPointer(start: $0, count: strlen($0)))
             }
         }
+        // An option of the parser has a value; `--wait` alone waits without an end.
+        let end = result.firstIndex(of: "--") ?? result.endIndex
+        for index in result[..<end].indices where result[index] == "--wait" {
+            result[index] = "--wait=\(LockOptions.endless)"
+        }
+        return result
     }
 
     /// Throws if an argument that is not text was taken for something else than a path.

@@ -28,6 +28,8 @@ struct Forget: ParsableCommand {
     @Flag(help: "Say what would go and why the others stay, and do nothing.")
     var dryRun = false
 
+    @OptionGroup var lock: LockOptions
+
     @Flag(help: "Print one JSON object for each.")
     var json = false
 
@@ -43,9 +45,7 @@ struct Forget: ParsableCommand {
     func run() throws {
         try reporting {
             let repository =
-                dryRun
-                ? try Reading.open(store, isJSON: json)
-                : try Repository.open(at: store.path, .writing)
+                try dryRun ? Reading.open(store, isJSON: json) : lock.open(store)
             let decisions = try decide(repository)
             if !dryRun {
                 try repository.forget(decisions.filter { !$0.isKept }.map(\.checkpoint.id))

@@ -71,6 +71,8 @@ struct Import: ParsableCommand {
     @Flag(help: "Go on though the lineage's newest checkpoint is of another guest.")
     var acceptGuestChange = false
 
+    @OptionGroup var lock: LockOptions
+
     @Flag(help: "Print each checkpoint as a JSON object.")
     var json = false
 
@@ -81,7 +83,7 @@ struct Import: ParsableCommand {
             try source.refuseCharacterDevice()
             do {
                 let format = try format ?? ImportFormat.detect(source)
-                let repository = try Repository.open(at: store.path, .writing)
+                let repository = try lock.open(store)
                 let progress = Progress("taken in", isJSON: json)
                 defer { progress.finish() }
                 let taken = TakenCheckpoints(repository, isJSON: json) {

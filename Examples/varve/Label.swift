@@ -23,6 +23,8 @@ struct Label: ParsableCommand {
     @Flag(help: "Remove the checkpoint's label.")
     var remove = false
 
+    @OptionGroup var lock: LockOptions
+
     @Flag(help: "Print the checkpoint as a JSON object.")
     var json = false
 
@@ -34,7 +36,7 @@ struct Label: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let repository = try Repository.open(at: store.path, .writing)
+            let repository = try lock.open(store)
             let found = try repository.checkpoint(named: checkpoint)
             let changed = try repository.setLabel(label, of: found.id)
             try repository.close()

@@ -19,6 +19,8 @@ struct Prune: ParsableCommand {
     @Option(help: "Unused bytes that may stay, in percent of the repository's bytes.")
     var maxUnused = 5.0
 
+    @OptionGroup var lock: LockOptions
+
     @Flag(help: "Print it as a JSON object.")
     var json = false
 
@@ -31,9 +33,7 @@ struct Prune: ParsableCommand {
     func run() throws {
         try reporting {
             let repository =
-                dryRun
-                ? try Reading.open(store, isJSON: json)
-                : try Repository.open(at: store.path, .writing)
+                try dryRun ? Reading.open(store, isJSON: json) : lock.open(store)
             var plan = try repository.planPrune(PruneOptions(unusedPercentMax: maxUnused))
             if !dryRun {
                 let progress = Progress("packs pruned", isJSON: json)

@@ -33,6 +33,8 @@ struct Receive: ParsableCommand {
     @Flag(help: "Go on though the lineage's newest checkpoint is of another guest.")
     var acceptGuestChange = false
 
+    @OptionGroup var lock: LockOptions
+
     @Flag(help: "Print each checkpoint as a JSON object.")
     var json = false
 
@@ -40,7 +42,7 @@ struct Receive: ParsableCommand {
         try reporting {
             Interruption.arm()
             // Whatever is wrong with the repository is said before the sender suspends its guest.
-            let repository = try Repository.open(at: store.path, .writing)
+            let repository = try lock.open(store)
             try send(MigrationHandshake.banner)
             let source = InputSource()
             let taken = TakenCheckpoints(repository, isJSON: json, show)

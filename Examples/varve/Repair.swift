@@ -27,6 +27,8 @@ struct Repair: ParsableCommand {
     @Flag(help: "With --execute: keep no packs as they were. Files that are no packs are kept.")
     var noKeep = false
 
+    @OptionGroup var lock: LockOptions
+
     @Flag(help: "Print one JSON object for each damaged place, and a last one with the totals.")
     var json = false
 
@@ -37,8 +39,10 @@ struct Repair: ParsableCommand {
     func run() throws {
         try reporting {
             let progress = Progress("read", isJSON: json)
-            let plan = try Repository.planRepair(at: store.path) {
-                progress.update($0, of: $1)
+            let plan = try lock.taking { waiting in
+                try Repository.planRepair(at: store.path, waiting: waiting) {
+                    progress.update($0, of: $1)
+                }
             }
             progress.finish()
             let printout = Printout()

@@ -132,12 +132,14 @@ struct XenRevert: ParsableCommand {
     @Argument(help: "The checkpoint.")
     var checkpoint: String
 
+    @OptionGroup var lock: LockOptions
+
     @Flag(help: "Print the result as a JSON object.")
     var json = false
 
     func run() throws {
         try reporting {
-            let repository = try Repository.open(at: store.path, .writing)
+            let repository = try lock.open(store)
             let found = try repository.checkpoint(named: checkpoint)
             let number = try XenHost().domain(named: domain).number
             var options = XenDomain.Options.tool

@@ -82,6 +82,8 @@ struct XenCheckpoint: ParsableCommand {
     @Flag(help: "Go on though the lineage's newest checkpoint is of another guest.")
     var acceptGuestChange = false
 
+    @OptionGroup var lock: LockOptions
+
     @Flag(help: "Print each checkpoint as a JSON object.")
     var json = false
 
@@ -96,7 +98,7 @@ struct XenCheckpoint: ParsableCommand {
         try reporting {
             Interruption.arm()
             let found = try XenHost().domain(named: domain)
-            let repository = try Repository.open(at: store.path, .writing)
+            let repository = try lock.open(store)
             var options = XenDomain.Options.tool
             options.hold = hold.hold
             options.comparesAll = compareAll

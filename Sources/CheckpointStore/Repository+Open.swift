@@ -102,31 +102,34 @@ extension Repository {
     /// own (`temporaryIndex`), which costs reading the packs. A store of another user is opened
     /// for reading only.
     ///
-    /// - Parameter packByteCountMax: for tests: packs are sealed at this size.
+    /// - Parameters:
+    ///   - path: where it lies.
+    ///   - access: what for.
+    ///   - waiting: how long to wait, for writing, while another process writes.
     public static func open(
-        at path: FilePath, _ access: Access
+        at path: FilePath, _ access: Access, waiting: LockWaiting = .none
     ) throws(RepositoryError) -> Repository {
-        try open(at: path, access, files: PosixFiles(root: path))
+        try open(at: path, access, files: PosixFiles(root: path), waiting: waiting)
     }
 
     /// Opens a repository over other files, or with other limits.
     package static func open(
         at path: FilePath, _ access: Access, files: any RepositoryFiles,
-        packByteCountMax: Int = Repository.packByteCountMax
+        packByteCountMax: Int = Repository.packByteCountMax, waiting: LockWaiting = .none
     ) throws(RepositoryError) -> Repository {
         let id = try readEnvelope(path, files)
         do throws(RepositoryError) {
-            return try open(at: path, access, files: files, id, packByteCountMax)
+            return try open(at: path, access, files: files, id, packByteCountMax, waiting)
         } catch {
             // It was condemned, so it is made anew now.
             guard error.code == .indexDamaged else { throw error }
-            return try open(at: path, access, files: files, id, packByteCountMax)
+            return try open(at: path, access, files: files, id, packByteCountMax, waiting)
         }
     }
 
     private static func open(
         at path: FilePath, _ access: Access, files: any RepositoryFiles, _ id: RepositoryID,
-        _ packByteCountMax: Int
+        _ packByteCountMax: Int, _ waiting: LockWaiting
     ) throws(RepositoryError) -> Repository {
         do {
             let owner = try files.foreignOwner()
@@ -135,7 +138,7 @@ extension Repository {
             let reader = PackReader(files: files, repository: id)
             switch access {
             case .writing:
-                let lock = try takeLock(path, files)
+                let lock = try takeLock(path, files, waiting)
                 try files.createDirectory(indexPath)
                 let opened = try openForWriting(reader, packByteCountMax: packByteCountMax)
                 return Repository(
@@ -199,23 +202,34 @@ extension Repository {
 
     /// Takes the writer's lock.
     ///
-    /// Tried for a second: a writer that is about to end may have it still.
+    /// Tried for a second at least: a writer that is about to end may have it still.
     static func takeLock(
-        _ path: FilePath, _ files: any RepositoryFiles
+        _ path: FilePath, _ files: any RepositoryFiles, _ waiting: LockWaiting = .none
     ) throws(RepositoryError) -> any RepositoryFile {
+        try waiting.check()
+        let start = ContinuousClock.now
+        var tryCount = 0
         do throws(FileError) {
             try checkOwner(path, files)
             let lock = try files.open(lockPath, .lock)
-            for _ in 0..<50 {
+            repeat {
                 if try lock.tryLock() { return lock }
-                WallClock.sleep(milliseconds: 20)
-            }
+                guard waiting.goesOn() else { throw FileError(call: "wait", path: "", errno: 0) }
+                tryCount += 1
+                WallClock.sleep(milliseconds: tryCount < 50 ? 20 : 100)
+            } while tryCount < 50
+                || waiting.timeMax.map { ContinuousClock.now - start < $0 } ?? true
         } catch {
-            throw RepositoryError(error)
+            guard error.call == "wait" else { throw RepositoryError(error) }
+            throw RepositoryError(
+                .cancelled,
+                "another process is writing to \(path), and waiting for its end was given up; "
+                    + "nothing was changed")
         }
         throw RepositoryError(
             .locked,
-            "another process is writing to \(path); wait until it has ended and try again")
+            "another process is writing to \(path); try again when it has ended, or wait for that "
+                + "(--wait, LockWaiting)")
     }
 
     // MARK: - Repairing

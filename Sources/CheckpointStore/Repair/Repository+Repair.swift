@@ -12,19 +12,21 @@ extension Repository {
     ///
     /// - Parameter progress: called now and then with work done and in all.
     public static func planRepair(
-        at path: FilePath, progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+        at path: FilePath, waiting: LockWaiting = .none,
+        progress: ((_ done: Int, _ total: Int) -> Void)? = nil
     ) throws(RepositoryError) -> RepairPlan {
-        try planRepair(at: path, files: PosixFiles(root: path), progress: progress)
+        try planRepair(
+            at: path, files: PosixFiles(root: path), waiting: waiting, progress: progress)
     }
 
     /// The same over other files, or with other limits.
     package static func planRepair(
         at path: FilePath, files: any RepositoryFiles,
-        packByteCountMax: Int = Repository.packByteCountMax,
+        packByteCountMax: Int = Repository.packByteCountMax, waiting: LockWaiting = .none,
         progress: ((_ done: Int, _ total: Int) -> Void)? = nil
     ) throws(RepositoryError) -> RepairPlan {
         let (id, isLost) = try repairableIdentity(path, files)
-        let lock = try takeLock(path, files)
+        let lock = try takeLock(path, files, waiting)
         do {
             let opened = RepairFiles(files, id)
             let hints = try RepairHints(opened, path: path)

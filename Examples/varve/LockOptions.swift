@@ -1,0 +1,54 @@
+import ArgumentParser
+import SystemPackage
+import Varve
+
+/// What commands that write do while another process writes.
+struct LockOptions: ParsableArguments {
+    /// What `--wait` alone stands for.
+    static let endless = "endless"
+
+    /// How long to wait.
+    struct Limit: ExpressibleByArgument {
+        /// nil: without an end.
+        let timeMax: Duration?
+
+        init?(argument: String) {
+            if argument == LockOptions.endless {
+                timeMax = nil
+            } else if let seconds = Double(argument), seconds >= 0, seconds < 1e9 {
+                timeMax = .seconds(seconds)
+            } else if let span = TimeSpan(argument: argument) {
+                timeMax = span.duration
+            } else {
+                return nil
+            }
+        }
+    }
+
+    @Option(
+        name: .customLong("wait"),
+        help: ArgumentHelp(
+            "Wait until another process that writes has ended, so many seconds at most; '--wait' "
+                + "alone waits without an end.", valueName: "seconds"))
+    var limit: Limit?
+
+    // Ended by `^C` and SIGTERM, also where a command keeps those for its own use.
+    private var waiting: LockWaiting {
+        guard let limit else { return .none }
+        return LockWaiting(atMost: limit.timeMax) { (try? Interruption.check()) != nil }
+    }
+
+    /// Opens a repository for writing.
+    func open(_ store: StoreArgument) throws -> Repository {
+        try taking { try Repository.open(at: store.path, .writing, waiting: $0) }
+    }
+
+    /// Does what takes the writer's lock.
+    func taking<T>(_ body: (LockWaiting) throws -> T) throws -> T {
+        do {
+            return try body(waiting)
+        } catch let error as RepositoryError where error.code == .cancelled {
+            throw ToolError(error.message, Interruption.ending)
+        }
+    }
+}

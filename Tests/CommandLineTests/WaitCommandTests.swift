@@ -1,0 +1,77 @@
+import Foundation
+import Testing
+import VarveTestSupport
+
+/// `--wait`, beside another process that writes.
+@Suite(.enabled(if: Tool.isBuilt)) struct WaitCommandTests {
+    private let directory = TemporaryDirectory()
+    private var store: String { directory.path.appending("store").string }
+
+    /// Begins an import that has the lock and waits for its input; closing the pipe ends it.
+    private func hold() throws -> (Process, Pipe) {
+        let input = Pipe()
+        let (process, _, _) = try Tool.start(
+            ["import", store, "-", "--lineage", "held", "--format", "raw"], input: input)
+        // It holds the lock when another one finds it taken.
+        while try Tool.run("prune", store).status == 0 { continue }
+        return (process, input)
+    }
+
+    private func release(_ holder: (Process, Pipe)) throws {
+        try holder.1.fileHandleForWriting.write(contentsOf: Data(count: 4096))
+        try holder.1.fileHandleForWriting.close()
+        holder.0.waitUntilExit()
+        #expect(holder.0.terminationStatus == 0)
+    }
+
+    @Test func aCommandWaitsForAnother() throws {
+        try Tool.run("init", store)
+        let holder = try hold()
+        let refused = try Tool.run("prune", store)
+        #expect(refused.status == 1 && refused.error.contains("--wait"))
+        for wait in ["--wait=0", "--wait=1.2", "--wait=1200ms"] {
+            let late = try Tool.run("prune", store, wait)
+            #expect(
+                late.status == 1 && late.error.contains("another process is writing"), "\(wait)")
+        }
+        for wait in ["--wait=-1", "--wait=nan", "--wait=soon", "--wait="] {
+            #expect(try Tool.run("prune", store, wait).status == 2, "\(wait)")
+        }
+        let (waiting, _, _) = try Tool.start(["prune", store, "--wait"])
+        let (limited, _, _) = try Tool.start(["repair", store, "--wait=600"])
+        try release(holder)
+        waiting.waitUntilExit()
+        limited.waitUntilExit()
+        #expect(waiting.terminationStatus == 0 && limited.terminationStatus == 0)
+        #expect(try Tool.run("log", store, "--json").objects.count == 1)
+    }
+
+    @Test func waitingCanBeInterrupted() throws {
+        try Tool.run("init", store)
+        let holder = try hold()
+        for (signal, status) in [(SIGINT, Int32(130)), (SIGTERM, 143)] {
+            let input = Pipe()
+            let (waiting, _, error) = try Tool.start(
+                ["import", store, "-", "--lineage", "late", "--wait"], input: input)
+            // From when it keeps the signals for itself on, they end it in its own way.
+            while try !keepsSignals(waiting.processIdentifier) { continue }
+            kill(waiting.processIdentifier, signal)
+            try input.fileHandleForWriting.write(contentsOf: Data(count: 4096))
+            try input.fileHandleForWriting.close()
+            let text = String(
+                decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+            waiting.waitUntilExit()
+            #expect(waiting.terminationStatus == status, "\(text)")
+        }
+        try release(holder)
+        #expect(try Tool.run("log", store, "--json").objects.count == 1)
+    }
+
+    /// True if SIGINT and SIGTERM are blocked there.
+    private func keepsSignals(_ process: pid_t) throws -> Bool {
+        let status = try String(contentsOfFile: "/proc/\(process)/status", encoding: .utf8)
+        let line = try #require(status.split(separator: "\n").first { $0.hasPrefix("SigBlk:") })
+        let mask = try #require(UInt64(line.split(separator: "\t")[1], radix: 16))
+        return mask & 0x4002 == 0x4002
+    }
+}
