@@ -117,11 +117,14 @@ struct InputFile: ImageSource {
     private let name: String
     /// When its contents changed last, in seconds and nanoseconds.
     private let changeTime: [Int]
+    /// True if it takes less of the disk than it has bytes.
+    private let mayHaveHoles: Bool
 
     init(_ descriptor: Int32, _ status: stat, name: String) {
         self.descriptor = descriptor
         self.name = name
         byteCount = Int(status.st_size)
+        mayHaveHoles = Int(status.st_blocks) * 512 < Int(status.st_size)
         changeTime = InputFile.changeTime(status)
     }
 
@@ -140,6 +143,21 @@ struct InputFile: ImageSource {
             done += count
         }
     }
+
+    /// `lseek(2)`, SEEK_DATA and SEEK_HOLE; a file system without them says that all is data.
+    func nextData(from offset: Int) throws -> Range<Int>? {
+        guard mayHaveHoles else { return offset..<byteCount }
+        let start = lseek(descriptor, offset, InputFile.seekData)
+        // No data up to its end, also if it was cut meanwhile.
+        if start < 0 && errno == ENXIO { return nil }
+        guard start >= offset else { return offset..<byteCount }
+        let end = lseek(descriptor, start, InputFile.seekHole)
+        return start..<(end > start ? end : max(byteCount, start + 1))
+    }
+
+    // Linux's numbers; the headers have them behind _GNU_SOURCE.
+    private static let seekData: Int32 = 3
+    private static let seekHole: Int32 = 4
 
     func checkUnchanged() throws { try checkUnchanged(byteCount: nil) }
 

@@ -16,7 +16,7 @@ final class PVTaker: CheckpointTaker {
     init(
         _ guest: XenPVDomain, _ repository: Repository, lineage: String, _ retention: Retention?,
         isLive: Bool, acceptsGuestChange: Bool
-    ) {
+    ) throws {
         self.guest = guest
         self.repository = repository
         self.lineage = lineage

@@ -11,10 +11,23 @@ public protocol ImageSource: Sendable {
     /// Called from several threads at once. It blocks for the disk.
     func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: Int) throws
 
+    /// The first bytes from a place on that may be other than zero, and how far they go; nil if all
+    /// that follows is zero.
+    ///
+    /// For images with holes, which are not read then. Without it all is read. Called on one
+    /// thread, ascending. What it says of bytes that somebody writes meanwhile may be wrong:
+    /// `checkUnchanged` finds that out.
+    func nextData(from offset: Int) throws -> Range<Int>?
+
     /// Throws unless all that was read is one image: if somebody wrote to it meanwhile.
     ///
     /// Called once, after the last read and before the checkpoint exists.
     func checkUnchanged() throws
+}
+
+extension ImageSource {
+    /// All is read.
+    public func nextData(from offset: Int) throws -> Range<Int>? { offset..<byteCount }
 }
 
 /// Takes images in as checkpoints.
@@ -46,7 +59,7 @@ public enum ImageImport {
     ///
     /// Every page is compared with the lineage's newest checkpoint; only pages that differ are
     /// stored. Each worker reads what it compares, so reading takes all processors, and what is
-    /// compared is still in the caches. Memory: the page map and the ring.
+    /// compared is still in the caches. Holes are not read. Memory: the page map and the ring.
     ///
     /// - Parameters:
     ///   - image: read from several threads.
@@ -65,15 +78,19 @@ public enum ImageImport {
             try check(byteCount: image.byteCount)
             let pageCount = image.byteCount / Page.byteCount
             try check(pageCount: pageCount, against: stream.parent)
-            var first = 0
-            while first < pageCount {
-                let count = min(StagingRing.slotPageCount, pageCount - first)
-                let range = PageRange(first: PageFrameNumber(UInt64(first)), count: count)
-                try stream.submit(range) { pages, memory in
-                    try image.read(memory, at: Int(pages.first.rawValue) * Page.byteCount)
+            var stretches = ImageStretches(pageCount: pageCount)
+            while let stretch = try stretches.next(image) {
+                let range = PageRange(
+                    first: PageFrameNumber(UInt64(stretch.pages.lowerBound)),
+                    count: stretch.pages.count)
+                if stretch.isHole {
+                    try stream.submitZeros(range)
+                } else {
+                    try stream.submit(range) { pages, memory in
+                        try image.read(memory, at: Int(pages.first.rawValue) * Page.byteCount)
+                    }
                 }
-                first += count
-                try progress?(first * Page.byteCount)
+                try progress?(stretch.pages.upperBound * Page.byteCount)
             }
             try stream.drain()
             try image.checkUnchanged()

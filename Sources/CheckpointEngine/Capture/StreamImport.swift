@@ -164,6 +164,15 @@ public final class StreamImport {
         openJob().submit(StagedBatch(slot: slot, runs: [range], filling: filling))
     }
 
+    /// Hands in frames that are zero, none handed in before.
+    func submitZeros(_ range: PageRange) throws(CaptureError) {
+        if let failure = openJob().failure { throw failure }
+        populated.insert(range)
+        // Frames that nobody had are zero from the beginning.
+        guard parent != nil else { return }
+        openJob().submit(StagedBatch(slot: pipeline.ring.take(), zeros: range))
+    }
+
     /// Waits until workers have read all that was handed in.
     func drain() throws(CaptureError) {
         try openJob().drain()

@@ -44,6 +44,7 @@ struct BatchEncoder: ~Copyable {
         frames.removeAll(keepingCapacity: true)
         for run in batch.runs { frames.append(contentsOf: run.frames) }
         classifier.removeAll()
+        if batch.isZero { return classifier.appendZeros(frames.count) }
         let piecePageCount = batch.filling == nil ? frames.count : BatchEncoder.piecePageCount
         var first = 0
         while first < frames.count {

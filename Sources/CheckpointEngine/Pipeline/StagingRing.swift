@@ -112,8 +112,10 @@ struct StagedBatch: Sendable {
 
     /// Where the pages are, run after run.
     let slot: StagingRing.Slot
-    /// Which frames they are, ascending; at most 256 together.
+    /// Which frames they are, ascending; at most 256 together, or any number if all are zero.
     let runs: [PageRange]
+    /// True if all of them are zero; the slot holds nothing then.
+    let isZero: Bool
     /// How the worker has to fill the slot; nil: it holds the pages.
     let filling: Filling?
 
@@ -122,6 +124,15 @@ struct StagedBatch: Sendable {
         self.slot = slot
         self.runs = runs
         self.filling = filling
+        isZero = false
+    }
+
+    /// Pages that are zero; the slot only bounds how many batches wait.
+    init(slot: StagingRing.Slot, zeros range: PageRange) {
+        self.slot = slot
+        runs = [range]
+        filling = nil
+        isZero = true
     }
 
     /// Pages in the batch.

@@ -28,6 +28,8 @@ public final class ImageFile: WritableGuest {
 
     private let descriptor: Int32
     private let path: String
+    /// True if it takes less of the disk than it has bytes.
+    private let mayHaveHoles: Bool
     private let state: Mutex<State>
 
     /// Opens an image for reading.
@@ -39,6 +41,10 @@ public final class ImageFile: WritableGuest {
         guard descriptor >= 0 else { throw GuestError.call("open", path.printable) }
         do throws(GuestError) {
             let byteCount = try ImageFile.byteCount(descriptor, path.printable)
+            var status = stat()
+            mayHaveHoles =
+                system_fstat(descriptor, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
+                && Int(status.st_blocks) * 512 < byteCount
             state = Mutex(
                 State(
                     role: .reading,
@@ -68,6 +74,7 @@ public final class ImageFile: WritableGuest {
     public init(
         creating place: OutputPlace, replacing: Bool = false, byteCount: Int? = nil
     ) throws(GuestError) {
+        mayHaveHoles = false
         switch place {
         case .file(let path, _):
             self.path = path.printable
@@ -196,6 +203,10 @@ public final class ImageFile: WritableGuest {
     private func read(
         _ bytes: UnsafeMutableRawBufferPointer, at offset: Int
     ) throws(GuestError) {
+        if mayHaveHoles, isHole(offset..<offset + bytes.count) {
+            bytes.initializeMemory(as: UInt8.self, repeating: 0)
+            return
+        }
         var done = 0
         while done < bytes.count {
             let rest = UnsafeMutableRawBufferPointer(rebasing: bytes[done...])
@@ -210,6 +221,16 @@ public final class ImageFile: WritableGuest {
             }
             done += count
         }
+    }
+
+    /// True if bytes are in a hole of the file, which is not read then; false if that is not known.
+    private func isHole(_ range: Range<Int>) -> Bool {
+        let start = system_seekData(descriptor, range.lowerBound)
+        if start >= range.upperBound { return true }
+        // A file that was cut meanwhile has no data either: reading it says so.
+        guard start < 0, errno == ENXIO else { return false }
+        var status = stat()
+        return system_fstat(descriptor, &status) == 0 && Int(status.st_size) >= range.upperBound
     }
 
     /// An image has no state.

@@ -184,6 +184,12 @@ func system_fsync(_ descriptor: Int32) -> Int32 {
     retrying("fsync") { fsync(descriptor) }
 }
 
+/// `lseek(2)`, SEEK_DATA: where the next data are; -1 and ENXIO if none follow.
+func system_seekData(_ descriptor: Int32, _ offset: Int) -> Int {
+    // Linux's number; the headers have it behind _GNU_SOURCE.
+    retrying("lseek") { lseek(descriptor, offset, 3) }
+}
+
 /// `pread(2)`.
 func system_pread(
     _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, _ offset: Int
