@@ -138,7 +138,7 @@ struct XenCheckpoint: ParsableCommand {
         }
         let guest = try XenPVDomain(domain.number, options: options)
         let isLive = try every != nil && !compareAll && guest.logsWrites()
-        return PVTaker(
+        return try PVTaker(
             guest, repository, lineage: lineage, rules.retention, isLive: isLive,
             acceptsGuestChange: acceptGuestChange)
     }

