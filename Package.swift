@@ -155,6 +155,10 @@ let package = Package(
                 "VarveTestSupport", .product(name: "SystemPackage", package: "swift-system"),
             ],
             path: "Tests/ForgedStores/Forgeries"),
+        // What libFuzzer calls; the tests run it over its corpus.
+        .target(
+            name: "StoreFuzz", dependencies: ["CheckpointFormat", "CheckpointStore", "GuestModel"],
+            path: "Tests/StoreFuzz", exclude: ["Corpus"]),
         .executableTarget(
             name: "varve-forged",
             dependencies: [
@@ -164,7 +168,7 @@ let package = Package(
         .testTarget(
             name: "ForgedStoreTests",
             dependencies: [
-                "CheckpointStore", "Forgeries", "VarveTestSupport",
+                "CheckpointStore", "Forgeries", "StoreFuzz", "VarveTestSupport",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
         .testTarget(

@@ -301,15 +301,3 @@ extension Repository {
         return after.difference(from: before).runs()
     }
 }
-
-extension RepositoryError {
-    /// The same error; a corruption says besides for which checkpoint it was found.
-    package func attributed(
-        to checkpoint: CheckpointID, frame: PageFrameNumber? = nil
-    ) -> RepositoryError {
-        guard var corruption else { return self }
-        corruption.checkpoint = corruption.checkpoint ?? checkpoint
-        corruption.frame = corruption.frame ?? frame
-        return RepositoryError(corruption)
-    }
-}

@@ -143,3 +143,15 @@ extension Corruption: CustomStringConvertible {
         return text
     }
 }
+
+extension RepositoryError {
+    /// The same error; a corruption says besides for which checkpoint it was found.
+    package func attributed(
+        to checkpoint: CheckpointID, frame: PageFrameNumber? = nil
+    ) -> RepositoryError {
+        guard var corruption else { return self }
+        corruption.checkpoint = corruption.checkpoint ?? checkpoint
+        corruption.frame = corruption.frame ?? frame
+        return RepositoryError(corruption)
+    }
+}

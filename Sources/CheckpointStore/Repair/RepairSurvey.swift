@@ -266,7 +266,7 @@ struct RepairSurvey: Sendable {
     }
 
     private mutating func countRecords() {
-        let files = packs.values.map { salvages[$0] }
+        let files = packs.sorted { $0.key < $1.key }.map { salvages[$0.value] }
         let isUntouched = files.allSatisfy {
             !$0.isRewritten && $0.damages.isEmpty && $0.envelopeProblem == nil
         }

@@ -9,14 +9,29 @@ struct TransactionTotals: Hashable, Sendable {
     private(set) var pageCount: UInt64 = 0
     private(set) var byteCount: UInt64 = 0
     private(set) var blockByteCount: UInt64 = 0
+    /// What lies behind the manifest is none of its own.
+    private var isPublished = false
 
-    /// Adds a record.
+    /// Adds the next record.
     mutating func add(_ entry: PackIndex.Entry) {
-        guard entry.type != .publish else { return }
+        guard !isPublished else { return }
+        guard entry.type != .publish else {
+            isPublished = true
+            return
+        }
         byteCount += UInt64(entry.end - entry.offset)
         guard let frame = entry.frame else { return }
         pageCount += UInt64(frame.pageCount)
         blockByteCount += UInt64(frame.payloadCount - frame.headByteCount)
+    }
+
+    /// Adds what the next pack holds.
+    mutating func add(_ other: TransactionTotals) {
+        guard !isPublished else { return }
+        pageCount += other.pageCount
+        byteCount += other.byteCount
+        blockByteCount += other.blockByteCount
+        isPublished = other.isPublished
     }
 }
 

@@ -61,9 +61,7 @@ extension Repository {
             let pruned = try withIndex { try $0.pruned() }
             verification.noteMissingPacks(packs, pruned)
             let arePacksWhole = verification.findings.isEmpty
-            if !arePacksWhole || !pruned.ranges.isEmpty {
-                verification.state.withLock { $0.totals = nil }
-            }
+            verification.addUpTotals(isUntouched: arePacksWhole && pruned.ranges.isEmpty)
             try verification.walk(catalog, forgotten: forgotten)
             verification.findAffected(catalog)
             return (verification.finish(catalog), arePacksWhole)
@@ -106,7 +104,9 @@ final class Verification: Sendable {
         var report: VerifyReport
         var done = 0
         var total = 0
-        /// What the packs hold of each transaction; nil if prune or repair took anything.
+        /// What each pack holds of each transaction.
+        var packTotals: [UInt32: [UInt64: TransactionTotals]] = [:]
+        /// What all packs hold; nil if prune or repair took anything.
         var totals: [UInt64: TransactionTotals]? = [:]
     }
 
@@ -149,10 +149,27 @@ final class Verification: Sendable {
     }
 
     /// Notes the records of transactions that were read, for the counts in their manifests.
-    func note(_ entries: [PackIndex.Entry], isRewritten: Bool) {
-        state.withLock { state in
+    func note(_ entries: [PackIndex.Entry], in pack: UInt32, isRewritten: Bool) {
+        var totals: [UInt64: TransactionTotals] = [:]
+        for entry in entries { totals[entry.transaction, default: .init()].add(entry) }
+        state.withLock { [totals] state in
+            state.packTotals[pack] = totals
             if isRewritten { state.totals = nil }
-            for entry in entries { state.totals?[entry.transaction, default: .init()].add(entry) }
+        }
+    }
+
+    /// Adds up what the packs hold, in their order.
+    ///
+    /// - Parameter isUntouched: false if something was taken from them, or is damaged.
+    func addUpTotals(isUntouched: Bool) {
+        state.withLock { state in
+            if !isUntouched { state.totals = nil }
+            for (_, totals) in state.packTotals.sorted(by: { $0.key < $1.key }) {
+                for (number, found) in totals {
+                    state.totals?[number, default: .init()].add(found)
+                }
+            }
+            state.packTotals = [:]
         }
     }
 

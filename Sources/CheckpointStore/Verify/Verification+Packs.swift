@@ -74,7 +74,7 @@ extension Verification {
             end = size
         }
         let found = try readRecords(file, end: end, known: sealed?.entries, damage)
-        note(found, isRewritten: file.isRewritten)
+        note(found, in: pack, isRewritten: file.isRewritten)
         if let sealed, sealed.entries != found {
             damage(0, "pack index", "it does not agree with the pack's records")
         }

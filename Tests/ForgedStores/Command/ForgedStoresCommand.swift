@@ -11,6 +11,7 @@ struct ForgedStoresCommand {
         usage: varve-forged all [STRIDE] [SEED]     each STRIDE-th forgery; 1: all
                varve-forged one STRIDE SEED NUMBER  one of these
                varve-forged write STRIDE SEED NUMBER  writes it to ./forged-store
+               varve-forged corpus STRIDE SEED      writes inputs for Tests/StoreFuzz to ./corpus
         """
     /// Seconds for one store, after which it hangs; it takes a fraction of one.
     static let deadline: UInt32 = 60
@@ -30,6 +31,8 @@ struct ForgedStoresCommand {
             try chosen(stride, seed) { whole, forgeries, _ in
                 try forgeries[Int(numbers[2])].store(from: whole).write("forged-store")
             }
+        case ("corpus", 2):
+            try chosen(stride, seed) { whole, _, _ in try whole.writeCorpus("corpus") }
         case ("child", 3): try child(stride, seed, from: Int(numbers[2]), count: .max)
         default: fail(usage)
         }
