@@ -1,5 +1,6 @@
 import CheckpointStore
 import Synchronization
+import SystemPackage
 import Testing
 import VarveTestSupport
 

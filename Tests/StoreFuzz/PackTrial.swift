@@ -75,6 +75,12 @@ private final class OneFile: RepositoryFiles, RepositoryFile {
     func truncate(to byteCount: UInt64) throws(FileError) {}
     func sync() throws(FileError) {}
     func tryLock() throws(FileError) -> Bool { true }
+    func isLocked() throws(FileError) -> Bool { false }
+    func checkPlace(writing pack: String?) throws(FileError) {}
+    func foreignOwner() throws(FileError) -> UInt32? { nil }
+    func openDirectory(_ path: String) throws(FileError) -> OpenDirectory {
+        throw FileError(call: "open", path: path, errno: 2)
+    }
 
     func read(
         into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64
