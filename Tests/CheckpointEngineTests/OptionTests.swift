@@ -1,6 +1,7 @@
 import CheckpointFormat
 import CheckpointStore
 import GuestModel
+import SystemPackage
 import Testing
 import VarveTestSupport
 
@@ -16,7 +17,7 @@ import VarveTestSupport
     }
 
     private static func cases<T: Sendable>(
-        _ name: String, _ path: WritableKeyPath<CaptureOptions, T> & Sendable, _ values: [T]
+        _ name: String, _ path: any WritableKeyPath<CaptureOptions, T> & Sendable, _ values: [T]
     ) -> [Case] {
         values.map { value in Case(name: name) { $0[keyPath: path] = value } }
     }

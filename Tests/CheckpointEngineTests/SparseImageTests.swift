@@ -130,9 +130,9 @@ private struct PlainImage: ImageSource {
         for (number, expected) in pages {
             let reader = try MemoryReader(checkpoint, from: repository)
             var bytes = [UInt8](repeating: 0, count: Page.byteCount)
-            var destination = bytes.mutableSpan.mutableBytes
-            try reader.readBytes(
-                at: UInt64(number * Page.byteCount), into: &destination)
+            var span = bytes.mutableSpan
+            var destination = span.mutableBytes
+            try reader.readBytes(at: UInt64(number * Page.byteCount), into: &destination)
             #expect(bytes == expected)
         }
     }
