@@ -47,7 +47,7 @@ import VarveTestSupport
         defer { PageMemory.deallocate(memory) }
         #expect(memory.count == 100_000 && memory.allSatisfy { $0 == 0 })
         try expectHidden(UnsafeRawBufferPointer(memory), "allocated")
-        let ring = StagingRing(byteCount: 8 << 20)
+        let ring = try StagingRing(byteCount: 8 << 20)
         let slot = ring.take()
         try expectHidden(UnsafeRawBufferPointer(slot.bytes), "the staging ring")
         let plain = [UInt8](repeating: 1, count: 1 << 20)
