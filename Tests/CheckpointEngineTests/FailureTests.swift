@@ -119,10 +119,11 @@ import VarveTestSupport
                 }
             }
             files.failCall(round % 5, errno: 5)
-            let first = try session.begin()
+            // The first call of the disk looks whether the store is where it was.
+            let first = Result { try session.begin() }
             guest.with { $0.write(1999, FailureTests.page(5000 + round)) }
             let second = Result { try session.begin() }
-            let outcome = Result { try first.wait() }
+            let outcome = Result { try first.get().wait() }
             let later = Result { try second.get().wait() }
             files.failCall(nil, errno: 0)
             if case .failure = outcome, case .success(let result) = later {

@@ -35,7 +35,8 @@ import VarveTestSupport
         _ result: Tool.Result, _ limit: Int, sourceLocation: SourceLocation = #_sourceLocation
     ) {
         #expect(
-            result.status == 1 && result.error.contains("File too large"),
+            result.status == 1
+                && (result.error.contains("File too large") || result.error.contains("ulimit -f")),
             "limit \(limit) KiB: \(result.status), \(result.error)", sourceLocation: sourceLocation)
     }
 

@@ -47,8 +47,7 @@ final class LMDBEnvironment: @unchecked Sendable {
     }
 
     private init(
-        _ directory: OpenDirectory, tables names: [String], _ access: IndexAccess,
-        mapByteCount: Int
+        _ directory: OpenDirectory, tables names: [String], _ access: IndexAccess, mapByteCount: Int
     ) throws {
         let isReadOnly = access == .readingWithoutLocks
         // It writes the heads of a new file.
@@ -76,8 +75,7 @@ final class LMDBEnvironment: @unchecked Sendable {
                 "mdb_env_set_maxreaders")
             // No sync: the index is derived, and made anew after a power cut (`Index.isSound`).
             // No TLS: a read transaction may end on another thread than it began on.
-            let flags =
-                MDB_NOTLS | MDB_NOSYNC | (isReadOnly ? MDB_RDONLY | MDB_NOLOCK : 0)
+            let flags = MDB_NOTLS | MDB_NOSYNC | (isReadOnly ? MDB_RDONLY | MDB_NOLOCK : 0)
             try LMDBEnvironment.check(
                 mdb_env_open(environment, directory.systemPath(), UInt32(flags), 0o600),
                 "mdb_env_open")
@@ -586,9 +584,7 @@ struct LMDBFinder: ~Copyable {
         let stored = UnsafeRawBufferPointer(start: found.mv_data, count: found.mv_size)
         return try SealedValue.open(stored, of: key)
     }
-}
 
-extension LMDBFinder {
     /// Sets a key's value unless it has one.
     func insert(
         _ key: UnsafeRawBufferPointer, _ bytes: UnsafeRawBufferPointer

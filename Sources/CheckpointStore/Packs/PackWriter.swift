@@ -68,7 +68,7 @@ package final class PackWriter: Sendable {
         var lastConfirmed: Sealed?
         /// From this pack on nothing is confirmed.
         var firstUnconfirmed: UInt32
-        /// The highest pack that was made, or may have been.
+        /// The highest pack that was made.
         var highestMade: UInt32
         /// True while somebody waits for the disk without the lock.
         var isSyncing = false
@@ -465,8 +465,9 @@ package final class PackWriter: Sendable {
                 // EOVERFLOW: no number is left.
                 throw FileError(call: "open", path: PackName.path(state.pack), errno: 75)
             }
-            state.highestMade = state.pack
             file = try files.open(PackName.path(state.pack), .createNew)
+            // Only now: what else has the name is not this writer's to take back.
+            state.highestMade = state.pack
             state.unfinished = file
         }
         let envelope = Envelope(kind: .pack, repository: repository, number: UInt64(state.pack))
