@@ -170,22 +170,24 @@ import VarveTestSupport
         try importImage(first, "web")
         try importImage(second, "web")
         let log = try Tool.run("log", store, "--json").text
-        for step in 0..<4 {
-            switch step {
-            case 0: try FileManager.default.removeItem(atPath: path("store/index"))
-            case 1:
-                try Data("rubbish".utf8).write(
-                    to: URL(fileURLWithPath: path("store/index/data.mdb")))
-            case 2:
-                try Data().write(to: URL(fileURLWithPath: path("store/index/data.mdb")))
-            default:
-                try Data(repeating: 7, count: 100_000).write(
-                    to: URL(fileURLWithPath: path("store/index/data.mdb")))
+        let index = URL(fileURLWithPath: path("store/index/data.mdb"))
+        for (step, content) in [nil, "rubbish", "", String(repeating: "7", count: 100_000)]
+            .enumerated()
+        {
+            if let content {
+                try Data(content.utf8).write(to: index)
+            } else {
+                try FileManager.default.removeItem(atPath: path("store/index"))
             }
+            // A reader makes one for itself.
             #expect(try Tool.run("log", store, "--json").text == log, "step \(step)")
             #expect(try Tool.run("export", store, "web", "-").output == second)
             #expect(try Tool.run("export", store, "web~1", "-").output == first)
             #expect(try Tool.run("verify", store).status == 0)
+            // A writer makes the store's.
+            #expect(try Tool.run("label", store, "web", "newest").status == 0)
+            #expect(try Tool.run("label", store, "web", "--remove").status == 0)
+            #expect(try Data(contentsOf: index).count > 16 << 10, "step \(step)")
         }
         try importImage(first, "web")
         #expect(try Tool.run("verify", store).status == 0)
