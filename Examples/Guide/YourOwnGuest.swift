@@ -8,7 +8,7 @@ final class Machine: WritableGuest {
         var memory: [UInt8]
         var counter: UInt8 = 0
         var isHeld = false
-        /// The log that runs, and what it has seen; nil while nobody captures.
+        /// The running log, and what it has seen; nil while there is no capture.
         var log: DirtyLog?
         var dirty = DirtyBitmap()
     }

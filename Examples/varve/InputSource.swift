@@ -10,7 +10,7 @@ final class InputSource {
     var byteCount: Int? { file?.byteCount }
     /// Bytes read so far.
     private(set) var position = 0
-    /// True if `readSoon` gave up: nothing came, and nobody closed the other end.
+    /// True if `readSoon` gave up: nothing came, and the other end stayed open.
     private(set) var isLeftOpen = false
     private let descriptor: Int32
     /// Bytes that were looked at before they were asked for.

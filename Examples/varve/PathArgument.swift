@@ -46,6 +46,8 @@ struct StoreArgument: ExpressibleByArgument, CustomStringConvertible {
     let description: String
 
     init?(argument: String) {
+        // An unset variable of a script is not the current directory.
+        guard !argument.isEmpty else { return nil }
         description = argument
     }
 

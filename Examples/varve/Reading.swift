@@ -18,9 +18,9 @@ enum Reading {
                     + temporary.reason, code: "temporaryIndex", isJSON: isJSON)
         } else if seconds > 2 {
             Failure.notice(
-                "an index of \(store) was made for this command alone, in "
+                "an index of \(store) was built for this command alone, in "
                     + "\(Format.decimal(seconds, 1)) s, because its own cannot be used: "
-                    + "\(temporary.reason); a command that writes makes it anew",
+                    + "\(temporary.reason); the next command that writes rebuilds it",
                 code: "temporaryIndex", isJSON: isJSON)
         }
         return repository

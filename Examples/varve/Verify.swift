@@ -58,9 +58,14 @@ struct Verify: ParsableCommand {
             if !report.isClean {
                 let places = counted(report.findings.count, "place")
                 let checkpoints = counted(report.affectedCheckpoints.count, "checkpoint")
+                // A part of the pages does not tell whose they are.
+                let cost =
+                    report.depth == .full
+                    ? "and \(checkpoints) that cannot be restored whole"
+                    : "and 'varve verify' of everything tells which checkpoints it costs"
                 throw ToolError(
-                    "damage in \(places) of \(store), and \(checkpoints) that cannot be restored "
-                        + "whole; restore the named packs from a copy", isCorruption: true)
+                    "damage in \(places) of \(store), \(cost); restore the named packs from a copy",
+                    isCorruption: true)
             }
         }
     }

@@ -57,17 +57,10 @@ import VarveTestSupport
             "-c", "ulimit -v 4000000; \"$0\" export \"$1\" web - && \"$0\" repair \"$1\" >&2",
             try #require(Tool.path), store,
         ]
-        let (output, error) = (Pipe(), Pipe())
-        process.standardOutput = output
-        process.standardError = error
-        try process.run()
-        let data = output.fileHandleForReading.readDataToEndOfFile()
-        let text = String(
-            decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        process.waitUntilExit()
-        #expect(process.terminationStatus == 0, "\(text)")
-        #expect(data == images[1])
-        #expect(text.contains("nothing is damaged"), "\(text)")
+        let result = try Tool.finish(process)
+        #expect(result.status == 0, "\(result.error)")
+        #expect(result.output == images[1])
+        #expect(result.error.contains("nothing is damaged"), "\(result.error)")
     }
 
     @Test func imagesComeBackEqual() throws {

@@ -19,15 +19,7 @@ import VarveTestSupport
             "varve": try #require(Tool.path), "store": store, "image": path("image"),
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         ]
-        let (output, error) = (Pipe(), Pipe())
-        process.standardOutput = output
-        process.standardError = error
-        process.standardInput = FileHandle.nullDevice
-        try process.run()
-        let data = output.fileHandleForReading.readDataToEndOfFile()
-        let text = String(decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        process.waitUntilExit()
-        return Tool.Result(status: process.terminationStatus, output: data, error: text)
+        return try Tool.finish(process)
     }
 
     private func makeImage(_ byte: UInt8 = 7) throws {
@@ -102,6 +94,14 @@ import VarveTestSupport
         #expect(result.error.contains("is not UTF-8"), "\(result.error)")
         let names = try FileManager.default.contentsOfDirectory(atPath: directory.path.string)
         #expect(names.isEmpty, "\(names)")
+    }
+
+    /// A script's unset variable must not stand for the directory that it is in.
+    @Test func anEmptyNameIsNoStore() throws {
+        try makeStore(1)
+        let forget = try shell("cd \"$store\" && \"$varve\" forget \"\" web")
+        #expect(forget.status == 2, "\(forget.error)")
+        #expect(try checkpointCount() == 1)
     }
 
     // MARK: - Done, and not printed
@@ -183,6 +183,28 @@ import VarveTestSupport
         let repaired = try broken("repair \"$store\" --execute", ">/dev/full")
         expectDone(repaired, "is repaired")
         #expect(try Tool.run("verify", store).status == 0)
+    }
+
+    /// Only a verify of everything knows what damage costs.
+    @Test(arguments: ["--quick", "--sample 100%", ""])
+    func whatWasNotLookedForIsNotCounted(_ depth: String) throws {
+        var random = TestSeed.generator(931)
+        let image = Data((0..<40_960).map { _ in UInt8.random(in: 0...255, using: &random) })
+        try image.write(to: URL(fileURLWithPath: path("image")))
+        #expect(try Tool.run("init", store).status == 0)
+        #expect(
+            try Tool.run("import", store, path("image"), "--lineage", "web").status == 0)
+        let pack = path("store/packs/00000001.pack")
+        var bytes = try Data(contentsOf: URL(fileURLWithPath: pack))
+        // Within a page, which does not compress.
+        bytes[10_000] ^= 1
+        try bytes.write(to: URL(fileURLWithPath: pack))
+        let result = try shell("\"$varve\" verify \"$store\" \(depth)")
+        #expect(result.status == 3)
+        let isWhole = depth.isEmpty
+        #expect(
+            result.error.contains("1 checkpoint that cannot be restored") == isWhole
+                && result.error.contains("tells which checkpoints") == !isWhole, "\(result.error)")
     }
 
     // MARK: - Ended from outside

@@ -19,16 +19,9 @@ import VarveTestSupport
         process.arguments =
             ["-c", "ulimit -S -f \(limit); exec \"$@\"\(redirection)", "bash"]
             + [try #require(Tool.path)] + arguments
-        let (output, error) = (Pipe(), Pipe())
-        process.standardOutput = output
-        process.standardError = error
-        process.standardInput = FileHandle.nullDevice
-        try process.run()
-        let data = output.fileHandleForReading.readDataToEndOfFile()
-        let text = String(decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        process.waitUntilExit()
+        let result = try Tool.finish(process)
         #expect(process.terminationReason == .exit, "limit \(limit) KiB: \(arguments)")
-        return Tool.Result(status: process.terminationStatus, output: data, error: text)
+        return result
     }
 
     private func expectRefused(

@@ -18,15 +18,7 @@ import VarveTestSupport
         process.environment = [
             "varve": try #require(Tool.path), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         ]
-        let (output, error) = (Pipe(), Pipe())
-        process.standardOutput = output
-        process.standardError = error
-        process.standardInput = FileHandle.nullDevice
-        try process.run()
-        let data = output.fileHandleForReading.readDataToEndOfFile()
-        let text = String(decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        process.waitUntilExit()
-        return Tool.Result(status: process.terminationStatus, output: data, error: text)
+        return try Tool.finish(process)
     }
 
     private func export(_ words: String) throws -> Tool.Result {

@@ -54,6 +54,20 @@ enum Tool {
     @discardableResult
     static func run(_ arguments: [String], input: Any? = nil) throws -> Result {
         let (process, output, error) = try start(arguments, input: input)
+        return end(process, output, error)
+    }
+
+    /// Runs a process that was prepared, without input, to its end.
+    static func finish(_ process: Process) throws -> Result {
+        let (output, error) = (Pipe(), Pipe())
+        process.standardOutput = output
+        process.standardError = error
+        process.standardInput = FileHandle.nullDevice
+        try process.run()
+        return end(process, output, error)
+    }
+
+    private static func end(_ process: Process, _ output: Pipe, _ error: Pipe) -> Result {
         let data = output.fileHandleForReading.readDataToEndOfFile()
         let text = String(decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
         process.waitUntilExit()

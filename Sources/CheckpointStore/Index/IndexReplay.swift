@@ -258,17 +258,27 @@ package struct IndexReplay {
     }
 }
 
+extension PackReader {
+    /// Reads a record and what it says; a payload that cannot be is corruption of the record.
+    fileprivate func payload<T>(
+        at location: RecordLocation, _ type: RecordType,
+        _ decode: ([UInt8]) throws(FormatError) -> T
+    ) throws(RepositoryError) -> T {
+        let payload = try record(at: location, type).payload
+        do throws(FormatError) {
+            return try decode(payload)
+        } catch {
+            throw corrupted(location, type, error)
+        }
+    }
+}
+
 extension ForgetRecord {
     /// Reads one from a pack.
     static func read(
         _ reader: PackReader, at location: RecordLocation
     ) throws(RepositoryError) -> ForgetRecord {
-        let payload = try reader.record(at: location, .forget).payload
-        do throws(FormatError) {
-            return try decode(payload)
-        } catch {
-            throw reader.corrupted(location, .forget, error)
-        }
+        try reader.payload(at: location, .forget, decode)
     }
 }
 
@@ -277,12 +287,7 @@ extension LabelsRecord {
     static func read(
         _ reader: PackReader, at location: RecordLocation
     ) throws(RepositoryError) -> LabelsRecord {
-        let payload = try reader.record(at: location, .labels).payload
-        do throws(FormatError) {
-            return try decode(payload)
-        } catch {
-            throw reader.corrupted(location, .labels, error)
-        }
+        try reader.payload(at: location, .labels, decode)
     }
 }
 
@@ -291,13 +296,10 @@ extension PrunedRecord {
     static func read(
         _ reader: PackReader, at location: RecordLocation
     ) throws(RepositoryError) -> PrunedRecord {
-        let payload = try reader.record(at: location, .pruned).payload
-        do throws(FormatError) {
+        try reader.payload(at: location, .pruned) { (payload) throws(FormatError) in
             let record = try decode(payload)
             try record.check(in: location.pack)
             return record
-        } catch {
-            throw reader.corrupted(location, .pruned, error)
         }
     }
 }

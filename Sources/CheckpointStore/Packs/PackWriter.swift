@@ -462,8 +462,8 @@ package final class PackWriter: Sendable {
             file = unfinished
         } else {
             guard state.pack <= PackName.numberMax else {
-                // EOVERFLOW: no number is left.
-                throw FileError(call: "open", path: PackName.path(state.pack), errno: 75)
+                throw FileError(
+                    call: "open", path: PackName.path(state.pack), errno: EOVERFLOW)
             }
             file = try files.open(PackName.path(state.pack), .createNew)
             // Only now: what else has the name is not this writer's to take back.
