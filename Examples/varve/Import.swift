@@ -46,7 +46,7 @@ struct Import: ParsableCommand {
 
             Each epoch of a checkpointed stream (Remus) is a checkpoint, published as the epoch \
             ends; a part epoch at the end is dropped. Whatever goes wrong, checkpoints that were \
-            published stay, and nothing else does.
+            published stay, and nothing else does. ^C and SIGTERM end it at any time.
 
             A label that a checkpoint of the same lineage has moves to the new one. A label of \
             another lineage's checkpoint, and one that is the name of a lineage, are refused; so \
@@ -111,6 +111,7 @@ struct Import: ParsableCommand {
     private var options: CaptureOptions {
         var options = CaptureOptions()
         options.acceptsGuestChange = acceptGuestChange
+        options.interruption = { try Interruption.check() }
         return options
     }
 
@@ -127,10 +128,7 @@ struct Import: ParsableCommand {
             defer { withExtendedLifetime(source) {} }
             return try ImageImport.run(
                 file, into: repository, lineage: lineage, label: label, options: options,
-                progress: {
-                    try Interruption.check()
-                    progress.update($0, of: file.byteCount)
-                })
+                progress: { progress.update($0, of: file.byteCount) })
         }
         return try ImageImport.run(
             into: repository, lineage: lineage, label: label, options: options,

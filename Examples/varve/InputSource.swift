@@ -1,4 +1,5 @@
 import Glibc
+import Synchronization
 import Varve
 
 /// A file or pipe that is read from its beginning to its end, or a file in any order.
@@ -185,22 +186,33 @@ enum Interruption {
     /// Thrown by `wait` when the user wants the command to end.
     struct Requested: Error {}
 
-    // Written by the handler, read by the thread that waits: nothing else is shared.
-    private nonisolated(unsafe) static var signal: Int32 = 0
-    private nonisolated(unsafe) static var isArmed = false
+    // Written by the handler, and by whichever thread asks.
+    private static let signal = Atomic<Int32>(0)
+    private static let isArmed = Atomic<Bool>(false)
 
     /// True if the user wants the command to end.
-    static var isRequested: Bool { signal != 0 }
+    static var isRequested: Bool { signal.load(ordering: .relaxed) != 0 }
+
+    /// True if an error says that a command ended because the user wanted it.
+    static func isRequest(_ error: any Error) -> Bool {
+        isRequested && (error is Requested || (error as? CaptureError)?.code == .cancelled)
+    }
 
     /// How a command ends that was ended before its work was done.
-    static var ending: ToolError.Kind { signal == SIGTERM ? .terminated : .interrupted }
+    static var ending: ToolError.Kind {
+        signal.load(ordering: .relaxed) == SIGTERM ? .terminated : .interrupted
+    }
 
     /// From here on `^C` and SIGTERM are delivered only while `wait` waits, and end it.
     ///
     /// Called before any thread is started: threads inherit the mask.
     static func arm() {
+        // Here, so that the handler finds it made.
+        signal.store(0, ordering: .relaxed)
         var action = sigaction()
-        action.__sigaction_handler.sa_handler = { Interruption.signal = $0 }
+        action.__sigaction_handler.sa_handler = {
+            Interruption.signal.store($0, ordering: .relaxed)
+        }
         sigaction(SIGINT, &action, nil)
         sigaction(SIGTERM, &action, nil)
         var set = sigset_t()
@@ -208,12 +220,12 @@ enum Interruption {
         sigaddset(&set, SIGINT)
         sigaddset(&set, SIGTERM)
         pthread_sigmask(SIG_BLOCK, &set, nil)
-        isArmed = true
+        isArmed.store(true, ordering: .relaxed)
     }
 
     /// Waits until a descriptor can be read; throws `Requested` if the user wants to end.
     static func wait(for descriptor: Int32) throws {
-        guard isArmed else { return }
+        guard isArmed.load(ordering: .relaxed) else { return }
         var none = sigset_t()
         sigemptyset(&none)
         guard descriptor < FD_SETSIZE else { throw ToolError("too many files are open") }
@@ -242,13 +254,14 @@ enum Interruption {
 
     /// Throws `Requested` if the user wants to end.
     ///
-    /// A descriptor that can be read at once, as a file can, keeps a signal pending.
+    /// Any thread: the signals that wait are the process's. A descriptor that can be read at once,
+    /// as a file can, keeps one waiting.
     static func check() throws {
-        guard isArmed else { return }
+        guard isArmed.load(ordering: .relaxed) else { return }
         var pending = sigset_t()
         sigpending(&pending)
         for number in [SIGINT, SIGTERM] where sigismember(&pending, number) == 1 {
-            signal = number
+            signal.store(number, ordering: .relaxed)
         }
         if isRequested { throw Requested() }
     }

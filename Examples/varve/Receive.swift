@@ -49,6 +49,7 @@ struct Receive: ParsableCommand {
             do {
                 var options = CaptureOptions()
                 options.acceptsGuestChange = acceptGuestChange
+                options.interruption = { try Interruption.check() }
                 let result = try XenImport.run(
                     .xl, into: repository, lineage: lineage, options: options,
                     published: taken.add, source: source.read)
@@ -57,7 +58,7 @@ struct Receive: ParsableCommand {
                     Output.standardError(object.text)
                 }
                 if !result.summary.isCheckpointed { try endMigration(source) }
-            } catch is Interruption.Requested {
+            } catch let error where Interruption.isRequest(error) {
                 Failure.notice(
                     "ended by request after \(counted(taken.count, "checkpoint"))",
                     code: "interrupted", isJSON: json)

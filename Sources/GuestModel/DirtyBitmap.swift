@@ -49,6 +49,12 @@ public struct DirtyBitmap: Sendable, Equatable {
         DirtyBitmap.forEachWord(of: range) { index, mask in words[index] |= mask }
     }
 
+    /// Adds the frames that are set in one word of 64.
+    package mutating func insert(wordIndex: Int, mask: UInt64) {
+        reserve(wordCount: wordIndex + 1)
+        words[wordIndex] |= mask
+    }
+
     /// Removes a run of frames.
     ///
     /// O(words touched).
@@ -162,7 +168,8 @@ public struct DirtyBitmap: Sendable, Equatable {
         }
     }
 
-    private static func forEachWord(of range: PageRange, _ body: (Int, UInt64) -> Void) {
+    /// Calls `body` with each word that a run of frames has a part of, and that part.
+    package static func forEachWord(of range: PageRange, _ body: (Int, UInt64) -> Void) {
         var frame = range.first.rawValue
         while frame < range.end.rawValue {
             let bit = frame % 64

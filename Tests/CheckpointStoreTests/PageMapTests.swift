@@ -15,6 +15,8 @@ import VarveTestSupport
         for step in 0..<2000 {
             if step % 100 == 99 {
                 PageMapTests.adopt(PageMapTests.layout(frameEnd, &random), map, &model)
+            } else if step % 20 == 7 {
+                PageMapTests.setZero(PageMapTests.range(frameEnd, &random), map, &model)
             } else {
                 let frame = UInt64.random(in: 0..<frameEnd, using: &random)
                 let content: PageContent =
@@ -29,7 +31,11 @@ import VarveTestSupport
             }
             #expect(map.pageCount == model.count)
             #expect(map.zeroPageCount == model.values.count { $0 == .zero })
-            guard step % 37 == 0 || step % 100 == 99 else { continue }
+            let range = PageMapTests.range(frameEnd + 200, &random)
+            #expect(
+                map.zeroCount(from: range.first, atMost: range.count)
+                    == range.frames.prefix { model[$0] == .zero }.count)
+            guard step % 37 == 0 || step % 100 == 99 || step % 20 == 7 else { continue }
             PageMapTests.check(map, model)
         }
     }
@@ -45,6 +51,67 @@ import VarveTestSupport
         #expect(map.layout == GuestLayout(runs: frames.runs()))
         #expect(map.root() == fresh.root())
         #expect(map.difference(from: fresh).isEmpty)
+    }
+
+    private static func setZero(
+        _ range: PageRange, _ map: PageMap, _ model: inout [UInt64: PageContent]
+    ) {
+        var (lost, changed): ([UInt64: PageDigest], DirtyBitmap) = ([:], DirtyBitmap())
+        map.setZero(range) { frame, digest in
+            lost[frame.rawValue] = digest
+        } changed: { word, mask in
+            changed.insert(wordIndex: word, mask: mask)
+        }
+        var (expectedLost, expected): ([UInt64: PageDigest], DirtyBitmap) = ([:], DirtyBitmap())
+        for frame in range.frames where model[frame] != .zero {
+            if case .present(let digest) = model[frame] { expectedLost[frame] = digest }
+            expected.insert(PageFrameNumber(frame))
+            model[frame] = .zero
+        }
+        #expect(lost == expectedLost)
+        #expect(changed == expected)
+    }
+
+    private static func range(_ frameEnd: UInt64, _ random: inout SeededGenerator) -> PageRange {
+        let first = UInt64.random(in: 0..<frameEnd, using: &random)
+        let count = Int.random(in: 1...Int(min(frameEnd - first, 700)), using: &random)
+        return PageRange(first: PageFrameNumber(first), count: count)
+    }
+
+    /// Zero frames come by the run or one by one, and the parts are the same.
+    @Test func zerosByTheRunMakeTheSameParts() throws {
+        var random = TestSeed.generator(32)
+        for _ in 0..<20 {
+            var (byRun, byFrame): ([MapPart], [MapPart]) = ([], [])
+            var runs = MapBuilder { (part) throws(RepositoryError) in byRun.append(part) }
+            var frames = MapBuilder { (part) throws(RepositoryError) in byFrame.append(part) }
+            var next: UInt64 = 0
+            for _ in 0..<12 {
+                next += UInt64.random(in: 0..<3, using: &random)
+                let many = Bool.random(using: &random)
+                let count = Int.random(in: 1...(many ? 300_000 : 5), using: &random)
+                let range = PageRange(first: PageFrameNumber(next), count: count)
+                try runs.append(zeros: range)
+                for frame in range.frames {
+                    try frames.append(PageFrameNumber(frame), .zero, ordinal: nil)
+                }
+                next = range.end.rawValue
+                let digest = PageMapTests.digest(&random)
+                for ordinal in [7, 8, nil] as [UInt32?] {
+                    let frame = PageFrameNumber(next)
+                    try runs.append(frame, .present(digest), ordinal: ordinal)
+                    try frames.append(frame, .present(digest), ordinal: ordinal)
+                    next += 1
+                }
+            }
+            try runs.finish()
+            try frames.finish()
+            #expect(byRun == byFrame)
+            #expect(
+                byRun.allSatisfy { part in
+                    part.runs.reduce(0) { $0 + $1.range.count } <= MapPart.frameCountMax
+                })
+        }
     }
 
     private static func adopt(

@@ -225,6 +225,38 @@ import VarveTestSupport
         #expect(try checkpointCount() == 1)
     }
 
+    /// The signal is there before the command is, so it is found at the first look.
+    @Test(arguments: [("INT", Int32(130)), ("TERM", Int32(143))])
+    func anImportOfAHugeHoleEndsBySignal(_ signal: String, _ status: Int32) throws {
+        try makeStore(1)
+        guard try shell("env --block-signal=TERM true").status == 0 else {
+            print("skipped, signals that wait: env cannot block signals here")
+            return
+        }
+        // The second time over a parent.
+        let made = try shell(
+            """
+            truncate -s 64G "$image" && truncate -s 1G "$image.small" &&
+            "$varve" import "$store" "$image.small" --lineage small
+            """)
+        #expect(made.status == 0, "\(made.error)")
+        let sums = #"cd "$store" && sha256sum packs/*"#
+        let packs = try shell(sums).text
+        for (image, lineage) in [("$image", "other"), ("$image.small", "small")] {
+            let result = try shell(
+                """
+                env --block-signal=\(signal) sh -c 'kill -\(signal) $$
+                exec "$varve" import "$store" "\(image)" --lineage \(lineage)'
+                """)
+            #expect(result.status == status && result.error.contains("interrupted"))
+            #expect(try shell(sums).text == packs)
+        }
+        #expect(try checkpointCount() == 2)
+        #expect(try Tool.run("verify", store).status == 0)
+        let next = try Tool.run("import", store, path("image.small"), "--lineage", "small")
+        #expect(next.status == 0, "\(next.error)")
+    }
+
     // MARK: - JSON
 
     @Test func aStreamThatIsCutLeavesAnObject() throws {

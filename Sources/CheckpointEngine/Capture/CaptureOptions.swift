@@ -53,6 +53,13 @@ public struct CaptureOptions: Sendable {
     /// the checkpoint again and compares every page; see `CaptureResult.audit`.
     public var auditPageCount = 0
 
+    /// What ends an import before its checkpoint exists: asked on several threads, before each step
+    /// and some times a second while it waits; nil: nothing does.
+    ///
+    /// If it throws, the import fails with `cancelled`, and what it had stored of the checkpoint is
+    /// taken back. Sessions do not ask it: they have `CaptureSession.cancel`.
+    public var interruption: (@Sendable () throws -> Void)?
+
     /// What times checkpoints, in nanoseconds since 1970, and tells a ring the present.
     package var clock: @Sendable () -> Int64 = { Int64(WallClock.nanoseconds) }
 

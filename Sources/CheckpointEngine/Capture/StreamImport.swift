@@ -13,6 +13,7 @@ public final class StreamImport {
     private let lineage: String
     private let clock: @Sendable () -> Int64
     private let pipeline: CheckpointPipeline
+    private let interruption: Interruption
     private var job: CaptureJob?
     private var publishedCount = 0
     private var slot: StagingRing.Slot?
@@ -36,8 +37,10 @@ public final class StreamImport {
         do throws(RepositoryError) {
             try repository.checkNames(lineage: lineage, label: nil)
             parent = try repository.newest(ofLineage: lineage)
+            interruption = Interruption(ask: options.interruption)
             pipeline = try CheckpointPipeline(
-                repository: repository, parent: parent, options: options)
+                repository: repository, parent: parent, options: options,
+                interruption: interruption)
         } catch {
             throw CaptureError(error)
         }
@@ -94,10 +97,10 @@ public final class StreamImport {
         }
         if inFlight.contains(frame) {
             flush()
-            try openJob().drain()
+            try openJob().drain(interruption)
             inFlight.removeAll()
         }
-        let slot = takeSlot()
+        let slot = try takeSlot()
         let start = filledCount * Page.byteCount
         let place = UnsafeMutableRawBufferPointer(
             rebasing: slot.bytes[start..<start + Page.byteCount])
@@ -120,9 +123,9 @@ public final class StreamImport {
         }
     }
 
-    private func takeSlot() -> StagingRing.Slot {
+    private func takeSlot() throws(CaptureError) -> StagingRing.Slot {
         if let slot { return slot }
-        let taken = pipeline.ring.take()
+        let taken = try pipeline.ring.take(interruption)
         slot = taken
         return taken
     }
@@ -143,7 +146,7 @@ public final class StreamImport {
         _ fill: (UnsafeMutableRawBufferPointer) throws -> PageRange?
     ) throws -> Int {
         if let failure = openJob().failure { throw failure }
-        let slot = pipeline.ring.take()
+        let slot = try pipeline.ring.take(interruption)
         guard let range = try fill(slot.bytes) else { return 0 }
         populated.insert(range)
         openJob().submit(StagedBatch(slot: slot, runs: [range]))
@@ -159,7 +162,7 @@ public final class StreamImport {
         _ range: PageRange, filling: @escaping StagedBatch.Filling
     ) throws(CaptureError) {
         if let failure = openJob().failure { throw failure }
-        let slot = pipeline.ring.take()
+        let slot = try pipeline.ring.take(interruption)
         populated.insert(range)
         openJob().submit(StagedBatch(slot: slot, runs: [range], filling: filling))
     }
@@ -169,13 +172,13 @@ public final class StreamImport {
         if let failure = openJob().failure { throw failure }
         populated.insert(range)
         // Frames that nobody had are zero from the beginning.
-        guard parent != nil else { return }
-        openJob().submit(StagedBatch(slot: pipeline.ring.take(), zeros: range))
+        guard parent != nil else { return try interruption.check() }
+        openJob().submit(StagedBatch(slot: try pipeline.ring.take(interruption), zeros: range))
     }
 
     /// Waits until workers have read all that was handed in.
     func drain() throws(CaptureError) {
-        try openJob().drain()
+        try openJob().drain(interruption)
     }
 
     // MARK: - Checkpoints

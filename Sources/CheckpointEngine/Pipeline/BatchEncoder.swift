@@ -29,6 +29,10 @@ struct BatchEncoder: ~Copyable {
         _ batch: StagedBatch, level: CompressionLevel, draft: CheckpointDraft,
         transaction: CheckpointTransaction
     ) throws(CaptureError) {
+        if batch.isZero {
+            for run in batch.runs { draft.updateZeros(run) }
+            return
+        }
         do {
             try classify(batch)
             try storeChanged(
@@ -44,7 +48,6 @@ struct BatchEncoder: ~Copyable {
         frames.removeAll(keepingCapacity: true)
         for run in batch.runs { frames.append(contentsOf: run.frames) }
         classifier.removeAll()
-        if batch.isZero { return classifier.appendZeros(frames.count) }
         let piecePageCount = batch.filling == nil ? frames.count : BatchEncoder.piecePageCount
         var first = 0
         while first < frames.count {

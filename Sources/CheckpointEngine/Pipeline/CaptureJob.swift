@@ -70,6 +70,19 @@ final class CaptureJob: Sendable {
         if let failure { throw failure }
     }
 
+    /// Waits until every batch handed in was encoded; fails if the import is to end.
+    func drain(_ interruption: Interruption) throws(CaptureError) {
+        while true {
+            let end = state.wait(atMost: Interruption.interval) { state -> CaptureError?? in
+                if let failure = state.failure { return .some(failure) }
+                return state.openBatchCount == 0 ? .some(nil) : nil
+            }
+            if let failure = end ?? nil { throw failure }
+            try interruption.check()
+            if end != nil { return }
+        }
+    }
+
     /// Says that everything was handed in; the pipeline publishes.
     func complete(_ completion: Completion) {
         state.change { state in

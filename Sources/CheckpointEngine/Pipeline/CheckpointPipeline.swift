@@ -88,16 +88,21 @@ final class CheckpointPipeline: Sendable {
     let ring: StagingRing
     private let control: Mutex<LevelControl>
     private let workerCount: Int
+    private let interruption: Interruption
     private let queue = Monitor(Queue())
     private let work = Monitor(Work())
     private let base: Mutex<Base>
     private let threads = Mutex<[Threads.Thread]>([])
 
+    /// - Parameter interruption: asked on the dispatcher's thread, from when a job's last batch is
+    ///   encoded until it is published.
     init(
-        repository: Repository, parent: Checkpoint?, options: CaptureOptions
+        repository: Repository, parent: Checkpoint?, options: CaptureOptions,
+        interruption: Interruption = Interruption(ask: nil)
     ) throws(RepositoryError) {
         try options.check()
         self.repository = repository
+        self.interruption = interruption
         ring = try StagingRing(byteCount: options.ringByteCount)
         control = Mutex(LevelControl(options.compression, within: options.compressionRange))
         workerCount = max(1, options.workerCount)
@@ -256,6 +261,7 @@ final class CheckpointPipeline: Sendable {
                     preconditionFailure("a job without failure is completed")
                 }
                 job.move { $0.encode() }
+                try interruption.check()
                 draft.adopt(completion.layout)
                 try audit(job, completion, draft)
                 waitForPublication()
@@ -263,7 +269,10 @@ final class CheckpointPipeline: Sendable {
                 let (parent, hold) = base.withLock { ($0.parent, $0.hold) }
                 let start = ContinuousClock.now
                 let prepared = try transaction.prepare(
-                    draft, parent: parent, hold: hold, state: completion.state, completion.facts)
+                    draft, parent: parent, hold: hold, state: completion.state, completion.facts,
+                    while: { self.goesOn(job) })
+                // The last time: what is published is there.
+                try interruption.check()
                 let encoding = work.read { $0.busy } / workerCount
                 publication = Publication(
                     job: job, transaction: transaction, prepared: prepared,
@@ -279,6 +288,17 @@ final class CheckpointPipeline: Sendable {
             // The map holds parts of a checkpoint that does not exist: read it again.
             base.withLock { $0.map = nil }
             throw error
+        }
+    }
+
+    /// False if the job is to end; it has failed by that then.
+    private func goesOn(_ job: CaptureJob) -> Bool {
+        do throws(CaptureError) {
+            try interruption.check()
+            return true
+        } catch {
+            job.fail(error)
+            return false
         }
     }
 

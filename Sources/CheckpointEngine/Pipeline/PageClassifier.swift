@@ -22,11 +22,6 @@ struct PageClassifier {
         append(pages)
     }
 
-    /// Appends pages that are known to be zero to `contents`.
-    mutating func appendZeros(_ count: Int) {
-        contents.append(contentsOf: repeatElement(.zero, count: count))
-    }
-
     /// Appends what pages hold to `contents`; at most 256 pages a call.
     mutating func append(_ pages: UnsafeRawBufferPointer) {
         let count = pages.count / Page.byteCount

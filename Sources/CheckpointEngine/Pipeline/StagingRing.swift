@@ -58,6 +58,16 @@ final class StagingRing: Sendable {
         Slot(index: free.wait(wakes: false) { $0.slots.popLast() }, ring: self)
     }
 
+    /// Takes a slot; blocks until one is free, and fails if the import is to end.
+    func take(_ interruption: Interruption) throws(CaptureError) -> Slot {
+        try interruption.check()
+        while true {
+            let index = free.wait(atMost: Interruption.interval) { $0.slots.popLast() }
+            if let index { return Slot(index: index, ring: self) }
+            try interruption.check()
+        }
+    }
+
     /// Blocks until so many slots are free; at most all are asked for.
     ///
     /// Those that are taken next have memory then: a page that the kernel must give and clear first

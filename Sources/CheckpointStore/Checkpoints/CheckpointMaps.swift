@@ -4,16 +4,22 @@ import GuestModel
 extension MapPart {
     /// Calls `body` with each frame and what it holds.
     func forEachContent(_ body: (PageFrameNumber, PageContent) -> Void) {
-        forEachRun { run, digests in
-            var next = digests.startIndex
-            for frame in run.range.frames {
-                switch run.content {
-                case .absent: body(PageFrameNumber(frame), .absent)
-                case .zero: body(PageFrameNumber(frame), .zero)
-                case .storedHere, .storedBefore:
-                    body(PageFrameNumber(frame), .present(digests[next]))
-                    next += 1
-                }
+        forEachRun { run, digests in MapPart.forEachContent(of: run, digests, body) }
+    }
+
+    /// Calls `body` with each frame of a run and what it holds.
+    static func forEachContent(
+        of run: MapRun, _ digests: ArraySlice<PageDigest>,
+        _ body: (PageFrameNumber, PageContent) -> Void
+    ) {
+        var next = digests.startIndex
+        for frame in run.range.frames {
+            switch run.content {
+            case .absent: body(PageFrameNumber(frame), .absent)
+            case .zero: body(PageFrameNumber(frame), .zero)
+            case .storedHere, .storedBefore:
+                body(PageFrameNumber(frame), .present(digests[next]))
+                next += 1
             }
         }
     }

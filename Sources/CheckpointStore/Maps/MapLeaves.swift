@@ -110,6 +110,52 @@ struct MapLeaves {
         }
     }
 
+    /// Makes frames zero, leaf by leaf: a hole costs no more than its leaves and what it replaces.
+    ///
+    /// - Parameters:
+    ///   - replaced: called with each frame that had a digest, and the digest.
+    ///   - changed: called with the number of each leaf in which frames were not zero, and these.
+    mutating func setZero(
+        _ range: PageRange, replaced: (PageFrameNumber, PageDigest) -> Void = { _, _ in },
+        changed: (Int, UInt64) -> Void
+    ) {
+        grow(to: Int((range.end.rawValue + 63) / 64))
+        DirtyBitmap.forEachWord(of: range) { leaf, mask in
+            let fresh = mask & ~zero[leaf]
+            guard fresh != 0 else { return }
+            var held = fresh & present[leaf]
+            if held != fresh { knownLayout = nil }
+            pageCount += (fresh & ~held).nonzeroBitCount
+            zeroPageCount += fresh.nonzeroBitCount
+            while held != 0 {
+                let index = held.trailingZeroBitCount
+                replaced(
+                    PageFrameNumber(UInt64(leaf) * 64 + UInt64(index)), digest(leaf, index))
+                held &= held - 1
+            }
+            present[leaf] &= ~fresh
+            zero[leaf] |= fresh
+            dirty.insert(PageFrameNumber(UInt64(leaf)))
+            changed(leaf, fresh)
+        }
+    }
+
+    /// How many frames from one on are zero, without a gap, at most `limit`.
+    ///
+    /// O(leaves of the answer).
+    func zeroCount(from first: PageFrameNumber, atMost limit: Int) -> Int {
+        var count = 0
+        while count < limit {
+            let frame = first.rawValue + UInt64(count)
+            let (leaf, index) = (Int(frame / 64), frame % 64)
+            guard leaf < zero.count else { break }
+            let found = (~(zero[leaf] >> index)).trailingZeroBitCount
+            count += found
+            if found < 64 - Int(index) { break }
+        }
+        return min(count, limit)
+    }
+
     /// Makes the frames of a layout, and only those, exist; new ones are zero until set.
     ///
     /// O(leaves); O(runs) if nothing changes.
@@ -131,12 +177,7 @@ struct MapLeaves {
             zero[leaf] = zero[leaf] & want | want & ~have
             zeroPageCount += zero[leaf].nonzeroBitCount
             dirty.insert(PageFrameNumber(UInt64(leaf)))
-            var difference = want ^ have
-            while difference != 0 {
-                let index = UInt64(difference.trailingZeroBitCount)
-                changed.insert(PageFrameNumber(UInt64(leaf) * 64 + index))
-                difference &= difference - 1
-            }
+            changed.insert(wordIndex: leaf, mask: want ^ have)
         }
         return changed
     }

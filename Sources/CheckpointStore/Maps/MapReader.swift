@@ -89,7 +89,16 @@ package enum MapReader {
     @discardableResult
     static func apply(_ part: MapPart, to map: PageMap) -> Int {
         var changed = 0
-        part.forEachContent { frame, content in changed += map.set(frame, content) ? 1 : 0 }
+        part.forEachRun { run, digests in
+            // Holes are long, and most of some maps.
+            if run.content == .zero {
+                map.setZero(run.range) { changed += $1.nonzeroBitCount }
+            } else {
+                MapPart.forEachContent(of: run, digests) { frame, content in
+                    changed += map.set(frame, content) ? 1 : 0
+                }
+            }
+        }
         return changed
     }
 

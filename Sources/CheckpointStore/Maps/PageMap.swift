@@ -67,6 +67,28 @@ package final class PageMap: @unchecked Sendable {
         leaves.set(frames, contents, changed: changed)
     }
 
+    /// Makes frames zero.
+    ///
+    /// O(leaves of the range), and what is replaced.
+    ///
+    /// - Parameters:
+    ///   - replaced: called with each frame that had a digest, and the digest.
+    ///   - changed: called with the number of each 64 frames of which some were not zero, and the
+    ///     mask of these.
+    package func setZero(
+        _ range: PageRange, replaced: (PageFrameNumber, PageDigest) -> Void = { _, _ in },
+        changed: (Int, UInt64) -> Void
+    ) {
+        leaves.setZero(range, replaced: replaced, changed: changed)
+    }
+
+    /// How many frames from one on are zero, without a gap, at most `limit`.
+    ///
+    /// A sixty-fourth of a step for each.
+    package func zeroCount(from first: PageFrameNumber, atMost limit: Int) -> Int {
+        leaves.zeroCount(from: first, atMost: limit)
+    }
+
     /// Makes the frames of a layout, and only those, exist; new ones are zero until set.
     ///
     /// O(leaves); O(runs) if nothing changes.

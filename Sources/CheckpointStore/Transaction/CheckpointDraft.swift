@@ -53,6 +53,17 @@ package final class CheckpointDraft: Sendable {
         }
     }
 
+    /// Hands in frames that are zero now, at a cost by the 64 and by what they replace.
+    package func updateZeros(_ range: PageRange) {
+        state.withLock { state in
+            state.map.setZero(range) { frame, digest in
+                state.stored.forget(frame, holding: digest)
+            } changed: { word, mask in
+                state.changed.insert(wordIndex: word, mask: mask)
+            }
+        }
+    }
+
     /// The positions of frames that the draft says hold something else.
     package func differing(
         _ frames: Span<UInt64>, from contents: Span<PageContent>

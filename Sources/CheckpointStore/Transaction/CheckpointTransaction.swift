@@ -149,9 +149,12 @@ package final class CheckpointTransaction: Sendable {
     /// - Parameters:
     ///   - parent: a checkpoint that exists; the draft began with its page map.
     ///   - hold: what keeps the parent from prune while its page map is built upon.
+    ///   - goesOn: asked before each part of the page map; false: nothing more is appended, and it
+    ///     fails with `cancelled`.
     package func prepare(
         _ draft: CheckpointDraft, parent: Checkpoint?, hold: CheckpointHold?,
-        state guestState: GuestState, _ facts: CheckpointFacts
+        state guestState: GuestState, _ facts: CheckpointFacts,
+        while goesOn: @escaping () -> Bool = { true }
     ) throws(RepositoryError) -> Prepared {
         try Names.check(facts.lineage, kind: "lineage")
         if let label = facts.label { try Names.check(label, kind: "label") }
@@ -173,7 +176,7 @@ package final class CheckpointTransaction: Sendable {
                         + "holes only below frame \(MapBounds.holeEndMax); move its memory there")
             }
             let frames = try chooseMap(&manifest, parent, state)
-            manifest.mapParts = try appendMap(frames, &state)
+            manifest.mapParts = try appendMap(frames, &state, while: goesOn)
         }
         let stateBytes = GuestStateCoding.encode(guestState)
         manifest.stateDigest = stateBytes.withUnsafeBytes { PageDigest(hashing: $0) }
@@ -235,6 +238,9 @@ package final class CheckpointTransaction: Sendable {
         repository.didEnd(transaction: number, leaving: packs.filter { $0 <= last })
     }
 
+    private static let cancelled = RepositoryError(
+        .cancelled, "the checkpoint was given up before it was whole; nothing of it is stored")
+
     private func manifest(_ facts: CheckpointFacts, _ parent: Checkpoint?) -> Manifest {
         var manifest = Manifest()
         manifest.parent = parent?.id.digest ?? .none
@@ -274,17 +280,28 @@ package final class CheckpointTransaction: Sendable {
     }
 
     private func appendMap(
-        _ frames: DirtyBitmap, _ draft: inout CheckpointDraft.State
+        _ frames: DirtyBitmap, _ draft: inout CheckpointDraft.State,
+        while goesOn: @escaping () -> Bool
     ) throws(RepositoryError) -> [RecordLocation] {
         var locations: [RecordLocation] = []
         let compressor = Compressor(level: .standard)
         var builder = MapBuilder { (part) throws(RepositoryError) in
+            guard goesOn() else { throw CheckpointTransaction.cancelled }
             locations.append(
                 try self.append(.mapPart, payload: part.encoded(compressor: compressor)))
         }
         for run in frames.runs() {
-            for number in run.frames {
+            var number = run.first.rawValue
+            while number < run.end.rawValue {
                 let frame = PageFrameNumber(number)
+                let zeroCount = draft.map.zeroCount(
+                    from: frame, atMost: Int(run.end.rawValue - number))
+                if zeroCount > 0 {
+                    try builder.append(zeros: PageRange(first: frame, count: zeroCount))
+                    number += UInt64(zeroCount)
+                    continue
+                }
+                number += 1
                 let content = draft.map[frame]
                 var ordinal = draft.stored.ordinal(frame)
                 if ordinal == nil, case .present(let digest) = content {

@@ -26,17 +26,33 @@ struct MapBuilder {
             kind = ordinal == nil ? .storedBefore : .storedHere
             digests.append(digest)
         }
-        if let last = runs.last, last.content == kind, last.range.end == frame,
+        extend(PageRange(first: frame, count: 1), kind, ordinal)
+    }
+
+    /// Adds frames that are zero, at the cost of one for each part that names some of them.
+    mutating func append(zeros range: PageRange) throws(RepositoryError) {
+        var first = range.first.rawValue
+        while first < range.end.rawValue {
+            if frameCount == MapPart.frameCountMax { try finish() }
+            let count = min(Int(range.end.rawValue - first), MapPart.frameCountMax - frameCount)
+            frameCount += count
+            extend(PageRange(first: PageFrameNumber(first), count: count), .zero, nil)
+            first += UInt64(count)
+        }
+    }
+
+    /// Adds frames to the last run if they go on with it, else a run.
+    private mutating func extend(
+        _ range: PageRange, _ content: MapRun.Content, _ ordinal: UInt32?
+    ) {
+        if let last = runs.last, last.content == content, last.range.end == range.first,
             ordinal == nil || UInt64(last.firstOrdinal) + UInt64(last.range.count) == ordinal ?? 0
         {
             runs[runs.count - 1] = MapRun(
-                range: PageRange(first: last.range.first, count: last.range.count + 1),
-                content: kind, firstOrdinal: last.firstOrdinal)
+                range: PageRange(first: last.range.first, count: last.range.count + range.count),
+                content: content, firstOrdinal: last.firstOrdinal)
         } else {
-            runs.append(
-                MapRun(
-                    range: PageRange(first: frame, count: 1), content: kind,
-                    firstOrdinal: ordinal ?? 0))
+            runs.append(MapRun(range: range, content: content, firstOrdinal: ordinal ?? 0))
         }
     }
 

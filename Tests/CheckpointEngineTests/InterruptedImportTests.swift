@@ -1,0 +1,171 @@
+import CheckpointEngine
+import CheckpointStore
+import GuestModel
+import Synchronization
+import SystemPackage
+import Testing
+import VarveTestSupport
+
+/// A page with contents, a hole, a page, and so on; the first read may have to wait.
+private struct HoledImage: ImageSource {
+    let byteCount: Int
+    /// Bytes from one page with contents to the next.
+    let stride: Int
+    /// What the contents follow from.
+    let seed: UInt64
+    /// Called before each read.
+    var willRead: @Sendable () -> Void = {}
+
+    func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: Int) throws {
+        willRead()
+        for start in Swift.stride(from: 0, to: buffer.count, by: Page.byteCount) {
+            let page = UnsafeMutableRawBufferPointer(
+                rebasing: buffer[start..<start + Page.byteCount])
+            let number = UInt64((offset + start) / Page.byteCount)
+            let isHole = (offset + start) % stride != 0
+            var random = SeededGenerator(seed: isHole ? 0 : seed ^ number)
+            for word in Swift.stride(from: 0, to: page.count, by: 8) {
+                page.storeBytes(
+                    of: isHole ? 0 : random.next(), toByteOffset: word, as: UInt64.self)
+            }
+        }
+    }
+
+    func nextData(from offset: Int) throws -> Range<Int>? {
+        let start = (offset + stride - 1) / stride * stride
+        guard start < byteCount else { return nil }
+        return start..<start + Page.byteCount
+    }
+
+    func checkUnchanged() throws {}
+}
+
+/// An import can be ended at any step, and what it had handed in never exceeds its bound.
+@Suite struct InterruptedImportTests {
+    private let directory = TemporaryDirectory(inMemory: true)
+    private var path: FilePath { directory.path.appending("store") }
+
+    private struct Ended: Error, CustomStringConvertible {
+        let description = "that is enough"
+    }
+
+    private static var options: CaptureOptions {
+        var options = CaptureOptions()
+        options.workerCount = 1
+        // Four slots: what there is at least.
+        options.ringByteCount = 1
+        return options
+    }
+
+    /// Eight parts of a page map.
+    private static func image(_ seed: UInt64) -> HoledImage {
+        HoledImage(byteCount: 4 << 30, stride: 128 << 20, seed: seed)
+    }
+
+    private func packs() throws -> [UInt32: [UInt8]] {
+        let files = PosixFiles(root: path)
+        var packs: [UInt32: [UInt8]] = [:]
+        for pack in try PackName.list(files) {
+            let file = try files.open(PackName.path(pack), .read)
+            packs[pack] = try file.readBytes(Int(file.byteCount()), at: 0)
+        }
+        return packs
+    }
+
+    /// Imports until it was asked for the `last`-th time whether to go on; nil: to the end.
+    ///
+    /// - Returns: how often it was asked, and the checkpoint; nil if it was ended.
+    private func importImage(
+        _ seed: UInt64, into repository: Repository, endingAt last: Int?
+    ) throws -> (askedCount: Int, checkpoint: Checkpoint?) {
+        var options = InterruptedImportTests.options
+        let asked = Mutex(0)
+        options.interruption = {
+            let count = asked.withLock { count in
+                count += 1
+                return count
+            }
+            if let last, count >= last { throw Ended() }
+        }
+        do throws(CaptureError) {
+            let checkpoint = try ImageImport.run(
+                InterruptedImportTests.image(seed), into: repository, lineage: "web",
+                options: options)
+            return (asked.withLock { $0 }, checkpoint)
+        } catch {
+            guard error.code == .cancelled else { throw error }
+            #expect(error.message.contains("that is enough"))
+            return (asked.withLock { $0 }, nil)
+        }
+    }
+
+    @Test(arguments: [false, true]) func leavesNothingAtAnyStep(hasParent: Bool) throws {
+        var random = TestSeed.generator(1501)
+        let repository = try Repository.create(at: path)
+        if hasParent {
+            _ = try importImage(1, into: repository, endingAt: nil)
+        }
+        let before = try packs()
+        // What one costs that is not ended, in a store of its own.
+        let other = try Repository.create(at: directory.path.appending("other"))
+        if hasParent { _ = try importImage(1, into: other, endingAt: nil) }
+        let whole = try importImage(2, into: other, endingAt: nil)
+        #expect(whole.askedCount > 64, "by stretch, and by part of the page map")
+        let drawn = (0..<(TestSeed.isLong ? 60 : 8)).map { _ in
+            Int.random(in: 1...whole.askedCount, using: &random)
+        }
+        // The last questions come when all is handed in and the page map is written.
+        var endedCount = 0
+        for last in [1] + drawn + (0..<8).map({ whole.askedCount - $0 }) {
+            let result = try importImage(2, into: repository, endingAt: last)
+            guard result.checkpoint == nil else {
+                // It waited less often than the first one did, and was not asked so often.
+                #expect(result.askedCount < last, "\(last)")
+                return
+            }
+            endedCount += 1
+            #expect(try packs() == before, "ended at question \(last)")
+            #expect(try repository.checkpoints().count == (hasParent ? 1 : 0))
+        }
+        print("ended at \(endedCount) of \(whole.askedCount) questions, seed \(TestSeed.value)")
+        #expect(try repository.verify().isClean)
+        let taken = try importImage(2, into: repository, endingAt: nil)
+        #expect(taken.checkpoint?.root == whole.checkpoint?.root)
+        #expect(try repository.verify().isClean)
+    }
+
+    /// A worker that stands still lets no more be handed in than the ring has slots.
+    @Test func whatWaitsIsBounded() throws {
+        let repository = try Repository.create(at: path)
+        _ = try importImage(1, into: repository, endingAt: nil)
+        struct Watch: Sendable {
+            var handedIn = 0
+            var atLastQuestion = -1
+            var isOpen = false
+            var mostWaiting = 0
+        }
+        let watch = Monitor(Watch())
+        var image = InterruptedImportTests.image(2)
+        image.willRead = { watch.wait(wakes: false) { $0.isOpen ? () : nil } }
+        var options = InterruptedImportTests.options
+        options.interruption = {
+            watch.change { watch in
+                guard !watch.isOpen else { return }
+                // Asked twice with nothing handed in between: it waits.
+                if watch.atLastQuestion == watch.handedIn {
+                    watch.mostWaiting = watch.handedIn
+                    watch.isOpen = true
+                }
+                watch.atLastQuestion = watch.handedIn
+            }
+        }
+        let checkpoint = try ImageImport.run(
+            image, into: repository, lineage: "web", options: options,
+            progress: { _ in watch.change { $0.handedIn += 1 } })
+        let found = watch.read { $0 }
+        #expect(found.handedIn > 64)
+        #expect(found.mostWaiting > 0 && found.mostWaiting <= 4)
+        #expect(checkpoint.pageCount == 1 << 20)
+        #expect(checkpoint.zeroPageCount == (1 << 20) - 32)
+    }
+}
