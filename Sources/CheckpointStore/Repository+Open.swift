@@ -22,7 +22,7 @@ extension Repository {
     private static let packIndexReserve = 256 << 10
 
     private static let envelopePath = "repository"
-    static let lockPath = "lock"
+    static let lockPath = StoreLock.name
     static let indexPath = IndexMark.directory
 
     /// Makes a repository in a directory that is empty or does not exist, and opens it for
@@ -211,8 +211,9 @@ extension Repository {
         var tryCount = 0
         do throws(FileError) {
             try checkOwner(path, files)
-            let lock = try files.open(lockPath, .lock)
             repeat {
+                // Opened each time: the file that was there before may have been replaced.
+                let lock = try files.open(lockPath, .lock)
                 if try lock.tryLock() { return lock }
                 guard waiting.goesOn() else { throw FileError(call: "wait", path: "", errno: 0) }
                 tryCount += 1
@@ -237,6 +238,8 @@ extension Repository {
     /// Empties the index of a repository that is being repaired, with its lock held.
     static func emptyIndex(_ preparation: RepairPreparation) throws {
         let reader = PackReader(files: preparation.files, repository: preparation.repository)
+        // LMDB asks nobody.
+        try preparation.files.checkPlace(writing: nil)
         try preparation.files.createDirectory(indexPath)
         do {
             try openSound(reader).reset(repository: preparation.repository)

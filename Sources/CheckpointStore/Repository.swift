@@ -96,6 +96,12 @@ public final class Repository: Sendable {
         defer { withExtendedLifetime(lock) { index.filter.end() } }
         defer { writer.close() }
         try writer.mark()
+        // The index and its mark may be another writer's by now.
+        do {
+            try files.checkPlace(writing: nil)
+        } catch {
+            throw RepositoryError(error)
+        }
         let end = writer.confirmedEnd
         try withCurrentIndex { index in
             // Numbers of abandoned transactions count: their frames may lie in sealed packs.

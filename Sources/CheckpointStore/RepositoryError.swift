@@ -22,6 +22,7 @@ public struct RepositoryError: Error, Hashable, Sendable {
             case indexDamaged
             case odd
             case moved
+            case lockLost
             case notOwner
             case invalidOption
             case cancelled
@@ -67,6 +68,12 @@ public struct RepositoryError: Error, Hashable, Sendable {
         ///
         /// The checkpoint that was being published is not stored.
         public static let moved = Code(kind: .moved)
+        /// The file `lock` was removed or replaced while this process held it: another writer may
+        /// have come in.
+        ///
+        /// Nothing was changed since that was noticed. A checkpoint that was being published may
+        /// be stored: whoever opens the repository next finds it or not, whole in either case.
+        public static let lockLost = Code(kind: .lockLost)
         /// The store, or its index, belongs to another user, so it can be read only.
         public static let notOwner = Code(kind: .notOwner)
         /// An option has a value that it cannot have; the message names it, and what it can have.

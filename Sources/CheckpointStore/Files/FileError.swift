@@ -18,6 +18,8 @@ package struct FileError: Error, Hashable, Sendable {
         case foreign(UInt32)
         /// The path of the store leads to something else now: what that is.
         case moved(String)
+        /// The file `lock` is not the one that was locked.
+        case lockLost
     }
 
     package init(call: String, path: String, errno: Int32) {
@@ -95,6 +97,14 @@ extension RepositoryError {
                 "\(error.path) \(what) since it was opened; nothing was written to what is there "
                     + "now, and a checkpoint that was being published is not stored; open the "
                     + "repository where it is now and try again",
+                errno: error.errno)
+        case .lockLost:
+            self.init(
+                .lockLost,
+                "\(error.path) was removed or replaced while this process had it locked, so "
+                    + "another one may write there too; nothing was changed since that was noticed, "
+                    + "and the list of checkpoints says whether one that was being published is "
+                    + "stored; open the repository again, and never remove that file",
                 errno: error.errno)
         }
     }

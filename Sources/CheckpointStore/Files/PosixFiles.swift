@@ -5,8 +5,9 @@ package import SystemPackage
 // The directory is opened once, and everything in it is named relative to that: neither `chdir` nor
 // a rename on the path leads a session to other files. Nothing but regular files is opened in it,
 // and no symbolic link is followed, so a store that somebody else has made reaches nothing outside
-// itself. What is made is for the owner alone, whatever the umask says; packs also for those who
-// may read the file `repository`.
+// itself. While a writer has the lock, nothing is changed without a look whether it has it still
+// (`StoreLock`). What is made is for the owner alone, whatever the umask says; packs also for those
+// who may read the file `repository`.
 
 /// Files of a directory of the system.
 package final class PosixFiles: RepositoryFiles {
@@ -38,6 +39,8 @@ package final class PosixFiles: RepositoryFiles {
     private let root: FilePath
     private let absoluteRoot: String?
     private let largeWrites: LargeWrites.Limits
+    private let locksDirectory: Bool
+    private let lock: StoreLock
     private let state = Mutex(State())
 
     /// - Parameter root: the directory; it need not exist yet. If it is relative, then to where the
@@ -46,11 +49,19 @@ package final class PosixFiles: RepositoryFiles {
         self.init(root: root, largeWrites: LargeWrites.Limits())
     }
 
+    /// - Parameter locksDirectory: for tests: false: as on a file system that locks no directories.
+    package convenience init(root: FilePath, locksDirectory: Bool) {
+        self.init(
+            root: root, largeWrites: LargeWrites.Limits(), locksDirectory: locksDirectory)
+    }
+
     /// - Parameter largeWrites: for tests: which writes go past the page cache, and how.
-    init(root: FilePath, largeWrites: LargeWrites.Limits) {
+    init(root: FilePath, largeWrites: LargeWrites.Limits, locksDirectory: Bool = true) {
         self.root = root
         absoluteRoot = OpenDirectory.absolute(root.string)
         self.largeWrites = largeWrites
+        self.locksDirectory = locksDirectory
+        lock = StoreLock(root: root.string, absoluteRoot: absoluteRoot)
     }
 
     // MARK: - Directories
@@ -123,6 +134,7 @@ package final class PosixFiles: RepositoryFiles {
 
     package func open(_ path: String, _ mode: FileMode) throws(FileError) -> any RepositoryFile {
         let (directory, name) = try place(of: path, "open")
+        if mode == .create || mode == .createNew { try checkLock(path) }
         let descriptor =
             switch mode {
             case .read: try directory.open(name, O_RDONLY)
@@ -132,9 +144,23 @@ package final class PosixFiles: RepositoryFiles {
                 try createNew(name, in: directory, try permissions(of: path))
             case .lock: try directory.open(name, O_RDWR | O_CREAT, PosixFiles.ownerOnly)
             }
-        let file = PosixFile(descriptor: descriptor, path: absolute(path), largeWrites)
+        let isGuarded = mode != .read && PosixFiles.isGuarded(path)
+        let file = PosixFile(
+            descriptor: descriptor, path: absolute(path), largeWrites,
+            lock: isGuarded ? lock : nil)
         try note(file, path, mode)
-        return file
+        guard mode == .lock, path == StoreLock.name else { return file }
+        return try StoreLockFile(file, in: directory, lock, locksDirectory: locksDirectory)
+    }
+
+    /// False for files that belong to whoever made them, and not to the writer.
+    private static func isGuarded(_ path: String) -> Bool {
+        !path.hasPrefix("\(CheckpointLease.directory)/")
+    }
+
+    /// Fails if a file may be another writer's by now.
+    private func checkLock(_ path: String) throws(FileError) {
+        if PosixFiles.isGuarded(path) { try lock.check() }
     }
 
     private func createNew(
@@ -191,6 +217,7 @@ package final class PosixFiles: RepositoryFiles {
     package func rename(_ path: String, to newPath: String) throws(FileError) {
         let (directory, name) = try place(of: path, "rename")
         let (newDirectory, newName) = try place(of: newPath, "rename")
+        try checkLock(path)
         let result = system_renameat(
             directory.descriptor, name, newDirectory.descriptor, newName)
         if result != 0 { throw failure("rename", path) }
@@ -200,12 +227,14 @@ package final class PosixFiles: RepositoryFiles {
     package func link(_ path: String, to newPath: String) throws(FileError) {
         let (directory, name) = try place(of: path, "link")
         let (newDirectory, newName) = try place(of: newPath, "link")
+        try checkLock(path)
         let result = system_linkat(directory.descriptor, name, newDirectory.descriptor, newName)
         if result != 0 { throw FileError(call: "link", path: path, errno: errno) }
     }
 
     package func remove(_ path: String) throws(FileError) {
         let (directory, name) = try place(of: path, "unlink")
+        try checkLock(path)
         if system_unlinkat(directory.descriptor, name) != 0 { throw failure("unlink", path) }
     }
 
@@ -236,19 +265,8 @@ package final class PosixFiles: RepositoryFiles {
 
     package func checkPlace(writing pack: String?) throws(FileError) {
         let directory = try rootDirectory("stat")
-        if let absoluteRoot {
-            var status = stat()
-            if system_stat(absoluteRoot, &status) != 0 {
-                let code = errno
-                guard [ENOENT, ENOTDIR, ELOOP].contains(code) else {
-                    throw FileError(call: "stat", path: root.string, errno: code)
-                }
-                throw moved("was moved or removed")
-            }
-            guard Identity(status) == Identity(try directory.status()) else {
-                throw moved("was moved, and something else took its place,")
-            }
-        }
+        try lock.checkRoot(directory)
+        try lock.check()
         let (envelope, writes) = state.withLock { state in
             (state.envelope, pack.flatMap { state.packs[$0] })
         }
@@ -266,7 +284,7 @@ package final class PosixFiles: RepositoryFiles {
         let now = try see(
             PosixFile(
                 descriptor: try directory.open(PosixFiles.envelopeName, O_RDONLY),
-                path: absolute(PosixFiles.envelopeName), largeWrites))
+                path: absolute(PosixFiles.envelopeName), largeWrites, lock: nil))
         guard now.bytes == envelope.bytes else { throw moved("became another repository") }
         state.withLock { $0.envelope = now }
     }
@@ -300,14 +318,18 @@ package final class PosixFiles: RepositoryFiles {
     }
 }
 
-private final class PosixFile: RepositoryFile {
+/// An open file of the system.
+final class PosixFile: RepositoryFile {
     private let descriptor: Int32
     private let path: String
+    private let lock: StoreLock?
     private let largeWrites: LargeWrites
 
-    init(descriptor: Int32, path: String, _ limits: LargeWrites.Limits) {
+    /// - Parameter lock: what must be held whenever it is changed; nil: nothing.
+    init(descriptor: Int32, path: String, _ limits: LargeWrites.Limits, lock: StoreLock?) {
         self.descriptor = descriptor
         self.path = path
+        self.lock = lock
         largeWrites = LargeWrites(to: descriptor, limits)
     }
 
@@ -339,6 +361,7 @@ private final class PosixFile: RepositoryFile {
     }
 
     func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(FileError) {
+        try lock?.check()
         let middle = largeWrites.middle(of: bytes.count, at: Int(offset))
         guard !middle.isEmpty else { return try writeCached(bytes, at: offset) }
         let head = UnsafeRawBufferPointer(rebasing: bytes[..<middle.lowerBound])
@@ -371,6 +394,7 @@ private final class PosixFile: RepositoryFile {
     }
 
     func truncate(to byteCount: UInt64) throws(FileError) {
+        try lock?.check()
         if system_ftruncate(descriptor, Int(byteCount)) != 0 { throw failure("ftruncate") }
     }
 

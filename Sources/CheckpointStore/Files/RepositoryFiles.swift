@@ -27,9 +27,10 @@ package protocol RepositoryFiles: AnyObject, Sendable {
     /// Removes a file.
     func remove(_ path: String) throws(FileError)
     /// Fails (`FileError.Finding.moved`) if the path at which the store was opened leads to
-    /// something else now, or if the file `repository` or a pack in it was replaced.
+    /// something else now, or if the file `repository` or a pack in it was replaced; or
+    /// (`FileError.Finding.lockLost`) if the lock is held and its file was removed or replaced.
     ///
-    /// Three calls of the system. It says what is true at some moment between call and return.
+    /// Four calls of the system. It says what is true at some moment between call and return.
     ///
     /// - Parameter pack: the path of a pack that was opened to be written; nil: none.
     func checkPlace(writing pack: String?) throws(FileError)

@@ -191,6 +191,8 @@ private struct PruneRun {
         for pack in touched {
             leaving.merge(plan.preparation.assessment.leaving(with: pack.number)) { $1 }
         }
+        // LMDB asks nobody.
+        try files.checkPlace(writing: nil)
         let moment = try changeIndex(leaving)
         try nameRemoved()
         repository.activity.change { $0.condemned = [] }
