@@ -102,7 +102,7 @@ extension RepositoryError {
             self.init(
                 .lockLost,
                 "\(error.path) was removed or replaced while this process had it locked, so "
-                    + "another one may write there too; nothing was changed since that was noticed, "
+                    + "another one may write there too; nothing was changed since that was seen, "
                     + "and the list of checkpoints says whether one that was being published is "
                     + "stored; open the repository again, and never remove that file",
                 errno: error.errno)
