@@ -7,7 +7,8 @@ struct Prune: ParsableCommand {
         discussion: """
             Packs of which nothing is needed are removed. The sparsest others are written anew, \
             until at most so many percent of the repository's bytes are unused. The pack that is \
-            written to now is left alone. Interrupted at any moment it has lost nothing.
+            written to now is left alone, and so is what a reader of a forgotten checkpoint still \
+            needs (held). Interrupted at any moment it has lost nothing.
             """)
 
     @Argument(help: "The repository.")
@@ -55,6 +56,10 @@ struct Prune: ParsableCommand {
         plan.packs.count { $0.fate == fate }
     }
 
+    private func unusedAfter(_ plan: PrunePlan) -> Int {
+        plan.unusedByteCount + plan.heldByteCount - plan.freedByteCount
+    }
+
     private func fields(_ plan: PrunePlan) -> [(String, JSON)] {
         [
             ("dryRun", .bool(dryRun)),
@@ -64,22 +69,24 @@ struct Prune: ParsableCommand {
             ("bytes", .integer(plan.byteCount)),
             ("bytesFreed", .integer(plan.freedByteCount)),
             ("bytesCopied", .integer(plan.copiedByteCount)),
-            ("bytesUnusedBefore", .integer(plan.unusedByteCount)),
-            ("bytesUnusedAfter", .integer(plan.unusedByteCount - plan.freedByteCount)),
+            ("bytesUnusedBefore", .integer(plan.unusedByteCount + plan.heldByteCount)),
+            ("bytesUnusedAfter", .integer(unusedAfter(plan))),
+            ("bytesHeld", .integer(plan.heldByteCount)),
             ("pagesDropped", .integer(plan.deadPageCount)),
         ]
     }
 
     private func lines(_ plan: PrunePlan) -> [String] {
-        let left = plan.unusedByteCount - plan.freedByteCount
+        let held = plan.heldByteCount
+        let reason = held == 0 ? "" : ", \(Format.bytes(held)) of them held by readers"
         return [
-            "\(dryRun ? "would remove" : "removed") \(count(plan, .removed)) packs, "
+            "\(dryRun ? "would remove" : "removed") \(counted(count(plan, .removed), "pack")), "
                 + "\(dryRun ? "write" : "wrote") \(count(plan, .rewritten)) anew and "
                 + "\(dryRun ? "keep" : "kept") \(count(plan, .kept))",
             "freed   \(Format.bytes(plan.freedByteCount)) of \(Format.bytes(plan.byteCount)), "
-                + "\(plan.deadPageCount) pages",
+                + counted(plan.deadPageCount, "page"),
             "copied  \(Format.bytes(plan.copiedByteCount))",
-            "unused  \(Format.bytes(left)) left in sealed packs",
+            "unused  \(Format.bytes(unusedAfter(plan))) left in sealed packs\(reason)",
         ]
     }
 }

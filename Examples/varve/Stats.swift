@@ -15,14 +15,21 @@ struct Stats: ParsableCommand {
         try reporting {
             let repository = try Reading.open(store, isJSON: json)
             let statistics = try repository.statistics()
-            let unused = try repository.planPrune().unusedByteCount
+            let plan = try repository.planPrune()
+            let held = plan.heldByteCount
+            let unused = plan.unusedByteCount + held
             if json {
-                let fields = Stats.fields(statistics) + [("unusedBytes", .integer(unused))]
+                let fields =
+                    Stats.fields(statistics) + [
+                        ("unusedBytes", .integer(unused)), ("heldBytes", .integer(held)),
+                    ]
                 try Output.line(JSON.object(fields).text)
                 return
             }
             for line in Stats.lines(statistics) { try Output.line(line) }
-            try Output.line("unused bytes    \(unused) in sealed packs, which 'varve prune' frees")
+            let reason = held == 0 ? "" : "; \(held) of them as soon as their readers have ended"
+            try Output.line(
+                "unused bytes    \(unused) in sealed packs, which 'varve prune' frees\(reason)")
         }
     }
 

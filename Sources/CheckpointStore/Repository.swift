@@ -28,6 +28,8 @@ public final class Repository: Sendable {
         var lock: (any RepositoryFile)?
         /// The newest pack and its bytes when a reader's own index was brought up to date.
         var packsEnd: (UInt32, UInt64)?
+        /// True if the index was read from packs past damage, which counts no references to pages.
+        var lacksReferences = false
     }
 
     private enum Unindexed: Sendable {
@@ -75,7 +77,9 @@ public final class Repository: Sendable {
         damage = opened.damage
         temporaryIndex = opened.temporary
         state = Mutex(
-            State(nextTransaction: opened.highestTransaction + 1, lock: lock))
+            State(
+                nextTransaction: opened.highestTransaction + 1, lock: lock,
+                lacksReferences: opened.temporary?.isFromPacks ?? false))
         if lock != nil { index.filter.begin() }
     }
 
@@ -251,6 +255,7 @@ public final class Repository: Sendable {
             return state.packsEnd.map { $0 != end } ?? true
         }
         guard isNew else { return }
+        state.withLock { $0.lacksReferences = true }
         var replay = try IndexReplay(reader: reader, index: index, toleratesDamage: true)
         let read = try replay.run(packs: packs)
         guard let confirmed = read.confirmedEnd else { return }
@@ -295,6 +300,25 @@ public final class Repository: Sendable {
     }
 
     // MARK: - The index
+
+    /// This, or the same over an index that knows who refers to which page.
+    ///
+    /// A reader's own index does without: only a plan to prune asks, and it costs reading every
+    /// page map.
+    func withReferences() throws -> Repository {
+        guard state.withLock({ $0.lacksReferences }) else { return self }
+        let index = try Index.makePrivate(repository: id)
+        // Of its own: packs that this one has open may have been written anew meanwhile.
+        let reader = PackReader(files: files, repository: id)
+        var replay = try IndexReplay(reader: reader, index: index)
+        let end = try replay.run(packs: try PackName.list(files))
+        if let confirmed = end.confirmedEnd {
+            try index.advance(to: confirmed, highestTransaction: end.highestTransaction)
+        }
+        return Repository(
+            path: path, id: id, files: files, reader: reader, opened: OpenedIndex(index: index),
+            lock: nil)
+    }
 
     /// Runs `body` over the index and turns its errors into sentences.
     package func withIndex<T>(

@@ -104,6 +104,77 @@ import VarveTestSupport
         try check(try open(), copies)
     }
 
+    /// What a reader of a forgotten checkpoint needs is unused but for the reader, and is told.
+    @Test func whatReadersHoldIsTold() throws {
+        try Repository.create(at: path).close()
+        let repository = try open()
+        var (copies, checkpoints) = try fill(repository, count: 20, seed: 921)
+        let reader = try open(.reading)
+        var lease: CheckpointLease? = try reader.lease([checkpoints[3].id, checkpoints[4].id])
+        for checkpoint in checkpoints.dropLast(5) { copies[checkpoint.id] = nil }
+        try repository.forget(checkpoints.dropLast(5).map(\.id))
+        let options = PruneOptions(unusedPercentMax: 0)
+        let held = try repository.planPrune(options)
+        #expect(held.heldByteCount > 20 * Page.byteCount)
+        #expect(held.unusedByteCount > 20 * Page.byteCount)
+        let done = try held.execute()
+        #expect(done.heldByteCount == held.heldByteCount)
+        let left = try repository.planPrune(options)
+        #expect(left.unusedByteCount == 0 && left.heldByteCount > 20 * Page.byteCount)
+        // Another process's look at it, too.
+        #expect(try reader.planPrune(options).heldByteCount == left.heldByteCount)
+        withExtendedLifetime(lease) {}
+        lease = nil
+        let free = try repository.planPrune(options)
+        print("held by readers: \(left.heldByteCount) bytes, \(free.unusedByteCount) unused after")
+        #expect(free.heldByteCount == 0 && free.unusedByteCount == left.heldByteCount)
+        try free.execute()
+        #expect(try repository.planPrune(options).heldByteCount == 0)
+        try check(repository, copies)
+    }
+
+    /// A reader that cannot use the store's index finds what the owner does, pack by pack.
+    @Test func aReaderWithAnIndexOfItsOwnPlansTheSame() throws {
+        var random = TestSeed.generator(922)
+        try Repository.create(at: path).close()
+        var copies: Copies = [:]
+        var reader: Repository?
+        for round in 0..<(TestSeed.isLong ? 12 : 4) {
+            let repository = try open()
+            let filled = try fill(repository, count: 12, seed: 930 + UInt64(round))
+            copies.merge(filled.copies) { $1 }
+            for id in copies.keys.sorted(by: { "\($0)" < "\($1)" })
+            where Int.random(in: 0..<3, using: &random) == 0 {
+                copies[id] = nil
+                try repository.forget([id])
+            }
+            if round % 2 == 1 { try repository.planPrune().execute() }
+            for percent in [0.0, 20] {
+                let options = PruneOptions(unusedPercentMax: percent)
+                let plan = try repository.planPrune(options)
+                // It was opened before, and has read on.
+                if let reader {
+                    #expect(try reader.planPrune(options).packs == plan.packs, "round \(round)")
+                }
+                let saved = path.appending("index").string
+                try FileManager.default.copyItem(atPath: saved, toPath: saved + "-saved")
+                try FileManager.default.removeItem(atPath: saved)
+                let fresh = try open(.reading)
+                #expect(fresh.temporaryIndex?.isFromPacks == true)
+                let found = try fresh.planPrune(options)
+                try FileManager.default.moveItem(atPath: saved + "-saved", toPath: saved)
+                #expect(found.packs == plan.packs, "round \(round)")
+                #expect(found.byteCount == plan.byteCount && plan.byteCount > 0)
+                print(
+                    "round \(round), \(percent) %: \(plan.deadPageCount) pages die, a reader "
+                        + "finds \(found.deadPageCount); \(plan.freedByteCount) bytes")
+                reader = reader ?? fresh
+            }
+            try repository.close()
+        }
+        try check(try open(), copies)
+    }
+
     @Test(arguments: [0.0, 5, 30, 100])
     func atMostSoMuchIsUnused(percent: Double) throws {
         try Repository.create(at: path).close()

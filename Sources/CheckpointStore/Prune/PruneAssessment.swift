@@ -41,6 +41,8 @@ struct PruneAssessment: Sendable {
 
     /// Sealed packs, ascending.
     var packs: [Pack] { known.values.sorted { $0.number < $1.number } }
+    /// Bytes in them that nobody needs.
+    var unusedByteCount: Int { known.values.reduce(0) { $0 + $1.unusedByteCount } }
     /// Bytes of all packs, the open one's too.
     private(set) var byteCount = 0
     /// The index's state that this was found in.

@@ -106,7 +106,11 @@ public struct PrunePlan: Sendable {
         }
     }
 
-    /// Bytes in sealed packs that nobody needs.
+    /// Bytes in sealed packs that nobody would need if no reader of a forgotten checkpoint held a
+    /// lease, and no session went on from one: a prune after they have ended frees these too.
+    public var heldByteCount: Int { preparation.heldByteCount }
+
+    /// Bytes in sealed packs that nobody needs; without those that are held.
     public var unusedByteCount: Int { packs.reduce(0) { $0 + $1.unusedByteCount } }
 
     /// Bytes that the packs will have less.

@@ -33,6 +33,8 @@ struct PrunePreparation: Sendable {
     let transactions: Set<UInt64>
     /// Prunes that this process had done.
     let pruneCount: Int
+    /// Bytes in sealed packs that stay only because of `kept`.
+    let heldByteCount: Int
 }
 
 extension Repository {
@@ -42,7 +44,8 @@ extension Repository {
     /// which something of it lies: no page, and nothing of the rest of the repository but the names
     /// and sizes of its packs. Needs some 100 bytes of memory for each page that dies, and 32 MiB.
     /// Also for a repository that is open for reading, where it is an estimate while another
-    /// process writes.
+    /// process writes; where the repository's own index cannot be used, one is made for it, which
+    /// reads every page map.
     public func planPrune(
         _ options: PruneOptions = PruneOptions()
     ) throws(RepositoryError) -> PrunePlan {
@@ -50,6 +53,8 @@ extension Repository {
         try requireWhole()
         do {
             try catchUp()
+            let planner = try withReferences()
+            if planner !== self { return try planner.planPrune(options) }
             // The holds and the catalog of one moment: a session that goes on from one checkpoint
             // to the next has either in it. Leases come after: who leases later sees what is
             // forgotten.
@@ -63,11 +68,18 @@ extension Repository {
             let openPack = try prunableEnd()
             let assessment = try PruneAssessment(
                 survey, openPack: openPack, transactions: transactions, repository: self)
+            var heldByteCount = 0
+            if !survey.guarded.isEmpty || kept.contains(where: { pending[$0] != nil }) {
+                let free = try PruneAssessment(
+                    try PruneSurvey(pending, kept: [], repository: self), openPack: openPack,
+                    transactions: transactions, repository: self)
+                heldByteCount = max(0, free.unusedByteCount - assessment.unusedByteCount)
+            }
             return try PrunePlan(
                 PrunePreparation(
                     repository: self, pending: pending, kept: kept, survey: survey,
                     assessment: assessment, options: options, openPack: openPack,
-                    transactions: transactions, pruneCount: count))
+                    transactions: transactions, pruneCount: count, heldByteCount: heldByteCount))
         } catch {
             throw indexFailure(error)
         }
