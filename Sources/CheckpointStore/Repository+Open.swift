@@ -27,6 +27,8 @@ extension Repository {
 
     /// Makes a repository in a directory that is empty or does not exist, and opens it for
     /// writing.
+    ///
+    /// A directory that it makes is for its owner alone; one that is there keeps its permissions.
     public static func create(at path: FilePath) throws(RepositoryError) -> Repository {
         try create(at: path, files: PosixFiles(root: path))
     }
@@ -153,10 +155,23 @@ extension Repository {
         }
     }
 
-    /// Fails if a store is another user's: files made in it would lock its owner out.
+    /// Fails if a store is another user's, or what a writer opens or makes files in: those would
+    /// lock its owner out, and who owns a folder can put anything into it at any time.
     static func checkOwner(_ path: FilePath, _ files: any RepositoryFiles) throws(FileError) {
         if let owner = try files.foreignOwner() {
             throw FileError(.foreign(owner), path: path.string, errno: EPERM)
+        }
+        let root = try files.openDirectory("")
+        let names = [
+            envelopePath, lockPath, PackName.directory, indexPath, CheckpointLease.directory,
+            RepairPlan.directory,
+        ]
+        for name in names {
+            guard let owner = try root.status(of: name)?.st_uid, owner != system_user() else {
+                continue
+            }
+            throw FileError(
+                .foreign(owner), path: path.appending(name).string, errno: EPERM)
         }
     }
 

@@ -155,6 +155,52 @@ import VarveTestSupport
         #expect(try state() == before)
     }
 
+    /// A store of one's own with something of another user in it, whoever put it there.
+    @Test(arguments: ["packs", "lock", "repository", "leases", "damaged", "index"])
+    func whatAWriterOpensIsItsOwn(name: String) throws {
+        try makeStore()
+        let made = try shell(
+            """
+            cd "$store" && mkdir -p -m 700 leases damaged && \
+            chown -hR \(ForeignStoreTests.stranger) \(name)
+            """)
+        #expect(made.status == 0, "\(made.error)")
+        let log = try shell("$varve log \"$store\"")
+        #expect(log.status == 0 && log.text.contains("web"), "\(log.error)")
+        let before = try state()
+        for command in [
+            "import \"$store\" \"$root/image\" --lineage web", "forget \"$store\" web~1",
+            "label \"$store\" web new", "prune \"$store\"", "repair \"$store\"",
+            "repair \"$store\" --execute",
+        ] {
+            let result = try shell("$varve \(command)")
+            #expect(result.status == 1, "\(command): \(result.error)")
+            #expect(
+                result.error.contains("\(store)/\(name) belongs to another user")
+                    && result.error.contains("chown -R"), "\(command): \(result.error)")
+            #expect(result.error.split(separator: "\n").count == 1, "\(result.error)")
+            #expect(try state() == before, "\(command)")
+        }
+        let mended = try shell(
+            """
+            chown -R 0 "$store" && $varve import "$store" "$root/image" --lineage web && \
+            $varve verify "$store"
+            """)
+        #expect(mended.status == 0, "\(mended.error)")
+    }
+
+    /// What a creation that was cut off left in a directory must be one's own as well.
+    @Test func initTakesOverNothingOfOthers() throws {
+        let made = try shell(
+            """
+            cd "$root" && mkdir store && mkdir store/packs && \
+            chown \(ForeignStoreTests.stranger) store/packs && $varve init store
+            """)
+        #expect(made.status == 1 && made.error.contains("store/packs belongs to another user"))
+        let names = try FileManager.default.contentsOfDirectory(atPath: store)
+        #expect(names == ["packs"])
+    }
+
     @Test func writingToAForeignStoreIsRefused() throws {
         try makeStore()
         #expect(try shell("chown -R \(ForeignStoreTests.stranger) \"$store\"").status == 0)

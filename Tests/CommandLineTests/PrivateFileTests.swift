@@ -52,6 +52,25 @@ import VarveTestSupport
         }
     }
 
+    /// A directory that was there keeps its permissions; if others may write to it, that is said.
+    @Test(arguments: ["777", "775", "1777", "770", "755", "750", "700"])
+    func initSaysThatOthersMayWrite(mode: String) throws {
+        let result = try Tool.shell(
+            "cd \"$d\" && mkdir there && chmod \(mode) there && $varve init there && "
+                + "stat -c 'mode %a' there", ["d": directory.path.string])
+        #expect(result.status == 0, "\(result.error)")
+        #expect(result.text.hasPrefix("made repository"), "\(result.text)")
+        #expect(result.text.hasSuffix("mode \(mode)\n"), "\(result.text)")
+        let bits = try #require(Int(mode, radix: 8))
+        let lines = result.error.split(separator: "\n")
+        #expect(lines.count == (bits & 0o022 == 0 ? 0 : 1), "\(result.error)")
+        for line in lines {
+            #expect(
+                line.contains("(mode \(mode))") && line.hasSuffix("chmod 700 there"), "\(line)")
+        }
+        #expect(try modes(path("there")).contains("700 d packs"))
+    }
+
     /// An owner who lets others read the file `repository` and the packs lets them read new packs.
     @Test func whoMayReadTheRepositoryMayReadNewPacks() throws {
         let variables = ["d": directory.path.string]

@@ -75,6 +75,9 @@ public struct RepairPlan: Sendable {
 
     /// True if nothing is wrong.
     public var isEmpty: Bool { findings.isEmpty }
+
+    /// The folder of the repository that keeps what a repair replaces.
+    static let directory = "damaged"
 }
 
 /// What a repair did.
