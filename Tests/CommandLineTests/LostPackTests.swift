@@ -73,6 +73,11 @@ import VarveTestSupport
         let verify = try Tool.run("verify", store)
         expectDamage(verify, naming: store)
         #expect(verify.text.contains("packs/00000002.pack is damaged"))
+        // The pack before it is whole.
+        #expect(!verify.text.contains("packs/00000001.pack"), "\(verify.text)")
+        let repair = try Tool.run("repair", store)
+        expectDamage(repair, naming: store)
+        #expect(!repair.text.contains("packs/00000001.pack is damaged"), "\(repair.text)")
         #expect(verify.text.split(separator: "\n").filter { $0.hasPrefix("affected") }.count == 2)
         #expect(try packs() == before)
     }
@@ -96,6 +101,31 @@ import VarveTestSupport
         // Restored from a copy it is what it was.
         try write(pack, "packs/00000001.pack")
         #expect(try importImage(image, "web").status == 0)
+        #expect(try Tool.run("export", store, "web~1", "-").output == image)
+    }
+
+    /// All packs at once, and the folder with them.
+    @Test(arguments: [true, false]) func theFolderOfPacksIsNamed(keepsIndex: Bool) throws {
+        var random = TestSeed.generator(625)
+        #expect(try Tool.run("init", store).status == 0)
+        let image = Images.make(pages: 100, &random)
+        #expect(try importImage(image, "web").status == 0)
+        let packs = path("store/packs")
+        try FileManager.default.moveItem(atPath: packs, toPath: path("packs"))
+        if !keepsIndex { try remove("index") }
+        for words in [
+            ["log"], ["verify"], ["stats"], ["prune", "--dry-run"], ["prune"], ["repair"],
+            ["repair", "--execute"],
+        ] {
+            let result = try Tool.run([words[0], store] + words[1...])
+            expectDamage(result, naming: "packs is damaged at offset 0 (folder of packs)")
+            #expect(result.error.contains("restore it from a copy"), "\(result.error)")
+        }
+        expectDamage(try importImage(image, "web"), naming: "folder of packs")
+        #expect(!FileManager.default.fileExists(atPath: packs))
+        try FileManager.default.moveItem(atPath: path("packs"), toPath: packs)
+        #expect(try importImage(image, "web").status == 0)
+        #expect(try Tool.run("verify", store).status == 0)
         #expect(try Tool.run("export", store, "web~1", "-").output == image)
     }
 

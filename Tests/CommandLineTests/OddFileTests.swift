@@ -135,6 +135,49 @@ import VarveTestSupport
         #expect(runs > 40)
     }
 
+    /// A repair that cannot be done to its end is not begun.
+    @Test(arguments: [
+        "damaged", "index", "index/data.mdb", "index/lock.mdb", "index/open", "packs",
+    ])
+    func aRepairThatIsInTheWayOfSomethingOddChangesNothing(name: String) throws {
+        try makeStore()
+        // Damage, and a file that a repair would move.
+        let hurt = try Tool.shell(
+            """
+            cd "$store" && printf 'aaaa' | dd of=packs/00000001.pack bs=1 seek=300 conv=notrunc && \
+            echo junk >packs/notes
+            """, variables)
+        #expect(hurt.status == 0, "\(hurt.error)")
+        let put = try Tool.shell(
+            """
+            cd "$store" && mkdir ../t && mkdir ../t/kept && { mv \(name) ../saved || true; } && \
+            ln -s "$t" \(name)
+            """, variables)
+        #expect(put.status == 0, "\(put.error)")
+        func state() throws -> String {
+            try Tool.shell(
+                "cd \"$store/..\" && find store t saved -printf '%p %y %s %i %l\\n' | sort; "
+                    + "find store t saved -type f -exec cksum {} + | sort", variables
+            ).text
+        }
+        // The first one makes the folder of leases and the like.
+        _ = try Tool.shell("$varve repair \"$store\"", variables)
+        let before = try state()
+        for command in ["repair \"$store\"", "repair \"$store\" --execute"] {
+            let result = try Tool.shell("$varve \(command)", variables)
+            #expect(result.status == 1, "\(command): \(result.status) \(result.error)")
+            #expect(
+                result.error.contains("\(name) is a symbolic link"), "\(command): \(result.error)")
+            #expect(try state() == before, "\(command)")
+        }
+        let mended = try Tool.shell(
+            """
+            cd "$store" && rm \(name) && { mv ../saved \(name) || true; } && \
+            $varve repair "$store" --execute && $varve verify "$store"
+            """, variables)
+        #expect(mended.status == 0, "\(mended.error)")
+    }
+
     /// An index of a stranger's making, whose files are links to files of the reader.
     @Test(arguments: ["lock.mdb", "data.mdb", "open"])
     func aLinkInTheIndexIsNotWrittenThrough(name: String) throws {

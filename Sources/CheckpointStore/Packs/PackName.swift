@@ -30,10 +30,24 @@ package enum PackName {
 
     /// The numbers of all packs, ascending.
     package static func list(_ files: any RepositoryFiles) throws(RepositoryError) -> [UInt32] {
-        do {
-            return try files.list(directory).compactMap { number($0) }.sorted()
+        try names(files).compactMap { number($0) }.sorted()
+    }
+
+    /// The names in the folder of packs, in no order; without the folder all packs are lost.
+    static func names(_ files: any RepositoryFiles) throws(RepositoryError) -> [String] {
+        do throws(FileError) {
+            do throws(FileError) {
+                return try files.list(directory)
+            } catch {
+                guard error.isMissing else { throw error }
+                try files.checkPlace(writing: nil)
+            }
         } catch {
             throw RepositoryError(error)
         }
+        throw RepositoryError(
+            Corruption(
+                file: directory, offset: 0, object: "folder of packs",
+                reason: "it is missing, and all packs with it; restore it from a copy"))
     }
 }

@@ -31,6 +31,7 @@ extension RepairPlan {
             throw RepositoryError(.busy, "this repair was done already; plan another one")
         }
         do {
+            try Repository.checkRepairable(preparation.path, preparation.files)
             var run = RepairRun(preparation, keepsOriginals: keepsOriginals)
             try run.moveFiles(movedFiles)
             try run.writeRecords()
@@ -48,7 +49,7 @@ extension RepairPlan {
 
 /// A plan on its way.
 private struct RepairRun {
-    private static let directory = "damaged"
+    private static let directory = RepairPlan.directory
     private static let pagesOfFrame = PageFrameEncoder.pageCount
 
     private let preparation: RepairPreparation

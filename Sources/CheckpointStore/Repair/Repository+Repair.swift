@@ -1,4 +1,5 @@
 import CheckpointFormat
+import Glibc
 import GuestModel
 public import SystemPackage
 
@@ -28,6 +29,7 @@ extension Repository {
         let (id, isLost) = try repairableIdentity(path, files)
         let lock = try takeLock(path, files, waiting)
         do {
+            try checkRepairable(path, files)
             let opened = RepairFiles(files, id)
             let hints = try RepairHints(opened, path: path)
             var survey = try RepairSurvey(opened, hints) { progress?($0, $1) }
@@ -42,6 +44,22 @@ extension Repository {
         } catch {
             throw RepositoryError(indexFailure: error, path: path, files: files)
         }
+    }
+
+    /// Fails if something odd lies where a repair makes files or folders, which it would find only
+    /// when half of its work is done.
+    static func checkRepairable(
+        _ path: FilePath, _ files: any RepositoryFiles
+    ) throws(FileError) {
+        try checkOwner(path, files)
+        let root = try files.openDirectory("")
+        for name in [RepairPlan.directory, indexPath, PackName.directory] {
+            guard let status = try root.status(of: name), status.st_mode & S_IFMT != S_IFDIR else {
+                continue
+            }
+            throw FileError.odd(path.appending(name).string, status, not: "directory")
+        }
+        if try root.status(of: indexPath) != nil { try Index.checkFiles(files) }
     }
 
     /// Which repository it is: the file `repository` says so, or else its packs.

@@ -10,7 +10,10 @@ extension Verification {
                 let position = next.add(1, ordering: .relaxed).oldValue
                 guard position < packs.count else { return }
                 do {
-                    try self.readPack(packs[position], isNewest: position == packs.count - 1)
+                    // Where the newest one is lost, the one before it was sealed and synced.
+                    let isNewest =
+                        position == packs.count - 1 && packs[position] >= self.mark.pack
+                    try self.readPack(packs[position], isNewest: isNewest)
                 } catch let error as RepositoryError where error.corruption != nil {
                     error.corruption.map { self.findings.note($0) }
                 } catch let error as RepositoryError {
