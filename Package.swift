@@ -168,7 +168,8 @@ let package = Package(
         .testTarget(
             name: "ForgedStoreTests",
             dependencies: [
-                "CheckpointStore", "Forgeries", "StoreFuzz", "VarveTestSupport",
+                "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "Forgeries",
+                "GuestModel", "StoreFuzz", "VarveTestSupport",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
         .testTarget(

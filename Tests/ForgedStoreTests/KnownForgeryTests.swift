@@ -1,6 +1,9 @@
+import CheckpointEngine
+import CheckpointFormat
 import CheckpointStore
 import Forgeries
 import Foundation
+import GuestModel
 import SystemPackage
 import Testing
 import VarveTestSupport
@@ -113,6 +116,89 @@ import VarveTestSupport
         let after = try Repository.open(at: path, .reading)
         #expect(Set(try after.checkpoints().map(\.id)) == others)
         #expect(try Repository.planRepair(at: path).isEmpty)
+    }
+
+    /// Numbers of transactions that no writer comes to.
+    private static let highNumbers: [UInt64] = [
+        1 << 56, 1 << 56 - 1, 1 << 56 - 1 << 32, 1 << 56 - 1 << 32 + 1, 1 << 55, 1 << 48 + 99,
+        1 << 48,
+    ]
+
+    /// Takes a checkpoint, and finds it and all that was there before.
+    private func expectWritable(_ what: String) throws {
+        let before = try Repository.open(at: path, .reading).checkpoints().map(\.id)
+        let writer = try Repository.open(at: path, .writing)
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: 48))
+        let newest = try #require(try writer.newest(ofLineage: "web"))
+        _ = try Restore.run(newest, from: writer, into: guest)
+        let session = try CaptureSession(of: guest, in: writer, lineage: "web", parent: newest)
+        var ids = before
+        for step in 0..<2 as Range<UInt8> {
+            guest.with { $0.write(3, [UInt8](repeating: step + 77, count: Page.byteCount)) }
+            ids.append(try session.capture().checkpoint.id)
+        }
+        session.close()
+        try writer.close()
+        for removesIndex in [false, true] {
+            if removesIndex {
+                try FileManager.default.removeItem(atPath: path.appending("index").string)
+            }
+            let reader = try Repository.open(at: path, .reading)
+            #expect(try reader.checkpoints().map(\.id) == ids, "\(what)")
+            #expect(try reader.verify().isClean, "\(what)")
+        }
+        #expect(try Repository.planRepair(at: path).isEmpty, "\(what)")
+    }
+
+    /// A record that belongs to no checkpoint, with a number near the top: what verifies can be
+    /// written on.
+    @Test(arguments: [RecordType.pageFrame, .mapPart, .guestState, .mark, .forget, .labels])
+    func aHighNumberEndsNoWriting(_ type: RecordType) throws {
+        for number in KnownForgeryTests.highNumbers {
+            for isNewest in [true, false] {
+                try? FileManager.default.removeItem(atPath: path.string)
+                try WholeStore.make(at: path, seed: 7)
+                var forged = try ForgedStore(path)
+                let places = forged.places(type.rawValue)
+                let place = try #require(isNewest ? places.last : places.first)
+                var record = forged[place]
+                record.transaction = number
+                if type == .mark {
+                    forged[place] = record
+                } else {
+                    let last = forged.packs.count - 1
+                    record.address = 0
+                    let end = forged.packs[last].records.count
+                    forged.packs[last].records.insert(record, at: isNewest ? end - 1 : 0)
+                    if !isNewest { forged.relink(from: try ForgedStore(path)) }
+                }
+                try forged.write(path)
+                let what = "\(type) with \(number), newest \(isNewest)"
+                let reader = try Repository.open(at: path, .reading)
+                let report = try reader.verify()
+                guard report.isClean else {
+                    // Then it is named, and a repair settles it.
+                    let plan = try Repository.planRepair(at: path)
+                    #expect(!plan.isEmpty, "\(what)")
+                    #expect(try plan.execute().report.isClean, "\(what)")
+                    try expectWritable(what)
+                    continue
+                }
+                try expectWritable(what)
+            }
+        }
+    }
+
+    /// The same in the index, which is made anew.
+    @Test(arguments: KnownForgeryTests.highNumbers)
+    func aHighNumberInTheIndexEndsNoWriting(_ number: UInt64) throws {
+        try WholeStore.make(at: path, seed: 8)
+        let forger = try Repository.open(at: path, .reading)
+        try forger.withIndex { index in
+            try index.advance(to: try index.readMark(), highestTransaction: number)
+        }
+        #expect(try forger.verify().isClean)
+        try expectWritable("the index with \(number)")
     }
 
     /// A gap in the numbers of packs is named as a whole, however wide.

@@ -216,7 +216,8 @@ package final class Index: Sendable {
             let number = try ByteReader.decode(bytes) { (reader) throws(FormatError) in
                 try reader.read(UInt64.self)
             }
-            guard number <= RecordHeader.transactions.upperBound else {
+            // Records have no such number (`TransactionNumbers`).
+            guard TransactionNumbers.hasRoom(after: number) else {
                 throw LMDBError.damagedValue("highest transaction")
             }
             return number

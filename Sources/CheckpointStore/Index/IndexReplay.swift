@@ -77,7 +77,8 @@ package struct IndexReplay {
             else { continue }
             var confirming: PackIndex.Entry?
             for entry in scan.entries {
-                highestTransaction = max(highestTransaction, entry.transaction)
+                highestTransaction = TransactionNumbers.highest(
+                    highestTransaction, and: entry.transaction)
                 if entry.type.isConfirming { confirming = entry }
                 if pack > mark.pack || entry.address >= mark.offset {
                     try tolerating { replay throws in try replay.read(entry, in: pack) }

@@ -74,7 +74,7 @@ struct RepairSurvey: Sendable {
     ) throws {
         self.files = files
         self.hints = hints
-        let names = try files.files.list(PackName.directory).sorted()
+        let names = try PackName.names(files.files).sorted()
             .filter { !PackName.isStray($0) }
         (salvages, junk) = try RepairSurvey.read(names, files, hints, progress)
         pages = RepairPages(files: files, paths: salvages.map(\.path))
@@ -158,9 +158,10 @@ struct RepairSurvey: Sendable {
 
     private mutating func readRecords() {
         highestTransaction = max(highestTransaction, hints.highestTransaction)
-        for (pack, file) in packs {
+        for (pack, file) in packs.sorted(by: { $0.key < $1.key }) {
             for entry in salvages[file].entries {
-                highestTransaction = max(highestTransaction, entry.transaction)
+                highestTransaction = TransactionNumbers.highest(
+                    highestTransaction, and: entry.transaction)
                 guard let table = entry.frame else {
                     let location = RecordLocation(pack: pack, offset: entry.address)
                     records[location] = RecordPlace(file: file, entry: entry)
