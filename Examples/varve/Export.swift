@@ -94,16 +94,20 @@ struct Export: ParsableCommand {
         }
     }
 
-    /// Refuses a file that is there, unless `--force` is given, and any file of the store.
+    /// Refuses a file that is there, unless `--force` is given, and any file of the store, whatever
+    /// it is called.
     private func check(_ place: OutputPlace) throws {
-        guard case .file(let path, let exists) = place else { return }
-        if exists && !force {
-            throw ToolError(
-                "\(image) exists and was left as it is; name another file, or use --force")
+        if case .file(let path, let exists) = place {
+            if exists && !force {
+                throw ToolError(
+                    "\(image) exists and was left as it is; name another file, or use --force")
+            }
+            if Export.lies(path.removingLastComponent(), in: store.path) {
+                throw ToolError("\(image) lies in the repository itself; name a file elsewhere")
+            }
         }
-        if Export.lies(path.removingLastComponent(), in: store.path) {
-            throw ToolError("\(image) lies in the repository itself; name a file elsewhere")
-        }
+        try StoreFiles.refuse(
+            place, named: image.isStandard ? "standard output" : "\(image)", in: store)
     }
 
     /// True if a directory is another one, or lies in it.

@@ -40,7 +40,21 @@ struct LockOptions: ParsableArguments {
 
     /// Opens a repository for writing.
     func open(_ store: StoreArgument) throws -> Repository {
-        try taking { try Repository.open(at: store.path, .writing, waiting: $0) }
+        try StoreFiles.refuseStandardOutput(in: store)
+        return try taking { try Repository.open(at: store.path, .writing, waiting: $0) }
+    }
+
+    /// Closes a repository after work that is durable; if that fails, the work is named first.
+    ///
+    /// - Parameter work: a sentence about what was done, without a full stop.
+    static func close(_ repository: Repository, after work: String) throws {
+        do {
+            try repository.close()
+        } catch {
+            let cause = ToolError(error)
+            throw ToolError(
+                "\(work), but the repository was not closed: \(cause.message)", cause.kind)
+        }
     }
 
     /// Does what takes the writer's lock.

@@ -7,7 +7,8 @@ enum Reading {
     /// be.
     static func open(
         _ store: StoreArgument, isJSON: Bool = false
-    ) throws(RepositoryError) -> Repository {
+    ) throws -> Repository {
+        try StoreFiles.refuseStandardOutput(in: store)
         let start = ContinuousClock.now
         let repository = try Repository.open(at: store.path, .reading)
         guard let temporary = repository.temporaryIndex else { return repository }

@@ -38,6 +38,7 @@ struct Repair: ParsableCommand {
 
     func run() throws {
         try reporting {
+            try StoreFiles.refuseStandardOutput(in: store)
             let progress = Progress("read", isJSON: json)
             let plan = try lock.taking { waiting in
                 try Repository.planRepair(at: store.path, waiting: waiting) {

@@ -73,11 +73,11 @@ struct Verify: ParsableCommand {
     /// Verifies; once more if the index alone was damaged, which is made anew then.
     private func look(
         _ progress: Progress, isSecond: Bool = false
-    ) throws(RepositoryError) -> VerifyReport {
-        do throws(RepositoryError) {
+    ) throws -> VerifyReport {
+        do {
             let repository = try Reading.open(store, isJSON: json)
             return try repository.verify(depth) { progress.update($0, of: $1) }
-        } catch  where error.code == .indexDamaged && !isSecond {
+        } catch let error as RepositoryError where error.code == .indexDamaged && !isSecond {
             return try look(progress, isSecond: true)
         }
     }

@@ -108,6 +108,51 @@ import VarveTestSupport
         #expect(try names == ["file", "link", "store", "stream"])
     }
 
+    /// By whatever way a file of the store is reached, it is not written to.
+    @Test func filesOfTheStoreAreLeftAlone() throws {
+        _ = try makeStore()
+        let made = try shell(
+            """
+            ln store/packs/00000001.pack hard && ln -s store/packs/00000001.pack soft && \
+            mkdir store/damaged && echo kept >store/damaged/kept
+            """)
+        #expect(made.status == 0, "\(made.error)")
+        func state() throws -> String {
+            try shell("find store hard -type f ! -name '*.mdb' -exec cksum {} + | sort").text
+        }
+        let before = try state()
+        let pack = "store/packs/00000001.pack"
+        for format in OutputPlaceTests.formats {
+            for place in [
+                "- 1<>\(pack)", "- >>\(pack)", "- 1<>hard", "- 1<>store/lock",
+                "- 1<>store/repository", "- 1<>store/index/data.mdb", "- 1<>store/damaged/kept",
+                "/dev/stdout 1<>\(pack)", "/dev/fd/3 3<>\(pack)", "/dev/fd/3 --force 3<>soft",
+                "hard --force", "soft --force", "\(pack) --force",
+            ] {
+                let result = try export("\(place) --format \(format)")
+                #expect(result.status == 1, "\(place), \(format): \(result.error)")
+                #expect(
+                    result.error.contains("of the repository itself")
+                        || result.error.contains("in the repository itself"),
+                    "\(place): \(result.error)")
+                #expect(try state() == before, "\(place), \(format)")
+            }
+        }
+        // What commands print is no better.
+        for line in [
+            "log store 1<>\(pack)", "verify store 1<>\(pack)", "stats store 1<>hard",
+            "import store stream --lineage web 1<>\(pack)", "repair store 1<>\(pack)",
+            "log store 2>>store/repository",
+        ] {
+            let result = try shell("\"$varve\" \(line)")
+            #expect(result.status == 1, "\(line): \(result.error)")
+            if !line.contains("2>") {
+                #expect(try state() == before, "\(line)")
+                #expect(result.error.contains("standard output is a file of"), "\(result.error)")
+            }
+        }
+    }
+
     @Test(arguments: ["", " --force"])
     func pipesAndDevicesAreWrittenToAsTheyAre(_ force: String) throws {
         let expected = try makeStore()
