@@ -48,8 +48,10 @@ struct Forget: ParsableCommand {
                 try dryRun ? Reading.open(store, isJSON: json) : lock.open(store)
             let decisions = try decide(repository)
             if !dryRun {
-                try repository.forget(decisions.filter { !$0.isKept }.map(\.checkpoint.id))
-                try repository.close()
+                let ids = decisions.filter { !$0.isKept }.map(\.checkpoint.id)
+                try repository.forget(ids)
+                try LockOptions.close(
+                    repository, after: "\(counted(ids.count, "checkpoint")) forgotten")
             }
             if dryRun { return try print(decisions) }
             let count = decisions.count { !$0.isKept }

@@ -98,8 +98,13 @@ struct Import: ParsableCommand {
                 } catch {
                     throw taken.error(for: error)
                 }
-                try repository.close()
-                try taken.printout.check("\(counted(taken.count, "checkpoint")) stored")
+                let work = "\(counted(taken.count, "checkpoint")) stored"
+                do {
+                    try LockOptions.close(repository, after: work)
+                } catch {
+                    throw taken.error(for: error)
+                }
+                try taken.printout.check(work)
             } catch  where Interruption.isRequested {
                 // Whatever the library made of it.
                 throw ToolError(

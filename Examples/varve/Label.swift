@@ -39,9 +39,11 @@ struct Label: ParsableCommand {
             let repository = try lock.open(store)
             let found = try repository.checkpoint(named: checkpoint)
             let changed = try repository.setLabel(label, of: found.id)
-            try repository.close()
-            let what = label.map { "label '\($0)' given to" } ?? "label removed from"
-            try Output.report("\(what) checkpoint \(found.id.short)") {
+            let what =
+                (label.map { "label '\($0)' given to" } ?? "label removed from")
+                + " checkpoint \(found.id.short)"
+            try LockOptions.close(repository, after: what)
+            try Output.report(what) {
                 try Output.line(
                     json
                         ? JSON.object(changed.fields).text

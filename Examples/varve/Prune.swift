@@ -40,7 +40,8 @@ struct Prune: ParsableCommand {
                 let progress = Progress("packs pruned", isJSON: json)
                 plan = try plan.execute { progress.update($0, of: $1) }
                 progress.finish()
-                try repository.close()
+                try LockOptions.close(
+                    repository, after: "\(Format.bytes(plan.freedByteCount)) were freed")
             }
             if dryRun { return try print(plan) }
             try Output.report("\(Format.bytes(plan.freedByteCount)) were freed") { try print(plan) }

@@ -65,7 +65,12 @@ struct Receive: ParsableCommand {
             } catch {
                 throw taken.error(for: error)
             }
-            try repository.close()
+            do {
+                try LockOptions.close(
+                    repository, after: "\(counted(taken.count, "checkpoint")) stored")
+            } catch {
+                throw taken.error(for: error)
+            }
         }
     }
 

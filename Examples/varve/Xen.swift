@@ -152,8 +152,8 @@ struct XenRevert: ParsableCommand {
                 of: guest, in: repository, lineage: found.lineage, options: capture)
             let result = try session.revert(to: found)
             session.close()
-            try repository.close()
             let what = "domain \(number) is back at \(found.id.short)"
+            try LockOptions.close(repository, after: what)
             let fields: [(String, JSON)] = [
                 ("domain", .integer(Int(number))),
                 ("checkpoint", .string("\(found.id)")),

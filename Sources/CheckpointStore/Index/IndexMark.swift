@@ -63,6 +63,8 @@ enum IndexMark {
     }
 
     /// Takes the mark away, if it is of this boot; the index was synced before.
+    ///
+    /// Where somebody has removed the index with its mark, the next opening makes both.
     static func remove(_ files: any RepositoryFiles) throws(FileError) {
         if try isForeign(files) { return }
         do throws(FileError) {
@@ -70,7 +72,11 @@ enum IndexMark {
         } catch {
             if !error.isMissing { throw error }
         }
-        try files.syncDirectory(directory)
+        do throws(FileError) {
+            try files.syncDirectory(directory)
+        } catch {
+            if !error.isMissing { throw error }
+        }
     }
 
     /// Deletes the index, but for the mark.
