@@ -103,11 +103,11 @@ extension Repository {
     /// A copy of a sound index, with what it lacks.
     private static func current(_ original: Index, _ reader: PackReader) throws -> OpenedIndex {
         let index = try original.makePrivateCopy()
-        let packs = try PackName.list(reader.files)
         let temporary = TemporaryIndex(
             reason: "it lacks what was written last", isOdd: false, isFromPacks: false)
         do {
             var replay = try IndexReplay(reader: reader, index: index)
+            let packs = try PackName.list(reader.files)
             let end = try replay.run(packs: packs)
             if let confirmed = end.confirmedEnd {
                 try index.advance(to: confirmed, highestTransaction: end.highestTransaction)
@@ -116,6 +116,7 @@ extension Repository {
         } catch let error as RepositoryError {
             guard let corruption = error.corruption else { throw error }
             let mark = try index.readMark()
+            let packs = try PackName.list(reader.files)
             if mark.namesBytes, try reaches(mark, packs, reader) {
                 return OpenedIndex(index: index, damage: [corruption], temporary: temporary)
             }
@@ -148,9 +149,12 @@ extension Repository {
             <= UInt64(mark.offset)
     }
 
-    /// True if the index has read the newest pack to its end.
+    /// True if the index has read the newest pack to its end, and none is missing after that.
     private static func isCurrent(_ index: Index, _ reader: PackReader) throws -> Bool {
         let mark = try index.readMark()
+        if let end = try StoreHead(reader.files, reader.repository).confirmed, end > mark {
+            return false
+        }
         guard let newest = try PackName.list(reader.files).last else { return !mark.namesBytes }
         guard newest == mark.pack else { return false }
         return try reader.files.open(PackName.path(newest), .read).byteCount()

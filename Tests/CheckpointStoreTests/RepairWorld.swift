@@ -156,7 +156,7 @@ final class RepairWorld {
     enum Damage: CaseIterable {
         case bit, pageFrame, mapPart, state, manifest, forget, prunedList, labels, mark
         case packIndex, footer, envelope, repository
-        case truncate, delete, swap, junk, foreign, index, indexGarbage
+        case truncate, delete, swap, junk, foreign, index, indexGarbage, head
     }
 
     private func url(_ name: String) -> URL {
@@ -213,6 +213,7 @@ final class RepairWorld {
         case .foreign:
             let other = Envelope(kind: .pack, repository: .random(), number: UInt64(pack))
             try change(name) { $0.replaceSubrange(0..<min(64, $0.count), with: other.encoded) }
+        case .head: try flip("head", in: 0..<Envelope.byteCount)
         case .index: try? FileManager.default.removeItem(at: url("index"))
         case .indexGarbage: try? Data(count: 10_000).write(to: url("index/data.mdb"))
         }

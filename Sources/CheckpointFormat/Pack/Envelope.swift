@@ -1,11 +1,12 @@
 // The 64 bytes that begin every file of a repository that is not derived.
 //
 //   offset size
-//        0    8  magic: "VARVEREP" the repository file, "VARVEPAK" a pack
+//        0    8  magic: "VARVEREP" the repository file, "VARVEPAK" a pack, "VARVEHED" the head
 //        8    4  format version
 //       12    4  bytes of this envelope: 64
 //       16   16  repository id
-//       32    8  the repository's creation time (nanoseconds since 1970), or the pack's number
+//       32    8  the repository's creation time (nanoseconds since 1970); the pack's number; in the
+//                head a pack's number, times 2^32, and an offset in it
 //       40    4  features, a bit each; a reader refuses bits that it does not know
 //                bit 0: digests are keyed; bit 1: payloads are encrypted (both reserved, 0)
 //                bit 2, packs only: rewritten by prune; its records have addresses
@@ -21,11 +22,13 @@ package struct Envelope: Hashable, Sendable {
     package enum Kind: Sendable {
         case repository
         case pack
+        case head
 
         fileprivate var magic: [UInt8] {
             switch self {
             case .repository: Array("VARVEREP".utf8)
             case .pack: Array("VARVEPAK".utf8)
+            case .head: Array("VARVEHED".utf8)
             }
         }
     }
@@ -39,7 +42,8 @@ package struct Envelope: Hashable, Sendable {
     package let kind: Kind
     /// The repository.
     package let repository: RepositoryID
-    /// A pack's number, or a repository's creation time in nanoseconds since 1970.
+    /// A pack's number, a repository's creation time in nanoseconds since 1970, or the place that a
+    /// head names.
     package let number: UInt64
     /// True for a pack that prune wrote anew: its records have addresses.
     package let isRewritten: Bool

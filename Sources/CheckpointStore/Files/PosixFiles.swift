@@ -205,10 +205,10 @@ package final class PosixFiles: RepositoryFiles {
     /// Permissions of a new file.
     private static let ownerOnly: mode_t = 0o600
 
-    /// Packs are for those who may read the file that says which repository it is: an owner who
-    /// gives others that, and the packs so far, need not do so again for each new pack.
+    /// Packs and the head are for those who may read the file that says which repository it is: an
+    /// owner who gives others that, and the packs so far, need not do so again for each new pack.
     private func permissions(of path: String) throws(FileError) -> mode_t {
-        guard path.hasPrefix("\(PackName.directory)/"),
+        guard path.hasPrefix("\(PackName.directory)/") || path == StoreHead.newPath,
             let status = try rootDirectory("open").status(of: PosixFiles.envelopeName)
         else { return PosixFiles.ownerOnly }
         return PosixFiles.ownerOnly | status.st_mode & 0o044

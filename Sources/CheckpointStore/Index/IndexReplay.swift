@@ -6,11 +6,15 @@ import GuestModel
 //
 // The read mark lies behind the last publication whose transaction and all before it are indexed.
 // Adding the same publication twice changes nothing, so a mark that lags is harmless.
+//
+// What was acknowledged is known by the mark and by the head, whichever lies further on: packs that
+// end before it are damaged, and packs before it that are not there are missing.
 
 /// Brings the index up to what is published.
 package struct IndexReplay {
     private let reader: PackReader
     private let index: Index
+    private let head: StoreHead
     private var pending: [UInt64: TransactionFrames] = [:]
     private var highestTransaction: UInt64
     /// Packs of the records of transactions that nothing read so far published.
@@ -26,11 +30,14 @@ package struct IndexReplay {
     /// What was passed over.
     private(set) var damage: [Corruption] = []
 
+    /// Beside a writer it comes before the packs are listed, because it reads the head.
+    ///
     /// - Parameter toleratesDamage: true to read past damage and to collect it in `damage`. The
     ///   order of checkpoints may not be that of publication then, so the index must not be kept.
     package init(reader: PackReader, index: Index, toleratesDamage: Bool = false) throws {
         self.reader = reader
         self.index = index
+        head = try StoreHead(reader.files, reader.repository)
         series = MapSeriesReader(index: index, reader: reader)
         self.toleratesDamage = toleratesDamage
         highestTransaction = try index.highestTransaction()
@@ -59,21 +66,23 @@ package struct IndexReplay {
     /// Reads on from the read mark.
     package mutating func run(packs: [UInt32]) throws -> End {
         let mark = try index.readMark()
+        let acknowledged = max(mark, head.confirmed ?? mark)
         var last: (entry: PackIndex.Entry, pack: UInt32, scan: PackScan)?
         var abandoned: [UInt32] = []
         var whole = packs.filter { $0 >= mark.pack }
         var hollow: [UInt32] = []
-        while let newest = whole.last, newest > mark.pack,
+        while let newest = whole.last, newest > acknowledged.pack,
             try PackScan.isHollow(reader.files, pack: newest)
         {
             hollow.append(whole.removeLast())
         }
-        try dropForeign(&whole, mark)
-        try readAhead(whole, mark)
+        try dropForeign(&whole, acknowledged)
+        try readAhead(whole, acknowledged)
         whole.removeAll { pruned.contains($0) }
-        try findMissing(packs, upTo: max(whole.last ?? 0, mark.namesBytes ? mark.pack : 0))
+        let newestKnown = acknowledged.namesBytes ? acknowledged.pack : 0
+        try findMissing(packs, upTo: max(whole.last ?? 0, newestKnown))
         for pack in whole {
-            guard let scan = try scan(pack, isNewest: pack == whole.last, mark: mark)
+            guard let scan = try scan(pack, isNewest: pack == whole.last, acknowledged)
             else { continue }
             var confirming: PackIndex.Entry?
             for entry in scan.entries {
@@ -113,11 +122,11 @@ package struct IndexReplay {
     ///
     /// What is gone for good reasons is not missed then, and what prune was about to remove is not
     /// indexed.
-    private mutating func readAhead(_ packs: [UInt32], _ mark: ReadMark) throws {
+    private mutating func readAhead(_ packs: [UInt32], _ acknowledged: ReadMark) throws {
         var isNewest = true
         var hasPruned = false
         for pack in packs.reversed() where !(hasPruned && pruned.contains(pack)) {
-            guard let scan = try scan(pack, isNewest: pack == packs.last, mark: mark)
+            guard let scan = try scan(pack, isNewest: pack == packs.last, acknowledged)
             else { continue }
             if isNewest { newest = (pack, scan) }
             isNewest = false
@@ -149,8 +158,10 @@ package struct IndexReplay {
 
     /// Looks at the newest packs' envelopes: a file that is no pack of this repository is named
     /// itself, and not the pack before it for not being sealed.
-    private mutating func dropForeign(_ packs: inout [UInt32], _ mark: ReadMark) throws {
-        while let newest = packs.last, newest > mark.pack {
+    private mutating func dropForeign(
+        _ packs: inout [UInt32], _ acknowledged: ReadMark
+    ) throws {
+        while let newest = packs.last, newest > acknowledged.pack {
             let known = damage.count
             try tolerating { replay throws in _ = try replay.reader.file(newest) }
             if damage.count == known { return }
@@ -170,12 +181,12 @@ package struct IndexReplay {
 
     /// What is in a pack; nil if it was damaged beyond reading, and that is tolerated.
     private mutating func scan(
-        _ pack: UInt32, isNewest: Bool, mark: ReadMark
+        _ pack: UInt32, isNewest: Bool, _ acknowledged: ReadMark
     ) throws -> PackScan? {
         if let newest, newest.pack == pack { return newest.scan }
         var scan: PackScan?
         try tolerating { replay throws in
-            scan = try replay.scanWhole(pack, isNewest: isNewest, mark: mark)
+            scan = try replay.scanWhole(pack, isNewest: isNewest, acknowledged)
         }
         if scan != nil { return scan }
         try tolerating { replay throws in
@@ -187,12 +198,14 @@ package struct IndexReplay {
     }
 
     /// What is in a pack; throws if anything acknowledged is damaged.
-    private func scanWhole(_ pack: UInt32, isNewest: Bool, mark: ReadMark) throws -> PackScan {
+    private func scanWhole(
+        _ pack: UInt32, isNewest: Bool, _ acknowledged: ReadMark
+    ) throws -> PackScan {
         let scan = try PackScan.scan(reader, pack: pack, isNewest: isNewest)
-        // The mark is an address: a sealed pack may have been rewritten shorter.
-        let acknowledged =
-            !scan.isSealed && mark.pack == pack && mark.offset > scan.validEnd
-        let isDamaged = scan.isCorrupted || acknowledged || (!scan.isSealed && !isNewest)
+        // It is an address: a sealed pack may have been rewritten shorter.
+        let isCut =
+            !scan.isSealed && acknowledged.pack == pack && acknowledged.offset > scan.validEnd
+        let isDamaged = scan.isCorrupted || isCut || (!scan.isSealed && !isNewest)
         if isDamaged {
             throw RepositoryError(
                 Corruption(

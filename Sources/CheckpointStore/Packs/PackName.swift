@@ -50,4 +50,9 @@ package enum PackName {
                 file: directory, offset: 0, object: "folder of packs",
                 reason: "it is missing, and all packs with it; restore it from a copy"))
     }
+
+    /// The highest number of a pack that is there; 0 if none is.
+    static func newest(_ files: any RepositoryFiles) throws(FileError) -> UInt32 {
+        try files.list(directory).compactMap { number($0) }.max() ?? 0
+    }
 }

@@ -9,6 +9,8 @@ import Glibc
 //     checkpoint exists. (If the store was moved meanwhile it is cut off, as after a failed sync.)
 //  4. A pack that has reached its size gets its index and footer and is synced, and only then is
 //     the next pack made, its envelope synced, and its name synced.
+//  5. The first time in each pack, and when a writer closes, the file `head` is told how far the
+//     packs are confirmed. It may lag, so nothing fails if that fails but the closing.
 //
 // While much is appended the system is asked, every 8 MiB, to begin writing it: otherwise all of a
 // burst waits for one sync, and so do a small checkpoint after it and the guest's own writes.
@@ -75,6 +77,7 @@ package final class PackWriter: Sendable {
         /// What ended the epoch before this one; each transaction of it is told the same.
         var lastFailure: FileError?
         var activeTransactions = 0
+        var head: StoreHead
 
         static func always(_ state: State) -> Bool { true }
 
@@ -135,19 +138,19 @@ package final class PackWriter: Sendable {
         self.repository = repository
         self.packByteCountMax = packByteCountMax
         var file: (any RepositoryFile)?
-        if scan != nil {
-            do {
-                file = try files.open(PackName.path(pack), .update)
-            } catch {
-                throw RepositoryError(error)
-            }
+        let head: StoreHead
+        do {
+            if scan != nil { file = try files.open(PackName.path(pack), .update) }
+            head = try StoreHead(files, repository)
+        } catch {
+            throw RepositoryError(error)
         }
         let end = scan?.validEnd ?? 0
         state = Monitor(
             State(
                 pack: pack, file: file, end: end, confirmed: end, writtenBack: end,
                 entries: scan?.entries ?? [], firstUnconfirmed: scan == nil ? pack : pack + 1,
-                highestMade: scan == nil ? pack - 1 : pack))
+                highestMade: scan == nil ? pack - 1 : pack, head: head))
     }
 
     /// Begins a transaction: repairs what a failure left.
@@ -225,8 +228,8 @@ package final class PackWriter: Sendable {
         return try finish(sync)
     }
 
-    /// States in the open pack that all of it is confirmed, so that later damage to its last
-    /// checkpoint is never taken for a crash.
+    /// States in the open pack, and in the head, that all of it is confirmed, so that later damage
+    /// to its last checkpoint, or its loss, is never taken for a crash.
     ///
     /// Called when a writer closes.
     package func mark() throws(RepositoryError) {
@@ -238,6 +241,16 @@ package final class PackWriter: Sendable {
             return try self.writeConfirming(.mark, payload: [], transaction: 0, &state)
         }
         if let sync { _ = try finish(sync) }
+        try locked { (state) throws(FileError) in
+            let end = RecordLocation(pack: state.pack, offset: state.confirmed)
+            guard end.namesBytes else { return }
+            do throws(FileError) {
+                try state.head.raise(to: end, self.files, self.repository)
+            } catch {
+                // What is forgotten on a full disk is forgotten; the head may lag.
+                if !error.isFull { throw error }
+            }
+        }
     }
 
     /// Ends writing; nothing is written or removed afterwards, whoever still has a transaction.
@@ -353,8 +366,15 @@ package final class PackWriter: Sendable {
             try sync.file.sync()
             try files.checkPlace(writing: PackName.path(sync.location.pack))
         }
-        state.change { state in
+        var head = state.read { $0.head }
+        if case .success = result, head.confirmed?.pack ?? 0 < sync.location.pack {
+            // One that lags harms nothing: the next confirming record, or closing, tries again.
+            let end = RecordLocation(pack: sync.location.pack, offset: sync.end)
+            try? head.raise(to: end, files, repository)
+        }
+        state.change { [head] state in
             state.isSyncing = false
+            state.head = head
             switch result {
             case .success:
                 // Whatever failed meanwhile came after it.

@@ -66,9 +66,10 @@ struct PackSalvage: Sendable {
     /// - Parameters:
     ///   - number: of the pack that it is, as `number(_:name:)` says.
     ///   - isNewest: true if no pack with a higher number is there.
-    ///   - mark: how far the index had read; nil if it cannot be asked.
+    ///   - acknowledged: how far the packs were confirmed; nil if nobody says so.
     init(
-        _ files: RepairFiles, name: String, number: UInt32, isNewest: Bool, mark: ReadMark?
+        _ files: RepairFiles, name: String, number: UInt32, isNewest: Bool,
+        acknowledged: RecordLocation?
     ) throws {
         self.name = name
         self.number = number
@@ -90,7 +91,7 @@ struct PackSalvage: Sendable {
             refusal = try PackSalvage.sentence(error, head, path)
         }
         if number != PackName.number(name) { kind = .misplaced }
-        try read(file, refusal, isNewest: isNewest, mark: mark)
+        try read(file, refusal, isNewest: isNewest, acknowledged: acknowledged)
     }
 
     /// The number of the pack that a file is: as its envelope says, or else its footer, or else the
@@ -165,11 +166,12 @@ struct PackSalvage: Sendable {
     }
 
     private mutating func read(
-        _ file: any RepositoryFile, _ refusal: String?, isNewest: Bool, mark: ReadMark?
+        _ file: any RepositoryFile, _ refusal: String?, isNewest: Bool,
+        acknowledged: RecordLocation?
     ) throws {
         if let refusal {
             let head = try file.readBytes(Envelope.byteCount, at: 0)
-            let mayBeHollow = mark.map { number > $0.pack || !$0.namesRecords } ?? true
+            let mayBeHollow = acknowledged.map { number > $0.pack || !$0.namesRecords } ?? true
             if isNewest, Envelope.isTorn(head, kind: .pack), mayBeHollow, case .pack = kind {
                 kind = .hollow
                 return
@@ -184,10 +186,12 @@ struct PackSalvage: Sendable {
             kind = .foreign(envelopeProblem ?? "")
             return
         }
-        // A pack that the index had read past was sealed, and the newest one is lost.
-        guard isNewest, !isRewritten, mark.map({ $0.pack <= number }) ?? true else { return }
+        // If a later pack was confirmed, this one was sealed, and the newest one is lost.
+        guard isNewest, !isRewritten, acknowledged.map({ $0.pack <= number }) ?? true else {
+            return
+        }
         sealProblem = nil
-        let read = mark?.pack == number ? mark?.offset ?? 0 : 0
+        let read = acknowledged?.pack == number ? acknowledged?.offset ?? 0 : 0
         dropTorn(confirmed: try PackSalvage.confirmed(file, entries, read))
         let end = entries.last?.end ?? UInt32(Envelope.byteCount)
         if read > end, !hasSeal, damages.isEmpty {

@@ -3,10 +3,12 @@ import Glibc
 import GuestModel
 import SystemPackage
 
-/// What the index still knows and damaged packs do not say any more; nothing if it cannot be read.
+/// What the index and the head still know and damaged packs do not say any more.
 struct RepairHints: Sendable {
-    /// How far packs were read: what lies before it was acknowledged.
+    /// How far the index read the packs; nil if it cannot be read.
     private(set) var mark: ReadMark?
+    /// What the head says.
+    private(set) var head: StoreHead
     /// The manifests that it knows.
     private(set) var manifests: [CatalogEntry] = []
     private(set) var pruned = PrunedRecord()
@@ -20,6 +22,7 @@ struct RepairHints: Sendable {
     ///
     /// A disk that cannot be read is thrown, not taken for an index that is not there.
     init(_ files: RepairFiles, path: FilePath) throws(FileError) {
+        head = try StoreHead(files.files, files.repository)
         do throws(FileError) {
             guard try files.files.list(IndexMark.directory).contains("data.mdb"),
                 try !IndexMark.isForeign(files.files)
@@ -42,16 +45,23 @@ struct RepairHints: Sendable {
         } catch let error as LMDBError where error.code == ENOMEM {
             throw FileError(call: error.call, path: IndexMark.directory, errno: ENOMEM)
         } catch let error as FileError {
-            self = RepairHints(problem: RepositoryError(error).message)
+            self = RepairHints(head, problem: RepositoryError(error).message)
         } catch let error as LMDBError {
-            self = RepairHints(problem: "\(error.call): \(error.reason)")
+            self = RepairHints(head, problem: "\(error.call): \(error.reason)")
         } catch {
-            self = RepairHints(problem: "\(error)")
+            self = RepairHints(head, problem: "\(error)")
         }
     }
 
-    private init(problem: String) {
+    private init(_ head: StoreHead, problem: String) {
+        self.head = head
         self.problem = problem
+    }
+
+    /// What lies before it was acknowledged; nil if nobody says so.
+    var acknowledged: RecordLocation? {
+        guard let mark, let confirmed = head.confirmed else { return mark ?? head.confirmed }
+        return max(mark, confirmed)
     }
 
     /// Where pages lie that no whole page map says the place of.

@@ -236,6 +236,7 @@ struct RepairPlanner {
                     file: "repository", offset: 0, object: "envelope",
                     reason: "it cannot be read, and the packs say what it was"), nil, .rebuilt)
         }
+        if let corruption = survey.hints.head.corruption { note(corruption, nil, .rebuilt) }
         if let problem = survey.hints.problem {
             note(
                 Corruption(file: "index", offset: 0, object: "index", reason: problem), nil,

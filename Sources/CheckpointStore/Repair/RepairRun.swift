@@ -10,7 +10,8 @@ import GuestModel
 //   3. The index, which may be all that knows of a page until then, is emptied.
 //   4. Each pack that is written anew gets a second name in the folder `damaged`, which is synced;
 //      then the new one is written beside it, synced, and takes its place.
-//   5. The repository is opened, which makes the index, and verified.
+//   5. The head is removed. The repository is opened, which makes the index, and verified; when it
+//      is closed it has a head again.
 //
 // Until the last pack is written anew the repository is damaged, and the next repair does the rest.
 
@@ -36,6 +37,7 @@ extension RepairPlan {
             try run.moveFiles(movedFiles)
             try run.writeRecords()
             try run.rewritePacks(removing: removedPacks, progress)
+            try StoreHead.remove(preparation.files)
             let repository = try Repository.openRepaired(preparation)
             let report = try repository.verify()
             try repository.close()

@@ -123,7 +123,7 @@ struct RepairSurvey: Sendable {
         for file in numbered {
             let salvage = try PackSalvage(
                 files, name: file.name, number: file.number, isNewest: isNewest,
-                mark: hints.mark)
+                acknowledged: hints.acknowledged)
             switch salvage.kind {
             case .pack, .misplaced: isNewest = false
             case .foreign, .hollow: break
@@ -257,7 +257,9 @@ struct RepairSurvey: Sendable {
 
     private mutating func findMissing() {
         highestPack = packs.keys.max() ?? 0
-        if let mark = hints.mark, mark.namesRecords { highestPack = max(highestPack, mark.pack) }
+        if let end = hints.acknowledged, end.namesRecords {
+            highestPack = max(highestPack, end.pack)
+        }
         let named =
             members.flatMap { $0.checkpoint.manifest.mapParts + $0.checkpoint.manifest.stateParts }
             + hints.manifests.map(\.location)

@@ -47,8 +47,9 @@ extension Repository {
     private func look(
         _ depth: VerifyDepth, _ progress: (@Sendable (_ done: Int, _ total: Int) -> Void)?
     ) throws(RepositoryError) -> (report: VerifyReport, arePacksWhole: Bool) {
-        let mark = try acknowledgedEnd()
+        let head = try head()
         let packs = try PackName.list(reader.files)
+        let mark = try acknowledgedEnd(head)
         let (catalog, lease) = try leaseAll()
         defer { withExtendedLifetime(lease) {} }
         let forgotten = try withIndex { try $0.manifests() }.filter(\.isForgotten)
@@ -56,6 +57,7 @@ extension Repository {
             repository: self, depth: depth, mark: mark, progress: progress)
         do {
             for corruption in damage { verification.findings.note(corruption) }
+            head.corruption.map { verification.findings.note($0) }
             try verification.measure(packs)
             try verification.readPacks(packs)
             let pruned = try withIndex { try $0.pruned() }
@@ -75,13 +77,22 @@ extension Repository {
     /// Where what was acknowledged ends: all before it must be whole.
     ///
     /// The writer knows it. Who reads beside a writer has the index's read mark, which may lie a
-    /// few records before it.
-    private func acknowledgedEnd() throws(RepositoryError) -> RecordLocation {
-        let mark = try withCurrentIndex { try $0.readMark() }
+    /// few records before it, and the head.
+    private func acknowledgedEnd(_ head: StoreHead) throws(RepositoryError) -> RecordLocation {
+        let read = try withCurrentIndex { try $0.readMark() }
+        let mark = max(read, head.confirmed ?? read)
         guard isWritable else { return mark }
         let end = try openWriter().confirmedEnd
         // The next pack is not made yet.
         return end.offset == 0 ? mark : max(mark, end)
+    }
+
+    private func head() throws(RepositoryError) -> StoreHead {
+        do {
+            return try StoreHead(files, id)
+        } catch {
+            throw RepositoryError(error)
+        }
     }
 
     /// All checkpoints, and a lease of them.
