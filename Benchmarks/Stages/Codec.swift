@@ -39,7 +39,9 @@ public struct FrameCodec: ~Copyable {
                 blocks.ranges.append(
                     blocks.bytes.count..<blocks.bytes.count + Int(block.byteCount))
                 blocks.pageCounts.append(Int(block.pageCount))
-                blocks.bytes.append(contentsOf: records.storage[head..<head + Int(block.byteCount)])
+                records.withUnsafeBytes {
+                    blocks.bytes.append(contentsOf: $0[head..<head + Int(block.byteCount)])
+                }
             }
         }
         return blocks

@@ -46,7 +46,9 @@ struct Diff: ParsableCommand {
                         ("pagesDiffering", .integer(total)), ("ranges", .integer(ranges.count)),
                     ]).text)
             } else {
-                try Output.line("\(total) pages differ, in \(ranges.count) ranges")
+                let place = "in \(counted(ranges.count, "range"))"
+                try Output.line(
+                    "\(counted(total, "page")) \(total == 1 ? "differs" : "differ"), \(place)")
             }
         }
     }

@@ -11,7 +11,9 @@ struct Forget: ParsableCommand {
             months are those of UTC. A checkpoint whose time is in doubt, because a clock was \
             wrong, stays as long as a right clock could have had it stay, and is said; naming it \
             forgets it. All that go are forgotten at once, or none; every other one stays what it \
-            is.
+            is. Labels of forgotten checkpoints go with them: a label that an earlier one has too \
+            refers to that one again. 'forget STORE LABEL' forgets the checkpoint with the label; \
+            'varve label --remove' removes a label alone.
             """)
 
     @Argument(help: "The repository.")

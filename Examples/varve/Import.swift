@@ -125,8 +125,8 @@ struct Import: ParsableCommand {
     ) throws -> Checkpoint {
         if let byteCount = source.byteCount, byteCount % Page.byteCount != 0 {
             throw ToolError(
-                "\(source.name) has \(byteCount) bytes, which is no multiple of 4096; it is cut "
-                    + "short, or neither a raw memory image nor a stream of Xen")
+                "\(source.name) has \(counted(byteCount, "byte")), which is no multiple of 4096; "
+                    + "it is cut short, or neither a raw memory image nor a stream of Xen")
         }
         if let file = source.file {
             // The descriptor is the source's: closed too soon, it could be another file's.
@@ -175,7 +175,7 @@ struct Import: ParsableCommand {
 extension Checkpoint {
     /// `1a2b3c4d web: 10 of 100 pages changed, 1.5 KiB added`.
     var summaryLine: String {
-        "\(id.short) \(lineage): \(changedPageCount) of \(pageCount) pages changed, "
+        "\(id.short) \(lineage): \(changedPageCount) of \(counted(pageCount, "page")) changed, "
             + "\(Format.bytes(addedByteCount)) added"
     }
 }

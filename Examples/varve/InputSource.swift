@@ -17,21 +17,22 @@ final class InputSource {
     /// Bytes that were looked at before they were asked for.
     private var head: [UInt8] = []
 
-    /// Standard input.
-    init() {
+    /// Standard input; fails if the caller closed it.
+    init() throws {
         name = "standard input"
         descriptor = STDIN_FILENO
         file = nil
+        guard !Output.wasClosed(STDIN_FILENO) else {
+            throw ToolError("standard input is closed; lead a file or a pipe into it, or name one")
+        }
     }
 
     /// Opens a file or a pipe; '-' is standard input.
-    init(_ path: PathArgument) throws {
-        if path.isStandard {
-            name = "standard input"
-            descriptor = STDIN_FILENO
-            file = nil
-            return
-        }
+    convenience init(_ path: PathArgument) throws {
+        if path.isStandard { try self.init() } else { try self.init(opening: path) }
+    }
+
+    private init(opening path: PathArgument) throws {
         name = path.description
         descriptor = path.open(O_RDONLY)
         guard descriptor >= 0 else {
@@ -173,7 +174,8 @@ struct InputFile: ImageSource {
         }
         let now = end ?? Int(status.st_size)
         guard now == byteCount else {
-            throw ToolError("\(name) changed from \(byteCount) to \(now) bytes \(again)")
+            throw ToolError(
+                "\(name) changed from \(byteCount) to \(counted(now, "byte")) \(again)")
         }
         guard changeTime == InputFile.changeTime(status) else {
             throw ToolError("\(name) was written to \(again)")
@@ -181,7 +183,7 @@ struct InputFile: ImageSource {
     }
 }
 
-/// Ends a command that takes checkpoints at `^C` or SIGTERM, between two reads.
+/// Ends a command that takes checkpoints at `^C`, SIGTERM or SIGHUP, between two reads.
 enum Interruption {
     /// Thrown by `wait` when the user wants the command to end.
     struct Requested: Error {}
@@ -200,10 +202,17 @@ enum Interruption {
 
     /// How a command ends that was ended before its work was done.
     static var ending: ToolError.Kind {
-        signal.load(ordering: .relaxed) == SIGTERM ? .terminated : .interrupted
+        switch signal.load(ordering: .relaxed) {
+        case SIGTERM: .terminated
+        case SIGHUP: .hungUp
+        default: .interrupted
+        }
     }
 
-    /// From here on `^C` and SIGTERM are delivered only while `wait` waits, and end it.
+    /// What ends a command; SIGHUP does not if whoever started it had it ignored, as `nohup` does.
+    private static let numbers = [SIGINT, SIGTERM, SIGHUP]
+
+    /// From here on `^C`, SIGTERM and SIGHUP are delivered only while `wait` waits, and end it.
     ///
     /// Called before any thread is started: threads inherit the mask.
     static func arm() {
@@ -213,12 +222,15 @@ enum Interruption {
         action.__sigaction_handler.sa_handler = {
             Interruption.signal.store($0, ordering: .relaxed)
         }
-        sigaction(SIGINT, &action, nil)
-        sigaction(SIGTERM, &action, nil)
         var set = sigset_t()
         sigemptyset(&set)
-        sigaddset(&set, SIGINT)
-        sigaddset(&set, SIGTERM)
+        for number in numbers {
+            var before = sigaction()
+            sigaction(number, nil, &before)
+            if number == SIGHUP, before.isIgnored { continue }
+            sigaction(number, &action, nil)
+            sigaddset(&set, number)
+        }
         pthread_sigmask(SIG_BLOCK, &set, nil)
         isArmed.store(true, ordering: .relaxed)
     }
@@ -260,9 +272,16 @@ enum Interruption {
         guard isArmed.load(ordering: .relaxed) else { return }
         var pending = sigset_t()
         sigpending(&pending)
-        for number in [SIGINT, SIGTERM] where sigismember(&pending, number) == 1 {
+        for number in numbers where sigismember(&pending, number) == 1 {
             signal.store(number, ordering: .relaxed)
         }
         if isRequested { throw Requested() }
+    }
+}
+
+extension sigaction {
+    /// True if the signal is ignored.
+    fileprivate var isIgnored: Bool {
+        unsafeBitCast(__sigaction_handler, to: UInt.self) == unsafeBitCast(SIG_IGN, to: UInt.self)
     }
 }

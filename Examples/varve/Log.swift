@@ -49,7 +49,9 @@ struct Log: ParsableCommand {
                 since: since?.first, until: until?.last)
             let checkpoints = try repository.checkpoints(selection) { damage.append($0) }
             if let lineage, checkpoints.isEmpty, damage.isEmpty,
-                try !repository.lineages().contains(where: { $0.name == lineage })
+                try !repository.lineages().contains(where: {
+                    $0.name.utf8.elementsEqual(lineage.utf8)
+                })
             {
                 throw NewLineage.missing(lineage, in: repository, at: store)
             }

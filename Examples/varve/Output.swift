@@ -1,4 +1,5 @@
 import Glibc
+import Synchronization
 import Varve
 
 /// Standard output and standard error.
@@ -10,9 +11,18 @@ enum Output {
     static func occupyStandardDescriptors() {
         for descriptor in STDIN_FILENO...STDERR_FILENO
         where fcntl(descriptor, F_GETFD) < 0 && errno == EBADF {
+            closed.bitwiseOr(1 << descriptor, ordering: .relaxed)
             // The lowest free number is the one that is missing.
             _ = open("/dev/null", descriptor == STDIN_FILENO ? O_WRONLY : O_RDONLY)
         }
+    }
+
+    /// Standard descriptors that the caller closed, as bits.
+    private static let closed = Atomic<Int32>(0)
+
+    /// True if the caller had closed a standard descriptor.
+    static func wasClosed(_ descriptor: Int32) -> Bool {
+        closed.load(ordering: .relaxed) & 1 << descriptor != 0
     }
 
     /// Prints a line, escaped where it would not simply be shown; a closed pipe or a full disk is
@@ -59,7 +69,14 @@ enum Output {
             let (count, code) = writeOnce(rest, to: descriptor)
             if count < 0 {
                 if code == EINTR { continue }
-                throw ToolError("\(name) cannot be written: \(String(cString: strerror(code)))")
+                if code == EBADF, wasClosed(descriptor) {
+                    throw ToolError(
+                        "\(name) cannot be written, because it is closed; lead it to a file, or to "
+                            + "/dev/null")
+                }
+                throw ToolError(
+                    "\(name) cannot be written: \(String(cString: strerror(code)))",
+                    code == EPIPE && descriptor == STDOUT_FILENO ? .unread : .failed)
             }
             done += count
         }
@@ -87,11 +104,6 @@ enum Output {
     static func reason() -> String { String(cString: strerror(errno)) }
 }
 
-/// `1 place`, `2 places`.
-func counted(_ count: Int, _ noun: String) -> String {
-    "\(count) \(noun)\(count == 1 ? "" : "s")"
-}
-
 /// Values as people read them.
 enum Format {
     /// `1.5 MiB`.
@@ -103,7 +115,7 @@ enum Format {
             value /= 1024
             unit += 1
         }
-        return unit == 0 ? "\(count) bytes" : "\(decimal(value, 1)) \(units[unit])"
+        return unit == 0 ? counted(count, "byte") : "\(decimal(value, 1)) \(units[unit])"
     }
 
     /// A number with so many decimals.

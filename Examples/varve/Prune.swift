@@ -17,25 +17,22 @@ struct Prune: ParsableCommand {
     @Flag(help: "Say what would be done, and do nothing.")
     var dryRun = false
 
-    @Option(help: "Unused bytes that may stay, in percent of the repository's bytes.")
-    var maxUnused = 5.0
+    @Option(
+        help: ArgumentHelp(
+            "Unused bytes that may stay, in percent of the repository's bytes: 5 or 5%.",
+            valueName: "percent"))
+    var maxUnused = Allowance(percent: 5)
 
     @OptionGroup var lock: LockOptions
 
     @Flag(help: "Print it as a JSON object.")
     var json = false
 
-    func validate() throws {
-        guard maxUnused >= 0, maxUnused <= 100 else {
-            throw ValidationError("--max-unused is a percentage, 0 to 100")
-        }
-    }
-
     func run() throws {
         try reporting {
             let repository =
                 try dryRun ? Reading.open(store, isJSON: json) : lock.open(store)
-            var plan = try repository.planPrune(PruneOptions(unusedPercentMax: maxUnused))
+            var plan = try repository.planPrune(PruneOptions(unusedPercentMax: maxUnused.percent))
             if !dryRun {
                 let progress = Progress("packs pruned", isJSON: json)
                 plan = try plan.execute { progress.update($0, of: $1) }
@@ -90,4 +87,20 @@ struct Prune: ParsableCommand {
             "unused  \(Format.bytes(unusedAfter(plan))) left in sealed packs\(reason)",
         ]
     }
+}
+
+/// A share that may be none: `5`, `5%`, `0`.
+struct Allowance: ExpressibleByArgument, CustomStringConvertible {
+    let percent: Double
+
+    init(percent: Double) {
+        self.percent = percent
+    }
+
+    init?(argument: String) {
+        guard let value = Percentage.number(argument), value >= 0, value <= 100 else { return nil }
+        percent = value
+    }
+
+    var description: String { "\(percent)" }
 }

@@ -44,7 +44,7 @@ struct Receive: ParsableCommand {
             // Whatever is wrong with the repository is said before the sender suspends its guest.
             let repository = try lock.open(store)
             try send(MigrationHandshake.banner)
-            let source = InputSource()
+            let source = try InputSource()
             let taken = TakenCheckpoints(repository, isJSON: json, show)
             do {
                 var options = CaptureOptions()

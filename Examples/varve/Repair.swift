@@ -116,7 +116,8 @@ struct Repair: ParsableCommand {
             return "lost        \(loss.id.short)\(what ?? ""): \(reason(loss))"
         }
         if plan.isEmpty {
-            lines.append("nothing is damaged; all \(plan.wholeCheckpoints.count) checkpoints stay")
+            let whole = counted(plan.wholeCheckpoints.count, "checkpoint")
+            lines.append("nothing is damaged: \(whole) whole")
         } else {
             lines += [
                 "checkpoints  \(plan.wholeCheckpoints.count) stay, \(plan.losses.count) are lost",

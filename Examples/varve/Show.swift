@@ -52,7 +52,8 @@ struct Show: ParsableCommand {
             ],
             [
                 "changed",
-                "\(checkpoint.changedPageCount) pages, \(checkpoint.storedPageCount) stored",
+                "\(counted(checkpoint.changedPageCount, "page")), "
+                    + "\(checkpoint.storedPageCount) stored",
             ],
             [
                 "added",
@@ -66,7 +67,7 @@ struct Show: ParsableCommand {
         ]
         rows += GuestLines(state)?.rows ?? []
         for record in state.records {
-            rows.append(["state", "\(record.kind), \(record.bytes.count) bytes"])
+            rows.append(["state", "\(record.kind), \(counted(record.bytes.count, "byte"))"])
         }
         return rows.map { row in
             row[0] + String(repeating: " ", count: 16 - row[0].count) + row[1]

@@ -10,11 +10,14 @@ struct VarveCommand: ParsableCommand {
         abstract: "Keeps checkpoints of guests, and brings any of them back.",
         discussion: """
             CHECKPOINT is an id or the beginning of one, the name of a lineage (its newest \
-            checkpoint), NAME~3 (three before it), or a label.
+            checkpoint), NAME~3 (three before it; NAME~ is NAME~1), or a label. Names are compared \
+            byte for byte.
 
             Exit codes: 0 done; 1 failed; 2 wrong usage; 3 corruption found; 4 done, but the \
-            result could not be printed; 130 or 143 stopped by ^C or SIGTERM. With --json, results \
-            are one JSON object a line on standard output, and an error is one on standard error.
+            result could not be printed (commands that write, verify and repair); 129, 130 or 143 \
+            stopped by SIGHUP, ^C or SIGTERM; 141 whoever read the output has gone. With --json, \
+            results are one JSON object a line on standard output, and an error is one on standard \
+            error.
             """,
         version: "0.1.0",
         subcommands: [
@@ -28,7 +31,7 @@ struct VarveCommand: ParsableCommand {
 
     /// Parses, runs, and ends with one of the documented exit codes.
     static func main() {
-        // A reader that goes away is an error of `write`, not a death.
+        // A reader that goes away is an error of `write`, not a death: work is ended first.
         signal(SIGPIPE, SIG_IGN)
         Output.occupyStandardDescriptors()
         var isJSON = false
@@ -39,14 +42,24 @@ struct VarveCommand: ParsableCommand {
             try Arguments.checkText(arguments)
             try command.run()
         } catch let error as ToolError {
-            Failure.report(error, isJSON)
-            Glibc.exit(error.kind.exitCode)
+            end(error, isJSON)
         } catch let error as Arguments.NotText {
             Failure.report(ToolError(error.message, .usage), isJSON)
             Glibc.exit(ToolError.Kind.usage.exitCode)
         } catch {
             end(error, isJSON)
         }
+    }
+
+    /// Ends with a failure; as SIGPIPE does, without a word, if nobody reads what is printed.
+    private static func end(_ error: ToolError, _ isJSON: Bool) -> Never {
+        if error.kind == .unread {
+            signal(SIGPIPE, SIG_DFL)
+            raise(SIGPIPE)
+        } else {
+            Failure.report(error, isJSON)
+        }
+        Glibc.exit(error.kind.exitCode)
     }
 
     /// Ends with what the parser says: help and the version, or wrong usage.
@@ -66,8 +79,7 @@ struct VarveCommand: ParsableCommand {
             do {
                 try Output.line(String(line))
             } catch {
-                Failure.report(ToolError(error), isJSON)
-                Glibc.exit(ToolError.Kind.failed.exitCode)
+                end(ToolError(error), isJSON)
             }
         }
         Glibc.exit(isHelp ? 0 : ToolError.Kind.usage.exitCode)
@@ -83,6 +95,9 @@ struct ToolError: Error, CustomStringConvertible {
         case corrupted
         /// The work is done, and its result could not be printed.
         case unreported
+        /// Who read standard output has gone, and the command did nothing but print.
+        case unread
+        case hungUp
         case interrupted
         case terminated
 
@@ -93,6 +108,8 @@ struct ToolError: Error, CustomStringConvertible {
             case .usage: 2
             case .corrupted: 3
             case .unreported: 4
+            case .unread: 128 + SIGPIPE
+            case .hungUp: 128 + SIGHUP
             case .interrupted: 128 + SIGINT
             case .terminated: 128 + SIGTERM
             }

@@ -170,8 +170,12 @@ struct Percentage: ExpressibleByArgument {
     let percent: Double
 
     init?(argument: String) {
-        let digits = argument.hasSuffix("%") ? String(argument.dropLast()) : argument
-        guard let value = Double(digits), value > 0, value <= 100 else { return nil }
+        guard let value = Percentage.number(argument), value > 0, value <= 100 else { return nil }
         percent = value
+    }
+
+    /// The number before a percent sign, which may be left out.
+    static func number(_ argument: String) -> Double? {
+        Double(argument.hasSuffix("%") ? String(argument.dropLast()) : argument)
     }
 }

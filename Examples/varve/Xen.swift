@@ -165,7 +165,7 @@ struct XenRevert: ParsableCommand {
                 try Output.line(
                     json
                         ? JSON.object(fields).text
-                        : what + ": \(result.writtenPageCount) pages written, held for "
+                        : what + ": \(counted(result.writtenPageCount, "page")) written, held for "
                             + Format.milliseconds(result.pause))
             }
         }

@@ -250,8 +250,8 @@ extension RetentionReport {
     /// One line on standard error.
     func show() {
         Output.standardError(
-            "varve: \(forgottenCount) checkpoints forgotten by --keep rules, "
-                + "\(Format.bytes(freedByteCount)) freed by \(pruneCount) prunes")
+            "varve: \(counted(forgottenCount, "checkpoint")) forgotten by --keep rules, "
+                + "\(Format.bytes(freedByteCount)) freed by \(counted(pruneCount, "prune"))")
         if let first = inDoubt.first {
             Output.standardError(
                 "varve: \(counted(inDoubt.count, "checkpoint")) kept because the time is in doubt: "
@@ -260,7 +260,8 @@ extension RetentionReport {
         }
         if let lastFailure {
             Output.standardError(
-                "varve: \(failureCount) thinnings failed, the last one so: \(lastFailure.message)")
+                "varve: \(counted(failureCount, "thinning")) failed, the last one so: "
+                    + lastFailure.message)
         }
     }
 }
@@ -332,7 +333,7 @@ final class CheckpointReport {
         guard !stills.isEmpty else { return }
         let seconds = Double((ContinuousClock.now - start).microseconds) / 1e6
         Output.standardError(
-            "varve: \(stills.count) checkpoints in \(Format.decimal(seconds, 1)) s, "
+            "varve: \(counted(stills.count, "checkpoint")) in \(Format.decimal(seconds, 1)) s, "
                 + "\(Format.bytes(addedByteCount)) added; still p50 \(middle(stills)), max "
                 + "\(Format.milliseconds(stills.max() ?? .zero)); suspend p50 \(middle(requests)), "
                 + "max \(Format.milliseconds(requests.max() ?? .zero))")

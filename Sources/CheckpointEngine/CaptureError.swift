@@ -61,9 +61,10 @@ public struct CaptureError: Error, Sendable {
     init(_ audit: CaptureAudit) {
         code = .auditMissed
         message =
-            "the dirty log missed \(audit.missedPageCount) of \(audit.sampledPageCount) pages that "
-            + "it called clean; nothing was published and the next capture compares every page; "
-            + "checkpoints since the last one that did may lack pages"
+            "the dirty log missed \(audit.missedPageCount) of "
+            + "\(counted(audit.sampledPageCount, "page")) that it called clean; nothing was "
+            + "published and the next capture compares every page; checkpoints "
+            + "since the last one that did may lack pages"
         guestError = nil
         repositoryError = nil
         self.audit = audit

@@ -131,8 +131,8 @@ extension Repository {
             guard let before = try before(checkpoint) else {
                 throw RepositoryError(
                     .unknownName,
-                    "'\(name)' goes back \(steps) checkpoints and '\(base)' has \(step) before it; "
-                        + "'varve log' lists them")
+                    "'\(name)' goes back \(counted(steps, "checkpoint")) and '\(base)' has "
+                        + "\(step) before it; 'varve log' lists them")
             }
             checkpoint = before
         }

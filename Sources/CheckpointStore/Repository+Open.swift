@@ -356,7 +356,7 @@ extension Repository {
         var offset = range.lowerBound
         while offset < range.upperBound {
             let count = Int(min(1 << 20, range.upperBound - offset))
-            let bytes = try file.readBytes(count, at: offset)
+            let bytes = try file.readPages(count, at: offset)
             guard bytes.count == count else {
                 throw FileError(call: "pread", path: PackName.path(pack), errno: EIO)
             }

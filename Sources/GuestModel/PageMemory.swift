@@ -2,7 +2,9 @@ import Glibc
 
 /// Memory for what guests' pages hold, which is left out of this process's core dumps.
 ///
-/// For buffers: they hold other people's memory, and a dump is often sent to somebody.
+/// For buffers: they hold other people's memory, and a dump is often sent to somebody. Only
+/// mappings of its own are advised of: a piece of another one that was would be a mapping more, and
+/// the kernel allows a process some 65,000.
 package enum PageMemory {
     /// Reserves memory, whole pages of it, zeroed; traps if there is none.
     ///
@@ -31,18 +33,6 @@ package enum PageMemory {
     /// Gives memory back that `allocate` reserved.
     package static func deallocate(_ memory: UnsafeMutableRawBufferPointer) {
         munmap(memory.baseAddress, roundedUp(memory.count))
-    }
-
-    /// Leaves memory of any origin out, and what else lies on its first and last page.
-    ///
-    /// For arrays, which the runtime allocates. Until their memory goes back to the kernel whatever
-    /// lies there later is left out too: a dump shows less, never more.
-    package static func hide(_ bytes: UnsafeRawBufferPointer) {
-        guard let base = bytes.baseAddress, !bytes.isEmpty else { return }
-        let start = UInt(bitPattern: base) & ~UInt(pageByteCount - 1)
-        let end = UInt(bitPattern: base) + UInt(bytes.count)
-        _ = madvise(
-            UnsafeMutableRawPointer(bitPattern: start), roundedUp(Int(end - start)), MADV_DONTDUMP)
     }
 
     private static let pageByteCount = Int(sysconf(Int32(_SC_PAGESIZE)))

@@ -50,12 +50,12 @@ import VarveTestSupport
         let ring = try StagingRing(byteCount: 8 << 20)
         let slot = ring.take()
         try expectHidden(UnsafeRawBufferPointer(slot.bytes), "the staging ring")
-        let plain = [UInt8](repeating: 1, count: 1 << 20)
-        try plain.withUnsafeBytes { bytes in
-            // Whether it was before depends on what the memory was used for last.
-            PageMemory.hide(bytes)
-            try expectHidden(bytes, "an array")
+        let read = PageBytes(byteCount: 10_000) { room in
+            room.initializeMemory(as: UInt8.self, repeating: 7)
+            return 9_000
         }
+        #expect(read.count == 9_000 && read[100..<200].allSatisfy { $0 == 7 })
+        try read[1_000..<9_000].withUnsafeBytes { try expectHidden($0, "bytes that were read") }
     }
 
     @Test func recordsOfPagesAreHidden() throws {
@@ -72,7 +72,7 @@ import VarveTestSupport
                         transaction: 1, compressor: compressor, to: &records)
                 }
             }
-            try records.storage.withUnsafeBytes { try expectHidden($0, "records at \(level)") }
+            try records.withUnsafeBytes { try expectHidden($0, "records at \(level)") }
         }
     }
 }

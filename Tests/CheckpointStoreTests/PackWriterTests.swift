@@ -30,7 +30,10 @@ import VarveTestSupport
                 let range = records.append(.mapPart, transaction: number, payload: payload)
                 let record = PendingRecord(range: range, type: .mapPart, transaction: number)
                 do throws(RepositoryError) {
-                    let places = try writer.append([record], of: records.storage, epoch: epoch)
+                    let places = try records.withUnsafeBytes {
+                        (bytes) throws(RepositoryError) -> [RecordLocation] in
+                        try writer.append([record], of: bytes, epoch: epoch)
+                    }
                     _ = try writer.publish([1, 2, 3], transaction: number, epoch: epoch)
                     published.withLock { $0.append((places[0], payload)) }
                     writer.end(wasPublished: true)

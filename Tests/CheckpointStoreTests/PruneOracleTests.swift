@@ -189,9 +189,9 @@ private struct PruneWorld {
                 compressor: Compressor(level: .standard), to: &records)
         }
         let pending = PendingRecord(
-            range: 0..<records.bytes.count, type: .pageFrame, transaction: transaction.number,
+            range: 0..<records.count, type: .pageFrame, transaction: transaction.number,
             frame: table)
-        try transaction.append([pending], of: records.bytes)
+        try records.withUnsafeBytes { try transaction.append([pending], of: $0) }
         // What is captured beside keeps it from being cut off.
         try capture()
         transaction.abandon()

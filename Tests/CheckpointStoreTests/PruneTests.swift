@@ -234,9 +234,9 @@ import VarveTestSupport
                     compressor: compressor, to: &records)
             }
             let pending = PendingRecord(
-                range: 0..<records.bytes.count, type: .pageFrame, transaction: other.number,
+                range: 0..<records.count, type: .pageFrame, transaction: other.number,
                 frame: table)
-            try other.append([pending], of: records.bytes)
+            try records.withUnsafeBytes { try other.append([pending], of: $0) }
         }
         // Of a transaction under way nothing goes.
         #expect(try repository.planPrune().unusedByteCount < 1000)

@@ -1,5 +1,6 @@
 import CheckpointFormat
 import Foundation
+import GuestModel
 import SystemPackage
 import Testing
 import VarveTestSupport
@@ -25,7 +26,7 @@ import VarveTestSupport
         while offset < size {
             do {
                 let (header, bytes) = try PackReader.readRecord(file, at: UInt32(offset))
-                records.append(bytes)
+                records.append(bytes.withUnsafeBytes { Array($0) })
                 offset += UInt64(header.recordByteCount)
             } catch let error as FormatError {
                 return (records, error.reason)

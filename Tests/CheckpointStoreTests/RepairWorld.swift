@@ -133,9 +133,9 @@ final class RepairWorld {
                     transaction: transaction.number, compressor: compressor, to: &records)
             }
             let pending = PendingRecord(
-                range: 0..<records.bytes.count, type: .pageFrame,
+                range: 0..<records.count, type: .pageFrame,
                 transaction: transaction.number, frame: table)
-            try transaction.append([pending], of: records.bytes)
+            try records.withUnsafeBytes { try transaction.append([pending], of: $0) }
             draft.recordStored([(PageRange(first: PageFrameNumber(frame), count: 1), ordinal)])
         }
         let prepared = try transaction.prepare(

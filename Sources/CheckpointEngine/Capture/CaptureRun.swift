@@ -116,7 +116,7 @@ struct CaptureRun {
     private func ringTooSmall(_ set: DirtyBitmap) -> CaptureError {
         CaptureError(
             .ringTooSmall,
-            "\(set.count) pages are dirty in the pause and the staging ring holds "
+            "\(counted(set.count, "page")) dirty in the pause, and the staging ring holds "
                 + "\(session.pipeline.ring.pageCount); give the session a larger ringByteCount")
     }
 

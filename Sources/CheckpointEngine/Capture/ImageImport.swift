@@ -159,7 +159,8 @@ public enum ImageImport {
         guard byteCount % Page.byteCount == 0 else {
             throw CaptureError(
                 .sizeMismatch,
-                "the image has \(byteCount) bytes, which is no multiple of \(Page.byteCount); it "
+                "the image has \(counted(byteCount, "byte")), which is no multiple of "
+                    + "\(Page.byteCount); it "
                     + "is cut short or no raw memory image")
         }
     }

@@ -120,7 +120,9 @@ struct BatchEncoder: ~Copyable {
                 blockPages = 0
             }
         }
-        try transaction.append(pending, of: records.storage)
+        try records.withUnsafeBytes { (bytes) throws(RepositoryError) in
+            try transaction.append(pending, of: bytes)
+        }
         draft.recordStored(stored)
     }
 

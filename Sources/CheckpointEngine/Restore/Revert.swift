@@ -216,7 +216,7 @@ private struct RevertRun {
             session.state.mergeBack(DirtyBitmap(), comparesAll: true)
             throw CaptureError(
                 .guest,
-                "the revert to \(target.id.short) failed after \(written) pages were written "
+                "the revert to \(target.id.short) failed after writing \(counted(written, "page")) "
                     + "(\(error)); the guest runs with part of them: revert again or restore it")
         }
         return written

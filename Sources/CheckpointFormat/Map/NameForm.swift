@@ -24,6 +24,18 @@ package enum NameForm {
         }
     }
 
+    /// True if two names are one.
+    ///
+    /// Byte for byte, as in the packs and the keys of the index. Swift's `==` takes two spellings
+    /// of one letter for the same (A with a ring, and the sign of the angstrom): two names here.
+    package static func areSame(_ first: String?, _ second: String?) -> Bool {
+        switch (first, second) {
+        case (let first?, let second?): first.utf8.elementsEqual(second.utf8)
+        case (nil, nil): true
+        default: false
+        }
+    }
+
     /// True if a record can have it for a name.
     ///
     /// As `isName`, but it asks of letters beyond ASCII only that they are shown as they are: which

@@ -148,61 +148,78 @@ package struct RecordHeader: Hashable, Sendable {
 }
 
 /// Builds records, one after the other, in one buffer.
+///
+/// From the first page frame on the buffer is in `PageMemory`.
 package struct RecordWriter {
-    /// The records so far, whole and checksummed, and behind `count` anything.
+    /// Whole and checksummed records, and behind `count` anything.
     ///
     /// Nothing is cleared that records are written over: that takes half as long as to copy a page.
-    package private(set) var storage: [UInt8] = []
+    private var room = RecordRoom(byteCount: 0, isHidden: false)
     /// Bytes of the records so far.
     package private(set) var count = 0
 
     /// A copy of the records so far.
-    package var bytes: [UInt8] { Array(storage[..<count]) }
+    package var bytes: [UInt8] { withUnsafeBytes { Array($0) } }
 
     package init() {}
+
+    /// Runs `body` with the records so far.
+    package func withUnsafeBytes<T, E: Error>(
+        _ body: (UnsafeRawBufferPointer) throws(E) -> T
+    ) throws(E) -> T {
+        defer { withExtendedLifetime(room) {} }
+        return try body(UnsafeRawBufferPointer(rebasing: room.bytes[..<count]))
+    }
 
     /// Empties the buffer and keeps its storage.
     package mutating func removeAll() {
         count = 0
     }
 
+    /// Sees to it that this one alone has a buffer of so many bytes.
+    private mutating func reserve(_ byteCount: Int, isHidden: Bool) {
+        let isHidden = isHidden || room.isHidden
+        if isKnownUniquelyReferenced(&room), room.bytes.count >= byteCount,
+            room.isHidden == isHidden
+        {
+            return
+        }
+        let larger = RecordRoom(
+            byteCount: max(byteCount, room.bytes.count * 2), isHidden: isHidden)
+        larger.bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: room.bytes[..<count]))
+        room = larger
+    }
+
     /// Appends one record whose payload `body` writes, at most `limit` bytes long.
     ///
-    /// - Returns: the record's bytes within `storage`.
+    /// - Returns: the record's bytes within the buffer.
     @discardableResult
     package mutating func append(
         _ type: RecordType, transaction: UInt64, confirmed: UInt32 = 0, address: UInt32 = 0,
         limit: Int, _ body: (UnsafeMutableRawBufferPointer) -> Int
     ) -> Range<Int> {
         let start = count
-        let room = RecordHeader.recordByteCount(payload: limit)
-        if storage.count < start + room {
-            let missing = start + room - storage.count
-            storage.append(contentsOf: repeatElement(0, count: missing))
-            if type == .pageFrame { storage.withUnsafeBytes { PageMemory.hide($0) } }
-        }
-        let total = storage.withUnsafeMutableBytes { buffer in
-            let record = UnsafeMutableRawBufferPointer(
-                rebasing: buffer[start..<start + room])
-            let count = body(
-                UnsafeMutableRawBufferPointer(rebasing: record[RecordHeader.byteCount...]))
-            precondition(count <= limit && count <= RecordHeader.payloadLimit, "payload too long")
-            let total = RecordHeader.recordByteCount(payload: count)
-            for index in RecordHeader.byteCount + count..<total { record[index] = 0 }
-            record.storeBytes(of: RecordHeader.magic.littleEndian, as: UInt32.self)
-            let kind = UInt32(type.rawValue).littleEndian
-            record.storeBytes(of: kind, toByteOffset: 4, as: UInt32.self)
-            record.storeBytes(of: UInt32(count).littleEndian, toByteOffset: 8, as: UInt32.self)
-            record.storeBytes(of: confirmed.littleEndian, toByteOffset: 12, as: UInt32.self)
-            record.storeBytes(of: transaction.littleEndian, toByteOffset: 16, as: UInt64.self)
-            record.storeBytes(of: address.littleEndian, toByteOffset: 24, as: UInt32.self)
-            let whole = UnsafeRawBufferPointer(rebasing: record[..<total])
-            let head = Checksum.crc32c(UnsafeRawBufferPointer(rebasing: whole[..<28]))
-            let rest = UnsafeRawBufferPointer(rebasing: whole[RecordHeader.byteCount...])
-            let checksum = Checksum.crc32c(rest, continuing: head)
-            record.storeBytes(of: checksum.littleEndian, toByteOffset: 28, as: UInt32.self)
-            return total
-        }
+        let limitEnd = start + RecordHeader.recordByteCount(payload: limit)
+        reserve(limitEnd, isHidden: type == .pageFrame)
+        let record = UnsafeMutableRawBufferPointer(rebasing: room.bytes[start..<limitEnd])
+        let payloadCount = body(
+            UnsafeMutableRawBufferPointer(rebasing: record[RecordHeader.byteCount...]))
+        precondition(
+            payloadCount <= limit && payloadCount <= RecordHeader.payloadLimit, "payload too long")
+        let total = RecordHeader.recordByteCount(payload: payloadCount)
+        for index in RecordHeader.byteCount + payloadCount..<total { record[index] = 0 }
+        record.storeBytes(of: RecordHeader.magic.littleEndian, as: UInt32.self)
+        let kind = UInt32(type.rawValue).littleEndian
+        record.storeBytes(of: kind, toByteOffset: 4, as: UInt32.self)
+        record.storeBytes(of: UInt32(payloadCount).littleEndian, toByteOffset: 8, as: UInt32.self)
+        record.storeBytes(of: confirmed.littleEndian, toByteOffset: 12, as: UInt32.self)
+        record.storeBytes(of: transaction.littleEndian, toByteOffset: 16, as: UInt64.self)
+        record.storeBytes(of: address.littleEndian, toByteOffset: 24, as: UInt32.self)
+        let whole = UnsafeRawBufferPointer(rebasing: record[..<total])
+        let head = Checksum.crc32c(UnsafeRawBufferPointer(rebasing: whole[..<28]))
+        let rest = UnsafeRawBufferPointer(rebasing: whole[RecordHeader.byteCount...])
+        let checksum = Checksum.crc32c(rest, continuing: head)
+        record.storeBytes(of: checksum.littleEndian, toByteOffset: 28, as: UInt32.self)
         count = start + total
         return start..<count
     }
@@ -220,5 +237,24 @@ package struct RecordWriter {
             $0.copyBytes(from: payload)
             return payload.count
         }
+    }
+}
+
+/// The memory of a writer of records.
+private final class RecordRoom: @unchecked Sendable {
+    // Unchecked: one writer alone changes it, which makes a copy if there are two.
+    let bytes: UnsafeMutableRawBufferPointer
+    let isHidden: Bool
+
+    init(byteCount: Int, isHidden: Bool) {
+        self.isHidden = isHidden
+        bytes =
+            isHidden
+            ? PageMemory.allocate(byteCount: byteCount)
+            : UnsafeMutableRawBufferPointer.allocate(byteCount: byteCount, alignment: 8)
+    }
+
+    deinit {
+        if isHidden { PageMemory.deallocate(bytes) } else { bytes.deallocate() }
     }
 }

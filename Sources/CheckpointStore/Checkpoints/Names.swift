@@ -9,8 +9,15 @@ package enum Names {
             throw RepositoryError(
                 .invalidName,
                 "'\(PrintableText.escape(name))' cannot be a \(kind); use 1 to 255 letters, digits "
-                    + "and . _ - : @ +, not beginning with -")
+                    + "and . _ - : @ +, not beginning with -\(hasMark(name) ? markHint : "")")
         }
+    }
+
+    private static let markHint = "; an accent is part of its letter (NFC), and no mark of its own"
+
+    /// True if a character of it is a mark that combines with the one before.
+    private static func hasMark(_ name: String) -> Bool {
+        name.unicodeScalars.contains { $0.properties.canonicalCombiningClass != .notReordered }
     }
 
     /// Fails if a new name would look like an id.
@@ -30,7 +37,7 @@ package enum Names {
         let wanted = Array(name.lowercased().unicodeScalars)
         let limit = min(3, max(1, wanted.count / 3))
         var best: (name: String, distance: Int)?
-        for candidate in names where candidate != name {
+        for candidate in names where !NameForm.areSame(candidate, name) {
             let scalars = Array(candidate.lowercased().unicodeScalars)
             guard abs(scalars.count - wanted.count) <= limit else { continue }
             let distance = Names.distance(wanted, scalars)
@@ -81,7 +88,7 @@ extension Repository {
         }
         guard let label else { return }
         let isLineage = try newest(ofLineage: label) != nil
-        if isLineage || label == lineage {
+        if isLineage || NameForm.areSame(label, lineage) {
             throw RepositoryError(
                 .invalidName,
                 "'\(label)' is the name of a lineage, so it cannot be a label; choose another")
@@ -90,7 +97,7 @@ extension Repository {
             return try Names.checkNew(label, kind: "label")
         }
         let other = try checkpoint(id: id)
-        guard other.lineage == lineage else {
+        guard NameForm.areSame(other.lineage, lineage) else {
             throw RepositoryError(
                 .invalidName,
                 "'\(label)' is the label of checkpoint \(id.short) of lineage '\(other.lineage)'; "

@@ -46,6 +46,14 @@ extension RepositoryError {
             return
         }
         let reason = String(cString: strerror(error.errno))
+        if error.call == FileError.makingTemporary {
+            self.init(
+                error.isFull ? .noSpace : .callFailed,
+                "no temporary directory can be made in \(error.path) (\(reason)); set TMPDIR to a "
+                    + "directory that can be written to, with room for an index",
+                errno: error.errno)
+            return
+        }
         switch error.errno {
         case ENOSPC, EDQUOT:
             self.init(
@@ -123,6 +131,9 @@ extension FileError {
         }
     }
 
+    /// The call that makes a temporary directory.
+    static let makingTemporary = "mkdtemp"
+
     /// True if the mount, the permissions or the owner forbid it.
     package var isForbidden: Bool { [EROFS, EACCES, EPERM].contains(errno) }
 
@@ -136,5 +147,10 @@ extension FileError {
     package var isFull: Bool { [ENOSPC, EDQUOT].contains(errno) }
 
     /// True if the file or a directory on its path does not exist.
-    package var isMissing: Bool { finding == nil && (errno == ENOENT || errno == ENOTDIR) }
+    ///
+    /// That of a temporary directory is another matter: it is no part of a store.
+    package var isMissing: Bool {
+        finding == nil && call != FileError.makingTemporary
+            && (errno == ENOENT || errno == ENOTDIR)
+    }
 }

@@ -9,7 +9,7 @@ struct NamelessDirectory: ~Copyable {
     init() throws(FileError) {
         let parent = system_environment("TMPDIR") ?? "/tmp"
         guard let path = system_mkdtemp(parent + "/varve-") else {
-            throw FileError(call: "mkdtemp", path: parent, errno: errno)
+            throw FileError(call: FileError.makingTemporary, path: parent, errno: errno)
         }
         self.path = path
     }

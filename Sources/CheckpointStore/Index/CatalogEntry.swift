@@ -101,8 +101,9 @@ package struct CatalogEntry: Hashable, Sendable {
     func agrees(with manifest: Manifest) -> Bool {
         timeNanoseconds == manifest.timeNanoseconds && pageCount == manifest.pageCount
             && zeroPageCount == manifest.zeroPageCount
-            && changedPageCount == manifest.changedPageCount && lineage == manifest.lineage
-            && (labelPack != 0 || label == manifest.label)
+            && changedPageCount == manifest.changedPageCount
+            && NameForm.areSame(lineage, manifest.lineage)
+            && (labelPack != 0 || NameForm.areSame(label, manifest.label))
     }
 }
 

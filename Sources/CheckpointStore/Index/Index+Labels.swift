@@ -29,7 +29,7 @@ extension Index {
         guard let entry = try entry(CheckpointID(change.id)), !entry.isForgotten else {
             return false
         }
-        return entry.labelPack > 0 && entry.label == change.label
+        return entry.labelPack > 0 && NameForm.areSame(entry.label, change.label)
     }
 
     /// The checkpoints with a label that were published after one, the newest first; stops at

@@ -47,7 +47,7 @@ extension Index {
             let id = try CheckpointID(indexed: value)
             let order = try Index.order(in: key.suffix(8))
             guard let entry = try entry(id, transaction), !entry.isForgotten,
-                entry.order == order, lineage == nil || entry.lineage == lineage
+                entry.order == order, lineage == nil || NameForm.areSame(entry.lineage, lineage)
             else { throw .damagedValue("list of checkpoints") }
             return try body(entry)
         }

@@ -25,7 +25,7 @@ extension Repository {
         let writer = try openWriter()
         let checkpoint = try checkpoint(id: id)
         let isCurrent = try currentLabel(of: checkpoint) == checkpoint.label
-        if label == checkpoint.label, isCurrent { return checkpoint }
+        if NameForm.areSame(label, checkpoint.label), isCurrent { return checkpoint }
         if let label { try checkNames(lineage: checkpoint.lineage, label: label) }
         var changes = [LabelsRecord.Change(id: id.digest, label: label ?? "")]
         for other in try later(than: id, with: label) {

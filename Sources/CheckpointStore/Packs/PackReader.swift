@@ -1,5 +1,5 @@
 package import CheckpointFormat
-import GuestModel
+package import GuestModel
 import Synchronization
 
 /// Reads records and blocks of packs, and checks each before it hands it on.
@@ -134,13 +134,14 @@ package final class PackReader: Sendable {
     /// Throws `FormatError` or `FileError`.
     package static func readRecord(
         _ file: any RepositoryFile, at offset: UInt32
-    ) throws -> (header: RecordHeader, bytes: [UInt8]) {
+    ) throws -> (header: RecordHeader, bytes: PageBytes) {
         let head = try file.readBytes(RecordHeader.byteCount, at: UInt64(offset))
         guard head.count == RecordHeader.byteCount else {
             throw FormatError(offset: 0, reason: "the pack ends within it")
         }
         let header = try head.withUnsafeBytes { try RecordHeader($0) }
-        let bytes = try file.readBytes(header.recordByteCount, at: UInt64(offset))
+        let bytes = try file.readPages(
+            header.recordByteCount, at: UInt64(offset), isHidden: header.type == .pageFrame)
         guard bytes.count == header.recordByteCount else {
             throw FormatError(offset: 0, reason: "the pack ends within it")
         }
@@ -161,9 +162,23 @@ extension RepositoryFile {
             }
         }
         if let failure { throw failure }
-        // Large ones may hold pages, as they are or packed.
-        if count >= Page.byteCount { bytes.withUnsafeBytes { PageMemory.hide($0) } }
         return bytes
+    }
+
+    /// The same of what may be pages, as they are or packed.
+    ///
+    /// - Parameter isHidden: false if it is none.
+    package func readPages(
+        _ count: Int, at offset: UInt64, isHidden: Bool = true
+    ) throws(FileError) -> PageBytes {
+        try PageBytes(byteCount: count, isHidden: isHidden) { (room) throws(FileError) in
+            try read(into: room, at: offset)
+        }
+    }
+
+    /// Writes all of some bytes.
+    package func write(_ bytes: PageBytes, at offset: UInt64) throws(FileError) {
+        try bytes.withUnsafeBytes { (buffer) throws(FileError) in try write(buffer, at: offset) }
     }
 
     /// Writes all bytes of an array.

@@ -1,4 +1,5 @@
 import CheckpointFormat
+import GuestModel
 
 // Reading past damage, for readers: what is whole is shown, and what is not is named. A writer
 // never goes by it.
@@ -82,7 +83,7 @@ extension PackScan {
         var window = start
         let end = min(size, UInt64(UInt32.max))
         while window < end {
-            let bytes = try file.readBytes(windowByteCount, at: window)
+            let bytes = try file.readPages(windowByteCount, at: window)
             let places = bytes.withUnsafeBytes { bytes in
                 stride(from: 0, to: bytes.count - 3, by: 8).filter {
                     UInt32(littleEndian: bytes.loadUnaligned(fromByteOffset: $0, as: UInt32.self))

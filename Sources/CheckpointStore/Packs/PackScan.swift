@@ -1,4 +1,5 @@
 package import CheckpointFormat
+package import GuestModel
 
 // What is in a pack, read from its index if it is sealed and from its records otherwise.
 //
@@ -192,11 +193,10 @@ package struct PackScan: Sendable {
 
     /// One record as an entry of a pack's index.
     package static func entry(
-        _ header: RecordHeader, _ record: [UInt8], at offset: UInt32, isRewritten: Bool
+        _ header: RecordHeader, _ record: PageBytes, at offset: UInt32, isRewritten: Bool
     ) throws(FormatError) -> PackIndex.Entry {
-        try record.withUnsafeBufferPointer { (bytes) throws(FormatError) -> PackIndex.Entry in
-            try entry(
-                header, UnsafeRawBufferPointer(bytes), at: offset, isRewritten: isRewritten)
+        try record.withUnsafeBytes { (bytes) throws(FormatError) -> PackIndex.Entry in
+            try entry(header, bytes, at: offset, isRewritten: isRewritten)
         }
     }
 

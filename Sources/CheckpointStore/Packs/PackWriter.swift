@@ -199,7 +199,7 @@ package final class PackWriter: Sendable {
     ///
     /// - Returns: where each record lies.
     package func append(
-        _ records: [PendingRecord], of bytes: [UInt8], epoch: UInt64
+        _ records: [PendingRecord], of bytes: UnsafeRawBufferPointer, epoch: UInt64
     ) throws(RepositoryError) -> [RecordLocation] {
         guard let first = records.first, let last = records.last else { return [] }
         let size = last.range.upperBound - first.range.lowerBound
@@ -395,16 +395,13 @@ package final class PackWriter: Sendable {
     }
 
     private func write(
-        _ records: [PendingRecord], of bytes: [UInt8], _ state: inout State
+        _ records: [PendingRecord], of bytes: UnsafeRawBufferPointer, _ state: inout State
     ) throws(FileError) -> [RecordLocation] {
         guard let first = records.first, let last = records.last else { return [] }
         let span = first.range.lowerBound..<last.range.upperBound
         let file = try makeRoom(for: span.count, &state)
         let start = state.end
-        try bytes.withUnsafeBufferPointer { (buffer) throws(FileError) in
-            let slice = UnsafeRawBufferPointer(buffer)[span]
-            try file.write(UnsafeRawBufferPointer(rebasing: slice), at: UInt64(start))
-        }
+        try file.write(UnsafeRawBufferPointer(rebasing: bytes[span]), at: UInt64(start))
         var locations: [RecordLocation] = []
         locations.reserveCapacity(records.count)
         for record in records {
@@ -412,9 +409,8 @@ package final class PackWriter: Sendable {
                 record.range.lowerBound - span.lowerBound == Int(state.end - start),
                 "records follow each other without a gap")
             locations.append(RecordLocation(pack: state.pack, offset: state.end))
-            let payload = bytes.withUnsafeBytes {
-                $0.loadUnaligned(fromByteOffset: record.range.lowerBound + 8, as: UInt32.self)
-            }
+            let payload = bytes.loadUnaligned(
+                fromByteOffset: record.range.lowerBound + 8, as: UInt32.self)
             state.entries.append(
                 PackIndex.Entry(
                     type: record.type, offset: state.end,
@@ -437,7 +433,10 @@ package final class PackWriter: Sendable {
         let range = record.append(
             type, transaction: transaction, confirmed: state.confirmed, payload: payload)
         let pending = PendingRecord(range: range, type: type, transaction: transaction)
-        let locations = try write([pending], of: record.bytes, &state)
+        let locations = try record.withUnsafeBytes {
+            (bytes) throws(FileError) -> [RecordLocation] in
+            try write([pending], of: bytes, &state)
+        }
         guard let file = state.file else { preconditionFailure("a record was written to it") }
         state.isSyncing = true
         return Sync(file: file, location: locations[0], end: state.end)

@@ -1,4 +1,5 @@
 import CheckpointFormat
+import GuestModel
 
 /// What stays of a sealed pack when prune writes it anew.
 ///
@@ -122,14 +123,15 @@ extension PackCut {
                     try append(piece, of: pack, from: source, to: &records)
                 }
                 guard records.count >= PackCut.bufferByteCount else { continue }
-                try file.write(records.bytes, at: offset)
+                try records.withUnsafeBytes { try file.write($0, at: offset) }
                 offset += UInt64(records.count)
                 records.removeAll()
             }
             precondition(offset + UInt64(records.count) == UInt64(end), "sizes were exact")
             records.append(.packIndex, transaction: 0, payload: index.encoded)
             let footer = PackFooter(indexOffset: end, pack: UInt64(pack))
-            try file.write(records.bytes + footer.encoded, at: offset)
+            try records.withUnsafeBytes { try file.write($0, at: offset) }
+            try file.write(footer.encoded, at: offset + UInt64(records.count))
             try file.sync()
             try files.rename(PackName.newPath(pack), to: PackName.path(pack))
         } catch let error as RepositoryError {
@@ -145,7 +147,7 @@ extension PackCut {
         _ piece: Piece, of pack: UInt32, from source: any RepositoryFile,
         to records: inout RecordWriter
     ) throws {
-        let (header, record): (RecordHeader, [UInt8])
+        let (header, record): (RecordHeader, PageBytes)
         do {
             (header, record) = try PackReader.readRecord(source, at: piece.source.offset)
             guard header.type == piece.source.type,
@@ -168,8 +170,16 @@ extension PackCut {
         let skipped = frame.blocks[..<piece.blocks.lowerBound].reduce(0) { $0 + Int($1.byteCount) }
         let start = payload.startIndex + frame.headByteCount + skipped
         let count = table.payloadCount - table.headByteCount
+        let head = table.encodedHead
         records.append(
             .pageFrame, transaction: header.transaction, address: piece.entry.address,
-            payload: table.encodedHead + payload[start..<start + count])
+            limit: head.count + count
+        ) { room in
+            room.copyBytes(from: head)
+            payload[start..<start + count].withUnsafeBytes {
+                UnsafeMutableRawBufferPointer(rebasing: room[head.count...]).copyMemory(from: $0)
+            }
+            return head.count + count
+        }
     }
 }

@@ -1,4 +1,5 @@
 import CheckpointFormat
+import GuestModel
 
 // What is whole in the file of one pack, whatever happened to it.
 //
@@ -308,7 +309,7 @@ struct PackSalvage: Sendable {
         }
         var window = UInt64(start) + 8
         while window < byteCount {
-            let bytes = try file.readBytes(1 << 20, at: window)
+            let bytes = try file.readPages(1 << 20, at: window)
             let places = bytes.withUnsafeBytes { bytes in
                 stride(from: 0, to: bytes.count - 3, by: 8).filter {
                     UInt32(littleEndian: bytes.loadUnaligned(fromByteOffset: $0, as: UInt32.self))
@@ -327,7 +328,7 @@ struct PackSalvage: Sendable {
     private func damage(
         _ file: any RepositoryFile, _ range: Range<UInt64>, _ reason: String
     ) throws -> Damage {
-        let bytes = try file.readBytes(min(range.count, 1024), at: range.lowerBound)
+        let bytes = try file.readPages(min(range.count, 1024), at: range.lowerBound)
         let header = try? bytes.withUnsafeBytes { try RecordHeader($0) }
         var type = header?.type
         var entry: PackIndex.Entry?
@@ -378,7 +379,7 @@ struct PackSalvage: Sendable {
     ) throws -> Bool {
         var window = UInt64(Envelope.byteCount)
         while window + UInt64(RecordHeader.byteCount) <= byteCount {
-            let bytes = try file.readBytes((1 << 20) + RecordHeader.byteCount, at: window)
+            let bytes = try file.readPages((1 << 20) + RecordHeader.byteCount, at: window)
             for place in stride(from: 0, to: bytes.count - RecordHeader.byteCount + 1, by: 8) {
                 guard let offset = UInt32(exactly: window + UInt64(place)) else { return false }
                 let head = bytes[place..<place + RecordHeader.byteCount]

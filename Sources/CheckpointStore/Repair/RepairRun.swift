@@ -145,7 +145,7 @@ private struct RepairRun {
         let target = try files.open(newPath + ".new", .create)
         var offset: UInt64 = 0
         while true {
-            let bytes = try source.readBytes(1 << 20, at: offset)
+            let bytes = try source.readPages(1 << 20, at: offset)
             if bytes.isEmpty { break }
             try target.write(bytes, at: offset)
             offset += UInt64(bytes.count)
@@ -225,9 +225,9 @@ private struct RepairRun {
                 sources, firstOrdinal: UInt32(first), transaction: transaction,
                 compressor: compressor, to: &record)
             let pending = PendingRecord(
-                range: 0..<record.bytes.count, type: .pageFrame, transaction: transaction,
+                range: 0..<record.count, type: .pageFrame, transaction: transaction,
                 frame: table)
-            _ = try writer.append([pending], of: record.bytes, epoch: epoch)
+            _ = try record.withUnsafeBytes { try writer.append([pending], of: $0, epoch: epoch) }
         }
         return try describe(map, writer, epoch)
     }
@@ -259,7 +259,9 @@ private struct RepairRun {
             var record = RecordWriter()
             let range = record.append(type, transaction: transaction, payload: payload)
             let pending = PendingRecord(range: range, type: type, transaction: transaction)
-            return try writer.append([pending], of: record.bytes, epoch: epoch)[0]
+            return try record.withUnsafeBytes {
+                try writer.append([pending], of: $0, epoch: epoch)[0]
+            }
         }
         let digests = preparation.saved.map(\.digest)
         let compressor = Compressor(level: .standard)

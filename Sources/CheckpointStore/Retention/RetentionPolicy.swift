@@ -132,9 +132,10 @@ public struct RetentionPolicy: Hashable, Sendable {
     ///   - nowNanoseconds: the present, in nanoseconds since 1970; later times are in doubt.
     /// - Returns: a decision for each, in the same order.
     public func decide(_ checkpoints: [Checkpoint], nowNanoseconds: Int64) -> [Decision] {
-        var lineages: [String: [Int]] = [:]
+        // By bytes: Swift takes two spellings of a name for one.
+        var lineages: [[UInt8]: [Int]] = [:]
         for (index, checkpoint) in checkpoints.enumerated() {
-            lineages[checkpoint.lineage, default: []].append(index)
+            lineages[Array(checkpoint.lineage.utf8), default: []].append(index)
         }
         var decisions: [Int: Decision] = [:]
         for members in lineages.values {
@@ -189,7 +190,7 @@ public struct RetentionPolicy: Hashable, Sendable {
     private struct Ring {
         let policy: RetentionPolicy
         private var count = 0
-        private var labels: Set<String> = []
+        private var labels: Set<[UInt8]> = []
         /// The newest certain time of the stretch, which ages are measured from.
         private var newestTime: Int64?
         /// The certain time that was looked at last: what is older was taken before it.
@@ -205,7 +206,7 @@ public struct RetentionPolicy: Hashable, Sendable {
         mutating func decide(_ fact: Fact, _ finding: CheckpointTimes.Finding) -> Verdict {
             var reasons: [Reason] = []
             // A label is the newest one's that was given it.
-            if let label = fact.label, labels.insert(label).inserted {
+            if let label = fact.label, labels.insert(Array(label.utf8)).inserted {
                 reasons.append(.label(label))
             }
             count += 1

@@ -122,7 +122,7 @@ package final class CheckpointTransaction: Sendable {
     ///
     /// Any thread; blocks for the write.
     package func append(
-        _ frames: [PendingRecord], of bytes: [UInt8]
+        _ frames: [PendingRecord], of bytes: UnsafeRawBufferPointer
     ) throws(RepositoryError) {
         let locations = try writer.append(frames, of: bytes, epoch: epoch)
         state.withLock { state in
@@ -331,7 +331,10 @@ package final class CheckpointTransaction: Sendable {
         var record = RecordWriter()
         let range = record.append(type, transaction: number, payload: payload)
         let pending = PendingRecord(range: range, type: type, transaction: number)
-        let locations = try writer.append([pending], of: record.bytes, epoch: epoch)
+        let locations = try record.withUnsafeBytes {
+            (bytes) throws(RepositoryError) -> [RecordLocation] in
+            try writer.append([pending], of: bytes, epoch: epoch)
+        }
         state.withLock { state in
             state.appendedBytes += UInt64(range.count)
             state.packs.insert(locations[0].pack)

@@ -127,8 +127,8 @@ public final class ImageFile: WritableGuest {
             throw GuestError(
                 code: .sizeMismatch,
                 message:
-                    "\(path) has \(byteCount) bytes, which is no positive multiple of 4096; it "
-                    + "is cut short or no raw memory image")
+                    "\(path) has \(counted(byteCount, "byte")), which is no positive multiple of "
+                    + "4096; it is cut short or no raw memory image")
         }
         return byteCount
     }
@@ -254,8 +254,8 @@ public final class ImageFile: WritableGuest {
                 guard state.layout == layout else {
                     throw GuestError(
                         code: .sizeMismatch,
-                        message: "\(path) has \(state.layout.pageCount) pages and the checkpoint "
-                            + "has \(layout.pageCount)")
+                        message: "\(path) has \(counted(state.layout.pageCount, "page")) and the "
+                            + "checkpoint has \(layout.pageCount)")
                 }
             }
             state.layout = layout

@@ -271,8 +271,8 @@ public final class ProcessMemory: WritableGuest {
         guard layout == mine else {
             throw GuestError(
                 code: .sizeMismatch,
-                message: "the checkpoint has \(layout.pageCount) pages and the regions have "
-                    + "\(mine.pageCount); register the regions that it was taken of")
+                message: "the checkpoint has \(counted(layout.pageCount, "page")) and the regions "
+                    + "have \(mine.pageCount); register the regions that it was taken of")
         }
     }
 

@@ -319,9 +319,9 @@ extension XenDomain: WritableGuest {
         guard mine == layout else {
             throw GuestError(
                 code: .sizeMismatch,
-                message: "the checkpoint has \(layout.pageCount) pages and domain \(number) has "
-                    + "\(mine.pageCount), or they lie elsewhere: it was ballooned since; restore "
-                    + "the checkpoint as a new domain")
+                message: "the checkpoint has \(counted(layout.pageCount, "page")); domain "
+                    + "\(number) has \(mine.pageCount), or they lie elsewhere: it was ballooned "
+                    + "since; restore the checkpoint as a new domain")
         }
     }
 

@@ -113,7 +113,7 @@ public final class XenHost: Sendable {
                 text: "Xen \(version)" + (isTested ? "" : "; Varve is tested with \(known)")),
             Finding(
                 subject: "xenstore", grade: .good,
-                text: "answers; \(all.count) domains, dom0 among them"),
+                text: "answers; \(counted(all.count, "domain")), dom0 among them"),
         ]
     }
 
