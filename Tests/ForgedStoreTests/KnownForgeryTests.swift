@@ -201,6 +201,50 @@ import VarveTestSupport
         try expectWritable("the index with \(number)")
     }
 
+    /// What verify and repair disagreed about once, or took for a damaged index.
+    @Test(arguments: [
+        "newest pack is number 0", "newest pack is number 2147483648",
+        "newest pack is number 4294967295", "manifest 0, transaction = 2, relinked",
+        "removed packs: those that are there", "forget 0, its type = 6", "forget 1, its type = 6",
+    ])
+    func bothNameIt(_ name: String) throws {
+        try WholeStore.make(at: path, seed: 7)
+        let whole = try ForgedStore(path)
+        let all =
+            Forgery.fields(of: whole) + Forgery.files(of: whole) + Forgery.shapes(of: whole)
+        let forgery = try #require(all.first { $0.name == name })
+        try forgery.store(from: whole).write(path)
+        let trial = StoreTrial.run(path)
+        #expect(trial.isDamaged && trial.complaints.isEmpty, "\(trial.complaints)")
+    }
+
+    /// A file among the packs that is none, whatever it is: verify names it as repair does.
+    @Test func oddFilesAmongPacksAreNamed() throws {
+        try WholeStore.make(at: path, seed: 8)
+        let packs = path.appending("packs")
+        func isClean() throws -> Bool { try Repository.open(at: path, .reading).verify().isClean }
+        #expect(try isClean() && Repository.planRepair(at: path).isEmpty)
+        // What prune and NFS leave is in nobody's way.
+        for name in ["00000001.pack.new", ".nfs000000000000001200000001"] {
+            try Data("left".utf8).write(to: URL(fileURLWithPath: packs.appending(name).string))
+        }
+        #expect(try isClean() && Repository.planRepair(at: path).isEmpty)
+        try Data("notes".utf8).write(
+            to: URL(fileURLWithPath: packs.appending("notes.txt").string))
+        try FileManager.default.createDirectory(
+            atPath: packs.appending("old").string, withIntermediateDirectories: true)
+        try FileManager.default.copyItem(
+            atPath: packs.appending("00000001.pack").string,
+            toPath: packs.appending("copy of 00000001.pack").string)
+        let named = Set(try Repository.open(at: path, .reading).verify().corruptions.map(\.file))
+        #expect(
+            named == ["packs/notes.txt", "packs/old", "packs/copy of 00000001.pack"], "\(named)")
+        let plan = try Repository.planRepair(at: path)
+        #expect(Set(plan.findings.map(\.corruption.file)) == named)
+        #expect(try plan.execute().report.isClean)
+        #expect(try isClean() && Repository.planRepair(at: path).isEmpty)
+    }
+
     /// A gap in the numbers of packs is named as a whole, however wide.
     @Test func aWideGapIsOneFinding() throws {
         try WholeStore.make(at: path, seed: 6)

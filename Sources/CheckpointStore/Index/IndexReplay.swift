@@ -23,6 +23,8 @@ package struct IndexReplay {
     private var forgotten: [CheckpointID: UInt32] = [:]
     private var series: MapSeriesReader
     private var pruned: PrunedRecord
+    /// Checkpoints whose manifests contradict those before them.
+    private var refused: Set<CheckpointID> = []
     /// The newest pack's contents: they were read once, and may be the whole pack.
     private var newest: (pack: UInt32, scan: PackScan)?
     /// True if what is whole is indexed beside what is damaged: for an index that nobody keeps.
@@ -220,13 +222,17 @@ package struct IndexReplay {
         if let other = try index.checkpoint(of: checkpoint.manifest.transaction),
             other != checkpoint.id, try index.entry(other) != nil
         {
+            refused.insert(checkpoint.id)
             throw ManifestReader.sharedTransaction(checkpoint, with: other, reader)
         }
         guard forgotten[checkpoint.id] == nil else { return }
-        let reader = reader
+        let (reader, refused, pruned) = (reader, refused, pruned)
         try tolerating { replay throws in
-            try replay.series.checkAncestor(of: checkpoint) {
-                try ManifestReader.isInPacks($0, reader)
+            try replay.series.checkAncestor(of: checkpoint) { id, last in
+                // What was refused, or lies in a pack that is gone though it is there, is not had.
+                guard !refused.contains(id) else { return false }
+                return try ManifestReader.isInPacks(
+                    id, before: last.location, notIn: pruned, reader)
             }
         }
     }
@@ -330,16 +336,20 @@ package enum ManifestReader {
                 offset: 72, reason: "its transaction number is that of checkpoint \(other.short)"))
     }
 
-    /// True if a checkpoint's manifest is in the packs, whatever the index says.
+    /// True if a checkpoint's manifest is in the packs before a place, whatever the index says.
     ///
-    /// Reads every manifest: only asked when something is damaged.
-    static func isInPacks(_ id: CheckpointID, _ reader: PackReader) throws -> Bool {
+    /// Reads every manifest there: only asked when something is damaged.
+    static func isInPacks(
+        _ id: CheckpointID, before end: RecordLocation, notIn pruned: PrunedRecord,
+        _ reader: PackReader
+    ) throws -> Bool {
         let packs = try PackName.list(reader.files)
-        for pack in packs {
+        for pack in packs where pack <= end.pack && !pruned.contains(pack) {
             guard let scan = try? PackScan.scan(reader, pack: pack, isNewest: pack == packs.last)
             else { continue }
             for entry in scan.entries where entry.type == .publish {
                 let location = RecordLocation(pack: pack, offset: entry.address)
+                guard location < end else { break }
                 if let found = try? read(reader, at: location), found.id == id { return true }
             }
         }

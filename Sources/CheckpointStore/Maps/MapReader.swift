@@ -63,7 +63,7 @@ package enum MapReader {
         _ checkpoint: Checkpoint, ancestor: Checkpoint, _ reader: PackReader
     ) throws(RepositoryError) {
         do throws(FormatError) {
-            try checkpoint.manifest.check(ancestor: ancestor.manifest)
+            try checkpoint.check(ancestor: ancestor)
         } catch {
             throw reader.corrupted(checkpoint.location, .publish, error)
                 .attributed(to: checkpoint.id)
@@ -79,7 +79,8 @@ package enum MapReader {
             checkpoint.location, .publish,
             FormatError(
                 offset: 88,
-                reason: "its page map builds on checkpoint \(name), and no pack holds its manifest")
+                reason: "its page map builds on checkpoint \(name), and no pack holds its manifest "
+                    + "before this one")
         ).attributed(to: checkpoint.id)
     }
 
@@ -111,5 +112,18 @@ package enum MapReader {
             for run in part.runs { frames.insert(run.range) }
         }
         return frames
+    }
+}
+
+extension Checkpoint {
+    /// Fails unless this one's delta map can build on the map of another one.
+    func check(ancestor: Checkpoint) throws(FormatError) {
+        guard ancestor.location < location else {
+            throw FormatError(
+                offset: 88,
+                reason: "its page map builds on checkpoint \(ancestor.id.short), which was "
+                    + "published after it")
+        }
+        try manifest.check(ancestor: ancestor.manifest)
     }
 }

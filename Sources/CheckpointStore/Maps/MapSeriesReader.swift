@@ -78,15 +78,16 @@ package struct MapSeriesReader {
     /// Fails unless a checkpoint's page map can build on what it says that it builds on, up to the
     /// base map.
     ///
-    /// - Parameter packsHold: asked whether the manifest that the index lacks is in the packs: then
-    ///   the index is damaged, else the packs are.
+    /// - Parameter packsHold: asked whether the packs hold a manifest that the index lacks before
+    ///   that of a checkpoint: then the index is damaged, else the packs are.
     mutating func checkAncestor(
-        of checkpoint: Checkpoint, packsHold: (CheckpointID) throws -> Bool
+        of checkpoint: Checkpoint,
+        packsHold: (CheckpointID, _ before: Checkpoint) throws -> Bool
     ) throws {
         var last = checkpoint
         while let ancestor = last.mapAncestor {
             guard try checkpoints[ancestor] != nil || index.entry(ancestor) != nil else {
-                if try packsHold(ancestor) {
+                if try packsHold(ancestor, last) {
                     throw LMDBError(call: "catalog", code: LMDBError.damaged)
                 }
                 throw MapReader.lostAncestor(of: last, reader)

@@ -20,6 +20,12 @@ package enum PackName {
         name.hasSuffix(".new") && number(String(name.dropLast(4))) != nil
     }
 
+    /// True for what is neither a pack nor in the way of one: what prune has left, and what NFS
+    /// keeps of a file that was removed while it was open.
+    package static func isPassedOver(_ name: String) -> Bool {
+        isStray(name) || name.hasPrefix(".nfs")
+    }
+
     /// The number in a file's name, from 1 to `numberMax`; nil if it is not a pack's.
     package static func number(_ name: String) -> UInt32? {
         guard name.hasSuffix(".pack"), name.utf8.count == 13 else { return nil }

@@ -25,7 +25,7 @@ extension PackScan {
         while UInt64(offset) < size {
             do {
                 let (header, record) = try PackReader.readRecord(file.file, at: offset)
-                if header.type == .packIndex { break }
+                if try isSeal(header, at: offset, size: size) { break }
                 let entry = try entry(
                     header, record, at: offset, isRewritten: file.isRewritten)
                 if let last = entries.last,
@@ -55,6 +55,21 @@ extension PackScan {
             entries: entries, validEnd: entries.last?.end ?? UInt32(Envelope.byteCount),
             isSealed: false, fileByteCount: size, confirmed: confirmed, tail: nil)
         return (scan, damage)
+    }
+
+    /// True if a record is the pack's index at the end of a file: nothing can follow it but the
+    /// footer, or what is left of one.
+    ///
+    /// Fails if it is a pack index anywhere else.
+    static func isSeal(
+        _ header: RecordHeader, at offset: UInt32, size: UInt64
+    ) throws(FormatError) -> Bool {
+        guard header.type == .packIndex else { return false }
+        let end = UInt64(offset) + UInt64(header.recordByteCount)
+        guard end + UInt64(PackFooter.byteCount) >= size else {
+            throw FormatError(offset: 4, reason: "a pack index has no footer")
+        }
+        return true
     }
 
     private static let windowByteCount = 1 << 20

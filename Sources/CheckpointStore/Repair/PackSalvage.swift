@@ -114,6 +114,28 @@ struct PackSalvage: Sendable {
         return try numberInManifests(file, byteCount) ?? PackName.number(name)
     }
 
+    static let noPack = "it has no name of a pack and does not begin like one"
+    static let noFile = "it is no file"
+
+    /// What is wrong with a file among the packs that has no name of a pack; nil if it is gone.
+    static func oddity(_ files: RepairFiles, name: String) throws -> Corruption? {
+        let path = "\(PackName.directory)/\(name)"
+        do {
+            let pack = try number(files, name: name)
+            return Corruption(
+                file: path, offset: 0, object: pack == nil ? "file" : "pack",
+                reason: pack.map { "it is pack \($0)" } ?? noPack)
+        } catch let error as FileError where error.isNoFile {
+            return Corruption(file: path, offset: 0, object: "file", reason: noFile)
+        } catch let error as FileError where error.isForbidden {
+            return Corruption(
+                file: path, offset: 0, object: "file",
+                reason: "it has no name of a pack and cannot be read")
+        } catch let error as FileError where error.isMissing {
+            return nil
+        }
+    }
+
     /// The number, if a pack can have it.
     private static func possible(_ number: UInt64) -> UInt32? {
         UInt32(exactly: number).flatMap { 1...PackName.numberMax ~= $0 ? $0 : nil }
@@ -275,7 +297,7 @@ struct PackSalvage: Sendable {
         while offset < byteCount, let start = UInt32(exactly: offset) {
             do {
                 let (header, record) = try PackReader.readRecord(file, at: start)
-                if header.type == .packIndex { return }
+                if try PackScan.isSeal(header, at: start, size: byteCount) { return }
                 entries.append(
                     try PackScan.entry(header, record, at: start, isRewritten: isRewritten))
                 offset += UInt64(header.recordByteCount)

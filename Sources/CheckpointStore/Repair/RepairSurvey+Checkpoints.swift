@@ -126,7 +126,7 @@ extension RepairSurvey {
             }
             let next = members[position].checkpoint
             do throws(FormatError) {
-                try last.manifest.check(ancestor: next.manifest)
+                try last.check(ancestor: next)
             } catch {
                 throw unreadable(last.location, .publish, error.reason)
             }

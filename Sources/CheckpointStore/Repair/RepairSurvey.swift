@@ -75,7 +75,7 @@ struct RepairSurvey: Sendable {
         self.files = files
         self.hints = hints
         let names = try PackName.names(files.files).sorted()
-            .filter { !PackName.isStray($0) }
+            .filter { !PackName.isPassedOver($0) }
         (salvages, junk) = try RepairSurvey.read(names, files, hints, progress)
         pages = RepairPages(files: files, paths: salvages.map(\.path))
         choosePacks()
@@ -109,10 +109,10 @@ struct RepairSurvey: Sendable {
                 if let number = try PackSalvage.number(files, name: name) {
                     numbered.append((name, number, Int(byteCount)))
                 } else {
-                    junk.append((name, "it has no name of a pack and does not begin like one"))
+                    junk.append((name, PackSalvage.noPack))
                 }
             } catch let error as FileError where error.isNoFile {
-                junk.append((name, "it is no file"))
+                junk.append((name, PackSalvage.noFile))
             }
         }
         // From the highest down: the first that is a pack is the newest.
@@ -410,5 +410,5 @@ struct RepairSurvey: Sendable {
 
 extension FileError {
     /// True if what was opened is a folder or the like.
-    fileprivate var isNoFile: Bool { [21, 6, 40].contains(errno) }
+    var isNoFile: Bool { isOdd || [21, 6, 40].contains(errno) }
 }

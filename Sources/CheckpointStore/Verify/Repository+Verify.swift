@@ -48,7 +48,9 @@ extension Repository {
         _ depth: VerifyDepth, _ progress: (@Sendable (_ done: Int, _ total: Int) -> Void)?
     ) throws(RepositoryError) -> (report: VerifyReport, arePacksWhole: Bool) {
         let head = try head()
-        let packs = try PackName.list(reader.files)
+        // A pack that a record says is gone is no part of the repository, though it is there yet.
+        let gone = try withIndex { try $0.pruned() }
+        let packs = try PackName.list(reader.files).filter { !gone.contains($0) }
         let mark = try acknowledgedEnd(head)
         let (catalog, lease) = try leaseAll()
         defer { withExtendedLifetime(lease) {} }
@@ -58,6 +60,7 @@ extension Repository {
         do {
             for corruption in damage { verification.findings.note(corruption) }
             head.corruption.map { verification.findings.note($0) }
+            try verification.noteOddFiles()
             try verification.measure(packs)
             try verification.readPacks(packs)
             let pruned = try withIndex { try $0.pruned() }

@@ -107,6 +107,7 @@ extension Verification {
         var byteCount = Envelope.byteCount
         defer { state.withLock { [byteCount] in $0.report.byteCount += byteCount } }
         var offset = UInt32(Envelope.byteCount)
+        let size = try file.file.byteCount()
         while UInt64(offset) < end {
             // Records come in the order of the pack's index.
             while let first = known.first, first.offset < offset { known.removeFirst() }
@@ -118,6 +119,7 @@ extension Verification {
             }
             do {
                 let (header, record) = try PackReader.readRecord(file.file, at: offset)
+                if try PackScan.isSeal(header, at: offset, size: size) { break }
                 let entry = try PackScan.entry(
                     header, record, at: offset, isRewritten: file.isRewritten)
                 entries.append(entry)
@@ -128,7 +130,7 @@ extension Verification {
                     offset, expected?.type.description ?? "record", error.reason, expected?.end)
                 guard let entry = expected else {
                     let next = try PackScan.nextRecord(
-                        file.file, after: offset, size: file.file.byteCount())
+                        file.file, after: offset, size: size)
                     guard let next, UInt64(next) < end else { break }
                     offset = next
                     continue
@@ -154,6 +156,17 @@ extension Verification {
         let kept = UInt64(mark.offset)
         if pack == mark.pack && size > kept {
             state.withLock { $0.report.abandonedByteCount += Int(size - kept) }
+        }
+    }
+
+    /// Names files among the packs that have no name of a pack.
+    func noteOddFiles() throws {
+        let files = RepairFiles(reader.files, reader.repository)
+        for name in try PackName.names(reader.files).sorted() {
+            guard PackName.number(name) == nil, !PackName.isPassedOver(name),
+                let corruption = try PackSalvage.oddity(files, name: name)
+            else { continue }
+            findings.note(corruption)
         }
     }
 
