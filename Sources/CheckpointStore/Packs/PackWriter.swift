@@ -118,7 +118,7 @@ package final class PackWriter: Sendable {
 
     private let files: any RepositoryFiles
     private let repository: RepositoryID
-    private let packByteCountMax: Int
+    let packByteCountMax: Int
     private let didRemove: @Sendable (UInt32) -> Void
     private let state: Monitor<State>
 
@@ -271,6 +271,26 @@ package final class PackWriter: Sendable {
         state.change { state in
             state.lastConfirmed = nil
             state.firstUnconfirmed = max(state.firstUnconfirmed, state.pack)
+        }
+    }
+
+    /// Seals the open pack, however small, unless a transaction is under way.
+    ///
+    /// For prune, which looks at sealed packs only. The next record begins another pack. One write
+    /// and one sync; a crash leaves the pack sealed, or as it was.
+    ///
+    /// - Returns: true if it is sealed.
+    func sealQuietPack() throws(RepositoryError) -> Bool {
+        try locked { (state) throws(FileError) -> Bool in
+            if state.isBroken { try self.cut(&state) }
+            guard !state.isClosed, state.activeTransactions == 0, let file = state.file,
+                !state.entries.isEmpty, state.end == state.confirmed
+            else { return false }
+            try self.seal(file, &state)
+            // No transaction that is given up opens it again.
+            state.lastConfirmed = nil
+            state.firstUnconfirmed = state.pack
+            return true
         }
     }
 

@@ -44,8 +44,9 @@ public struct PrunePlan: Sendable {
 
     /// The sealed packs, ascending.
     ///
-    /// The open pack is never touched. Of packs in which nothing was forgotten since they were
-    /// sealed, the few bytes of records that say nothing any more are not counted as unused.
+    /// The open pack is not among them (`Repository.planPrune`). Of packs in which nothing was
+    /// forgotten since they were sealed, the few bytes of records that say nothing any more are not
+    /// counted as unused.
     public let packs: [Pack]
     /// Bytes of all packs, the open one's too.
     public let byteCount: Int

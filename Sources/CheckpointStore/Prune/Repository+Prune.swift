@@ -43,9 +43,15 @@ extension Repository {
     /// Reads the page maps of what was forgotten, and the indexes and page maps of the packs in
     /// which something of it lies: no page, and nothing of the rest of the repository but the names
     /// and sizes of its packs. Needs some 100 bytes of memory for each page that dies, and 32 MiB.
-    /// Also for a repository that is open for reading, where it is an estimate while another
-    /// process writes; where the repository's own index cannot be used, one is made for it, which
-    /// reads every page map.
+    ///
+    /// Packs that are not sealed stay as they are. Of a repository that is open for writing the
+    /// open pack is sealed first if more of it is unused than the options allow, and at least a
+    /// sixteenth of a full pack, or any page of it if nothing may stay unused: one write and one
+    /// sync. Nothing is sealed while a checkpoint is being taken.
+    ///
+    /// Of a repository that is open for reading it is an estimate while another process writes;
+    /// where the repository's own index cannot be used, one is made for it, which reads every page
+    /// map.
     public func planPrune(
         _ options: PruneOptions = PruneOptions()
     ) throws(RepositoryError) -> PrunePlan {
@@ -55,40 +61,54 @@ extension Repository {
             try catchUp()
             let planner = try withReferences()
             if planner !== self { return try planner.planPrune(options) }
-            // The holds and the catalog of one moment: a session that goes on from one checkpoint
-            // to the next has either in it. Leases come after: who leases later sees what is
-            // forgotten.
-            let (pending, held, transactions, count) = try activity.read { activity in
-                Result { (try self.withIndex { try $0.pending() }, activity) }
-            }.map {
-                ($0, Set($1.holds.keys), Set($1.transactions.keys), $1.pruneCount)
-            }.get()
-            let kept = held.union(try leased())
-            let survey = try PruneSurvey(pending, kept: kept, repository: self)
-            let openPack = try prunableEnd()
-            let assessment = try PruneAssessment(
-                survey, openPack: openPack, transactions: transactions, repository: self)
-            var heldByteCount = 0
-            if !survey.guarded.isEmpty || kept.contains(where: { pending[$0] != nil }) {
-                let free = try PruneAssessment(
-                    try PruneSurvey(pending, kept: [], repository: self), openPack: openPack,
-                    transactions: transactions, repository: self)
-                heldByteCount = max(0, free.unusedByteCount - assessment.unusedByteCount)
-            }
-            return try PrunePlan(
-                PrunePreparation(
-                    repository: self, pending: pending, kept: kept, survey: survey,
-                    assessment: assessment, options: options, openPack: openPack,
-                    transactions: transactions, pruneCount: count, heldByteCount: heldByteCount))
+            let plan = try plan(options)
+            guard isWritable else { return plan }
+            let writer = try openWriter()
+            guard plan.wantsOpenPack(ofAtMost: writer.packByteCountMax),
+                try writer.sealQuietPack()
+            else { return plan }
+            return try self.plan(options)
         } catch {
             throw indexFailure(error)
         }
     }
 
+    private func plan(_ options: PruneOptions) throws -> PrunePlan {
+        // The holds and the catalog of one moment: a session that goes on from one checkpoint
+        // to the next has either in it. Leases come after: who leases later sees what is
+        // forgotten.
+        let (pending, held, transactions, count) = try activity.read { activity in
+            Result { (try self.withIndex { try $0.pending() }, activity) }
+        }.map {
+            ($0, Set($1.holds.keys), Set($1.transactions.keys), $1.pruneCount)
+        }.get()
+        let kept = held.union(try leased())
+        let survey = try PruneSurvey(pending, kept: kept, repository: self)
+        let openPack = try prunableEnd()
+        let assessment = try PruneAssessment(
+            survey, openPack: openPack, transactions: transactions, repository: self)
+        var heldByteCount = 0
+        if !survey.guarded.isEmpty || kept.contains(where: { pending[$0] != nil }) {
+            let free = try PruneAssessment(
+                try PruneSurvey(pending, kept: [], repository: self), openPack: openPack,
+                transactions: transactions, repository: self)
+            heldByteCount = max(0, free.unusedByteCount - assessment.unusedByteCount)
+        }
+        return try PrunePlan(
+            PrunePreparation(
+                repository: self, pending: pending, kept: kept, survey: survey,
+                assessment: assessment, options: options, openPack: openPack,
+                transactions: transactions, pruneCount: count, heldByteCount: heldByteCount))
+    }
+
     /// The pack from which on nothing is touched.
     private func prunableEnd() throws(RepositoryError) -> UInt32 {
         if isWritable { return try openWriter().openPack }
-        return try withIndex { try $0.readMark() }.pack
+        let newest = try withIndex { try $0.readMark() }.pack
+        // A writer may have sealed it and not begun another one.
+        guard let file = try? reader.file(newest) else { return newest }
+        let scan = try PackScan.scanSeal(file.file, pack: newest, isRewritten: file.isRewritten)
+        return scan == nil ? newest : newest + 1
     }
 }
 
@@ -174,6 +194,21 @@ extension PrunePlan {
 }
 
 extension PrunePlan {
+    /// True if so much of the open pack is unused that it is worth sealing.
+    ///
+    /// Unless everything is wanted back, less than a sixteenth of a full pack is left to grow: a
+    /// ring that is pruned often would consist of small packs.
+    fileprivate func wantsOpenPack(ofAtMost packByteCountMax: Int) -> Bool {
+        let openPack = preparation.openPack
+        let unused = preparation.survey.dead.values.reduce(0) { sum, location in
+            location.pack == openPack
+                ? sum + Int(location.blockByteCount) / max(1, Int(location.blockPageCount)) : sum
+        }
+        guard preparation.options.unusedPercentMax > 0 else { return unused > 0 }
+        return unused >= packByteCountMax / 16
+            && Double(unused) * 100 > preparation.options.unusedPercentMax * Double(byteCount)
+    }
+
     /// True if there is anything to change in the index.
     fileprivate var hasPreparedChanges: Bool {
         deadPageCount > 0 || !preparation.survey.steps.isEmpty

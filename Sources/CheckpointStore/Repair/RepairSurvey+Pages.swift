@@ -144,7 +144,26 @@ extension RepairSurvey {
     ) throws -> [PageDigest: PagePlace] {
         guard !wanted.isEmpty else { return [:] }
         var found: [PageDigest: PagePlace] = [:]
-        var rest = Array(candidates(wanted, stock))[...]
+        let known = self.known
+        let likely = candidates(wanted, stock, known)
+        try search(Array(likely), for: wanted, &found)
+        guard found.count < wanted.count else { return found }
+        // A frame may say a transaction that is not its own.
+        var others: Set<BlockPlace> = []
+        for file in packs.values {
+            for entry in salvages[file].entries where known.contains(entry.transaction) {
+                others.formUnion(RepairSurvey.blocks(of: entry, in: file))
+            }
+        }
+        try search(Array(others.subtracting(likely)), for: wanted, &found)
+        return found
+    }
+
+    private func search(
+        _ blocks: [BlockPlace], for wanted: Set<PageDigest>,
+        _ found: inout [PageDigest: PagePlace]
+    ) throws {
+        var rest = blocks[...]
         while !rest.isEmpty, found.count < wanted.count {
             let blocks = Array(rest.prefix(RepairSurvey.batchCountMax / 16))
             for (block, digests) in zip(blocks, try pages.digests(of: blocks)) {
@@ -155,14 +174,10 @@ extension RepairSurvey {
             }
             rest = rest.dropFirst(blocks.count)
         }
-        return found
     }
 
-    private func candidates(
-        _ wanted: Set<PageDigest>, _ stock: RepairStock
-    ) -> Set<BlockPlace> {
-        var blocks = stock.wrong
-        // Transactions of which every page has a place are looked through already.
+    /// Transactions of which every page has a place: these places are looked through already.
+    private var known: Set<UInt64> {
         var known: Set<UInt64> = []
         for member in members {
             let manifest = member.checkpoint.manifest
@@ -170,6 +185,13 @@ extension RepairSurvey {
                 known.insert(manifest.transaction)
             }
         }
+        return known
+    }
+
+    private func candidates(
+        _ wanted: Set<PageDigest>, _ stock: RepairStock, _ known: Set<UInt64>
+    ) -> Set<BlockPlace> {
+        var blocks = stock.wrong
         for file in packs.values {
             let entries = salvages[file].entries.filter { !known.contains($0.transaction) }
             let others = salvages[file].damages.compactMap(\.entry) + salvages[file].abandoned

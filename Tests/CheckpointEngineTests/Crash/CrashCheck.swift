@@ -125,7 +125,8 @@ struct CrashCheck {
     /// The space of what nobody needs comes back, and everything else stays.
     private func checkPrune(_ found: [Checkpoint], _ repository: Repository) throws {
         let options = PruneOptions(unusedPercentMax: 0)
-        try repository.planPrune(options).execute()
+        // The second takes records that forget what the first took.
+        for _ in 0..<2 { try repository.planPrune(options).execute() }
         let rest = try repository.planPrune(options)
         guard rest.isEmpty, rest.unusedByteCount == 0, rest.deadPageCount == 0 else {
             throw fail("\(rest.unusedByteCount) bytes are unused after a prune")
