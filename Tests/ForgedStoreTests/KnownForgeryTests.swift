@@ -81,7 +81,7 @@ import VarveTestSupport
 
     @Test(arguments: Fault.allCases)
     func theOthersStayAndRepairAgrees(_ fault: Fault) throws {
-        try WholeStore.make(at: path, seed: 5)
+        try WholeStore.make(at: path, seed: 5, isPruned: fault != .storedPages)
         let before = try Repository.open(at: path, .reading).checkpoints()
         let newest = try #require(before.last)
         try forge(fault, try ForgedStore(path)).write(path)

@@ -10,13 +10,16 @@ package enum WholeStore {
     static let pageCount = 48
 
     /// Makes it where nothing is.
-    package static func make(at path: FilePath, seed: UInt64) throws {
+    ///
+    /// - Parameter isPruned: false to leave out the prune: what a transaction stored is verified
+    ///   only where nothing was taken since.
+    package static func make(at path: FilePath, seed: UInt64, isPruned: Bool = true) throws {
         var random = SeededGenerator(seed: seed)
         try Repository.create(at: path).close()
         let repository = try open(path)
         let web = try capture(repository, "web", 7, &random)
         try repository.forget([web[1].id, web[2].id, web[4].id])
-        try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
+        if isPruned { try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute() }
         let mail = try capture(repository, "mail", 4, &random)
         try repository.forget([mail[1].id])
         try repository.setLabel("kept", of: mail[2].id)
