@@ -218,6 +218,36 @@ import VarveTestSupport
         #expect(trial.isDamaged && trial.complaints.isEmpty, "\(trial.complaints)")
     }
 
+    /// A page frame of a pack that prune wrote anew, with another transaction's number or (nil)
+    /// other ordinals: its pages are had from it all the same, and it is named.
+    @Test(arguments: [1, 1 << 20, 1 << 56, nil] as [UInt64?])
+    func aStrayPageFrameIsNamed(_ number: UInt64?) throws {
+        try WholeStore.make(at: path, seed: 9)
+        let before = Set(try Repository.open(at: path, .reading).checkpoints().map(\.id))
+        var forged = try ForgedStore(path)
+        let place = try #require(
+            forged.places(1).last {
+                forged.packs[$0.pack].isRewritten && forged[$0].transaction != number
+            })
+        let name = PackName.path(forged.packs[place.pack].number)
+        if let number {
+            forged[place].transaction = number
+        } else {
+            forged[place].payload.replaceSubrange(0..<4, with: Little.bytes(1 << 20, 4))
+        }
+        try forged.write(path)
+        let report = try Repository.open(at: path, .reading).verify()
+        #expect(!report.isClean && !report.affectedCheckpoints.isEmpty)
+        #expect(report.corruptions.allSatisfy { $0.file != "index" })
+        let plan = try Repository.planRepair(at: path)
+        #expect(plan.findings.contains { $0.corruption.file == name }, "\(plan.findings)")
+        #expect(Set(plan.wholeCheckpoints.map(\.id)) == before && plan.losses.isEmpty)
+        #expect(try plan.execute().report.isClean)
+        let after = try Repository.open(at: path, .reading)
+        #expect(Set(try after.checkpoints().map(\.id)) == before)
+        #expect(try Repository.planRepair(at: path).isEmpty)
+    }
+
     /// A file among the packs that is none, whatever it is: verify names it as repair does.
     @Test func oddFilesAmongPacksAreNamed() throws {
         try WholeStore.make(at: path, seed: 8)

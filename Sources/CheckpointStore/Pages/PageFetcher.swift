@@ -97,6 +97,12 @@ extension Repository {
     /// The error for a page that the index does not know.
     private func lost(_ page: (frame: PageFrameNumber, digest: PageDigest)) -> RepositoryError {
         guard let known = damage.first else {
+            if temporaryIndex?.isFromPacks == true {
+                return RepositoryError(
+                    Corruption(
+                        file: PackName.directory, offset: 0, object: "page",
+                        reason: "no pack holds the page \(page.digest)", frame: page.frame))
+            }
             return RepositoryError(
                 Corruption(
                     file: "index", offset: 0, object: "page",

@@ -107,7 +107,7 @@ extension Repository {
         let newest = try withIndex { try $0.readMark() }.pack
         // A writer may have sealed it and not begun another one.
         guard let file = try? reader.file(newest) else { return newest }
-        let scan = try PackScan.scanSeal(file.file, pack: newest, isRewritten: file.isRewritten)
+        let scan = try? PackScan.scanSeal(file.file, pack: newest, isRewritten: file.isRewritten)
         return scan == nil ? newest : newest + 1
     }
 }

@@ -16,6 +16,9 @@ struct RepairPlanner {
     private let damagedFrames: [UInt64: [(ordinals: Range<UInt64>, corruption: Corruption)]]
     /// Manifests of lost checkpoints of which nothing else is damaged.
     private var blamed: [(location: RecordLocation, corruption: Corruption)] = []
+    /// Page frames whose pages are of another transaction, or have other ordinals, than they say,
+    /// by file and offset.
+    private var strays: [Int: [UInt32: Corruption]] = [:]
     /// Where the index says that lost pages were.
     private let hinted: [PageDigest: PageLocation]
     /// Blocks that do not hold what they should, by file.
@@ -117,6 +120,7 @@ struct RepairPlanner {
         {
             lose(entry.id, nil, [survey.lost(entry.location, .publish)], [])
         }
+        for digest in saved { noteStray(digest) }
         preparation.forgotten += survey.forgottenByHint
         preparation.labels = survey.labelsByHint
         preparation.saved = saved.compactMap { digest in
@@ -125,6 +129,34 @@ struct RepairPlanner {
             ($0.place.block.file, $0.place.block.offset, $0.place.slot)
                 < ($1.place.block.file, $1.place.block.offset, $1.place.slot)
         }
+    }
+
+    /// Takes the page frame in which alone a page was found for damaged, if nothing else explains
+    /// why the page is not where the page map says: the frame's transaction or ordinal is wrong.
+    private mutating func noteStray(_ digest: PageDigest) {
+        guard let block = found[digest]?.block, let origin = stock.origins[digest],
+            survey.missing.isEmpty, stock.wrongPlaces[digest] == nil,
+            damagedFrame(of: digest) == nil
+        else { return }
+        let salvage = survey.salvages[block.file]
+        let near = salvage.entries.first(endingBehind: block.offset) { UInt64($0.end) }
+        guard let entry = near, UInt64(entry.offset) <= block.offset, let frame = entry.frame
+        else { return }
+        let isOwn = entry.transaction == origin.transaction
+        strays[block.file, default: [:]][entry.offset] = Corruption(
+            file: salvage.path, offset: UInt64(entry.offset), object: entry.type.description,
+            reason: isOwn
+                ? "its first page has ordinal \(frame.firstOrdinal), and the page map says another"
+                : "it is of transaction \(entry.transaction), and its pages are of "
+                    + "\(origin.transaction)")
+    }
+
+    /// The damaged page frame in which a page map says that a page is.
+    private func damagedFrame(of digest: PageDigest) -> Corruption? {
+        guard let origin = stock.origins[digest] else { return nil }
+        return damagedFrames[origin.transaction]?.first {
+            $0.ordinals.contains(UInt64(origin.ordinal))
+        }?.corruption
     }
 
     private mutating func loseCondemned() {
@@ -184,12 +216,7 @@ struct RepairPlanner {
                 survey.salvages[block.file].path, block.offset, "page",
                 RepairPlanner.wrongBlock)
         }
-        if let origin = stock.origins[page.digest],
-            let frame = damagedFrames[origin.transaction]?.first(where: {
-                $0.ordinals.contains(UInt64(origin.ordinal))
-            })
-        {
-            let found = frame.corruption
+        if let found = damagedFrame(of: page.digest) {
             return corruption(found.file, found.offset, found.object, found.reason)
         }
         if let location = hinted[page.digest], survey.packs[location.pack] == nil {
@@ -281,7 +308,7 @@ struct RepairPlanner {
             let isTouched =
                 !salvage.damages.isEmpty || salvage.envelopeProblem != nil
                 || salvage.sealProblem != nil || emptied[pack] != nil
-                || wrongBlocks[file] != nil
+                || wrongBlocks[file] != nil || strays[file] != nil
                 || survey.wrong.keys.contains { $0.pack == pack }
                 || blamed.contains { $0.location.pack == pack }
             if isTouched { plan(pack, salvage, file, isDamaged: true) }
@@ -314,6 +341,7 @@ struct RepairPlanner {
         let cut = PackCut(entries, bridgeByteCountMax: 0) { entry, address in
             let place = UInt64(entry.offset) + UInt64(address - entry.address)
             return wrongBlocks[file]?.contains(place) != true
+                && strays[file]?[entry.offset] == nil
         } keepsRecord: { entry in
             let location = RecordLocation(pack: pack, offset: entry.address)
             return entry.type != .mark && survey.wrong[location] == nil
@@ -356,6 +384,9 @@ struct RepairPlanner {
                 note(
                     at(damage.range.lowerBound, damage.object, damage.reason),
                     damage.range.upperBound, remedy)
+            }
+            for (_, corruption) in (strays[file] ?? [:]).sorted(by: { $0.key < $1.key }) {
+                note(corruption, nil, remedy)
             }
             for offset in (wrongBlocks[file] ?? []).sorted() {
                 note(at(offset, "page", RepairPlanner.wrongBlock), nil, remedy)

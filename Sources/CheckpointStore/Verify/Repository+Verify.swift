@@ -31,7 +31,9 @@ extension Repository {
         guard arePacksWhole, !report.isClean else { return report }
         // Only what the index says is wrong: the packs are asked without it.
         do {
-            let salvaged = try Repository.salvage(reader)
+            let salvaged = try Repository.salvage(
+                reader,
+                TemporaryIndex(reason: "it may be damaged", isOdd: false, isFromPacks: true))
             let other = Repository(
                 path: path, id: id, files: files, reader: reader, opened: salvaged, lock: nil)
             let (second, _) = try other.look(depth, progress)

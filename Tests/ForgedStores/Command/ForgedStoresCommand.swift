@@ -12,10 +12,13 @@ struct ForgedStoresCommand {
                varve-forged one STRIDE SEED NUMBER  one of these
                varve-forged write STRIDE SEED NUMBER  writes it to ./forged-store
                varve-forged corpus STRIDE SEED      writes inputs for Tests/StoreFuzz to ./corpus
+               varve-forged commands STRIDE SEED    each STRIDE-th forgery; runs VARVE_CLI on it
         """
-    /// Seconds for one store, after which it hangs; it takes a fraction of one.
-    static let deadline: UInt32 = 60
-    /// KiB of memory that one store may take.
+    /// Seconds of processors' time for one store or command, after which it hangs.
+    static let processorTimeMax = 5
+    /// Seconds for one store or command that waits for something; the machine may be busy.
+    static let deadline = 300
+    /// KiB of memory that one store or command may take.
     static let memoryMax = 200 << 10
 
     static func main() throws {
@@ -33,17 +36,18 @@ struct ForgedStoresCommand {
             }
         case ("corpus", 2):
             try chosen(stride, seed) { whole, _, _ in try whole.writeCorpus("corpus") }
+        case ("commands", 2): try commands(stride, seed)
         case ("child", 3): try child(stride, seed, from: Int(numbers[2]), count: .max)
         default: fail(usage)
         }
     }
 
     /// Prints at once: the process may die.
-    private static func say(_ text: some StringProtocol) {
+    static func say(_ text: some StringProtocol) {
         FileHandle.standardOutput.write(Data((text + "\n").utf8))
     }
 
-    private static func fail(_ text: String) -> Never {
+    static func fail(_ text: String) -> Never {
         FileHandle.standardError.write(Data("varve-forged: \(text)\n".utf8))
         exit(2)
     }
@@ -84,6 +88,7 @@ struct ForgedStoresCommand {
             + Forgery.shapes(of: whole).count
         say("\(count) forgeries, each \(stride)th from \(seed % stride); seed \(seed)")
         var (next, failures, tried, damaged) = (0, 0, 0, 0)
+        var slowest = (milliseconds: 0, name: "none")
         while true {
             let process = Process()
             process.executableURL = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
@@ -104,6 +109,8 @@ struct ForgedStoresCommand {
                     next += 1
                 } else if line.hasPrefix("damaged") {
                     damaged += 1
+                } else if line.hasPrefix("took "), let time = Int(line.dropFirst(5)) {
+                    if time > slowest.milliseconds { slowest = (time, last) }
                 } else {
                     say(line)
                     failures += line.hasPrefix("FAILED") ? 1 : 0
@@ -117,6 +124,7 @@ struct ForgedStoresCommand {
             if last == "nothing" { break }
         }
         say("\(tried) stores tried, \(damaged) of them found damaged, \(failures) failures")
+        say("the slowest took \(slowest.milliseconds) ms of processors' time: \(slowest.name)")
         if failures > 0 { exit(1) }
     }
 
@@ -128,11 +136,13 @@ struct ForgedStoresCommand {
                 say("begin \(number) (\(forgery.name))")
                 let path = directory.appending("store")
                 try forgery.store(from: whole).write(path)
-                alarm(deadline)
+                limitTime(processorTimeMax, deadline)
+                let start = processorMilliseconds()
                 resetPeak()
                 let trial = StoreTrial.run(path)
                 let peak = peakKiB()
-                alarm(0)
+                limitTime(0, 0)
+                say("took \(processorMilliseconds() - start)")
                 if trial.isDamaged { say("damaged") }
                 for complaint in trial.complaints {
                     say("FAILED \(number) (\(forgery.name)): \(complaint)")
@@ -144,7 +154,24 @@ struct ForgedStoresCommand {
         }
     }
 
-    // MARK: - Memory
+    // MARK: - Time and memory
+
+    /// Has a signal end this process after so many seconds of processors' time, or of time; 0: not.
+    private static func limitTime(_ processorTime: Int, _ time: Int) {
+        for (timer, seconds) in [(ITIMER_PROF, processorTime), (ITIMER_REAL, time)] {
+            var value = itimerval(
+                it_interval: timeval(tv_sec: 0, tv_usec: 0),
+                it_value: timeval(tv_sec: seconds, tv_usec: 0))
+            setitimer(__itimer_which_t(timer.rawValue), &value, nil)
+        }
+    }
+
+    /// What this process has used.
+    private static func processorMilliseconds() -> Int {
+        var now = timespec()
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now)
+        return now.tv_sec * 1000 + now.tv_nsec / 1_000_000
+    }
 
     private static func resetPeak() {
         try? Data("5".utf8).write(to: URL(fileURLWithPath: "/proc/self/clear_refs"))

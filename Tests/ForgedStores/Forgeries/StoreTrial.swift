@@ -58,6 +58,10 @@ package struct StoreTrial {
             _ = try? repository.statistics()
             let report = try repository.verify()
             if !damage.isEmpty, report.isClean { trial.complain("verify says nothing of damage") }
+            // There was none.
+            if let corruption = report.corruptions.first(where: { $0.file == "index" }) {
+                trial.complain("verify blames the index: \(corruption)")
+            }
             trial.isDamaged = !report.isClean
         }
     }

@@ -25,6 +25,15 @@ package enum WholeStore {
         try repository.setLabel("kept", of: mail[2].id)
         _ = try capture(repository, "web", 3, &random)
         try repository.close()
+        // Else a kind of pack would not be tried.
+        guard try !isPruned || ForgedStore(path).packs.contains(where: \.isRewritten) else {
+            throw NotRewritten(seed: seed)
+        }
+    }
+
+    /// Prune has written no pack anew.
+    private struct NotRewritten: Error {
+        let seed: UInt64
     }
 
     /// Packs are sealed early.
