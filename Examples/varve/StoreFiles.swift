@@ -5,7 +5,7 @@ import Varve
 /// The files of a repository, told by device and inode: by whatever name or descriptor they are
 /// reached.
 enum StoreFiles {
-    private static let files = ["repository", "lock"]
+    private static let files = ["repository", "lock", "head"]
     private static let folders = ["packs", "index", "leases", "damaged"]
 
     /// Fails if a place to write to is a file of the repository.

@@ -163,8 +163,8 @@ extension Repository {
         }
         let root = try files.openDirectory("")
         let names = [
-            envelopePath, lockPath, PackName.directory, indexPath, CheckpointLease.directory,
-            RepairPlan.directory,
+            envelopePath, lockPath, StoreHead.path, PackName.directory, indexPath,
+            CheckpointLease.directory, RepairPlan.directory,
         ]
         for name in names {
             guard let owner = try root.status(of: name)?.st_uid, owner != system_user() else {

@@ -156,7 +156,7 @@ import VarveTestSupport
     }
 
     /// A store of one's own with something of another user in it, whoever put it there.
-    @Test(arguments: ["packs", "lock", "repository", "leases", "damaged", "index"])
+    @Test(arguments: ["packs", "lock", "repository", "head", "leases", "damaged", "index"])
     func whatAWriterOpensIsItsOwn(name: String) throws {
         try makeStore()
         let made = try shell(

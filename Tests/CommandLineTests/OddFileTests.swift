@@ -21,9 +21,9 @@ import VarveTestSupport
 
     /// What each file of a store is for.
     static let names = [
-        "repository", "lock", "packs", "packs/00000001.pack", "packs/00000003.pack", "index",
-        "index/data.mdb", "index/lock.mdb", "index/open", "leases", "packs/00000002.pack.new",
-        "damaged",
+        "repository", "lock", "head", "packs", "packs/00000001.pack", "packs/00000003.pack",
+        "index", "index/data.mdb", "index/lock.mdb", "index/open", "leases",
+        "packs/00000002.pack.new", "damaged",
     ]
 
     /// Commands that read, and commands that write.
@@ -137,7 +137,7 @@ import VarveTestSupport
 
     /// A repair that cannot be done to its end is not begun.
     @Test(arguments: [
-        "damaged", "index", "index/data.mdb", "index/lock.mdb", "index/open", "packs",
+        "damaged", "head", "index", "index/data.mdb", "index/lock.mdb", "index/open", "packs",
     ])
     func aRepairThatIsInTheWayOfSomethingOddChangesNothing(name: String) throws {
         try makeStore()

@@ -125,7 +125,8 @@ import VarveTestSupport
         for format in OutputPlaceTests.formats {
             for place in [
                 "- 1<>\(pack)", "- >>\(pack)", "- 1<>hard", "- 1<>store/lock",
-                "- 1<>store/repository", "- 1<>store/index/data.mdb", "- 1<>store/damaged/kept",
+                "- 1<>store/repository", "- 1<>store/head", "- 1<>store/index/data.mdb",
+                "- 1<>store/damaged/kept",
                 "/dev/stdout 1<>\(pack)", "/dev/fd/3 3<>\(pack)", "/dev/fd/3 --force 3<>soft",
                 "hard --force", "soft --force", "\(pack) --force",
             ] {

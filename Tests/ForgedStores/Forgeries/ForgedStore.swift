@@ -8,6 +8,8 @@ package struct ForgedStore: Hashable, Sendable {
     /// The 60 bytes of the file `repository` before the checksum.
     package var envelope: [UInt8]
     package var packs: [ForgedPack]
+    /// The 60 bytes of the file `head` before the checksum; nil: there is none.
+    package var head: [UInt8]?
 
     /// Reads a store that nobody writes to.
     package init(_ path: FilePath) throws {
@@ -36,6 +38,9 @@ package struct ForgedStore: Hashable, Sendable {
         try write(
             envelope + Little.bytes(UInt64(Castagnoli.checksum(envelope)), 4), "repository")
         try write([], "lock")
+        if let head {
+            try write(head + Little.bytes(UInt64(Castagnoli.checksum(head)), 4), "head")
+        }
         for pack in packs {
             let digits = String(pack.number, radix: 16)
             let name = String(repeating: "0", count: 8 - digits.count) + digits
