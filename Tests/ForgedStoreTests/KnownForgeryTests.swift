@@ -210,8 +210,7 @@ import VarveTestSupport
     func bothNameIt(_ name: String) throws {
         try WholeStore.make(at: path, seed: 7)
         let whole = try ForgedStore(path)
-        let all =
-            Forgery.fields(of: whole) + Forgery.files(of: whole) + Forgery.shapes(of: whole)
+        let all = Forgery.all(of: whole)
         let forgery = try #require(all.first { $0.name == name })
         try forgery.store(from: whole).write(path)
         let trial = StoreTrial.run(path)

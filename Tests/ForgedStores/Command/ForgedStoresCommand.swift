@@ -71,8 +71,7 @@ struct ForgedStoresCommand {
             try WholeStore.make(at: path, seed: seed)
         }
         let whole = try ForgedStore(path)
-        let all =
-            Forgery.fields(of: whole) + Forgery.files(of: whole) + Forgery.shapes(of: whole)
+        let all = Forgery.all(of: whole)
         let some = Swift.stride(from: Int(seed % stride), to: all.count, by: Int(stride))
         try body(whole, some.map { all[$0] }, directory)
     }
@@ -83,9 +82,7 @@ struct ForgedStoresCommand {
         try WholeStore.make(at: kept, seed: seed)
         defer { try? FileManager.default.removeItem(atPath: kept.string) }
         let whole = try ForgedStore(kept)
-        let count =
-            Forgery.fields(of: whole).count + Forgery.files(of: whole).count
-            + Forgery.shapes(of: whole).count
+        let count = Forgery.all(of: whole).count
         say("\(count) forgeries, each \(stride)th from \(seed % stride); seed \(seed)")
         var (next, failures, tried, damaged) = (0, 0, 0, 0)
         var slowest = (milliseconds: 0, name: "none")

@@ -13,9 +13,14 @@ package struct Forgery: Sendable {
 }
 
 extension Forgery {
+    /// All of them, in the order of their numbers.
+    package static func all(of store: ForgedStore) -> [Forgery] {
+        fields(of: store) + files(of: store) + shapes(of: store) + heads(of: store)
+    }
+
     /// Every record of each type (the first, one in the middle, and the last), every field of each,
     /// at its edges; once as it is, and once with all that refers to it put right.
-    package static func fields(of store: ForgedStore) -> [Forgery] {
+    static func fields(of store: ForgedStore) -> [Forgery] {
         var result: [Forgery] = []
         for (type, name, fields) in FieldTable.types {
             let places = store.places(type)
@@ -78,7 +83,7 @@ extension Forgery {
     }
 
     /// The fields of envelopes, of footers, and the numbers of pack indexes.
-    package static func files(of store: ForgedStore) -> [Forgery] {
+    static func files(of store: ForgedStore) -> [Forgery] {
         var result: [Forgery] = []
         func add(_ name: String, _ change: @escaping @Sendable (inout ForgedStore) -> Void) {
             result.append(

@@ -2,7 +2,7 @@ import GuestModel
 
 extension Forgery {
     /// The fields of the file `head`, and the places that it names.
-    package static func heads(of store: ForgedStore) -> [Forgery] {
+    static func heads(of store: ForgedStore) -> [Forgery] {
         guard let newest = store.packs.last else { return [] }
         let end = UInt64(newest.bytes.count)
         let right: [UInt8] =

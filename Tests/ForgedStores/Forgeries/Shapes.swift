@@ -5,7 +5,7 @@ import GuestModel
 extension Forgery {
     /// Chains, duplicates, lists, records in each other's places, names, and the maps, lists and
     /// states that ask for more than is there.
-    package static func shapes(of store: ForgedStore) -> [Forgery] {
+    static func shapes(of store: ForgedStore) -> [Forgery] {
         records(of: store) + manifests(of: store) + names(of: store) + maps(of: store)
             + lists(of: store)
     }
