@@ -144,8 +144,11 @@ import VarveTestSupport
         try write(copied, "packs/00000001.pack")
         expectDamage(try importImage(image, "web"), naming: "packs/00000002.pack")
         #expect(try packs() == ["00000001.pack": copied])
-        // Without the index of later it is a repository of earlier.
+        // The head is of later too.
         try remove("index")
+        expectDamage(try importImage(image, "web"), naming: "packs/00000002.pack")
+        // Without both it is a repository of earlier.
+        try remove("head")
         #expect(try importImage(image, "web").status == 0)
         #expect(try Tool.run("verify", store).status == 0)
     }

@@ -57,8 +57,13 @@ package enum PackName {
                 reason: "it is missing, and all packs with it; restore it from a copy"))
     }
 
-    /// The highest number of a pack that is there; 0 if none is.
+    /// The highest number of a pack that is there; 0 if none is, or if the folder is not there.
     static func newest(_ files: any RepositoryFiles) throws(FileError) -> UInt32 {
-        try files.list(directory).compactMap { number($0) }.max() ?? 0
+        do throws(FileError) {
+            return try files.list(directory).compactMap { number($0) }.max() ?? 0
+        } catch {
+            guard error.isMissing else { throw error }
+            return 0
+        }
     }
 }
