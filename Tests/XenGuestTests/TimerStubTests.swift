@@ -50,6 +50,41 @@ import XenStream
         for count in 0..<context.count { #expect(HVMRecords(Array(context[..<count])) == nil) }
     }
 
+    /// An interrupt that is requested or served when a domain is put back stays requested.
+    @Test func requestsOfTheLocalAPICStay() throws {
+        var random = TestSeed.generator(8702)
+        func context(_ vectors: [(base: Int, vector: Int)]) -> [UInt8] {
+            var body = (0..<1024).map { _ in UInt8.random(in: 0...255, using: &random) }
+            for base in [0x100, 0x200] {
+                for offset in 0..<0x80 { body[base + offset] = 0 }
+            }
+            for (base, vector) in vectors {
+                body[base + vector / 32 * 16 + vector % 32 / 8] |= 1 << UInt8(vector % 8)
+            }
+            let made = StreamMaker.hvmContext(&random)
+            let record: [UInt8] = [6, 0, 0, 0, 0, 4, 0, 0] + body
+            // Before the end's record, which has no body.
+            return made.dropLast(8) + record + made.suffix(8)
+        }
+        let target = context([(0x200, 0x31), (0x100, 0xec)])
+        let live = context([(0x200, 0xf3), (0x100, 0x40), (0x200, 0x31)])
+        let (records, other) = (
+            try #require(HVMRecords(target)), try #require(HVMRecords(live))
+        )
+        let merged = records.requesting(interruptsOf: other)
+        let start = target.count - 8 - 1024
+        let changed = merged.indices.filter { merged[$0] != target[$0] }
+        #expect(merged.count == target.count)
+        #expect(
+            changed == [0x40, 0xf3].map { start + 0x200 + $0 / 32 * 16 + $0 % 32 / 8 })
+        #expect(merged[changed[0]] == 1 && merged[changed[1]] == 1 << 3)
+        // Without a local APIC on either side nothing changes.
+        let bare = StreamMaker.hvmContext(&random)
+        let without = try #require(HVMRecords(bare))
+        #expect(records.requesting(interruptsOf: without) == target)
+        #expect(without.requesting(interruptsOf: other) == bare)
+    }
+
     /// Memory and processors are the checkpoint's all the same, and another revert can follow.
     @Test func aProcessorThatDoesNotAnswerFailsTheRevert() throws {
         let scene = try Scene(8701, hold: .pause)

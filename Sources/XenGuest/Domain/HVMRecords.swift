@@ -116,6 +116,29 @@ struct HVMRecords {
             })
     }
 
+    /// A context in which each local APIC also requests the vectors that it requests, or serves, in
+    /// another one.
+    func requesting(interruptsOf other: HVMRecords) -> [UInt8] {
+        // `struct hvm_hw_lapic_regs`: 256 bits each, 32 of them in each 16 bytes.
+        let (serviced, requested) = (0x100, 0x200)
+        return bytes(
+            of: records.map { record in
+                guard record.type == RecordType.localAPICRegisters,
+                    let body = other.records.first(where: {
+                        $0.type == record.type && $0.instance == record.instance
+                    })?.body, body.count == record.body.count, body.count >= requested + 0x80
+                else { return record }
+                var record = record
+                for word in stride(from: 0, to: 0x80, by: 16) {
+                    for byte in word..<word + 4 {
+                        record.body[requested + byte] |=
+                            body[requested + byte] | body[serviced + byte]
+                    }
+                }
+                return record
+            })
+    }
+
     /// A context that leaves interrupt controllers as they are.
     var withoutInterrupts: [UInt8] {
         bytes(of: records.filter { !RecordType.interrupts.contains($0.type) })

@@ -7,7 +7,9 @@ import XenStream
 //   prepareState   before the pages   The whole context. An event that Xen delivers after this
 //                                     keeps its interrupt. The other way round its bit in memory
 //                                     would stay without the interrupt, and Xen would send no
-//                                     other.
+//                                     other. What is requested now stays requested: Xen's own
+//                                     writes are in no dirty log, so a bit that it has set may
+//                                     stay in memory. An interrupt too many finds nothing to do.
 //   the pages
 //   restoreState                      Each processor sets its timer (TimerStub). Then all of the
 //                                     context but the interrupt controllers.
@@ -21,11 +23,13 @@ extension XenDomain {
     public func prepareState(_ state: GuestState) throws(GuestError) {
         let context = try context(of: state)
         guard options.hold == .pause, let records = HVMRecords(context) else { return }
+        let live = HVMRecords(try calls.hvmContext(number))
         for processor in records.processors {
             try calls.interrupt(
                 number, processor: processor, vector: records.spuriousVector(of: processor))
         }
-        try calls.setHVMContext(number, context)
+        try calls.setHVMContext(
+            number, live.map { records.requesting(interruptsOf: $0) } ?? context)
     }
 
     /// Puts the processors and their interrupt controllers back.
