@@ -197,7 +197,8 @@ struct XenCases {
             let start = ContinuousClock.now
             while try session.dirtyLog.map({ try guest.peekDirtyCount($0) }) ?? 0 < 200 {
                 guard ContinuousClock.now - start < .seconds(20) else {
-                    throw Failed("after revert \(index) the guest sleeps on")
+                    throw Failed(
+                        "after revert \(index) the guest sleeps on; \(try vectors(domain))")
                 }
                 usleep(20_000)
             }
@@ -210,6 +211,31 @@ struct XenCases {
         print(
             "# \(count) reverts to checkpoints by pause; the guest had written 200 pages after "
                 + "\(waits[count / 2]) ms, \(waits[count - 1]) at the latest")
+    }
+
+    /// The vectors that local APICs request and serve: what a guest that sleeps on waits for.
+    private static func vectors(_ domain: UInt32) throws -> String {
+        let context = try LibxenCalls().hvmContext(domain)
+        func number(_ offset: Int, _ count: Int) -> Int {
+            (0..<count).reduce(0) { $0 | Int(context[offset + $1]) << (8 * $1) }
+        }
+        var words: [String] = []
+        var offset = 0
+        while offset + 8 <= context.count {
+            let start = offset + 8
+            // struct hvm_hw_lapic_regs, LAPIC_REGS of xen/include/public/arch-x86/hvm/save.h.
+            if number(offset, 2) == 6 {
+                func vectors(_ base: Int) -> [Int] {
+                    (0..<256).filter { vector in
+                        let word = number(start + base + vector / 32 * 16, 4)
+                        return word >> (vector % 32) & 1 == 1
+                    }
+                }
+                words.append("requested \(vectors(0x200)), served \(vectors(0x100))")
+            }
+            offset = start + number(offset + 4, 4)
+        }
+        return words.joined(separator: "; ")
     }
 
     /// A restored domain that has not run yet has the checkpoint's memory.
