@@ -1,3 +1,5 @@
+import Synchronization
+
 /// Bytes of a file that may be guests' pages, as they are or packed.
 ///
 /// What may be is in `PageMemory`, so that it is in no core dump; slices share it, and it goes back
@@ -54,12 +56,57 @@ package struct PageBytes: RandomAccessCollection, @unchecked Sendable {
             self.isHidden = isHidden
             bytes =
                 isHidden
-                ? PageMemory.allocate(byteCount: byteCount)
+                ? SparePageMemory.take(byteCount: byteCount)
                 : UnsafeMutableRawBufferPointer.allocate(byteCount: byteCount, alignment: 8)
         }
 
         deinit {
-            if isHidden { PageMemory.deallocate(bytes) } else { bytes.deallocate() }
+            if isHidden { SparePageMemory.give(bytes) } else { bytes.deallocate() }
         }
+    }
+}
+
+/// `PageMemory` that was given back, for who asks next: of a new mapping each page costs a fault,
+/// which takes longer than reading the page.
+///
+/// At most 16 buffers of each power of two from 16 KiB to 1 MiB are kept, 32 MiB in all.
+private enum SparePageMemory {
+    private static let sizes = (1 << 14)...(1 << 20)
+    private static let countMax = 16
+    /// Addresses by size.
+    private static let spare = Mutex<[Int: [UInt]]>([:])
+
+    /// The size that is reserved for so many bytes.
+    private static func size(for byteCount: Int) -> Int {
+        guard byteCount > sizes.lowerBound else { return sizes.lowerBound }
+        return 1 << (Int.bitWidth - (byteCount - 1).leadingZeroBitCount)
+    }
+
+    /// Memory with anything in it.
+    static func take(byteCount: Int) -> UnsafeMutableRawBufferPointer {
+        guard byteCount <= sizes.upperBound else {
+            return PageMemory.allocate(byteCount: byteCount)
+        }
+        let size = size(for: byteCount)
+        let address = spare.withLock { $0[size]?.popLast() }
+        guard let start = address.flatMap({ UnsafeMutableRawPointer(bitPattern: $0) }) else {
+            let memory = PageMemory.allocate(byteCount: size)
+            return UnsafeMutableRawBufferPointer(rebasing: memory[..<byteCount])
+        }
+        return UnsafeMutableRawBufferPointer(start: start, count: byteCount)
+    }
+
+    /// - Parameter memory: what `take` returned.
+    static func give(_ memory: UnsafeMutableRawBufferPointer) {
+        guard memory.count <= sizes.upperBound else { return PageMemory.deallocate(memory) }
+        let size = size(for: memory.count)
+        let isKept = spare.withLock { spare in
+            guard spare[size, default: []].count < countMax else { return false }
+            spare[size, default: []].append(UInt(bitPattern: memory.baseAddress))
+            return true
+        }
+        guard !isKept else { return }
+        PageMemory.deallocate(
+            UnsafeMutableRawBufferPointer(start: memory.baseAddress, count: size))
     }
 }
