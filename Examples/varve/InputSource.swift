@@ -209,7 +209,9 @@ enum Interruption {
         }
     }
 
-    /// What ends a command; SIGHUP does not if whoever started it had it ignored, as `nohup` does.
+    /// The signals that end a command.
+    ///
+    /// SIGHUP is left out if it was ignored at the start, as under `nohup`.
     private static let numbers = [SIGINT, SIGTERM, SIGHUP]
 
     /// From here on `^C`, SIGTERM and SIGHUP are delivered only while `wait` waits, and end it.

@@ -15,7 +15,7 @@ struct VarveCommand: ParsableCommand {
 
             Exit codes: 0 done; 1 failed; 2 wrong usage; 3 corruption found; 4 done, but the \
             result could not be printed (commands that write, verify and repair); 129, 130 or 143 \
-            stopped by SIGHUP, ^C or SIGTERM; 141 whoever read the output has gone. With --json, \
+            stopped by SIGHUP, ^C or SIGTERM; 141 the reader of the output has gone. With --json, \
             results are one JSON object a line on standard output, and an error is one on standard \
             error.
             """,
@@ -95,7 +95,7 @@ struct ToolError: Error, CustomStringConvertible {
         case corrupted
         /// The work is done, and its result could not be printed.
         case unreported
-        /// Who read standard output has gone, and the command did nothing but print.
+        /// The reader of standard output has gone, and the command only prints.
         case unread
         case hungUp
         case interrupted

@@ -56,11 +56,7 @@ extension Repository {
             try files.syncDirectory("")
             let envelope = Envelope(
                 kind: .repository, repository: .random(), number: WallClock.nanoseconds)
-            let file = try files.open(envelopePath + ".new", .create)
-            try file.write(envelope.encoded, at: 0)
-            try file.sync()
-            try files.rename(envelopePath + ".new", to: envelopePath)
-            try files.syncDirectory("")
+            try files.replace(envelopePath, with: envelope.encoded)
         } catch {
             if error.call == "create" {
                 throw RepositoryError(

@@ -6,7 +6,7 @@ import Synchronization
 /// with the last of them.
 package struct PageBytes: RandomAccessCollection, @unchecked Sendable {
     // Unchecked: it is filled before anybody else has it, and never changed.
-    private let memory: Memory
+    private let memory: PageBuffer
     package let startIndex: Int
     package let endIndex: Int
 
@@ -20,12 +20,12 @@ package struct PageBytes: RandomAccessCollection, @unchecked Sendable {
         byteCount: Int, isHidden: Bool = true,
         _ fill: (UnsafeMutableRawBufferPointer) throws(E) -> Int
     ) throws(E) {
-        memory = Memory(byteCount: byteCount, isHidden: isHidden)
+        memory = PageBuffer(byteCount: byteCount, isHidden: isHidden)
         startIndex = 0
         endIndex = try fill(memory.bytes)
     }
 
-    private init(_ memory: Memory, _ range: Range<Int>) {
+    private init(_ memory: PageBuffer, _ range: Range<Int>) {
         self.memory = memory
         (startIndex, endIndex) = (range.lowerBound, range.upperBound)
     }
@@ -47,22 +47,28 @@ package struct PageBytes: RandomAccessCollection, @unchecked Sendable {
         defer { withExtendedLifetime(memory) {} }
         return try body(UnsafeRawBufferPointer(rebasing: memory.bytes[startIndex..<endIndex]))
     }
+}
 
-    private final class Memory {
-        let bytes: UnsafeMutableRawBufferPointer
-        private let isHidden: Bool
+/// Memory for bytes of one owner, which goes with the last reference to it.
+package final class PageBuffer: @unchecked Sendable {
+    // Unchecked: its one owner fills it, and lets others see it when it no longer changes.
+    package let bytes: UnsafeMutableRawBufferPointer
+    /// True if it is in no core dump.
+    package let isHidden: Bool
 
-        init(byteCount: Int, isHidden: Bool) {
-            self.isHidden = isHidden
-            bytes =
-                isHidden
-                ? SparePageMemory.take(byteCount: byteCount)
-                : UnsafeMutableRawBufferPointer.allocate(byteCount: byteCount, alignment: 8)
-        }
+    /// Makes a buffer with anything in it.
+    ///
+    /// - Parameter isHidden: true if it may have guests' pages; false costs less.
+    package init(byteCount: Int, isHidden: Bool) {
+        self.isHidden = isHidden
+        bytes =
+            isHidden
+            ? SparePageMemory.take(byteCount: byteCount)
+            : UnsafeMutableRawBufferPointer.allocate(byteCount: byteCount, alignment: 8)
+    }
 
-        deinit {
-            if isHidden { SparePageMemory.give(bytes) } else { bytes.deallocate() }
-        }
+    deinit {
+        if isHidden { SparePageMemory.give(bytes) } else { bytes.deallocate() }
     }
 }
 

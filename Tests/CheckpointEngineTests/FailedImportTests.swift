@@ -46,17 +46,6 @@ import VarveTestSupport
             at: path, files: files, packByteCountMax: FailedImportTests.packByteCountMax)
     }
 
-    /// Every pack and its bytes.
-    private func packs() throws -> [UInt32: [UInt8]] {
-        let files = PosixFiles(root: path)
-        var packs: [UInt32: [UInt8]] = [:]
-        for pack in try PackName.list(files) {
-            let file = try files.open(PackName.path(pack), .read)
-            packs[pack] = try file.readBytes(Int(file.byteCount()), at: 0)
-        }
-        return packs
-    }
-
     /// Takes 8 MiB in, of which the last read fails or does not.
     ///
     /// - Parameter reached: called before the read that may fail; all before it is in the packs.
@@ -87,16 +76,16 @@ import VarveTestSupport
             _ = try importImage(
                 into: repository, lineage: "\(number)", seed: UInt64(number), fails: false)
         }
-        let before = try packs()
+        let before = try PackBytes.all(in: path)
         for round in 0..<3 {
             var mostPacks = 0
             #expect(throws: CaptureError.self) {
                 try importImage(into: repository, seed: 100, fails: true) {
-                    mostPacks = try packs().count
+                    mostPacks = try PackBytes.all(in: path).count
                 }
             }
             #expect(mostPacks > before.count + 3, "packs were sealed")
-            let after = try packs()
+            let after = try PackBytes.all(in: path)
             #expect(after.keys.sorted() == before.keys.sorted(), "round \(round)")
             #expect(after == before, "round \(round)")
             #expect(try repository.verify().isClean)
@@ -115,13 +104,13 @@ import VarveTestSupport
         let files = FaultyFiles(PosixFiles(root: path))
         let repository = try create(files)
         _ = try importImage(into: repository, lineage: "first", seed: 1, fails: false)
-        let before = try packs()
+        let before = try PackBytes.all(in: path)
         let count = files.callCount
         #expect(throws: CaptureError.self) {
             try importImage(into: repository, seed: 2, fails: true)
         }
         let calls = files.callCount - count
-        #expect(try packs() == before)
+        #expect(try PackBytes.all(in: path) == before)
         var uncleared = 0
         for _ in 0..<(TestSeed.isLong ? 400 : 10) {
             files.failCall(Int.random(in: 0..<calls, using: &random), errno: errno)
@@ -130,9 +119,9 @@ import VarveTestSupport
             }
             files.failCall(nil, errno: 0)
             // A call of the clearing up itself: the next transaction does the rest.
-            if try packs() != before { uncleared += 1 }
+            if try PackBytes.all(in: path) != before { uncleared += 1 }
             try repository.begin().abandon()
-            #expect(try packs() == before)
+            #expect(try PackBytes.all(in: path) == before)
         }
         #expect(try repository.verify().isClean)
         print("\(calls) calls, cleared up later \(uncleared) times, seed \(TestSeed.value)")
@@ -155,9 +144,11 @@ import VarveTestSupport
         #expect(throws: CaptureError.self) {
             try importImage(into: repository, seed: 3, fails: true)
         }
-        let filled = try packs().count
+        let filled = try PackBytes.all(in: path).count
         other.abandon()
-        #expect(try packs().count < filled, "the last one takes back what nobody needs")
+        #expect(
+            try PackBytes.all(in: path).count < filled,
+            "the last one takes back what nobody needs")
         expected.append(try importImage(into: repository, seed: 4, fails: false).id)
         #expect(try repository.verify().isClean)
         try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()

@@ -62,16 +62,6 @@ private struct HoledImage: ImageSource {
         HoledImage(byteCount: 4 << 30, stride: 128 << 20, seed: seed)
     }
 
-    private func packs() throws -> [UInt32: [UInt8]] {
-        let files = PosixFiles(root: path)
-        var packs: [UInt32: [UInt8]] = [:]
-        for pack in try PackName.list(files) {
-            let file = try files.open(PackName.path(pack), .read)
-            packs[pack] = try file.readBytes(Int(file.byteCount()), at: 0)
-        }
-        return packs
-    }
-
     /// Imports until it was asked for the `last`-th time whether to go on; nil: to the end.
     ///
     /// - Returns: how often it was asked, and the checkpoint; nil if it was ended.
@@ -105,7 +95,7 @@ private struct HoledImage: ImageSource {
         if hasParent {
             _ = try importImage(1, into: repository, endingAt: nil)
         }
-        let before = try packs()
+        let before = try PackBytes.all(in: path)
         // What one costs that is not ended, in a store of its own.
         let other = try Repository.create(at: directory.path.appending("other"))
         if hasParent { _ = try importImage(1, into: other, endingAt: nil) }
@@ -124,7 +114,7 @@ private struct HoledImage: ImageSource {
                 return
             }
             endedCount += 1
-            #expect(try packs() == before, "ended at question \(last)")
+            #expect(try PackBytes.all(in: path) == before, "ended at question \(last)")
             #expect(try repository.checkpoints().count == (hasParent ? 1 : 0))
         }
         print("ended at \(endedCount) of \(whole.askedCount) questions, seed \(TestSeed.value)")

@@ -34,9 +34,7 @@ import VarveTestSupport
         let process = Process()
         process.executableURL = URL(fileURLWithPath: "/bin/sh")
         process.arguments = ["-c", "cd '\(directory.path)' && \(line)"]
-        process.standardError = FileHandle.nullDevice
-        do { try process.run() } catch { return }
-        process.waitUntilExit()
+        _ = try? process.runToEnd()
     }
 
     private func make(_ name: String) throws -> SimulatedGuest {

@@ -179,7 +179,8 @@ import VarveTestSupport
     /// Of 16 images 13 are forgotten; what is left beside a store that only ever had the others.
     @Test(arguments: [(0.0, 1.03), (5, 1.10)])
     func whatIsLeftIsLikeAFreshStore(percent: Double, ratio: Double) throws {
-        let packByteCount = 8 << 20
+        // To a store of 10 MB as packs of 64 MiB are to one of 160.
+        let packByteCount = 4 << 20
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: 1024))
         var random = TestSeed.generator(930)
         // In runs, as guests do: of a block that is needed in part nothing comes back.

@@ -29,7 +29,7 @@ import VarveTestSupport
         let pipe = Pipe()
         source.standardOutput = pipe
         source.standardError = FileHandle.nullDevice
-        try source.run()
+        try source.runWatched()
         try pipe.fileHandleForWriting.close()
         let result = try Tool.run(["import", store, "-"] + arguments, input: pipe)
         source.waitUntilExit()
@@ -87,9 +87,7 @@ import VarveTestSupport
         process.arguments = [
             "-c", "cd \"$0\" && gzip -k stream && tar cf archive.tar stream", directory.path.string,
         ]
-        try process.run()
-        process.waitUntilExit()
-        #expect(process.terminationStatus == 0)
+        #expect(try process.runToEnd().status == 0)
         for (name, words) in [("stream.gz", "gzip -dc"), ("archive.tar", "unpack it")] {
             let result = try take(path(name), isPipe: false)
             #expect(result.status == 1 && result.error.contains(words), "\(result.error)")

@@ -19,7 +19,7 @@ import VarveTestSupport
         process.environment = ProcessInfo.processInfo.environment.merging(environment) { $1 }
         let output = Pipe()
         process.standardOutput = output
-        try process.run()
+        try process.runWatched()
         return (process, output)
     }
 

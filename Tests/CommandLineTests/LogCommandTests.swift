@@ -22,13 +22,8 @@ import VarveTestSupport
     }
 
     private func ids(_ arguments: String...) throws -> [String] {
-        let (process, output, error) = try Tool.start(["log", store, "--json"] + arguments)
-        let data = output.fileHandleForReading.readDataToEndOfFile()
-        let text = String(decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        process.waitUntilExit()
-        #expect(process.terminationStatus == 0, "\(arguments): \(text)")
-        let result = Tool.Result(
-            status: process.terminationStatus, output: data, error: text)
+        let result = try Tool.run(["log", store, "--json"] + arguments)
+        #expect(result.status == 0, "\(arguments): \(result.error)")
         return try result.objects.compactMap { $0["id"] as? String }
     }
 

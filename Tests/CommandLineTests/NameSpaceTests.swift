@@ -104,12 +104,7 @@ import VarveTestSupport
         _ maker: StreamMaker, _ lineage: String, _ more: String...
     ) throws -> Tool.Result {
         try Data(maker.bytes).write(to: URL(fileURLWithPath: path("stream")))
-        let (process, output, error) = try Tool.start(
-            ["import", store, path("stream"), "--lineage", lineage] + more)
-        let data = output.fileHandleForReading.readDataToEndOfFile()
-        let text = String(decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        process.waitUntilExit()
-        return Tool.Result(status: process.terminationStatus, output: data, error: text)
+        return try Tool.run(["import", store, path("stream"), "--lineage", lineage] + more)
     }
 
     @Test func aLineageDoesNotGoOnWithAGuestOfAnotherKind() throws {

@@ -11,13 +11,7 @@ import VarveTestSupport
     private func take(_ lineage: String, _ label: String? = nil) throws -> Tool.Result {
         var arguments = ["import", path("store"), path("image"), "--lineage", lineage]
         if let label { arguments += ["--label", label] }
-        let (process, output, error) = try Tool.start(arguments)
-        let data = output.fileHandleForReading.readDataToEndOfFile()
-        let text = error.fileHandleForReading.readDataToEndOfFile()
-        process.waitUntilExit()
-        return Tool.Result(
-            status: process.terminationStatus, output: data,
-            error: String(decoding: text, as: UTF8.self))
+        return try Tool.run(arguments)
     }
 
     @Test func labelsAndLineagesDoNotShadowEachOther() throws {

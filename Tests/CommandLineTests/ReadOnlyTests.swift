@@ -12,10 +12,7 @@ import VarveTestSupport
         let process = Process()
         process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
         process.arguments = arguments
-        process.standardError = FileHandle.nullDevice
-        guard (try? process.run()) != nil else { return false }
-        process.waitUntilExit()
-        return process.terminationStatus == 0
+        return (try? process.runToEnd())?.status == 0
     }
 
     /// Runs `body` with a small disk of its own; says so where there can be none.
@@ -161,7 +158,7 @@ import VarveTestSupport
         process.standardOutput = FileHandle(forWritingAtPath: "/dev/full")
         let error = Pipe()
         process.standardError = error
-        try process.run()
+        try process.runWatched()
         let text = String(
             decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
         process.waitUntilExit()

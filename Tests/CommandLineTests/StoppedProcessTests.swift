@@ -52,7 +52,7 @@ import VarveTestSupport
         process.standardInput = FileHandle.nullDevice
         process.standardOutput = FileHandle.nullDevice
         process.standardError = FileHandle.nullDevice
-        try process.run()
+        try process.runWatched()
         while process.isRunning {
             if let child = child(of: process), isStopped(child) { return process }
             usleep(2000)

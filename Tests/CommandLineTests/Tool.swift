@@ -9,6 +9,11 @@ enum Tool {
         let output: Data
         let error: String
 
+        init(_ end: ProcessEnd) {
+            (status, output) = (end.status, end.output)
+            error = String(decoding: end.error, as: UTF8.self)
+        }
+
         var text: String { String(decoding: output, as: UTF8.self) }
 
         /// The lines of the output as JSON objects.
@@ -40,7 +45,7 @@ enum Tool {
         process.standardOutput = output
         process.standardError = error
         process.standardInput = input ?? FileHandle.nullDevice
-        try process.run()
+        try process.runWatched()
         return (process, output, error)
     }
 
@@ -54,25 +59,11 @@ enum Tool {
     @discardableResult
     static func run(_ arguments: [String], input: Any? = nil) throws -> Result {
         let (process, output, error) = try start(arguments, input: input)
-        return end(process, output, error)
+        return Result(process.waitForEnd(output, error))
     }
 
     /// Runs a process that was prepared, without input, to its end.
-    static func finish(_ process: Process) throws -> Result {
-        let (output, error) = (Pipe(), Pipe())
-        process.standardOutput = output
-        process.standardError = error
-        process.standardInput = FileHandle.nullDevice
-        try process.run()
-        return end(process, output, error)
-    }
-
-    private static func end(_ process: Process, _ output: Pipe, _ error: Pipe) -> Result {
-        let data = output.fileHandleForReading.readDataToEndOfFile()
-        let text = String(decoding: error.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        process.waitUntilExit()
-        return Result(status: process.terminationStatus, output: data, error: text)
-    }
+    static func finish(_ process: Process) throws -> Result { Result(try process.runToEnd()) }
 }
 
 /// Random images of a seed.

@@ -30,13 +30,9 @@ import VarveTestSupport
         let process = Process()
         process.executableURL = Self.tool
         process.arguments = [mode, "\(stride)", "\(TestSeed.value % 1000)"]
-        let pipe = Pipe()
-        process.standardOutput = pipe
-        try process.run()
-        let output = pipe.fileHandleForReading.readDataToEndOfFile()
-        process.waitUntilExit()
-        let text = String(decoding: output, as: UTF8.self)
+        let end = try process.runToEnd(seconds: TestSeed.isLong ? 4 * 3600 : 900)
+        let text = String(decoding: end.output + end.error, as: UTF8.self)
         print(text)
-        #expect(process.terminationStatus == 0, "\(text)")
+        #expect(end.status == 0, "\(text)")
     }
 }

@@ -98,15 +98,11 @@ extension KernelTests {
                 try Data(page).write(to: URL(fileURLWithPath: paths[number]))
             }
             let process = Process()
-            let output = Pipe()
             process.executableURL = URL(fileURLWithPath: tool)
             process.arguments = ["--no-names"] + paths
-            process.standardOutput = output
-            try process.run()
-            let text = try #require(try output.fileHandleForReading.readToEnd())
-            process.waitUntilExit()
-            #expect(process.terminationStatus == 0)
-            let expected = String(decoding: text, as: UTF8.self).split(separator: "\n").map(
+            let end = try process.runToEnd()
+            #expect(end.status == 0)
+            let expected = String(decoding: end.output, as: UTF8.self).split(separator: "\n").map(
                 String.init)
             for path in Paths.all {
                 Paths.with(path) {

@@ -70,8 +70,6 @@ enum RealStreams {
             .deletingLastPathComponent()
         process.environment = ["PYTHONPATH": root.appendingPathComponent("lib/python").path]
             .merging(ProcessInfo.processInfo.environment) { new, _ in new }
-        try process.run()
-        process.waitUntilExit()
-        #expect(process.terminationStatus == 0, "verify-stream-v2 refuses the export")
+        #expect(try process.runToEnd().status == 0, "verify-stream-v2 refuses the export")
     }
 }

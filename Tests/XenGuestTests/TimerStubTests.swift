@@ -50,24 +50,29 @@ import XenStream
         for count in 0..<context.count { #expect(HVMRecords(Array(context[..<count])) == nil) }
     }
 
+    /// A context with a local APIC, in which bits of vectors are set: 0x100 has those that are
+    /// served, 0x200 those that are requested.
+    private func context(
+        _ vectors: [(base: Int, vector: Int)], _ random: inout SeededGenerator
+    ) -> [UInt8] {
+        var body = (0..<1024).map { _ in UInt8.random(in: 0...255, using: &random) }
+        for base in [0x100, 0x200] {
+            for offset in 0..<0x80 { body[base + offset] = 0 }
+        }
+        for (base, vector) in vectors {
+            body[base + vector / 32 * 16 + vector % 32 / 8] |= 1 << UInt8(vector % 8)
+        }
+        let made = StreamMaker.hvmContext(&random)
+        let record: [UInt8] = [6, 0, 0, 0, 0, 4, 0, 0] + body
+        // Before the end's record, which has no body.
+        return made.dropLast(8) + record + made.suffix(8)
+    }
+
     /// An interrupt that is requested or served when a domain is put back stays requested.
     @Test func requestsOfTheLocalAPICStay() throws {
         var random = TestSeed.generator(8702)
-        func context(_ vectors: [(base: Int, vector: Int)]) -> [UInt8] {
-            var body = (0..<1024).map { _ in UInt8.random(in: 0...255, using: &random) }
-            for base in [0x100, 0x200] {
-                for offset in 0..<0x80 { body[base + offset] = 0 }
-            }
-            for (base, vector) in vectors {
-                body[base + vector / 32 * 16 + vector % 32 / 8] |= 1 << UInt8(vector % 8)
-            }
-            let made = StreamMaker.hvmContext(&random)
-            let record: [UInt8] = [6, 0, 0, 0, 0, 4, 0, 0] + body
-            // Before the end's record, which has no body.
-            return made.dropLast(8) + record + made.suffix(8)
-        }
-        let target = context([(0x200, 0x31), (0x100, 0xec)])
-        let live = context([(0x200, 0xf3), (0x100, 0x40), (0x200, 0x31)])
+        let target = context([(0x200, 0x31), (0x100, 0xec)], &random)
+        let live = context([(0x200, 0xf3), (0x100, 0x40), (0x200, 0x31)], &random)
         let (records, other) = (
             try #require(HVMRecords(target)), try #require(HVMRecords(live))
         )
@@ -83,6 +88,20 @@ import XenStream
         let without = try #require(HVMRecords(bare))
         #expect(records.requesting(interruptsOf: without) == target)
         #expect(without.requesting(interruptsOf: other) == bare)
+    }
+
+    @Test func aRevertKeepsWhatIsRequested() throws {
+        let scene = try Scene(8703, hold: .pause)
+        let made = context([(0x200, 0x31)], &scene.random)
+        scene.xen.with(Scene.number) { $0.context = made }
+        let checkpoint = try scene.capture().checkpoint
+        let vector = 0xf3
+        let place = made.count - 8 - 1024 + 0x200 + vector / 32 * 16 + vector % 32 / 8
+        scene.xen.with(Scene.number) { $0.context[place] |= 1 << UInt8(vector % 8) }
+        try scene.session?.revert(to: checkpoint)
+        let now = scene.xen.with(Scene.number) { $0.context }
+        #expect(now.indices.filter { now[$0] != made[$0] } == [place])
+        #expect(now[place] == 1 << UInt8(vector % 8))
     }
 
     /// Memory and processors are the checkpoint's all the same, and another revert can follow.

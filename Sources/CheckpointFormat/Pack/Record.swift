@@ -154,7 +154,7 @@ package struct RecordWriter {
     /// Whole and checksummed records, and behind `count` anything.
     ///
     /// Nothing is cleared that records are written over: that takes half as long as to copy a page.
-    private var room = RecordRoom(byteCount: 0, isHidden: false)
+    private var room = PageBuffer(byteCount: 0, isHidden: false)
     /// Bytes of the records so far.
     package private(set) var count = 0
 
@@ -184,7 +184,7 @@ package struct RecordWriter {
         {
             return
         }
-        let larger = RecordRoom(
+        let larger = PageBuffer(
             byteCount: max(byteCount, room.bytes.count * 2), isHidden: isHidden)
         larger.bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: room.bytes[..<count]))
         room = larger
@@ -237,24 +237,5 @@ package struct RecordWriter {
             $0.copyBytes(from: payload)
             return payload.count
         }
-    }
-}
-
-/// The memory of a writer of records.
-private final class RecordRoom: @unchecked Sendable {
-    // Unchecked: one writer alone changes it, which makes a copy if there are two.
-    let bytes: UnsafeMutableRawBufferPointer
-    let isHidden: Bool
-
-    init(byteCount: Int, isHidden: Bool) {
-        self.isHidden = isHidden
-        bytes =
-            isHidden
-            ? PageMemory.allocate(byteCount: byteCount)
-            : UnsafeMutableRawBufferPointer.allocate(byteCount: byteCount, alignment: 8)
-    }
-
-    deinit {
-        if isHidden { PageMemory.deallocate(bytes) } else { bytes.deallocate() }
     }
 }

@@ -208,7 +208,7 @@ package final class PosixFiles: RepositoryFiles {
     /// Packs and the head are for those who may read the file that says which repository it is: an
     /// owner who gives others that, and the packs so far, need not do so again for each new pack.
     private func permissions(of path: String) throws(FileError) -> mode_t {
-        guard path.hasPrefix("\(PackName.directory)/") || path == StoreHead.newPath,
+        guard path.hasPrefix("\(PackName.directory)/") || path == StoreHead.path + ".new",
             let status = try rootDirectory("open").status(of: PosixFiles.envelopeName)
         else { return PosixFiles.ownerOnly }
         return PosixFiles.ownerOnly | status.st_mode & 0o044

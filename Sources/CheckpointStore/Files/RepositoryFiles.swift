@@ -46,6 +46,20 @@ package protocol RepositoryFiles: AnyObject, Sendable {
     var bootID: [UInt8] { get }
 }
 
+extension RepositoryFiles {
+    /// Replaces a small file of the store's own directory, or makes it, and syncs.
+    ///
+    /// If this throws, the file has its old bytes or the new ones, and `NAME.new` may be left,
+    /// which the next replacement empties.
+    func replace(_ name: String, with bytes: [UInt8]) throws(FileError) {
+        let file = try open(name + ".new", .create)
+        try file.write(bytes, at: 0)
+        try file.sync()
+        try self.rename(name + ".new", to: name)
+        try syncDirectory("")
+    }
+}
+
 /// How a file is opened.
 package enum FileMode: Sendable {
     /// It must exist.

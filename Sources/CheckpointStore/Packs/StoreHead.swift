@@ -14,8 +14,6 @@ package import CheckpointFormat
 /// How far the packs were confirmed, as far as the file `head` was told.
 package struct StoreHead: Sendable {
     package static let path = "head"
-    /// Its name until it is whole.
-    static let newPath = path + ".new"
     /// Packs that may be lost at once, 64 TiB of them; a head that names one further on is wrong.
     private static let lostPackCountMax: UInt32 = 1 << 20
 
@@ -40,7 +38,9 @@ package struct StoreHead: Sendable {
             throw error
         }
         guard let place = StoreHead.place(bytes, repository) else {
-            problem = FormatError(offset: 0, reason: "it is not the head of this repository")
+            problem = FormatError(
+                offset: 0,
+                reason: "it is no head of this repository, and the next writer replaces it")
             return
         }
         let newest = try PackName.newest(files)
@@ -74,11 +74,7 @@ package struct StoreHead: Sendable {
         let envelope = Envelope(
             kind: .head, repository: repository,
             number: UInt64(location.pack) << 32 | UInt64(location.offset))
-        let file = try files.open(StoreHead.newPath, .create)
-        try file.write(envelope.encoded, at: 0)
-        try file.sync()
-        try files.rename(StoreHead.newPath, to: StoreHead.path)
-        try files.syncDirectory("")
+        try files.replace(StoreHead.path, with: envelope.encoded)
         confirmed = location
         problem = nil
     }

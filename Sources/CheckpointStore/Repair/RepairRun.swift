@@ -97,11 +97,7 @@ private struct RepairRun {
         }
         let envelope = Envelope(
             kind: .repository, repository: preparation.repository, number: WallClock.nanoseconds)
-        let file = try files.open("repository.new", .create)
-        try file.write(envelope.encoded, at: 0)
-        try file.sync()
-        try files.rename("repository.new", to: "repository")
-        try files.syncDirectory("")
+        try files.replace("repository", with: envelope.encoded)
     }
 
     /// Gives a file a second name in the folder `damaged`, durably.

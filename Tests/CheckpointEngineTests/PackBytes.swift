@@ -1,0 +1,17 @@
+import CheckpointFormat
+import CheckpointStore
+import SystemPackage
+
+/// What is in a store's packs, to be compared.
+enum PackBytes {
+    /// Every pack and its bytes.
+    static func all(in path: FilePath) throws -> [UInt32: [UInt8]] {
+        let files = PosixFiles(root: path)
+        var packs: [UInt32: [UInt8]] = [:]
+        for pack in try PackName.list(files) {
+            let file = try files.open(PackName.path(pack), .read)
+            packs[pack] = try file.readBytes(Int(file.byteCount()), at: 0)
+        }
+        return packs
+    }
+}
