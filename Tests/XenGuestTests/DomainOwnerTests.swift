@@ -50,6 +50,22 @@ import XenStream
         #expect(try String(contentsOfFile: file, encoding: .utf8) == "\(getpid())\n")
     }
 
+    /// As in a program that another thread starts, until it gives its copies up.
+    @Test func aCopyOfTheDescriptorKeepsNoLock() throws {
+        var lock: DomainLock? = try DomainLock(of: 7, in: locks)
+        let copy = dup(try #require(lock).descriptor)
+        defer { close(copy) }
+        lock = nil
+        lock = try DomainLock(of: 7, in: locks)
+        // But a guard that was left behind does.
+        let guards = dup(try #require(lock).descriptor)
+        lock?.leaveToGuard()
+        lock = nil
+        #expect(refusal()?.code == .busy)
+        close(guards)
+        withExtendedLifetime(try DomainLock(of: 7, in: locks)) {}
+    }
+
     /// The other process: it holds the lock until its input ends, or it is killed.
     private func holder(_ path: String) throws -> ChildProcess {
         let child = try ChildProcess(
@@ -98,6 +114,8 @@ import XenStream
         let guardian = try XenGuard(
             command: ["/bin/sh", "-c", "printf +; cat >/dev/null"], domain: 7,
             lock: try #require(lock))
+        // As if this process had died.
+        lock?.leaveToGuard()
         lock = nil
         #expect(refusal()?.message.contains("this process has charge") == true)
         guardian.dismiss()

@@ -59,6 +59,7 @@ import XenStream
         for base in [0x100, 0x200] {
             for offset in 0..<0x80 { body[base + offset] = 0 }
         }
+        body[0xf0] = 0xff
         for (base, vector) in vectors {
             body[base + vector / 32 * 16 + vector % 32 / 8] |= 1 << UInt8(vector % 8)
         }
@@ -72,7 +73,8 @@ import XenStream
     @Test func requestsOfTheLocalAPICStay() throws {
         var random = TestSeed.generator(8702)
         let target = context([(0x200, 0x31), (0x100, 0xec)], &random)
-        let live = context([(0x200, 0xf3), (0x100, 0x40), (0x200, 0x31)], &random)
+        let live = context(
+            [(0x200, 0xf3), (0x100, 0x40), (0x200, 0x31), (0x200, 0xff)], &random)
         let (records, other) = (
             try #require(HVMRecords(target)), try #require(HVMRecords(live))
         )

@@ -54,6 +54,11 @@ func system_lock(_ descriptor: Int32) -> Int32 {
     retrying { flock(descriptor, LOCK_EX | LOCK_NB) }
 }
 
+/// `flock(2)`: unlocks, whoever else has a descriptor of the same open file.
+func system_unlock(_ descriptor: Int32) {
+    _ = retrying { flock(descriptor, LOCK_UN) }
+}
+
 /// `pread(2)` of a file's beginning, 32 bytes at most.
 func system_readText(_ descriptor: Int32) -> String {
     var bytes = [UInt8](repeating: 0, count: 32)

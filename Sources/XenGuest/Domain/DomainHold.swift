@@ -57,8 +57,13 @@ final class DomainHold: Sendable {
 
     deinit {
         try? resumeLateSuspension()
+        guard let guardian else { return }
         // A guard whose pipe ends without a farewell looks after a suspension that comes late.
-        if !state.withLock({ $0.mayComeLate }) { guardian?.dismiss() }
+        if state.withLock({ $0.mayComeLate }) {
+            lock.leaveToGuard()
+        } else {
+            guardian.dismiss()
+        }
     }
 
     /// True between `hold` and `release`.

@@ -1,5 +1,6 @@
 import Glibc
 import GuestModel
+import Synchronization
 
 // A domain has one owner among all processes of dom0: who has its lock file.
 //
@@ -15,6 +16,7 @@ import GuestModel
 final class DomainLock: Sendable {
     /// At least 3, so that a child's standard streams never take its place.
     let descriptor: Int32
+    private let isLeft = Atomic<Bool>(false)
 
     /// Takes the lock; makes directory and file if they are not there.
     ///
@@ -43,7 +45,15 @@ final class DomainLock: Sendable {
         descriptor = file
     }
 
-    deinit { system_close(descriptor) }
+    deinit {
+        // Closing is not enough: a program that another thread is starting has every descriptor for
+        // a moment.
+        if !isLeft.load(ordering: .relaxed) { system_unlock(descriptor) }
+        system_close(descriptor)
+    }
+
+    /// From here on the lock is held as long as the guard has its descriptor.
+    func leaveToGuard() { isLeft.store(true, ordering: .relaxed) }
 
     /// Opens the directory, and makes it if it is not there.
     private static func open(_ directory: String, _ domain: UInt32) throws(GuestError) -> Int32 {

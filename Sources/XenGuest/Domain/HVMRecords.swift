@@ -117,7 +117,7 @@ struct HVMRecords {
     }
 
     /// A context in which each local APIC also requests the vectors that it requests, or serves, in
-    /// another one.
+    /// another one; but not its vector for interrupts without a cause.
     func requesting(interruptsOf other: HVMRecords) -> [UInt8] {
         // `struct hvm_hw_lapic_regs`: 256 bits each, 32 of them in each 16 bytes.
         let (serviced, requested) = (0x100, 0x200)
@@ -129,11 +129,11 @@ struct HVMRecords {
                     })?.body, body.count == record.body.count, body.count >= requested + 0x80
                 else { return record }
                 var record = record
-                for word in stride(from: 0, to: 0x80, by: 16) {
-                    for byte in word..<word + 4 {
-                        record.body[requested + byte] |=
-                            body[requested + byte] | body[serviced + byte]
-                    }
+                let spurious = Int(spuriousVector(of: record.instance))
+                for vector in 0..<256 where vector != spurious {
+                    let (byte, bit) = (vector / 32 * 16 + vector % 32 / 8, UInt8(1 << (vector % 8)))
+                    record.body[requested + byte] |=
+                        (body[requested + byte] | body[serviced + byte]) & bit
                 }
                 return record
             })

@@ -23,11 +23,12 @@ extension XenDomain {
     public func prepareState(_ state: GuestState) throws(GuestError) {
         let context = try context(of: state)
         guard options.hold == .pause, let records = HVMRecords(context) else { return }
-        let live = HVMRecords(try calls.hvmContext(number))
         for processor in records.processors {
             try calls.interrupt(
                 number, processor: processor, vector: records.spuriousVector(of: processor))
         }
+        // Nothing between these two: a request that comes there is lost.
+        let live = HVMRecords(try calls.hvmContext(number))
         try calls.setHVMContext(
             number, live.map { records.requesting(interruptsOf: $0) } ?? context)
     }

@@ -34,6 +34,16 @@ extension FakeDomain {
         return context[start..<start + 8].reversed().reduce(0) { $0 << 8 | Int($1) }
     }
 
+    /// Has the processor's local APIC, if there is one, request a vector.
+    mutating func request(_ vector: UInt8, of processor: UInt16) {
+        var records = FakeDomain.records(context)
+        let kind: [UInt8] = [6, 0, UInt8(processor & 0xff), UInt8(processor >> 8)]
+        guard let position = records.firstIndex(where: { $0.kind == kind }) else { return }
+        let byte = 8 + 0x200 + Int(vector) / 32 * 16 + Int(vector) % 32 / 8
+        records[position].bytes[byte] |= 1 << (vector % 8)
+        context = records.flatMap(\.bytes)
+    }
+
     /// True if the processor has paging off, which no guest here has.
     var hasStub: Bool { register(.cr0) == 0x11 && register(.efer) == 0 }
 

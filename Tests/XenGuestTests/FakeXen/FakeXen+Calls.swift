@@ -233,7 +233,10 @@ extension FakeXen {
     func interrupt(
         _ domain: UInt32, processor: UInt16, vector: UInt8
     ) throws(GuestError) {
-        try onDomain("interrupt", domain) { domain, _ in domain.isAwake = true }
+        try onDomain("interrupt", domain) { domain, _ in
+            domain.isAwake = true
+            domain.request(vector, of: processor)
+        }
     }
 
     func hvmParameter(_ domain: UInt32, _ index: UInt32) throws(GuestError) -> UInt64 {
