@@ -102,24 +102,12 @@ struct Export: ParsableCommand {
                 throw ToolError(
                     "\(image) exists and was left as it is; name another file, or use --force")
             }
-            if Export.lies(path.removingLastComponent(), in: store.path) {
+            if StoreFiles.holds(folder: path.removingLastComponent(), store) {
                 throw ToolError("\(image) lies in the repository itself; name a file elsewhere")
             }
         }
         try StoreFiles.refuse(
             place, named: image.isStandard ? "standard output" : "\(image)", in: store)
-    }
-
-    /// True if a directory is another one, or lies in it.
-    private static func lies(_ path: FilePath, in directory: FilePath) -> Bool {
-        func resolved(_ path: FilePath) -> FilePath? {
-            guard let found = (path.isEmpty ? "." : path).withPlatformString({ realpath($0, nil) })
-            else { return nil }
-            defer { free(found) }
-            return FilePath(platformString: found)
-        }
-        guard let inner = resolved(path), let outer = resolved(directory) else { return false }
-        return inner.starts(with: outer)
     }
 
     /// Says on standard error that the xl of this host would not restore the stream.

@@ -44,6 +44,31 @@ enum StoreFiles {
             || folders.contains { lies(file, in: $0, of: root) }
     }
 
+    /// True if a directory is the repository's, one of its folders, or below one of them, though it
+    /// is reached by another mount.
+    static func holds(folder: FilePath, _ store: StoreArgument) -> Bool {
+        // O_PATH, which needs no permission to read: glibc hides the name behind _GNU_SOURCE.
+        let flags = __O_PATH | O_DIRECTORY | O_CLOEXEC
+        let root = open(store.description, flags)
+        guard root >= 0 else { return false }
+        defer { close(root) }
+        let own = ["."] + folders
+        var place = (folder.isEmpty ? "." : folder).withPlatformString { open($0, flags) }
+        defer { if place >= 0 { close(place) } }
+        var top = stat()
+        guard stat("/", &top) == 0 else { return false }
+        while place >= 0 {
+            var status = stat()
+            guard fstat(place, &status) == 0 else { return false }
+            if own.contains(where: { isSame(status, $0, in: root) }) { return true }
+            if status.st_ino == top.st_ino && status.st_dev == top.st_dev { return false }
+            let parent = openat(place, "..", flags)
+            close(place)
+            place = parent
+        }
+        return false
+    }
+
     private static func isSame(_ file: stat, _ name: String, in directory: Int32) -> Bool {
         var status = stat()
         return fstatat(directory, name, &status, AT_SYMLINK_NOFOLLOW) == 0

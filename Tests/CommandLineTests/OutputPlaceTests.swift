@@ -292,6 +292,13 @@ import VarveTestSupport
                     + "\"$varve\" export store web file --force'"
             )
             #expect(bound.status == 1 && bound.error.contains("mount point"), "\(bound.error)")
+            let folder = try shell(
+                "mkdir other-way deep; unshare -m sh -c 'mount --bind store/packs other-way; "
+                    + "mount --bind store deep; \"$varve\" export store web other-way/new; "
+                    + "\"$varve\" export store web deep/packs/new; echo $?'; rmdir other-way deep")
+            #expect(folder.text == "1\n")
+            let refusal = "lies in the repository itself"
+            #expect(folder.error.components(separatedBy: refusal).count == 3, "\(folder.error)")
         } else {
             print("skipped, replacing a mount point: a mount name space cannot be made here")
         }

@@ -49,7 +49,7 @@ extension RepositoryError {
         if error.call == FileError.makingTemporary {
             self.init(
                 error.isFull ? .noSpace : .callFailed,
-                "no temporary directory can be made in \(error.path) (\(reason)); set TMPDIR to a "
+                "no temporary index can be made in \(error.path) (\(reason)); set TMPDIR to a "
                     + "directory that can be written to, with room for an index",
                 errno: error.errno)
             return
@@ -131,7 +131,7 @@ extension FileError {
         }
     }
 
-    /// The call that makes a temporary directory.
+    /// The call that begins a temporary index.
     static let makingTemporary = "mkdtemp"
 
     /// True if the mount, the permissions or the owner forbid it.

@@ -5,9 +5,11 @@ import Glibc
 /// In $TMPDIR, or `/tmp`.
 struct NamelessDirectory: ~Copyable {
     let path: String
+    /// What it lies in.
+    let parent: String
 
     init() throws(FileError) {
-        let parent = system_environment("TMPDIR") ?? "/tmp"
+        parent = system_environment("TMPDIR") ?? "/tmp"
         guard let path = system_mkdtemp(parent + "/varve-") else {
             throw FileError(call: FileError.makingTemporary, path: parent, errno: errno)
         }

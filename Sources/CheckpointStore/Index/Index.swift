@@ -334,12 +334,19 @@ private enum IndexEnvironments {
     ) throws -> (key: Key, environment: LMDBEnvironment) {
         let directory = try NamelessDirectory()
         let opened = try OpenDirectory(directory.path)
-        if let original {
-            let file = try opened.open("data.mdb", O_RDWR | O_CREAT | O_EXCL, 0o600)
-            defer { system_close(file) }
-            try original.copy(to: file)
+        let environment: LMDBEnvironment
+        do {
+            if let original {
+                let file = try opened.open("data.mdb", O_RDWR | O_CREAT | O_EXCL, 0o600)
+                defer { system_close(file) }
+                try original.copy(to: file)
+            }
+            environment = try LMDBEnvironment(opened, tables: tables, .writing)
+        } catch let error as LMDBError where error.isWrite {
+            // The disk of $TMPDIR, not that of the store.
+            throw FileError(
+                call: FileError.makingTemporary, path: directory.parent, errno: error.code)
         }
-        let environment = try LMDBEnvironment(opened, tables: tables, .writing)
         let number = privateCount.add(1, ordering: .relaxed).newValue
         let key = Key(number: number, isReadOnly: false)
         open.withLock { $0[key] = Entry(environment: environment, holderCount: 1) }
