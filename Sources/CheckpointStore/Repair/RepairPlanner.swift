@@ -6,7 +6,8 @@ struct RepairPlanner {
     private let survey: RepairSurvey
     private let stock: RepairStock
     private let verdicts: [RepairVerdict]
-    private let found: [PageDigest: PagePlace]
+    /// Where pages are that are stored anew.
+    private var found: [PageDigest: PagePlace]
     private var plan: RepairPlan
     private var preparation: RepairPreparation
     private var emptied: [UInt32: Set<RecordLocation>] = [:]
@@ -16,8 +17,8 @@ struct RepairPlanner {
     private let damagedFrames: [UInt64: [(ordinals: Range<UInt64>, corruption: Corruption)]]
     /// Manifests of lost checkpoints of which nothing else is damaged.
     private var blamed: [(location: RecordLocation, corruption: Corruption)] = []
-    /// Page frames whose pages are of another transaction, or have other ordinals, than they say,
-    /// by file and offset.
+    /// Page frames that go though their records are whole, by file and offset: what they say of
+    /// themselves, and what page maps or other page frames say, cannot both be.
     private var strays: [Int: [UInt32: Corruption]] = [:]
     /// Where the index says that lost pages were.
     private let hinted: [PageDigest: PageLocation]
@@ -59,12 +60,10 @@ struct RepairPlanner {
         for salvage in survey.salvages {
             for damage in salvage.damages {
                 guard let entry = damage.entry, let frame = entry.frame else { continue }
-                let first = UInt64(frame.firstOrdinal)
                 let corruption = Corruption(
                     file: salvage.path, offset: damage.range.lowerBound, object: damage.object,
                     reason: damage.reason)
-                result[entry.transaction, default: []].append(
-                    (first..<first + UInt64(frame.pageCount), corruption))
+                result[entry.transaction, default: []].append((frame.ordinals, corruption))
             }
         }
         return result
@@ -72,7 +71,7 @@ struct RepairPlanner {
 
     /// The plan.
     mutating func make() throws -> RepairPlan {
-        sortCheckpoints()
+        try sortCheckpoints()
         loseCondemned()
         planFiles()
         planRecords()
@@ -94,7 +93,7 @@ struct RepairPlanner {
 
     // MARK: - Checkpoints
 
-    private mutating func sortCheckpoints() {
+    private mutating func sortCheckpoints() throws {
         var saved: Set<PageDigest> = []
         for verdict in verdicts {
             let lost = verdict.missing.filter { found[$0.digest] == nil }
@@ -121,6 +120,8 @@ struct RepairPlanner {
             lose(entry.id, nil, [survey.lost(entry.location, .publish)], [])
         }
         for digest in saved { noteStray(digest) }
+        noteOverlapping()
+        try save(&saved)
         preparation.forgotten += survey.forgottenByHint
         preparation.labels = survey.labelsByHint
         preparation.saved = saved.compactMap { digest in
@@ -142,13 +143,72 @@ struct RepairPlanner {
         let near = salvage.entries.first(endingBehind: block.offset) { UInt64($0.end) }
         guard let entry = near, UInt64(entry.offset) <= block.offset, let frame = entry.frame
         else { return }
-        let isOwn = entry.transaction == origin.transaction
-        strays[block.file, default: [:]][entry.offset] = Corruption(
-            file: salvage.path, offset: UInt64(entry.offset), object: entry.type.description,
-            reason: isOwn
-                ? "its first page has ordinal \(frame.firstOrdinal), and the page map says another"
-                : "it is of transaction \(entry.transaction), and its pages are of "
-                    + "\(origin.transaction)")
+        let reason =
+            if entry.transaction != origin.transaction {
+                "it is of transaction \(entry.transaction), and its pages are of "
+                    + "\(origin.transaction)"
+            } else if survey.isLate(entry, in: block.file) {
+                "it is behind the manifest of its transaction"
+            } else {
+                "its first page has ordinal \(frame.firstOrdinal), and the page map says another"
+            }
+        takeForStray(entry, in: block.file, reason)
+    }
+
+    private mutating func takeForStray(
+        _ entry: PackIndex.Entry, in file: Int, _ reason: String
+    ) {
+        strays[file, default: [:]][entry.offset] = Corruption(
+            file: survey.salvages[file].path, offset: UInt64(entry.offset),
+            object: entry.type.description, reason: reason)
+    }
+
+    /// Takes all page frames of a transaction for damaged if some have ordinals that others have
+    /// too, and blocks of any of them go: in what is left, ordinals that had their right page or
+    /// none could come to have another's.
+    private mutating func noteOverlapping() {
+        guard !strays.isEmpty || !wrongBlocks.isEmpty else { return }
+        var frames: [UInt64: [(file: Int, entry: PackIndex.Entry, table: PageFrameTable)]] = [:]
+        var cut: Set<UInt64> = []
+        for file in survey.packs.values.sorted() {
+            for entry in survey.salvages[file].entries {
+                guard let table = entry.frame else { continue }
+                frames[entry.transaction, default: []].append((file, entry, table))
+                let isCut =
+                    strays[file]?[entry.offset] != nil
+                    || RepairSurvey.blocks(of: entry, in: file).contains {
+                        wrongBlocks[file]?.contains($0.offset) == true
+                    }
+                if isCut { cut.insert(entry.transaction) }
+            }
+        }
+        for transaction in cut {
+            let own = frames[transaction, default: []]
+            let ranges = own.map { $0.table.ordinals }.sorted { $0.lowerBound < $1.lowerBound }
+            let overlap = zip(ranges, ranges.dropFirst()).contains {
+                $0.upperBound > $1.lowerBound
+            }
+            guard overlap else { continue }
+            for (file, entry, _) in own where strays[file]?[entry.offset] == nil {
+                takeForStray(
+                    entry, in: file,
+                    "page frames of transaction \(transaction) have the same ordinals")
+            }
+        }
+    }
+
+    /// Has those pages stored anew that page maps say the right place of, and whose page frames go.
+    private mutating func save(_ saved: inout Set<PageDigest>) throws {
+        for (file, offsets) in strays.sorted(by: { $0.key < $1.key }) {
+            let blocks = survey.salvages[file].entries.filter { offsets[$0.offset] != nil }
+                .flatMap { RepairSurvey.blocks(of: $0, in: file) }
+            for (block, digests) in zip(blocks, try survey.pages.digests(of: blocks)) {
+                for (slot, digest) in (digests ?? []).enumerated()
+                where stock.available.contains(digest) && saved.insert(digest).inserted {
+                    found[digest] = PagePlace(block: block, slot: UInt8(slot))
+                }
+            }
+        }
     }
 
     /// The damaged page frame in which a page map says that a page is.
@@ -410,5 +470,13 @@ extension RepairSurvey {
     func transaction(ofPart location: RecordLocation) -> UInt64 {
         let owner = members.first { $0.checkpoint.manifest.mapParts.contains(location) }
         return owner?.checkpoint.manifest.transaction ?? 0
+    }
+}
+
+extension PageFrameTable {
+    /// The ordinals of its pages.
+    fileprivate var ordinals: Range<UInt64> {
+        let first = UInt64(firstOrdinal)
+        return first..<first + UInt64(pageCount)
     }
 }

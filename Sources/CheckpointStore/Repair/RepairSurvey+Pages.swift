@@ -205,7 +205,8 @@ extension RepairSurvey {
         return blocks
     }
 
-    private static func blocks(of entry: PackIndex.Entry, in file: Int) -> [BlockPlace] {
+    /// The blocks of a page frame; none of another record.
+    static func blocks(of entry: PackIndex.Entry, in file: Int) -> [BlockPlace] {
         guard let frame = entry.frame else { return [] }
         var offset =
             UInt64(entry.offset) + UInt64(RecordHeader.byteCount + frame.headByteCount)

@@ -65,7 +65,10 @@ struct RepairSurvey: Sendable {
     private(set) var highestTransaction: UInt64 = 0
     /// What the packs hold of each transaction; nil if anything was taken from them or is damaged.
     private(set) var totals: [UInt64: TransactionTotals]?
-    /// The page frames of each transaction; their places are those in the files.
+    /// Where the manifest of each transaction is.
+    private var manifests: [UInt64: RecordLocation] = [:]
+    /// The page frames of each transaction before its manifest; their places are those in the
+    /// files.
     var frames: [UInt64: TransactionFrames] = [:]
     let pages: RepairPages
 
@@ -84,13 +87,14 @@ struct RepairSurvey: Sendable {
         if packs.keys.contains(where: { pruned.contains($0) }) {
             // What prune was about to remove is gone, though it is there.
             packs = packs.filter { !pruned.contains($0.key) }
-            (records, frames, members, positions) = ([:], [:], [], [:])
+            (records, members, positions) = ([:], [], [:])
             (wrong, condemned, forgottenByHint, labelsByHint) = ([:], [], [], [])
             readRecords()
             try readManifests()
         }
         findMissing()
         try condemnManifests()
+        readFrames()
         markNeeded()
         countRecords()
     }
@@ -162,15 +166,32 @@ struct RepairSurvey: Sendable {
             for entry in salvages[file].entries {
                 highestTransaction = TransactionNumbers.highest(
                     highestTransaction, and: entry.transaction)
-                guard let table = entry.frame else {
-                    let location = RecordLocation(pack: pack, offset: entry.address)
-                    records[location] = RecordPlace(file: file, entry: entry)
-                    continue
-                }
+                guard entry.frame == nil else { continue }
+                let location = RecordLocation(pack: pack, offset: entry.address)
+                records[location] = RecordPlace(file: file, entry: entry)
+            }
+        }
+    }
+
+    private mutating func readFrames() {
+        for member in members {
+            let checkpoint = member.checkpoint
+            manifests[checkpoint.manifest.transaction] = checkpoint.location
+        }
+        for (_, file) in packs.sorted(by: { $0.key < $1.key }) {
+            for entry in salvages[file].entries where !isLate(entry, in: file) {
+                guard let table = entry.frame else { continue }
                 let place = RecordLocation(pack: UInt32(file), offset: entry.offset)
                 frames[entry.transaction, default: TransactionFrames()].append(table, at: place)
             }
         }
+    }
+
+    /// True if a record is behind the manifest of its transaction, where nobody looks for its
+    /// pages.
+    func isLate(_ entry: PackIndex.Entry, in file: Int) -> Bool {
+        guard let manifest = manifests[entry.transaction] else { return false }
+        return manifest < RecordLocation(pack: salvages[file].number, offset: entry.address)
     }
 
     private mutating func readManifests() throws {

@@ -1,0 +1,185 @@
+import CheckpointFormat
+import CheckpointStore
+import Forgeries
+import GuestModel
+import SystemPackage
+import Testing
+import VarveTestSupport
+
+/// Page maps and page frames that disagree about where pages are: every page is there, so a repair
+/// keeps every checkpoint, and verify finds nothing afterwards.
+@Suite struct ForgedOrdinalTests {
+    private let directory = TemporaryDirectory(inMemory: true)
+    private var path: FilePath { directory.path.appending("store") }
+
+    private func makeWhole() throws -> ForgedStore {
+        try WholeStore.make(at: path, seed: 240)
+        return try ForgedStore(path)
+    }
+
+    /// Repairs a forged store that verify calls damaged, and finds all of it whole.
+    ///
+    /// - Returns: what repair found; nil if no checkpoint has the pages that nobody finds.
+    private func expectRepaired(
+        _ forged: ForgedStore, count: Int, _ what: String
+    ) throws -> [RepairPlan.Finding]? {
+        try forged.write(path)
+        let plan = try Repository.planRepair(at: path)
+        if try Repository.open(at: path, .reading).verify().isClean {
+            #expect(plan.isEmpty, "\(what)")
+            return nil
+        }
+        #expect(plan.losses.isEmpty && plan.wholeCheckpoints.count == count, "\(what)")
+        let report = try plan.execute().report
+        #expect(report.isClean, "\(what): \(report.corruptions)")
+        #expect(try Repository.planRepair(at: path).isEmpty, "\(what)")
+        try forged.write(path)
+        let trial = StoreTrial.run(path)
+        #expect(trial.isDamaged && trial.complaints.isEmpty, "\(what): \(trial.complaints)")
+        return plan.findings
+    }
+
+    private func checkpointCount() throws -> Int {
+        try Repository.open(at: path, .reading).checkpoints().count
+    }
+
+    /// Where a map part of a pack as it was first written is, and what it says.
+    private func parts(_ store: ForgedStore) throws -> [(place: RecordPlace, part: MapPart)] {
+        try store.places(2).filter { !store.packs[$0.pack].isRewritten }.map { place in
+            let part = try store[place].payload.withUnsafeBytes {
+                try MapPart.decode($0, decompressor: Decompressor())
+            }
+            return (place, part)
+        }
+    }
+
+    /// The page frames of a transaction, with their ordinals.
+    private func frames(
+        _ store: ForgedStore, _ transaction: UInt64
+    ) -> [(place: RecordPlace, ordinals: Range<UInt32>)] {
+        store.places(1).filter { store[$0].transaction == transaction }.map { place in
+            let payload = store[place].payload
+            let first = UInt32(Little.read(payload[...], 0, 4))
+            return (place, first..<first + UInt32(payload[4]))
+        }
+    }
+
+    /// The part with another ordinal for each page that its transaction stored.
+    ///
+    /// - Parameter change: called with a page's ordinal, and with true for the last one.
+    private func renumbered(
+        _ part: MapPart, startingRunAt start: UInt32? = nil,
+        _ change: (_ ordinal: UInt32, _ isLast: Bool) -> UInt32 = { ordinal, _ in ordinal }
+    ) -> [UInt8] {
+        let last = part.runs.lastIndex { $0.content == .storedHere }
+        var runs: [MapRun] = []
+        for (index, run) in part.runs.enumerated() {
+            guard run.content == .storedHere else {
+                runs.append(run)
+                continue
+            }
+            var begun: MapRun?
+            for (position, frame) in run.range.frames.enumerated() {
+                let old = run.firstOrdinal + UInt32(position)
+                let new = change(old, index == last && position == run.range.count - 1)
+                let next = PageRange(first: PageFrameNumber(frame), count: 1)
+                if let open = begun, old != start,
+                    open.firstOrdinal + UInt32(open.range.count) == new
+                {
+                    begun = MapRun(
+                        range: PageRange(first: open.range.first, count: open.range.count + 1),
+                        content: .storedHere, firstOrdinal: open.firstOrdinal)
+                    continue
+                }
+                if let begun { runs.append(begun) }
+                begun = MapRun(range: next, content: .storedHere, firstOrdinal: new)
+            }
+            if let begun { runs.append(begun) }
+        }
+        return MapPart(runs: runs, digests: part.digests)
+            .encoded(compressor: Compressor(level: .standard))
+    }
+
+    /// A page map with wrong ordinals for some pages: those beside them in the same page frames,
+    /// which it says the right place of, stay as well.
+    @Test(arguments: ["the last one nowhere", "all one further", "the last one the first"])
+    func pagesBesideMisplacedOnesStay(_ what: String) throws {
+        let whole = try makeWhole()
+        let count = try checkpointCount()
+        var tried = 0
+        for (place, part) in try parts(whole) {
+            let stored = part.runs.filter { $0.content == .storedHere }.map(\.range.count)
+            guard stored.reduce(0, +) > 1 else { continue }
+            var forged = whole
+            forged[place].payload = renumbered(part) { ordinal, isLast in
+                switch what {
+                case "all one further": ordinal + 1
+                case "the last one nowhere": isLast ? 1 << 20 : ordinal
+                default: isLast ? 0 : ordinal
+                }
+            }
+            // One page that is the first anyway.
+            guard forged[place].payload != whole[place].payload else { continue }
+            forged.relink(from: whole)
+            let findings = try expectRepaired(forged, count: count, "part \(place), \(what)")
+            tried += findings == nil ? 0 : 1
+        }
+        #expect(tried > 3)
+    }
+
+    /// A page frame behind the manifest of its transaction: nobody finds its pages there.
+    @Test func aPageFrameBehindItsManifestIsNamed() throws {
+        let whole = try makeWhole()
+        let count = try checkpointCount()
+        var tried = 0
+        for manifest in whole.places(4) where !whole.packs[manifest.pack].isRewritten {
+            let own = frames(whole, whole[manifest].transaction).map(\.place)
+            guard let frame = own.last(where: { $0.pack == manifest.pack }) else { continue }
+            var forged = whole
+            let record = forged.packs[frame.pack].records.remove(at: frame.record)
+            forged.packs[frame.pack].records.insert(record, at: manifest.record)
+            forged.relink(from: whole)
+            let what = "manifest \(manifest)"
+            guard let findings = try expectRepaired(forged, count: count, what) else { continue }
+            #expect(findings.contains { $0.corruption.reason.contains("behind the manifest") })
+            tried += 1
+        }
+        #expect(tried > 3)
+    }
+
+    /// Another transaction's page frame with ordinals that pages of a page map have, where the map
+    /// has a run that begins behind them: once the frame of these pages is gone, the other one
+    /// would stand in for it.
+    @Test func aPageFrameOfTheSameOrdinalsTakesNoPlace() throws {
+        let whole = try makeWhole()
+        let count = try checkpointCount()
+        var tried = 0
+        for (place, part) in try parts(whole) {
+            let transaction = whole[place].transaction
+            for run in part.runs where run.content == .storedHere {
+                let end = run.firstOrdinal + UInt32(run.range.count)
+                let own = frames(whole, transaction).first {
+                    $0.place.pack == place.pack && $0.ordinals.lowerBound >= run.firstOrdinal
+                        && $0.ordinals.upperBound <= end
+                }
+                let other = whole.places(1).first { frame in
+                    whole[frame].transaction != transaction
+                        && Int(whole[frame].payload[4]) + 2 <= own?.ordinals.count ?? 0
+                }
+                guard let own, let other else { continue }
+                var record = ForgedRecord(
+                    type: 1, transaction: transaction, payload: whole[other].payload)
+                let first = own.ordinals.lowerBound + 1
+                record.payload.replaceSubrange(0..<4, with: Little.bytes(UInt64(first), 4))
+                var forged = whole
+                forged[place].payload = renumbered(
+                    part, startingRunAt: first + UInt32(record.payload[4]))
+                forged.packs[own.place.pack].records.insert(record, at: own.place.record + 1)
+                forged.relink(from: whole)
+                let what = "part \(place), run \(run)"
+                tried += try expectRepaired(forged, count: count, what) == nil ? 0 : 1
+            }
+        }
+        #expect(tried > 0)
+    }
+}
