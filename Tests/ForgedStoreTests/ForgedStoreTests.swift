@@ -1,4 +1,6 @@
+import Forgeries
 import Foundation
+import SystemPackage
 import Testing
 import VarveTestSupport
 
@@ -24,6 +26,33 @@ import VarveTestSupport
     /// The tool itself, run on a smaller share.
     @Test(.enabled(if: isBuilt)) func wholeCommandsEndWell() throws {
         try run("commands", TestSeed.isLong ? 37 : 370)
+    }
+
+    /// A delta map that names the last frame of all is held to what it builds on before a map in
+    /// memory is made as large as it says, by all who read it.
+    @Test(.enabled(if: isBuilt), arguments: ["repair", "verify"])
+    func aMapThatCannotBeTakesNoMemory(_ command: String) throws {
+        let directory = TemporaryDirectory(inMemory: true)
+        let path = directory.path.appending("store")
+        try WholeStore.make(at: path, seed: 240)
+        let whole = try ForgedStore(path)
+        let last = whole.places(2).count - 1
+        let name = "map part \(last): the last frame of all, and it is stated"
+        let forgery = try #require(Forgery.all(of: whole).first { $0.name == name })
+        try forgery.store(from: whole).write(path)
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: "/bin/sh")
+        process.arguments = [
+            "-c", "ulimit -d 600000; exec \"$0\" \"$1\" \"$2\" 2>&1",
+            try #require(ProcessInfo.processInfo.environment["VARVE_CLI"]), command, path.string,
+        ]
+        let pipe = Pipe()
+        process.standardOutput = pipe
+        try process.run()
+        let text = String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+        process.waitUntilExit()
+        #expect(process.terminationReason == .exit && process.terminationStatus == 3, "\(text)")
+        #expect(text.contains("its page map cannot hold 1073741824 pages"), "\(text)")
     }
 
     private func run(_ mode: String, _ stride: Int) throws {

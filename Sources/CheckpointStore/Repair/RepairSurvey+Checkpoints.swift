@@ -75,17 +75,15 @@ extension RepairSurvey {
     private func map(
         of checkpoint: Checkpoint, after last: (id: CheckpointID, map: PageMap)?
     ) throws -> (PageMap, emptied: [RecordLocation], differing: Int?) {
+        // The rule for what it builds on comes first: a map in memory is as large as its parts say.
+        let (series, lost) = try self.series(of: checkpoint)
         if let last, checkpoint.parent == last.id, !checkpoint.hasBaseMap,
             checkpoint.manifest.mapParts.allSatisfy({ records[$0] != nil })
         {
             let changed = try apply(checkpoint, to: last.map)
             // It names every frame that differs from its parent.
-            let series = try self.series(of: checkpoint)
-            if series.lost.isEmpty, last.map.root() == checkpoint.root {
-                return (last.map, [], changed)
-            }
+            if lost.isEmpty, last.map.root() == checkpoint.root { return (last.map, [], changed) }
         }
-        let (series, lost) = try self.series(of: checkpoint)
         let map = PageMap()
         for member in series.reversed() { try apply(member, to: map) }
         guard map.root() == checkpoint.root else {
