@@ -6,9 +6,10 @@ struct Prune: ParsableCommand {
         abstract: "Frees the space of forgotten checkpoints and abandoned transactions.",
         discussion: """
             Packs of which nothing is needed are removed. The sparsest others are written anew, \
-            until at most so many percent of the repository's bytes are unused. The pack that is \
-            written to now is left alone, and so is what a reader of a forgotten checkpoint still \
-            needs (held). Interrupted at any moment it has lost nothing.
+            until at most so many percent of the repository's bytes are unused; one of which less \
+            than 4 KiB would come back stays as it is. The pack that is written to now is left \
+            alone unless much of it is unused, and so is what a reader of a forgotten checkpoint \
+            still needs (held). Interrupted at any moment it has lost nothing.
             """)
 
     @Argument(help: "The repository.")
@@ -19,7 +20,10 @@ struct Prune: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Unused bytes that may stay, in percent of the repository's bytes: 5 or 5%.",
+            """
+            Unused bytes that may stay, in percent of the repository's bytes: 5 or 5%. With 0 less \
+            than 4 KiB of each pack stay.
+            """,
             valueName: "percent"))
     var maxUnused = Allowance(percent: 5)
 

@@ -17,11 +17,13 @@ struct Stats: ParsableCommand {
             let statistics = try repository.statistics()
             let plan = try repository.planPrune()
             let held = plan.heldByteCount
-            let unused = plan.unusedByteCount + held
+            let open = plan.openUnusedByteCount
+            let unused = plan.unusedByteCount + held + open
             if json {
                 let fields =
                     Stats.fields(statistics) + [
                         ("unusedBytes", .integer(unused)), ("heldBytes", .integer(held)),
+                        ("openUnusedBytes", .integer(open)),
                     ]
                 try Output.line(JSON.object(fields).text)
                 return
@@ -29,7 +31,11 @@ struct Stats: ParsableCommand {
             for line in Stats.lines(statistics) { try Output.line(line) }
             let reason = held == 0 ? "" : "; \(held) of them as soon as their readers have ended"
             try Output.line(
-                "unused bytes    \(unused) in sealed packs, which 'varve prune' frees\(reason)")
+                "unused bytes    \(unused - open) in sealed packs, which 'varve prune' frees"
+                    + reason)
+            if open > 0 {
+                try Output.line("unused bytes    about \(open) in the pack that is written to now")
+            }
         }
     }
 

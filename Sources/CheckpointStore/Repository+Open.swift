@@ -19,7 +19,7 @@ extension Repository {
     /// Bytes of a pack at most; 64 MiB fits one object of a distributed store.
     package static let packByteCountMax = 64 << 20
     // Room that is kept for the index that seals a pack.
-    private static let packIndexReserve = 256 << 10
+    static let packIndexReserve = 256 << 10
 
     private static let envelopePath = "repository"
     static let lockPath = StoreLock.name
@@ -144,7 +144,8 @@ extension Repository {
             case .reading:
                 let opened = try openForReading(path, reader)
                 return Repository(
-                    path: path, id: id, files: files, reader: reader, opened: opened, lock: nil)
+                    path: path, id: id, files: files, reader: reader, opened: opened, lock: nil,
+                    packByteCountMax: packByteCountMax)
             }
         } catch {
             throw RepositoryError(indexFailure: error, path: path, files: files)

@@ -56,6 +56,8 @@ public final class Repository: Sendable {
     public let temporaryIndex: TemporaryIndex?
     package let reader: PackReader
     let files: any RepositoryFiles
+    /// The size at which a writer seals a pack.
+    let packByteCountMax: Int
     private let index: Index
     private let writer: PackWriter?
     private let state: Mutex<State>
@@ -66,9 +68,12 @@ public final class Repository: Sendable {
 
     init(
         path: FilePath, id: RepositoryID, files: any RepositoryFiles, reader: PackReader,
-        opened: OpenedIndex, lock: (any RepositoryFile)?
+        opened: OpenedIndex, lock: (any RepositoryFile)?,
+        packByteCountMax: Int = Repository.packByteCountMax
     ) {
         self.path = path
+        self.packByteCountMax =
+            opened.writer?.packByteCountMax ?? packByteCountMax - Repository.packIndexReserve
         self.id = id
         self.files = files
         self.reader = reader
@@ -317,7 +322,7 @@ public final class Repository: Sendable {
         }
         return Repository(
             path: path, id: id, files: files, reader: reader, opened: OpenedIndex(index: index),
-            lock: nil)
+            lock: nil, packByteCountMax: packByteCountMax + Repository.packIndexReserve)
     }
 
     /// Runs `body` over the index and turns its errors into sentences.

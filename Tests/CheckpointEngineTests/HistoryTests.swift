@@ -257,8 +257,8 @@ private struct History {
         // With nothing of it left in this process, all that was forgotten goes.
         repository = try History.open(path, files)
         // The second takes records that forget what the first took.
-        for _ in 0..<2 { try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute() }
-        let rest = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
+        for _ in 0..<2 { try repository.planPrune(.everything).execute() }
+        let rest = try repository.planPrune(.everything)
         #expect(rest.isEmpty && rest.unusedByteCount == 0 && rest.deadPageCount == 0)
         try repository.close()
         try checkLive()

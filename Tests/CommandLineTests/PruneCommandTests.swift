@@ -92,6 +92,33 @@ import VarveTestSupport
         #expect(try Tool.run("verify", store).status == 0)
     }
 
+    /// What a prune leaves in the pack that is written to shows in `stats`, and `--dry-run` says
+    /// what the next one does about it.
+    @Test func whatDiedInTheOpenPackShows() throws {
+        var random = TestSeed.generator(965)
+        #expect(try Tool.run("init", store).status == 0)
+        for _ in 0..<2 {
+            let words = (0..<256 << 9).map { _ in random.next() }
+            try words.withUnsafeBytes { Data($0) }.write(to: URL(fileURLWithPath: path("image")))
+            #expect(try Tool.run("import", store, path("image"), "--lineage", "web").status == 0)
+        }
+        #expect(try Tool.run("forget", store, "web~1").status == 0)
+        #expect(try Tool.run("prune", store).status == 0)
+        let stats = try #require(try Tool.run("stats", store, "--json").objects.first)
+        let unused = try #require(stats["openUnusedBytes"] as? Int)
+        #expect(unused >= 1 << 20 && stats["unusedBytes"] as? Int == unused)
+        #expect(try Tool.run("stats", store).text.contains("about \(unused) in the pack"))
+        let dry = try Tool.run("prune", store, "--dry-run", "--max-unused", "0", "--json")
+        let (plan, done) = (try #require(dry.objects.first), try prune())
+        #expect(done["packsRewritten"] as? Int == 1)
+        #expect((done["bytesFreed"] as? Int ?? 0) >= 1 << 20)
+        for (key, value) in done where key != "dryRun" {
+            #expect(plan[key] as? Int == value as? Int, "\(key)")
+        }
+        let rest = try #require(try Tool.run("stats", store, "--json").objects.first)
+        #expect(rest["openUnusedBytes"] as? Int == 0)
+    }
+
     @Test func aReaderThatWasKilledKeepsNothing() throws {
         let images = try chain(2)
         let (reader, _) = try startReader("step0")

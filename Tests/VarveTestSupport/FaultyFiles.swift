@@ -8,6 +8,7 @@ package final class FaultyFiles: RepositoryFiles {
         var errno: Int32 = 5
         var callCount = 0
         var event: (callsUntil: Int, body: @Sendable () -> Void)?
+        var readEvent: (path: String, offset: UInt64, body: @Sendable () -> Void)?
     }
 
     private let inner: any RepositoryFiles
@@ -28,6 +29,23 @@ package final class FaultyFiles: RepositoryFiles {
     /// Runs something before the n-th changing call, or look at the store's place, from now.
     package func before(call count: Int, _ body: @escaping @Sendable () -> Void) {
         state.withLock { $0.event = (count, body) }
+    }
+
+    /// Runs something before the next read of a byte of a file.
+    package func beforeRead(
+        of path: String, at offset: UInt64, _ body: @escaping @Sendable () -> Void
+    ) {
+        state.withLock { $0.readEvent = (path, offset, body) }
+    }
+
+    fileprivate func willRead(_ path: String, _ range: Range<UInt64>) {
+        let event = state.withLock { state -> (@Sendable () -> Void)? in
+            guard let event = state.readEvent, event.path == path, range.contains(event.offset)
+            else { return nil }
+            state.readEvent = nil
+            return event.body
+        }
+        event?()
     }
 
     /// True if what `before` was given has not been run.
@@ -116,7 +134,8 @@ private final class FaultyFile: RepositoryFile {
     func read(
         into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64
     ) throws(FileError) -> Int {
-        try inner.read(into: buffer, at: offset)
+        owner.willRead(path, offset..<offset + UInt64(buffer.count))
+        return try inner.read(into: buffer, at: offset)
     }
 
     func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(FileError) {

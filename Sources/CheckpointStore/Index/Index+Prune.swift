@@ -179,14 +179,18 @@ extension Index {
 
     /// Deletes pages that nobody refers to and that are still where they were.
     ///
+    /// - Parameter openPack: from this pack on none is sealed; what dies there is noted.
     /// - Returns: false if somebody refers to one where it was.
-    func deletePages(_ pages: [PageDigest: PageLocation]) throws -> Bool {
+    func deletePages(
+        _ pages: [PageDigest: PageLocation], openFrom openPack: UInt32 = .max
+    ) throws -> Bool {
         var areDead = true
         var rest = Array(pages)[...]
         while !rest.isEmpty {
             try environment.write { transaction in
                 let window = try recentWindow(transaction)
                 var buried: [RecentPlace] = []
+                var dropped: [PageLocation] = []
                 for (digest, location) in rest.prefix(1 << 16) {
                     // One that was stored anew stays.
                     let now = try self.location(digest, in: window, transaction)
@@ -202,11 +206,13 @@ extension Index {
                         areDead = false
                         continue
                     }
+                    if location.pack >= openPack { dropped.append(location) }
                     if let place = try recentPlace(digest, in: window, transaction) {
                         buried.append(place)
                     }
                 }
                 try bury(buried, transaction)
+                try noteDropped(dropped, from: openPack, transaction)
             }
             rest = rest.dropFirst(1 << 16)
         }

@@ -32,6 +32,8 @@ import Synchronization
 //                                           and how many of its pages were
 //                "drain"                    run's number u64, place in the order of digests u64,
 //                                           pages u64: how far runs went to the table of pages
+//                "open"                     pack u32, bytes u32: what pages took that were dropped
+//                                           while it was open
 //
 // And what prune asks, so that it need not look through the repository (`Stakes`):
 //

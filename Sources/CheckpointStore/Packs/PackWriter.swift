@@ -94,6 +94,12 @@ package final class PackWriter: Sendable {
             writtenBack = 0
         }
 
+        /// True if all that is in the open pack is confirmed and nobody is about to add to it.
+        var canBeSealed: Bool {
+            !isClosed && activeTransactions == 0 && file != nil && !entries.isEmpty
+                && end == confirmed
+        }
+
         func isEpoch(_ epoch: UInt64) -> Bool { self.epoch == epoch && !isBroken }
 
         /// Ends the epoch.
@@ -274,6 +280,15 @@ package final class PackWriter: Sendable {
         }
     }
 
+    /// The open pack's records if it could be sealed now (`sealQuietPack`); nil if it could not, or
+    /// is another one.
+    func quietEntries(of pack: UInt32) -> [PackIndex.Entry]? {
+        state.read { state in
+            guard state.pack == pack, !state.isBroken, state.canBeSealed else { return nil }
+            return state.entries
+        }
+    }
+
     /// Seals the open pack, however small, unless a transaction is under way.
     ///
     /// For prune, which looks at sealed packs only. The next record begins another pack. One write
@@ -283,9 +298,7 @@ package final class PackWriter: Sendable {
     func sealQuietPack() throws(RepositoryError) -> Bool {
         try locked { (state) throws(FileError) -> Bool in
             if state.isBroken { try self.cut(&state) }
-            guard !state.isClosed, state.activeTransactions == 0, let file = state.file,
-                !state.entries.isEmpty, state.end == state.confirmed
-            else { return false }
+            guard state.canBeSealed, let file = state.file else { return false }
             try self.seal(file, &state)
             // No transaction that is given up opens it again.
             state.lastConfirmed = nil

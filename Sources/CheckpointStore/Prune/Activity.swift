@@ -12,6 +12,9 @@ struct Activity: Sendable {
     var isPruning = false
     /// Prunes that were begun: a plan is good until the next one.
     var pruneCount = 0
+    /// The open pack, and about how much of it was unused, when a plan found that sealing it would
+    /// bring nothing back.
+    var uselessSeal: (pack: UInt32, unusedByteCount: Int)?
     /// Pages that prune is about to delete: transactions that begin now store them anew.
     var condemned: Set<PageDigest> = []
 }

@@ -45,8 +45,6 @@ struct PruneAssessment: Sendable {
     var unusedByteCount: Int { known.values.reduce(0) { $0 + $1.unusedByteCount } }
     /// Bytes of all packs, the open one's too.
     private(set) var byteCount = 0
-    /// The index's state that this was found in.
-    let moment: UInt64
     private var known: [UInt32: Pack] = [:]
     /// Packs that stay suspects: the open one, and those of which somebody reads something.
     private(set) var unsettled: Set<UInt32> = []
@@ -56,33 +54,38 @@ struct PruneAssessment: Sendable {
     private let survey: PruneSurvey
     private let transactions: Set<UInt64>
     private let openPack: UInt32
+    /// The pack before it if that is not sealed, and only taken for it.
+    private let sealing: OpenPackScan?
 
     /// Assesses the packs before `openPack`.
     ///
     /// - Parameter transactions: those under way in this process: all that they wrote stays.
     init(
-        _ survey: PruneSurvey, openPack: UInt32, transactions: Set<UInt64>, repository: Repository
+        _ survey: PruneSurvey, openPack: UInt32, sealing: OpenPackScan? = nil,
+        transactions: Set<UInt64>, repository: Repository
     ) throws {
         self.survey = survey
+        self.sealing = sealing
         self.transactions = transactions
         self.openPack = openPack
         reader = repository.reader
         let index = try repository.withIndex { $0 }
-        moment = try index.moment()
         let uses = try index.packUses()
         recorded = Set(uses.keys)
         for pack in try PackName.list(reader.files) where !survey.pruned.contains(pack) {
             let isSealed = pack < openPack
             let use = isSealed ? uses[pack] : nil
-            let size = try use?.byteCount ?? repository.byteCount(of: pack)
+            let known = pack == sealing?.pack ? sealing?.byteCount : use?.byteCount
+            let size = try known ?? repository.byteCount(of: pack)
             byteCount += size
             guard isSealed else { continue }
-            known[pack] = Pack(
+            self.known[pack] = Pack(
                 number: pack, byteCount: size, cutByteCount: size - (use?.unusedByteCount ?? 0))
         }
         var suspects = Set(try index.suspects().keys)
         suspects.formUnion(survey.dead.values.map(\.pack))
-        var standing = try Standing(survey, openPack: openPack, repository: repository)
+        var standing = try Standing(
+            survey, openPack: openPack, sealing: sealing, repository: repository)
         for step in survey.steps { try standing.changed(step.id, &suspects) }
         try assess(suspects, &standing)
         unsettled.formUnion(standing.unsettled)
@@ -90,7 +93,8 @@ struct PruneAssessment: Sendable {
 
     /// Looks at more packs.
     mutating func assess(_ packs: Set<UInt32>, of repository: Repository) throws {
-        var standing = try Standing(survey, openPack: openPack, repository: repository)
+        var standing = try Standing(
+            survey, openPack: openPack, sealing: sealing, repository: repository)
         try assess(packs, &standing)
         unsettled.formUnion(standing.unsettled)
     }
@@ -112,28 +116,34 @@ struct PruneAssessment: Sendable {
         while let pack = waiting.popFirst() {
             if pack >= openPack { unsettled.insert(pack) }
             guard let before = known[pack], kept[pack] == nil else { continue }
-            let scan = try PackScan.scan(reader, pack: pack, isNewest: false)
-            guard scan.isSealed else {
+            guard let entries = try entries(of: pack) else {
                 known[pack] = nil
                 continue
             }
-            kept[pack] = try keep(scan, of: pack, &standing, &waiting)
-            let cut = try cut(pack, scan.entries, standing.index)
+            kept[pack] = try keep(entries, of: pack, &standing, &waiting)
+            let cut = try cut(pack, entries, standing.index)
             known[pack] = Pack(
                 number: pack, byteCount: before.byteCount, cutByteCount: cut.byteCount,
-                holdsPruned: scan.entries.contains { $0.type == .pruned })
+                holdsPruned: entries.contains { $0.type == .pruned })
         }
+    }
+
+    /// The records of a pack; nil if it is not sealed.
+    private func entries(of pack: UInt32) throws -> [PackIndex.Entry]? {
+        if let sealing, sealing.pack == pack { return sealing.entries }
+        let scan = try PackScan.scan(reader, pack: pack, isNewest: false)
+        return scan.isSealed ? scan.entries : nil
     }
 
     /// Finds out what stays of a pack.
     private func keep(
-        _ scan: PackScan, of pack: UInt32, _ standing: inout Standing,
+        _ entries: [PackIndex.Entry], of pack: UInt32, _ standing: inout Standing,
         _ waiting: inout Set<UInt32>
     ) throws -> Kept {
         var kept = Kept()
         var frames: [UInt64: TransactionFrames] = [:]
         var numbers: Set<UInt64> = []
-        for entry in scan.entries {
+        for entry in entries {
             if entry.transaction > 0 { numbers.insert(entry.transaction) }
             guard let table = entry.frame else { continue }
             let location = RecordLocation(pack: pack, offset: entry.address)

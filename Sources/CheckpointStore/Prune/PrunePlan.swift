@@ -4,8 +4,12 @@ import CheckpointFormat
 public struct PruneOptions: Hashable, Sendable {
     /// Unused bytes that may stay in sealed packs, in percent of all packs' bytes: 0 to 100.
     ///
-    /// Writing a pack anew copies what stays of it: to have the last bytes back costs most.
+    /// Writing a pack anew copies what stays of it: to have the last bytes back costs most. A pack
+    /// of which less than 4 KiB would come back stays as it is, also with 0.
     public var unusedPercentMax: Double
+
+    /// Bytes that must come back for a pack to be written anew.
+    package var rewriteByteCountMin = 4 << 10
 
     /// Makes options.
     public init(unusedPercentMax: Double = 5) {
@@ -44,7 +48,8 @@ public struct PrunePlan: Sendable {
 
     /// The sealed packs, ascending.
     ///
-    /// The open pack is not among them (`Repository.planPrune`). Of packs in which nothing was
+    /// The open pack is not among them, unless what is to be done is worth sealing it
+    /// (`Repository.planPrune`). Of packs in which nothing was
     /// forgotten since they were sealed, the few bytes of records that say nothing any more are not
     /// counted as unused.
     public let packs: [Pack]
@@ -91,7 +96,7 @@ public struct PrunePlan: Sendable {
             )
             return left == right ? $0.number < $1.number : left > right
         }
-        for pack in sparsest where pack.unusedByteCount > 0 {
+        for pack in sparsest where pack.unusedByteCount >= options.rewriteByteCountMin {
             if Double(unused) * 100 <= options.unusedPercentMax * Double(total) { break }
             rewritten.insert(pack.number)
             unused -= pack.unusedByteCount
@@ -113,6 +118,12 @@ public struct PrunePlan: Sendable {
 
     /// Bytes in sealed packs that nobody needs; without those that are held.
     public var unusedByteCount: Int { packs.reduce(0) { $0 + $1.unusedByteCount } }
+
+    /// About how many bytes nobody needs in the open pack, if it is not among `packs`: its share of
+    /// the pages that died in it.
+    ///
+    /// They come back when it is sealed.
+    public var openUnusedByteCount: Int { preparation.openUnusedByteCount }
 
     /// Bytes that the packs will have less.
     public var freedByteCount: Int { packs.reduce(0) { $0 + $1.byteCount - $1.byteCountAfter } }

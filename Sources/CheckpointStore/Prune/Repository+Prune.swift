@@ -33,8 +33,12 @@ struct PrunePreparation: Sendable {
     let transactions: Set<UInt64>
     /// Prunes that this process had done.
     let pruneCount: Int
+    /// The index's state before anything was read.
+    let moment: UInt64
     /// Bytes in sealed packs that stay only because of `kept`.
     let heldByteCount: Int
+    /// Bytes in the open pack of pages that died before.
+    let droppedByteCount: Int
 }
 
 extension Repository {
@@ -44,10 +48,11 @@ extension Repository {
     /// which something of it lies: no page, and nothing of the rest of the repository but the names
     /// and sizes of its packs. Needs some 100 bytes of memory for each page that dies, and 32 MiB.
     ///
-    /// Packs that are not sealed stay as they are. Of a repository that is open for writing the
-    /// open pack is sealed first if more of it is unused than the options allow, and at least a
-    /// sixteenth of a full pack, or any page of it if nothing may stay unused: one write and one
-    /// sync. Nothing is sealed while a checkpoint is being taken.
+    /// Packs that are not sealed stay as they are. If more of the open pack is unused than the
+    /// options allow, and at least a sixteenth of a full pack, or 4 KiB if nothing may stay unused,
+    /// the plan is made as though it were sealed. If the plan then changes it, and the repository
+    /// is open for writing, it is sealed: one write and one sync. Nothing is sealed while a
+    /// checkpoint is being taken.
     ///
     /// Of a repository that is open for reading it is an estimate while another process writes;
     /// where the repository's own index cannot be used, one is made for it, which reads every page
@@ -62,18 +67,37 @@ extension Repository {
             let planner = try withReferences()
             if planner !== self { return try planner.planPrune(options) }
             let plan = try plan(options)
-            guard isWritable else { return plan }
-            let writer = try openWriter()
-            guard plan.wantsOpenPack(ofAtMost: writer.packByteCountMax),
-                try writer.sealQuietPack()
+            let openPack = plan.preparation.openPack
+            guard plan.wantsOpenPack(ofAtMost: packByteCountMax),
+                let scan = try openPackScan(openPack)
             else { return plan }
+            let sealed = try self.plan(options, sealing: scan)
+            guard sealed.changes(openPack) else {
+                let unused = plan.openUnusedByteCount
+                activity.change { $0.uselessSeal = (openPack, unused) }
+                return plan
+            }
+            guard isWritable else { return sealed }
+            guard try openWriter().sealQuietPack() else { return plan }
             return try self.plan(options)
         } catch {
             throw indexFailure(error)
         }
     }
 
-    private func plan(_ options: PruneOptions) throws -> PrunePlan {
+    /// What is in the open pack; nil if it cannot be sealed.
+    private func openPackScan(_ pack: UInt32) throws -> OpenPackScan? {
+        guard isWritable else { return try OpenPackScan(reading: pack, reader) }
+        guard let entries = try openWriter().quietEntries(of: pack) else { return nil }
+        return OpenPackScan(pack: pack, entries: entries)
+    }
+
+    /// - Parameter scan: the open pack, to be taken for sealed.
+    private func plan(
+        _ options: PruneOptions, sealing scan: OpenPackScan? = nil
+    ) throws -> PrunePlan {
+        // Before all else: what was published later may name a page that the survey finds dead.
+        let moment = try withIndex { try $0.moment() }
         // The holds and the catalog of one moment: a session that goes on from one checkpoint
         // to the next has either in it. Leases come after: who leases later sees what is
         // forgotten.
@@ -84,21 +108,24 @@ extension Repository {
         }.get()
         let kept = held.union(try leased())
         let survey = try PruneSurvey(pending, kept: kept, repository: self)
-        let openPack = try prunableEnd()
+        let openPack = try scan.map { $0.pack + 1 } ?? prunableEnd()
         let assessment = try PruneAssessment(
-            survey, openPack: openPack, transactions: transactions, repository: self)
+            survey, openPack: openPack, sealing: scan, transactions: transactions,
+            repository: self)
         var heldByteCount = 0
         if !survey.guarded.isEmpty || kept.contains(where: { pending[$0] != nil }) {
             let free = try PruneAssessment(
                 try PruneSurvey(pending, kept: [], repository: self), openPack: openPack,
-                transactions: transactions, repository: self)
+                sealing: scan, transactions: transactions, repository: self)
             heldByteCount = max(0, free.unusedByteCount - assessment.unusedByteCount)
         }
         return try PrunePlan(
             PrunePreparation(
                 repository: self, pending: pending, kept: kept, survey: survey,
                 assessment: assessment, options: options, openPack: openPack,
-                transactions: transactions, pruneCount: count, heldByteCount: heldByteCount))
+                transactions: transactions, pruneCount: count, moment: moment,
+                heldByteCount: heldByteCount,
+                droppedByteCount: try withIndex { try $0.droppedByteCount(in: openPack) }))
     }
 
     /// The pack from which on nothing is touched.
@@ -177,7 +204,7 @@ extension PrunePlan {
         var preparation = preparation
         let moment = try repository.withIndex { try $0.moment() }
         let isUnchanged =
-            moment == preparation.assessment.moment && preparation.transactions.isEmpty
+            moment == preparation.moment && preparation.transactions.isEmpty
             && openPack >= preparation.openPack
         guard !isUnchanged else { return self }
         preparation.openPack = min(openPack, preparation.openPack)
@@ -194,21 +221,6 @@ extension PrunePlan {
 }
 
 extension PrunePlan {
-    /// True if so much of the open pack is unused that it is worth sealing.
-    ///
-    /// Unless everything is wanted back, less than a sixteenth of a full pack is left to grow: a
-    /// ring that is pruned often would consist of small packs.
-    fileprivate func wantsOpenPack(ofAtMost packByteCountMax: Int) -> Bool {
-        let openPack = preparation.openPack
-        let unused = preparation.survey.dead.values.reduce(0) { sum, location in
-            location.pack == openPack
-                ? sum + Int(location.blockByteCount) / max(1, Int(location.blockPageCount)) : sum
-        }
-        guard preparation.options.unusedPercentMax > 0 else { return unused > 0 }
-        return unused >= packByteCountMax / 16
-            && Double(unused) * 100 > preparation.options.unusedPercentMax * Double(byteCount)
-    }
-
     /// True if there is anything to change in the index.
     fileprivate var hasPreparedChanges: Bool {
         deadPageCount > 0 || !preparation.survey.steps.isEmpty
@@ -283,7 +295,8 @@ private struct PruneRun {
             }
             steps = steps[end...]
         }
-        guard try index.deletePages(survey.dead) else { throw changedSince() }
+        let openPack = plan.preparation.openPack
+        guard try index.deletePages(survey.dead, openFrom: openPack) else { throw changedSince() }
         guard !leaving.isEmpty else { return moment }
         try index.environment.write { transaction in
             for (id, pending) in leaving { try index.setPending(pending, id, transaction) }

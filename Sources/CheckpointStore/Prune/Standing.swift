@@ -18,6 +18,7 @@ struct Standing {
     private(set) var unsettled: Set<UInt32> = []
     private let survey: PruneSurvey
     private let openPack: UInt32
+    private let sealing: OpenPackScan?
     private let reader: PackReader
     private var series: MapSeriesReader
     private var kinds: [CheckpointID: Kind] = [:]
@@ -29,8 +30,12 @@ struct Standing {
     /// Pages that are looked up at a time where one of them is enough.
     private static let lookUpCount = 64
 
-    init(_ survey: PruneSurvey, openPack: UInt32, repository: Repository) throws {
+    /// - Parameter sealing: a pack that is taken for sealed.
+    init(
+        _ survey: PruneSurvey, openPack: UInt32, sealing: OpenPackScan?, repository: Repository
+    ) throws {
         self.survey = survey
+        self.sealing = sealing
         self.openPack = openPack
         reader = repository.reader
         index = try repository.withIndex { $0 }
@@ -177,6 +182,7 @@ struct Standing {
     }
 
     private mutating func entries(of pack: UInt32) throws -> [PackIndex.Entry] {
+        if let sealing, sealing.pack == pack { return sealing.entries }
         if let known = scans[pack] { return known }
         if scans.count >= Standing.scanCountMax { scans.removeAll() }
         let entries = try PackScan.scan(reader, pack: pack, isNewest: false).entries

@@ -124,7 +124,7 @@ struct CrashCheck {
 
     /// The space of what nobody needs comes back, and everything else stays.
     private func checkPrune(_ found: [Checkpoint], _ repository: Repository) throws {
-        let options = PruneOptions(unusedPercentMax: 0)
+        let options = PruneOptions.everything
         // The second takes records that forget what the first took.
         for _ in 0..<2 { try repository.planPrune(options).execute() }
         let rest = try repository.planPrune(options)

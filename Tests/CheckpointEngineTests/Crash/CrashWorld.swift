@@ -229,7 +229,7 @@ final class CrashWorld: Sendable {
     /// Has all the space back that can be had.
     func prune() throws {
         do {
-            try repository().planPrune(PruneOptions(unusedPercentMax: 0)).execute()
+            try repository().planPrune(.everything).execute()
         } catch {
             noteFailure("prune", error)
         }

@@ -113,7 +113,7 @@ package struct StoreTrial {
             session.close()
             let oldest = try repository.checkpoints().prefix(2).map(\.id)
             try repository.forget(oldest.filter { $0 != taken.id })
-            try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
+            try repository.planPrune(.everything).execute()
             try repository.close()
             let reader = try Repository.open(at: trial.path, .reading)
             trial.restore(try reader.checkpoint(id: taken.id), reader)

@@ -19,7 +19,7 @@ package enum WholeStore {
         let repository = try open(path)
         let web = try capture(repository, "web", 7, &random)
         try repository.forget([web[1].id, web[2].id, web[4].id])
-        if isPruned { try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute() }
+        if isPruned { try repository.planPrune(.everything).execute() }
         let mail = try capture(repository, "mail", 4, &random)
         try repository.forget([mail[1].id])
         try repository.setLabel("kept", of: mail[2].id)

@@ -1,0 +1,247 @@
+import CheckpointEngine
+import CheckpointFormat
+import Foundation
+import GuestModel
+import Synchronization
+import SystemPackage
+import Testing
+import VarveTestSupport
+
+@testable import CheckpointStore
+
+/// What prune finds in the pack that is written to, and what goes on there while it plans.
+@Suite struct OpenPackTests {
+    private let directory = TemporaryDirectory()
+    private var path: FilePath { directory.path.appending("store") }
+    private let everything = PruneOptions(unusedPercentMax: 0)
+
+    private func open(
+        _ access: Repository.Access = .writing, packByteCountMax: Int = Repository.packByteCountMax
+    ) throws -> Repository {
+        try Repository.open(
+            at: path, access, files: PosixFiles(root: path), packByteCountMax: packByteCountMax)
+    }
+
+    private static func noise(_ random: inout SeededGenerator) -> [UInt8] {
+        let words = (0..<Page.byteCount / 8).map { _ in random.next() }
+        return words.withUnsafeBytes { Array($0) }
+    }
+
+    /// Takes two checkpoints, and forgets the first: pages that were side by side are changed.
+    private func replace(
+        _ changed: Int, of count: Int, in repository: Repository, lineage: String = "web",
+        seed: UInt64
+    ) throws -> (id: CheckpointID, pages: [UInt64: [UInt8]]) {
+        var random = TestSeed.generator(seed)
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: count))
+        let session = try CaptureSession(of: guest, in: repository, lineage: lineage)
+        for frame in 0..<UInt64(count) {
+            let page = OpenPackTests.noise(&random)
+            guest.with { $0.write(frame, page) }
+        }
+        let first = try session.capture().checkpoint
+        for frame in 0..<UInt64(changed) {
+            let page = OpenPackTests.noise(&random)
+            guest.with { $0.write(frame, page) }
+        }
+        let second = try session.capture().checkpoint
+        session.close()
+        try repository.forget([first.id])
+        return (second.id, guest.with { $0.pages })
+    }
+
+    private func check(
+        _ id: CheckpointID, _ pages: [UInt64: [UInt8]], _ repository: Repository
+    ) throws {
+        let guest = SimulatedGuest(layout: .empty)
+        let checkpoint = try repository.checkpoint(id: id)
+        _ = try Restore.run(checkpoint, from: repository, into: guest)
+        #expect(guest.with { $0.pages } == pages)
+        #expect(try repository.verify().isClean)
+    }
+
+    // MARK: - What died there
+
+    /// A prune that leaves the open pack as it is drops what died there from the index: later ones,
+    /// and other processes, count it still, as who reads the packs alone does.
+    @Test func whatAnEarlierPruneLeftIsCounted() throws {
+        try Repository.create(at: path).close()
+        var repository = try open()
+        let (id, pages) = try replace(64, of: 128, in: repository, seed: 940)
+        let first = try repository.planPrune()
+        let unused = first.openUnusedByteCount
+        #expect(first.deadPageCount == 64 && unused >= 64 * Page.byteCount)
+        try first.execute()
+        let left = try repository.planPrune()
+        #expect(left.isEmpty && left.packs.isEmpty && left.deadPageCount == 0)
+        #expect(left.openUnusedByteCount == unused)
+        try repository.close()
+        let reader = try open(.reading)
+        #expect(try reader.planPrune().openUnusedByteCount == unused)
+
+        let index = path.appending("index").string
+        try FileManager.default.copyItem(atPath: index, toPath: index + "-saved")
+        try FileManager.default.removeItem(atPath: index)
+        let fresh = try open(.reading)
+        #expect(fresh.temporaryIndex?.isFromPacks == true)
+        #expect(try fresh.planPrune().openUnusedByteCount == unused)
+        try FileManager.default.moveItem(atPath: index + "-saved", toPath: index)
+
+        repository = try open()
+        let plan = try repository.planPrune(everything)
+        #expect(plan.packs.map(\.fate) == [.rewritten])
+        #expect(plan.freedByteCount >= unused && plan.openUnusedByteCount == 0)
+        try plan.execute()
+        #expect(try repository.planPrune(everything).openUnusedByteCount == 0)
+        try check(id, pages, repository)
+    }
+
+    /// A reader, which seals nothing, plans what the owner does.
+    @Test(arguments: [0.0, 5])
+    func aPlanAloneCountsTheOpenPack(percent: Double) throws {
+        let packByteCountMax = 4 << 20
+        try Repository.create(at: path).close()
+        var repository = try open(packByteCountMax: packByteCountMax)
+        let (id, pages) = try replace(96, of: 200, in: repository, seed: 941)
+        try repository.close()
+        let options = PruneOptions(unusedPercentMax: percent)
+        let estimate = try open(.reading, packByteCountMax: packByteCountMax).planPrune(options)
+        let index = path.appending("index").string
+        try FileManager.default.moveItem(atPath: index, toPath: index + "-saved")
+        let fresh = try open(.reading, packByteCountMax: packByteCountMax).planPrune(options)
+        try FileManager.default.moveItem(atPath: index + "-saved", toPath: index)
+        repository = try open(packByteCountMax: packByteCountMax)
+        let plan = try repository.planPrune(options)
+        #expect(plan.packs.map(\.fate) == [.rewritten])
+        #expect(plan.freedByteCount >= 96 * Page.byteCount)
+        for other in [estimate, fresh] {
+            #expect(other.packs == plan.packs && other.byteCount == plan.byteCount)
+            #expect(other.deadPageCount == plan.deadPageCount)
+        }
+        #expect(try plan.execute().packs == estimate.packs)
+        try check(id, pages, repository)
+    }
+
+    /// Where pages died but each block is needed for another one, the pack is not sealed, and not
+    /// looked at each time.
+    @Test func whatSharesBlocksIsNotSealedForNothing() throws {
+        try Repository.create(at: path).close()
+        let files = CountingFiles(PosixFiles(root: path))
+        let repository = try Repository.open(
+            at: path, .writing, files: files, packByteCountMax: 4 << 20)
+        var random = TestSeed.generator(945)
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: 1024))
+        // Stored together: they compress, and are not alike.
+        func page() -> [UInt8] {
+            let words = (0..<64).map { _ in random.next() }
+            let few = words.withUnsafeBytes { Array($0) }
+            return (0..<8).flatMap { _ in few }
+        }
+        let session = try CaptureSession(of: guest, in: repository, lineage: "web")
+        for frame in 0..<1024 as Range<UInt64> {
+            let page = page()
+            guest.with { $0.write(frame, page) }
+        }
+        let first = try session.capture().checkpoint
+        // All but one of each block's.
+        for frame in 0..<1024 as Range<UInt64> where frame % 4 != 0 {
+            let page = page()
+            guest.with { $0.write(frame, page) }
+        }
+        let second = try session.capture().checkpoint
+        session.close()
+        try repository.forget([first.id])
+        let plan = try repository.planPrune(PruneOptions(unusedPercentMax: 10))
+        #expect(plan.packs.isEmpty && plan.openUnusedByteCount > 4 << 16)
+        try plan.execute()
+        let before = files.tally
+        let again = try repository.planPrune(PruneOptions(unusedPercentMax: 10))
+        #expect(again.packs.isEmpty && again.openUnusedByteCount == plan.openUnusedByteCount)
+        #expect((files.tally - before).readBytes < 4096)
+        try check(second.id, guest.with { $0.pages }, repository)
+    }
+
+    /// To have a few bytes back no pack is sealed and none is copied.
+    @Test func aFewBytesStay() throws {
+        try Repository.create(at: path).close()
+        let repository = try open(packByteCountMax: 1 << 20)
+        var random = TestSeed.generator(942)
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: 100))
+        for frame in 0..<100 as Range<UInt64> {
+            let page = OpenPackTests.noise(&random)
+            guest.with { $0.write(frame, page) }
+        }
+        let session = try CaptureSession(of: guest, in: repository, lineage: "web")
+        _ = try session.capture()
+        // A page that is stored in a few bytes.
+        guest.with { $0.write(0, [UInt8](repeating: 7, count: Page.byteCount)) }
+        let small = try session.capture().checkpoint
+        let page = OpenPackTests.noise(&random)
+        guest.with { $0.write(0, page) }
+        let last = try session.capture().checkpoint
+        try repository.forget([small.id])
+        session.close()
+        let open = try repository.planPrune(everything)
+        #expect(open.deadPageCount == 1 && open.packs.isEmpty)
+        try open.execute()
+        // Until another pack is begun.
+        var pack = last.location.pack
+        for seed in 943..<960 as Range<UInt64> where pack == last.location.pack {
+            let other = SimulatedGuest(layout: GuestLayout(pageCount: 100))
+            var random = TestSeed.generator(seed)
+            for frame in 0..<100 as Range<UInt64> {
+                let page = OpenPackTests.noise(&random)
+                other.with { $0.write(frame, page) }
+            }
+            let session = try CaptureSession(of: other, in: repository, lineage: "other\(seed)")
+            pack = try session.capture().checkpoint.location.pack
+            session.close()
+        }
+        let plan = try repository.planPrune(everything)
+        let unused = try #require(plan.packs.first).unusedByteCount
+        #expect(unused > 0 && unused < 4096)
+        #expect(plan.isEmpty)
+        try check(last.id, guest.with { $0.pages }, repository)
+    }
+
+    // MARK: - Captures meanwhile
+
+    /// A checkpoint that is taken after the plan's survey found one of its pages dead, and before
+    /// the plan is whole, does not keep the plan from being executed.
+    @Test func aCaptureWhileItIsPlannedIsNoObstacle() throws {
+        try Repository.create(at: path).close()
+        var repository = try open()
+        let (id, pages) = try replace(32, of: 64, in: repository, seed: 943)
+        // One that is forgotten and read, after the index was made anew: its page map is read when
+        // the survey knows which pages are dead.
+        let held = try replace(1, of: 16, in: repository, lineage: "held", seed: 944)
+        let other = try open(.reading)
+        let lease = try other.lease([held.id])
+        let part = try repository.checkpoint(id: held.id).manifest.mapParts[0]
+        try repository.forget([held.id])
+        try repository.close()
+        try FileManager.default.removeItem(atPath: path.appending("index").string)
+
+        let files = FaultyFiles(PosixFiles(root: path))
+        repository = try Repository.open(at: path, .writing, files: files)
+        var random = TestSeed.generator(943)
+        let dead = OpenPackTests.noise(&random)
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: 1))
+        guest.with { $0.write(0, dead) }
+        let session = try CaptureSession(of: guest, in: repository, lineage: "late")
+        let late = Mutex<CheckpointID?>(nil)
+        files.beforeRead(of: PackName.path(part.pack), at: UInt64(part.offset)) {
+            late.withLock { $0 = try? session.capture().checkpoint.id }
+        }
+        let plan = try repository.planPrune()
+        let digest = dead.withUnsafeBytes { PageDigest(hashing: $0) }
+        #expect(plan.preparation.survey.dead[digest] != nil, "the capture came too early")
+        let lateID = try #require(late.withLock { $0 })
+        let done = try plan.execute()
+        #expect(done.deadPageCount == plan.deadPageCount - 1)
+        session.close()
+        try check(lateID, [0: dead], repository)
+        try check(id, pages, repository)
+        withExtendedLifetime(lease) {}
+    }
+}

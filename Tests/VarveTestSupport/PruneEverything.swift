@@ -1,0 +1,10 @@
+package import CheckpointStore
+
+extension PruneOptions {
+    /// Options that leave nothing unused, whatever it costs.
+    package static var everything: PruneOptions {
+        var options = PruneOptions(unusedPercentMax: 0)
+        options.rewriteByteCountMin = 1
+        return options
+    }
+}
