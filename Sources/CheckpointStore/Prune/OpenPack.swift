@@ -68,8 +68,10 @@ extension PrunePlan {
         guard percent > 0 else { return unused >= options.rewriteByteCountMin }
         let useless = preparation.repository.activity.read { $0.uselessSeal }
         let known = useless?.pack == preparation.openPack ? useless?.unusedByteCount ?? 0 : 0
+        // Both together: what may stay would else be twice as much as the options say.
+        let left = packs.reduce(unused) { $1.fate == .kept ? $0 + $1.unusedByteCount : $0 }
         return unused - known >= packByteCountMax / 16
-            && Double(unused) * 100 > percent * Double(byteCount)
+            && Double(left) * 100 > percent * Double(byteCount - freedByteCount)
     }
 
     /// True if something is done about a pack.

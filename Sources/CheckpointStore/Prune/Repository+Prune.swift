@@ -48,11 +48,11 @@ extension Repository {
     /// which something of it lies: no page, and nothing of the rest of the repository but the names
     /// and sizes of its packs. Needs some 100 bytes of memory for each page that dies, and 32 MiB.
     ///
-    /// Packs that are not sealed stay as they are. If more of the open pack is unused than the
-    /// options allow, and at least a sixteenth of a full pack, or 4 KiB if nothing may stay unused,
-    /// the plan is made as though it were sealed. If the plan then changes it, and the repository
-    /// is open for writing, it is sealed: one write and one sync. Nothing is sealed while a
-    /// checkpoint is being taken.
+    /// Packs that are not sealed stay as they are. But the plan is made as though the open pack
+    /// were sealed if more would stay unused, its bytes included, than the options allow, and if at
+    /// least a sixteenth of a full pack of that, or 4 KiB if nothing may stay unused, is in the
+    /// open pack. If the plan then changes that pack, and the repository is open for writing, it is
+    /// sealed: one write and one sync. Nothing is sealed while a checkpoint is being taken.
     ///
     /// Of a repository that is open for reading it is an estimate while another process writes;
     /// where the repository's own index cannot be used, one is made for it, which reads every page
