@@ -1,12 +1,13 @@
 import CheckpointEngine
 import CheckpointFormat
-import CheckpointStore
 import Foundation
 import GuestModel
 import Synchronization
 import SystemPackage
 import Testing
 import VarveTestSupport
+
+@testable import CheckpointStore
 
 /// Pruning: space comes back, exactly as planned, and nothing else changes.
 @Suite struct PruneTests {
@@ -236,6 +237,21 @@ import VarveTestSupport
         }
         print("3 of 16 images: \(sizes[0]) bytes of packs, \(sizes[1]) in a fresh store")
         #expect(Double(sizes[0]) <= ratio * Double(sizes[1]))
+    }
+
+    /// A prune after a capture finds the checkpoint before it free.
+    ///
+    /// What is looked for is short: it shows in some of these captures.
+    @Test func whenACheckpointIsThereItsParentIsFree() throws {
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: 16))
+        let repository = try Repository.create(at: path)
+        let session = try CaptureSession(of: guest, in: repository, lineage: "web")
+        for step in 0..<500 {
+            guest.with { $0.write(3, [UInt8](repeating: UInt8(step % 251), count: 4096)) }
+            let id = try session.capture().checkpoint.id
+            let holds = repository.activity.read { Array($0.holds.keys) }
+            try #require(holds == [id], "capture \(step)")
+        }
     }
 
     @Test(arguments: [0.0, 5, 30, 100])

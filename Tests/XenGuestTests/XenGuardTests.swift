@@ -28,7 +28,8 @@ import XenStream
         try xen.announceResumed(number)
     }
     private static let suspended: [Move] = [
-        .say(.suspending), request, .tick, .tick, .tick, .tick, resume, .say(.running),
+        .say(.suspending), request, .tick, .tick, .tick, .tick, .say(.suspended), resume,
+        .say(.running),
     ]
     private static let paused: [Move] = [
         .say(.pausing), .act { try $0.pause(number) }, .act { try $0.unpause(number) },
@@ -94,7 +95,7 @@ import XenStream
 
     @Test func aGuardWhoseCallsFailOnceDoesItsWorkAllTheSame() throws {
         let session = XenGuardTests.session(.suspend)
-        for cut in [3, 4, 6, 8] {
+        for cut in [3, 4, 6, 8, 9, 10] {
             for call in 0..<12 {
                 let xen = makeXen(.suspends(acknowledgedAfter: 1, stillAfter: 3))
                 let bytes = try make(session[..<cut], xen)
@@ -133,6 +134,19 @@ import XenStream
         let off = try #require(trace.firstIndex(of: "disableLog"))
         let wait = try #require(trace.firstIndex(of: "waitForRelease"))
         #expect(off < wait)
+    }
+
+    /// What was asked for came and is over: no other suspension is on its way.
+    @Test func aDomainThatWasResumedIsNotWaitedFor() throws {
+        let onlyResumed: Move = .act { try $0.resumeSuspended(XenGuardTests.number) }
+        for last in [XenGuardTests.resume, onlyResumed] {
+            let xen = makeXen(.suspends(acknowledgedAfter: 1, stillAfter: 3))
+            let bytes = try make(XenGuardTests.suspended[..<7] + [last], xen)
+            #expect(try guardian(xen, bytes) == nil)
+            #expect(xen.complaints(Scene.number) == [])
+            let trace = xen.with { $0.trace }
+            #expect(trace.last == "announceResumed" && !trace.contains("waitForRelease"))
+        }
     }
 
     @Test func aDomainThatEndedIsLeftAlone() throws {

@@ -361,6 +361,8 @@ final class CheckpointPipeline: Sendable {
             let start = ContinuousClock.now
             let publication = published.publication
             publication.transaction.index()
+            // Before anybody hears of the checkpoint: a prune that follows finds the parent free.
+            publication.prepared.releaseParent()
             if let interval = publication.interval {
                 let busy = published.busy + (ContinuousClock.now - start)
                 let share = meter.take()

@@ -1,5 +1,6 @@
 import CheckpointFormat
 import GuestModel
+import Synchronization
 
 /// What goes on in this process that prune must wait for or leave alone.
 struct Activity: Sendable {
@@ -25,6 +26,7 @@ struct Activity: Sendable {
 package final class CheckpointHold: Sendable {
     private let id: CheckpointID
     private let repository: Repository
+    private let isReleased = Atomic<Bool>(false)
 
     /// Holds a checkpoint that nobody can have forgotten.
     init(unchecked id: CheckpointID, in repository: Repository) {
@@ -38,7 +40,11 @@ package final class CheckpointHold: Sendable {
         self.repository = repository
     }
 
-    deinit {
+    deinit { release() }
+
+    /// Gives the checkpoint up now, whoever has this yet.
+    package func release() {
+        guard !isReleased.exchange(true, ordering: .acquiringAndReleasing) else { return }
         let id = id
         repository.activity.change { activity in
             let count = activity.holds[id, default: 1] - 1

@@ -66,7 +66,9 @@ public struct PrunePlan: Sendable {
         deadPageCount = preparation.survey.dead.count
         while true {
             let packs = PrunePlan.choose(
-                preparation.assessment.packs, byteCount, preparation.options)
+                preparation.assessment.packs, byteCount, preparation.options,
+                openUnusedByteCount: preparation.countsOpenPack
+                    ? preparation.openUnusedByteCount : 0)
             let unknown = packs.filter {
                 $0.fate != .kept && !preparation.assessment.wasAssessed($0.number)
             }
@@ -83,11 +85,12 @@ public struct PrunePlan: Sendable {
     /// Removes packs of which nothing is needed, and writes the sparsest others anew until little
     /// enough is unused.
     private static func choose(
-        _ packs: [PruneAssessment.Pack], _ byteCount: Int, _ options: PruneOptions
+        _ packs: [PruneAssessment.Pack], _ byteCount: Int, _ options: PruneOptions,
+        openUnusedByteCount: Int
     ) -> [Pack] {
         let partly = packs.filter { $0.cutByteCount > 0 }
         let removedBytes = packs.reduce(0) { $0 + ($1.cutByteCount == 0 ? $1.byteCount : 0) }
-        var unused = partly.reduce(0) { $0 + $1.unusedByteCount }
+        var unused = partly.reduce(openUnusedByteCount) { $0 + $1.unusedByteCount }
         var total = byteCount - removedBytes
         var rewritten: Set<UInt32> = []
         let sparsest = partly.sorted {

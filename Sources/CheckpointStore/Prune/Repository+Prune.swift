@@ -39,6 +39,8 @@ struct PrunePreparation: Sendable {
     let heldByteCount: Int
     /// Bytes in the open pack of pages that died before.
     let droppedByteCount: Int
+    /// True if what is unused in the open pack, which stays, is part of what may stay unused.
+    let countsOpenPack: Bool
 }
 
 extension Repository {
@@ -75,7 +77,8 @@ extension Repository {
             guard sealed.changes(openPack) else {
                 let unused = plan.openUnusedByteCount
                 activity.change { $0.uselessSeal = (openPack, unused) }
-                return plan
+                // It is better to write others anew.
+                return try self.plan(options, countsOpenPack: true)
             }
             guard isWritable else { return sealed }
             guard try openWriter().sealQuietPack() else { return plan }
@@ -92,9 +95,11 @@ extension Repository {
         return OpenPackScan(pack: pack, entries: entries)
     }
 
-    /// - Parameter scan: the open pack, to be taken for sealed.
+    /// - Parameters:
+    ///   - scan: the open pack, to be taken for sealed.
+    ///   - countsOpenPack: true if what stays unused there is part of what may stay.
     private func plan(
-        _ options: PruneOptions, sealing scan: OpenPackScan? = nil
+        _ options: PruneOptions, sealing scan: OpenPackScan? = nil, countsOpenPack: Bool = false
     ) throws -> PrunePlan {
         // Before all else: what was published later may name a page that the survey finds dead.
         let moment = try withIndex { try $0.moment() }
@@ -125,7 +130,8 @@ extension Repository {
                 assessment: assessment, options: options, openPack: openPack,
                 transactions: transactions, pruneCount: count, moment: moment,
                 heldByteCount: heldByteCount,
-                droppedByteCount: try withIndex { try $0.droppedByteCount(in: openPack) }))
+                droppedByteCount: try withIndex { try $0.droppedByteCount(in: openPack) },
+                countsOpenPack: countsOpenPack))
     }
 
     /// The pack from which on nothing is touched.

@@ -142,6 +142,9 @@ package final class CheckpointTransaction: Sendable {
         fileprivate let manifest: Manifest
         fileprivate let changed: DirtyBitmap
         fileprivate let parentHold: CheckpointHold?
+
+        /// Lets prune have the parent: the checkpoint is in the index, and keeps what it needs.
+        package func releaseParent() { parentHold?.release() }
     }
 
     /// Appends the page map and the state; the last look at the draft.

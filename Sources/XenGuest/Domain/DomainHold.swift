@@ -86,7 +86,9 @@ final class DomainHold: Sendable {
         do throws(GuestError) {
             switch kind {
             case .pause: try calls.pause(number)
-            case .suspend: try suspend()
+            case .suspend:
+                try suspend()
+                note(.suspended)
             }
         } catch {
             if !state.withLock({ $0.mayComeLate }) { note(.running) }

@@ -21,7 +21,10 @@ public final class XenGuard: Sendable {
     enum Step: UInt8, Sendable {
         case logging = 0x4c
         case notLogging = 0x6c
+        /// The guest is asked to suspend, or is about to be.
         case suspending = 0x53
+        /// It has suspended, and is resumed without being asked again.
+        case suspended = 0x48
         case pausing = 0x50
         case running = 0x52
         case farewell = 0x51
@@ -177,6 +180,16 @@ public final class XenGuard: Sendable {
                 }
             }
             return false
+        case .suspended:
+            let facts = try persistently { () throws(GuestError) in try calls.facts(domain) }
+            guard let facts, !facts.isDying, facts.shutdown == nil || facts.shutdown == .suspend
+            else { return false }
+            if facts.shutdown != nil {
+                try persistently { () throws(GuestError) in try calls.resumeSuspended(domain) }
+            }
+            // The checkpointer may have died between the two.
+            try persistently { () throws(GuestError) in try calls.announceResumed(domain) }
+            return facts.shutdown != nil
         default: return false
         }
     }
