@@ -39,6 +39,10 @@ extension Repository {
     /// Asks the index, and reads the index of each pack; no record of a checkpoint.
     public func statistics() throws(RepositoryError) -> RepositoryStatistics {
         try requireWhole()
+        return try besideAWriter { try count() }
+    }
+
+    private func count() throws -> RepositoryStatistics {
         var result = RepositoryStatistics()
         for entry in try withCurrentIndex({ try $0.catalog() }) {
             result.checkpointCount += 1

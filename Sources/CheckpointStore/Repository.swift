@@ -1,4 +1,5 @@
 public import CheckpointFormat
+import Glibc
 import GuestModel
 import Synchronization
 public import SystemPackage
@@ -344,6 +345,30 @@ public final class Repository: Sendable {
     ) throws(RepositoryError) -> T {
         try catchUp()
         return try withIndex(body)
+    }
+
+    /// Runs `body`, which reads index and packs in several steps, and turns its errors into
+    /// sentences.
+    ///
+    /// A reader begins again if a prune of another process came in between: what the index said at
+    /// one step need not be there at the next.
+    func besideAWriter<T>(_ body: () throws -> T) throws(RepositoryError) -> T {
+        var attempt = 0
+        while true {
+            let before = try withIndex { try $0.moment() }
+            do {
+                return try body()
+            } catch {
+                attempt += 1
+                let isGone =
+                    (error as? FileError)?.isMissing ?? false
+                    || (error as? RepositoryError)?.errno == ENOENT
+                let now = try withIndex { try $0.moment() }
+                guard !isWritable, attempt < 50, isGone || now != before else {
+                    throw indexFailure(error)
+                }
+            }
+        }
     }
 
     /// The frames named by the maps from a checkpoint back to, and without, the one at a position

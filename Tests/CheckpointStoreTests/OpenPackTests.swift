@@ -244,4 +244,39 @@ import VarveTestSupport
         try check(id, pages, repository)
         withExtendedLifetime(lease) {}
     }
+
+    /// A prune of the writer comes between two steps of a reader.
+    @Test(arguments: ["plan", "statistics"])
+    func aReaderBeginsAgainIfPruneCameInBetween(what: String) throws {
+        try Repository.create(at: path).close()
+        let writer = try open(packByteCountMax: 192 << 10)
+        var last: (id: CheckpointID, pages: [UInt64: [UInt8]])?
+        for round in 0..<6 as Range<UInt64> {
+            last = try replace(20, of: 24, in: writer, lineage: "\(round)", seed: 950 + round)
+        }
+        let files = FaultyFiles(PosixFiles(root: path))
+        let reader = try Repository.open(at: path, .reading, files: files)
+        let packs = try PackName.list(files)
+        try #require(packs.count > 4)
+        // One that is looked at in either: much in it is dead.
+        let planned = try open(.reading).planPrune(.everything).packs
+        let pack = try #require(planned.first { $0.fate != .kept }).number
+        let end = try files.open(PackName.path(pack), .read).byteCount()
+        let freed = Mutex(0)
+        files.beforeRead(of: PackName.path(pack), at: end - 1) {
+            let done = try? writer.planPrune(.everything).execute()
+            freed.withLock { $0 = done?.freedByteCount ?? 0 }
+        }
+        if what == "plan" {
+            #expect(try reader.planPrune(.everything).freedByteCount < 4 << 10)
+        } else {
+            let size = try PackName.list(files).reduce(0) {
+                $0 + Int(try files.open(PackName.path($1), .read).byteCount())
+            }
+            #expect(try reader.statistics().byteCount <= size)
+        }
+        #expect(freed.withLock { $0 } > 0, "the prune came in between")
+        let (id, pages) = try #require(last)
+        try check(id, pages, writer)
+    }
 }

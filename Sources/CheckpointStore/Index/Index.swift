@@ -343,7 +343,8 @@ private enum IndexEnvironments {
                 defer { system_close(file) }
                 try original.copy(to: file)
             }
-            environment = try LMDBEnvironment(opened, tables: tables, .writing)
+            environment = try LMDBEnvironment(
+                opened, tables: tables, .writing, temporaryPlace: directory.parent)
         } catch let error as LMDBError where error.isWrite {
             // The disk of $TMPDIR, not that of the store.
             throw FileError(

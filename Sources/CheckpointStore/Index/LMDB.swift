@@ -14,6 +14,8 @@ final class LMDBEnvironment: @unchecked Sendable {
     let tables: [MDB_dbi]
     let isReadOnly: Bool
     private let pageByteCount: Int
+    /// Where the files of a temporary index lie; nil for the one of a store.
+    private let temporaryPlace: String?
     private let pacing = Mutex((IndexPacing(), ContinuousClock.now))
 
     /// Address space for the file; it grows as needed and this is never allocated.
@@ -29,13 +31,18 @@ final class LMDBEnvironment: @unchecked Sendable {
     /// Opens an environment, with as much address space as can be had.
     ///
     /// Throws `LMDBError`, or `FileError` if one of its files is odd or another user's.
+    ///
+    /// - Parameter temporaryPlace: where the files of a temporary index lie, for errors.
     convenience init(
-        _ directory: OpenDirectory, tables names: [String], _ access: IndexAccess
+        _ directory: OpenDirectory, tables names: [String], _ access: IndexAccess,
+        temporaryPlace: String? = nil
     ) throws {
         try LMDBEnvironment.checkFiles(directory)
         for byteCount in LMDBEnvironment.mapByteCounts.dropLast() {
             do {
-                try self.init(directory, tables: names, access, mapByteCount: byteCount)
+                try self.init(
+                    directory, tables: names, access, mapByteCount: byteCount,
+                    temporaryPlace: temporaryPlace)
                 return
             } catch let error as LMDBError where error.code == ENOMEM {
                 continue
@@ -43,11 +50,13 @@ final class LMDBEnvironment: @unchecked Sendable {
         }
         try self.init(
             directory, tables: names, access,
-            mapByteCount: LMDBEnvironment.mapByteCounts[LMDBEnvironment.mapByteCounts.count - 1])
+            mapByteCount: LMDBEnvironment.mapByteCounts[LMDBEnvironment.mapByteCounts.count - 1],
+            temporaryPlace: temporaryPlace)
     }
 
     private init(
-        _ directory: OpenDirectory, tables names: [String], _ access: IndexAccess, mapByteCount: Int
+        _ directory: OpenDirectory, tables names: [String], _ access: IndexAccess,
+        mapByteCount: Int, temporaryPlace: String?
     ) throws {
         let isReadOnly = access == .readingWithoutLocks
         // It writes the heads of a new file.
@@ -98,6 +107,7 @@ final class LMDBEnvironment: @unchecked Sendable {
         }
         self.environment = environment
         self.isReadOnly = isReadOnly
+        self.temporaryPlace = temporaryPlace
     }
 
     deinit {
@@ -290,14 +300,24 @@ final class LMDBEnvironment: @unchecked Sendable {
         // What `body` changes may be written before the end, when there is much of it.
         let held = HeldSizeSignal()
         defer { held.release() }
-        var handle: OpaquePointer?
-        try LMDBEnvironment.check(mdb_txn_begin(environment, nil, 0, &handle), "mdb_txn_begin")
-        guard let handle else { throw LMDBError(call: "mdb_txn_begin", code: ENOMEM) }
-        let transaction = LMDBTransaction(handle: handle)
-        let value = try body(transaction)
-        try transaction.commit()
-        try fill()
-        return value
+        do {
+            var handle: OpaquePointer?
+            try LMDBEnvironment.check(mdb_txn_begin(environment, nil, 0, &handle), "mdb_txn_begin")
+            guard let handle else { throw LMDBError(call: "mdb_txn_begin", code: ENOMEM) }
+            let transaction = LMDBTransaction(handle: handle)
+            let value = try body(transaction)
+            try transaction.commit()
+            try fill()
+            return value
+        } catch let error as LMDBError where error.isWrite {
+            guard let temporaryPlace else { throw error }
+            // LMDB says EIO of a write that a full disk cut short.
+            let file = try? LMDBEnvironment.file(environment)
+            let isFull = file.map { system_isFull($0.descriptor) } ?? false
+            throw FileError(
+                call: FileError.makingTemporary, path: temporaryPlace,
+                errno: isFull ? ENOSPC : error.code)
+        }
     }
 
     /// Makes the file as long as its pages say.

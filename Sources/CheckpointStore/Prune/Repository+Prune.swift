@@ -64,28 +64,28 @@ extension Repository {
     ) throws(RepositoryError) -> PrunePlan {
         try options.check()
         try requireWhole()
-        do {
+        return try besideAWriter { () throws in
             try catchUp()
-            let planner = try withReferences()
-            if planner !== self { return try planner.planPrune(options) }
-            let plan = try plan(options)
-            let openPack = plan.preparation.openPack
-            guard plan.wantsOpenPack(ofAtMost: packByteCountMax),
-                let scan = try openPackScan(openPack)
-            else { return plan }
-            let sealed = try self.plan(options, sealing: scan)
-            guard sealed.changes(openPack) else {
-                let unused = plan.openUnusedByteCount
-                activity.change { $0.uselessSeal = (openPack, unused) }
-                // It is better to write others anew.
-                return try self.plan(options, countsOpenPack: true)
-            }
-            guard isWritable else { return sealed }
-            guard try openWriter().sealQuietPack() else { return plan }
-            return try self.plan(options)
-        } catch {
-            throw indexFailure(error)
+            return try withReferences().choosePlan(options)
         }
+    }
+
+    private func choosePlan(_ options: PruneOptions) throws -> PrunePlan {
+        let plan = try plan(options)
+        let openPack = plan.preparation.openPack
+        guard plan.wantsOpenPack(ofAtMost: packByteCountMax),
+            let scan = try openPackScan(openPack)
+        else { return plan }
+        let sealed = try self.plan(options, sealing: scan)
+        guard sealed.changes(openPack) else {
+            let unused = plan.openUnusedByteCount
+            activity.change { $0.uselessSeal = (openPack, unused) }
+            // It is better to write others anew.
+            return try self.plan(options, countsOpenPack: true)
+        }
+        guard isWritable else { return sealed }
+        guard try openWriter().sealQuietPack() else { return plan }
+        return try self.plan(options)
     }
 
     /// What is in the open pack; nil if it cannot be sealed.
