@@ -80,7 +80,7 @@ import VarveTestSupport
             #expect([0, 1].contains(first.status), "round \(round): \(first.error)")
             if first.status == 1 {
                 #expect(first.error.contains("makes it anew"), "\(first.error)")
-                #expect(!first.error.contains("restore the named packs"))
+                #expect(!first.error.contains("copies of the named files"))
             }
             #expect(try Tool.run("verify", store).status == 0)
             #expect(try Tool.run("log", store, "--json").text == log)
