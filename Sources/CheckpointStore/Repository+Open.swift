@@ -137,6 +137,8 @@ extension Repository {
             switch access {
             case .writing:
                 let lock = try takeLock(path, files, waiting)
+                // Before anything that needs room on the disk, all of which they may have taken.
+                try removeStrays(files)
                 try files.createDirectory(indexPath)
                 let opened = try openForWriting(reader, packByteCountMax: packByteCountMax)
                 return Repository(
@@ -299,12 +301,25 @@ extension Repository {
             index: index, writer: writer, highestTransaction: end.highestTransaction)
     }
 
-    /// Ends a prune that was cut short: removes packs that it had named, and files that it had not
-    /// put in place.
+    /// Removes packs that a prune or a repair that was cut short had not put in place.
+    ///
+    /// With the lock held: nobody writes them any more.
+    static func removeStrays(_ files: any RepositoryFiles) throws(FileError) {
+        var names: [String] = []
+        do throws(FileError) {
+            names = try files.list(PackName.directory)
+        } catch {
+            // Whoever needs the folder says that it is gone.
+            if !error.isMissing { throw error }
+        }
+        for name in names where PackName.isStray(name) {
+            try files.remove("\(PackName.directory)/\(name)")
+        }
+    }
+
+    /// Ends a prune that was cut short: removes packs that it had named.
     private static func finishPrune(_ reader: PackReader, _ packs: [UInt32]) throws {
-        let stray = try reader.files.list(PackName.directory).filter { PackName.isStray($0) }
-        guard !packs.isEmpty || !stray.isEmpty else { return }
-        for name in stray { try reader.files.remove("\(PackName.directory)/\(name)") }
+        guard !packs.isEmpty else { return }
         for pack in packs {
             reader.drop(pack)
             try reader.files.remove(PackName.path(pack))
@@ -326,19 +341,28 @@ extension Repository {
                 files: reader.files, repository: reader.repository, pack: last.pack + 1, scan: nil,
                 packByteCountMax: limit, didRemove: reader.drop)
         }
-        let kept = scan.entries.filter { $0.offset <= last.offset }
+        return try resume(
+            reader, last.pack, scan, keeping: scan.entries.filter { $0.offset <= last.offset },
+            limit: limit)
+    }
+
+    /// Makes a writer that goes on behind records of an open pack, and cuts off what follows them.
+    static func resume(
+        _ reader: PackReader, _ pack: UInt32, _ scan: PackScan, keeping kept: [PackIndex.Entry],
+        limit: Int
+    ) throws -> PackWriter {
         let validEnd = kept.last?.end ?? UInt32(Envelope.byteCount)
         if scan.fileByteCount > UInt64(validEnd) {
-            let file = try reader.files.open(PackName.path(last.pack), .update)
+            let file = try reader.files.open(PackName.path(pack), .update)
             try file.truncate(to: UInt64(validEnd))
         }
         let confirmed = min(max(scan.confirmed, UInt32(Envelope.byteCount)), validEnd)
-        try settle(reader, last.pack, UInt64(confirmed)..<UInt64(validEnd))
+        try settle(reader, pack, UInt64(confirmed)..<UInt64(validEnd))
         let trimmed = PackScan(
             entries: kept, validEnd: validEnd, isSealed: false, fileByteCount: UInt64(validEnd),
             confirmed: validEnd, tail: nil)
         return try PackWriter(
-            files: reader.files, repository: reader.repository, pack: last.pack, scan: trimmed,
+            files: reader.files, repository: reader.repository, pack: pack, scan: trimmed,
             packByteCountMax: limit, didRemove: reader.drop)
     }
 

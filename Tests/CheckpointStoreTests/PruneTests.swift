@@ -402,6 +402,57 @@ import VarveTestSupport
         #expect(failures > 10)
     }
 
+    /// The disk is full from each call of a prune on: what the prune had begun to write gives its
+    /// room back, and the repository goes on.
+    @Test func aFullDiskKeepsNothingOfAPrune() throws {
+        try Repository.create(at: path).close()
+        var repository = try open()
+        var (copies, checkpoints) = try fill(repository, count: 8, pages: 60, seed: 932)
+        try repository.forget(checkpoints.prefix(5).map(\.id))
+        for checkpoint in checkpoints.prefix(5) { copies[checkpoint.id] = nil }
+        checkpoints.removeFirst(5)
+        try repository.close()
+        var failures = 0
+        for call in 0..<200 {
+            let directory = TemporaryDirectory()
+            let other = directory.path.appending("store")
+            try FileManager.default.copyItem(atPath: path.string, toPath: other.string)
+            let files = FaultyFiles(PosixFiles(root: other))
+            repository = try Repository.open(
+                at: other, .writing, files: files, packByteCountMax: PruneTests.packByteCount)
+            let plan = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
+            #expect(plan.packs.contains { $0.fate == .rewritten })
+            files.failCalls(from: call, .growth)
+            let result = Result { try plan.execute() }
+            let didFail = files.endFailing()
+            #expect(try files.list(PackName.directory).allSatisfy { PackName.number($0) != nil })
+            try check(repository, copies)
+            try repository.close()
+            guard didFail else { break }
+            // The head may lag, so a prune does not fail if that does.
+            if case .failure = result { failures += 1 }
+        }
+        print("prune failed on a full disk at \(failures) calls")
+        #expect(failures > 3)
+    }
+
+    /// What a prune that was killed left is gone before anything else, which may find no room on
+    /// the disk, has happened to the store.
+    @Test func whatAKilledPruneLeftGoesFirst() throws {
+        try Repository.create(at: path).close()
+        let strays = [PackName.newPath(1), PackName.newPath(9)].map { path.appending($0).string }
+        for stray in strays {
+            try Data(count: 5000).write(to: URL(fileURLWithPath: stray))
+        }
+        // The first call that changes anything but them fails.
+        let files = FaultyFiles(PosixFiles(root: path))
+        files.failCalls(from: strays.count, .everything)
+        #expect(throws: RepositoryError.self) {
+            try Repository.open(at: path, .writing, files: files)
+        }
+        for stray in strays { #expect(!FileManager.default.fileExists(atPath: stray)) }
+    }
+
     // MARK: - Damage
 
     @Test func everyFlippedByteOfARewrittenPackIsFound() throws {

@@ -3,7 +3,23 @@ import Synchronization
 
 /// Files over others that fail at the n-th call that changes something.
 package final class FaultyFiles: RepositoryFiles {
+    /// What fails from some call on, and goes on failing.
+    package enum Lasting: Sendable, CaseIterable {
+        /// Each call: as for a process that is killed.
+        case everything
+        /// What needs room on the disk, which is full.
+        case growth
+
+        fileprivate func errno(_ call: String) -> Int32? {
+            switch self {
+            case .everything: 5
+            case .growth: ["pwrite", "open", "mkdir", "link"].contains(call) ? 28 : nil
+            }
+        }
+    }
+
     private struct State {
+        var lasting: (callsUntil: Int, failure: Lasting, didFail: Bool)?
         var callsUntilFailure: Int?
         var errno: Int32 = 5
         var callCount = 0
@@ -23,6 +39,22 @@ package final class FaultyFiles: RepositoryFiles {
         state.withLock { state in
             state.callsUntilFailure = count
             state.errno = errno
+        }
+    }
+
+    /// Makes the n-th changing call from now fail, and what comes after it.
+    package func failCalls(from count: Int, _ failure: Lasting) {
+        state.withLock { $0.lasting = (count, failure, false) }
+    }
+
+    /// Ends what `failCalls` began.
+    ///
+    /// - Returns: true if any call has failed.
+    @discardableResult
+    package func endFailing() -> Bool {
+        state.withLock { state in
+            defer { state.lasting = nil }
+            return state.lasting?.didFail ?? false
         }
     }
 
@@ -63,6 +95,14 @@ package final class FaultyFiles: RepositoryFiles {
         event?()
         let code = state.withLock { state -> Int32? in
             state.callCount += 1
+            if let lasting = state.lasting {
+                if lasting.callsUntil > 0 {
+                    state.lasting?.callsUntil -= 1
+                } else if let errno = lasting.failure.errno(call) {
+                    state.lasting?.didFail = true
+                    return errno
+                }
+            }
             guard let left = state.callsUntilFailure else { return nil }
             state.callsUntilFailure = left == 0 ? nil : left - 1
             return left == 0 ? state.errno : nil

@@ -94,19 +94,52 @@ extension PackCut {
     private static let bufferByteCount = 4 << 20
 
     /// Writes the new pack and puts it in the old one's place.
+    func write(
+        pack: UInt32, from source: any RepositoryFile, _ files: any RepositoryFiles,
+        repository: RepositoryID, payloads: [UInt32: [UInt8]] = [:]
+    ) throws(RepositoryError) {
+        try writeNew(
+            pack: pack, from: source, files, repository: repository, payloads: payloads)
+        try PackCut.putInPlace(pack, files)
+    }
+
+    /// Puts a new pack in the old one's place; if that fails, it is removed.
     ///
-    /// Every record that stays is checked against its checksum. The rename is durable once the
-    /// folder is synced, which is left to the caller; until then a crash brings the old pack back,
-    /// which is as good.
+    /// The rename is durable once the folder is synced, which is left to the caller; until then a
+    /// crash brings the old pack back, which is as good.
+    static func putInPlace(
+        _ pack: UInt32, _ files: any RepositoryFiles
+    ) throws(RepositoryError) {
+        do {
+            try files.rename(PackName.newPath(pack), to: PackName.path(pack))
+        } catch {
+            discardNew(pack, files)
+            throw RepositoryError(error)
+        }
+    }
+
+    /// Removes a new pack that does not get the old one's place.
+    ///
+    /// It may have taken the last room on the disk. One that stays all the same is removed by the
+    /// next writer.
+    static func discardNew(_ pack: UInt32, _ files: any RepositoryFiles) {
+        try? files.remove(PackName.newPath(pack))
+    }
+
+    /// Writes the new pack beside the old one, and syncs it; if that fails, nothing stays of it.
+    ///
+    /// Every record that stays is checked against its checksum.
     ///
     /// - Parameters:
     ///   - pack: its number.
     ///   - source: the old one.
     ///   - payloads: what stands in for the payloads of map parts, by their offset in the old one.
-    func write(
+    func writeNew(
         pack: UInt32, from source: any RepositoryFile, _ files: any RepositoryFiles,
         repository: RepositoryID, payloads: [UInt32: [UInt8]] = [:]
     ) throws(RepositoryError) {
+        var isWhole = false
+        defer { if !isWhole { PackCut.discardNew(pack, files) } }
         do {
             let file = try files.open(PackName.newPath(pack), .create)
             let envelope = Envelope(
@@ -133,7 +166,7 @@ extension PackCut {
             try records.withUnsafeBytes { try file.write($0, at: offset) }
             try file.write(footer.encoded, at: offset + UInt64(records.count))
             try file.sync()
-            try files.rename(PackName.newPath(pack), to: PackName.path(pack))
+            isWhole = true
         } catch let error as RepositoryError {
             throw error
         } catch let error as FileError {
