@@ -1,11 +1,12 @@
 import CheckpointEngine
 import CheckpointFormat
-import CheckpointStore
 import Foundation
 import GuestModel
 import SystemPackage
 import Testing
 import VarveTestSupport
+
+@testable import CheckpointStore
 
 /// Repair: what is whole stays, what is not is named exactly, and the repository is whole after.
 @Suite struct RepairTests {
@@ -48,6 +49,104 @@ import VarveTestSupport
                 return ["packs \(first) and \(newest)"]
             }
             #expect(tally["lost checkpoints"] == 0)
+        }
+    }
+
+    /// A repair that is killed, or meets a full disk, at any call takes nothing away that could be
+    /// done before: each checkpoint that could be restored can be, and who could write still can.
+    @Test(arguments: [
+        RepairWorld.Damage.pageFrame, .state, .mapPart, .manifest, .packIndex, .forget,
+    ])
+    func whatCouldBeDoneBeforeCanBeDone(damage kind: RepairWorld.Damage) throws {
+        var random = TestSeed.generator(0x50)
+        let whole = try RepairWorld(seed: random.next())
+        var runs = 0
+        for _ in 0..<60 where runs < (TestSeed.isLong ? 6 : 1) {
+            let world = try RepairWorld(copyOf: whole, seed: random.next())
+            let place = try world.damage(kind)
+            // Else nothing is written but packs in their places.
+            guard try world.plan().preparation.needsPack,
+                try canWrite(world, random.next())
+            else { continue }
+            runs += 1
+            for failure in FaultyFiles.Lasting.allCases {
+                try failEachCall(of: world, failure, place, &random)
+            }
+        }
+        #expect(runs > 0)
+    }
+
+    private func failEachCall(
+        of world: RepairWorld, _ failure: FaultyFiles.Lasting, _ place: String,
+        _ random: inout SeededGenerator
+    ) throws {
+        let before = try restorable(world)
+        // When the index is empty and the packs are not in their places yet, damage that the index
+        // had read past is met again.
+        var refusalCountMax = 0
+        if failure == .everything {
+            let plan = try world.plan()
+            let isReadAnew = plan.findings.contains { $0.corruption.object != "page frame" }
+            let packCount = plan.rewrittenPacks.count + plan.removedPacks.count
+            if isReadAnew { refusalCountMax = packCount + 2 }
+        }
+        var refusals: [Int] = []
+        var failureCount = 0
+        while failureCount < 1000 {
+            let copy = try RepairWorld(copyOf: world, seed: random.next())
+            let files = FaultyFiles(PosixFiles(root: copy.path))
+            let didFail = try repair(copy, files, failingFrom: failureCount, failure)
+            guard didFail else { break }
+            let what: Comment = "\(place), \(failure) from call \(failureCount)"
+            let lost = before.subtracting(try restorable(copy))
+            #expect(lost.isEmpty, "\(what): \(lost.map(\.short))")
+            if try !canWrite(copy, random.next()) { refusals.append(failureCount) }
+            failureCount += 1
+        }
+        print("\(place): \(failure) at \(failureCount) calls, writers refused at \(refusals)")
+        #expect(refusals.count <= refusalCountMax, "\(place), \(failure): \(refusals)")
+        #expect(failureCount > 10)
+    }
+
+    /// True if any call failed.
+    private func repair(
+        _ world: RepairWorld, _ files: FaultyFiles, failingFrom call: Int,
+        _ failure: FaultyFiles.Lasting
+    ) throws -> Bool {
+        let plan = try Repository.planRepair(
+            at: world.path, files: files, packByteCountMax: RepairWorld.packByteCount)
+        files.failCalls(from: call, failure)
+        let result = Result { try plan.execute() }
+        let didFail = files.endFailing()
+        if !didFail { _ = try result.get() }
+        return didFail
+    }
+
+    /// The checkpoints that can be restored bit for bit.
+    private func restorable(_ world: RepairWorld) throws -> Set<CheckpointID> {
+        let repository = try Repository.open(at: world.path, .reading)
+        var found: Set<CheckpointID> = []
+        for (id, pages) in world.copies {
+            guard let checkpoint = try? repository.checkpoint(id: id) else { continue }
+            let guest = SimulatedGuest(layout: .empty)
+            guard (try? Restore.run(checkpoint, from: repository, into: guest)) != nil,
+                guest.with({ $0.pages }) == pages
+            else { continue }
+            found.insert(id)
+        }
+        return found
+    }
+
+    /// True if a copy of the store takes a checkpoint.
+    private func canWrite(_ world: RepairWorld, _ seed: UInt64) throws -> Bool {
+        let copy = try RepairWorld(copyOf: world, seed: seed)
+        do {
+            let repository = try copy.open()
+            try copy.capture(repository, "new", 1, nil)
+            try repository.close()
+            return true
+        } catch let error as RepositoryError where error.corruption != nil {
+            return false
         }
     }
 

@@ -96,10 +96,9 @@ extension PackCut {
     /// Writes the new pack and puts it in the old one's place.
     func write(
         pack: UInt32, from source: any RepositoryFile, _ files: any RepositoryFiles,
-        repository: RepositoryID, payloads: [UInt32: [UInt8]] = [:]
+        repository: RepositoryID
     ) throws(RepositoryError) {
-        try writeNew(
-            pack: pack, from: source, files, repository: repository, payloads: payloads)
+        try writeNew(pack: pack, from: source, files, repository: repository)
         try PackCut.putInPlace(pack, files)
     }
 

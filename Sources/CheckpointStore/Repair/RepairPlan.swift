@@ -68,6 +68,8 @@ public struct RepairPlan: Sendable {
     /// Bytes that are written.
     public internal(set) var copiedByteCount = 0
     let preparation: RepairPreparation
+    /// The newest pack and where its records end, if a writer would go on there: so does repair.
+    var openPack: RecordLocation?
 
     init(_ preparation: RepairPreparation) {
         self.preparation = preparation

@@ -88,6 +88,7 @@ struct RepairPlanner {
         finished.movedFiles = plan.movedFiles
         finished.keptByteCount = plan.keptByteCount
         finished.copiedByteCount = plan.copiedByteCount
+        finished.openPack = plan.openPack
         return finished
     }
 
@@ -374,12 +375,35 @@ struct RepairPlanner {
             if isTouched { plan(pack, salvage, file, isDamaged: true) }
         }
         guard preparation.needsPack else { return }
-        // Only the newest pack may lack its seal.
         let touched = Set(preparation.rewrites.map(\.pack) + plan.removedPacks)
-        for (pack, file) in packs where !touched.contains(pack) {
+        plan.openPack = openPack(touched)
+        // Only the newest pack may lack its seal.
+        for (pack, file) in packs where !touched.contains(pack) && pack != plan.openPack?.pack {
             let salvage = survey.salvages[file]
             if !salvage.isSealedAndWhole { plan(pack, salvage, file, isDamaged: false) }
         }
+    }
+
+    /// The newest pack and where its records end, if a writer would go on there.
+    ///
+    /// Not if pages to be saved lie in the end that a crash left: a writer would cut that off, and
+    /// they must be stored first. Then a later pack is made, which keeps writers away until all is
+    /// repaired.
+    private func openPack(_ touched: Set<UInt32>) -> RecordLocation? {
+        guard let (pack, file) = survey.packs.max(by: { $0.key < $1.key }),
+            pack >= survey.highestPack
+        else { return nil }
+        let salvage = survey.salvages[file]
+        guard !salvage.hasSeal || salvage.abandonedByteCount > 0, !salvage.isRewritten,
+            salvage.damages.isEmpty, salvage.envelopeProblem == nil, salvage.sealProblem == nil
+        else { return nil }
+        // One that is written anew is sealed first, and without records it cannot be.
+        guard !salvage.entries.isEmpty || !touched.contains(pack) else { return nil }
+        let end = salvage.entries.last?.end ?? UInt32(Envelope.byteCount)
+        let isLast = preparation.saved.contains {
+            $0.place.block.file == file && $0.place.block.offset >= UInt64(end)
+        }
+        return isLast ? nil : RecordLocation(pack: pack, offset: end)
     }
 
     private mutating func plan(

@@ -5,15 +5,19 @@ import GuestModel
 //
 //   1. Files that are no packs get a second name in the folder `damaged`, which is synced; then
 //      their first names go. Misplaced packs get names of their own, then the right ones.
-//   2. What is lost is forgotten, what is saved stored anew, and what is missing named, in a new
-//      pack; it is synced.
-//   3. The index, which may be all that knows of a page until then, is emptied.
-//   4. Each pack that is written anew gets a second name in the folder `damaged`, which is synced;
-//      then the new one is written beside it, synced, and takes its place.
+//   2. What is lost is forgotten, what is saved stored anew, and what is missing named, as a writer
+//      would: behind what is in the open pack, or in a new one when that is sealed; it is synced.
+//   3. Each pack that is written anew gets a second name in the folder `damaged`, which is synced;
+//      then the new one is written beside it, and synced.
+//   4. The index, which may be all that knows of a page until then, is emptied, and the new packs
+//      take their places.
 //   5. The head is removed. The repository is opened, which makes the index, and verified; when it
 //      is closed it has a head again.
 //
-// Until the last pack is written anew the repository is damaged, and the next repair does the rest.
+// Until the last pack is in its place the repository is damaged, and the next repair does the rest.
+// Whoever could write before still can, with the index as it was, if this ends before step 4; all
+// that needs room on the disk but the last index comes before that. In step 4, which is one
+// transaction of LMDB and a few renames, damage is met again that the index had read past.
 
 extension RepairPlan {
     /// Does what was planned, and verifies every byte afterwards.
@@ -33,10 +37,11 @@ extension RepairPlan {
         }
         do {
             try Repository.checkRepairable(preparation.path, preparation.files)
-            var run = RepairRun(preparation, keepsOriginals: keepsOriginals)
+            try Repository.removeStrays(preparation.files)
+            var run = RepairRun(self, keepsOriginals: keepsOriginals)
             try run.moveFiles(movedFiles)
             try run.writeRecords()
-            try run.rewritePacks(removing: removedPacks, progress)
+            try run.rewritePacks(progress)
             try StoreHead.remove(preparation.files)
             let repository = try Repository.openRepaired(preparation)
             let report = try repository.verify()
@@ -55,12 +60,16 @@ private struct RepairRun {
     private static let pagesOfFrame = PageFrameEncoder.pageCount
 
     private let preparation: RepairPreparation
+    private let openPack: RecordLocation?
+    private let removed: [UInt32]
     private let files: any RepositoryFiles
     private let keepsOriginals: Bool
     private(set) var keptByteCount = 0
 
-    init(_ preparation: RepairPreparation, keepsOriginals: Bool) {
-        self.preparation = preparation
+    init(_ plan: RepairPlan, keepsOriginals: Bool) {
+        preparation = plan.preparation
+        openPack = plan.openPack
+        removed = plan.removedPacks
         self.keepsOriginals = keepsOriginals
         files = preparation.files
     }
@@ -138,6 +147,8 @@ private struct RepairRun {
 
     private func copy(_ path: String, to newPath: String) throws(FileError) {
         let source = try files.open(path, .read)
+        var isWhole = false
+        defer { if !isWhole { try? files.remove(newPath + ".new") } }
         let target = try files.open(newPath + ".new", .create)
         var offset: UInt64 = 0
         while true {
@@ -148,6 +159,7 @@ private struct RepairRun {
         }
         try target.sync()
         try files.rename(newPath + ".new", to: newPath)
+        isWhole = true
     }
 
     // MARK: - Records
@@ -155,9 +167,7 @@ private struct RepairRun {
     /// Writes what must be known before any pack changes.
     func writeRecords() throws {
         guard preparation.needsPack else { return }
-        let writer = try PackWriter(
-            files: files, repository: preparation.repository, pack: preparation.nextPack,
-            scan: nil, packByteCountMax: preparation.packByteCountMax - (256 << 10))
+        let writer = try makeWriter()
         let epoch = try writer.begin()
         var manifest: [UInt8]?
         var forgotten = preparation.forgotten.map(\.digest)
@@ -189,6 +199,37 @@ private struct RepairRun {
         if let pruned = preparation.pruned {
             _ = try writer.appendAlone(.pruned, payload: pruned.encoded)
         }
+    }
+
+    /// A writer that goes on in the open pack, or makes the next one.
+    ///
+    /// A later pack beside one that is not sealed is damage, which keeps all writers away.
+    private func makeWriter() throws -> PackWriter {
+        let limit = preparation.packByteCountMax - Repository.packIndexReserve
+        guard let end = openPack else {
+            return try PackWriter(
+                files: files, repository: preparation.repository, pack: preparation.nextPack,
+                scan: nil, packByteCountMax: limit)
+        }
+        let reader = PackReader(files: files, repository: preparation.repository)
+        let file = try reader.file(end.pack)
+        let scan = try PackScan.scanRecords(
+            file.file, pack: end.pack, isRewritten: file.isRewritten)
+        guard scan.validEnd == end.offset else { throw changedSince() }
+        // Also what nobody was told of: pages in it may be stored nowhere else.
+        let writer = try Repository.resume(
+            reader, end.pack, scan, keeping: scan.entries, limit: limit)
+        // One that is written anew or removed afterwards would lose what is added to it now.
+        let changed = preparation.rewrites.map(\.pack) + removed
+        guard try !changed.contains(end.pack) || writer.sealQuietPack() else {
+            throw changedSince()
+        }
+        return writer
+    }
+
+    private func changedSince() -> RepositoryError {
+        RepositoryError(
+            .callFailed, "a pack has changed since the repair was planned; plan it again")
     }
 
     /// Stores saved pages anew.
@@ -241,8 +282,7 @@ private struct RepairRun {
             return PageDigest(hashing: UnsafeRawBufferPointer(target))
         }
         guard found == page.digest else {
-            throw RepositoryError(
-                .callFailed, "a pack has changed since the repair was planned; plan it again")
+            throw changedSince()
         }
     }
 
@@ -287,27 +327,26 @@ private struct RepairRun {
 
     // MARK: - Packs
 
-    mutating func rewritePacks(
-        removing removed: [UInt32], _ progress: ((Int, Int) -> Void)?
-    ) throws {
-        try Repository.emptyIndex(preparation)
+    mutating func rewritePacks(_ progress: ((Int, Int) -> Void)?) throws {
         let total = preparation.rewrites.count + removed.count
-        var done = 0
+        var ready: [UInt32] = []
+        defer { for pack in ready { PackCut.discardNew(pack, files) } }
         for rewrite in preparation.rewrites {
-            progress?(done, total)
+            progress?(ready.count, total)
             let path = PackName.path(rewrite.pack)
             if keepsOriginals && rewrite.isDamaged { try keep(path, as: fileName(rewrite.pack)) }
-            try rewrite.cut.write(
+            try rewrite.cut.writeNew(
                 pack: rewrite.pack, from: try files.open(path, .read), files,
                 repository: preparation.repository, payloads: rewrite.payloads)
-            done += 1
+            ready.append(rewrite.pack)
         }
-        for pack in removed {
-            progress?(done, total)
-            if keepsOriginals { try keep(PackName.path(pack), as: fileName(pack)) }
-            try files.remove(PackName.path(pack))
-            done += 1
+        progress?(ready.count, total)
+        if keepsOriginals {
+            for pack in removed { try keep(PackName.path(pack), as: fileName(pack)) }
         }
+        try Repository.emptyIndex(preparation)
+        while let pack = ready.popLast() { try PackCut.putInPlace(pack, files) }
+        for pack in removed { try files.remove(PackName.path(pack)) }
         if total > 0 { try files.syncDirectory(PackName.directory) }
         progress?(total, total)
     }
