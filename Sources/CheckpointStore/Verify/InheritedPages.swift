@@ -18,7 +18,7 @@ extension Verification {
                 let held = (part.pages(.storedHere) + part.pages(.storedBefore)).filter {
                     map[$0.frame] == .present($0.digest)
                 }
-                _ = try repository.locate(held)
+                _ = try find(held, for: checkpoint.id)
             }
         }
     }

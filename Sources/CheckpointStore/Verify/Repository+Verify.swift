@@ -10,7 +10,10 @@ import Synchronization
 //  2. Every checkpoint in the order of publication: manifest and id, page map and Merkle root, the
 //     guest's state, and each page that it stored: decompressed, and digested, on all processors
 //     while the maps of the next ones are read. A page that an earlier checkpoint stored must be in
-//     the index.
+//     the index, and in a pack that is there.
+//
+// Where something is damaged, the page maps are read once more for what it takes with it: pages
+// that nobody has read, and every checkpoint that holds what cannot be had.
 //
 // What a writer appends meanwhile lies behind the index's read mark and is left alone.
 
@@ -56,7 +59,7 @@ extension Repository {
         let mark = try acknowledgedEnd(head)
         let (catalog, lease) = try leaseAll()
         defer { withExtendedLifetime(lease) {} }
-        let forgotten = try withIndex { try $0.manifests() }.filter(\.isForgotten)
+        let known = try withIndex { try $0.manifests() }
         let verification = Verification(
             repository: self, depth: depth, mark: mark, progress: progress)
         do {
@@ -68,10 +71,25 @@ extension Repository {
             let pruned = try withIndex { try $0.pruned() }
             verification.noteMissingPacks(packs, pruned)
             let arePacksWhole = verification.findings.isEmpty
+            verification.state.withLock { $0.arePacksWhole = arePacksWhole }
             verification.addUpTotals(isUntouched: arePacksWhole && pruned.ranges.isEmpty)
-            try verification.walk(catalog, forgotten: forgotten)
-            verification.findAffected(catalog)
-            return (verification.finish(catalog), arePacksWhole)
+            let (lost, alsoForgotten) =
+                arePacksWhole ? ([], []) : try verification.lostCheckpoints(known)
+            let existing = catalog.filter { !alsoForgotten.contains($0.id) }
+            try verification.walk(
+                existing,
+                forgotten: known.filter { $0.isForgotten || alsoForgotten.contains($0.id) })
+            for entry in lost { try verification.note(lost: entry) }
+            let unindexed =
+                arePacksWhole
+                ? [] : try verification.unindexedCheckpoints(known + lost, alsoForgotten)
+            verification.findAffected(existing)
+            let found = (lost.map { ($0.id, $0.location) } + unindexed)
+            let all =
+                found.isEmpty
+                ? existing.map(\.id)
+                : (existing.map { ($0.id, $0.location) } + found).sorted { $0.1 < $1.1 }.map(\.0)
+            return (verification.finish(all), arePacksWhole)
         } catch {
             throw indexFailure(error)
         }
@@ -120,6 +138,11 @@ final class Verification: Sendable {
         var report: VerifyReport
         var done = 0
         var total = 0
+        /// Manifests and forget records that were met, and where they lie in their files.
+        var manifests: [(location: RecordLocation, offset: UInt32)] = []
+        var forgets: [(location: RecordLocation, offset: UInt32)] = []
+        /// False once a pack is known to be damaged or missing.
+        var arePacksWhole = true
         /// What each pack holds of each transaction.
         var packTotals: [UInt32: [UInt64: TransactionTotals]] = [:]
         /// What all packs hold; nil if prune or repair took anything.
@@ -146,12 +169,15 @@ final class Verification: Sendable {
     }
 
     /// Says that all is done.
-    func finish(_ catalog: [CatalogEntry]) -> VerifyReport {
+    ///
+    /// - Parameter catalog: all checkpoints in the order of publication.
+    func finish(_ catalog: [CheckpointID]) -> VerifyReport {
         let (findings, affected) = findings.result(catalog)
         return state.withLock { state in
             progress?(state.total, state.total)
             state.report.findings = findings
             state.report.affectedCheckpoints = affected
+            state.report.checkpointCount = catalog.count - affected.count
             return state.report
         }
     }
@@ -168,8 +194,16 @@ final class Verification: Sendable {
     func note(_ entries: [PackIndex.Entry], in pack: UInt32, isRewritten: Bool) {
         var totals: [UInt64: TransactionTotals] = [:]
         for entry in entries { totals[entry.transaction, default: .init()].add(entry) }
+        func places(_ type: RecordType) -> [(location: RecordLocation, offset: UInt32)] {
+            entries.filter { $0.type == type }.map {
+                (RecordLocation(pack: pack, offset: $0.address), $0.offset)
+            }
+        }
+        let (manifests, forgets) = (places(.publish), places(.forget))
         state.withLock { [totals] state in
             state.packTotals[pack] = totals
+            state.manifests += manifests
+            state.forgets += forgets
             if isRewritten { state.totals = nil }
         }
     }
@@ -210,6 +244,7 @@ final class Verification: Sendable {
         do {
             try walk(catalog, Set(forgotten.map(\.id)), pages)
             try walk(forgotten: forgotten, pages)
+            if !findings.isEmpty { try checkUnread(catalog + forgotten, pages) }
         } catch {
             // The threads end before the error goes on.
             _ = try? pages.finish()
@@ -224,20 +259,32 @@ final class Verification: Sendable {
     ) throws {
         var last: (id: CheckpointID, map: PageMap)?
         for entry in catalog {
-            do {
+            try noting(entry) {
                 // Leased, so it is there also if it is forgotten meanwhile.
                 let checkpoint = try repository.ancestor(entry.id)
-                last = try checkMap(checkpoint, after: last, forgotten)
-                try checkTotals(of: checkpoint)
-                _ = try repository.state(of: checkpoint)
-                try checkPages(of: checkpoint, pages)
-                state.withLock { $0.report.checkpointCount += 1 }
-            } catch let error as RepositoryError where error.corruption != nil {
-                last = nil
-                if let corruption = error.attributed(to: entry.id).corruption {
-                    findings.note(corruption, for: entry.id)
+                let isWhole = try noting(entry) {
+                    last = try checkMap(checkpoint, after: last, forgotten)
+                    try checkTotals(of: checkpoint)
+                    _ = try repository.state(of: checkpoint)
                 }
+                if !isWhole { last = nil }
+                // Others may have pages from one that cannot be restored itself.
+                try checkPages(of: checkpoint, pages)
             }
+        }
+    }
+
+    /// Notes what makes a checkpoint unreadable; false if anything does.
+    @discardableResult
+    private func noting(_ entry: CatalogEntry, _ body: () throws -> Void) throws -> Bool {
+        do {
+            try body()
+            return true
+        } catch let error as RepositoryError where error.corruption != nil {
+            if let corruption = error.attributed(to: entry.id).corruption {
+                findings.note(corruption, for: entry.id)
+            }
+            return false
         }
     }
 
@@ -316,13 +363,13 @@ final class Verification: Sendable {
     private func checkPages(of checkpoint: Checkpoint, _ pages: VerifyPages) throws {
         try MapReader.forEachPart(reader, checkpoint.manifest) {
             (part) throws(RepositoryError) in
-            _ = try repository.locate(part.pages(.storedBefore))
-            submit(try repository.locate(part.pages(.storedHere)), of: checkpoint.id, pages)
+            _ = try find(part.pages(.storedBefore), for: checkpoint.id)
+            submit(try find(part.pages(.storedHere), for: checkpoint.id), of: checkpoint.id, pages)
         }
         advance(checkpoint.addedByteCount)
     }
 
-    private func submit(
+    func submit(
         _ requests: [PageRequest], of checkpoint: CheckpointID, _ pages: VerifyPages
     ) {
         switch depth {

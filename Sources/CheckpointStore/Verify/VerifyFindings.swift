@@ -80,14 +80,14 @@ final class VerifyFindings: Sendable {
 
     /// All of it; checkpoints in the order of publication.
     func result(
-        _ catalog: [CatalogEntry]
+        _ catalog: [CheckpointID]
     ) -> (findings: [VerifyFinding], affected: [CheckpointID]) {
         state.withLock { state in
             var findings = state.findings
             var affected: [CheckpointID] = []
-            for entry in catalog {
-                guard var positions = state.affected[entry.id] else { continue }
-                affected.append(entry.id)
+            for id in catalog {
+                guard var positions = state.affected[id] else { continue }
+                affected.append(id)
                 // Damage within a damaged record: both name the checkpoint.
                 for (outer, end) in state.ends {
                     let record = findings[outer].corruption
@@ -99,7 +99,7 @@ final class VerifyFindings: Sendable {
                     if isHit { positions.insert(outer) }
                 }
                 for position in positions {
-                    findings[position].affectedCheckpoints.append(entry.id)
+                    findings[position].affectedCheckpoints.append(id)
                 }
             }
             return (findings, affected)
