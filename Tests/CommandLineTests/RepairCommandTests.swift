@@ -139,6 +139,58 @@ import VarveTestSupport
         #expect(try Tool.run("export", store, "web", "-").output == images[2])
     }
 
+    /// The file `repository` of another store makes no strangers of the packs.
+    @Test(arguments: [true, false]) func packsSayWhichRepositoryItIs(keepsIndex: Bool) throws {
+        let (images, _) = try fill()
+        #expect(try Tool.run("init", path("other")).status == 0)
+        let file = URL(fileURLWithPath: path("store/repository"))
+        let own = try Data(contentsOf: file)
+        let foreign = try Data(contentsOf: URL(fileURLWithPath: path("other/repository")))
+        try foreign.write(to: file)
+        if !keepsIndex { try FileManager.default.removeItem(atPath: path("store/index")) }
+        let verify = try Tool.run("verify", store)
+        #expect(verify.status == 3)
+        #expect(verify.error.contains("repository is damaged at offset 0"), "\(verify.error)")
+        #expect(verify.error.contains("varve repair"), "\(verify.error)")
+        let plan = try Tool.run("repair", store, "--json")
+        #expect(plan.status == 3)
+        #expect(try plan.objects.first?["file"] as? String == "repository", "\(plan.text)")
+        #expect(try plan.objects.first?["remedy"] as? String == "rebuilt")
+        let total = try #require(
+            try plan.objects.first { $0["checkpointsWhole"] != nil }, "\(plan.text)")
+        #expect(total["checkpointsWhole"] as? Int == 3)
+        #expect((total["filesMoved"] as? [String])?.isEmpty == true)
+        #expect(try Data(contentsOf: file) == foreign)
+        let done = try Tool.run("repair", store, "--execute")
+        #expect(done.status == 0, "\(done.error)")
+        // The same repository; when it was made, nothing but that file said.
+        #expect(try Data(contentsOf: file)[..<32] == own[..<32])
+        #expect(try names("damaged") == ["repository"])
+        #expect(try Tool.run("verify", store).status == 0)
+        #expect(try Tool.run("log", store, "--json").objects.count == 3)
+        #expect(try Tool.run("export", store, "web", "-").output == images[2])
+    }
+
+    /// The only pack of another store makes this one no other: the head says what it is.
+    @Test func anotherStoresPackIsAStranger() throws {
+        _ = try fill()
+        #expect(try Tool.run("init", path("other")).status == 0)
+        #expect(
+            try Tool.run("import", path("other"), path("image"), "--lineage", "x").status == 0)
+        let other = URL(fileURLWithPath: path("other/packs/00000001.pack"))
+        try Data(contentsOf: other).write(to: pack)
+        let verify = try Tool.run("verify", store, "--json")
+        #expect(verify.status == 3)
+        #expect(try verify.objects.first?["file"] as? String == "packs/00000001.pack")
+        let affected = try verify.objects.last?["affectedCheckpoints"] as? [String]
+        #expect(affected?.count == 3, "\(verify.text)")
+        let plan = try Tool.run("repair", store, "--json")
+        let total = try #require(
+            try plan.objects.first { $0["checkpointsWhole"] != nil }, "\(plan.text)")
+        #expect((total["checkpointsLost"] as? [Any])?.count == 3)
+        #expect(total["filesMoved"] as? [String] == ["00000001.pack"])
+    }
+
     @Test func onlyOneWriterAtATime() throws {
         _ = try fill()
         // It knows the format, so it opens the repository before it reads.

@@ -318,11 +318,10 @@ struct RepairPlanner {
                     file: PackName.path(gap.lowerBound), offset: 0, object: "pack",
                     reason: PackGaps.words(gap)), nil, .named)
         }
-        if preparation.envelopeIsLost {
+        if let problem = preparation.envelopeProblem {
             note(
-                Corruption(
-                    file: "repository", offset: 0, object: "envelope",
-                    reason: "it cannot be read, and the packs say what it was"), nil, .rebuilt)
+                Corruption(file: "repository", offset: 0, object: "envelope", reason: problem),
+                nil, .rebuilt)
         }
         if let corruption = survey.hints.head.corruption { note(corruption, nil, .rebuilt) }
         if let problem = survey.hints.problem {

@@ -40,8 +40,10 @@ struct RepairPreparation: Sendable {
     let repository: RepositoryID
     let lock: RepairLock
     let packByteCountMax: Int
-    /// True if the file `repository` is damaged.
-    var envelopeIsLost = false
+    /// What is wrong with the file `repository`; nil if nothing is.
+    var envelopeProblem: String?
+    /// True if the file `repository` must be made anew.
+    var envelopeIsLost: Bool { envelopeProblem != nil }
     var rewrites: [Rewrite] = []
     /// Files in the folder of packs and the packs that they are.
     var misplaced: [(name: String, pack: UInt32)] = []

@@ -26,7 +26,7 @@ extension Repository {
         packByteCountMax: Int = Repository.packByteCountMax, waiting: LockWaiting = .none,
         progress: ((_ done: Int, _ total: Int) -> Void)? = nil
     ) throws(RepositoryError) -> RepairPlan {
-        let (id, isLost) = try repairableIdentity(path, files)
+        let (id, problem) = try repairableIdentity(path, files)
         let lock = try takeLock(path, files, waiting)
         do {
             try checkRepairable(path, files)
@@ -38,7 +38,7 @@ extension Repository {
             var preparation = RepairPreparation(
                 path: path, files: files, repository: id, lock: RepairLock(lock),
                 packByteCountMax: packByteCountMax)
-            preparation.envelopeIsLost = isLost
+            preparation.envelopeProblem = problem
             var planner = try RepairPlanner(survey, stock, verdicts, preparation)
             return try planner.make()
         } catch {
@@ -63,30 +63,20 @@ extension Repository {
     }
 
     /// Which repository it is: the file `repository` says so, or else its packs.
+    ///
+    /// - Returns: the id, and what is wrong with the file; nil if nothing is.
     private static func repairableIdentity(
         _ path: FilePath, _ files: any RepositoryFiles
-    ) throws(RepositoryError) -> (RepositoryID, isLost: Bool) {
-        let failure: RepositoryError
+    ) throws(RepositoryError) -> (RepositoryID, problem: String?) {
         do throws(RepositoryError) {
-            return (try readEnvelope(path, files), false)
+            let id = try readEnvelope(path, files)
+            guard let packs = RepairIdentity.contradicting(id, files) else { return (id, nil) }
+            return (packs, RepairIdentity.sentence(id, packs))
         } catch {
-            guard error.corruption != nil || [.missing, .foreign].contains(error.code) else {
-                throw error
-            }
-            failure = error
+            guard error.corruption != nil || [.missing, .foreign].contains(error.code),
+                let packs = RepairIdentity(files).majority
+            else { throw error }
+            return (packs, "it cannot be read, and the packs say what it was")
         }
-        var votes: [RepositoryID: Int] = [:]
-        for name in (try? files.list(PackName.directory)) ?? [] {
-            guard PackName.number(name) != nil,
-                let head = try? files.open("\(PackName.directory)/\(name)", .read)
-                    .readBytes(Envelope.byteCount, at: 0),
-                let envelope = try? Envelope.decode(head, kind: .pack)
-            else { continue }
-            votes[envelope.repository, default: 0] += 1
-        }
-        guard let best = votes.max(by: { $0.value < $1.value }),
-            best.value * 2 > votes.values.reduce(0, +)
-        else { throw failure }
-        return (best.key, true)
     }
 }

@@ -30,6 +30,7 @@ extension Repository {
         progress: (@Sendable (_ done: Int, _ total: Int) -> Void)? = nil
     ) throws(RepositoryError) -> VerifyReport {
         try depth.check()
+        try checkIdentity()
         let (report, arePacksWhole) = try look(depth, progress)
         guard arePacksWhole, !report.isClean else { return report }
         // Only what the index says is wrong: the packs are asked without it.
@@ -46,6 +47,16 @@ extension Repository {
         }
         throw RepositoryError(
             damagedIndex: report.corruptions[0].description, path, files)
+    }
+
+    /// Fails if the file `repository` is another repository's: all that is here would be damage.
+    private func checkIdentity() throws(RepositoryError) {
+        guard let packs = RepairIdentity.contradicting(id, files) else { return }
+        throw RepositoryError(
+            Corruption(
+                file: "repository", offset: 0, object: "envelope",
+                reason: RepairIdentity.sentence(id, packs)
+                    + "; restore the file from a copy, or have 'varve repair' make it anew"))
     }
 
     /// - Returns: what was found, and true if no pack is damaged by itself.
