@@ -87,7 +87,7 @@ import VarveTestSupport
         var (copies, checkpoints) = try fill(repository, count: 40, seed: 900)
         for checkpoint in checkpoints.dropLast() { copies[checkpoint.id] = nil }
         try repository.forget(checkpoints.dropLast().map(\.id))
-        let plan = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
+        let plan = try repository.planPrune(PruneOptions.everything)
         // With what sealing the open pack took.
         let before = try packBytes()
         let done = try plan.execute()
@@ -115,7 +115,7 @@ import VarveTestSupport
         var lease: CheckpointLease? = try reader.lease([checkpoints[3].id, checkpoints[4].id])
         for checkpoint in checkpoints.dropLast(5) { copies[checkpoint.id] = nil }
         try repository.forget(checkpoints.dropLast(5).map(\.id))
-        let options = PruneOptions(unusedPercentMax: 0)
+        let options = PruneOptions.everything
         let held = try repository.planPrune(options)
         #expect(held.heldByteCount > 20 * Page.byteCount)
         #expect(held.unusedByteCount > 20 * Page.byteCount)
@@ -289,7 +289,7 @@ import VarveTestSupport
             checkpoints.removeAll { victims.contains($0) }
             // The second takes records that forget what the first took.
             for _ in 0..<2 {
-                try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
+                try repository.planPrune(PruneOptions.everything).execute()
             }
             if Bool.random(using: &random) {
                 try repository.close()
@@ -297,7 +297,7 @@ import VarveTestSupport
                 repository = try open()
             }
             try check(repository, copies)
-            #expect(try repository.planPrune(PruneOptions(unusedPercentMax: 0)).isEmpty)
+            #expect(try repository.planPrune(PruneOptions.everything).isEmpty)
         }
     }
 
@@ -326,7 +326,7 @@ import VarveTestSupport
         #expect(try repository.planPrune().unusedByteCount < 1000)
         let (more, _) = try fill(repository, count: 1, seed: 906)
         other.abandon()
-        let plan = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
+        let plan = try repository.planPrune(PruneOptions.everything)
         #expect(plan.freedByteCount > 300 * Page.byteCount)
         try plan.execute()
         try check(repository, copies.merging(more) { left, _ in left })
@@ -373,7 +373,7 @@ import VarveTestSupport
             do {
                 try repository.forget(gone)
                 didForget = true
-                try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
+                try repository.planPrune(PruneOptions.everything).execute()
             } catch {
                 failures += 1
             }
@@ -393,9 +393,9 @@ import VarveTestSupport
             repository = try Repository.open(
                 at: path, .writing, files: files, packByteCountMax: PruneTests.packByteCount)
             try check(repository, copies)
-            try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
+            try repository.planPrune(PruneOptions.everything).execute()
             try check(repository, copies)
-            #expect(try repository.planPrune(PruneOptions(unusedPercentMax: 0)).isEmpty)
+            #expect(try repository.planPrune(PruneOptions.everything).isEmpty)
             if failures <= call { break }
         }
         print("forget and prune failed at each of \(failures) calls")
@@ -420,7 +420,7 @@ import VarveTestSupport
             let files = FaultyFiles(PosixFiles(root: other))
             repository = try Repository.open(
                 at: other, .writing, files: files, packByteCountMax: PruneTests.packByteCount)
-            let plan = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
+            let plan = try repository.planPrune(PruneOptions.everything)
             #expect(plan.packs.contains { $0.fate == .rewritten })
             files.failCalls(from: call, .growth)
             let result = Result { try plan.execute() }
@@ -460,7 +460,7 @@ import VarveTestSupport
         let repository = try open()
         let (_, checkpoints) = try fill(repository, count: 12, pages: 60, seed: 907)
         try repository.forget(checkpoints.prefix(6).map(\.id))
-        let plan = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
+        let plan = try repository.planPrune(PruneOptions.everything)
         try plan.execute()
         try repository.close()
         let pack = try #require(plan.packs.first { $0.fate == .rewritten }).number
@@ -491,7 +491,7 @@ import VarveTestSupport
         let repository = try open()
         let (copies, checkpoints) = try fill(repository, count: 10, seed: 909)
         try repository.forget([checkpoints[0].id])
-        let plan = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
+        let plan = try repository.planPrune(PruneOptions.everything)
         try plan.execute()
         #expect(throws: RepositoryError.self) { try plan.execute() }
         try repository.close()
@@ -510,7 +510,7 @@ import VarveTestSupport
         do {
             let reader = try MemoryReader(checkpoints[5], from: other)
             try repository.forget(checkpoints.prefix(19).map(\.id))
-            try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
+            try repository.planPrune(PruneOptions.everything).execute()
             var pages: [UInt64: [UInt8]] = [:]
             try reader.read { runs, bytes in
                 var offset = 0
@@ -522,7 +522,7 @@ import VarveTestSupport
             #expect(pages == copies[checkpoints[5].id])
         }
         #expect(throws: CaptureError.self) { try MemoryReader(checkpoints[5], from: other) }
-        let rest = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
+        let rest = try repository.planPrune(PruneOptions.everything)
         #expect(rest.deadPageCount > 0)
         try rest.execute()
         try check(repository, copies.filter { $0.key == checkpoints[19].id })
@@ -570,7 +570,7 @@ import VarveTestSupport
                         let gone = live.prefix(live.count / 2).map(\.id)
                         copies.withLock { copies in for id in gone { copies[id] = nil } }
                         try repository.forget(gone)
-                        let options = PruneOptions(unusedPercentMax: 0)
+                        let options = PruneOptions.everything
                         try repository.planPrune(options).execute()
                         pruned.add(1, ordering: .relaxed)
                     }
