@@ -64,8 +64,8 @@ struct Verify: ParsableCommand {
                     ? "and \(checkpoints) that cannot be restored whole"
                     : "and 'varve verify' of everything tells which checkpoints it costs"
                 throw ToolError(
-                    "damage in \(places) of \(store), \(cost); put copies of the named files in place if "
-                        + "you have them, or see with 'varve repair' what can be saved",
+                    "damage in \(places) of \(store), \(cost); put copies of the named files in "
+                        + "place if you have them, or see with 'varve repair' what can be saved",
                     isCorruption: true)
             }
         }
