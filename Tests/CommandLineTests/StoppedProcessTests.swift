@@ -90,8 +90,12 @@ import VarveTestSupport
     }
 
     private func end(_ process: Process, continuing: Bool) throws {
-        if let child = child(of: process) { kill(child, continuing ? SIGCONT : SIGKILL) }
-        process.waitUntilExit()
+        // Again and again: on a busy machine it may only have waited for the tracer when it was taken
+        // for stopped, and stop after it was continued.
+        while process.isRunning {
+            if let child = child(of: process) { kill(child, continuing ? SIGCONT : SIGKILL) }
+            usleep(20_000)
+        }
     }
 
     private static let calls = [
