@@ -90,8 +90,8 @@ import VarveTestSupport
     }
 
     private func end(_ process: Process, continuing: Bool) throws {
-        // Again and again: on a busy machine it may only have waited for the tracer when it was taken
-        // for stopped, and stop after it was continued.
+        // Repeatedly: on a busy machine it may have waited for the tracer when it was taken for
+        // stopped, and stop only after it was continued.
         while process.isRunning {
             if let child = child(of: process) { kill(child, continuing ? SIGCONT : SIGKILL) }
             usleep(20_000)
