@@ -5,11 +5,11 @@ struct Prune: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Frees the space of forgotten checkpoints and abandoned transactions.",
         discussion: """
-            Packs of which nothing is needed are removed. The sparsest others are written anew, \
-            until at most so many percent of the repository's bytes are unused; one of which less \
-            than 4 KiB would come back stays as it is. The pack that is written to now is left \
-            alone unless much of it is unused, and so is what a reader of a forgotten checkpoint \
-            still needs (held). Interrupted at any moment it has lost nothing.
+            Packs of which nothing is needed are removed. The sparsest others are rewritten until \
+            at most --max-unused percent of the repository's bytes are unused; a pack stays as it \
+            is if less than 4 KiB of it would be freed. The pack that is written to now is left \
+            alone unless much of it is unused. What a reader of a forgotten checkpoint needs is \
+            kept (held). Nothing is lost if prune is interrupted, at any moment.
             """)
 
     @Argument(help: "The repository.")
@@ -21,8 +21,8 @@ struct Prune: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            Unused bytes that may stay, in percent of the repository's bytes: 5 or 5%. With 0 less \
-            than 4 KiB of each pack stay.
+            Unused bytes that may stay, in percent of the repository's bytes: 5 or 5%. With 0, less \
+            than 4 KiB may stay in each pack.
             """,
             valueName: "percent"))
     var maxUnused = Allowance(percent: 5)

@@ -303,13 +303,13 @@ extension Repository {
 
     /// Removes packs that a prune or a repair that was cut short had not put in place.
     ///
-    /// With the lock held: nobody writes them any more.
+    /// With the lock held: no one writes them any more.
     static func removeStrays(_ files: any RepositoryFiles) throws(FileError) {
         var names: [String] = []
         do throws(FileError) {
             names = try files.list(PackName.directory)
         } catch {
-            // Whoever needs the folder says that it is gone.
+            // What needs the folder says that it is gone.
             if !error.isMissing { throw error }
         }
         for name in names where PackName.isStray(name) {
@@ -346,7 +346,7 @@ extension Repository {
             limit: limit)
     }
 
-    /// Makes a writer that goes on behind records of an open pack, and cuts off what follows them.
+    /// Makes a writer that appends to records of an open pack, and cuts off what follows them.
     static func resume(
         _ reader: PackReader, _ pack: UInt32, _ scan: PackScan, keeping kept: [PackIndex.Entry],
         limit: Int

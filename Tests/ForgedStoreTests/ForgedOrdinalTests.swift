@@ -19,7 +19,7 @@ import VarveTestSupport
 
     /// Repairs a forged store that verify calls damaged, and finds all of it whole.
     ///
-    /// - Returns: what repair found; nil if no checkpoint has the pages that nobody finds.
+    /// - Returns: what repair found; nil if no checkpoint has the pages that are not found.
     private func expectRepaired(
         _ forged: ForgedStore, count: Int, _ what: String
     ) throws -> [RepairPlan.Finding]? {
@@ -127,7 +127,7 @@ import VarveTestSupport
         #expect(tried > 3)
     }
 
-    /// A page frame behind the manifest of its transaction: nobody finds its pages there.
+    /// A page frame after the manifest of its transaction: no one finds its pages there.
     @Test func aPageFrameBehindItsManifestIsNamed() throws {
         let whole = try makeWhole()
         let count = try checkpointCount()
@@ -141,14 +141,14 @@ import VarveTestSupport
             forged.relink(from: whole)
             let what = "manifest \(manifest)"
             guard let findings = try expectRepaired(forged, count: count, what) else { continue }
-            #expect(findings.contains { $0.corruption.reason.contains("behind the manifest") })
+            #expect(findings.contains { $0.corruption.reason.contains("after the manifest") })
             tried += 1
         }
         #expect(tried > 3)
     }
 
     /// Another transaction's page frame with ordinals that pages of a page map have, where the map
-    /// has a run that begins behind them: once the frame of these pages is gone, the other one
+    /// has a run that begins after them: once the frame of these pages is gone, the other one
     /// would stand in for it.
     @Test func aPageFrameOfTheSameOrdinalsTakesNoPlace() throws {
         let whole = try makeWhole()

@@ -57,7 +57,7 @@ import XenStream
         defer { close(copy) }
         lock = nil
         lock = try DomainLock(of: 7, in: locks)
-        // But a guard that was left behind does.
+        // But a guard that lives on does.
         let guards = dup(try #require(lock).descriptor)
         lock?.leaveToGuard()
         lock = nil

@@ -97,13 +97,18 @@ import XenStream
         let made = context([(0x200, 0x31)], &scene.random)
         scene.xen.with(Scene.number) { $0.context = made }
         let checkpoint = try scene.capture().checkpoint
-        let vector = 0xf3
-        let place = made.count - 8 - 1024 + 0x200 + vector / 32 * 16 + vector % 32 / 8
-        scene.xen.with(Scene.number) { $0.context[place] |= 1 << UInt8(vector % 8) }
+        func place(_ vector: Int) -> Int {
+            made.count - 8 - 1024 + 0x200 + vector / 32 * 16 + vector % 32 / 8
+        }
+        // One is requested before, the other in between.
+        scene.xen.with(Scene.number) {
+            $0.context[place(0xf3)] |= 1 << 3
+            $0.eventAtInterrupt = 0x40
+        }
         try scene.session?.revert(to: checkpoint)
         let now = scene.xen.with(Scene.number) { $0.context }
-        #expect(now.indices.filter { now[$0] != made[$0] } == [place])
-        #expect(now[place] == 1 << UInt8(vector % 8))
+        #expect(now.indices.filter { now[$0] != made[$0] } == [place(0x40), place(0xf3)])
+        #expect(now[place(0x40)] == 1 && now[place(0xf3)] == 1 << 3)
     }
 
     /// Memory and processors are the checkpoint's all the same, and another revert can follow.

@@ -42,7 +42,7 @@ package final class CheckpointHold: Sendable {
 
     deinit { release() }
 
-    /// Gives the checkpoint up now, whoever has this yet.
+    /// Gives the checkpoint up now; this object may live on.
     package func release() {
         guard !isReleased.exchange(true, ordering: .acquiringAndReleasing) else { return }
         let id = id

@@ -7,8 +7,8 @@ import CheckpointFormat
 // the plan then does something about it is it sealed.
 //
 // Pages that died in it leave the index all the same. What they took is noted with that, by their
-// share of each block; an index that is made anew has the pages again, without references, and the
-// note is empty. So the sum of both says what is unused.
+// share of each block; a rebuilt index has the pages again, without references, and the note
+// is empty. So the sum of both says what is unused.
 
 /// The open pack, as it will be when it is sealed.
 struct OpenPackScan: Sendable {
@@ -29,7 +29,7 @@ struct OpenPackScan: Sendable {
 
     /// What a reader finds in it; nil if there is nothing.
     ///
-    /// What was appended behind the newest confirming record is another writer's business.
+    /// What was appended after the newest confirming record belongs to a transaction under way.
     init?(reading pack: UInt32, _ reader: PackReader) throws {
         guard try PackName.list(reader.files).contains(pack),
             try !PackScan.isHollow(reader.files, pack: pack)

@@ -4,11 +4,11 @@ import CheckpointFormat
 public struct PruneOptions: Hashable, Sendable {
     /// Unused bytes that may stay in sealed packs, in percent of all packs' bytes: 0 to 100.
     ///
-    /// Writing a pack anew copies what stays of it: to have the last bytes back costs most. A pack
-    /// of which less than 4 KiB would come back stays as it is, also with 0.
+    /// Rewriting a pack copies what stays of it: to free the last bytes costs most. A pack of which
+    /// less than 4 KiB would be freed stays as it is, also with 0.
     public var unusedPercentMax: Double
 
-    /// Bytes that must come back for a pack to be written anew.
+    /// Bytes that must be freed for a pack to be rewritten.
     package var rewriteByteCountMin = 4 << 10
 
     /// Makes options.
@@ -122,10 +122,10 @@ public struct PrunePlan: Sendable {
     /// Bytes in sealed packs that nobody needs; without those that are held.
     public var unusedByteCount: Int { packs.reduce(0) { $0 + $1.unusedByteCount } }
 
-    /// About how many bytes nobody needs in the open pack, if it is not among `packs`: its share of
+    /// About how many bytes of the open pack are unused, if it is not among `packs`: the shares of
     /// the pages that died in it.
     ///
-    /// They come back when it is sealed.
+    /// They can be freed when it is sealed.
     public var openUnusedByteCount: Int { preparation.openUnusedByteCount }
 
     /// Bytes that the packs will have less.

@@ -40,7 +40,7 @@ struct PrunePreparation: Sendable {
     /// Bytes in the open pack of pages that died before.
     let droppedByteCount: Int
     /// True if what is unused in the open pack, which stays, is part of what may stay unused.
-    let countsOpenPack: Bool
+    var countsOpenPack = false
 }
 
 extension Repository {
@@ -80,8 +80,10 @@ extension Repository {
         guard sealed.changes(openPack) else {
             let unused = plan.openUnusedByteCount
             activity.change { $0.uselessSeal = (openPack, unused) }
-            // It is better to write others anew.
-            return try self.plan(options, countsOpenPack: true)
+            // It is better to rewrite others.
+            var preparation = plan.preparation
+            preparation.countsOpenPack = true
+            return try PrunePlan(preparation)
         }
         guard isWritable else { return sealed }
         guard try openWriter().sealQuietPack() else { return plan }
@@ -95,11 +97,9 @@ extension Repository {
         return OpenPackScan(pack: pack, entries: entries)
     }
 
-    /// - Parameters:
-    ///   - scan: the open pack, to be taken for sealed.
-    ///   - countsOpenPack: true if what stays unused there is part of what may stay.
+    /// - Parameter scan: the open pack, to be taken for sealed.
     private func plan(
-        _ options: PruneOptions, sealing scan: OpenPackScan? = nil, countsOpenPack: Bool = false
+        _ options: PruneOptions, sealing scan: OpenPackScan? = nil
     ) throws -> PrunePlan {
         // Before all else: what was published later may name a page that the survey finds dead.
         let moment = try withIndex { try $0.moment() }
@@ -130,8 +130,7 @@ extension Repository {
                 assessment: assessment, options: options, openPack: openPack,
                 transactions: transactions, pruneCount: count, moment: moment,
                 heldByteCount: heldByteCount,
-                droppedByteCount: try withIndex { try $0.droppedByteCount(in: openPack) },
-                countsOpenPack: countsOpenPack))
+                droppedByteCount: try withIndex { try $0.droppedByteCount(in: openPack) }))
     }
 
     /// The pack from which on nothing is touched.

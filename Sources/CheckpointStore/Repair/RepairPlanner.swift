@@ -6,7 +6,7 @@ struct RepairPlanner {
     private let survey: RepairSurvey
     private let stock: RepairStock
     private let verdicts: [RepairVerdict]
-    /// Where pages are that are stored anew.
+    /// Where the pages are that are stored again.
     private var found: [PageDigest: PagePlace]
     private var plan: RepairPlan
     private var preparation: RepairPreparation
@@ -149,7 +149,7 @@ struct RepairPlanner {
                 "it is of transaction \(entry.transaction), and its pages are of "
                     + "\(origin.transaction)"
             } else if survey.isLate(entry, in: block.file) {
-                "it is behind the manifest of its transaction"
+                "it comes after the manifest of its transaction"
             } else {
                 "its first page has ordinal \(frame.firstOrdinal), and the page map says another"
             }
@@ -198,7 +198,7 @@ struct RepairPlanner {
         }
     }
 
-    /// Has those pages stored anew that page maps say the right place of, and whose page frames go.
+    /// Has pages stored again of which page maps say the right place, and whose page frames go.
     private mutating func save(_ saved: inout Set<PageDigest>) throws {
         for (file, offsets) in strays.sorted(by: { $0.key < $1.key }) {
             let blocks = survey.salvages[file].entries.filter { offsets[$0.offset] != nil }
@@ -396,7 +396,7 @@ struct RepairPlanner {
         guard !salvage.hasSeal || salvage.abandonedByteCount > 0, !salvage.isRewritten,
             salvage.damages.isEmpty, salvage.envelopeProblem == nil, salvage.sealProblem == nil
         else { return nil }
-        // One that is written anew is sealed first, and without records it cannot be.
+        // One that is rewritten is sealed first, and without records it cannot be.
         guard !salvage.entries.isEmpty || !touched.contains(pack) else { return nil }
         let end = salvage.entries.last?.end ?? UInt32(Envelope.byteCount)
         let isLast = preparation.saved.contains {

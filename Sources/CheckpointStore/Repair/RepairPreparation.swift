@@ -42,7 +42,7 @@ struct RepairPreparation: Sendable {
     let packByteCountMax: Int
     /// What is wrong with the file `repository`; nil if nothing is.
     var envelopeProblem: String?
-    /// True if the file `repository` must be made anew.
+    /// True if the file `repository` must be rebuilt.
     var envelopeIsLost: Bool { envelopeProblem != nil }
     var rewrites: [Rewrite] = []
     /// Files in the folder of packs and the packs that they are.

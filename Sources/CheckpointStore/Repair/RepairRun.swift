@@ -5,9 +5,10 @@ import GuestModel
 //
 //   1. Files that are no packs get a second name in the folder `damaged`, which is synced; then
 //      their first names go. Misplaced packs get names of their own, then the right ones.
-//   2. What is lost is forgotten, what is saved stored anew, and what is missing named, as a writer
-//      would: behind what is in the open pack, or in a new one when that is sealed; it is synced.
-//   3. Each pack that is written anew gets a second name in the folder `damaged`, which is synced;
+//   2. What is lost is forgotten, what is saved is stored again, and what is missing is named, as a
+//      writer would: after what is in the open pack, or in a new one if that is sealed; it is
+//      synced.
+//   3. Each pack that is rewritten gets a second name in the folder `damaged`, which is synced;
 //      then the new one is written beside it, and synced.
 //   4. The index, which may be all that knows of a page until then, is emptied, and the new packs
 //      take their places.
@@ -15,8 +16,8 @@ import GuestModel
 //      is closed it has a head again.
 //
 // Until the last pack is in its place the repository is damaged, and the next repair does the rest.
-// Whoever could write before still can, with the index as it was, if this ends before step 4; all
-// that needs room on the disk but the last index comes before that. In step 4, which is one
+// If this ends before step 4, a writer can write as before, with the index as it was; all that
+// needs room on the disk but the last index comes before that. In step 4, which is one
 // transaction of LMDB and a few renames, damage is met again that the index had read past.
 
 extension RepairPlan {
@@ -216,10 +217,10 @@ private struct RepairRun {
         let scan = try PackScan.scanRecords(
             file.file, pack: end.pack, isRewritten: file.isRewritten)
         guard scan.validEnd == end.offset else { throw changedSince() }
-        // Also what nobody was told of: pages in it may be stored nowhere else.
+        // Also what was never confirmed: pages in it may be stored nowhere else.
         let writer = try Repository.resume(
             reader, end.pack, scan, keeping: scan.entries, limit: limit)
-        // One that is written anew or removed afterwards would lose what is added to it now.
+        // One that is rewritten or removed afterwards would lose what is added to it now.
         let changed = preparation.rewrites.map(\.pack) + removed
         guard try !changed.contains(end.pack) || writer.sealQuietPack() else {
             throw changedSince()

@@ -187,7 +187,7 @@ struct RepairSurvey: Sendable {
         }
     }
 
-    /// True if a record is behind the manifest of its transaction, where nobody looks for its
+    /// True if a record comes after the manifest of its transaction, where no one looks for its
     /// pages.
     func isLate(_ entry: PackIndex.Entry, in file: Int) -> Bool {
         guard let manifest = manifests[entry.transaction] else { return false }

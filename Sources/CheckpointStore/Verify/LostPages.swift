@@ -2,9 +2,9 @@ import CheckpointFormat
 import GuestModel
 import Synchronization
 
-// Pages that cannot be had though nobody reads them: their pack is gone, or nothing that can be
+// Pages that cannot be read though no one has tried: their pack is gone, or nothing that can be
 // read says any more where they are. They are noted by digest, as damaged pages are, because
-// whoever stored them may be lost too, and every checkpoint that holds them cannot be restored.
+// the checkpoint that stored them may be lost too, and none that holds them can be restored.
 
 extension Verification {
     /// Finds where pages lie, sorted by place, and notes those that have none.
@@ -73,8 +73,8 @@ extension Verification {
         }
     }
 
-    /// Hands in the pages that page maps name and that nobody has read, because the map is lost
-    /// that says that its checkpoint stored them.
+    /// Hands in the pages that page maps name and that were not read, because the map is lost that
+    /// says that its checkpoint stored them.
     ///
     /// Asked only once something is damaged: it reads the page maps again, and needs some 16 bytes
     /// of memory for each block of pages.
@@ -176,7 +176,7 @@ extension Verification {
 
     /// What a record at a place in the file holds; nil if it cannot be read.
     ///
-    /// In a damaged pack that was written anew, addresses may lead nowhere.
+    /// In a damaged pack that was rewritten, addresses may lead nowhere.
     private func payload(
         at offset: UInt32, of pack: UInt32
     ) throws(RepositoryError) -> [UInt8]? {

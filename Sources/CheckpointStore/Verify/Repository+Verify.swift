@@ -12,8 +12,8 @@ import Synchronization
 //     while the maps of the next ones are read. A page that an earlier checkpoint stored must be in
 //     the index, and in a pack that is there.
 //
-// Where something is damaged, the page maps are read once more for what it takes with it: pages
-// that nobody has read, and every checkpoint that holds what cannot be had.
+// Where something is damaged, the page maps are read once more: for pages that were not read, and
+// for every checkpoint that holds a page which cannot be read.
 //
 // What a writer appends meanwhile lies behind the index's read mark and is left alone.
 
@@ -56,7 +56,7 @@ extension Repository {
             Corruption(
                 file: "repository", offset: 0, object: "envelope",
                 reason: RepairIdentity.sentence(id, packs)
-                    + "; restore the file from a copy, or have 'varve repair' make it anew"))
+                    + "; restore the file from a copy, or have 'varve repair' rebuild it"))
     }
 
     /// - Returns: what was found, and true if no pack is damaged by itself.

@@ -54,7 +54,7 @@ func system_lock(_ descriptor: Int32) -> Int32 {
     retrying { flock(descriptor, LOCK_EX | LOCK_NB) }
 }
 
-/// `flock(2)`: unlocks, whoever else has a descriptor of the same open file.
+/// `flock(2)`: unlocks, although other processes may have descriptors of the same open file.
 func system_unlock(_ descriptor: Int32) {
     _ = retrying { flock(descriptor, LOCK_UN) }
 }

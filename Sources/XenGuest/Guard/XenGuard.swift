@@ -23,7 +23,7 @@ public final class XenGuard: Sendable {
         case notLogging = 0x6c
         /// The guest is asked to suspend, or is about to be.
         case suspending = 0x53
-        /// It has suspended, and is resumed without being asked again.
+        /// It has suspended: no suspension is still to come.
         case suspended = 0x48
         case pausing = 0x50
         case running = 0x52

@@ -15,7 +15,7 @@ package enum WholeStore {
     /// - Parameter isPruned: false to leave out the prune: what a transaction stored is verified
     ///   only where nothing was taken since.
     package static func make(at path: FilePath, seed: UInt64, isPruned: Bool = true) throws {
-        // One seed in 20 makes a store in which prune removes packs and writes none anew: a kind of
+        // One seed in 20 makes a store in which prune removes packs and rewrites none: a kind of
         // pack would not be tried.
         for attempt in 0..<8 as Range<UInt64> {
             try make(at: path, SeededGenerator(seed: seed &+ attempt << 32), isPruned: isPruned)

@@ -61,6 +61,8 @@ struct FakeDomain {
     var grants: [GrantEntry] = []
     /// Frames that the hypervisor itself has mapped for writing: only FINAL names them.
     var mappedByXen: [UInt64] = []
+    /// The vector of an event that Xen delivers just after it was asked for an interrupt.
+    var eventAtInterrupt: UInt8?
     var answer = Answer.suspends(acknowledgedAfter: 1, stillAfter: 2)
     var requested: Int?
     /// xenstored took note of the suspension, and of no resumption yet.

@@ -236,6 +236,7 @@ extension FakeXen {
         try onDomain("interrupt", domain) { domain, _ in
             domain.isAwake = true
             domain.request(vector, of: processor)
+            if let event = domain.eventAtInterrupt { domain.request(event, of: processor) }
         }
     }
 
