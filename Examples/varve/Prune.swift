@@ -21,8 +21,8 @@ struct Prune: ParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            Unused bytes that may stay, in percent of the repository's bytes: 5 or 5%. With 0, less \
-            than 4 KiB may stay in each pack.
+            Unused bytes that may stay, in percent of the repository's bytes: 5 or 5%. With 0, \
+            less than 4 KiB may stay in each pack.
             """,
             valueName: "percent"))
     var maxUnused = Allowance(percent: 5)

@@ -31,8 +31,8 @@ struct Stats: ParsableCommand {
             for line in Stats.lines(statistics) { try Output.line(line) }
             let reason = held == 0 ? "" : "; \(held) of them as soon as their readers have ended"
             try Output.line(
-                "unused bytes    \(unused - open) in sealed packs, of which 'varve prune' can leave "
-                    + "less than 4 KiB in each\(reason)")
+                "unused bytes    \(unused - open) in sealed packs, of which 'varve prune' can "
+                    + "leave less than 4 KiB in each\(reason)")
             if open > 0 {
                 try Output.line("unused bytes    about \(open) in the pack that is written to now")
             }
