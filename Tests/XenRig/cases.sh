@@ -187,22 +187,18 @@ remus() {
     echo "# epochs in the store: $count"
     [ "$count" -ge 6 ] || fail "only $count checkpoints" || return 1
     $varve verify store || return 1
-    newest=
+    # By what their memory holds: the guest's console speaks once a second, and four epochs may be
+    # shorter than that.
+    newest=$($cases wrote store remus) || return 1
+    older=$($cases wrote store remus~4) || return 1
+    echo "# the newest epoch holds $newest writes, the one four before it $older"
+    [ "$older" -lt "$newest" ] || fail "the older epoch is not older" || return 1
     for checkpoint in remus remus~4; do
         $varve export store $checkpoint file --format xl || return 1
-        : >/var/log/xen/guest-pvh.log
-        xl restore file || return 1
-        wait_console pvh 'writes=' 60 || fail "$checkpoint says nothing" || return 1
-        first=$(first_writes pvh)
-        echo "# $checkpoint goes on at $first writes; the guest had come to $at"
-        [ "$first" -le $((at + 4000)) ] || fail "too far" || return 1
-        goes_on pvh || return 1
+        restored pvh file "$($cases wrote store $checkpoint)" || return 1
         rm file
-        [ -z "$newest" ] || break
-        newest=$first
-        xl destroy pvh
+        [ $checkpoint != remus ] || xl destroy pvh
     done
-    [ "$first" -lt "$newest" ] || fail "the older epoch is not older"
 }
 
 # Stock migration: the guest is stored, and its sender resumes it.
