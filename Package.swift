@@ -49,16 +49,37 @@ let package = Package(
         .target(
             name: "CheckpointFormat", dependencies: ["GuestModel", "CPageKernels", "CZstd"]),
         .target(
+            name: "PackStore",
+            dependencies: [
+                "CheckpointFormat", "GuestModel", "CLinux",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ]),
+        .target(
+            name: "LMDBTables", dependencies: ["CheckpointFormat", "PackStore", "CLMDB"]),
+        .target(
+            name: "CheckpointIndex",
+            dependencies: ["CheckpointFormat", "GuestModel", "LMDBTables", "PackStore"]),
+        .target(
             name: "CheckpointStore",
             dependencies: [
-                "CheckpointFormat", "GuestModel", "CLMDB", "CLinux",
+                "CheckpointFormat", "CheckpointIndex", "GuestModel", "LMDBTables", "PackStore",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ]),
+        .target(
+            name: "CheckpointUpkeep",
+            dependencies: [
+                "CheckpointFormat", "CheckpointIndex", "CheckpointStore", "GuestModel",
+                "LMDBTables", "PackStore",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
 
         // Capture, restore, revert.
         .target(
             name: "CheckpointEngine",
-            dependencies: ["CheckpointStore", "CheckpointFormat", "GuestModel", "CPageKernels"]),
+            dependencies: [
+                "CheckpointIndex", "CheckpointStore", "CheckpointUpkeep", "PackStore",
+                "CheckpointFormat", "GuestModel", "CPageKernels",
+            ]),
 
         // Guests.
         .target(
@@ -75,7 +96,8 @@ let package = Package(
         .target(
             name: "VarveCore",
             dependencies: [
-                "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
+                "CheckpointEngine", "CheckpointFormat", "CheckpointIndex", "CheckpointStore",
+                "CheckpointUpkeep", "PackStore", "GuestModel",
                 "LinuxGuest", "XenStream",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
@@ -89,14 +111,18 @@ let package = Package(
         // Single stages of the pipeline, for Benchmarks to time: it sees no `package` declaration.
         .target(
             name: "VarveStages",
-            dependencies: ["CPageKernels", "CheckpointFormat", "CheckpointStore", "GuestModel"],
+            dependencies: [
+                "CPageKernels", "CheckpointFormat", "CheckpointIndex", "CheckpointStore",
+                "GuestModel",
+            ],
             path: "Benchmarks/Stages"),
         // Counts of allocations, calls and bytes with their budgets: Scripts/benchmark --counts.
         .target(name: "CAllocations", path: "Benchmarks/Counts/CAllocations"),
         .executableTarget(
             name: "varve-counts",
             dependencies: [
-                "CAllocations", "CheckpointEngine", "CheckpointFormat", "CheckpointStore",
+                "CAllocations", "CheckpointEngine", "CheckpointFormat", "CheckpointIndex",
+                "CheckpointStore", "PackStore",
                 "GuestModel", "LinuxGuest", "VarveTestSupport",
                 .product(name: "SystemPackage", package: "swift-system"),
             ],
@@ -128,7 +154,7 @@ let package = Package(
         .target(
             name: "VarveTestSupport",
             dependencies: [
-                "CheckpointStore", "GuestModel",
+                "CheckpointStore", "PackStore", "GuestModel",
                 .product(name: "SystemPackage", package: "swift-system"),
             ],
             path: "Tests/VarveTestSupport"),
@@ -136,7 +162,8 @@ let package = Package(
         .target(
             name: "SoakRuns",
             dependencies: [
-                "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
+                "CheckpointEngine", "CheckpointFormat", "CheckpointIndex", "CheckpointStore",
+                "CheckpointUpkeep", "PackStore", "GuestModel",
                 "VarveTestSupport",
                 .product(name: "SystemPackage", package: "swift-system"),
             ],
@@ -151,13 +178,15 @@ let package = Package(
         .target(
             name: "Forgeries",
             dependencies: [
-                "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
+                "CheckpointEngine", "CheckpointFormat", "CheckpointIndex", "CheckpointStore",
+                "CheckpointUpkeep", "PackStore", "GuestModel",
                 "VarveTestSupport", .product(name: "SystemPackage", package: "swift-system"),
             ],
             path: "Tests/ForgedStores/Forgeries"),
         // What libFuzzer calls; the tests run it over its corpus.
         .target(
-            name: "StoreFuzz", dependencies: ["CheckpointFormat", "CheckpointStore", "GuestModel"],
+            name: "StoreFuzz",
+            dependencies: ["CheckpointFormat", "CheckpointIndex", "PackStore", "GuestModel"],
             path: "Tests/StoreFuzz", exclude: ["Corpus"]),
         .executableTarget(
             name: "varve-forged",
@@ -168,7 +197,8 @@ let package = Package(
         .testTarget(
             name: "ForgedStoreTests",
             dependencies: [
-                "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "Forgeries",
+                "CheckpointEngine", "CheckpointFormat", "CheckpointIndex", "CheckpointStore",
+                "CheckpointUpkeep", "PackStore", "Forgeries",
                 "GuestModel", "StoreFuzz", "VarveTestSupport",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
@@ -195,7 +225,9 @@ let package = Package(
             name: "XenGuestTests",
             dependencies: [
                 // Memory of a simulated domain is a memfd, which glibc hides from Swift.
-                "CLinux", "CheckpointEngine", "CheckpointStore", "GuestConformance", "GuestModel",
+                "CLinux", "CheckpointEngine", "CheckpointFormat", "CheckpointIndex",
+                "CheckpointStore",
+                "CheckpointUpkeep", "GuestConformance", "GuestModel",
                 "VarveTestSupport", "XenGuest", "XenStream",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
@@ -206,7 +238,8 @@ let package = Package(
             name: "CheckpointStoreTests",
             dependencies: [
                 // The independent reader unpacks with zstd itself.
-                "CZstd", "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
+                "CZstd", "CheckpointEngine", "CheckpointFormat", "CheckpointIndex",
+                "CheckpointStore", "CheckpointUpkeep", "LMDBTables", "PackStore", "GuestModel",
                 "VarveTestSupport", .product(name: "SystemPackage", package: "swift-system"),
             ],
             resources: [.copy("Golden")]),
@@ -235,7 +268,8 @@ let package = Package(
         .testTarget(
             name: "CheckpointEngineTests",
             dependencies: [
-                "CheckpointEngine", "CheckpointFormat", "CheckpointStore", "GuestModel",
+                "CheckpointEngine", "CheckpointFormat", "CheckpointIndex", "CheckpointStore",
+                "CheckpointUpkeep", "PackStore", "GuestModel",
                 "LinuxGuest", "SoakRuns", "VarveTestSupport",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),

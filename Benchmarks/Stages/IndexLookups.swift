@@ -1,3 +1,4 @@
+import CheckpointIndex
 public import CheckpointStore
 public import GuestModel
 

@@ -1,5 +1,6 @@
-public import CheckpointStore
+import CheckpointStore
 public import GuestModel
+public import PackStore
 
 /// Why a capture, restore or revert did not happen.
 ///

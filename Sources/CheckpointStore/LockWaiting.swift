@@ -1,3 +1,5 @@
+import PackStore
+
 /// How long opening a repository for writing waits while another process writes to it.
 ///
 /// The lock is tried some times a second, and whoever tries first when it is free has it: those who

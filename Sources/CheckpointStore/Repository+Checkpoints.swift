@@ -1,5 +1,8 @@
 import CheckpointFormat
+public import CheckpointIndex
 public import GuestModel
+import LMDBTables
+public import PackStore
 
 extension Repository {
     /// All checkpoints in the order of publication, or those of one lineage.
@@ -95,7 +98,7 @@ extension Repository {
     }
 
     /// The checkpoint on whose page map a checkpoint's own builds; nil for a base map.
-    func mapAncestor(of checkpoint: Checkpoint) throws(RepositoryError) -> Checkpoint? {
+    package func mapAncestor(of checkpoint: Checkpoint) throws(RepositoryError) -> Checkpoint? {
         guard let id = checkpoint.mapAncestor else { return nil }
         guard let entry = try withCurrentIndex({ try $0.entry(id) }) else {
             throw MapReader.lostAncestor(of: checkpoint, reader)
@@ -210,7 +213,7 @@ extension Repository {
     /// Reads a manifest.
     ///
     /// Fails with `unknownName` if it was forgotten and taken by prune meanwhile.
-    func read(_ entry: CatalogEntry) throws(RepositoryError) -> Checkpoint {
+    package func read(_ entry: CatalogEntry) throws(RepositoryError) -> Checkpoint {
         do throws(RepositoryError) {
             return try readOnce(entry)
         } catch {

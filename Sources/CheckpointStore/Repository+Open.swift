@@ -1,10 +1,13 @@
-import CheckpointFormat
+package import CheckpointFormat
+import CheckpointIndex
 import Glibc
 import GuestModel
+import LMDBTables
+public import PackStore
 public import SystemPackage
 
 /// What opening the index gave.
-struct OpenedIndex {
+package struct OpenedIndex {
     let index: Index
     /// nil for a reader.
     var writer: PackWriter?
@@ -19,11 +22,10 @@ extension Repository {
     /// Bytes of a pack at most; 64 MiB fits one object of a distributed store.
     package static let packByteCountMax = 64 << 20
     // Room that is kept for the index that seals a pack.
-    static let packIndexReserve = 256 << 10
+    package static let packIndexReserve = 256 << 10
 
     private static let envelopePath = "repository"
     static let lockPath = StoreLock.name
-    static let indexPath = IndexMark.directory
 
     /// Makes a repository in a directory that is empty or does not exist, and opens it for
     /// writing.
@@ -40,7 +42,9 @@ extension Repository {
     ) throws(RepositoryError) -> Repository {
         do throws(FileError) {
             try files.createDirectory("")
-            let known: Set = [PackName.directory, indexPath, lockPath, envelopePath + ".new"]
+            let known: Set = [
+                StoreDirectory.packs, StoreDirectory.index, lockPath, envelopePath + ".new",
+            ]
             let names = try files.list("")
             try checkOwner(path, files)
             if names.contains(envelopePath) {
@@ -48,11 +52,11 @@ extension Repository {
             }
             // What a creation that was cut off left behind is fine; anything else is not ours.
             var packs: [String] = []
-            if names.contains(PackName.directory) { packs = try files.list(PackName.directory) }
+            if names.contains(StoreDirectory.packs) { packs = try files.list(StoreDirectory.packs) }
             guard Set(names).isSubset(of: known), packs.isEmpty else {
                 throw FileError(call: "create", path: path.string, errno: 1)
             }
-            try files.createDirectory(PackName.directory)
+            try files.createDirectory(StoreDirectory.packs)
             try files.syncDirectory("")
             let envelope = Envelope(
                 kind: .repository, repository: .random(), number: WallClock.nanoseconds)
@@ -139,7 +143,7 @@ extension Repository {
                 let lock = try takeLock(path, files, waiting)
                 // Before anything that needs room on the disk, all of which they may have taken.
                 try removeStrays(files)
-                try files.createDirectory(indexPath)
+                try files.createDirectory(StoreDirectory.index)
                 let opened = try openForWriting(reader, packByteCountMax: packByteCountMax)
                 return Repository(
                     path: path, id: id, files: files, reader: reader, opened: opened, lock: lock)
@@ -150,20 +154,21 @@ extension Repository {
                     packByteCountMax: packByteCountMax)
             }
         } catch {
-            throw RepositoryError(indexFailure: error, path: path, files: files)
+            throw IndexFailure.resolve(error, at: path, files)
         }
     }
 
     /// Fails if a store is another user's, or what a writer opens or makes files in: those would
     /// lock its owner out, and who owns a folder can put anything into it at any time.
-    static func checkOwner(_ path: FilePath, _ files: any RepositoryFiles) throws(FileError) {
+    package static func checkOwner(_ path: FilePath, _ files: any RepositoryFiles) throws(FileError)
+    {
         if let owner = try files.foreignOwner() {
             throw FileError(.foreign(owner), path: path.string, errno: EPERM)
         }
         let root = try files.openDirectory("")
         let names = [
-            envelopePath, lockPath, StoreHead.path, PackName.directory, indexPath,
-            CheckpointLease.directory, RepairPlan.directory,
+            envelopePath, lockPath, StoreHead.path, StoreDirectory.packs, StoreDirectory.index,
+            StoreDirectory.leases, StoreDirectory.damaged,
         ]
         for name in names {
             guard let owner = try root.status(of: name)?.st_uid, owner != system_user() else {
@@ -174,7 +179,7 @@ extension Repository {
         }
     }
 
-    static func readEnvelope(
+    package static func readEnvelope(
         _ path: FilePath, _ files: any RepositoryFiles
     ) throws(RepositoryError) -> RepositoryID {
         let bytes: [UInt8]
@@ -217,7 +222,7 @@ extension Repository {
     /// Takes the writer's lock.
     ///
     /// Tried for a second at least: a writer that is about to end may have it still.
-    static func takeLock(
+    package static func takeLock(
         _ path: FilePath, _ files: any RepositoryFiles, _ waiting: LockWaiting = .none
     ) throws(RepositoryError) -> any RepositoryFile {
         try waiting.check()
@@ -250,27 +255,30 @@ extension Repository {
     // MARK: - Repairing
 
     /// Empties the index of a repository that is being repaired, with its lock held.
-    static func emptyIndex(_ preparation: RepairPreparation) throws {
-        let reader = PackReader(files: preparation.files, repository: preparation.repository)
+    package static func emptyIndex(of id: RepositoryID, _ files: any RepositoryFiles) throws {
+        let reader = PackReader(files: files, repository: id)
         // LMDB asks nobody.
-        try preparation.files.checkPlace(writing: nil)
-        try preparation.files.createDirectory(indexPath)
+        try files.checkPlace(writing: nil)
+        try files.createDirectory(StoreDirectory.index)
         do {
-            try openSound(reader).reset(repository: preparation.repository)
+            try openSound(reader).reset(repository: id)
         } catch let error as LMDBError where error.isDamage {
-            try IndexMark.deleteIndex(preparation.files)
-            try openSound(reader).reset(repository: preparation.repository)
+            try IndexMark.deleteIndex(files)
+            try openSound(reader).reset(repository: id)
         }
     }
 
-    /// Opens a repository that was repaired, with its lock held.
-    static func openRepaired(_ preparation: RepairPreparation) throws -> Repository {
-        let reader = PackReader(files: preparation.files, repository: preparation.repository)
-        let opened = try openForWriting(
-            reader, packByteCountMax: preparation.packByteCountMax)
+    /// Opens a repository that was repaired for writing.
+    ///
+    /// - Parameter takeLock: gives the lock, which is held, once nothing can fail any more.
+    package static func openRepaired(
+        _ path: FilePath, _ id: RepositoryID, _ files: any RepositoryFiles,
+        packByteCountMax: Int, lock takeLock: () -> (any RepositoryFile)?
+    ) throws -> Repository {
+        let reader = PackReader(files: files, repository: id)
+        let opened = try openForWriting(reader, packByteCountMax: packByteCountMax)
         return Repository(
-            path: preparation.path, id: preparation.repository, files: preparation.files,
-            reader: reader, opened: opened, lock: preparation.lock.take())
+            path: path, id: id, files: files, reader: reader, opened: opened, lock: takeLock())
     }
 
     // MARK: - Writing
@@ -289,7 +297,7 @@ extension Repository {
         for pack in end.abandonedPacks.sorted(by: >) {
             reader.drop(pack)
             try reader.files.remove(PackName.path(pack))
-            try reader.files.syncDirectory(PackName.directory)
+            try reader.files.syncDirectory(StoreDirectory.packs)
         }
         try finishPrune(reader, end.prunedPacks)
         // Nothing is under way, so what was read and is not published never will be.
@@ -304,16 +312,16 @@ extension Repository {
     /// Removes packs that a prune or a repair that was cut short had not put in place.
     ///
     /// With the lock held: no one writes them any more.
-    static func removeStrays(_ files: any RepositoryFiles) throws(FileError) {
+    package static func removeStrays(_ files: any RepositoryFiles) throws(FileError) {
         var names: [String] = []
         do throws(FileError) {
-            names = try files.list(PackName.directory)
+            names = try files.list(StoreDirectory.packs)
         } catch {
             // What needs the folder says that it is gone.
             if !error.isMissing { throw error }
         }
         for name in names where PackName.isStray(name) {
-            try files.remove("\(PackName.directory)/\(name)")
+            try files.remove("\(StoreDirectory.packs)/\(name)")
         }
     }
 
@@ -324,7 +332,7 @@ extension Repository {
             reader.drop(pack)
             try reader.files.remove(PackName.path(pack))
         }
-        try reader.files.syncDirectory(PackName.directory)
+        try reader.files.syncDirectory(StoreDirectory.packs)
     }
 
     /// Makes a writer that goes on behind the newest publication, and cuts off what follows it.
@@ -347,7 +355,7 @@ extension Repository {
     }
 
     /// Makes a writer that appends to records of an open pack, and cuts off what follows them.
-    static func resume(
+    package static func resume(
         _ reader: PackReader, _ pack: UInt32, _ scan: PackScan, keeping kept: [PackIndex.Entry],
         limit: Int
     ) throws -> PackWriter {
@@ -403,7 +411,7 @@ extension Repository {
                 try index.reset(repository: reader.repository)
             }
             return index
-        } catch let error as LMDBError where error.isDamage || error.code == EBUSY {
+        } catch let error as LMDBError where error.isDamage || error.isBusy {
             // Busy: a process was stopped while it opened it; it goes on with what it has.
             try IndexMark.deleteIndex(reader.files)
             let index = try Index.open(reader.files, .writing)

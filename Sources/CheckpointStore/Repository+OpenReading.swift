@@ -1,6 +1,8 @@
-import CLMDB
 import CheckpointFormat
+import CheckpointIndex
 import Glibc
+import LMDBTables
+package import PackStore
 import SystemPackage
 
 // A reader takes no lock that a writer would wait for, waits for no other process, and writes
@@ -53,6 +55,15 @@ extension Repository {
         }
     }
 
+    /// The same repository, read with an index made from the packs alone: for one whose own index
+    /// may be damaged.
+    package func withoutIndex() throws -> Repository {
+        let opened = try Repository.salvage(
+            reader, TemporaryIndex(reason: "it may be damaged", isOdd: false, isFromPacks: true))
+        return Repository(
+            path: path, id: id, files: files, reader: reader, opened: opened, lock: nil)
+    }
+
     /// The repository's own index if it may be used, or why not.
     private static func sharedIndex(_ reader: PackReader) throws -> (Index?, TemporaryIndex?) {
         func refused(_ reason: String, isOdd: Bool = false) -> (Index?, TemporaryIndex?) {
@@ -72,9 +83,8 @@ extension Repository {
             guard error.finding != nil || error.isForbidden else { throw error }
             return refused(RepositoryError(error).message, isOdd: error.isOdd)
         } catch let error as LMDBError {
-            if [ENOENT, MDB_NOTFOUND].contains(error.code) { return refused("there is none") }
-            guard error.isDamage || [EBUSY, EACCES, EPERM, EROFS].contains(error.code)
-            else { throw error }
+            if error.isMissing { return refused("there is none") }
+            guard error.isDamage || error.isBusy || error.isForbidden else { throw error }
             return refused(error.isDamage ? "it is damaged" : "\(error.call): \(error.reason)")
         }
     }
@@ -85,7 +95,7 @@ extension Repository {
             return try Index.open(reader.files, .reading)
         } catch let error as FileError where error.finding == nil && error.isForbidden {
             return try Index.open(reader.files, .readingWithoutLocks)
-        } catch let error as LMDBError where [EACCES, EPERM, EROFS].contains(error.code) {
+        } catch let error as LMDBError where error.isForbidden {
             return try Index.open(reader.files, .readingWithoutLocks)
         }
     }
@@ -127,7 +137,7 @@ extension Repository {
 
     /// An index of all that is whole, for this process alone: nothing that is built past damage
     /// may be kept, since a pack that is restored from a copy changes the order.
-    static func salvage(
+    package static func salvage(
         _ reader: PackReader, _ temporary: TemporaryIndex? = nil
     ) throws -> OpenedIndex {
         let index = try Index.makePrivate(repository: reader.repository)

@@ -1,5 +1,7 @@
 import CheckpointFormat
+import CheckpointIndex
 import GuestModel
+public import PackStore
 
 /// What a repository holds and what it costs.
 public struct RepositoryStatistics: Hashable, Sendable {
@@ -75,7 +77,7 @@ extension Repository {
         return result
     }
 
-    func byteCount(of pack: UInt32) throws(RepositoryError) -> Int {
+    package func byteCount(of pack: UInt32) throws(RepositoryError) -> Int {
         do throws(FileError) {
             return Int(try reader.files.open(PackName.path(pack), .read).byteCount())
         } catch {

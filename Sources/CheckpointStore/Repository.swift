@@ -1,6 +1,9 @@
 public import CheckpointFormat
+package import CheckpointIndex
 import Glibc
 import GuestModel
+import LMDBTables
+public import PackStore
 import Synchronization
 public import SystemPackage
 
@@ -56,7 +59,7 @@ public final class Repository: Sendable {
     /// opens the repository once makes its index anew, which serves all readers afterwards.
     public let temporaryIndex: TemporaryIndex?
     package let reader: PackReader
-    let files: any RepositoryFiles
+    package let files: any RepositoryFiles
     /// The size at which a writer seals a pack.
     let packByteCountMax: Int
     private let index: Index
@@ -67,7 +70,7 @@ public final class Repository: Sendable {
     /// What of this process prune must wait for or leave alone.
     let activity = Monitor(Activity())
 
-    init(
+    package init(
         path: FilePath, id: RepositoryID, files: any RepositoryFiles, reader: PackReader,
         opened: OpenedIndex, lock: (any RepositoryFile)?,
         packByteCountMax: Int = Repository.packByteCountMax
@@ -156,7 +159,7 @@ public final class Repository: Sendable {
     }
 
     /// The writer; fails unless the repository is open for writing.
-    func openWriter() throws(RepositoryError) -> PackWriter {
+    package func openWriter() throws(RepositoryError) -> PackWriter {
         guard let writer, isWritable else {
             throw RepositoryError(
                 .readOnly, "\(path) was opened for reading; open it for writing to change it")
@@ -340,7 +343,7 @@ public final class Repository: Sendable {
     /// The same when the index knows all that exists.
     ///
     /// Not to be called with `activity` locked.
-    func withCurrentIndex<T>(
+    package func withCurrentIndex<T>(
         _ body: (Index) throws -> T
     ) throws(RepositoryError) -> T {
         try catchUp()

@@ -3,9 +3,12 @@
 
 @_exported public import CheckpointEngine
 @_exported public import CheckpointFormat
+@_exported public import CheckpointIndex
 @_exported public import CheckpointStore
+@_exported public import CheckpointUpkeep
 @_exported public import GuestModel
 @_exported public import LinuxGuest
+@_exported public import PackStore
 @_exported public import XenStream
 
 @_exported public import struct SystemPackage.FilePath

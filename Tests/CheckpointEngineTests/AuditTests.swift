@@ -1,3 +1,4 @@
+import CheckpointIndex
 import CheckpointStore
 import GuestModel
 import SystemPackage

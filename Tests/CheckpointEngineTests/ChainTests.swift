@@ -1,6 +1,8 @@
 import CheckpointEngine
 import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
+import CheckpointUpkeep
 import GuestModel
 import LinuxGuest
 import SystemPackage

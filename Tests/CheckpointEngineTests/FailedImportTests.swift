@@ -1,7 +1,10 @@
 import CheckpointEngine
 import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
+import CheckpointUpkeep
 import GuestModel
+import PackStore
 import SystemPackage
 import Testing
 import VarveTestSupport

@@ -1,7 +1,11 @@
 import CheckpointEngine
+import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
+import CheckpointUpkeep
 import GuestModel
 import LinuxGuest
+import PackStore
 import Synchronization
 import SystemPackage
 import Testing

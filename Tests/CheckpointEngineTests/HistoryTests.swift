@@ -1,6 +1,10 @@
 import CheckpointEngine
+import CheckpointFormat
+import CheckpointIndex
+import CheckpointUpkeep
 import Foundation
 import GuestModel
+import PackStore
 import SystemPackage
 import Testing
 import VarveTestSupport

@@ -1,4 +1,6 @@
+import CheckpointIndex
 import CheckpointStore
+import CheckpointUpkeep
 import GuestModel
 import LinuxGuest
 import Synchronization

@@ -1,6 +1,9 @@
 import CheckpointEngine
+import CheckpointIndex
 import CheckpointStore
+import CheckpointUpkeep
 import GuestModel
+import PackStore
 import Synchronization
 import SystemPackage
 import Testing

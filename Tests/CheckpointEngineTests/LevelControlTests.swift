@@ -1,7 +1,9 @@
 import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
 import GuestModel
 import LinuxGuest
+import PackStore
 import SystemPackage
 import Testing
 import VarveTestSupport

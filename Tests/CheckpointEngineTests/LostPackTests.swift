@@ -1,7 +1,9 @@
 import CheckpointEngine
 import CheckpointStore
+import CheckpointUpkeep
 import Foundation
 import GuestModel
+import PackStore
 import SystemPackage
 import Testing
 import VarveTestSupport

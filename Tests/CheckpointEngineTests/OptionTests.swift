@@ -1,6 +1,9 @@
 import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
+import CheckpointUpkeep
 import GuestModel
+import PackStore
 import SystemPackage
 import Testing
 import VarveTestSupport

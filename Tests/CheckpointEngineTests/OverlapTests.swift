@@ -1,8 +1,11 @@
 import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
+import CheckpointUpkeep
 import Glibc
 import GuestModel
 import LinuxGuest
+import PackStore
 import Synchronization
 import SystemPackage
 import Testing
@@ -186,7 +189,7 @@ private final class HeldFiles: RepositoryFiles {
     }
 
     func open(
-        _ path: String, _ mode: CheckpointStore.FileMode
+        _ path: String, _ mode: PackStore.FileMode
     ) throws(FileError) -> any RepositoryFile {
         HeldFile(try inner.open(path, mode), self)
     }

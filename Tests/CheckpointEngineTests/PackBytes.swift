@@ -1,5 +1,6 @@
 import CheckpointFormat
 import CheckpointStore
+import PackStore
 import SystemPackage
 
 /// What is in a store's packs, to be compared.

@@ -1,5 +1,7 @@
 import CheckpointEngine
+import CheckpointIndex
 import CheckpointStore
+import CheckpointUpkeep
 import Glibc
 import GuestModel
 import Synchronization

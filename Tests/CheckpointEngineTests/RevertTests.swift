@@ -1,5 +1,7 @@
 import CheckpointEngine
+import CheckpointIndex
 import CheckpointStore
+import CheckpointUpkeep
 import GuestModel
 import SystemPackage
 import Testing

@@ -1,6 +1,7 @@
 import CheckpointEngine
 import CheckpointFormat
 import CheckpointStore
+import CheckpointUpkeep
 import GuestModel
 import Testing
 import VarveTestSupport

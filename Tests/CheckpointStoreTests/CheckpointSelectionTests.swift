@@ -1,7 +1,10 @@
 import CheckpointEngine
+import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
 import Foundation
 import GuestModel
+import PackStore
 import SystemPackage
 import Testing
 import VarveTestSupport

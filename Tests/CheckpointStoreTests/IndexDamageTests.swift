@@ -6,7 +6,11 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
+@testable import CheckpointIndex
 @testable import CheckpointStore
+@testable import CheckpointUpkeep
+@testable import LMDBTables
+@testable import PackStore
 
 /// Values in the index that no writer made.
 @Suite struct IndexDamageTests {

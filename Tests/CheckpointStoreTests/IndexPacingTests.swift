@@ -2,13 +2,14 @@ import Testing
 import VarveTestSupport
 
 @testable import CheckpointStore
+@testable import LMDBTables
 
 @Suite struct IndexPacingTests {
     /// Once round a file of any size, every byte's turn comes once.
     @Test(arguments: [1, 4096, 300_000, 1 << 20, 579_018_752] as [UInt64])
     func everyByteHasItsTurn(byteCount: UInt64) {
         var random = TestSeed.generator(9_300)
-        var pacing = IndexPacing()
+        var pacing = WritebackPacing()
         var waited = Duration.zero
         var end: UInt64 = 0
         while end < byteCount {
@@ -20,17 +21,17 @@ import VarveTestSupport
             end = share.upperBound
         }
         // The last share, however small, waits until a share is worth a call.
-        let least = min(IndexPacing.shareByteCountMin, byteCount)
-        let wait = IndexPacing.roundDuration * (Double(least) / Double(byteCount))
-        #expect(waited <= IndexPacing.roundDuration + wait + .milliseconds(50))
-        let next = pacing.share(after: IndexPacing.roundDuration, of: byteCount)
+        let least = min(WritebackPacing.shareByteCountMin, byteCount)
+        let wait = WritebackPacing.roundDuration * (Double(least) / Double(byteCount))
+        #expect(waited <= WritebackPacing.roundDuration + wait + .milliseconds(50))
+        let next = pacing.share(after: WritebackPacing.roundDuration, of: byteCount)
         #expect(next == 0..<byteCount, "and then from the beginning")
     }
 
     @Test func aFileThatWasMadeAnewBeginsAtItsBeginning() {
-        var pacing = IndexPacing()
-        _ = pacing.share(after: IndexPacing.roundDuration / 2, of: 100 << 20)
-        #expect(pacing.share(after: IndexPacing.roundDuration, of: 1 << 20) == 0..<1 << 20)
+        var pacing = WritebackPacing()
+        _ = pacing.share(after: WritebackPacing.roundDuration / 2, of: 100 << 20)
+        #expect(pacing.share(after: WritebackPacing.roundDuration, of: 1 << 20) == 0..<1 << 20)
         #expect(pacing.share(after: .seconds(1), of: 0) == nil)
     }
 }

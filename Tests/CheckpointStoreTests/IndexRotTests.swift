@@ -5,7 +5,11 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
+@testable import CheckpointIndex
 @testable import CheckpointStore
+@testable import CheckpointUpkeep
+@testable import LMDBTables
+@testable import PackStore
 
 /// Bytes of LMDB's file that rot: LMDB would follow them, and end the process.
 @Suite struct IndexRotTests {

@@ -6,7 +6,10 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
+@testable import CheckpointIndex
 @testable import CheckpointStore
+@testable import CheckpointUpkeep
+@testable import PackStore
 
 /// Labels that checkpoints are given, lose, and hand on after they were published.
 @Suite struct LabelTests {

@@ -4,6 +4,7 @@ import Testing
 import VarveTestSupport
 
 @testable import CheckpointStore
+@testable import PackStore
 
 /// Writes that go past the page cache, through it, and both.
 @Suite struct LargeWritesTests {

@@ -1,4 +1,6 @@
 import CheckpointStore
+import CheckpointUpkeep
+import PackStore
 import Synchronization
 import SystemPackage
 import Testing

@@ -7,7 +7,10 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
+@testable import CheckpointIndex
 @testable import CheckpointStore
+@testable import CheckpointUpkeep
+@testable import PackStore
 
 /// What prune finds in the pack that is written to, and what goes on there while it plans.
 @Suite struct OpenPackTests {

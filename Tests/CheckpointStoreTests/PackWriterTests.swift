@@ -5,6 +5,7 @@ import Testing
 import VarveTestSupport
 
 @testable import CheckpointStore
+@testable import PackStore
 
 /// Writers of one pack beside each other, on a disk that fails.
 @Suite struct PackWriterTests {
@@ -14,7 +15,7 @@ import VarveTestSupport
     /// what they append.
     @Test func aRecordThatFailsTakesNothingWithIt() throws {
         let files = FaultyFiles(PosixFiles(root: directory.path))
-        try files.createDirectory(PackName.directory)
+        try files.createDirectory(StoreDirectory.packs)
         let repository = RepositoryID.random()
         let writer = try PackWriter(
             files: files, repository: repository, pack: 1, scan: nil, packByteCountMax: 60_000)

@@ -3,7 +3,9 @@ import GuestModel
 import Testing
 import VarveTestSupport
 
+@testable import CheckpointIndex
 @testable import CheckpointStore
+@testable import PackStore
 
 /// The map keeps counts, a layout and a tree up to date as it changes; the oracle counts anew.
 @Suite struct PageMapTests {

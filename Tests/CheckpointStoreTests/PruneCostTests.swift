@@ -5,7 +5,10 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
+@testable import CheckpointIndex
 @testable import CheckpointStore
+@testable import LMDBTables
+@testable import PackStore
 
 /// What a prune reads follows what was forgotten.
 @Suite struct PruneCostTests {

@@ -6,7 +6,10 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
+@testable import CheckpointIndex
 @testable import CheckpointStore
+@testable import CheckpointUpkeep
+@testable import PackStore
 
 /// What prune finds by asking the index about what was forgotten is what one finds who puts
 /// together the page map of everybody that exists.

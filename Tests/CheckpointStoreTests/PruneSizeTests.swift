@@ -1,11 +1,15 @@
 import CheckpointEngine
+import CheckpointFormat
 import Foundation
 import GuestModel
 import SystemPackage
 import Testing
 import VarveTestSupport
 
+@testable import CheckpointIndex
 @testable import CheckpointStore
+@testable import CheckpointUpkeep
+@testable import PackStore
 
 /// What a store takes after a prune.
 @Suite struct PruneSizeTests {

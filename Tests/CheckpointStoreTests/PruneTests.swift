@@ -7,7 +7,10 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
+@testable import CheckpointIndex
 @testable import CheckpointStore
+@testable import CheckpointUpkeep
+@testable import PackStore
 
 /// Pruning: space comes back, exactly as planned, and nothing else changes.
 @Suite struct PruneTests {
@@ -348,7 +351,7 @@ import VarveTestSupport
             files.failCalls(from: call, .growth)
             let result = Result { try plan.execute() }
             let didFail = files.endFailing()
-            #expect(try files.list(PackName.directory).allSatisfy { PackName.number($0) != nil })
+            #expect(try files.list(StoreDirectory.packs).allSatisfy { PackName.number($0) != nil })
             try check(repository, copies)
             try repository.close()
             guard didFail else { break }

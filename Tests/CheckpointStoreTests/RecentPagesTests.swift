@@ -6,7 +6,11 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
+@testable import CheckpointIndex
 @testable import CheckpointStore
+@testable import CheckpointUpkeep
+@testable import LMDBTables
+@testable import PackStore
 
 /// Pages are found wherever they are on their way from runs to the table of pages.
 @Suite struct RecentPagesTests {

@@ -6,6 +6,7 @@ import Testing
 import VarveTestSupport
 
 @testable import CheckpointStore
+@testable import PackStore
 
 /// Records read in large pieces are those that are read one by one, and so is what is wrong.
 @Suite struct RecordScannerTests {

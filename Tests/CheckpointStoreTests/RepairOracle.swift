@@ -1,7 +1,9 @@
 import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
 import Foundation
 import GuestModel
+import PackStore
 import SystemPackage
 
 /// What can be read of a damaged repository, by what it was when it was whole: an independent

@@ -6,7 +6,10 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
+@testable import CheckpointIndex
 @testable import CheckpointStore
+@testable import CheckpointUpkeep
+@testable import PackStore
 
 /// Repair: what is whole stays, what is not is named exactly, and the repository is whole after.
 @Suite struct RepairTests {

@@ -1,8 +1,11 @@
 import CheckpointEngine
 import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
+import CheckpointUpkeep
 import Foundation
 import GuestModel
+import PackStore
 import SystemPackage
 import Testing
 import VarveTestSupport

@@ -3,6 +3,7 @@ import Testing
 import VarveTestSupport
 
 @testable import CheckpointStore
+@testable import CheckpointUpkeep
 
 /// Retention against a plain reading of its rules, with Foundation's calendar.
 @Suite struct RetentionTests {

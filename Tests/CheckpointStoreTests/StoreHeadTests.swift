@@ -6,7 +6,10 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
+@testable import CheckpointIndex
 @testable import CheckpointStore
+@testable import CheckpointUpkeep
+@testable import PackStore
 
 /// The file `head`: packs that are lost together with the index are missed, and nothing else is.
 @Suite struct StoreHeadTests {
@@ -48,7 +51,7 @@ import VarveTestSupport
 
     @Test func itIsTheseBytes() throws {
         let store = files(directory.path)
-        try store.createDirectory(PackName.directory)
+        try store.createDirectory(StoreDirectory.packs)
         _ = try store.open(PackName.path(7), .create)
         let repository = RepositoryID(words: (0x0807_0605_0403_0201, 0x100f_0e0d_0c0b_0a09))
         var head = try StoreHead(store, repository)
@@ -77,7 +80,7 @@ import VarveTestSupport
     @Test func whatIsNotWholeSaysNothing() throws {
         var random = TestSeed.generator(0x51)
         let store = files(directory.path)
-        try store.createDirectory(PackName.directory)
+        try store.createDirectory(StoreDirectory.packs)
         _ = try store.open(PackName.path(9), .create)
         let repository = RepositoryID.random()
         let head = url(directory.path, StoreHead.path)

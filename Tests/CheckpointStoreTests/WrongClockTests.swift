@@ -2,6 +2,7 @@ import Testing
 import VarveTestSupport
 
 @testable import CheckpointStore
+@testable import CheckpointUpkeep
 
 /// Retention where the clock that timed the checkpoints was wrong, or is wrong now.
 @Suite struct WrongClockTests {

@@ -1,7 +1,9 @@
 import CheckpointFormat
 import CheckpointStore
+import CheckpointUpkeep
 import Forgeries
 import GuestModel
+import PackStore
 import SystemPackage
 import Testing
 import VarveTestSupport

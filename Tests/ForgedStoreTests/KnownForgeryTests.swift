@@ -1,9 +1,12 @@
 import CheckpointEngine
 import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
+import CheckpointUpkeep
 import Forgeries
 import Foundation
 import GuestModel
+import PackStore
 import SystemPackage
 import Testing
 import VarveTestSupport

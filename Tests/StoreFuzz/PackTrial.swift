@@ -1,5 +1,7 @@
 import CheckpointFormat
+import CheckpointIndex
 import GuestModel
+import PackStore
 
 #if canImport(CheckpointStore)
     import CheckpointStore

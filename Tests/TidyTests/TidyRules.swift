@@ -43,43 +43,6 @@ enum TidyRules {
         return banned.filter { text.contains($0) }.map { "contains '\($0)'" }
     }
 
-    /// Which of our modules and libraries a module may import.
-    static let imports: [String: Set<String>] = [
-        "GuestModel": ["Glibc", "Synchronization"],
-        "GuestConformance": ["GuestModel", "Glibc"],
-        "CheckpointFormat": ["GuestModel", "CPageKernels", "CZstd", "Synchronization"],
-        "CheckpointStore": [
-            "GuestModel", "CheckpointFormat", "CLMDB", "CLinux", "SystemPackage", "Glibc",
-            "Synchronization",
-        ],
-        "CheckpointEngine": [
-            "GuestModel", "CheckpointFormat", "CheckpointStore", "CPageKernels", "Glibc",
-            "Synchronization",
-        ],
-        "LinuxGuest": [
-            "GuestModel", "CLinux", "CPageKernels", "SystemPackage", "Glibc", "Synchronization",
-        ],
-        "XenStream": ["GuestModel"],
-        "XenGuest": ["GuestModel", "XenStream", "CXen", "Glibc", "Synchronization"],
-        "VarveCore": [
-            "GuestModel", "CheckpointFormat", "CheckpointStore", "CheckpointEngine", "LinuxGuest",
-            "XenStream", "SystemPackage",
-        ],
-        "Varve": [
-            "GuestModel", "CheckpointStore", "CheckpointEngine", "XenStream", "XenGuest",
-            "VarveCore",
-        ],
-    ]
-
-    /// Imports that the table does not allow.
-    static func imports(_ text: String, of module: String) -> [String] {
-        guard let allowed = imports[module] else { return ["module \(module) is not in the table"] }
-        return text.matches(of: /(?m)^(?:@\S+ )?(?:\w+ )?import (?:struct )?(\w+)/).map {
-            String($0.1)
-        }
-        .filter { !allowed.contains($0) }.map { "imports \($0)" }
-    }
-
     /// Only the trampoline files call the kernel.
     static func kernelCalls(_ text: String, file: String) -> [String] {
         if file.hasSuffix("/Syscalls.swift") { return [] }

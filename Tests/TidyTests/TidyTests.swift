@@ -50,16 +50,42 @@ import Testing
         try expectNone(TidyTests.code + scripts + documents) { text, _ in TidyRules.words(text) }
     }
 
-    @Test func nothingImportsUpwards() throws {
-        let sources = TidyTests.files(["Sources"], [".swift"])
-        try expectNone(sources) { text, path in
-            TidyRules.imports(text, of: String(path.split(separator: "/")[1]))
+    /// `Scripts/test` has both written: what the packages say of their targets.
+    private static let packages = ProcessInfo.processInfo.environment["VARVE_PACKAGES"]
+
+    /// Package.swift, the documentation and the imports say the same.
+    @Test(.enabled(if: packages != nil, "VARVE_PACKAGES is not set; Scripts/test sets it"))
+    func whoImportsWhomIsOneTable() throws {
+        let folder = URL(fileURLWithPath: TidyTests.packages ?? "")
+        let own = try ModuleTable.described(
+            Data(contentsOf: folder.appendingPathComponent("varve.json")))
+        let benchmarks = try ModuleTable.dumped(
+            Data(contentsOf: folder.appendingPathComponent("benchmarks.json")), in: "Benchmarks")
+        let documented = ModuleTable.documented(
+            try TidyTests.text("Sources/Varve/Varve.docc/Architecture.md"))
+        #expect(own.count > 20 && benchmarks.count > 5 && documented.count > 10)
+        for target in own + benchmarks {
+            let files = TidyTests.files([target.path], [".swift"])
+            #expect(!files.isEmpty, "\(target.name) has no file")
+            let imports = try files.reduce(into: Set<String>()) {
+                $0.formUnion(ModuleTable.imports(try TidyTests.text($1)))
+            }
+            for problem in ModuleTable.problems(of: target, importing: imports) {
+                Issue.record("\(target.path): \(problem)")
+            }
+            guard target.path.hasPrefix("Sources/") else { continue }
+            #expect(documented[target.name] == imports, "Architecture.md: \(target.name)")
         }
+        let modules = own.filter { $0.path.hasPrefix("Sources/") }.map(\.name)
+        #expect(Set(documented.keys) == Set(modules))
     }
 
     @Test func theKernelIsCalledInOnePlace() throws {
         let sources = TidyTests.files(
-            ["Sources/CheckpointStore", "Sources/LinuxGuest"], [".swift"])
+            [
+                "Sources/PackStore", "Sources/LMDBTables", "Sources/CheckpointIndex",
+                "Sources/CheckpointStore", "Sources/CheckpointUpkeep", "Sources/LinuxGuest",
+            ], [".swift"])
         try expectNone(sources) { text, path in TidyRules.kernelCalls(text, file: path) }
     }
 
@@ -116,10 +142,25 @@ import Testing
     }
 
     @Test func findImports() {
-        #expect(TidyRules.imports("package import CLMDB\n", of: "GuestModel").count == 1)
-        #expect(TidyRules.imports("import Foundation\n", of: "CheckpointStore").count == 1)
-        #expect(TidyRules.imports("public import GuestModel\n", of: "LinuxGuest").isEmpty)
-        #expect(TidyRules.imports("import GuestModel\n", of: "Elsewhere").count == 1)
+        let text = """
+            public import A
+            @testable import B
+            @_exported public import struct C.Path
+            import Glibc
+            // import D
+            """
+        let imports = ModuleTable.imports(text)
+        #expect(imports == ["A", "B", "C", "Glibc"])
+        let target = PackageTarget(name: "T", path: "T", dependencies: ["A", "B", "E"])
+        let problems = ModuleTable.problems(of: target, importing: imports)
+        #expect(problems.count == 2)
+        #expect(problems.first?.hasPrefix("imports C") == true)
+        #expect(problems.last?.hasPrefix("lists E") == true)
+    }
+
+    @Test func findTheDocumentedTable() {
+        let text = "| module | imports | what |\n|---|---|---|\n| `A` | `B`, `C` | does |\n"
+        #expect(ModuleTable.documented(text) == ["A": ["B", "C"]])
     }
 
     @Test func findKernelCalls() {

@@ -1,4 +1,5 @@
-package import CheckpointStore
+import CheckpointStore
+package import PackStore
 import Synchronization
 
 /// Files over others that fail at the n-th call that changes something.

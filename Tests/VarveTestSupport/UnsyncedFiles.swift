@@ -1,4 +1,5 @@
-package import CheckpointStore
+import CheckpointStore
+package import PackStore
 
 /// Files over others that are never synced, for stores that need no durability.
 package final class UnsyncedFiles: RepositoryFiles {

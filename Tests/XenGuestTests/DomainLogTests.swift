@@ -1,4 +1,5 @@
 import CheckpointEngine
+import CheckpointIndex
 import CheckpointStore
 import Glibc
 import GuestModel

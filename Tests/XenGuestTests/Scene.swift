@@ -1,4 +1,6 @@
 import CheckpointEngine
+import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
 import GuestModel
 import SystemPackage

@@ -1,10 +1,12 @@
 import CAllocations
 import CheckpointEngine
 import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
 import Glibc
 import GuestModel
 import LinuxGuest
+import PackStore
 import SystemPackage
 import VarveTestSupport
 

@@ -1,5 +1,7 @@
 public import CheckpointFormat
-public import CheckpointStore
+public import CheckpointIndex
+import CheckpointStore
+package import PackStore
 
 /// How a session captures.
 public struct CaptureOptions: Sendable {

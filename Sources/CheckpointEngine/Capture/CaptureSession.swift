@@ -1,5 +1,7 @@
+public import CheckpointIndex
 public import CheckpointStore
 public import GuestModel
+import PackStore
 import Synchronization
 
 /// Captures one guest into one lineage, again and again.

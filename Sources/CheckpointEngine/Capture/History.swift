@@ -1,5 +1,7 @@
+package import CheckpointIndex
 package import CheckpointStore
 package import GuestModel
+import PackStore
 
 /// Whether a checkpoint goes on with the guest of its lineage.
 package enum History {

@@ -1,5 +1,7 @@
+public import CheckpointIndex
 public import CheckpointStore
 import GuestModel
+import PackStore
 
 /// A raw memory image whose parts can be read in any order, such as a file.
 public protocol ImageSource: Sendable {

@@ -1,4 +1,5 @@
 import CheckpointStore
+import PackStore
 import Synchronization
 
 // Checkpoints at an interval, on a thread of their own:

@@ -1,5 +1,7 @@
+public import CheckpointIndex
 public import CheckpointStore
 public import GuestModel
+import PackStore
 
 /// Takes memory in that comes as a stream of pages: one checkpoint after another.
 ///

@@ -1,5 +1,7 @@
+import CheckpointIndex
 import CheckpointStore
 import GuestModel
+import PackStore
 import Synchronization
 
 /// One checkpoint on its way through the pipeline: what the capture thread hands in, and what

@@ -1,6 +1,8 @@
 import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
 import GuestModel
+import PackStore
 import Synchronization
 
 // From staged pages to a published checkpoint.

@@ -1,5 +1,6 @@
 import CheckpointFormat
 import CheckpointStore
+import PackStore
 
 /// Chooses the compression level of the next checkpoint by what the last one took.
 ///

@@ -1,6 +1,7 @@
 import CheckpointStore
 import Glibc
 import GuestModel
+import PackStore
 
 /// Memory between the guest and the workers: slots of 256 pages, handed out and given back.
 ///

@@ -1,6 +1,8 @@
 import CheckpointFormat
+public import CheckpointIndex
 public import CheckpointStore
 public import GuestModel
+import PackStore
 import Synchronization
 
 /// Reads a checkpoint's memory, verified: all of it from its lowest frame to its highest, for

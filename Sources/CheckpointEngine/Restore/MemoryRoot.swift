@@ -1,4 +1,4 @@
-import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
 public import GuestModel
 

@@ -1,6 +1,7 @@
-import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
 import GuestModel
+import PackStore
 import Synchronization
 
 /// Where pages of a checkpoint go.

@@ -1,4 +1,5 @@
 import CheckpointFormat
+public import CheckpointIndex
 public import CheckpointStore
 public import GuestModel
 import Synchronization

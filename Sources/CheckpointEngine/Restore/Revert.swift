@@ -1,6 +1,6 @@
 import CPageKernels
-import CheckpointFormat
-public import CheckpointStore
+public import CheckpointIndex
+import CheckpointStore
 import GuestModel
 import Synchronization
 

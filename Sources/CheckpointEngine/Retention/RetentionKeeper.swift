@@ -1,5 +1,9 @@
 import CheckpointFormat
+import CheckpointIndex
 public import CheckpointStore
+public import CheckpointUpkeep
+public import GuestModel
+public import PackStore
 import Synchronization
 
 // A ring of checkpoints: what the policy does not keep is forgotten while captures go on, and the

@@ -22,16 +22,6 @@ package import GuestModel
 // A part names at most 131,072 frames: however few bytes it has, reading it costs no more than
 // these.
 
-/// What a frame of a page map holds.
-package enum PageContent: Hashable, Sendable {
-    /// The frame does not exist.
-    case absent
-    /// It exists and all its bytes are zero.
-    case zero
-    /// It exists and has this digest.
-    case present(PageDigest)
-}
-
 /// One run of a map part; digests are kept beside the runs.
 package struct MapRun: Hashable, Sendable {
     /// The content of a run's frames; the numbers are the format's.

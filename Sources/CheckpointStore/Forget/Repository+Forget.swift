@@ -1,4 +1,7 @@
 import CheckpointFormat
+import CheckpointIndex
+public import GuestModel
+public import PackStore
 
 extension Repository {
     /// Makes checkpoints cease to exist: all of them or, if this throws, none.

@@ -1,5 +1,7 @@
 import CheckpointFormat
-import GuestModel
+public import CheckpointIndex
+public import GuestModel
+public import PackStore
 
 extension Repository {
     /// Gives a checkpoint another label, or none: it has it durably when this returns, and its old

@@ -1,5 +1,7 @@
 import CheckpointFormat
-import GuestModel
+import CheckpointIndex
+package import GuestModel
+package import PackStore
 
 // A reader in another process says what it reads, so that prune leaves it alone:
 //
@@ -14,8 +16,6 @@ import GuestModel
 
 /// Keeps checkpoints from prune, in whatever process that runs, as long as it lives.
 package final class CheckpointLease: Sendable {
-    static let directory = "leases"
-
     // nil where none can be written.
     private let lease: (files: any RepositoryFiles, path: String, file: any RepositoryFile)?
 
@@ -30,10 +30,11 @@ package final class CheckpointLease: Sendable {
     private static func make(
         _ bytes: [UInt8], _ files: any RepositoryFiles
     ) throws(FileError) -> (files: any RepositoryFiles, path: String, file: any RepositoryFile) {
-        try files.createDirectory(directory)
+        try files.createDirectory(StoreDirectory.leases)
         while true {
             let digits = String(UInt64.random(in: 0 ... .max), radix: 16)
-            let path = "\(directory)/\(String(repeating: "0", count: 16 - digits.count))\(digits)"
+            let path =
+                "\(StoreDirectory.leases)/\(String(repeating: "0", count: 16 - digits.count))\(digits)"
             let file = try files.open(path + ".new", .lock)
             guard try file.tryLock() else { continue }
             do throws(FileError) {
@@ -75,13 +76,13 @@ extension Repository {
         var result: Set<CheckpointID> = []
         let names: [String]
         do throws(FileError) {
-            names = try files.list(CheckpointLease.directory)
+            names = try files.list(StoreDirectory.leases)
         } catch {
             if error.isMissing { return [] }
             throw RepositoryError(error)
         }
         for name in names {
-            let path = "\(CheckpointLease.directory)/\(name)"
+            let path = "\(StoreDirectory.leases)/\(name)"
             do throws(FileError) {
                 let file = try files.open(path, .read)
                 if try file.tryLock() {

@@ -1,5 +1,7 @@
 package import CheckpointFormat
+import CheckpointIndex
 package import GuestModel
+package import PackStore
 import Synchronization
 
 // Reading pages back. Requests are sorted by place, so that a pack is read from front to back;
@@ -48,7 +50,7 @@ extension Repository {
     }
 
     /// Finds those of some pages that the index knows, sorted by place.
-    func locateKnown(
+    package func locateKnown(
         _ pages: [(frame: PageFrameNumber, digest: PageDigest)]
     ) throws(RepositoryError) -> [PageRequest] {
         let digests = pages.map(\.digest)
@@ -62,7 +64,7 @@ extension Repository {
     }
 
     /// Where one page lies now.
-    func location(of digest: PageDigest) throws(RepositoryError) -> PageLocation? {
+    package func location(of digest: PageDigest) throws(RepositoryError) -> PageLocation? {
         var found: PageLocation?
         try withIndex { index in
             try index.locations(of: [digest].span) { _, location in found = location }
@@ -100,7 +102,7 @@ extension Repository {
             if temporaryIndex?.isFromPacks == true {
                 return RepositoryError(
                     Corruption(
-                        file: PackName.directory, offset: 0, object: "page",
+                        file: StoreDirectory.packs, offset: 0, object: "page",
                         reason: "no pack holds the page \(page.digest)", frame: page.frame))
             }
             return RepositoryError(

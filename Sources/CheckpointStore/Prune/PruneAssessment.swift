@@ -1,5 +1,7 @@
 import CheckpointFormat
+import CheckpointIndex
 import GuestModel
+import PackStore
 
 // Which packs are looked at, and what stays of them.
 //

@@ -1,24 +1,16 @@
 import CheckpointFormat
+import CheckpointIndex
 import GuestModel
+import LMDBTables
+import PackStore
 
 /// Which checkpoints give up their stakes, and which pages die of it.
 ///
 /// Reads what the index says of the forgotten ones and of those that follow them, and the page maps
 /// that name the pages which lose a reference: nothing of the others.
 struct PruneSurvey: Sendable {
-    /// One checkpoint that gives its stakes to those that follow it.
-    struct Step: Sendable {
-        let id: CheckpointID
-        let forerunner: CheckpointID?
-        let followers: Set<CheckpointID>
-        /// Pages of which a reference goes; some may be named several times.
-        fileprivate(set) var lost: [PageDigest] = []
-        /// Pages that get references: several followers go on from one that it had.
-        fileprivate(set) var gained: [PageDigest: UInt32] = [:]
-    }
-
     /// In the order in which they are to be done.
-    private(set) var steps: [Step] = []
+    private(set) var steps: [OwnershipTransfer] = []
     /// Pages that nobody refers to afterwards, and where they lie.
     private(set) var dead: [PageDigest: PageLocation] = [:]
     /// Forgotten checkpoints that the index knows and whose manifests are gone.
@@ -92,7 +84,7 @@ struct PruneSurvey: Sendable {
         var copies: [DirtyBitmap] = []
         for follower in following {
             guard let theirs = try stakes(of: follower, index) else {
-                throw LMDBError(call: "stakes", code: LMDBError.damaged)
+                throw LMDBError.contradiction(in: "stakes")
             }
             lost.formIntersection(theirs.frames)
             guard following.count > 1 else { break }
@@ -103,7 +95,7 @@ struct PruneSurvey: Sendable {
             if !again.isEmpty { copies.append(again) }
             inherited.formUnion(here)
         }
-        var step = Step(id: id, forerunner: own.forerunner, followers: following)
+        var step = OwnershipTransfer(id: id, forerunner: own.forerunner, followers: following)
         try series.forEachPage(of: id, in: copies.reduce(lost) { $0.union($1) }) { frame, digest in
             if lost.contains(frame) {
                 step.lost.append(digest)

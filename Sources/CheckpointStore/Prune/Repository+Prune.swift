@@ -1,5 +1,8 @@
 import CheckpointFormat
+import CheckpointIndex
 import GuestModel
+import LMDBTables
+public import PackStore
 
 // A prune beside captures and readers:
 //
@@ -268,7 +271,7 @@ private struct PruneRun {
                 try rewrite(pack.number)
             }
         }
-        if !touched.isEmpty { try files.syncDirectory(PackName.directory) }
+        if !touched.isEmpty { try files.syncDirectory(StoreDirectory.packs) }
         try index.drop(leaving.merging(plan.preparation.survey.vanished) { $1 })
         try noteUses(upTo: moment)
         progress?(touched.count, touched.count)

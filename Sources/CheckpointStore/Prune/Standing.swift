@@ -1,5 +1,7 @@
 import CheckpointFormat
+import CheckpointIndex
 import GuestModel
+import PackStore
 
 /// What checkpoints are to a prune, found out one by one.
 struct Standing {

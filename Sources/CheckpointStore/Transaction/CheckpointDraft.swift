@@ -1,4 +1,5 @@
-package import CheckpointFormat
+import CheckpointFormat
+package import CheckpointIndex
 package import GuestModel
 import Synchronization
 

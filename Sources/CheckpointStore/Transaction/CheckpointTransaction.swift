@@ -1,5 +1,7 @@
 import CheckpointFormat
+package import CheckpointIndex
 package import GuestModel
+package import PackStore
 import Synchronization
 
 // One checkpoint on its way into the packs.

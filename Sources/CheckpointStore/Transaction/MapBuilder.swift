@@ -1,5 +1,6 @@
 import CheckpointFormat
 import GuestModel
+import PackStore
 
 /// Turns frames of a page map into parts, stretch by stretch.
 struct MapBuilder {

@@ -1,6 +1,10 @@
 import CheckpointEngine
+import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
+import CheckpointUpkeep
 import GuestModel
+import PackStore
 import VarveTestSupport
 
 /// What must hold of a store after a crash.

@@ -1,6 +1,8 @@
 import CheckpointEngine
 import CheckpointStore
+import CheckpointUpkeep
 import GuestModel
+import PackStore
 import Testing
 import VarveTestSupport
 

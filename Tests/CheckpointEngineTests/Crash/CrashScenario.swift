@@ -1,6 +1,7 @@
 import CheckpointEngine
 import CheckpointStore
 import Glibc
+import PackStore
 import Testing
 import VarveTestSupport
 
@@ -38,8 +39,8 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
     /// A page, a pack's index, a whole pack that others do not need, the last record, and a file
     /// that is no pack.
     private static func damage(_ image: inout DiskImage) {
-        let packs = (image.names(PackName.directory) ?? []).sorted()
-        func path(_ position: Int) -> String { "\(PackName.directory)/\(packs[position])" }
+        let packs = (image.names(StoreDirectory.packs) ?? []).sorted()
+        func path(_ position: Int) -> String { "\(StoreDirectory.packs)/\(packs[position])" }
         // In the first page frame, behind its head: a page that one block holds.
         _ = image.flipBit(path(0), byte: 30_000, bit: 3)
         let count = image.contents(path(1))?.count ?? 0
@@ -47,7 +48,7 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
         image.lose(path(packs.count - 2))
         let last = image.contents(path(packs.count - 1))?.count ?? 0
         _ = image.flipBit(path(packs.count - 1), byte: last / 2, bit: 1)
-        image.put("\(PackName.directory)/notes.txt", Array("notes".utf8))
+        image.put("\(StoreDirectory.packs)/notes.txt", Array("notes".utf8))
     }
 
     /// All, or the one that VARVE_SCENARIO names.

@@ -1,6 +1,10 @@
 import CheckpointEngine
+import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
+import CheckpointUpkeep
 import GuestModel
+import PackStore
 import Synchronization
 import VarveTestSupport
 

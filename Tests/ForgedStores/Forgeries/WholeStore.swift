@@ -1,7 +1,9 @@
 import CheckpointEngine
+import CheckpointIndex
 package import CheckpointStore
 import Foundation
 import GuestModel
+import PackStore
 package import SystemPackage
 import VarveTestSupport
 

@@ -2,6 +2,7 @@ import CheckpointEngine
 import CheckpointStore
 import Glibc
 import GuestModel
+import PackStore
 public import SystemPackage
 import VarveTestSupport
 

@@ -1,7 +1,9 @@
 import CheckpointEngine
+import CheckpointIndex
 import CheckpointStore
 import Glibc
 import GuestModel
+import PackStore
 public import SystemPackage
 import VarveTestSupport
 

@@ -1,7 +1,10 @@
 import CheckpointEngine
 import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
+import CheckpointUpkeep
 import GuestModel
+import PackStore
 import VarveTestSupport
 
 // A random walk of a guest, a store and a disk that fail, against a naive oracle: a full copy of

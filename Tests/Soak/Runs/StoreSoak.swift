@@ -1,7 +1,11 @@
 import CheckpointEngine
+import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
+import CheckpointUpkeep
 import Glibc
 import GuestModel
+import PackStore
 import Synchronization
 public import SystemPackage
 import VarveTestSupport

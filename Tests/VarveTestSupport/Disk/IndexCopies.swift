@@ -1,4 +1,5 @@
 import CheckpointStore
+import PackStore
 package import SystemPackage
 
 // LMDB writes its file past the seam and syncs it only when a writer opens and closes, so a power

@@ -1,5 +1,6 @@
 import CheckpointStore
 import Glibc
+import PackStore
 import Synchronization
 package import SystemPackage
 

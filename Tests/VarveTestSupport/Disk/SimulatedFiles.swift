@@ -1,5 +1,6 @@
-package import CheckpointStore
+import CheckpointStore
 import Glibc
+package import PackStore
 
 /// The files of a simulated disk as one process has them.
 package final class SimulatedFiles: RepositoryFiles {

@@ -1,0 +1,140 @@
+package import CheckpointFormat
+package import GuestModel
+import LMDBTables
+
+/// What the index knows of one manifest: all that lists, names and statistics need.
+package struct CatalogEntry: Hashable, Sendable {
+    package let id: CheckpointID
+    package let location: RecordLocation
+    package let order: UInt64
+    /// True if the checkpoint was forgotten, and its manifest is still in the packs.
+    package private(set) var isForgotten: Bool
+    /// The pack of the record that says so; 0 if it is not forgotten.
+    private(set) var forgetPack: UInt32
+    // As the manifest has them.
+    let timeNanoseconds: Int64
+    package let pageCount: UInt64
+    package let zeroPageCount: UInt64
+    package let changedPageCount: UInt64
+    let lineage: String
+    /// The label that it has now; empty: none.
+    package private(set) var label: String
+    /// The pack of the labels record that says so; 0 if the manifest does.
+    package private(set) var labelPack: UInt32
+
+    init(
+        id: CheckpointID, _ manifest: Manifest, at location: RecordLocation, order: UInt64,
+        isForgotten: Bool, forgetPack: UInt32
+    ) {
+        self.id = id
+        self.location = location
+        self.order = order
+        self.isForgotten = isForgotten
+        self.forgetPack = forgetPack
+        timeNanoseconds = manifest.timeNanoseconds
+        pageCount = manifest.pageCount
+        zeroPageCount = manifest.zeroPageCount
+        changedPageCount = manifest.changedPageCount
+        lineage = manifest.lineage
+        label = manifest.label
+        labelPack = 0
+    }
+
+    /// The same of a checkpoint that is forgotten.
+    ///
+    /// - Parameter pack: where the record lies that says so.
+    func forgotten(in pack: UInt32) -> CatalogEntry {
+        var entry = self
+        (entry.isForgotten, entry.forgetPack) = (true, pack)
+        return entry
+    }
+
+    /// The same of a checkpoint whose label a record in `pack` changes; an empty one is none.
+    func labelled(_ label: String, in pack: UInt32) -> CatalogEntry {
+        var entry = self
+        (entry.label, entry.labelPack) = (label, pack)
+        return entry
+    }
+
+    /// Reads a value of the index.
+    init(id: CheckpointID, indexed bytes: UnsafeRawBufferPointer) throws(LMDBError) {
+        self.id = id
+        do throws(FormatError) {
+            var reader = ByteReader(bytes)
+            let pack = try reader.read(UInt32.self)
+            location = RecordLocation(pack: pack, offset: try reader.read(UInt32.self))
+            order = try reader.read(UInt64.self)
+            isForgotten = try reader.read(UInt8.self) != 0
+            forgetPack = try reader.read(UInt32.self)
+            labelPack = try reader.read(UInt32.self)
+            timeNanoseconds = try reader.read(Int64.self)
+            pageCount = try reader.read(UInt64.self)
+            zeroPageCount = try reader.read(UInt64.self)
+            changedPageCount = try reader.read(UInt64.self)
+            lineage = try reader.readText()
+            label = try reader.readText()
+            try reader.expectEnd()
+        } catch {
+            throw .damagedValue("catalog entry")
+        }
+        guard order < Index.numberMax else { throw .damagedValue("catalog entry") }
+    }
+
+    /// The value.
+    var encoded: [UInt8] {
+        var value = ByteWriter(reserving: 61 + lineage.utf8.count + label.utf8.count)
+        value.write(location.pack)
+        value.write(location.offset)
+        value.write(order)
+        value.write(UInt8(isForgotten ? 1 : 0))
+        value.write(forgetPack)
+        value.write(labelPack)
+        value.write(timeNanoseconds)
+        value.write(pageCount)
+        value.write(zeroPageCount)
+        value.write(changedPageCount)
+        value.write(text: lineage)
+        value.write(text: label)
+        return value.bytes
+    }
+
+    /// True if it says what a manifest does.
+    package func agrees(with manifest: Manifest) -> Bool {
+        timeNanoseconds == manifest.timeNanoseconds && pageCount == manifest.pageCount
+            && zeroPageCount == manifest.zeroPageCount
+            && changedPageCount == manifest.changedPageCount
+            && NameForm.areSame(lineage, manifest.lineage)
+            && (labelPack != 0 || NameForm.areSame(label, manifest.label))
+    }
+}
+
+/// The keys of names: the checkpoints with one lie side by side, in the order of publication.
+enum NameKey {
+    /// The key of one checkpoint; nil for a name that is longer than any writer gives: it is in no
+    /// table.
+    static func key(_ name: String, _ order: UInt64) -> [UInt8]? {
+        guard name.utf8.count <= NameForm.byteCountMax else { return nil }
+        var writer = ByteWriter(reserving: 9 + name.utf8.count)
+        writer.write(UInt8(name.utf8.count))
+        writer.write(raw: name.utf8)
+        writer.write(order.bigEndian)
+        return writer.bytes
+    }
+
+    /// A key that lies after all of a name.
+    static func end(of name: String) -> [UInt8]? { key(name, .max) }
+
+    /// The name in a key.
+    static func name(in key: UnsafeRawBufferPointer) throws(LMDBError) -> String {
+        guard let count = key.first, key.count == Int(count) + 9,
+            let name = String(validating: key[1..<1 + Int(count)], as: UTF8.self)
+        else { throw .damagedValue("name") }
+        return name
+    }
+
+    /// True if a key is of a name with as many bytes, and these.
+    static func isKey(_ key: UnsafeRawBufferPointer, of name: String) -> Bool {
+        key.count == name.utf8.count + 9 && Int(key[0]) == name.utf8.count
+            && key[1..<key.count - 8].elementsEqual(name.utf8)
+    }
+}

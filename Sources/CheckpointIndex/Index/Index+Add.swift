@@ -1,0 +1,334 @@
+package import CheckpointFormat
+package import GuestModel
+import LMDBTables
+import PackStore
+
+/// A manifest to be indexed.
+package struct Publication: Sendable {
+    package let id: CheckpointID
+    package let manifest: Manifest
+    package let location: RecordLocation
+    /// The frames in which it may differ from its parent; nil if only the packs say it.
+    package var changed: DirtyBitmap?
+    /// The pack of a record that forgets it: it is kept for the page maps that build on its own.
+    package var forgetPack: UInt32?
+    /// Packs that were removed: what they held of a forgotten checkpoint is not missed.
+    package var pruned = PrunedRecord()
+    /// True if parts of its page map that are damaged are passed over.
+    package var toleratesDamage = false
+
+    package init(
+        id: CheckpointID, manifest: Manifest, location: RecordLocation,
+        changed: DirtyBitmap? = nil, forgetPack: UInt32? = nil,
+        pruned: PrunedRecord = PrunedRecord(), toleratesDamage: Bool = false
+    ) {
+        self.id = id
+        self.manifest = manifest
+        self.location = location
+        self.changed = changed
+        self.forgetPack = forgetPack
+        self.pruned = pruned
+        self.toleratesDamage = toleratesDamage
+    }
+
+    /// True if a record forgets it.
+    var isForgotten: Bool { forgetPack != nil }
+
+    package var checkpoint: Checkpoint {
+        Checkpoint(id: id, manifest: manifest, location: location)
+    }
+}
+
+extension Index {
+    /// Adds a published checkpoint: its pages first, and the catalog's entry last.
+    ///
+    /// Pages that prune has taken are passed over; so are the page maps of a forgotten checkpoint.
+    /// One that is in the catalog is not added again: its references are counted. One that was
+    /// added in part is gone on with.
+    ///
+    /// - Parameter condemned: digests that prune is about to delete: the new place counts.
+    package func add(
+        _ publication: Publication, frames: inout TransactionFrames,
+        series: inout MapSeriesReader, readMark: ReadMark?, highestTransaction: UInt64,
+        condemned: Set<PageDigest> = []
+    ) throws {
+        if try entry(publication.id) != nil {
+            return try environment.write { try setMarks(readMark, highestTransaction, $0) }
+        }
+        var stakes: Stakes?
+        if !publication.isForgotten, !publication.toleratesDamage {
+            stakes = try self.stakes(of: publication, &series)
+        }
+        var addition = try IndexAddition(publication.id, stakes, index: self)
+        try addition.addPages(of: publication, &frames, &series, condemned)
+        try environment.write { transaction in
+            try addition.finish(publication, frames, transaction)
+            try setMarks(readMark, highestTransaction, transaction)
+        }
+    }
+
+    /// A checkpoint's stakes: those that it was given when its adding began, or new ones.
+    private func stakes(
+        of publication: Publication, _ series: inout MapSeriesReader
+    ) throws -> Stakes {
+        if let begun = try stakes(publication.id) { return begun }
+        let parent = publication.manifest.parent
+        var forerunner: CheckpointID?
+        if parent != .none, try hasStakes(CheckpointID(parent)) {
+            forerunner = CheckpointID(parent)
+        }
+        if let changed = publication.changed, forerunner != nil || parent == .none {
+            return Stakes(forerunner: forerunner, frames: changed)
+        }
+        // Its parent was pruned, and the newest of its lineage is likely to be like it.
+        if forerunner == nil, let newest = try newest(lineage: publication.manifest.lineage),
+            try hasStakes(newest)
+        {
+            forerunner = newest
+        }
+        return Stakes(
+            forerunner: forerunner,
+            frames: try series.differing(publication.checkpoint, from: forerunner))
+    }
+
+    private func setMarks(
+        _ readMark: ReadMark?, _ highestTransaction: UInt64,
+        _ transaction: borrowing LMDBTxn
+    ) throws(LMDBError) {
+        var counter = ByteWriter()
+        counter.write(highestTransaction)
+        try setValue(transaction, "transaction", counter.bytes)
+        guard let readMark else { return }
+        var mark = ByteWriter()
+        mark.write(readMark.pack)
+        mark.write(readMark.offset)
+        try setValue(transaction, "read", mark.bytes)
+    }
+
+    /// Moves the read mark forward over records that need no indexing.
+    ///
+    /// - Parameter highestTransaction: the highest number that any of them has. It must not be
+    ///   given out again: pages of an abandoned transaction may stay in the packs.
+    package func advance(to mark: ReadMark, highestTransaction: UInt64) throws {
+        try environment.write { try setMarks(mark, highestTransaction, $0) }
+    }
+}
+
+/// A checkpoint on its way into the index, some pages at a time.
+private struct IndexAddition {
+    /// A page that the checkpoint's page map names.
+    private struct Entry {
+        let digest: PageDigest
+        /// Where the checkpoint's own transaction stored it; nil if it did not.
+        let location: PageLocation?
+        let isCondemned: Bool
+        /// True if the checkpoint has a stake in its frame.
+        let isStaked: Bool
+    }
+
+    /// Pages of 4 KiB that one write transaction of LMDB may write, and keeps in memory until then:
+    /// 32 MiB.
+    private static let leafCountMax = 8192
+    /// Pages that a leaf of the index's tables has at least when it is half full.
+    private static let leafPageCount = 32
+    private static let progressKey = "adding"
+
+    private let index: Index
+    private let id: CheckpointID
+    private let stakes: Stakes?
+    private var batch: [Entry] = []
+    /// Entries that the next write transaction takes.
+    private var batchCountMax = 0
+    /// Entries that the index has taken, or had when this began.
+    private var doneCount: UInt64
+    /// Entries that were handed in so far.
+    private var count: UInt64 = 0
+    /// Pages in the transaction's page frames that the page map names.
+    private var placedCount = 0
+
+    init(_ id: CheckpointID, _ stakes: Stakes?, index: Index) throws {
+        self.index = index
+        self.id = id
+        self.stakes = stakes
+        (doneCount, batchCountMax) = try index.environment.read { transaction in
+            let batchCountMax = try IndexAddition.batchCountMax(index, transaction)
+            guard let bytes = try index.value(transaction, IndexAddition.progressKey),
+                bytes.count == PageDigest.byteCount + 8, PageDigest(bytes: bytes) == id.digest
+            else { return (0, batchCountMax) }
+            let count = bytes[PageDigest.byteCount...].reversed().reduce(0) {
+                $0 << 8 | UInt64($1)
+            }
+            return (count, batchCountMax)
+        }
+    }
+
+    /// Entries that one write transaction of LMDB may take: each may write another leaf, but there
+    /// are no more leaves than the tables have after it.
+    ///
+    /// The more at once, the more of them go to one leaf.
+    private static func batchCountMax(
+        _ index: Index, _ transaction: borrowing LMDBTxn
+    ) throws(LMDBError) -> Int {
+        if let limit = index.recent.limits.additionCountMax { return limit }
+        let known =
+            try transaction.count(index.table(.pages))
+            + transaction.count(index.table(.references))
+        return max(leafCountMax, (leafCountMax * leafPageCount - known) / 2)
+    }
+
+    /// Hands in what a page map says, in its order, and then what it takes from those it builds on
+    /// though the checkpoint has a stake there.
+    mutating func addPages(
+        of publication: Publication, _ frames: inout TransactionFrames,
+        _ series: inout MapSeriesReader, _ condemned: Set<PageDigest>
+    ) throws {
+        var inherited = stakes?.frames ?? DirtyBitmap()
+        batch.reserveCapacity(min(batchCountMax, frames.pageCount))
+        var check = MapCheck(publication.manifest)
+        for location in publication.manifest.mapParts {
+            let part: MapPart
+            do throws(RepositoryError) {
+                if publication.isForgotten,
+                    try series.reader.isPruned(location, publication.pruned)
+                {
+                    continue
+                }
+                part = try MapReader.part(series.reader, at: location, of: publication.manifest)
+                do throws(FormatError) {
+                    try check.take(part)
+                } catch {
+                    throw series.reader.corrupted(location, .mapPart, error)
+                }
+            } catch {
+                guard publication.toleratesDamage, error.corruption != nil else { throw error }
+                continue
+            }
+            try part.forEachRun { (run, digests) throws in
+                inherited.remove(run.range)
+                try add(run, digests, &frames, condemned)
+            }
+        }
+        guard !inherited.isEmpty, let ancestor = publication.manifest.ancestor else { return }
+        try series.forEachPage(of: ancestor, in: inherited) { _, digest throws in
+            try append(Entry(digest: digest, location: nil, isCondemned: false, isStaked: true))
+        }
+    }
+
+    private mutating func add(
+        _ run: MapRun, _ digests: ArraySlice<PageDigest>, _ frames: inout TransactionFrames,
+        _ condemned: Set<PageDigest>
+    ) throws {
+        guard run.content.hasDigests else { return }
+        guard run.content == .storedHere else {
+            for position in 0..<run.range.count {
+                try add(run, position, digests[digests.startIndex + position], nil, condemned)
+            }
+            return
+        }
+        var position = 0
+        try frames.forEachLocation(from: run.firstOrdinal, count: run.range.count) {
+            (location) throws in
+            let digest = digests[digests.startIndex + position]
+            try add(run, position, digest, location, condemned)
+            position += 1
+        }
+    }
+
+    private mutating func add(
+        _ run: MapRun, _ position: Int, _ digest: PageDigest, _ location: PageLocation?,
+        _ condemned: Set<PageDigest>
+    ) throws {
+        let frame = PageFrameNumber(run.range.first.rawValue + UInt64(position))
+        let isStaked = stakes?.frames.contains(frame) ?? false
+        guard location != nil || isStaked else { return }
+        if location != nil { placedCount += 1 }
+        try append(
+            Entry(
+                digest: digest, location: location,
+                isCondemned: location != nil && condemned.contains(digest), isStaked: isStaked))
+    }
+
+    private mutating func append(_ entry: Entry) throws {
+        count += 1
+        // The index has taken it before a failure.
+        guard count > doneCount else { return }
+        batch.append(entry)
+        guard batch.count >= batchCountMax else { return }
+        batchCountMax = try index.environment.write { transaction in
+            try put(transaction)
+            var progress = ByteWriter(reserving: PageDigest.byteCount + 8)
+            progress.write(id.digest)
+            progress.write(count)
+            try index.setValue(transaction, IndexAddition.progressKey, progress.bytes)
+            return try IndexAddition.batchCountMax(index, transaction)
+        }
+        doneCount = count
+        batch.removeAll(keepingCapacity: true)
+    }
+
+    /// The rest, and the catalog's entry.
+    func finish(
+        _ publication: Publication, _ frames: TransactionFrames,
+        _ transaction: borrowing LMDBTxn
+    ) throws {
+        try put(transaction)
+        if placedCount < frames.pageCount {
+            // Pages that changed again before the checkpoint was taken.
+            for pack in frames.packs { try index.suspect(pack, transaction) }
+        }
+        let manifest = publication.manifest
+        try index.setTransaction(manifest.transaction, id, transaction)
+        if let ancestor = manifest.ancestor {
+            try index.link(ancestor, id, in: .builders, transaction)
+        }
+        if publication.isForgotten {
+            // Nobody knows what of it is needed.
+            let parts = manifest.mapParts + manifest.stateParts + [publication.location]
+            for pack in Set(parts.map(\.pack)) { try index.suspect(pack, transaction) }
+        }
+        try index.addToCatalog(
+            transaction, id, manifest, at: publication.location,
+            isForgotten: publication.isForgotten, forgetPack: publication.forgetPack ?? 0)
+    }
+
+    private func put(_ transaction: borrowing LMDBTxn) throws {
+        if let stakes { try index.setStakes(stakes, of: id, transaction) }
+        // What comes of the entries does not depend on their order.
+        let order = Index.keyOrder(batch.count) { batch[$0].digest }
+        let stored = order.filter { batch[$0].location != nil }
+        let window = try index.recentWindow(transaction)
+        let known = try index.locations(
+            stored, of: batch.count, { batch[$0].digest }, in: window, transaction)
+        var new: [PlacedPage] = []
+        for position in order {
+            let entry = batch[position]
+            guard let location = entry.location else {
+                try index.reference(entry.digest, transaction)
+                continue
+            }
+            // A page may come twice in one batch.
+            let earlier = new.last?.digest == entry.digest ? new.last?.location : nil
+            if let known = known[position] ?? earlier {
+                try put(entry, location, known: known, transaction)
+                continue
+            }
+            new.append(PlacedPage(digest: entry.digest, location: location))
+            // The page's entry is its first reference.
+            if !entry.isStaked { try index.placeUnreferenced(entry.digest, transaction) }
+        }
+        try index.add(new, transaction)
+    }
+
+    /// A page that has a place.
+    private func put(
+        _ entry: Entry, _ location: PageLocation, known: PageLocation,
+        _ transaction: borrowing LMDBTxn
+    ) throws(LMDBError) {
+        if entry.isStaked { try index.reference(entry.digest, transaction) }
+        guard known != location else { return }
+        // A page that two transactions stored is read from one place: the first, unless prune
+        // is about to take it.
+        if entry.isCondemned { try index.setLocation(location, of: entry.digest, transaction) }
+        try index.suspect(entry.isCondemned ? known.pack : location.pack, transaction)
+    }
+}

@@ -1,0 +1,379 @@
+package import CheckpointFormat
+package import GuestModel
+package import PackStore
+
+// Reads packs into the index: what follows the read mark, or everything. Needs the writer's lock,
+// because only its holder knows that nothing is being appended.
+//
+// The read mark lies behind the last publication whose transaction and all before it are indexed.
+// Adding the same publication twice changes nothing, so a mark that lags is harmless.
+//
+// What was acknowledged is known by the mark and by the head, whichever lies further on: packs that
+// end before it are damaged, and packs before it that are not there are missing.
+
+/// Brings the index up to what is published.
+package struct IndexReplay {
+    private let reader: PackReader
+    private let index: Index
+    private let head: StoreHead
+    private var pending: [UInt64: TransactionFrames] = [:]
+    private var highestTransaction: UInt64
+    /// Packs of the records of transactions that nothing read so far published.
+    private var unpublished: [UInt64: Set<UInt32>] = [:]
+    /// Ids in the forget records of the packs that are read, and the pack of each record.
+    private var forgotten: [CheckpointID: UInt32] = [:]
+    private var series: MapSeriesReader
+    private var pruned: PrunedRecord
+    /// Checkpoints whose manifests contradict those before them.
+    private var refused: Set<CheckpointID> = []
+    /// The newest pack's contents: they were read once, and may be the whole pack.
+    private var newest: (pack: UInt32, scan: PackScan)?
+    /// True if what is whole is indexed beside what is damaged: for an index that nobody keeps.
+    private let toleratesDamage: Bool
+    /// What was passed over.
+    package private(set) var damage: [Corruption] = []
+
+    /// Beside a writer it comes before the packs are listed, because it reads the head.
+    ///
+    /// - Parameter toleratesDamage: true to read past damage and to collect it in `damage`. The
+    ///   order of checkpoints may not be that of publication then, so the index must not be kept.
+    package init(reader: PackReader, index: Index, toleratesDamage: Bool = false) throws {
+        self.reader = reader
+        self.index = index
+        head = try StoreHead(reader.files, reader.repository)
+        series = MapSeriesReader(index: index, reader: reader)
+        self.toleratesDamage = toleratesDamage
+        highestTransaction = try index.highestTransaction()
+        pruned = try index.pruned()
+    }
+
+    /// What replay found at the end of the packs.
+    package struct End: Sendable {
+        /// The newest record that was written alone and synced; nil if there is none.
+        package let lastConfirming: RecordLocation?
+        /// The place behind it.
+        package let confirmedEnd: RecordLocation?
+        /// What is in the pack of that record.
+        package let scan: PackScan?
+        /// Packs that hold nothing published and come after it.
+        package let abandonedPacks: [UInt32]
+        /// The number of the pack to make if `lastConfirming` is nil: above every pack that stays,
+        /// and above what was read before.
+        package let nextPack: UInt32
+        /// Packs that prune was about to remove.
+        package let prunedPacks: [UInt32]
+        /// The highest transaction number seen.
+        package let highestTransaction: UInt64
+    }
+
+    /// Reads on from the read mark.
+    package mutating func run(packs: [UInt32]) throws -> End {
+        let mark = try index.readMark()
+        let acknowledged = max(mark, head.confirmed ?? mark)
+        var last: (entry: PackIndex.Entry, pack: UInt32, scan: PackScan)?
+        var abandoned: [UInt32] = []
+        var whole = packs.filter { $0 >= mark.pack }
+        var hollow: [UInt32] = []
+        while let newest = whole.last, newest > acknowledged.pack,
+            try PackScan.isHollow(reader.files, pack: newest)
+        {
+            hollow.append(whole.removeLast())
+        }
+        try dropForeign(&whole, acknowledged)
+        try readAhead(whole, acknowledged)
+        whole.removeAll { pruned.contains($0) }
+        let newestKnown = acknowledged.namesBytes ? acknowledged.pack : 0
+        try findMissing(packs, upTo: max(whole.last ?? 0, newestKnown))
+        for pack in whole {
+            guard let scan = try scan(pack, isNewest: pack == whole.last, acknowledged)
+            else { continue }
+            var confirming: PackIndex.Entry?
+            for entry in scan.entries {
+                highestTransaction = TransactionNumbers.highest(
+                    highestTransaction, and: entry.transaction)
+                if entry.type.isConfirming { confirming = entry }
+                if pack > mark.pack || entry.address >= mark.offset {
+                    try tolerating { replay throws in try replay.read(entry, in: pack) }
+                }
+            }
+            if let confirming {
+                last = (confirming, pack, scan)
+                abandoned = []
+            } else {
+                abandoned.append(pack)
+            }
+        }
+        newest = nil
+        // What nothing published has, and records that forget what may have gone.
+        try index.suspect(
+            unpublished.values.reduce(Set(forgotten.values)) { $0.union($1) })
+        let gone = Set(abandoned + hollow)
+        let lastKept = packs.last { !gone.contains($0) } ?? 0
+        let lastRead = mark.namesBytes ? mark.pack : 0
+        let lastPruned = pruned.ranges.last.map { $0.upperBound - 1 } ?? 0
+        return End(
+            lastConfirming: last.map { RecordLocation(pack: $0.pack, offset: $0.entry.offset) },
+            confirmedEnd: last.map { end(of: $0.entry, in: $0.pack) }, scan: last?.scan,
+            abandonedPacks: abandoned + hollow,
+            // Never above the highest number that a pack may have.
+            nextPack: max(lastKept, lastRead, lastPruned) + 1,
+            prunedPacks: packs.filter { pruned.contains($0) },
+            highestTransaction: highestTransaction)
+    }
+
+    /// Finds out what was forgotten and which packs were removed, before anything is indexed.
+    ///
+    /// What is gone for good reasons is not missed then, and what prune was about to remove is not
+    /// indexed.
+    private mutating func readAhead(_ packs: [UInt32], _ acknowledged: ReadMark) throws {
+        var isNewest = true
+        var hasPruned = false
+        for pack in packs.reversed() where !(hasPruned && pruned.contains(pack)) {
+            guard let scan = try scan(pack, isNewest: pack == packs.last, acknowledged)
+            else { continue }
+            if isNewest { newest = (pack, scan) }
+            isNewest = false
+            for entry in scan.entries.reversed() {
+                let location = RecordLocation(pack: pack, offset: entry.address)
+                try tolerating { replay throws in
+                    if entry.type == .forget {
+                        let record = try ForgetRecord.read(replay.reader, at: location)
+                        for id in record.ids { replay.forgotten[CheckpointID(id)] = pack }
+                    } else if entry.type == .pruned, !hasPruned {
+                        replay.pruned = try PrunedRecord.read(replay.reader, at: location)
+                        hasPruned = true
+                    }
+                }
+            }
+        }
+        if hasPruned { try index.setPruned(pruned) }
+    }
+
+    /// Runs `body`; damage that it meets is thrown, or collected if it is tolerated.
+    private mutating func tolerating(_ body: (inout IndexReplay) throws -> Void) throws {
+        do {
+            try body(&self)
+        } catch let error as RepositoryError {
+            guard toleratesDamage, let corruption = error.corruption else { throw error }
+            if !damage.contains(corruption) { damage.append(corruption) }
+        }
+    }
+
+    /// Looks at the newest packs' envelopes: a file that is no pack of this repository is named
+    /// itself, and not the pack before it for not being sealed.
+    private mutating func dropForeign(
+        _ packs: inout [UInt32], _ acknowledged: ReadMark
+    ) throws {
+        while let newest = packs.last, newest > acknowledged.pack {
+            let known = damage.count
+            try tolerating { replay throws in _ = try replay.reader.file(newest) }
+            if damage.count == known { return }
+            packs.removeLast()
+        }
+    }
+
+    /// Fails if a pack is not there that must be.
+    ///
+    /// A pack gets its name, durably, before the next one is made; packs without anything
+    /// published are removed from the highest down, and others only after a record named them.
+    private mutating func findMissing(_ packs: [UInt32], upTo newest: UInt32) throws {
+        for gap in PackGaps.missing(packs, pruned, upTo: newest) {
+            try tolerating { _ throws in throw PackFile.missing(gap) }
+        }
+    }
+
+    /// What is in a pack; nil if it was damaged beyond reading, and that is tolerated.
+    private mutating func scan(
+        _ pack: UInt32, isNewest: Bool, _ acknowledged: ReadMark
+    ) throws -> PackScan? {
+        if let newest, newest.pack == pack { return newest.scan }
+        var scan: PackScan?
+        try tolerating { replay throws in
+            scan = try replay.scanWhole(pack, isNewest: isNewest, acknowledged)
+        }
+        if scan != nil { return scan }
+        try tolerating { replay throws in
+            let (found, damage) = try PackScan.salvage(replay.reader, pack: pack)
+            scan = found
+            replay.damage += damage.filter { !replay.damage.contains($0) }
+        }
+        return scan
+    }
+
+    /// What is in a pack; throws if anything acknowledged is damaged.
+    private func scanWhole(
+        _ pack: UInt32, isNewest: Bool, _ acknowledged: ReadMark
+    ) throws -> PackScan {
+        let scan = try PackScan.scan(reader, pack: pack, isNewest: isNewest)
+        // It is an address: a sealed pack may have been rewritten shorter.
+        let isCut =
+            !scan.isSealed && acknowledged.pack == pack && acknowledged.offset > scan.validEnd
+        let isDamaged = scan.isCorrupted || isCut || (!scan.isSealed && !isNewest)
+        if isDamaged {
+            throw RepositoryError(
+                Corruption(
+                    file: PackName.path(pack), offset: UInt64(scan.validEnd), object: "record",
+                    reason: scan.tail?.reason ?? "the pack ends before what it held"))
+        }
+        return scan
+    }
+
+    /// Fails if a manifest contradicts those before it.
+    private mutating func check(_ checkpoint: Checkpoint) throws {
+        if let other = try index.checkpoint(of: checkpoint.manifest.transaction),
+            other != checkpoint.id, try index.entry(other) != nil
+        {
+            refused.insert(checkpoint.id)
+            throw ManifestReader.sharedTransaction(checkpoint, with: other, reader)
+        }
+        guard forgotten[checkpoint.id] == nil else { return }
+        let (reader, refused, pruned) = (reader, refused, pruned)
+        try tolerating { replay throws in
+            try replay.series.checkAncestor(of: checkpoint) { id, last in
+                // What was refused, or lies in a pack that is gone though it is there, is not had.
+                guard !refused.contains(id) else { return false }
+                return try ManifestReader.isInPacks(
+                    id, before: last.location, notIn: pruned, reader)
+            }
+        }
+    }
+
+    /// The address behind a record.
+    private func end(of entry: PackIndex.Entry, in pack: UInt32) -> RecordLocation {
+        RecordLocation(pack: pack, offset: entry.address + (entry.end - entry.offset))
+    }
+
+    private mutating func read(_ entry: PackIndex.Entry, in pack: UInt32) throws {
+        let location = RecordLocation(pack: pack, offset: entry.address)
+        switch entry.type {
+        case .pageFrame:
+            guard let table = entry.frame else { return }
+            pending[entry.transaction, default: TransactionFrames()].append(table, at: location)
+            unpublished[entry.transaction, default: []].insert(pack)
+        case .publish:
+            let (id, manifest) = try ManifestReader.read(reader, at: location)
+            try check(Checkpoint(id: id, manifest: manifest, location: location))
+            unpublished[entry.transaction] = nil
+            var frames = pending.removeValue(forKey: entry.transaction) ?? TransactionFrames()
+            // The mark may go past frames of other transactions only if none waits.
+            try index.add(
+                Publication(
+                    id: id, manifest: manifest, location: location,
+                    forgetPack: forgotten[id], pruned: pruned, toleratesDamage: toleratesDamage),
+                frames: &frames, series: &series,
+                readMark: pending.isEmpty ? end(of: entry, in: pack) : nil,
+                highestTransaction: highestTransaction)
+        case .forget:
+            // Those that were indexed before; `readAhead` saw to the others.
+            let record = try ForgetRecord.read(reader, at: location)
+            try index.forget(record.ids.map { CheckpointID($0) }, in: pack)
+        case .labels:
+            // Read in the order of packs: the last of those that name a checkpoint counts.
+            let record = try LabelsRecord.read(reader, at: location)
+            try index.setLabels(record.changes, in: pack)
+        case .mapPart, .guestState:
+            unpublished[entry.transaction, default: []].insert(pack)
+        default:
+            break
+        }
+    }
+}
+
+extension PackReader {
+    /// Reads a record and what it says; a payload that cannot be is corruption of the record.
+    fileprivate func payload<T>(
+        at location: RecordLocation, _ type: RecordType,
+        _ decode: ([UInt8]) throws(FormatError) -> T
+    ) throws(RepositoryError) -> T {
+        let payload = try record(at: location, type).payload
+        do throws(FormatError) {
+            return try decode(payload)
+        } catch {
+            throw corrupted(location, type, error)
+        }
+    }
+}
+
+extension ForgetRecord {
+    /// Reads one from a pack.
+    package static func read(
+        _ reader: PackReader, at location: RecordLocation
+    ) throws(RepositoryError) -> ForgetRecord {
+        try reader.payload(at: location, .forget, decode)
+    }
+}
+
+extension LabelsRecord {
+    /// Reads one from a pack.
+    package static func read(
+        _ reader: PackReader, at location: RecordLocation
+    ) throws(RepositoryError) -> LabelsRecord {
+        try reader.payload(at: location, .labels, decode)
+    }
+}
+
+extension PrunedRecord {
+    /// Reads one from a pack.
+    static func read(
+        _ reader: PackReader, at location: RecordLocation
+    ) throws(RepositoryError) -> PrunedRecord {
+        try reader.payload(at: location, .pruned) { (payload) throws(FormatError) in
+            let record = try decode(payload)
+            try record.check(in: location.pack)
+            return record
+        }
+    }
+}
+
+/// Reads manifests from packs.
+package enum ManifestReader {
+    /// The error for a manifest with the transaction number of another one.
+    static func sharedTransaction(
+        _ checkpoint: Checkpoint, with other: CheckpointID, _ reader: PackReader
+    ) -> RepositoryError {
+        reader.corrupted(
+            checkpoint.location, .publish,
+            FormatError(
+                offset: 72, reason: "its transaction number is that of checkpoint \(other.short)"))
+    }
+
+    /// True if a checkpoint's manifest is in the packs before a place, whatever the index says.
+    ///
+    /// Reads every manifest there: only asked when something is damaged.
+    static func isInPacks(
+        _ id: CheckpointID, before end: RecordLocation, notIn pruned: PrunedRecord,
+        _ reader: PackReader
+    ) throws -> Bool {
+        let packs = try PackName.list(reader.files)
+        for pack in packs where pack <= end.pack && !pruned.contains(pack) {
+            guard let scan = try? PackScan.scan(reader, pack: pack, isNewest: pack == packs.last)
+            else { continue }
+            for entry in scan.entries where entry.type == .publish {
+                let location = RecordLocation(pack: pack, offset: entry.address)
+                guard location < end else { break }
+                if let found = try? read(reader, at: location), found.id == id { return true }
+            }
+        }
+        return false
+    }
+
+    /// Reads and checks one manifest; its id is the digest of its bytes.
+    package static func read(
+        _ reader: PackReader, at location: RecordLocation
+    ) throws(RepositoryError) -> (id: CheckpointID, manifest: Manifest) {
+        let (header, payload) = try reader.record(at: location, .publish)
+        do {
+            let manifest = try Manifest.decode(payload)
+            guard manifest.transaction == header.transaction else {
+                throw FormatError(offset: 72, reason: "the transaction numbers differ")
+            }
+            try manifest.check(at: location)
+            let digest = payload.withUnsafeBytes { PageDigest(hashing: $0) }
+            return (CheckpointID(digest), manifest)
+        } catch let error as FormatError {
+            throw reader.corrupted(location, .publish, error)
+        } catch {
+            preconditionFailure("decoding fails in one way only: \(error)")
+        }
+    }
+}

@@ -1,0 +1,279 @@
+package import CheckpointFormat
+package import GuestModel
+import LMDBTables
+import Synchronization
+
+// A run: pages that one write transaction added, in the order of digests. Its value in the table
+// `recent`, for each page: its digest, its location. A location of zeros: prune has taken the page.
+
+/// The entries of one run, where they lie or as they are gathered.
+enum RecentRun {
+    static let entryByteCount = PageDigest.byteCount + PageLocation.byteCount
+
+    private typealias Words = (UInt64, UInt64, UInt64, UInt64)
+
+    static func encode(_ pages: [PlacedPage]) -> [UInt8] {
+        [UInt8](unsafeUninitializedCapacity: pages.count * entryByteCount) { buffer, count in
+            let run = UnsafeMutableRawBufferPointer(buffer)
+            for page in pages {
+                run.storeBytes(of: page.digest.words, toByteOffset: count, as: Words.self)
+                let start = count + PageDigest.byteCount
+                count += entryByteCount
+                page.location.encode(
+                    into: UnsafeMutableRawBufferPointer(rebasing: run[start..<count]))
+            }
+        }
+    }
+
+    /// How many entries a run has.
+    static func count(_ run: UnsafeRawBufferPointer) throws(LMDBError) -> Int {
+        guard run.count % entryByteCount == 0 else { throw .damagedValue("run") }
+        return run.count / entryByteCount
+    }
+
+    static func digest(_ run: UnsafeRawBufferPointer, _ position: Int) -> PageDigest {
+        let start = position * entryByteCount
+        return PageDigest(words: run.loadUnaligned(fromByteOffset: start, as: Words.self))
+    }
+
+    /// An entry's location; nil if prune has taken the page.
+    static func location(
+        _ run: UnsafeRawBufferPointer, _ position: Int
+    ) throws(LMDBError) -> PageLocation? {
+        let start = position * entryByteCount + PageDigest.byteCount
+        let bytes = UnsafeRawBufferPointer(rebasing: run[start..<start + PageLocation.byteCount])
+        guard bytes.contains(where: { $0 != 0 }) else { return nil }
+        return try PageLocation(indexed: bytes)
+    }
+
+    /// The first entry whose digest is not before a place in the order of digests.
+    static func firstPosition(
+        _ run: UnsafeRawBufferPointer, from order: UInt64
+    ) throws(LMDBError) -> Int {
+        var low = 0
+        var high = try count(run)
+        while low < high {
+            let middle = (low + high) / 2
+            if digest(run, middle).order < order { low = middle + 1 } else { high = middle }
+        }
+        return low
+    }
+}
+
+extension PageDigest {
+    /// The first eight bytes as a number, which ascends as digests do.
+    var order: UInt64 { words.0.byteSwapped }
+
+    /// True if it comes before another in the order of their bytes.
+    package func precedes(_ other: PageDigest) -> Bool {
+        (order, words.1.byteSwapped, words.2.byteSwapped, words.3.byteSwapped)
+            < (
+                other.order, other.words.1.byteSwapped, other.words.2.byteSwapped,
+                other.words.3.byteSwapped
+            )
+    }
+}
+
+/// A page, and where it lies.
+package struct PlacedPage: Hashable {
+    package let digest: PageDigest
+    package let location: PageLocation
+}
+
+/// Where one page stands: the run's number, and its position there.
+struct RecentPlace: Hashable {
+    let run: UInt64
+    let position: Int
+}
+
+/// Finds pages in runs by the first eight bytes of their digests.
+///
+/// Tables with open addressing, 16 bytes a slot, at most half of them taken. Whoever finds
+/// something compares the rest of the digest where it stands. It says nothing that is not in the
+/// index, and is made by reading runs.
+struct RecentPages {
+    private struct Slot {
+        var prefix: UInt64 = 0
+        /// The run's ordinal, from 1 on, in the upper half, and the position in the lower; 0: free.
+        var place: UInt64 = 0
+    }
+
+    /// The slots of some of all prefixes.
+    private struct Table {
+        var slots: [Slot] = []
+        var takenCount = 0
+
+        mutating func insert(_ slot: Slot) {
+            let mask = slots.count - 1
+            var index = Int(truncatingIfNeeded: slot.prefix) & mask
+            while slots[index].place != 0 { index = (index + 1) & mask }
+            slots[index] = slot
+            takenCount += 1
+        }
+    }
+
+    // Many, because one that is full is made anew while captures wait: a million entries at once
+    // took 50 to 100 ms.
+    private static let tableBits = 8
+    private var tables = [Table](repeating: Table(), count: 1 << tableBits)
+    /// The runs' numbers by their ordinals, which are given out as runs are read.
+    private var runs: [UInt64: UInt64] = [:]
+    private var lastOrdinal: UInt64 = 0
+    /// Numbers of the runs that were read.
+    private var numbers: Set<UInt64> = []
+    private var oldest = UInt64.max
+    /// Numbers between which all runs were read that any transaction sees.
+    private(set) var known: ClosedRange<UInt64>?
+    /// How many look at runs from a number on.
+    private var viewers: [UInt64: Int] = [:]
+
+    /// Adds a run; one that was read before is passed over.
+    mutating func add(
+        _ run: UnsafeRawBufferPointer, number: UInt64
+    ) throws(LMDBError) {
+        let count = try RecentRun.count(run)
+        guard count <= UInt32.max else { throw .damagedValue("run") }
+        guard numbers.insert(number).inserted else { return }
+        oldest = min(oldest, number)
+        lastOrdinal += 1
+        runs[lastOrdinal] = number
+        for position in 0..<count {
+            let prefix = RecentRun.digest(run, position).words.0
+            let table = RecentPages.table(of: prefix)
+            if tables[table].takenCount * 2 >= tables[table].slots.count { makeRoom(table) }
+            tables[table].insert(
+                Slot(prefix: prefix, place: lastOrdinal << 32 | UInt64(position)))
+        }
+    }
+
+    /// Which table a prefix belongs to: the bits that say which slot are others.
+    private static func table(of prefix: UInt64) -> Int { Int(prefix >> UInt64(64 - tableBits)) }
+
+    /// Notes that all runs were read that a transaction sees, or were known.
+    ///
+    /// Runs go from the oldest on, so a transaction before it sees others only with lower numbers.
+    mutating func didRead(_ seen: ClosedRange<UInt64>) {
+        guard let known else {
+            self.known = seen
+            return
+        }
+        if seen.lowerBound <= known.upperBound + 1, known.lowerBound <= seen.upperBound + 1 {
+            self.known =
+                min(known.lowerBound, seen.lowerBound)...max(known.upperBound, seen.upperBound)
+        } else if seen.lowerBound > known.upperBound {
+            // Between them runs may have come and gone that an earlier transaction sees.
+            self.known = seen
+        }
+    }
+
+    /// Keeps runs from a number on until `endViewing`, whatever becomes of them.
+    mutating func beginViewing(from number: UInt64) { viewers[number, default: 0] += 1 }
+
+    mutating func endViewing(from number: UInt64) {
+        guard let count = viewers[number] else { return }
+        viewers[number] = count > 1 ? count - 1 : nil
+    }
+
+    /// Forgets runs with lower numbers, unless somebody looks at them.
+    mutating func removeRuns(before number: UInt64) {
+        let bound = viewers.keys.reduce(number) { min($0, $1) }
+        guard oldest < bound else { return }
+        // Their slots go when their tables are made anew.
+        runs = runs.filter { $0.value >= bound }
+        numbers = numbers.filter { $0 >= bound }
+        oldest = numbers.min() ?? .max
+        guard let known, known.lowerBound < bound else { return }
+        self.known = known.upperBound < bound ? nil : bound...known.upperBound
+    }
+
+    /// Calls `body` with places where a page may stand, until it returns something.
+    func find<T>(
+        _ digest: PageDigest, _ body: (RecentPlace) throws(LMDBError) -> T?
+    ) throws(LMDBError) -> T? {
+        let prefix = digest.words.0
+        let table = RecentPages.table(of: prefix)
+        guard !tables[table].slots.isEmpty else { return nil }
+        let mask = tables[table].slots.count - 1
+        var index = Int(truncatingIfNeeded: prefix) & mask
+        while tables[table].slots[index].place != 0 {
+            let slot = tables[table].slots[index]
+            if slot.prefix == prefix, let run = runs[slot.place >> 32] {
+                let position = Int(slot.place & 0xffff_ffff)
+                let place = RecentPlace(run: run, position: position)
+                if let found = try body(place) { return found }
+            }
+            index = (index + 1) & mask
+        }
+        return nil
+    }
+
+    /// Makes room in a table, and drops entries of runs that are gone.
+    private mutating func makeRoom(_ table: Int) {
+        let live = tables[table].slots.filter { $0.place != 0 && runs[$0.place >> 32] != nil }
+        var size = 16
+        while size < live.count * 3 { size *= 2 }
+        tables[table] = Table(slots: Array(repeating: Slot(), count: size))
+        for slot in live { tables[table].insert(slot) }
+    }
+}
+
+/// When pages are worth a run, and how many are in runs.
+package struct RecentLimits {
+    /// New pages of a transaction from which on they become a run.
+    ///
+    /// Fewer go to the table of pages at once: each step of draining looks into all runs.
+    package var entryCountMin = 256
+    /// New pages that are this part of all pages, or more, go to the table at once too: a leaf
+    /// takes as many of them as it would when runs are drained.
+    ///
+    /// 0: never.
+    var bulkPart = 8
+    /// Pages that are added while all runs are drained once: an eighth of the pages there are,
+    /// which is some seven for each leaf of their table, within these.
+    ///
+    /// Twice as many are in runs at most; looking for them takes up to 100 bytes of memory each.
+    var drainCounts = 1 << 15...1 << 19
+    /// Entries of a checkpoint that one transaction takes; nil: as many as memory allows.
+    package var additionCountMax: Int?
+}
+
+/// What was read of the runs, for all who look for pages in them.
+package final class RecentRuns: Sendable {
+    private let pages = Mutex(RecentPages())
+    private let limitsNow = Mutex(RecentLimits())
+
+    /// For tests: others than `RecentLimits()`.
+    package var limits: RecentLimits {
+        get { limitsNow.withLock { $0 } }
+        set { limitsNow.withLock { $0 = newValue } }
+    }
+
+    /// Runs `body` alone.
+    func withPages<T>(
+        _ body: (inout RecentPages) throws(LMDBError) -> T
+    ) throws(LMDBError) -> T {
+        try pages.withLock { (pages) throws(LMDBError) -> T in try body(&pages) }
+    }
+
+    fileprivate func endViewing(from number: UInt64) {
+        pages.withLock { $0.endViewing(from: number) }
+    }
+}
+
+/// The runs that one transaction sees.
+package final class RecentWindow: Sendable {
+    package let first: UInt64
+    let last: UInt64
+    let runs: RecentRuns
+
+    /// - Parameter runs: where viewing from the first one began.
+    init(_ numbers: ClosedRange<UInt64>, of runs: RecentRuns) {
+        first = numbers.lowerBound
+        last = numbers.upperBound
+        self.runs = runs
+    }
+
+    deinit {
+        runs.endViewing(from: first)
+    }
+}

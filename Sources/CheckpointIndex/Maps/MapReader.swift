@@ -1,0 +1,130 @@
+package import CheckpointFormat
+package import GuestModel
+package import PackStore
+
+// How a page map is reached: from the checkpoint back over `mapAncestor` to a base map, then
+// forward again, each delta over the one before. The number of maps is the digit sum of the
+// position in base 4 plus one: at most 3 * log4(n) + 1 for the n-th map of a series.
+
+// Each manifest on the way is held to that rule, and each part to its manifest (`MapCheck`), before
+// anything in memory is made as large as they say.
+
+/// Reads page maps from packs.
+package enum MapReader {
+    /// Reads one part of a checkpoint's own map.
+    package static func part(
+        _ reader: PackReader, at location: RecordLocation, of manifest: Manifest
+    ) throws(RepositoryError) -> MapPart {
+        let (header, payload) = try reader.record(at: location, .mapPart)
+        let decompressor = Decompressor()
+        do throws(FormatError) {
+            try manifest.checkOwns(header.transaction)
+            return try payload.withUnsafeBufferPointer { (bytes) throws(FormatError) -> MapPart in
+                try MapPart.decode(UnsafeRawBufferPointer(bytes), decompressor: decompressor)
+            }
+        } catch {
+            throw reader.corrupted(location, .mapPart, error)
+        }
+    }
+
+    /// Applies a checkpoint's own map, base or delta, to `map`.
+    ///
+    /// - Returns: how many frames this changed.
+    @discardableResult
+    package static func apply(
+        _ reader: PackReader, _ manifest: Manifest, to map: PageMap
+    ) throws(RepositoryError) -> Int {
+        var changed = 0
+        try forEachPart(reader, manifest) { part in changed += apply(part, to: map) }
+        return changed
+    }
+
+    /// Calls `body` with the parts of a checkpoint's own map, in order, each held to the manifest.
+    ///
+    /// - Parameter passesOver: asked about each part before it is read; true: it is left out.
+    package static func forEachPart(
+        _ reader: PackReader, _ manifest: Manifest,
+        passingOver passesOver: (RecordLocation) throws(RepositoryError) -> Bool = { _ in false },
+        _ body: (MapPart) throws(RepositoryError) -> Void
+    ) throws(RepositoryError) {
+        var check = MapCheck(manifest)
+        for location in manifest.mapParts where try !passesOver(location) {
+            let part = try part(reader, at: location, of: manifest)
+            do throws(FormatError) {
+                try check.take(part)
+            } catch {
+                throw reader.corrupted(location, .mapPart, error)
+            }
+            try body(part)
+        }
+    }
+
+    /// Fails unless a checkpoint's delta map can build on the map of another one.
+    package static func check(
+        _ checkpoint: Checkpoint, ancestor: Checkpoint, _ reader: PackReader
+    ) throws(RepositoryError) {
+        do throws(FormatError) {
+            try checkpoint.check(ancestor: ancestor)
+        } catch {
+            throw reader.corrupted(checkpoint.location, .publish, error)
+                .attributed(to: checkpoint.id)
+        }
+    }
+
+    /// The error for a checkpoint whose page map builds on one that no pack holds.
+    package static func lostAncestor(
+        of checkpoint: Checkpoint, _ reader: PackReader
+    ) -> RepositoryError {
+        let name = CheckpointID(checkpoint.manifest.mapAncestor).short
+        return reader.corrupted(
+            checkpoint.location, .publish,
+            FormatError(
+                offset: 88,
+                reason: "its page map builds on checkpoint \(name), and no pack holds its manifest "
+                    + "before this one")
+        ).attributed(to: checkpoint.id)
+    }
+
+    /// Applies a stretch of a map to `map`.
+    ///
+    /// - Returns: how many frames this changed.
+    @discardableResult
+    package static func apply(_ part: MapPart, to map: PageMap) -> Int {
+        var changed = 0
+        part.forEachRun { run, digests in
+            // Holes are long, and most of some maps.
+            if run.content == .zero {
+                map.setZero(run.range) { changed += $1.nonzeroBitCount }
+            } else {
+                MapPart.forEachContent(of: run, digests) { frame, content in
+                    changed += map.set(frame, content) ? 1 : 0
+                }
+            }
+        }
+        return changed
+    }
+
+    /// The frames that a checkpoint's own map names.
+    package static func frames(
+        _ reader: PackReader, _ manifest: Manifest
+    ) throws(RepositoryError) -> DirtyBitmap {
+        var frames = DirtyBitmap()
+        try forEachPart(reader, manifest) { part in
+            for run in part.runs { frames.insert(run.range) }
+        }
+        return frames
+    }
+}
+
+extension Checkpoint {
+    /// Fails unless this one's delta map can build on the map of another one.
+    package func check(ancestor: Checkpoint) throws(FormatError) {
+        guard ancestor.location < location else {
+            throw FormatError(
+                offset: 88,
+                reason: "its page map builds on checkpoint \(ancestor.id.short), which was "
+                    + "published after it")
+        }
+        try manifest.check(ancestor: ancestor.manifest)
+    }
+}

@@ -1,0 +1,193 @@
+package import CheckpointFormat
+package import GuestModel
+import LMDBTables
+package import PackStore
+
+/// Reads page maps along their series, and remembers those that it read last.
+package struct MapSeriesReader {
+    /// Digests of maps that are remembered: 32 MiB.
+    private static let digestCountMax = 1 << 20
+    private static let checkpointCountMax = 1 << 12
+
+    package let reader: PackReader
+    private let index: Index
+    private var checkpoints: [CheckpointID: Checkpoint] = [:]
+    private var maps: [CheckpointID: [MapPart]] = [:]
+    /// The order in which they were read.
+    private var order: [CheckpointID] = []
+    private var digestCount = 0
+
+    package init(index: Index, reader: PackReader) {
+        self.index = index
+        self.reader = reader
+    }
+
+    /// A checkpoint whose manifest is in the packs, whether it was forgotten or not.
+    package mutating func checkpoint(_ id: CheckpointID) throws -> Checkpoint {
+        if let known = checkpoints[id] { return known }
+        guard let entry = try index.entry(id) else {
+            throw LMDBError.contradiction(in: "catalog")
+        }
+        let (found, manifest) = try ManifestReader.read(reader, at: entry.location)
+        guard found == id else {
+            throw reader.corrupted(
+                entry.location, .publish,
+                FormatError(offset: 0, reason: "it is checkpoint \(found.short), not \(id.short)"))
+        }
+        if checkpoints.count >= MapSeriesReader.checkpointCountMax { checkpoints.removeAll() }
+        let checkpoint = Checkpoint(id: id, manifest: manifest, location: entry.location)
+        checkpoints[id] = checkpoint
+        return checkpoint
+    }
+
+    /// A checkpoint's own map, base or delta.
+    ///
+    /// - Parameter pruned: packs that were removed, if parts that prune took are passed over.
+    package mutating func map(
+        of checkpoint: Checkpoint, passingOver pruned: PrunedRecord? = nil
+    ) throws -> [MapPart] {
+        if let known = maps[checkpoint.id] { return known }
+        var parts: [MapPart] = []
+        try MapReader.forEachPart(reader, checkpoint.manifest) {
+            (location) throws(RepositoryError) in
+            guard let pruned else { return false }
+            return try reader.isPruned(location, pruned)
+        } _: { part in
+            parts.append(part)
+        }
+        let count = parts.reduce(0) { $0 + $1.digests.count }
+        while digestCount + count > MapSeriesReader.digestCountMax, !order.isEmpty {
+            let oldest = maps.removeValue(forKey: order.removeFirst()) ?? []
+            digestCount -= oldest.reduce(0) { $0 + $1.digests.count }
+        }
+        maps[checkpoint.id] = parts
+        order.append(checkpoint.id)
+        digestCount += count
+        return parts
+    }
+
+    /// A checkpoint and those that its page map builds on, up to the base map.
+    mutating func series(from checkpoint: Checkpoint) throws -> [Checkpoint] {
+        var result = [checkpoint]
+        while let last = result.last, let ancestor = last.mapAncestor {
+            let next = try self.checkpoint(ancestor)
+            try MapReader.check(last, ancestor: next, reader)
+            result.append(next)
+        }
+        return result
+    }
+
+    /// Fails unless a checkpoint's page map can build on what it says that it builds on, up to the
+    /// base map.
+    ///
+    /// - Parameter packsHold: asked whether the packs hold a manifest that the index lacks before
+    ///   that of a checkpoint: then the index is damaged, else the packs are.
+    mutating func checkAncestor(
+        of checkpoint: Checkpoint,
+        packsHold: (CheckpointID, _ before: Checkpoint) throws -> Bool
+    ) throws {
+        var last = checkpoint
+        while let ancestor = last.mapAncestor {
+            guard try checkpoints[ancestor] != nil || index.entry(ancestor) != nil else {
+                if try packsHold(ancestor, last) {
+                    throw LMDBError.contradiction(in: "catalog")
+                }
+                throw MapReader.lostAncestor(of: last, reader)
+            }
+            let next = try self.checkpoint(ancestor)
+            try MapReader.check(last, ancestor: next, reader)
+            last = next
+        }
+    }
+
+    /// Calls `body` with the pages that a checkpoint has in some frames, each once.
+    ///
+    /// Reads its maps until each of the frames was named.
+    package mutating func forEachPage(
+        of id: CheckpointID, in frames: DirtyBitmap,
+        _ body: (PageFrameNumber, PageDigest) throws -> Void
+    ) throws {
+        var wanted = frames
+        var next: CheckpointID? = id
+        var last: Checkpoint?
+        while let id = next, !wanted.isEmpty {
+            let checkpoint = try checkpoint(id)
+            if let last { try MapReader.check(last, ancestor: checkpoint, reader) }
+            last = checkpoint
+            for part in try map(of: checkpoint) {
+                try part.forEachRun { (run, digests) throws in
+                    if run.content.hasDigests {
+                        for (frame, digest) in zip(run.range.frames, digests)
+                        where wanted.contains(PageFrameNumber(frame)) {
+                            try body(PageFrameNumber(frame), digest)
+                        }
+                    }
+                    wanted.remove(run.range)
+                }
+            }
+            next = checkpoint.mapAncestor
+        }
+    }
+
+    /// Calls `body` with every page that a checkpoint has.
+    package mutating func forEachPage(
+        of id: CheckpointID, _ body: (PageFrameNumber, PageDigest) throws -> Void
+    ) throws {
+        var frames = DirtyBitmap()
+        for step in try series(from: checkpoint(id)) {
+            for part in try map(of: step) { for run in part.runs { frames.insert(run.range) } }
+        }
+        try forEachPage(of: id, in: frames, body)
+    }
+}
+
+// MARK: - Differences
+
+extension MapSeriesReader {
+    /// Frames in which a checkpoint may differ from another one: all in which it does, and few
+    /// others.
+    ///
+    /// Reads the maps between the two and the first one that both build on.
+    ///
+    /// - Parameter other: nil: the frames that exist.
+    mutating func differing(
+        _ checkpoint: Checkpoint, from other: CheckpointID?
+    ) throws -> DirtyBitmap {
+        let mine = try series(from: checkpoint)
+        guard let other else { return try frames(of: mine) }
+        if checkpoint.mapAncestor == other { return try frames(of: [checkpoint]) }
+        let theirs = try series(from: self.checkpoint(other))
+        let ids = Set(mine.map(\.id))
+        let common = theirs.first { ids.contains($0.id) }?.id
+        let old = PageMap()
+        let path = Array(theirs.prefix { $0.id != common })
+        for step in path.reversed() {
+            for part in try map(of: step) { MapReader.apply(part, to: old) }
+        }
+        var named = try frames(of: path)
+        var result = DirtyBitmap()
+        var seen = DirtyBitmap()
+        for step in mine.prefix(while: { $0.id != common }) {
+            for part in try map(of: step) {
+                part.forEachContent { frame, content in
+                    guard !seen.contains(frame) else { return }
+                    if !named.contains(frame) || old[frame] != content { result.insert(frame) }
+                }
+            }
+            seen.formUnion(try frames(of: [step]))
+        }
+        // What only the other names: there this one has what both build on, or nothing.
+        named.subtract(seen)
+        result.formUnion(named)
+        return result
+    }
+
+    /// The frames that the maps of some checkpoints name.
+    private mutating func frames(of steps: [Checkpoint]) throws -> DirtyBitmap {
+        var frames = DirtyBitmap()
+        for step in steps {
+            for part in try map(of: step) { for run in part.runs { frames.insert(run.range) } }
+        }
+        return frames
+    }
+}

@@ -1,0 +1,60 @@
+import CheckpointFormat
+import CheckpointIndex
+import GuestModel
+public import PackStore
+
+extension Repository {
+    /// Fails unless a checkpoint of a lineage may be taken, and have a label.
+    ///
+    /// A name means one thing: no label is a lineage's name, nor the other way round, and the
+    /// checkpoints that share a label are of one lineage; the newest of them has it.
+    package func checkNames(
+        lineage: String, label: String?
+    ) throws(RepositoryError) {
+        try Names.check(lineage, kind: "lineage")
+        if let label { try Names.check(label, kind: "label") }
+        let exists = try newest(ofLineage: lineage) != nil
+        if !exists { try Names.checkNew(lineage, kind: "lineage") }
+        if !exists, let id = try withCurrentIndex({ try $0.labelled(lineage) }) {
+            throw RepositoryError(
+                .invalidName,
+                "'\(lineage)' is the label of checkpoint \(id.short), so no lineage can begin with "
+                    + "this name; choose another")
+        }
+        guard let label else { return }
+        let isLineage = try newest(ofLineage: label) != nil
+        if isLineage || NameForm.areSame(label, lineage) {
+            throw RepositoryError(
+                .invalidName,
+                "'\(label)' is the name of a lineage, so it cannot be a label; choose another")
+        }
+        guard let id = try withCurrentIndex({ try $0.labelled(label) }) else {
+            return try Names.checkNew(label, kind: "label")
+        }
+        let other = try checkpoint(id: id)
+        guard NameForm.areSame(other.lineage, lineage) else {
+            throw RepositoryError(
+                .invalidName,
+                "'\(label)' is the label of checkpoint \(id.short) of lineage '\(other.lineage)'; "
+                    + "choose another")
+        }
+    }
+
+    /// The lineage whose name is most like another name: what may have been meant; nil if none is.
+    ///
+    /// Looks at no more than 10,000 lineages.
+    public func lineage(nearestTo name: String) throws(RepositoryError) -> String? {
+        let names = try lineages().prefix(Repository.nearNameCountMax).map(\.name)
+        return Names.nearest(to: name, among: names)
+    }
+
+    /// The lineage or label whose name is most like another name; nil if none is.
+    func name(nearestTo name: String) throws(RepositoryError) -> String? {
+        let names = try withCurrentIndex { index in
+            try index.names(limit: Repository.nearNameCountMax)
+        }
+        return Names.nearest(to: name, among: names)
+    }
+
+    private static let nearNameCountMax = 10_000
+}

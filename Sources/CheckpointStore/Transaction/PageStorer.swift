@@ -1,0 +1,108 @@
+package import CheckpointFormat
+package import GuestModel
+package import PackStore
+
+/// Stores the pages of a checkpoint under way: drops what did not change and what the repository
+/// has, and groups, compresses and appends the rest.
+///
+/// One belongs to one thread. Its buffers are kept: what is allocated is a table for each page
+/// group, and a handful of arrays for each batch of pages.
+package struct PageStorer: ~Copyable {
+    private var compressor = Compressor(level: .standard)
+    private var records = RecordWriter()
+    private var changed: [Int] = []
+    private var candidates: [PageDigest] = []
+    private var candidatePositions: [Int] = []
+    private var blocks: [PageBlockSource] = []
+    private var pending: [PendingRecord] = []
+    private var stored: [(range: PageRange, ordinal: UInt32)] = []
+
+    package init() {}
+
+    /// Hands pages in to a draft, and stores those whose content is new to the repository.
+    ///
+    /// Blocks for the write. Pages that are stored keep the order of their frames.
+    ///
+    /// - Parameters:
+    ///   - pages: the bytes of all pages, one after the other; those of zero pages are not read.
+    ///   - frames: the frame of each page, ascending.
+    ///   - contents: what each page holds: its digest, or zero.
+    ///   - level: how hard to compress.
+    package mutating func store(
+        _ pages: UnsafeRawBufferPointer, of frames: Span<UInt64>,
+        holding contents: Span<PageContent>,
+        level: CompressionLevel, draft: CheckpointDraft, transaction: CheckpointTransaction
+    ) throws(RepositoryError) {
+        compressor.level = level
+        changed.removeAll(keepingCapacity: true)
+        draft.update(frames, contents, changed: &changed)
+        candidates.removeAll(keepingCapacity: true)
+        candidatePositions.removeAll(keepingCapacity: true)
+        for position in changed {
+            guard case .present(let digest) = contents[position] else { continue }
+            candidates.append(digest)
+            candidatePositions.append(position)
+        }
+        guard !candidates.isEmpty else { return }
+        var mustStore: [Int] = []
+        mustStore.reserveCapacity(candidates.count)
+        try transaction.claim(candidates.span, mustStore: &mustStore)
+        guard !mustStore.isEmpty else { return }
+        for index in mustStore.indices { mustStore[index] = candidatePositions[mustStore[index]] }
+        // Groups keep the order of frames, whatever order claims come in.
+        mustStore.sort()
+        try append(mustStore, of: pages, frames, draft: draft, transaction: transaction)
+    }
+
+    /// Groups, compresses and appends the pages at some positions, ascending.
+    private mutating func append(
+        _ positions: [Int], of pages: UnsafeRawBufferPointer, _ frames: Span<UInt64>,
+        draft: CheckpointDraft, transaction: CheckpointTransaction
+    ) throws(RepositoryError) {
+        var ordinal = try transaction.reserveOrdinals(positions.count)
+        records.removeAll()
+        pending.removeAll(keepingCapacity: true)
+        stored.removeAll(keepingCapacity: true)
+        var groupPageCount = 0
+        var index = 0
+        while index < positions.count {
+            let position = positions[index]
+            var count = 1
+            // Pages adjacent in the guest share a block: they are alike and change together.
+            while index + count < positions.count,
+                groupPageCount + count < PageFrameEncoder.pageCount,
+                positions[index + count] == position + count,
+                frames[position + count] == frames[position] + UInt64(count)
+            { count += 1 }
+            let bytes = pages[position * Page.byteCount..<(position + count) * Page.byteCount]
+            blocks.append(PageBlockSource(bytes: UnsafeRawBufferPointer(rebasing: bytes)))
+            let range = PageRange(first: PageFrameNumber(frames[position]), count: count)
+            stored.append((range, ordinal))
+            ordinal += UInt32(count)
+            groupPageCount += count
+            index += count
+            if groupPageCount == PageFrameEncoder.pageCount || index == positions.count {
+                encodeGroup(firstOrdinal: ordinal - UInt32(groupPageCount), transaction.number)
+                groupPageCount = 0
+            }
+        }
+        try records.withUnsafeBytes { (bytes) throws(RepositoryError) in
+            try transaction.append(pending, of: bytes)
+        }
+        // Only now: the draft must name no page that an error kept out of the packs.
+        draft.recordStored(stored)
+    }
+
+    /// Makes a page group of the blocks.
+    private mutating func encodeGroup(firstOrdinal: UInt32, _ transaction: UInt64) {
+        let start = records.count
+        let table = PageFrameEncoder.append(
+            blocks, firstOrdinal: firstOrdinal, transaction: transaction, compressor: compressor,
+            to: &records)
+        pending.append(
+            PendingRecord(
+                range: start..<records.count, type: .pageFrame, transaction: transaction,
+                frame: table))
+        blocks.removeAll(keepingCapacity: true)
+    }
+}

@@ -1,0 +1,451 @@
+import CheckpointFormat
+import CheckpointIndex
+import GuestModel
+import PackStore
+
+// What is whole in the file of one pack, whatever happened to it.
+//
+// A pack's own index says where each record lies, so one that is damaged is passed over exactly.
+// Without the index, a damaged record ends where its header says if a whole record begins there;
+// otherwise the next whole record is looked for at multiples of 8. In the newest pack the end that
+// a crash left is no damage: what follows the first place that is not whole, and that nothing says
+// was confirmed, was never acknowledged.
+
+/// The whole records in one file in the folder of packs, and the places that are not whole.
+struct PackSalvage: Sendable {
+    /// A stretch of the file that is not whole.
+    struct Damage: Sendable {
+        let range: Range<UInt64>
+        /// What lay there, as far as the pack's index or what is left of a header tells.
+        let type: RecordType?
+        let reason: String
+        /// What the pack's index, or the record's own head, says of it.
+        let entry: PackIndex.Entry?
+
+        var object: String { type?.description ?? "record" }
+    }
+
+    /// What the file is.
+    enum Kind: Sendable {
+        /// The pack of the number, or damaged beyond telling otherwise.
+        case pack
+        /// Another pack of this repository than the name says.
+        case misplaced
+        /// No pack of this repository.
+        case foreign(String)
+        /// A pack that was being made when the writer died: nothing can be in it.
+        case hollow
+    }
+
+    /// The file's name.
+    let name: String
+    /// The pack's number: the envelope's if that is whole, else the name's.
+    let number: UInt32
+    let byteCount: UInt64
+    private(set) var kind = Kind.pack
+    private(set) var isRewritten = false
+    /// The whole records, in order.
+    private(set) var entries: [PackIndex.Entry] = []
+    private(set) var damages: [Damage] = []
+    /// Why the envelope cannot be read.
+    private(set) var envelopeProblem: String?
+    /// Why the pack is not sealed, or its seal not to be believed.
+    private(set) var sealProblem: String?
+    /// True if the pack's index was read and is right.
+    private(set) var hasSeal = false
+    /// Bytes at the end that a crash left.
+    private(set) var abandonedByteCount: UInt64 = 0
+    /// The records among these: nobody was told of them, but pages in them are pages.
+    private(set) var abandoned: [PackIndex.Entry] = []
+
+    var path: String { "\(StoreDirectory.packs)/\(name)" }
+    /// True if it may stand before other packs as it is.
+    var isSealedAndWhole: Bool {
+        hasSeal && damages.isEmpty && envelopeProblem == nil && abandonedByteCount == 0
+    }
+
+    /// Reads a file.
+    ///
+    /// - Parameters:
+    ///   - number: of the pack that it is, as `number(_:name:)` says.
+    ///   - isNewest: true if no pack with a higher number is there.
+    ///   - acknowledged: how far the packs were confirmed; nil if nobody says so.
+    init(
+        _ files: RepairFiles, name: String, number: UInt32, isNewest: Bool,
+        acknowledged: RecordLocation?
+    ) throws {
+        self.name = name
+        self.number = number
+        let file = try files.open("\(StoreDirectory.packs)/\(name)")
+        byteCount = try file.byteCount()
+        let head = try file.readBytes(Envelope.byteCount, at: 0)
+        var refusal: String?
+        do throws(Envelope.Refusal) {
+            let envelope = try Envelope.decode(head, kind: .pack)
+            if envelope.repository != files.repository {
+                kind = .foreign("it belongs to repository \(envelope.repository)")
+                return
+            }
+            isRewritten = envelope.isRewritten
+            if envelope.number != UInt64(number) {
+                refusal = "it says that it is pack \(envelope.number)"
+            }
+        } catch {
+            refusal = try PackSalvage.sentence(error, head, path)
+        }
+        if number != PackName.number(name) { kind = .misplaced }
+        try read(file, refusal, isNewest: isNewest, acknowledged: acknowledged)
+    }
+
+    /// The number of the pack that a file is: as its envelope says, or else its footer, or else the
+    /// manifests in it, or else its name; nil if none of these does.
+    static func number(_ files: RepairFiles, name: String) throws -> UInt32? {
+        let file = try files.open("\(StoreDirectory.packs)/\(name)")
+        let head = try file.readBytes(Envelope.byteCount, at: 0)
+        if let envelope = try? Envelope.decode(head, kind: .pack) {
+            // Another repository's: only its name makes it a pack.
+            guard envelope.repository == files.repository else { return PackName.number(name) }
+            return PackSalvage.possible(envelope.number) ?? PackName.number(name)
+        }
+        let byteCount = try file.byteCount()
+        if byteCount >= UInt64(Envelope.byteCount + PackFooter.byteCount) {
+            let end = byteCount - UInt64(PackFooter.byteCount)
+            let bytes = try file.readBytes(PackFooter.byteCount, at: end)
+            if let footer = try? PackFooter.decode(bytes) { return possible(footer.pack) }
+        }
+        return try numberInManifests(file, byteCount) ?? PackName.number(name)
+    }
+
+    static let noPack = "it has no name of a pack and does not begin like one"
+    static let noFile = "it is no file"
+
+    /// What is wrong with a file among the packs that has no name of a pack; nil if it is gone.
+    static func oddity(_ files: RepairFiles, name: String) throws -> Corruption? {
+        let path = "\(StoreDirectory.packs)/\(name)"
+        do {
+            let pack = try number(files, name: name)
+            return Corruption(
+                file: path, offset: 0, object: pack == nil ? "file" : "pack",
+                reason: pack.map { "it is pack \($0)" } ?? noPack)
+        } catch let error as FileError where error.isNoFile {
+            return Corruption(file: path, offset: 0, object: "file", reason: noFile)
+        } catch let error as FileError where error.isForbidden {
+            return Corruption(
+                file: path, offset: 0, object: "file",
+                reason: "it has no name of a pack and cannot be read")
+        } catch let error as FileError where error.isMissing {
+            return nil
+        }
+    }
+
+    /// The number, if a pack can have it.
+    private static func possible(_ number: UInt64) -> UInt32? {
+        UInt32(exactly: number).flatMap { 1...PackName.numberMax ~= $0 ? $0 : nil }
+    }
+
+    /// The pack in which manifests in a file say that page maps are which are in it; nil without.
+    private static func numberInManifests(
+        _ file: any RepositoryFile, _ byteCount: UInt64
+    ) throws -> UInt32? {
+        var parts: [UInt32: UInt64] = [:]
+        var votes: [UInt32: Int] = [:]
+        var offset = UInt32(Envelope.byteCount)
+        let byteCount = min(byteCount, UInt64(UInt32.max))
+        while UInt64(offset) < byteCount {
+            do {
+                let (header, record) = try PackReader.readRecord(file, at: offset)
+                guard UInt64(offset) + UInt64(header.recordByteCount) <= byteCount else { break }
+                let payload = record[RecordHeader.byteCount...].prefix(header.payloadCount)
+                if header.type == .mapPart {
+                    parts[header.address == 0 ? offset : header.address] = header.transaction
+                } else if header.type == .publish {
+                    let manifest = try Manifest.decode(Array(payload))
+                    for part in manifest.mapParts where parts[part.offset] == header.transaction {
+                        votes[part.pack, default: 0] += 1
+                    }
+                }
+                offset += UInt32(header.recordByteCount)
+            } catch is FormatError {
+                guard let next = try PackScan.nextRecord(file, after: offset, size: byteCount)
+                else { break }
+                offset = next
+            }
+        }
+        return votes.max { ($0.value, $1.key) < ($1.value, $0.key) }?.key
+    }
+
+    /// What is wrong with an envelope; throws if it is right, and of a later program.
+    private static func sentence(
+        _ refusal: Envelope.Refusal, _ head: [UInt8], _ path: String
+    ) throws(RepositoryError) -> String {
+        if head.count < Envelope.byteCount { return "the pack ends within its envelope" }
+        switch refusal {
+        case .foreign: return "it does not begin like a pack"
+        case .damaged(let error): return error.reason
+        case .version, .features:
+            throw RepositoryError(
+                .version,
+                "\(path) is of a format that this program does not know; repair it with one that "
+                    + "does")
+        }
+    }
+
+    private mutating func read(
+        _ file: any RepositoryFile, _ refusal: String?, isNewest: Bool,
+        acknowledged: RecordLocation?
+    ) throws {
+        if let refusal {
+            let head = try file.readBytes(Envelope.byteCount, at: 0)
+            let mayBeHollow = acknowledged.map { number > $0.pack || !$0.namesRecords } ?? true
+            if isNewest, Envelope.isTorn(head, kind: .pack), mayBeHollow, case .pack = kind {
+                kind = .hollow
+                return
+            }
+            envelopeProblem = refusal
+            isRewritten = try PackSalvage.looksRewritten(file, byteCount)
+        }
+        try readRecords(file)
+        if envelopeProblem != nil, entries.isEmpty {
+            // Nothing in it is ours.
+            (damages, sealProblem) = ([], nil)
+            kind = .foreign(envelopeProblem ?? "")
+            return
+        }
+        // If a later pack was confirmed, this one was sealed, and the newest one is lost.
+        guard isNewest, !isRewritten, acknowledged.map({ $0.pack <= number }) ?? true else {
+            return
+        }
+        sealProblem = nil
+        let read = acknowledged?.pack == number ? acknowledged?.offset ?? 0 : 0
+        dropTorn(confirmed: try PackSalvage.confirmed(file, entries, read))
+        let end = entries.last?.end ?? UInt32(Envelope.byteCount)
+        if read > end, !hasSeal, damages.isEmpty {
+            damages = [
+                Damage(
+                    range: UInt64(end)..<UInt64(read), type: nil,
+                    reason: "the pack ends before what was published in it", entry: nil)
+            ]
+        }
+    }
+
+    /// How much of the pack was synced, by all that says so.
+    private static func confirmed(
+        _ file: any RepositoryFile, _ entries: [PackIndex.Entry], _ read: UInt32
+    ) throws -> UInt64 {
+        var confirmed = read
+        for entry in entries where entry.type.isConfirming {
+            let (header, _) = try PackReader.readRecord(file, at: entry.offset)
+            confirmed = max(confirmed, header.confirmed)
+        }
+        return UInt64(confirmed)
+    }
+
+    private mutating func dropTorn(confirmed: UInt64) {
+        guard let torn = damages.first(where: { $0.range.lowerBound >= confirmed }) else { return }
+        let start = torn.range.lowerBound
+        abandonedByteCount = byteCount - start
+        abandoned = (entries + damages.compactMap(\.entry)).filter { UInt64($0.offset) >= start }
+        entries.removeAll { UInt64($0.offset) >= start }
+        damages.removeAll { $0.range.lowerBound >= start }
+    }
+
+    // MARK: - Records
+
+    private mutating func readRecords(_ file: any RepositoryFile) throws {
+        var known: [PackIndex.Entry] = []
+        do throws(RepositoryError) {
+            let scan = try PackScan.scanSeal(file, pack: number, isRewritten: isRewritten)
+            if let scan { known = scan.entries } else { sealProblem = "the pack is not sealed" }
+        } catch {
+            guard let corruption = error.corruption else { throw error }
+            sealProblem = corruption.reason
+        }
+        if !known.isEmpty, try readKnown(file, known) {
+            hasSeal = true
+            return
+        }
+        try walk(file)
+        dropDisordered()
+    }
+
+    /// Reads the records that the pack's index names; false if it does not agree with them.
+    private mutating func readKnown(
+        _ file: any RepositoryFile, _ known: [PackIndex.Entry]
+    ) throws -> Bool {
+        for entry in known {
+            do {
+                let (header, record) = try PackReader.readRecord(file, at: entry.offset)
+                let found = try PackScan.entry(
+                    header, record, at: entry.offset, isRewritten: isRewritten)
+                guard found == entry else {
+                    (entries, damages) = ([], [])
+                    sealProblem = "the pack's index does not agree with its records"
+                    return false
+                }
+                entries.append(entry)
+            } catch let error as FormatError {
+                damages.append(
+                    Damage(
+                        range: UInt64(entry.offset)..<UInt64(entry.end), type: entry.type,
+                        reason: error.reason, entry: entry))
+            }
+        }
+        return true
+    }
+
+    /// Reads records one after the other, and goes on behind what is not whole.
+    private mutating func walk(_ file: any RepositoryFile) throws {
+        var offset = UInt64(Envelope.byteCount)
+        while offset < byteCount, let start = UInt32(exactly: offset) {
+            do {
+                let (header, record) = try PackReader.readRecord(file, at: start)
+                if try PackScan.isSeal(header, at: start, size: byteCount) { return }
+                entries.append(
+                    try PackScan.entry(header, record, at: start, isRewritten: isRewritten))
+                offset += UInt64(header.recordByteCount)
+            } catch let error as FormatError {
+                let end = try next(file, after: start) ?? byteCount
+                damages.append(try damage(file, offset..<end, error.reason))
+                offset = end
+            }
+        }
+    }
+
+    /// Where the next whole record begins behind one that is not; nil if there is none.
+    private func next(_ file: any RepositoryFile, after start: UInt32) throws -> UInt64? {
+        func isWhole(_ offset: UInt64) throws -> Bool {
+            guard let place = UInt32(exactly: offset) else { return false }
+            do {
+                let (header, record) = try PackReader.readRecord(file, at: place)
+                if header.type == .packIndex { return true }
+                _ = try PackScan.entry(header, record, at: place, isRewritten: isRewritten)
+                return true
+            } catch is FormatError {
+                return false
+            }
+        }
+        let head = try file.readBytes(RecordHeader.byteCount, at: UInt64(start))
+        // Page contents may look like records, so the damaged header's word comes first.
+        if let header = try? head.withUnsafeBytes({ try RecordHeader($0) }) {
+            let end = UInt64(start) + UInt64(header.recordByteCount)
+            let follower = try file.readBytes(RecordHeader.byteCount, at: end)
+            if (try? follower.withUnsafeBytes({ try RecordHeader($0) })) != nil { return end }
+        }
+        var window = UInt64(start) + 8
+        while window < byteCount {
+            let bytes = try file.readPages(1 << 20, at: window)
+            let places = bytes.withUnsafeBytes { bytes in
+                stride(from: 0, to: bytes.count - 3, by: 8).filter {
+                    UInt32(littleEndian: bytes.loadUnaligned(fromByteOffset: $0, as: UInt32.self))
+                        == RecordHeader.magic
+                }
+            }
+            for place in places where try isWhole(window + UInt64(place)) {
+                return window + UInt64(place)
+            }
+            window += 1 << 20
+        }
+        return nil
+    }
+
+    /// What the bytes of a place that is not whole still tell.
+    private func damage(
+        _ file: any RepositoryFile, _ range: Range<UInt64>, _ reason: String
+    ) throws -> Damage {
+        let bytes = try file.readPages(min(range.count, 1024), at: range.lowerBound)
+        let header = try? bytes.withUnsafeBytes { try RecordHeader($0) }
+        var type = header?.type
+        var entry: PackIndex.Entry?
+        // The head of a page frame says itself how long the record is.
+        let table = try? bytes.dropFirst(RecordHeader.byteCount).withUnsafeBytes { payload in
+            let blockCount = payload.count > 5 ? Int(payload[5]) : 0
+            guard payload.count >= 8 + 4 * blockCount else {
+                throw FormatError(offset: 0, reason: "the pack ends within its head")
+            }
+            let sum = (0..<blockCount).reduce(8 + 4 * blockCount) {
+                let field = payload.loadUnaligned(fromByteOffset: 8 + 4 * $1, as: UInt32.self)
+                return $0 + Int(UInt32(littleEndian: field) & 0xff_ffff)
+            }
+            return try PageFrameTable.decode(payload, payloadCount: sum)
+        }
+        // One that the file's end cut off is longer than what is left, and then its header says so.
+        if let table, type == nil || type == .pageFrame,
+            RecordHeader.recordByteCount(payload: table.payloadCount) <= range.count
+                || header?.payloadCount == table.payloadCount
+        {
+            type = .pageFrame
+            entry = PackIndex.Entry(
+                type: .pageFrame, offset: UInt32(range.lowerBound),
+                payloadCount: table.payloadCount, transaction: header?.transaction ?? 0,
+                address: isRewritten ? header?.address : nil, frame: table)
+        } else if let header, header.type != .pageFrame, header.type != .packIndex {
+            entry = PackIndex.Entry(
+                type: header.type, offset: UInt32(range.lowerBound),
+                payloadCount: header.payloadCount, transaction: header.transaction,
+                address: isRewritten ? header.address : nil, frame: nil)
+        }
+        return Damage(range: range, type: type, reason: reason, entry: entry)
+    }
+
+    /// Drops records whose addresses do not follow those before: page contents taken for records.
+    private mutating func dropDisordered() {
+        var end = UInt64(Envelope.byteCount)
+        entries.removeAll { entry in
+            guard entry.addresses.lowerBound >= end else { return true }
+            end = entry.addresses.upperBound
+            return false
+        }
+    }
+
+    /// True if the first record that can be read has an address of its own.
+    private static func looksRewritten(
+        _ file: any RepositoryFile, _ byteCount: UInt64
+    ) throws -> Bool {
+        var window = UInt64(Envelope.byteCount)
+        while window + UInt64(RecordHeader.byteCount) <= byteCount {
+            let bytes = try file.readPages((1 << 20) + RecordHeader.byteCount, at: window)
+            for place in stride(from: 0, to: bytes.count - RecordHeader.byteCount + 1, by: 8) {
+                guard let offset = UInt32(exactly: window + UInt64(place)) else { return false }
+                let head = bytes[place..<place + RecordHeader.byteCount]
+                guard (try? head.withUnsafeBytes { try RecordHeader($0) }) != nil else { continue }
+                do {
+                    let (header, _) = try PackReader.readRecord(file, at: offset)
+                    if header.type != .packIndex { return header.address != 0 }
+                } catch is FormatError {
+                    continue
+                }
+            }
+            window += 1 << 20
+        }
+        return false
+    }
+}
+
+extension PackSalvage {
+    /// The whole record, or the damaged place, in which an address lies.
+    func damage(at address: UInt32) -> Damage? {
+        damages.first { damage in
+            guard let entry = damage.entry else {
+                // Without a header nothing tells the addresses of a rewritten pack.
+                return !isRewritten && damage.range.contains(UInt64(address))
+            }
+            return entry.address == address
+        } ?? damages.first { !isRewritten && $0.range.contains(UInt64(address)) }
+    }
+}
+
+extension PackSalvage {
+    /// Where a block with an address lies in a rewritten pack.
+    func offset(ofBlock address: UInt64) -> UInt64? {
+        let near = entries.first(endingBehind: address) { $0.addresses.upperBound }
+        let entry = ([near] + damages.map(\.entry)).compactMap { $0 }.first {
+            $0.frame != nil && $0.addresses.contains(address)
+        }
+        return entry.map { UInt64($0.offset) + address - UInt64($0.address) }
+    }
+}
+
+extension ReadMark {
+    /// True if anything was read in its pack besides the envelope.
+    var namesRecords: Bool { offset > UInt32(Envelope.byteCount) }
+}

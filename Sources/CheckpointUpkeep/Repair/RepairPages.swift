@@ -1,0 +1,117 @@
+import CheckpointFormat
+import GuestModel
+import PackStore
+import Synchronization
+
+/// Where a block of pages lies, damaged or not.
+struct BlockPlace: Hashable, Sendable {
+    /// The file, by its position in the survey.
+    let file: Int
+    /// Byte offset in the file, not the address.
+    let offset: UInt64
+    let byteCount: UInt32
+    let pageCount: UInt8
+}
+
+/// A page of a block.
+struct PagePlace: Hashable, Sendable {
+    let block: BlockPlace
+    let slot: UInt8
+}
+
+/// Unpacks and digests blocks, on all processors.
+struct RepairPages: Sendable {
+    private static let sliceCountMin = 32
+
+    let files: RepairFiles
+    /// The paths of the survey's files.
+    let paths: [String]
+
+    /// The digests of the pages of blocks, in order; nil for a block that cannot be unpacked.
+    func digests(of blocks: [BlockPlace]) throws -> [[PageDigest]?] {
+        let threadCount = min(
+            Threads.processorCount, 1 + blocks.count / RepairPages.sliceCountMin)
+        let parts = Mutex<[Int: Result<[[PageDigest]?], FileError>]>([:])
+        Threads.concurrently(threadCount) { thread in
+            let start = blocks.count * thread / threadCount
+            let end = blocks.count * (thread + 1) / threadCount
+            let part = Result { () throws(FileError) -> [[PageDigest]?] in
+                let unpacker = BlockUnpacker()
+                var digests: [[PageDigest]?] = []
+                for block in blocks[start..<end] {
+                    digests.append(try self.pages(block, unpacker) { unpacker.digests($0) })
+                }
+                return digests
+            }
+            parts.withLock { $0[thread] = part }
+        }
+        let found = parts.withLock { $0 }
+        return try (0..<threadCount).flatMap { try found[$0]?.get() ?? [] }
+    }
+
+    /// Calls `body` with the pages of a block; nil if it cannot be unpacked.
+    func pages<T>(
+        _ block: BlockPlace, _ unpacker: borrowing BlockUnpacker,
+        _ body: (UnsafeRawBufferPointer) -> T
+    ) throws(FileError) -> T? {
+        let file = try files.open(paths[block.file])
+        guard let pages = try unpacker.unpack(block, file) else { return nil }
+        return body(pages)
+    }
+}
+
+/// Buffers to unpack one block at a time; one for each thread.
+struct BlockUnpacker: ~Copyable {
+    private static let byteCountMax = PageFrameTable.pageLimit * Page.byteCount
+
+    private let stored: UnsafeMutableRawBufferPointer
+    private let unpacked: UnsafeMutableRawBufferPointer
+    private let decompressor = Decompressor()
+
+    init() {
+        stored = PageMemory.allocate(byteCount: BlockUnpacker.byteCountMax)
+        unpacked = PageMemory.allocate(byteCount: BlockUnpacker.byteCountMax)
+    }
+
+    deinit {
+        PageMemory.deallocate(stored)
+        PageMemory.deallocate(unpacked)
+    }
+
+    /// The pages of a block, until the next one is unpacked; nil if it is damaged.
+    func unpack(
+        _ block: BlockPlace, _ file: any RepositoryFile
+    ) throws(FileError) -> UnsafeRawBufferPointer? {
+        let byteCount = Int(block.pageCount) * Page.byteCount
+        guard byteCount <= BlockUnpacker.byteCountMax, Int(block.byteCount) <= byteCount else {
+            return nil
+        }
+        let source = UnsafeMutableRawBufferPointer(rebasing: stored[..<Int(block.byteCount)])
+        // What a cut file lacks reads as zeros: whole pages before the cut are had.
+        let count = try file.read(into: source, at: block.offset)
+        for position in count..<source.count { source[position] = 0 }
+        let pages = UnsafeMutableRawBufferPointer(rebasing: unpacked[..<byteCount])
+        do throws(FormatError) {
+            try PageBlock.decode(
+                UnsafeRawBufferPointer(source), decompressor: decompressor, into: pages)
+        } catch {
+            return nil
+        }
+        return UnsafeRawBufferPointer(pages)
+    }
+
+    /// The digests of pages.
+    func digests(_ pages: UnsafeRawBufferPointer) -> [PageDigest] {
+        let count = pages.count / Page.byteCount
+        let inputs = (0..<count).map { position in
+            pages.baseAddress.map { $0 + position * Page.byteCount }
+        }
+        var digests = [PageDigest](repeating: .none, count: count)
+        digests.withUnsafeMutableBufferPointer { digests in
+            inputs.withUnsafeBufferPointer {
+                PageDigest.hash($0, byteCount: Page.byteCount, into: digests)
+            }
+        }
+        return digests
+    }
+}

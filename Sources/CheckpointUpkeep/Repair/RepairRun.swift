@@ -1,0 +1,377 @@
+import CheckpointFormat
+import CheckpointIndex
+import CheckpointStore
+import GuestModel
+public import PackStore
+
+// A repair, in an order in which a crash anywhere loses nothing that is whole:
+//
+//   1. Files that are no packs get a second name in the folder `damaged`, which is synced; then
+//      their first names go. Misplaced packs get names of their own, then the right ones.
+//   2. What is lost is forgotten, what is saved is stored again, and what is missing is named, as a
+//      writer would: after what is in the open pack, or in a new one if that is sealed; it is
+//      synced.
+//   3. Each pack that is rewritten gets a second name in the folder `damaged`, which is synced;
+//      then the new one is written beside it, and synced.
+//   4. The index, which may be all that knows of a page until then, is emptied, and the new packs
+//      take their places.
+//   5. The head is removed. The repository is opened, which makes the index, and verified; when it
+//      is closed it has a head again.
+//
+// Until the last pack is in its place the repository is damaged, and the next repair does the rest.
+// If this ends before step 4, a writer can write as before, with the index as it was; all that
+// needs room on the disk but the last index comes before that. In step 4, which is one
+// transaction of LMDB and a few renames, damage is met again that the index had read past.
+
+extension RepairPlan {
+    /// Does what was planned, and verifies every byte afterwards.
+    ///
+    /// If this throws, what was done is done, nothing that was whole is lost, and a new plan does
+    /// the rest. A plan is executed once.
+    ///
+    /// - Parameters:
+    ///   - keepsOriginals: whether the packs as they were stay in the folder `damaged`. Files that
+    ///     are no packs are kept in any case.
+    ///   - progress: called with packs done and in all.
+    public func execute(
+        keepsOriginals: Bool = true, progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+    ) throws(RepositoryError) -> RepairOutcome {
+        guard preparation.lock.isHeld else {
+            throw RepositoryError(.busy, "this repair was done already; plan another one")
+        }
+        do {
+            try Repository.checkRepairable(preparation.path, preparation.files)
+            try Repository.removeStrays(preparation.files)
+            var run = RepairRun(self, keepsOriginals: keepsOriginals)
+            try run.moveFiles(movedFiles)
+            try run.writeRecords()
+            try run.rewritePacks(progress)
+            try StoreHead.remove(preparation.files)
+            let repository = try Repository.openRepaired(
+                preparation.path, preparation.repository, preparation.files,
+                packByteCountMax: preparation.packByteCountMax, lock: preparation.lock.take)
+            let report = try repository.verify()
+            try repository.close()
+            return RepairOutcome(report: report, keptByteCount: run.keptByteCount)
+        } catch {
+            throw IndexFailure.resolve(error, at: preparation.path, preparation.files)
+        }
+    }
+}
+
+/// A plan on its way.
+private struct RepairRun {
+    private static let pagesOfFrame = PageFrameEncoder.pageCount
+
+    private let preparation: RepairPreparation
+    private let openPack: RecordLocation?
+    private let removed: [UInt32]
+    private let files: any RepositoryFiles
+    private let keepsOriginals: Bool
+    private(set) var keptByteCount = 0
+
+    init(_ plan: RepairPlan, keepsOriginals: Bool) {
+        preparation = plan.preparation
+        openPack = plan.openPack
+        removed = plan.removedPacks
+        self.keepsOriginals = keepsOriginals
+        files = preparation.files
+    }
+
+    private func path(_ name: String) -> String { "\(StoreDirectory.packs)/\(name)" }
+
+    // MARK: - Files
+
+    mutating func moveFiles(_ junk: [String]) throws {
+        if preparation.envelopeIsLost { try rewriteEnvelope() }
+        for name in junk where try keep(path(name), as: name, isMoved: true) {
+            try files.remove(path(name))
+        }
+        for name in preparation.hollow { try files.remove(path(name)) }
+        let misplaced = preparation.misplaced
+        for file in misplaced { try files.rename(path(file.name), to: foundPath(file.pack)) }
+        if !junk.isEmpty || !misplaced.isEmpty || !preparation.hollow.isEmpty {
+            try files.syncDirectory(StoreDirectory.packs)
+        }
+        for file in misplaced {
+            try files.rename(foundPath(file.pack), to: PackName.path(file.pack))
+        }
+        if !misplaced.isEmpty { try files.syncDirectory(StoreDirectory.packs) }
+    }
+
+    /// A name that is no pack's, until the right one is free.
+    private func foundPath(_ pack: UInt32) -> String { PackName.path(pack) + ".found" }
+
+    private mutating func rewriteEnvelope() throws {
+        do throws(FileError) {
+            try keep("repository", as: "repository")
+        } catch {
+            if !error.isMissing { throw error }
+        }
+        let envelope = Envelope(
+            kind: .repository, repository: preparation.repository, number: WallClock.nanoseconds)
+        try files.replace("repository", with: envelope.encoded)
+    }
+
+    /// Gives a file a second name in the folder `damaged`, durably.
+    ///
+    /// - Parameter isMoved: true if the first name is to go anyway.
+    /// - Returns: false if it is gone.
+    @discardableResult
+    private mutating func keep(
+        _ path: String, as name: String, isMoved: Bool = false
+    ) throws(FileError) -> Bool {
+        let directory = StoreDirectory.damaged
+        try files.createDirectory(directory)
+        try files.syncDirectory("")
+        let taken = Set(try files.list(directory))
+        var free = name
+        var number = 1
+        while taken.contains(free) {
+            free = "\(name).\(number)"
+            number += 1
+        }
+        keptByteCount += Int((try? files.open(path, .read).byteCount()) ?? 0)
+        var isThere = true
+        do throws(FileError) {
+            try files.link(path, to: "\(directory)/\(free)")
+        } catch {
+            guard error.isNotSupported else { throw error }
+            if isMoved {
+                // Folders have one name only; nothing is lost if a crash keeps either.
+                try files.rename(path, to: "\(directory)/\(free)")
+                isThere = false
+            } else {
+                try copy(path, to: "\(directory)/\(free)")
+            }
+        }
+        try files.syncDirectory(directory)
+        return isThere
+    }
+
+    private func copy(_ path: String, to newPath: String) throws(FileError) {
+        let source = try files.open(path, .read)
+        var isWhole = false
+        defer { if !isWhole { try? files.remove(newPath + ".new") } }
+        let target = try files.open(newPath + ".new", .create)
+        var offset: UInt64 = 0
+        while true {
+            let bytes = try source.readPages(1 << 20, at: offset)
+            if bytes.isEmpty { break }
+            try target.write(bytes, at: offset)
+            offset += UInt64(bytes.count)
+        }
+        try target.sync()
+        try files.rename(newPath + ".new", to: newPath)
+        isWhole = true
+    }
+
+    // MARK: - Records
+
+    /// Writes what must be known before any pack changes.
+    func writeRecords() throws {
+        guard preparation.needsPack else { return }
+        let writer = try makeWriter()
+        let epoch = try writer.begin()
+        var manifest: [UInt8]?
+        var forgotten = preparation.forgotten.map(\.digest)
+        if !preparation.saved.isEmpty {
+            let bytes = try storePages(writer, epoch)
+            manifest = bytes
+            forgotten.append(bytes.withUnsafeBytes { PageDigest(hashing: $0) })
+        }
+        while !forgotten.isEmpty {
+            let record = ForgetRecord(
+                timeNanoseconds: Int64(WallClock.nanoseconds),
+                ids: Array(forgotten.prefix(ForgetRecord.idCountMax)))
+            forgotten.removeFirst(record.ids.count)
+            _ = try writer.appendAlone(.forget, payload: record.encoded)
+        }
+        var labels = preparation.labels[...]
+        while !labels.isEmpty {
+            let record = LabelsRecord(
+                timeNanoseconds: Int64(WallClock.nanoseconds),
+                changes: Array(labels.prefix(LabelsRecord.changeCountMax)))
+            labels.removeFirst(record.changes.count)
+            _ = try writer.appendAlone(.labels, payload: record.encoded)
+        }
+        if let manifest {
+            // Forgotten before it exists: it is there for its page map alone.
+            _ = try writer.publish(
+                manifest, transaction: preparation.nextTransaction, epoch: epoch)
+        }
+        if let pruned = preparation.pruned {
+            _ = try writer.appendAlone(.pruned, payload: pruned.encoded)
+        }
+    }
+
+    /// A writer that goes on in the open pack, or makes the next one.
+    ///
+    /// A later pack beside one that is not sealed is damage, which keeps all writers away.
+    private func makeWriter() throws -> PackWriter {
+        let limit = preparation.packByteCountMax - Repository.packIndexReserve
+        guard let end = openPack else {
+            return try PackWriter(
+                files: files, repository: preparation.repository, pack: preparation.nextPack,
+                scan: nil, packByteCountMax: limit)
+        }
+        let reader = PackReader(files: files, repository: preparation.repository)
+        let file = try reader.file(end.pack)
+        let scan = try PackScan.scanRecords(
+            file.file, pack: end.pack, isRewritten: file.isRewritten)
+        guard scan.validEnd == end.offset else { throw changedSince() }
+        // Also what was never confirmed: pages in it may be stored nowhere else.
+        let writer = try Repository.resume(
+            reader, end.pack, scan, keeping: scan.entries, limit: limit)
+        // One that is rewritten or removed afterwards would lose what is added to it now.
+        let changed = preparation.rewrites.map(\.pack) + removed
+        guard try !changed.contains(end.pack) || writer.sealQuietPack() else {
+            throw changedSince()
+        }
+        return writer
+    }
+
+    private func changedSince() -> RepositoryError {
+        RepositoryError(
+            .callFailed, "a pack has changed since the repair was planned; plan it again")
+    }
+
+    /// Stores saved pages anew.
+    ///
+    /// - Returns: the manifest that says which they are.
+    private func storePages(_ writer: PackWriter, _ epoch: UInt64) throws -> [UInt8] {
+        let transaction = preparation.nextTransaction
+        let saved = preparation.saved
+        let pages = RepairPages(
+            files: RepairFiles(files, preparation.repository), paths: preparation.presentPaths)
+        let unpacker = BlockUnpacker()
+        let compressor = Compressor(level: .standard)
+        let map = PageMap()
+        let count = RepairRun.pagesOfFrame
+        let buffer = PageMemory.allocate(byteCount: count * Page.byteCount)
+        defer { PageMemory.deallocate(buffer) }
+        for first in stride(from: 0, to: saved.count, by: count) {
+            let batch = saved[first..<min(first + count, saved.count)]
+            var sources: [PageBlockSource] = []
+            for (slot, page) in batch.enumerated() {
+                let start = slot * Page.byteCount
+                let target = UnsafeMutableRawBufferPointer(
+                    rebasing: buffer[start..<start + Page.byteCount])
+                try load(page, pages, unpacker, into: target)
+                sources.append(PageBlockSource(bytes: UnsafeRawBufferPointer(target)))
+                map.set(PageFrameNumber(UInt64(first + slot)), .present(page.digest))
+            }
+            var record = RecordWriter()
+            let table = PageFrameEncoder.append(
+                sources, firstOrdinal: UInt32(first), transaction: transaction,
+                compressor: compressor, to: &record)
+            let pending = PendingRecord(
+                range: 0..<record.count, type: .pageFrame, transaction: transaction,
+                frame: table)
+            _ = try record.withUnsafeBytes { try writer.append([pending], of: $0, epoch: epoch) }
+        }
+        return try describe(map, writer, epoch)
+    }
+
+    private func load(
+        _ page: (digest: PageDigest, place: PagePlace), _ pages: RepairPages,
+        _ unpacker: borrowing BlockUnpacker, into target: UnsafeMutableRawBufferPointer
+    ) throws {
+        let slot = Int(page.place.slot)
+        let found = try pages.pages(page.place.block, unpacker) { contents in
+            let start = slot * Page.byteCount
+            target.copyMemory(
+                from: UnsafeRawBufferPointer(
+                    rebasing: contents[start..<start + Page.byteCount]))
+            return PageDigest(hashing: UnsafeRawBufferPointer(target))
+        }
+        guard found == page.digest else {
+            throw changedSince()
+        }
+    }
+
+    /// Writes the page map and the state of a checkpoint that holds saved pages.
+    private func describe(
+        _ map: PageMap, _ writer: PackWriter, _ epoch: UInt64
+    ) throws -> [UInt8] {
+        let transaction = preparation.nextTransaction
+        func append(_ type: RecordType, _ payload: [UInt8]) throws -> RecordLocation {
+            var record = RecordWriter()
+            let range = record.append(type, transaction: transaction, payload: payload)
+            let pending = PendingRecord(range: range, type: type, transaction: transaction)
+            return try record.withUnsafeBytes {
+                try writer.append([pending], of: $0, epoch: epoch)[0]
+            }
+        }
+        let digests = preparation.saved.map(\.digest)
+        let compressor = Compressor(level: .standard)
+        var manifest = Manifest()
+        for first in stride(from: 0, to: digests.count, by: MapPart.frameCountMax) {
+            let end = min(first + MapPart.frameCountMax, digests.count)
+            let range = PageRange(first: PageFrameNumber(UInt64(first)), count: end - first)
+            let part = MapPart(
+                runs: [MapRun(range: range, content: .storedHere, firstOrdinal: UInt32(first))],
+                digests: Array(digests[first..<end]))
+            manifest.mapParts.append(
+                try append(.mapPart, part.encoded(compressor: compressor)))
+        }
+        let state = GuestStateCoding.encode(GuestState())
+        manifest.stateParts = [try append(.guestState, state)]
+        manifest.stateDigest = state.withUnsafeBytes { PageDigest(hashing: $0) }
+        manifest.root = map.root()
+        manifest.timeNanoseconds = Int64(WallClock.nanoseconds)
+        manifest.transaction = transaction
+        manifest.frameEnd = UInt64(digests.count)
+        manifest.pageCount = UInt64(digests.count)
+        manifest.changedPageCount = UInt64(digests.count)
+        manifest.storedPageCount = UInt64(digests.count)
+        manifest.lineage = "repair"
+        return manifest.encoded
+    }
+
+    // MARK: - Packs
+
+    mutating func rewritePacks(_ progress: ((Int, Int) -> Void)?) throws {
+        let total = preparation.rewrites.count + removed.count
+        var ready: [UInt32] = []
+        defer { for pack in ready { PackCut.discardNew(pack, files) } }
+        for rewrite in preparation.rewrites {
+            progress?(ready.count, total)
+            let path = PackName.path(rewrite.pack)
+            if keepsOriginals && rewrite.isDamaged { try keep(path, as: fileName(rewrite.pack)) }
+            try rewrite.cut.writeNew(
+                pack: rewrite.pack, from: try files.open(path, .read), files,
+                repository: preparation.repository, payloads: rewrite.payloads)
+            ready.append(rewrite.pack)
+        }
+        progress?(ready.count, total)
+        if keepsOriginals {
+            for pack in removed { try keep(PackName.path(pack), as: fileName(pack)) }
+        }
+        try Repository.emptyIndex(of: preparation.repository, preparation.files)
+        while let pack = ready.popLast() { try PackCut.putInPlace(pack, files) }
+        for pack in removed { try files.remove(PackName.path(pack)) }
+        if total > 0 { try files.syncDirectory(StoreDirectory.packs) }
+        progress?(total, total)
+    }
+
+    private func fileName(_ pack: UInt32) -> String {
+        String(PackName.path(pack).dropFirst(StoreDirectory.packs.utf8.count + 1))
+    }
+}
+
+extension RepairPreparation {
+    /// The paths of the survey's files now that misplaced ones have their right names.
+    fileprivate var presentPaths: [String] {
+        let names = Dictionary(
+            uniqueKeysWithValues: misplaced.map {
+                ("\(StoreDirectory.packs)/\($0.name)", PackName.path($0.pack))
+            })
+        return paths.map { names[$0] ?? $0 }
+    }
+}
+
+extension FileError {
+    /// True if the file system gives no file a second name.
+    fileprivate var isNotSupported: Bool { [1, 18, 31, 38, 95].contains(errno) }
+}

@@ -1,0 +1,204 @@
+import CheckpointFormat
+import CheckpointIndex
+import GuestModel
+import PackStore
+
+/// What becomes of one checkpoint.
+struct RepairVerdict: Sendable {
+    let checkpoint: Checkpoint
+    /// Why its state or page map cannot be read; nil if they can.
+    var problem: Corruption?
+    /// Frames whose pages are not in stock.
+    var missing: [(frame: PageFrameNumber, digest: PageDigest)] = []
+    /// Lost parts of page maps that say nothing that is needed: an empty part does as well.
+    var emptied: [RecordLocation] = []
+}
+
+extension RepairSurvey {
+    /// Reads each checkpoint that exists as a restore would.
+    func judge(_ stock: RepairStock) throws -> [RepairVerdict] {
+        var verdicts: [RepairVerdict] = []
+        var last: (id: CheckpointID, map: PageMap)?
+        for member in members where !member.isForgotten {
+            var verdict = RepairVerdict(checkpoint: member.checkpoint)
+            do {
+                try checkState(of: member.checkpoint)
+                let (map, emptied, differing) = try map(of: member.checkpoint, after: last)
+                last = (member.checkpoint.id, map)
+                try checkCounts(of: member.checkpoint, map, differing: differing)
+                verdict.emptied = emptied
+                verdict.missing = missing(in: map, stock)
+            } catch let error as Unreadable {
+                verdict.problem = error.corruption
+                last = nil
+            }
+            verdicts.append(verdict)
+        }
+        return verdicts
+    }
+
+    private func checkState(of checkpoint: Checkpoint) throws {
+        var bytes: [UInt8] = []
+        for location in checkpoint.manifest.stateParts {
+            bytes += try payload(at: location, .guestState)
+            do throws(FormatError) {
+                try checkpoint.manifest.checkOwns(records[location]?.entry.transaction ?? 0)
+            } catch {
+                throw unreadable(location, .guestState, error.reason)
+            }
+        }
+        let location = checkpoint.manifest.stateParts.first ?? checkpoint.location
+        let digest = bytes.withUnsafeBytes { PageDigest(hashing: $0) }
+        guard digest == checkpoint.manifest.stateDigest else {
+            throw unreadable(
+                location, .guestState, "the state's digest is not what the manifest states")
+        }
+        do throws(FormatError) {
+            _ = try GuestStateCoding.decode(bytes)
+        } catch {
+            throw unreadable(location, .guestState, error.reason)
+        }
+    }
+
+    private func unreadable(
+        _ location: RecordLocation, _ type: RecordType, _ reason: String
+    ) -> Unreadable {
+        let place = records[location]
+        return Unreadable(
+            corruption: Corruption(
+                file: place.map { salvages[$0.file].path } ?? PackName.path(location.pack),
+                offset: UInt64(place?.entry.offset ?? location.offset), object: type.description,
+                reason: reason))
+    }
+
+    // MARK: - Page maps
+
+    /// A checkpoint's page map, and lost parts that it does without.
+    private func map(
+        of checkpoint: Checkpoint, after last: (id: CheckpointID, map: PageMap)?
+    ) throws -> (PageMap, emptied: [RecordLocation], differing: Int?) {
+        // The rule for what it builds on comes first: a map in memory is as large as its parts say.
+        let (series, lost) = try self.series(of: checkpoint)
+        if let last, checkpoint.parent == last.id, !checkpoint.hasBaseMap,
+            checkpoint.manifest.mapParts.allSatisfy({ records[$0] != nil })
+        {
+            let changed = try apply(checkpoint, to: last.map)
+            // It names every frame that differs from its parent.
+            if lost.isEmpty, last.map.root() == checkpoint.root { return (last.map, [], changed) }
+        }
+        let map = PageMap()
+        for member in series.reversed() { try apply(member, to: map) }
+        guard map.root() == checkpoint.root else {
+            if let first = lost.first { throw Unreadable(corruption: self.lost(first, .mapPart)) }
+            throw unreadable(
+                checkpoint.location, .publish, "the page map's root is not what it states")
+        }
+        // An empty part must have a place in its pack.
+        for location in lost where !canEmpty(location) {
+            throw Unreadable(corruption: self.lost(location, .mapPart))
+        }
+        return (map, lost, nil)
+    }
+
+    /// Holds a manifest to what it counts.
+    private func checkCounts(
+        of checkpoint: Checkpoint, _ map: PageMap, differing: Int?
+    ) throws {
+        do throws(FormatError) {
+            try checkpoint.manifest.check(map, differing: differing)
+            guard let totals else { return }
+            try checkpoint.manifest.check(
+                totals[checkpoint.manifest.transaction] ?? TransactionTotals())
+        } catch {
+            throw unreadable(checkpoint.location, .publish, error.reason)
+        }
+    }
+
+    /// The checkpoints whose maps make one's own, newest first, and the parts of these that are
+    /// lost.
+    private func series(
+        of checkpoint: Checkpoint
+    ) throws -> (members: [Checkpoint], lost: [RecordLocation]) {
+        var series = [checkpoint]
+        while let last = series.last, let ancestor = last.mapAncestor {
+            guard let position = positions[ancestor] else {
+                throw Unreadable(corruption: lostManifest(ancestor))
+            }
+            let next = members[position].checkpoint
+            do throws(FormatError) {
+                try last.check(ancestor: next)
+            } catch {
+                throw unreadable(last.location, .publish, error.reason)
+            }
+            series.append(next)
+        }
+        return (series, series.flatMap(\.manifest.mapParts).filter { records[$0] == nil })
+    }
+
+    /// True if a plan names a place by itself, whatever it lost.
+    func isNamed(_ corruption: Corruption) -> Bool {
+        if wrong.values.contains(where: {
+            $0.file == corruption.file && $0.offset == corruption.offset
+        }) {
+            return true
+        }
+        let name = String(corruption.file.dropFirst(StoreDirectory.packs.utf8.count + 1))
+        if let pack = PackName.number(name), missing.contains(where: { $0.contains(pack) }) {
+            return true
+        }
+        return salvages.contains { salvage in
+            salvage.path == corruption.file
+                && salvage.damages.contains { $0.range.lowerBound == corruption.offset }
+        }
+    }
+
+    /// Where the manifest of a checkpoint was, as far as it is known.
+    func lostManifest(_ id: CheckpointID) -> Corruption {
+        if let entry = hints.manifests.first(where: { $0.id == id }) {
+            return lost(entry.location, .publish)
+        }
+        return Corruption(
+            file: StoreDirectory.packs, offset: 0, object: RecordType.publish.description,
+            reason: "no pack holds the manifest \(id.short), on whose page map it builds")
+    }
+
+    /// - Returns: how many frames this changed.
+    @discardableResult
+    private func apply(_ checkpoint: Checkpoint, to map: PageMap) throws -> Int {
+        var changed = 0
+        for location in checkpoint.manifest.mapParts where records[location] != nil {
+            changed += MapReader.apply(try mapPart(at: location), to: map)
+        }
+        return changed
+    }
+
+    /// True if an empty part can have a place in its pack.
+    private func canEmpty(_ location: RecordLocation) -> Bool {
+        guard let file = packs[location.pack], wrong[location] == nil else { return false }
+        let start = UInt64(location.offset)
+        let end = start + UInt64(RepairSurvey.emptyPartByteCount)
+        return end <= UInt64(UInt32.max)
+            && !salvages[file].entries.contains {
+                $0.addresses.lowerBound < end && start < $0.addresses.upperBound
+            }
+    }
+
+    /// An empty part of a page map.
+    static let emptyPart = MapPart(runs: [], digests: []).encoded(
+        compressor: Compressor(level: .standard))
+    private static let emptyPartByteCount = RecordHeader.recordByteCount(payload: emptyPart.count)
+
+    private func missing(
+        in map: PageMap, _ stock: RepairStock
+    ) -> [(frame: PageFrameNumber, digest: PageDigest)] {
+        guard !stock.missing.isEmpty else { return [] }
+        var result: [(frame: PageFrameNumber, digest: PageDigest)] = []
+        for frame in map.layout.runs.flatMap(\.frames) {
+            let number = PageFrameNumber(frame)
+            if case .present(let digest) = map[number], stock.missing.contains(digest) {
+                result.append((number, digest))
+            }
+        }
+        return result
+    }
+}

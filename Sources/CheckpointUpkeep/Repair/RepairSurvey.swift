@@ -1,0 +1,437 @@
+import CheckpointFormat
+import CheckpointIndex
+import GuestModel
+import PackStore
+
+// What a repair goes by. Nothing here is taken from the index alone but hints; all else is what
+// whole records in the packs say:
+//
+//   1. Every file in the folder of packs is read: what in it is whole (`PackSalvage`).
+//   2. Manifests, forget records and lists of removed packs are read.
+//   3. Every page that a whole page map says the place of is unpacked and digested. What is right
+//      is available.
+//   4. Each checkpoint is read as a restore would: state, page map, root. The pages that it lacks
+//      are looked for everywhere: in blocks of damaged page frames, of transactions whose maps
+//      are lost, of maps' places that hold something else. What is found is saved: stored anew.
+//   5. A checkpoint that lacks nothing then is whole; every other one is lost.
+//
+// It holds in memory the indexes of all packs, and 50 bytes for each different page.
+
+/// What is whole in a damaged repository, and what is not.
+struct RepairSurvey: Sendable {
+    /// A checkpoint whose manifest is whole.
+    struct Member: Sendable {
+        let checkpoint: Checkpoint
+        let isForgotten: Bool
+        /// True if its page map is needed, by itself or by one that builds on it.
+        var isNeeded: Bool
+    }
+
+    /// Where a whole record lies.
+    struct RecordPlace: Sendable {
+        let file: Int
+        let entry: PackIndex.Entry
+    }
+
+    /// Why something cannot be read.
+    struct Unreadable: Error {
+        let corruption: Corruption
+    }
+
+    let files: RepairFiles
+    let hints: RepairHints
+    /// All files in the folder of packs.
+    private(set) var salvages: [PackSalvage] = []
+    /// The file that is each pack.
+    private(set) var packs: [UInt32: Int] = [:]
+    /// Files that are no pack, and why.
+    private(set) var junk: [(name: String, reason: String)] = []
+    /// Packs that should be there and are not.
+    private(set) var missing: [ClosedRange<UInt32>] = []
+    /// The highest number of any pack that there was.
+    private(set) var highestPack: UInt32 = 0
+    private(set) var records: [RecordLocation: RecordPlace] = [:]
+    /// Records with right checksums that say what cannot be.
+    private(set) var wrong: [RecordLocation: Corruption] = [:]
+    /// Checkpoints whose manifests are such records.
+    private(set) var condemned: [Checkpoint] = []
+    private(set) var members: [Member] = []
+    private(set) var positions: [CheckpointID: Int] = [:]
+    /// Checkpoints of which only the index knows that they were forgotten.
+    private(set) var forgottenByHint: [CheckpointID] = []
+    /// Labels of which only the index knows that they were given after the fact.
+    private(set) var labelsByHint: [LabelsRecord.Change] = []
+    private(set) var pruned = PrunedRecord()
+    /// True if no record says any more which packs were removed.
+    private(set) var prunedIsLost = false
+    private(set) var highestTransaction: UInt64 = 0
+    /// What the packs hold of each transaction; nil if anything was taken from them or is damaged.
+    private(set) var totals: [UInt64: TransactionTotals]?
+    /// Where the manifest of each transaction is.
+    private var manifests: [UInt64: RecordLocation] = [:]
+    /// The page frames of each transaction before its manifest; their places are those in the
+    /// files.
+    var frames: [UInt64: TransactionFrames] = [:]
+    let pages: RepairPages
+
+    init(
+        _ files: RepairFiles, _ hints: RepairHints, progress: (Int, Int) -> Void
+    ) throws {
+        self.files = files
+        self.hints = hints
+        let names = try PackName.names(files.files).sorted()
+            .filter { !PackName.isPassedOver($0) }
+        (salvages, junk) = try RepairSurvey.read(names, files, hints, progress)
+        pages = RepairPages(files: files, paths: salvages.map(\.path))
+        choosePacks()
+        readRecords()
+        try readManifests()
+        if packs.keys.contains(where: { pruned.contains($0) }) {
+            // What prune was about to remove is gone, though it is there.
+            packs = packs.filter { !pruned.contains($0.key) }
+            (records, members, positions) = ([:], [], [:])
+            (wrong, condemned, forgottenByHint, labelsByHint) = ([:], [], [], [])
+            readRecords()
+            try readManifests()
+        }
+        findMissing()
+        try condemnManifests()
+        readFrames()
+        markNeeded()
+        countRecords()
+    }
+
+    // MARK: - Files
+
+    private static func read(
+        _ names: [String], _ files: RepairFiles, _ hints: RepairHints,
+        _ progress: (Int, Int) -> Void
+    ) throws -> ([PackSalvage], [(name: String, reason: String)]) {
+        var numbered: [(name: String, number: UInt32, byteCount: Int)] = []
+        var junk: [(name: String, reason: String)] = []
+        for name in names {
+            do {
+                let byteCount = try files.open("\(StoreDirectory.packs)/\(name)").byteCount()
+                if let number = try PackSalvage.number(files, name: name) {
+                    numbered.append((name, number, Int(byteCount)))
+                } else {
+                    junk.append((name, PackSalvage.noPack))
+                }
+            } catch let error as FileError where error.isNoFile {
+                junk.append((name, PackSalvage.noFile))
+            }
+        }
+        // From the highest down: the first that is a pack is the newest.
+        numbered.sort { ($0.number, $0.name) > ($1.number, $1.name) }
+        let total = numbered.reduce(0) { $0 + $1.byteCount }
+        var (salvages, done) = ([PackSalvage](), 0)
+        var isNewest = true
+        for file in numbered {
+            let salvage = try PackSalvage(
+                files, name: file.name, number: file.number, isNewest: isNewest,
+                acknowledged: hints.acknowledged)
+            switch salvage.kind {
+            case .pack, .misplaced: isNewest = false
+            case .foreign, .hollow: break
+            }
+            salvages.append(salvage)
+            done += file.byteCount
+            progress(done, 2 * total)
+        }
+        return (salvages.reversed(), junk)
+    }
+
+    /// Decides which file is which pack: the one with its name, or else one that says so itself.
+    private mutating func choosePacks() {
+        for (position, salvage) in salvages.enumerated() {
+            switch salvage.kind {
+            case .pack: packs[salvage.number] = position
+            case .foreign(let reason): junk.append((salvage.name, reason))
+            case .misplaced, .hollow: break
+            }
+        }
+        for (position, salvage) in salvages.enumerated() {
+            guard case .misplaced = salvage.kind else { continue }
+            if packs[salvage.number] == nil {
+                packs[salvage.number] = position
+            } else {
+                junk.append((salvage.name, "it is another copy of pack \(salvage.number)"))
+            }
+        }
+    }
+
+    // MARK: - Records
+
+    private mutating func readRecords() {
+        highestTransaction = max(highestTransaction, hints.highestTransaction)
+        for (pack, file) in packs.sorted(by: { $0.key < $1.key }) {
+            for entry in salvages[file].entries {
+                highestTransaction = TransactionNumbers.highest(
+                    highestTransaction, and: entry.transaction)
+                guard entry.frame == nil else { continue }
+                let location = RecordLocation(pack: pack, offset: entry.address)
+                records[location] = RecordPlace(file: file, entry: entry)
+            }
+        }
+    }
+
+    private mutating func readFrames() {
+        for member in members {
+            let checkpoint = member.checkpoint
+            manifests[checkpoint.manifest.transaction] = checkpoint.location
+        }
+        for (_, file) in packs.sorted(by: { $0.key < $1.key }) {
+            for entry in salvages[file].entries where !isLate(entry, in: file) {
+                guard let table = entry.frame else { continue }
+                let place = RecordLocation(pack: UInt32(file), offset: entry.offset)
+                frames[entry.transaction, default: TransactionFrames()].append(table, at: place)
+            }
+        }
+    }
+
+    /// True if a record comes after the manifest of its transaction, where no one looks for its
+    /// pages.
+    func isLate(_ entry: PackIndex.Entry, in file: Int) -> Bool {
+        guard let manifest = manifests[entry.transaction] else { return false }
+        return manifest < RecordLocation(pack: salvages[file].number, offset: entry.address)
+    }
+
+    private mutating func readManifests() throws {
+        let places = records.sorted {
+            ($0.key.pack, $0.key.offset) < ($1.key.pack, $1.key.offset)
+        }
+        var forgotten: Set<CheckpointID> = []
+        var found: [Checkpoint] = []
+        var newestPruned: PrunedRecord?
+        var labels = RepairLabels(mark: hints.mark)
+        for (location, place) in places {
+            do {
+                switch place.entry.type {
+                case .publish: found.append(try manifest(at: location, place))
+                case .forget:
+                    let payload = try payload(at: location, .forget)
+                    forgotten.formUnion(try ForgetRecord.decode(payload).ids.map(CheckpointID.init))
+                case .pruned:
+                    let record = try PrunedRecord.decode(try payload(at: location, .pruned))
+                    try record.check(in: location.pack)
+                    pruned = pruned.union(record)
+                    newestPruned = record
+                case .labels:
+                    let record = try LabelsRecord.decode(try payload(at: location, .labels))
+                    labels.add(record, at: location)
+                default: break
+                }
+            } catch let error as FormatError {
+                noteWrong(location, error)
+            }
+        }
+        pruned = pruned.union(hints.pruned)
+        prunedIsLost = pruned != (newestPruned ?? PrunedRecord())
+        let hinted = Set(hints.manifests.filter(\.isForgotten).map(\.id)).subtracting(forgotten)
+        labels.add(hints.manifests)
+        labelsByHint = labels.byHint
+        var transactions: [UInt64: CheckpointID] = [:]
+        for checkpoint in found where positions[checkpoint.id] == nil {
+            let number = checkpoint.manifest.transaction
+            if let other = transactions[number] {
+                condemn(
+                    checkpoint,
+                    isForgotten: forgotten.union(hinted).contains(checkpoint.id),
+                    "its transaction number is that of checkpoint \(other.short)")
+                continue
+            }
+            transactions[number] = checkpoint.id
+            positions[checkpoint.id] = members.count
+            let isForgotten =
+                forgotten.contains(checkpoint.id) || hinted.contains(checkpoint.id)
+            if hinted.contains(checkpoint.id) { forgottenByHint.append(checkpoint.id) }
+            members.append(
+                Member(
+                    checkpoint: labels.apply(to: checkpoint), isForgotten: isForgotten,
+                    isNeeded: !isForgotten))
+        }
+    }
+
+    private func manifest(at location: RecordLocation, _ place: RecordPlace) throws -> Checkpoint {
+        let payload = try payload(at: location, .publish)
+        let manifest = try Manifest.decode(payload)
+        guard manifest.transaction == place.entry.transaction else {
+            throw FormatError(offset: 72, reason: "the transaction numbers differ")
+        }
+        try manifest.check(at: location)
+        let digest = payload.withUnsafeBytes { PageDigest(hashing: $0) }
+        return Checkpoint(id: CheckpointID(digest), manifest: manifest, location: location)
+    }
+
+    private func noteWrongCorruption(
+        _ location: RecordLocation, _ error: FormatError
+    ) -> Corruption? {
+        guard let place = records[location] else { return nil }
+        return Corruption(
+            file: salvages[place.file].path, offset: UInt64(place.entry.offset),
+            object: place.entry.type.description, reason: error.reason)
+    }
+
+    /// Takes a record for damaged that its checksum calls whole.
+    mutating func noteWrong(_ location: RecordLocation, _ error: FormatError) {
+        wrong[location] = noteWrongCorruption(location, error)
+        records[location] = nil
+    }
+
+    private mutating func findMissing() {
+        highestPack = packs.keys.max() ?? 0
+        if let end = hints.acknowledged, end.namesRecords {
+            highestPack = max(highestPack, end.pack)
+        }
+        let named =
+            members.flatMap { $0.checkpoint.manifest.mapParts + $0.checkpoint.manifest.stateParts }
+            + hints.manifests.map(\.location)
+        highestPack = max(highestPack, named.map(\.pack).max() ?? 0)
+        highestPack = max(highestPack, pruned.ranges.last.map { $0.upperBound - 1 } ?? 0)
+        missing = PackGaps.missing(packs.keys, pruned, upTo: highestPack)
+    }
+
+    private mutating func countRecords() {
+        let files = packs.sorted { $0.key < $1.key }.map { salvages[$0.value] }
+        let isUntouched = files.allSatisfy {
+            !$0.isRewritten && $0.damages.isEmpty && $0.envelopeProblem == nil
+        }
+        guard isUntouched, missing.isEmpty, pruned.ranges.isEmpty else { return }
+        var totals: [UInt64: TransactionTotals] = [:]
+        for entry in files.flatMap(\.entries) {
+            totals[entry.transaction, default: .init()].add(entry)
+        }
+        self.totals = totals
+    }
+
+    // MARK: - Manifests that name what is not theirs
+
+    /// Takes manifests for damaged that name records which are not their own, or that never were.
+    private mutating func condemnManifests() throws {
+        var kept: [Member] = []
+        for member in members {
+            if let problem = try problem(with: member) {
+                condemn(member.checkpoint, isForgotten: member.isForgotten, problem)
+            } else {
+                kept.append(member)
+            }
+        }
+        guard kept.count < members.count else { return }
+        members = kept
+        positions = [:]
+        for (position, member) in kept.enumerated() {
+            positions[member.checkpoint.id] = position
+        }
+    }
+
+    private mutating func condemn(
+        _ checkpoint: Checkpoint, isForgotten: Bool, _ reason: String
+    ) {
+        noteWrong(checkpoint.location, FormatError(offset: 0, reason: reason))
+        if !isForgotten { condemned.append(checkpoint) }
+    }
+
+    private func problem(with member: Member) throws -> String? {
+        let manifest = member.checkpoint.manifest
+        var check = MapCheck(manifest)
+        for location in manifest.mapParts {
+            if let problem = problem(with: location, of: member) { return problem }
+            guard records[location] != nil else { continue }
+            let part: MapPart
+            do {
+                part = try mapPart(at: location)
+            } catch is FormatError {
+                // Named itself when the pages are looked for.
+                continue
+            }
+            do throws(FormatError) {
+                try check.take(part)
+            } catch {
+                return "its page map, at offset \(location.offset) of pack \(location.pack), "
+                    + "cannot be its own: \(error.reason)"
+            }
+        }
+        return nil
+    }
+
+    /// What is wrong with a part of a page map that a manifest names, if its place itself is whole.
+    ///
+    /// Nobody who reads the packs would get past it, forgotten or not. What else a manifest may say
+    /// wrong is `RepairVerdict.problem`.
+    private func problem(with location: RecordLocation, of member: Member) -> String? {
+        let name = "the page map at offset \(location.offset) of pack \(location.pack)"
+        if let entry = records[location]?.entry {
+            guard entry.type == .mapPart else { return "\(name) is a \(entry.type)" }
+            let (owner, own) = (entry.transaction, member.checkpoint.manifest.transaction)
+            return owner == own
+                ? nil : "\(name) is of transaction \(owner), and its own is \(own)"
+        }
+        if wrong[location] != nil { return nil }
+        guard let file = packs[location.pack] else {
+            // Missing, or removed when its checkpoint was forgotten.
+            guard pruned.contains(location.pack), !member.isForgotten else { return nil }
+            return "\(name) is in a pack that was removed"
+        }
+        let salvage = salvages[file]
+        if salvage.isRewritten, member.isForgotten { return nil }
+        // Whatever is damaged may have been what it names.
+        let isWhole =
+            salvage.damages.isEmpty && salvage.envelopeProblem == nil
+            && salvage.abandonedByteCount == 0
+        return isWhole ? "\(name) is not there" : nil
+    }
+
+    private mutating func markNeeded() {
+        for position in members.indices.reversed() where members[position].isNeeded {
+            guard let ancestor = members[position].checkpoint.mapAncestor,
+                let place = positions[ancestor]
+            else { continue }
+            members[place].isNeeded = true
+        }
+    }
+
+    // MARK: - Reading
+
+    /// The payload of a whole record.
+    func payload(at location: RecordLocation, _ type: RecordType) throws -> [UInt8] {
+        guard let place = records[location], place.entry.type == type else {
+            throw Unreadable(corruption: lost(location, type))
+        }
+        let file = try files.open(salvages[place.file].path)
+        let (header, record) = try PackReader.readRecord(file, at: place.entry.offset)
+        let end = RecordHeader.byteCount + header.payloadCount
+        return Array(record[RecordHeader.byteCount..<end])
+    }
+
+    /// A part of a page map.
+    func mapPart(at location: RecordLocation) throws -> MapPart {
+        let payload = try payload(at: location, .mapPart)
+        let part = try payload.withUnsafeBytes {
+            try MapPart.decode($0, decompressor: Decompressor())
+        }
+        return part
+    }
+
+    /// What became of a record that is not there, and where.
+    func lost(_ location: RecordLocation, _ type: RecordType) -> Corruption {
+        if let wrong = wrong[location] { return wrong }
+        let path = PackName.path(location.pack)
+        guard let file = packs[location.pack] else {
+            return Corruption(
+                file: path, offset: 0, object: "pack", reason: "the file is missing")
+        }
+        if let damage = salvages[file].damage(at: location.offset) {
+            return Corruption(
+                file: salvages[file].path, offset: damage.range.lowerBound, object: damage.object,
+                reason: damage.reason)
+        }
+        return Corruption(
+            file: salvages[file].path, offset: UInt64(location.offset), object: type.description,
+            reason: "it is not there")
+    }
+}
+
+extension FileError {
+    /// True if what was opened is a folder or the like.
+    var isNoFile: Bool { isOdd || [21, 6, 40].contains(errno) }
+}

@@ -1,0 +1,85 @@
+import CheckpointFormat
+import CheckpointIndex
+public import CheckpointStore
+import Glibc
+import GuestModel
+public import PackStore
+public import SystemPackage
+
+extension Repository {
+    /// Finds out what a repair of a damaged repository would do.
+    ///
+    /// Takes the writer's lock, and holds it as long as the plan lives. Reads every byte of every
+    /// pack and every page, and changes nothing. Needs memory for the indexes of all packs, some 50
+    /// bytes for each different page, and the page maps of two checkpoints. A repository that
+    /// cannot be opened any more can be repaired all the same.
+    ///
+    /// - Parameter progress: called now and then with work done and in all.
+    public static func planRepair(
+        at path: FilePath, waiting: LockWaiting = .none,
+        progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+    ) throws(RepositoryError) -> RepairPlan {
+        try planRepair(
+            at: path, files: PosixFiles(root: path), waiting: waiting, progress: progress)
+    }
+
+    /// The same over other files, or with other limits.
+    package static func planRepair(
+        at path: FilePath, files: any RepositoryFiles,
+        packByteCountMax: Int = Repository.packByteCountMax, waiting: LockWaiting = .none,
+        progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+    ) throws(RepositoryError) -> RepairPlan {
+        let (id, problem) = try repairableIdentity(path, files)
+        let lock = try takeLock(path, files, waiting)
+        do {
+            try checkRepairable(path, files)
+            let opened = RepairFiles(files, id)
+            let hints = try RepairHints(opened, path: path)
+            var survey = try RepairSurvey(opened, hints) { progress?($0, $1) }
+            let stock = try survey.takeStock { progress?($0, $1) }
+            let verdicts = try survey.judge(stock)
+            var preparation = RepairPreparation(
+                path: path, files: files, repository: id, lock: RepairLock(lock),
+                packByteCountMax: packByteCountMax)
+            preparation.envelopeProblem = problem
+            var planner = try RepairPlanner(survey, stock, verdicts, preparation)
+            return try planner.make()
+        } catch {
+            throw IndexFailure.resolve(error, at: path, files)
+        }
+    }
+
+    /// Fails if something odd lies where a repair makes files or folders, which it would find only
+    /// when half of its work is done.
+    static func checkRepairable(
+        _ path: FilePath, _ files: any RepositoryFiles
+    ) throws(FileError) {
+        try checkOwner(path, files)
+        let root = try files.openDirectory("")
+        for name in [StoreDirectory.damaged, StoreDirectory.index, StoreDirectory.packs] {
+            guard let status = try root.status(of: name), status.st_mode & S_IFMT != S_IFDIR else {
+                continue
+            }
+            throw FileError.odd(path.appending(name).string, status, not: "directory")
+        }
+        if try root.status(of: StoreDirectory.index) != nil { try Index.checkFiles(files) }
+    }
+
+    /// Which repository it is: the file `repository` says so, or else its packs.
+    ///
+    /// - Returns: the id, and what is wrong with the file; nil if nothing is.
+    private static func repairableIdentity(
+        _ path: FilePath, _ files: any RepositoryFiles
+    ) throws(RepositoryError) -> (RepositoryID, problem: String?) {
+        do throws(RepositoryError) {
+            let id = try readEnvelope(path, files)
+            guard let packs = RepairIdentity.contradicting(id, files) else { return (id, nil) }
+            return (packs, RepairIdentity.sentence(id, packs))
+        } catch {
+            guard error.corruption != nil || [.missing, .foreign].contains(error.code),
+                let packs = RepairIdentity(files).majority
+            else { throw error }
+            return (packs, "it cannot be read, and the packs say what it was")
+        }
+    }
+}

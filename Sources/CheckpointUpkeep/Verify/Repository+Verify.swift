@@ -1,0 +1,424 @@
+import CheckpointFormat
+import CheckpointIndex
+public import CheckpointStore
+import GuestModel
+public import PackStore
+import Synchronization
+
+// Verification in two passes.
+//
+//  1. Every pack is read from its first byte to its last: envelope, each record's checksum, each
+//     page frame's table, the pack's index against its records, the footer. Packs side by side on
+//     all processors. If only the structure is looked at, page frames are passed over.
+//  2. Every checkpoint in the order of publication: manifest and id, page map and Merkle root, the
+//     guest's state, and each page that it stored: decompressed, and digested, on all processors
+//     while the maps of the next ones are read. A page that an earlier checkpoint stored must be in
+//     the index, and in a pack that is there.
+//
+// Where something is damaged, the page maps are read once more: for pages that were not read, and
+// for every checkpoint that holds a page which cannot be read.
+//
+// What a writer appends meanwhile lies behind the index's read mark and is left alone.
+
+extension Repository {
+    /// Reads a repository and checks it, on all processors.
+    ///
+    /// Damage is collected, not thrown; what is thrown is a disk that cannot be read.
+    ///
+    /// - Parameters:
+    ///   - depth: every byte, the structure, or a sample.
+    ///   - progress: called now and then, from any thread, with bytes done and in all.
+    public func verify(
+        _ depth: VerifyDepth = .full,
+        progress: (@Sendable (_ done: Int, _ total: Int) -> Void)? = nil
+    ) throws(RepositoryError) -> VerifyReport {
+        try depth.check()
+        try checkIdentity()
+        let (report, arePacksWhole) = try look(depth, progress)
+        guard arePacksWhole, !report.isClean else { return report }
+        // Only what the index says is wrong: the packs are asked without it.
+        do {
+            let (second, _) = try withoutIndex().look(depth, progress)
+            guard second.isClean else { return second }
+        } catch {
+            throw indexFailure(error)
+        }
+        throw IndexFailure.condemn(report.corruptions[0].description, at: path, files)
+    }
+
+    /// Fails if the file `repository` is another repository's: all that is here would be damage.
+    private func checkIdentity() throws(RepositoryError) {
+        guard let packs = RepairIdentity.contradicting(id, files) else { return }
+        throw RepositoryError(
+            Corruption(
+                file: "repository", offset: 0, object: "envelope",
+                reason: RepairIdentity.sentence(id, packs)
+                    + "; restore the file from a copy, or have 'varve repair' rebuild it"))
+    }
+
+    /// - Returns: what was found, and true if no pack is damaged by itself.
+    private func look(
+        _ depth: VerifyDepth, _ progress: (@Sendable (_ done: Int, _ total: Int) -> Void)?
+    ) throws(RepositoryError) -> (report: VerifyReport, arePacksWhole: Bool) {
+        let head = try head()
+        // A pack that a record says is gone is no part of the repository, though it is there yet.
+        let gone = try withIndex { try $0.pruned() }
+        let packs = try PackName.list(reader.files).filter { !gone.contains($0) }
+        let mark = try acknowledgedEnd(head)
+        let (catalog, lease) = try leaseAll()
+        defer { withExtendedLifetime(lease) {} }
+        let known = try withIndex { try $0.manifests() }
+        let verification = Verification(
+            repository: self, depth: depth, mark: mark, progress: progress)
+        do {
+            for corruption in damage { verification.findings.note(corruption) }
+            head.corruption.map { verification.findings.note($0) }
+            try verification.noteOddFiles()
+            try verification.measure(packs)
+            try verification.readPacks(packs)
+            let pruned = try withIndex { try $0.pruned() }
+            verification.noteMissingPacks(packs, pruned)
+            let arePacksWhole = verification.findings.isEmpty
+            verification.state.withLock { $0.arePacksWhole = arePacksWhole }
+            verification.addUpTotals(isUntouched: arePacksWhole && pruned.ranges.isEmpty)
+            let (lost, alsoForgotten) =
+                arePacksWhole ? ([], []) : try verification.lostCheckpoints(known)
+            let existing = catalog.filter { !alsoForgotten.contains($0.id) }
+            try verification.walk(
+                existing,
+                forgotten: known.filter { $0.isForgotten || alsoForgotten.contains($0.id) })
+            for entry in lost { try verification.note(lost: entry) }
+            let unindexed =
+                arePacksWhole
+                ? [] : try verification.unindexedCheckpoints(known + lost, alsoForgotten)
+            verification.findAffected(existing)
+            let found = (lost.map { ($0.id, $0.location) } + unindexed)
+            let all =
+                found.isEmpty
+                ? existing.map(\.id)
+                : (existing.map { ($0.id, $0.location) } + found).sorted { $0.1 < $1.1 }.map(\.0)
+            return (verification.finish(all), arePacksWhole)
+        } catch {
+            throw indexFailure(error)
+        }
+    }
+}
+
+extension Repository {
+    /// Where what was acknowledged ends: all before it must be whole.
+    ///
+    /// The writer knows it. Who reads beside a writer has the index's read mark, which may lie a
+    /// few records before it, and the head.
+    private func acknowledgedEnd(_ head: StoreHead) throws(RepositoryError) -> RecordLocation {
+        let read = try withCurrentIndex { try $0.readMark() }
+        let mark = max(read, head.confirmed ?? read)
+        guard isWritable else { return mark }
+        let end = try openWriter().confirmedEnd
+        // The next pack is not made yet.
+        return end.offset == 0 ? mark : max(mark, end)
+    }
+
+    private func head() throws(RepositoryError) -> StoreHead {
+        do {
+            return try StoreHead(files, id)
+        } catch {
+            throw RepositoryError(error)
+        }
+    }
+
+    /// All checkpoints, and a lease of them.
+    private func leaseAll() throws(RepositoryError) -> ([CatalogEntry], CheckpointLease) {
+        while true {
+            let catalog = try withIndex { try $0.catalog() }
+            do throws(RepositoryError) {
+                return (catalog, try lease(catalog.map(\.id)))
+            } catch {
+                // One was forgotten just now: the catalog lacks it already.
+                if error.code != .unknownName { throw error }
+            }
+        }
+    }
+}
+
+/// One verification under way.
+final class Verification: Sendable {
+    struct State: Sendable {
+        var report: VerifyReport
+        var done = 0
+        var total = 0
+        /// Manifests and forget records that were met, and where they lie in their files.
+        var manifests: [(location: RecordLocation, offset: UInt32)] = []
+        var forgets: [(location: RecordLocation, offset: UInt32)] = []
+        /// False once a pack is known to be damaged or missing.
+        var arePacksWhole = true
+        /// What each pack holds of each transaction.
+        var packTotals: [UInt32: [UInt64: TransactionTotals]] = [:]
+        /// What all packs hold; nil if prune or repair took anything.
+        var totals: [UInt64: TransactionTotals]? = [:]
+    }
+
+    let repository: Repository
+    let depth: VerifyDepth
+    let mark: ReadMark
+    let findings = VerifyFindings()
+    let state: Mutex<State>
+    private let progress: (@Sendable (Int, Int) -> Void)?
+    var reader: PackReader { repository.reader }
+
+    init(
+        repository: Repository, depth: VerifyDepth, mark: ReadMark,
+        progress: (@Sendable (Int, Int) -> Void)?
+    ) {
+        self.repository = repository
+        self.depth = depth
+        self.mark = mark
+        self.progress = progress
+        state = Mutex(State(report: VerifyReport(depth: depth)))
+    }
+
+    /// Says that all is done.
+    ///
+    /// - Parameter catalog: all checkpoints in the order of publication.
+    func finish(_ catalog: [CheckpointID]) -> VerifyReport {
+        let (findings, affected) = findings.result(catalog)
+        return state.withLock { state in
+            progress?(state.total, state.total)
+            state.report.findings = findings
+            state.report.affectedCheckpoints = affected
+            state.report.checkpointCount = catalog.count - affected.count
+            return state.report
+        }
+    }
+
+    func advance(_ byteCount: Int) {
+        let (done, total) = state.withLock { state in
+            state.done += byteCount
+            return (state.done, state.total)
+        }
+        progress?(min(done, total), total)
+    }
+
+    /// Notes the records of transactions that were read, for the counts in their manifests.
+    func note(_ entries: [PackIndex.Entry], in pack: UInt32, isRewritten: Bool) {
+        var totals: [UInt64: TransactionTotals] = [:]
+        for entry in entries { totals[entry.transaction, default: .init()].add(entry) }
+        func places(_ type: RecordType) -> [(location: RecordLocation, offset: UInt32)] {
+            entries.filter { $0.type == type }.map {
+                (RecordLocation(pack: pack, offset: $0.address), $0.offset)
+            }
+        }
+        let (manifests, forgets) = (places(.publish), places(.forget))
+        state.withLock { [totals] state in
+            state.packTotals[pack] = totals
+            state.manifests += manifests
+            state.forgets += forgets
+            if isRewritten { state.totals = nil }
+        }
+    }
+
+    /// Adds up what the packs hold, in their order.
+    ///
+    /// - Parameter isUntouched: false if something was taken from them, or is damaged.
+    func addUpTotals(isUntouched: Bool) {
+        state.withLock { state in
+            if !isUntouched { state.totals = nil }
+            for (_, totals) in state.packTotals.sorted(by: { $0.key < $1.key }) {
+                for (number, found) in totals {
+                    state.totals?[number, default: .init()].add(found)
+                }
+            }
+            state.packTotals = [:]
+        }
+    }
+
+    /// Each byte is read twice: for the records, and for the pages in them.
+    func measure(_ packs: [UInt32]) throws {
+        var total = 0
+        for pack in packs {
+            // One that prune has removed since has none.
+            total += (try? repository.byteCount(of: pack)) ?? 0
+        }
+        let sum = total
+        state.withLock { state in
+            state.total = 2 * sum
+            state.report.packCount = packs.count
+        }
+    }
+
+    // MARK: - Checkpoints
+
+    func walk(_ catalog: [CatalogEntry], forgotten: [CatalogEntry]) throws {
+        let pages = VerifyPages(repository, findings)
+        do {
+            try walk(catalog, Set(forgotten.map(\.id)), pages)
+            try walk(forgotten: forgotten, pages)
+            if !findings.isEmpty { try checkUnread(catalog + forgotten, pages) }
+        } catch {
+            // The threads end before the error goes on.
+            _ = try? pages.finish()
+            throw error
+        }
+        let count = try pages.finish()
+        state.withLock { $0.report.pageCount = count }
+    }
+
+    private func walk(
+        _ catalog: [CatalogEntry], _ forgotten: Set<CheckpointID>, _ pages: VerifyPages
+    ) throws {
+        var last: (id: CheckpointID, map: PageMap)?
+        for entry in catalog {
+            try noting(entry) {
+                // Leased, so it is there also if it is forgotten meanwhile.
+                let checkpoint = try repository.ancestor(entry.id)
+                let isWhole = try noting(entry) {
+                    last = try checkMap(checkpoint, after: last, forgotten)
+                    try checkTotals(of: checkpoint)
+                    _ = try repository.state(of: checkpoint)
+                }
+                if !isWhole { last = nil }
+                // Others may have pages from one that cannot be restored itself.
+                try checkPages(of: checkpoint, pages)
+            }
+        }
+    }
+
+    /// Notes what makes a checkpoint unreadable; false if anything does.
+    @discardableResult
+    private func noting(_ entry: CatalogEntry, _ body: () throws -> Void) throws -> Bool {
+        do {
+            try body()
+            return true
+        } catch let error as RepositoryError where error.corruption != nil {
+            if let corruption = error.attributed(to: entry.id).corruption {
+                findings.note(corruption, for: entry.id)
+            }
+            return false
+        }
+    }
+
+    /// Checks what is still there of forgotten checkpoints: the pages that others have from them.
+    ///
+    /// Their page maps, where others build on them, were read with those.
+    private func walk(forgotten: [CatalogEntry], _ check: VerifyPages) throws {
+        let pruned = try repository.withIndex { try $0.pruned() }
+        for entry in forgotten {
+            do throws(RepositoryError) {
+                if try reader.isPruned(entry.location, pruned) { continue }
+                let checkpoint = try repository.read(entry)
+                try MapReader.forEachPart(reader, checkpoint.manifest) {
+                    (location) throws(RepositoryError) in
+                    try reader.isPruned(location, pruned)
+                } _: { (part) throws(RepositoryError) in
+                    let pages = part.pages(.storedHere)
+                    submit(try repository.locateKnown(pages), of: checkpoint.id, check)
+                }
+                advance(checkpoint.addedByteCount)
+            } catch {
+                // A damaged record was named when its pack was read; what prune took is no damage.
+                guard error.corruption != nil || error.code == .unknownName else { throw error }
+            }
+        }
+    }
+
+    /// Checks a page map against its root.
+    ///
+    /// Where the checkpoint follows the one before, its delta over that one's map is enough: it
+    /// names every frame that differs.
+    private func checkMap(
+        _ checkpoint: Checkpoint, after last: (id: CheckpointID, map: PageMap)?,
+        _ forgotten: Set<CheckpointID>
+    ) throws -> (CheckpointID, PageMap) {
+        if let last, checkpoint.parent == last.id, !checkpoint.hasBaseMap {
+            // The rule for what it builds on.
+            _ = try repository.mapAncestor(of: checkpoint)
+            let changed = try MapReader.apply(reader, checkpoint.manifest, to: last.map)
+            if last.map.root() == checkpoint.root {
+                try checkCounts(of: checkpoint, last.map, differing: changed)
+                return (checkpoint.id, last.map)
+            }
+        }
+        // Read as a restore would; it throws if the root is wrong.
+        let map = try repository.pageMap(of: checkpoint).map
+        try checkInherited(by: checkpoint, map, forgotten)
+        try checkCounts(of: checkpoint, map, differing: nil)
+        return (checkpoint.id, map)
+    }
+
+    /// - Parameter differing: frames that differ from its parent, if that is known.
+    private func checkCounts(
+        of checkpoint: Checkpoint, _ map: PageMap, differing: Int?
+    ) throws(RepositoryError) {
+        do throws(FormatError) {
+            try checkpoint.manifest.check(map, differing: differing)
+        } catch {
+            throw reader.corrupted(checkpoint.location, .publish, error)
+        }
+    }
+
+    private func checkTotals(of checkpoint: Checkpoint) throws(RepositoryError) {
+        // Later ones were not read with the packs.
+        guard checkpoint.location < mark,
+            let totals = state.withLock({ $0.totals.map { $0[checkpoint.manifest.transaction] } })
+        else { return }
+        do throws(FormatError) {
+            try checkpoint.manifest.check(totals ?? TransactionTotals())
+        } catch {
+            throw reader.corrupted(checkpoint.location, .publish, error)
+        }
+    }
+
+    /// Hands in the pages that a checkpoint stored; looks up the others.
+    private func checkPages(of checkpoint: Checkpoint, _ pages: VerifyPages) throws {
+        try MapReader.forEachPart(reader, checkpoint.manifest) {
+            (part) throws(RepositoryError) in
+            _ = try find(part.pages(.storedBefore), for: checkpoint.id)
+            submit(try find(part.pages(.storedHere), for: checkpoint.id), of: checkpoint.id, pages)
+        }
+        advance(checkpoint.addedByteCount)
+    }
+
+    func submit(
+        _ requests: [PageRequest], of checkpoint: CheckpointID, _ pages: VerifyPages
+    ) {
+        switch depth {
+        case .full: pages.submit(requests, of: checkpoint)
+        case .structure: break
+        case .sample:
+            pages.submit(requests.filter { depth.includes($0.location) }, of: checkpoint)
+        }
+    }
+
+    /// Finds the checkpoints that hold a damaged page, whoever stored it.
+    func findAffected(_ catalog: [CatalogEntry]) {
+        let damaged = findings.damagedDigests
+        guard !damaged.isEmpty else { return }
+        for entry in catalog {
+            guard let checkpoint = try? repository.ancestor(entry.id),
+                let map = try? repository.pageMap(of: checkpoint).map
+            else { continue }
+            var held: Set<PageDigest> = []
+            for frame in map.layout.runs.flatMap(\.frames) {
+                if case .present(let digest) = map[PageFrameNumber(frame)],
+                    damaged.contains(digest)
+                {
+                    held.insert(digest)
+                }
+            }
+            if !held.isEmpty { findings.note(held, heldBy: entry.id) }
+        }
+    }
+}
+
+extension MapPart {
+    /// The frames of one kind and their digests.
+    func pages(_ content: MapRun.Content) -> [(frame: PageFrameNumber, digest: PageDigest)] {
+        var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
+        forEachRun { run, digests in
+            guard run.content == content else { return }
+            for (frame, digest) in zip(run.range.frames, digests) {
+                pages.append((PageFrameNumber(frame), digest))
+            }
+        }
+        return pages
+    }
+}

@@ -1,0 +1,183 @@
+import CheckpointFormat
+import CheckpointIndex
+import CheckpointStore
+import PackStore
+import Synchronization
+
+extension Verification {
+    func readPacks(_ packs: [UInt32]) throws {
+        let next = Atomic(0)
+        let failure = Mutex<(any Error & Sendable)?>(nil)
+        Threads.concurrently(min(Threads.processorCount, packs.count)) { _ in
+            while true {
+                let position = next.add(1, ordering: .relaxed).oldValue
+                guard position < packs.count else { return }
+                do {
+                    // Where the newest one is lost, the one before it was sealed and synced.
+                    let isNewest =
+                        position == packs.count - 1 && packs[position] >= self.mark.pack
+                    try self.readPack(packs[position], isNewest: isNewest)
+                } catch let error as RepositoryError where error.corruption != nil {
+                    error.corruption.map { self.findings.note($0) }
+                } catch let error as RepositoryError {
+                    failure.withLock { $0 = error }
+                } catch let error as FileError {
+                    failure.withLock { $0 = RepositoryError(error) }
+                } catch {
+                    preconditionFailure("reading a pack fails in two ways only: \(error)")
+                }
+            }
+        }
+        if let error = failure.withLock({ $0 }) { throw error }
+    }
+
+    private func readPack(_ pack: UInt32, isNewest: Bool) throws {
+        let path = PackName.path(pack)
+        func damage(_ offset: UInt32, _ object: String, _ reason: String, _ end: UInt32? = nil) {
+            findings.note(
+                Corruption(file: path, offset: UInt64(offset), object: object, reason: reason),
+                end: end.map { UInt64($0) })
+        }
+        if pack > mark.pack {
+            if repository.damage.contains(where: { $0.file == path }) { return }
+            // Nothing in it was published: it is a live writer's, or what a crash left of one.
+            // The writer may have taken it back just now.
+            guard let size = try abandonedByteCount(path) else { return }
+            state.withLock { $0.report.abandonedByteCount += size }
+            return advance(size)
+        }
+        // Not through the reader's cache: the envelope is read from the disk once more.
+        reader.drop(pack)
+        let file: PackFile
+        do throws(RepositoryError) {
+            file = try reader.file(pack)
+        } catch {
+            // Prune may have removed it since the packs were listed.
+            if try repository.withIndex({ try $0.pruned() }).contains(pack) { return }
+            throw error
+        }
+        let size = try file.file.byteCount()
+        guard size <= UInt64(UInt32.max) else {
+            return damage(0, "pack", "the file has \(size) bytes, more than a pack can have")
+        }
+        var sealed: PackScan?
+        do {
+            // The newest pack's seal is not trusted, and its records are read below.
+            if !isNewest || file.isRewritten {
+                let scan = try PackScan.scan(file, isNewest: false)
+                sealed = scan.isSealed ? scan : nil
+            }
+        } catch {
+            guard let corruption = error.corruption else { throw error }
+            findings.note(corruption)
+        }
+        let end: UInt64
+        if let last = sealed?.entries.last {
+            end = UInt64(last.end)
+        } else if pack == mark.pack {
+            end = min(UInt64(mark.offset), size)
+        } else {
+            end = size
+        }
+        let found = try readRecords(file, end: end, known: sealed?.entries, damage)
+        note(found, in: pack, isRewritten: file.isRewritten)
+        if let sealed, sealed.entries != found {
+            damage(0, "pack index", "it does not agree with the pack's records")
+        }
+        if sealed == nil {
+            checkUnsealed(pack, isNewest: isNewest, found, size: size, damage)
+        }
+        advance(Int(size))
+    }
+
+    /// Bytes of a pack in which nothing was published; nil if it is not there any more.
+    private func abandonedByteCount(_ path: String) throws(FileError) -> Int? {
+        do throws(FileError) {
+            return Int(try reader.files.open(path, .read).byteCount())
+        } catch {
+            if error.isMissing { return nil }
+            throw error
+        }
+    }
+
+    /// Reads records up to `end`; goes on behind damage where the pack's index knows the next one.
+    private func readRecords(
+        _ file: PackFile, end: UInt64, known: [PackIndex.Entry]?,
+        _ damage: (UInt32, String, String, UInt32?) -> Void
+    ) throws -> [PackIndex.Entry] {
+        var entries: [PackIndex.Entry] = []
+        var known = (known ?? [])[...]
+        var byteCount = Envelope.byteCount
+        defer { state.withLock { [byteCount] in $0.report.byteCount += byteCount } }
+        var offset = UInt32(Envelope.byteCount)
+        let size = try file.file.byteCount()
+        while UInt64(offset) < end {
+            // Records come in the order of the pack's index.
+            while let first = known.first, first.offset < offset { known.removeFirst() }
+            let expected = known.first?.offset == offset ? known.first : nil
+            if let expected, expected.type == .pageFrame, depth != .full {
+                entries.append(expected)
+                offset = expected.end
+                continue
+            }
+            do {
+                let (header, record) = try PackReader.readRecord(file.file, at: offset)
+                if try PackScan.isSeal(header, at: offset, size: size) { break }
+                let entry = try PackScan.entry(
+                    header, record, at: offset, isRewritten: file.isRewritten)
+                entries.append(entry)
+                byteCount += Int(entry.end - entry.offset)
+                offset = entry.end
+            } catch let error as FormatError {
+                damage(
+                    offset, expected?.type.description ?? "record", error.reason, expected?.end)
+                guard let entry = expected else {
+                    let next = try PackScan.nextRecord(
+                        file.file, after: offset, size: size)
+                    guard let next, UInt64(next) < end else { break }
+                    offset = next
+                    continue
+                }
+                // The index's word stands in for the record, so that its pages are looked at.
+                entries.append(entry)
+                offset = entry.end
+            }
+        }
+        return entries
+    }
+
+    private func checkUnsealed(
+        _ pack: UInt32, isNewest: Bool, _ found: [PackIndex.Entry], size: UInt64,
+        _ damage: (UInt32, String, String, UInt32?) -> Void
+    ) {
+        let end = found.last?.end ?? UInt32(Envelope.byteCount)
+        if !isNewest && pack < mark.pack {
+            damage(end, "pack index", "the pack is not sealed, and later packs exist", nil)
+        } else if pack == mark.pack && end < mark.offset {
+            damage(end, "record", "the pack ends before what was published in it", nil)
+        }
+        let kept = UInt64(mark.offset)
+        if pack == mark.pack && size > kept {
+            state.withLock { $0.report.abandonedByteCount += Int(size - kept) }
+        }
+    }
+
+    /// Names files among the packs that have no name of a pack.
+    func noteOddFiles() throws {
+        let files = RepairFiles(reader.files, reader.repository)
+        for name in try PackName.names(reader.files).sorted() {
+            guard PackName.number(name) == nil, !PackName.isPassedOver(name),
+                let corruption = try PackSalvage.oddity(files, name: name)
+            else { continue }
+            findings.note(corruption)
+        }
+    }
+
+    /// Names packs that are not there and that prune did not remove.
+    func noteMissingPacks(_ packs: [UInt32], _ pruned: PrunedRecord) {
+        let newest = mark.offset > 0 ? mark.pack : max(1, mark.pack) - 1
+        for gap in PackGaps.missing(packs, pruned, upTo: newest) {
+            PackFile.missing(gap).corruption.map { findings.note($0) }
+        }
+    }
+}

@@ -1,0 +1,90 @@
+import CheckpointFormat
+import CheckpointStore
+import GuestModel
+import PackStore
+import Synchronization
+
+/// Decompresses and digests pages on all processors, while the caller goes on reading page maps.
+final class VerifyPages: Sendable {
+    private struct Batch: Sendable {
+        let checkpoint: CheckpointID
+        let requests: [PageRequest]
+    }
+
+    private struct Queue: Sendable {
+        var batches: [Batch] = []
+        var isClosed = false
+        var failure: RepositoryError?
+        var pageCount = 0
+    }
+
+    /// Pages of a batch, and batches that wait: some MiB of memory for each processor.
+    private static let batchPageCount = 4096
+    private static let waitingCountMax = 64
+
+    private let repository: Repository
+    private let findings: VerifyFindings
+    private let queue = Monitor(Queue())
+    private let threads = Mutex<[Threads.Thread]>([])
+
+    init(_ repository: Repository, _ findings: VerifyFindings) {
+        self.repository = repository
+        self.findings = findings
+        threads.withLock { threads in
+            for _ in 0..<Threads.processorCount {
+                threads.append(Threads.Thread { self.run() })
+            }
+        }
+    }
+
+    /// Hands in pages that a checkpoint stored, sorted by place; blocks while many wait.
+    func submit(_ requests: [PageRequest], of checkpoint: CheckpointID) {
+        var start = 0
+        while start < requests.count {
+            let end = min(start + VerifyPages.batchPageCount, requests.count)
+            let batch = Batch(checkpoint: checkpoint, requests: Array(requests[start..<end]))
+            queue.wait { queue -> Void? in
+                guard queue.batches.count < VerifyPages.waitingCountMax else { return nil }
+                queue.batches.append(batch)
+                return ()
+            }
+            start = end
+        }
+    }
+
+    /// Waits until all pages were read; returns how many.
+    func finish() throws(RepositoryError) -> Int {
+        queue.change { $0.isClosed = true }
+        let threads = threads.withLock { threads in
+            defer { threads = [] }
+            return threads
+        }
+        for thread in threads { thread.join() }
+        let (failure, count) = queue.read { ($0.failure, $0.pageCount) }
+        if let failure { throw failure }
+        return count
+    }
+
+    private func run() {
+        var fetcher = PageFetcher(repository)
+        while true {
+            let next = queue.wait { queue -> Batch?? in
+                if !queue.batches.isEmpty { return .some(queue.batches.removeFirst()) }
+                return queue.isClosed ? .some(nil) : nil
+            }
+            guard let batch = next else { return }
+            do {
+                try fetcher.fetch(batch.requests[...]) { corruption, request in
+                    // A page of a forgotten checkpoint may have been pruned just now.
+                    guard try repository.location(of: request.digest) != nil else { return }
+                    findings.note(corruption, request.digest, storedBy: batch.checkpoint)
+                } deliver: { _, _, _ in
+                }
+                queue.change { $0.pageCount += batch.requests.count }
+            } catch {
+                let wrapped = repository.indexFailure(error)
+                queue.change { $0.failure = $0.failure ?? wrapped }
+            }
+        }
+    }
+}

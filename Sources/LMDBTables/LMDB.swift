@@ -1,0 +1,601 @@
+import CLMDB
+import Glibc
+package import PackStore
+import Synchronization
+
+// Every call of liblmdb that the store makes. LMDB is a key-value store in one memory-mapped file
+// with one writer and readers that never wait; http://www.lmdb.tech/doc/.
+
+/// An open LMDB environment with the index's tables.
+///
+/// LMDB forbids a process to open the same files twice, so `IndexEnvironments` hands out one.
+package final class LMDBEnvironment: @unchecked Sendable {
+    // Unchecked: LMDB environments may be used from any thread; the handles never change.
+    private let environment: OpaquePointer
+    package let tables: [LMDBTableID]
+    package let isReadOnly: Bool
+    private let pageByteCount: Int
+    /// Where the files of a temporary index lie; nil for the one of a store.
+    private let temporaryPlace: String?
+    private let pacing = Mutex((WritebackPacing(), ContinuousClock.now))
+
+    /// Address space for the file; it grows as needed and this is never allocated.
+    ///
+    /// A process that may not have so much (`ulimit -v`) gets less.
+    private static let mapByteCounts = [256 << 30, 16 << 30, 1 << 30, 256 << 20]
+
+    private static let readerCountMax = 1024
+
+    private static let dataName = "data.mdb"
+    private static let lockName = "lock.mdb"
+
+    /// Opens an environment, with as much address space as can be had.
+    ///
+    /// Throws `LMDBError`, or `FileError` if one of its files is odd or another user's.
+    ///
+    /// - Parameter temporaryPlace: where the files of a temporary index lie, for errors.
+    package convenience init(
+        _ directory: OpenDirectory, tables names: [String], _ access: LMDBAccess,
+        temporaryPlace: String? = nil
+    ) throws {
+        try LMDBEnvironment.checkFiles(directory)
+        for byteCount in LMDBEnvironment.mapByteCounts.dropLast() {
+            do {
+                try self.init(
+                    directory, tables: names, access, mapByteCount: byteCount,
+                    temporaryPlace: temporaryPlace)
+                return
+            } catch let error as LMDBError where error.code == ENOMEM {
+                continue
+            }
+        }
+        try self.init(
+            directory, tables: names, access,
+            mapByteCount: LMDBEnvironment.mapByteCounts[LMDBEnvironment.mapByteCounts.count - 1],
+            temporaryPlace: temporaryPlace)
+    }
+
+    private init(
+        _ directory: OpenDirectory, tables names: [String], _ access: LMDBAccess,
+        mapByteCount: Int, temporaryPlace: String?
+    ) throws {
+        let isReadOnly = access == .readingWithoutLocks
+        // It writes the heads of a new file.
+        let held = HeldSizeSignal()
+        defer { held.release() }
+        try LMDBEnvironment.checkHeads(directory)
+        // LMDB makes it otherwise.
+        if access != .writing, try directory.status(of: LMDBEnvironment.dataName) == nil {
+            throw LMDBError(call: "open", code: ENOENT)
+        }
+        if !isReadOnly { try LMDBEnvironment.reserveLockFile(directory) }
+        let lock = try directory.status(of: LMDBEnvironment.lockName)
+        var created: OpaquePointer?
+        try LMDBEnvironment.check(mdb_env_create(&created), "mdb_env_create")
+        guard let environment = created else {
+            throw LMDBError(call: "mdb_env_create", code: ENOMEM)
+        }
+        do {
+            try LMDBEnvironment.check(
+                mdb_env_set_mapsize(environment, mapByteCount), "mdb_env_set_mapsize")
+            try LMDBEnvironment.check(
+                mdb_env_set_maxdbs(environment, MDB_dbi(names.count)), "mdb_env_set_maxdbs")
+            try LMDBEnvironment.check(
+                mdb_env_set_maxreaders(environment, UInt32(LMDBEnvironment.readerCountMax)),
+                "mdb_env_set_maxreaders")
+            // No sync: the index is derived, and made anew after a power cut (`Index.isSound`).
+            // No TLS: a read transaction may end on another thread than it began on.
+            let flags = MDB_NOTLS | MDB_NOSYNC | (isReadOnly ? MDB_RDONLY | MDB_NOLOCK : 0)
+            try LMDBEnvironment.check(
+                mdb_env_open(environment, directory.systemPath(), UInt32(flags), 0o600),
+                "mdb_env_open")
+            try LMDBEnvironment.checkOpened(environment, directory, lock, isReadOnly: isReadOnly)
+            var status = MDB_stat()
+            try LMDBEnvironment.check(mdb_env_stat(environment, &status), "mdb_env_stat")
+            pageByteCount = Int(status.ms_psize)
+            // A page behind the file's end would be read, and end the process.
+            let needed = try LMDBEnvironment.neededByteCount(environment, pageByteCount)
+            guard try LMDBEnvironment.file(environment).byteCount >= needed else {
+                throw LMDBError.contradiction(in: "mdb_env_open")
+            }
+            try LMDBEnvironment.checkPages(environment, pageByteCount, isReadOnly: isReadOnly)
+            var dead: Int32 = 0
+            if !isReadOnly { _ = mdb_reader_check(environment, &dead) }
+            tables = try LMDBEnvironment.openTables(environment, names, access)
+        } catch {
+            mdb_env_close(environment)
+            throw error
+        }
+        self.environment = environment
+        self.isReadOnly = isReadOnly
+        self.temporaryPlace = temporaryPlace
+    }
+
+    deinit {
+        mdb_env_close(environment)
+    }
+
+    /// Fails unless what lies under the names of LMDB's files was made by this user: LMDB follows
+    /// symbolic links, writes whatever has the name, and trusts what it finds in it.
+    package static func checkFiles(_ directory: OpenDirectory) throws(FileError) {
+        try checkOwner(try directory.status(), directory.path)
+        for name in [dataName, lockName] {
+            let path = "\(directory.path)/\(name)"
+            guard let status = try directory.status(of: name) else { continue }
+            guard status.st_mode & S_IFMT == S_IFREG else {
+                throw FileError.odd(path, status, not: "regular file")
+            }
+            guard status.st_nlink == 1 else {
+                throw FileError(
+                    .odd("a file with another name besides, not the index's own file"),
+                    path: path, errno: EMLINK)
+            }
+            try checkOwner(status, path)
+        }
+    }
+
+    private static func checkOwner(_ status: stat, _ path: String) throws(FileError) {
+        guard status.st_uid == system_user() else {
+            throw FileError(.foreign(status.st_uid), path: path, errno: EPERM)
+        }
+    }
+
+    /// Fails if LMDB has opened other files than those that were looked at.
+    private static func checkOpened(
+        _ environment: OpaquePointer, _ directory: OpenDirectory, _ lock: stat?, isReadOnly: Bool
+    ) throws {
+        try checkFiles(directory)
+        var status = stat()
+        guard system_fstat(try file(environment).descriptor, &status) == 0 else {
+            throw LMDBError(call: "fstat", code: errno)
+        }
+        let opened = Identity(status)
+        let data = try directory.status(of: dataName).map { Identity($0) }
+        let locked = try directory.status(of: lockName).map { Identity($0) }
+        let isSame = data == opened && (isReadOnly || locked == lock.map { Identity($0) })
+        guard isSame else {
+            throw FileError(
+                .moved("was replaced while it was opened"), path: directory.path, errno: ESTALE)
+        }
+    }
+
+    /// Fails if LMDB would trust a damaged head of its file: it takes the size of its pages from
+    /// there and how many there are, and maps as many.
+    ///
+    /// Two heads, at the file's beginning and a page behind it; each is used in turn. Their layout
+    /// is that of LMDB 0.9 (`MDB_page`, `MDB_meta` of mdb.c): a page head of 16 bytes, magic u32,
+    /// version u32, address u64, map size u64, and two tables of 48 bytes, of which the first
+    /// begins with the page size; then the last page u64.
+    private static func checkHeads(_ directory: OpenDirectory) throws {
+        // A new one has none.
+        guard try directory.status(of: dataName) != nil else { return }
+        let descriptor = try directory.open(dataName, O_RDONLY)
+        defer { system_close(descriptor) }
+        var status = stat()
+        guard system_fstat(descriptor, &status) == 0, status.st_size > 0 else { return }
+        // Of larger pages LMDB takes half or less.
+        let pageByteCount = min(Int(sysconf(Int32(_SC_PAGESIZE))), 0x8000)
+        let pageCount = UInt64(Int(status.st_size) / pageByteCount)
+        try withUnsafeTemporaryAllocation(byteCount: 152, alignment: 8) {
+            (head) throws(LMDBError) in
+            for page in 0..<2 {
+                let count = system_pread(
+                    descriptor, UnsafeMutableRawBufferPointer(head), page * pageByteCount)
+                let size = head.loadUnaligned(fromByteOffset: 40, as: UInt32.self)
+                let last = head.loadUnaligned(fromByteOffset: 136, as: UInt64.self)
+                guard count == head.count, size == UInt32(pageByteCount), last < pageCount else {
+                    throw LMDBError.contradiction(in: "mdb_env_open")
+                }
+            }
+        }
+    }
+
+    /// Fails if LMDB would follow something in its file that is damaged (`LMDBFileCheck`).
+    ///
+    /// Looks at one moment of it, which a transaction keeps as it is while a writer goes on;
+    /// beginning one follows nothing.
+    private static func checkPages(
+        _ environment: OpaquePointer, _ pageByteCount: Int, isReadOnly: Bool
+    ) throws(LMDBError) {
+        let descriptor = try file(environment).descriptor
+        // Another round only where a writer goes on between two calls, or is not held up.
+        for _ in 0..<16 {
+            var transaction: OpaquePointer?
+            try check(
+                mdb_txn_begin(environment, nil, UInt32(MDB_RDONLY), &transaction), "mdb_txn_begin")
+            defer { mdb_txn_abort(transaction) }
+            let moment = UInt64(mdb_txn_id(transaction))
+            let file = LMDBFileCheck(descriptor: descriptor, pageByteCount: pageByteCount)
+            do throws(LMDBError) {
+                if try file.check(moment: moment) == .sound { return }
+            } catch {
+                // Without the right to lock, a writer may have written over what was read.
+                guard isReadOnly else { throw error }
+                var information = MDB_envinfo()
+                try check(mdb_env_info(environment, &information), "mdb_env_info")
+                guard UInt64(information.me_last_txnid) > moment else { throw error }
+            }
+        }
+        throw LMDBError(call: "mdb_txn_begin", code: EBUSY)
+    }
+
+    /// Has room for the lock file before LMDB maps it: a write to a mapped page that a full disk
+    /// has no room for ends the process.
+    ///
+    /// Its size is LMDB's to set: 64 bytes a reader, and less than a page besides.
+    private static func reserveLockFile(_ directory: OpenDirectory) throws {
+        let descriptor = try directory.open(lockName, O_RDWR | O_CREAT, 0o600)
+        defer { system_close(descriptor) }
+        // Whoever opens it first holds a lock on its first byte until it is set up, and LMDB waits
+        // for that without end: for a process that was stopped just then, too.
+        for _ in 0..<25 {
+            guard system_isLocked(descriptor, at: 0, 1) == true else { break }
+            WallClock.sleep(milliseconds: 20)
+        }
+        guard system_isLocked(descriptor, at: 0, 1) != true else {
+            throw LMDBError(call: "mdb_env_open", code: EBUSY)
+        }
+        let code = system_reserve(descriptor, readerCountMax * 64 + 4096)
+        guard code == 0 else { throw LMDBError(call: "fallocate", code: code) }
+    }
+
+    private static func openTables(
+        _ environment: OpaquePointer, _ names: [String], _ access: LMDBAccess
+    ) throws(LMDBError) -> [LMDBTableID] {
+        do throws(LMDBError) {
+            // A transaction that writes waits for one of another process.
+            return try openTables(environment, names, makesThem: false)
+        } catch  where error.code == MDB_NOTFOUND && access == .writing {
+            return try openTables(environment, names, makesThem: true)
+        }
+    }
+
+    private static func openTables(
+        _ environment: OpaquePointer, _ names: [String], makesThem: Bool
+    ) throws(LMDBError) -> [LMDBTableID] {
+        var transaction: OpaquePointer?
+        try check(
+            mdb_txn_begin(environment, nil, makesThem ? 0 : UInt32(MDB_RDONLY), &transaction),
+            "mdb_txn_begin")
+        var tables: [LMDBTableID] = []
+        for name in names {
+            var table: MDB_dbi = 0
+            let code = mdb_dbi_open(transaction, name, makesThem ? UInt32(MDB_CREATE) : 0, &table)
+            if code != 0 {
+                mdb_txn_abort(transaction)
+                throw LMDBError(call: "mdb_dbi_open", code: code)
+            }
+            tables.append(LMDBTableID(handle: table))
+        }
+        try check(mdb_txn_commit(transaction), "mdb_txn_commit")
+        return tables
+    }
+
+    /// Runs `body` in a read transaction: one moment of the index.
+    package func read<T, E: Error>(
+        _ body: (borrowing LMDBTxn) throws(E) -> T
+    ) throws -> T {
+        var handle: OpaquePointer?
+        try LMDBEnvironment.check(
+            mdb_txn_begin(environment, nil, UInt32(MDB_RDONLY), &handle), "mdb_txn_begin")
+        guard let handle else { throw LMDBError(call: "mdb_txn_begin", code: ENOMEM) }
+        let transaction = LMDBTxn(handle: handle)
+        guard isReadOnly else { return try body(transaction) }
+        // Without the right to lock, nothing keeps a writer from the pages of this moment once it
+        // has begun its second transaction after it: what was read is discarded then.
+        let moment = mdb_txn_id(handle)
+        let result = Result { try body(transaction) }
+        var information = MDB_envinfo()
+        try LMDBEnvironment.check(mdb_env_info(environment, &information), "mdb_env_info")
+        guard information.me_last_txnid <= moment + 1 else {
+            throw RepositoryError(
+                .busy,
+                "a writer changed the index while it was read, and without the right to write "
+                    + "there it cannot be held; try again")
+        }
+        return try result.get()
+    }
+
+    /// Runs `body` in a write transaction, and commits it if `body` returns.
+    package func write<T>(_ body: (borrowing LMDBTxn) throws -> T) throws -> T {
+        // What `body` changes may be written before the end, when there is much of it.
+        let held = HeldSizeSignal()
+        defer { held.release() }
+        do {
+            var handle: OpaquePointer?
+            try LMDBEnvironment.check(mdb_txn_begin(environment, nil, 0, &handle), "mdb_txn_begin")
+            guard let handle else { throw LMDBError(call: "mdb_txn_begin", code: ENOMEM) }
+            let transaction = LMDBTxn(handle: handle)
+            let value = try body(transaction)
+            try transaction.commit()
+            try fill()
+            return value
+        } catch let error as LMDBError where error.isWrite {
+            guard let temporaryPlace else { throw error }
+            // LMDB says EIO of a write that a full disk cut short.
+            let file = try? LMDBEnvironment.file(environment)
+            let isFull = file.map { system_isFull($0.descriptor) } ?? false
+            throw FileError(
+                call: FileError.makingTemporary, path: temporaryPlace,
+                errno: isFull ? ENOSPC : error.code)
+        }
+    }
+
+    /// Makes the file as long as its pages say.
+    ///
+    /// LMDB leaves out pages at its end that a transaction took and gave back; with them, a file
+    /// that is shorter was cut.
+    private func fill() throws(LMDBError) {
+        let needed = try LMDBEnvironment.neededByteCount(environment, pageByteCount)
+        let file = try LMDBEnvironment.file(environment)
+        if file.byteCount < needed, system_ftruncate(file.descriptor, needed) != 0 {
+            throw LMDBError(call: "ftruncate", code: errno)
+        }
+    }
+
+    /// Bytes of the pages that the environment has.
+    private static func neededByteCount(
+        _ environment: OpaquePointer, _ pageByteCount: Int
+    ) throws(LMDBError) -> Int {
+        var information = MDB_envinfo()
+        try check(mdb_env_info(environment, &information), "mdb_env_info")
+        let (bytes, overflows) = (information.me_last_pgno + 1)
+            .multipliedReportingOverflow(by: pageByteCount)
+        guard !overflows else { throw LMDBError.contradiction(in: "mdb_env_info") }
+        return bytes
+    }
+
+    /// The environment's file, and its length.
+    private static func file(
+        _ environment: OpaquePointer
+    ) throws(LMDBError) -> (descriptor: Int32, byteCount: Int) {
+        var descriptor: Int32 = -1
+        try check(mdb_env_get_fd(environment, &descriptor), "mdb_env_get_fd")
+        var status = stat()
+        guard system_fstat(descriptor, &status) == 0 else {
+            throw LMDBError(call: "fstat", code: errno)
+        }
+        return (descriptor, Int(status.st_size))
+    }
+
+    /// Has some of the file written back, the share whose turn it is (`WritebackPacing`); does not wait
+    /// for the disk.
+    package func writeBackShare() throws(LMDBError) {
+        let file = try LMDBEnvironment.file(environment)
+        let share = pacing.withLock { state in
+            let now = ContinuousClock.now
+            defer { state.1 = now }
+            return state.0.share(after: now - state.1, of: UInt64(file.byteCount))
+        }
+        guard let share else { return }
+        system_startWriteback(file.descriptor, share)
+    }
+
+    /// Writes the file, as it is at one moment, to an empty one; waits for nobody.
+    ///
+    /// `mdb_env_copy` does the same and waits for who writes. The heads are read first: later ones
+    /// would name pages that were not read yet, or that a writer has written over since.
+    package func copy(to target: Int32) throws {
+        try read { transaction in
+            let file = try LMDBEnvironment.file(environment)
+            let buffer = UnsafeMutableRawBufferPointer.allocate(
+                byteCount: 1 << 20, alignment: 4096)
+            defer { buffer.deallocate() }
+            var offset = 0
+            while offset < file.byteCount {
+                let part = UnsafeMutableRawBufferPointer(
+                    rebasing: buffer[..<(offset == 0 ? 2 * pageByteCount : buffer.count)])
+                let count = system_pread(file.descriptor, part, offset)
+                guard count >= 0 else { throw LMDBError(call: "pread", code: errno) }
+                if count == 0 { break }
+                if offset == 0 {
+                    let numbers = [0, pageByteCount].map { head -> UInt64 in
+                        guard count >= head + 152 else { return .max }
+                        return part.loadUnaligned(fromByteOffset: head + 144, as: UInt64.self)
+                    }
+                    guard numbers.max() == transaction.moment else {
+                        throw LMDBError(call: "mdb_txn_begin", code: EBUSY)
+                    }
+                }
+                var done = 0
+                while done < count {
+                    let rest = UnsafeRawBufferPointer(rebasing: part[done..<count])
+                    let written = system_pwrite(target, rest, offset + done)
+                    guard written > 0 else {
+                        throw LMDBError(call: "pwrite", code: written < 0 ? errno : EIO)
+                    }
+                    done += written
+                }
+                offset += count
+            }
+        }
+    }
+
+    /// Brings all that was committed to the disk.
+    package func sync() throws(LMDBError) {
+        try LMDBEnvironment.check(mdb_env_sync(environment, 1), "mdb_env_sync")
+    }
+
+    static func check(_ code: Int32, _ call: String) throws(LMDBError) {
+        if code != 0 { throw LMDBError(call: call, code: code) }
+    }
+}
+
+/// A table of an open environment.
+package struct LMDBTableID: Sendable {
+    let handle: MDB_dbi
+}
+
+/// A transaction of LMDB; aborted when it is dropped.
+package struct LMDBTxn: ~Copyable {
+    private let handle: OpaquePointer
+    private var isOpen = true
+
+    fileprivate init(handle: OpaquePointer) {
+        self.handle = handle
+    }
+
+    deinit {
+        if isOpen { mdb_txn_abort(handle) }
+    }
+
+    fileprivate consuming func commit() throws(LMDBError) {
+        isOpen = false
+        try LMDBEnvironment.check(mdb_txn_commit(handle), "mdb_txn_commit")
+    }
+
+    /// The value of a key, valid inside `body` only; nil if there is none.
+    ///
+    /// - Parameter isChecked: false to leave the checksum of a large value alone that was checked
+    ///   when it was first read.
+    @inlinable
+    package func get<T>(
+        _ table: LMDBTableID, _ key: UnsafeRawBufferPointer, isChecked: Bool = true,
+        _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> T
+    ) throws(LMDBError) -> T? {
+        guard let value = try find(table, key, isChecked: isChecked) else { return nil }
+        return try body(value)
+    }
+
+    /// The value of a key, valid as long as the txn; nil if there is none.
+    @usableFromInline
+    package func find(
+        _ table: LMDBTableID, _ key: UnsafeRawBufferPointer, isChecked: Bool
+    ) throws(LMDBError) -> UnsafeRawBufferPointer? {
+        var keyValue = LMDBTxn.value(key)
+        var found = MDB_val()
+        let code = mdb_get(handle, table.handle, &keyValue, &found)
+        if code == MDB_NOTFOUND { return nil }
+        try LMDBEnvironment.check(code, "mdb_get")
+        let stored = UnsafeRawBufferPointer(start: found.mv_data, count: found.mv_size)
+        return try SealedValue.open(stored, of: key, isChecked: isChecked)
+    }
+
+    /// Calls `body` with what finds values of many keys, each valid inside it only.
+    ///
+    /// Keys in byte order are found several times as fast as in another: neighbours share a page.
+    package func withFinder<T>(
+        _ table: LMDBTableID, _ body: (borrowing LMDBFinder) throws(LMDBError) -> T
+    ) throws(LMDBError) -> T {
+        var cursor: OpaquePointer?
+        try LMDBEnvironment.check(mdb_cursor_open(handle, table.handle, &cursor), "mdb_cursor_open")
+        guard let cursor else { throw LMDBError(call: "mdb_cursor_open", code: ENOMEM) }
+        return try body(LMDBFinder(cursor: cursor))
+    }
+
+    /// Sets a key's value.
+    package func put(
+        _ table: LMDBTableID, _ key: UnsafeRawBufferPointer, _ bytes: UnsafeRawBufferPointer
+    ) throws(LMDBError) {
+        var keyValue = LMDBTxn.value(key)
+        var value = MDB_val(mv_size: SealedValue.byteCount(of: bytes.count), mv_data: nil)
+        try LMDBEnvironment.check(
+            mdb_put(handle, table.handle, &keyValue, &value, UInt32(MDB_RESERVE)), "mdb_put")
+        SealedValue.seal(bytes, of: key, into: value.mv_data)
+    }
+
+    /// The number of this moment of the index: it grows with each change.
+    package var moment: UInt64 { UInt64(mdb_txn_id(handle)) }
+
+    /// Removes a key; one that is not there is fine.
+    ///
+    /// - Returns: true if it was there.
+    @discardableResult
+    package func delete(_ table: LMDBTableID, _ key: UnsafeRawBufferPointer) throws(LMDBError)
+        -> Bool
+    {
+        var keyValue = LMDBTxn.value(key)
+        let code = mdb_del(handle, table.handle, &keyValue, nil)
+        if code == MDB_NOTFOUND { return false }
+        try LMDBEnvironment.check(code, "mdb_del")
+        return true
+    }
+
+    /// The last key of a table; nil if it is empty.
+    package func lastKey(_ table: LMDBTableID) throws(LMDBError) -> [UInt8]? {
+        var cursor: OpaquePointer?
+        try LMDBEnvironment.check(mdb_cursor_open(handle, table.handle, &cursor), "mdb_cursor_open")
+        defer { mdb_cursor_close(cursor) }
+        var key = MDB_val()
+        var value = MDB_val()
+        let code = mdb_cursor_get(cursor, &key, &value, MDB_LAST)
+        if code == MDB_NOTFOUND { return nil }
+        try LMDBEnvironment.check(code, "mdb_cursor_get")
+        return Array(UnsafeRawBufferPointer(start: key.mv_data, count: key.mv_size))
+    }
+
+    /// Empties a table.
+    package func clear(_ table: LMDBTableID) throws(LMDBError) {
+        try LMDBEnvironment.check(mdb_drop(handle, table.handle, 0), "mdb_drop")
+    }
+
+    /// How many keys a table has.
+    package func count(_ table: LMDBTableID) throws(LMDBError) -> Int {
+        var status = MDB_stat()
+        try LMDBEnvironment.check(mdb_stat(handle, table.handle, &status), "mdb_stat")
+        return status.ms_entries
+    }
+
+    /// Calls `body` with keys from `start` on, in byte order, until it returns false.
+    package func scan(
+        _ table: LMDBTableID, from start: [UInt8],
+        _ body: (
+            _ key: UnsafeRawBufferPointer, _ value: UnsafeRawBufferPointer
+        ) throws(LMDBError) -> Bool
+    ) throws(LMDBError) {
+        var cursor: OpaquePointer?
+        try LMDBEnvironment.check(mdb_cursor_open(handle, table.handle, &cursor), "mdb_cursor_open")
+        defer { mdb_cursor_close(cursor) }
+        var key = MDB_val()
+        var value = MDB_val()
+        var code = start.withUnsafeBytes { bytes in
+            key = LMDBTxn.value(bytes)
+            return mdb_cursor_get(cursor, &key, &value, start.isEmpty ? MDB_FIRST : MDB_SET_RANGE)
+        }
+        while code == 0 {
+            if try !LMDBTxn.passOn(key, value, body) { return }
+            code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)
+        }
+        if code != MDB_NOTFOUND { throw LMDBError(call: "mdb_cursor_get", code: code) }
+    }
+
+    /// Calls `body` with keys before `end`, the last one first, until it returns false.
+    package func scanBackwards(
+        _ table: LMDBTableID, before end: [UInt8],
+        _ body: (
+            _ key: UnsafeRawBufferPointer, _ value: UnsafeRawBufferPointer
+        ) throws(LMDBError) -> Bool
+    ) throws(LMDBError) {
+        var cursor: OpaquePointer?
+        try LMDBEnvironment.check(mdb_cursor_open(handle, table.handle, &cursor), "mdb_cursor_open")
+        defer { mdb_cursor_close(cursor) }
+        var key = MDB_val()
+        var value = MDB_val()
+        var code = end.withUnsafeBytes { bytes in
+            key = LMDBTxn.value(bytes)
+            return mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE)
+        }
+        let first = code == MDB_NOTFOUND ? MDB_LAST : MDB_PREV
+        if code == 0 || code == MDB_NOTFOUND {
+            code = mdb_cursor_get(cursor, &key, &value, first)
+        }
+        while code == 0 {
+            if try !LMDBTxn.passOn(key, value, body) { return }
+            code = mdb_cursor_get(cursor, &key, &value, MDB_PREV)
+        }
+        if code != MDB_NOTFOUND { throw LMDBError(call: "mdb_cursor_get", code: code) }
+    }
+
+    private static func passOn(
+        _ key: MDB_val, _ value: MDB_val,
+        _ body: (UnsafeRawBufferPointer, UnsafeRawBufferPointer) throws(LMDBError) -> Bool
+    ) throws(LMDBError) -> Bool {
+        let key = UnsafeRawBufferPointer(start: key.mv_data, count: key.mv_size)
+        let stored = UnsafeRawBufferPointer(start: value.mv_data, count: value.mv_size)
+        return try body(key, try SealedValue.open(stored, of: key))
+    }
+
+    static func value(_ bytes: UnsafeRawBufferPointer) -> MDB_val {
+        MDB_val(mv_size: bytes.count, mv_data: UnsafeMutableRawPointer(mutating: bytes.baseAddress))
+    }
+}

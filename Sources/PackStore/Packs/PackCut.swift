@@ -1,0 +1,217 @@
+package import CheckpointFormat
+import GuestModel
+
+/// What stays of a sealed pack when prune writes it anew.
+///
+/// Blocks keep the addresses that they had: each stretch of blocks that stayed becomes a page frame
+/// with the address from which its first block is where it was.
+package struct PackCut: Sendable {
+    /// A record of the new pack.
+    struct Piece: Sendable {
+        /// Its entry in the new pack's index.
+        let entry: PackIndex.Entry
+        /// The record that it comes from.
+        let source: PackIndex.Entry
+        /// Of a page frame, the blocks that it takes.
+        let blocks: Range<Int>
+    }
+
+    /// Dead bytes between two blocks that stay, from which on a head of their own is shorter.
+    static let bridgeByteCountMax = RecordHeader.byteCount + 32
+
+    private(set) var pieces: [Piece] = []
+    private var end = UInt32(Envelope.byteCount)
+
+    /// Decides what stays.
+    ///
+    /// - Parameters:
+    ///   - entries: the pack's records.
+    ///   - bridgeByteCountMax: dead bytes that may stay between two blocks.
+    ///   - keepsBlock: whether the block with an address stays.
+    ///   - keepsRecord: whether a record other than a page frame stays.
+    package init(
+        _ entries: [PackIndex.Entry], bridgeByteCountMax: Int = PackCut.bridgeByteCountMax,
+        keepsBlock: (PackIndex.Entry, UInt32) -> Bool,
+        keepsRecord: (PackIndex.Entry) throws -> Bool
+    ) rethrows {
+        for entry in entries {
+            guard let frame = entry.frame else {
+                if try keepsRecord(entry) { append(entry, blocks: 0..<0, address: entry.address) }
+                continue
+            }
+            var address = UInt32(entry.addresses.lowerBound)
+            var run: (blocks: Range<Int>, address: UInt32)?
+            var deadByteCount = 0
+            for (index, block) in frame.blocks.enumerated() {
+                if keepsBlock(entry, address) {
+                    if let open = run, deadByteCount <= bridgeByteCountMax {
+                        run = (open.blocks.lowerBound..<index + 1, open.address)
+                    } else {
+                        if let run { append(entry, blocks: run.blocks, address: run.address) }
+                        run = (index..<index + 1, address)
+                    }
+                    deadByteCount = 0
+                } else {
+                    deadByteCount += Int(block.byteCount)
+                }
+                address += block.byteCount
+            }
+            if let run { append(entry, blocks: run.blocks, address: run.address) }
+        }
+    }
+
+    /// - Parameter address: a record's own, or that of the first block.
+    private mutating func append(
+        _ source: PackIndex.Entry, blocks: Range<Int>, address: UInt32
+    ) {
+        var (table, payloadCount, start) = (source.frame, source.payloadCount, address)
+        if let frame = source.frame {
+            let before = frame.blocks[..<blocks.lowerBound].reduce(0) { $0 + UInt32($1.pageCount) }
+            let cut = PageFrameTable(
+                firstOrdinal: frame.firstOrdinal + before, blocks: Array(frame.blocks[blocks]))
+            start = address - UInt32(RecordHeader.byteCount + cut.headByteCount)
+            (table, payloadCount) = (cut, cut.payloadCount)
+        }
+        let entry = PackIndex.Entry(
+            type: source.type, offset: end, payloadCount: payloadCount,
+            transaction: source.transaction, address: start, frame: table)
+        end = entry.end
+        pieces.append(Piece(entry: entry, source: source, blocks: blocks))
+    }
+
+    /// The new pack's index.
+    package var index: PackIndex { PackIndex(entries: pieces.map(\.entry), isRewritten: true) }
+
+    /// Bytes of the new pack; 0 if nothing stays.
+    package var byteCount: Int {
+        guard !pieces.isEmpty else { return 0 }
+        return Int(end) + RecordHeader.recordByteCount(payload: index.encoded.count)
+            + PackFooter.byteCount
+    }
+}
+
+extension PackCut {
+    private static let bufferByteCount = 4 << 20
+
+    /// Writes the new pack and puts it in the old one's place.
+    package func write(
+        pack: UInt32, from source: any RepositoryFile, _ files: any RepositoryFiles,
+        repository: RepositoryID
+    ) throws(RepositoryError) {
+        try writeNew(pack: pack, from: source, files, repository: repository)
+        try PackCut.putInPlace(pack, files)
+    }
+
+    /// Puts a new pack in the old one's place; if that fails, it is removed.
+    ///
+    /// The rename is durable once the folder is synced, which is left to the caller; until then a
+    /// crash brings the old pack back, which is as good.
+    package static func putInPlace(
+        _ pack: UInt32, _ files: any RepositoryFiles
+    ) throws(RepositoryError) {
+        do {
+            try files.rename(PackName.newPath(pack), to: PackName.path(pack))
+        } catch {
+            discardNew(pack, files)
+            throw RepositoryError(error)
+        }
+    }
+
+    /// Removes a new pack that does not get the old one's place.
+    ///
+    /// It may have taken the last room on the disk. One that stays all the same is removed by the
+    /// next writer.
+    package static func discardNew(_ pack: UInt32, _ files: any RepositoryFiles) {
+        try? files.remove(PackName.newPath(pack))
+    }
+
+    /// Writes the new pack beside the old one, and syncs it; if that fails, nothing stays of it.
+    ///
+    /// Every record that stays is checked against its checksum.
+    ///
+    /// - Parameters:
+    ///   - pack: its number.
+    ///   - source: the old one.
+    ///   - payloads: what stands in for the payloads of map parts, by their offset in the old one.
+    package func writeNew(
+        pack: UInt32, from source: any RepositoryFile, _ files: any RepositoryFiles,
+        repository: RepositoryID, payloads: [UInt32: [UInt8]] = [:]
+    ) throws(RepositoryError) {
+        var isWhole = false
+        defer { if !isWhole { PackCut.discardNew(pack, files) } }
+        do {
+            let file = try files.open(PackName.newPath(pack), .create)
+            let envelope = Envelope(
+                kind: .pack, repository: repository, number: UInt64(pack), isRewritten: true)
+            try file.write(envelope.encoded, at: 0)
+            var offset = UInt64(Envelope.byteCount)
+            var records = RecordWriter()
+            for piece in pieces {
+                if let payload = payloads[piece.source.offset] {
+                    records.append(
+                        piece.entry.type, transaction: piece.entry.transaction,
+                        address: piece.entry.address, payload: payload)
+                } else {
+                    try append(piece, of: pack, from: source, to: &records)
+                }
+                guard records.count >= PackCut.bufferByteCount else { continue }
+                try records.withUnsafeBytes { try file.write($0, at: offset) }
+                offset += UInt64(records.count)
+                records.removeAll()
+            }
+            precondition(offset + UInt64(records.count) == UInt64(end), "sizes were exact")
+            records.append(.packIndex, transaction: 0, payload: index.encoded)
+            let footer = PackFooter(indexOffset: end, pack: UInt64(pack))
+            try records.withUnsafeBytes { try file.write($0, at: offset) }
+            try file.write(footer.encoded, at: offset + UInt64(records.count))
+            try file.sync()
+            isWhole = true
+        } catch let error as RepositoryError {
+            throw error
+        } catch let error as FileError {
+            throw RepositoryError(error)
+        } catch {
+            preconditionFailure("writing a pack anew fails in two ways only: \(error)")
+        }
+    }
+
+    private func append(
+        _ piece: Piece, of pack: UInt32, from source: any RepositoryFile,
+        to records: inout RecordWriter
+    ) throws {
+        let (header, record): (RecordHeader, PageBytes)
+        do {
+            (header, record) = try PackReader.readRecord(source, at: piece.source.offset)
+            guard header.type == piece.source.type,
+                header.payloadCount == piece.source.payloadCount
+            else { throw FormatError(offset: 4, reason: "the pack index says something else") }
+        } catch let error as FormatError {
+            throw RepositoryError(
+                Corruption(
+                    file: PackName.path(pack), offset: UInt64(piece.source.offset),
+                    object: piece.source.type.description, reason: error.reason))
+        }
+        let payload = record[
+            RecordHeader.byteCount..<RecordHeader.byteCount + header.payloadCount]
+        guard let table = piece.entry.frame, let frame = piece.source.frame else {
+            records.append(
+                header.type, transaction: header.transaction, address: piece.entry.address,
+                payload: Array(payload))
+            return
+        }
+        let skipped = frame.blocks[..<piece.blocks.lowerBound].reduce(0) { $0 + Int($1.byteCount) }
+        let start = payload.startIndex + frame.headByteCount + skipped
+        let count = table.payloadCount - table.headByteCount
+        let head = table.encodedHead
+        records.append(
+            .pageFrame, transaction: header.transaction, address: piece.entry.address,
+            limit: head.count + count
+        ) { room in
+            room.copyBytes(from: head)
+            payload[start..<start + count].withUnsafeBytes {
+                UnsafeMutableRawBufferPointer(rebasing: room[head.count...]).copyMemory(from: $0)
+            }
+            return head.count + count
+        }
+    }
+}

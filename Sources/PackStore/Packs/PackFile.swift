@@ -1,0 +1,120 @@
+package import CheckpointFormat
+
+/// One open pack: the file, and where addresses lie in it.
+///
+/// Both come from one opening, so a pack that is replaced meanwhile is never read with the
+/// addresses of another writing of it: this one stays readable as long as it is held.
+package final class PackFile: Sendable {
+    /// Addresses that lie side by side in the file.
+    private struct Segment {
+        let addresses: Range<UInt64>
+        /// Where the first of them lies.
+        let offset: UInt64
+        /// True for blocks of a page frame.
+        let isFrame: Bool
+    }
+
+    /// The pack's number.
+    package let pack: UInt32
+    package let file: any RepositoryFile
+    /// True if prune wrote it anew.
+    package let isRewritten: Bool
+    // Ascending; empty unless it was rewritten.
+    private let segments: [Segment]
+
+    /// Opens a pack and checks its envelope.
+    package init(
+        _ files: any RepositoryFiles, pack: UInt32, repository: RepositoryID
+    ) throws(RepositoryError) {
+        let path = PackName.path(pack)
+        do throws(FileError) {
+            file = try files.open(path, .read)
+        } catch {
+            guard error.isMissing else { throw RepositoryError(error) }
+            do throws(FileError) {
+                try files.checkPlace(writing: nil)
+            } catch {
+                throw RepositoryError(error)
+            }
+            throw PackFile.missing(pack)
+        }
+        let head: [UInt8]
+        do throws(FileError) {
+            head = try file.readBytes(Envelope.byteCount, at: 0)
+        } catch {
+            throw RepositoryError(error)
+        }
+        let envelope = try PackReader.checkEnvelope(head, pack: pack, repository: repository)
+        self.pack = pack
+        isRewritten = envelope.isRewritten
+        segments = isRewritten ? try PackFile.segments(file, pack: pack) : []
+    }
+
+    /// The error for a pack that is not there.
+    package static func missing(_ pack: UInt32) -> RepositoryError { missing(pack...pack) }
+
+    /// The error for packs that are not there.
+    package static func missing(_ packs: ClosedRange<UInt32>) -> RepositoryError {
+        RepositoryError(
+            Corruption(
+                file: PackName.path(packs.lowerBound), offset: 0, object: "pack",
+                reason: PackGaps.words(packs)
+                    + (packs.count == 1
+                        ? "; restore it from a copy" : "; restore them from copies")))
+    }
+
+    private static func segments(
+        _ file: any RepositoryFile, pack: UInt32
+    ) throws(RepositoryError) -> [Segment] {
+        let scan: PackScan
+        do throws(RepositoryError) {
+            scan = try PackScan.scan(file, pack: pack, isRewritten: true, isNewest: false)
+        } catch {
+            guard error.corruption != nil else { throw error }
+            // Its index is damaged, and the records say the same.
+            scan = try PackScan.scanRecords(file, pack: pack, isRewritten: true)
+        }
+        return scan.entries.map { entry in
+            let addresses = entry.addresses
+            let head = addresses.lowerBound - UInt64(entry.address)
+            return Segment(
+                addresses: addresses, offset: UInt64(entry.offset) + head,
+                isFrame: entry.frame != nil)
+        }
+    }
+
+    /// True if it ends before an address that was read in it once.
+    package func ends(before address: UInt32) throws(RepositoryError) -> Bool {
+        if isRewritten { return false }
+        do throws(FileError) {
+            return try file.byteCount() < UInt64(address)
+        } catch {
+            throw RepositoryError(error)
+        }
+    }
+
+    /// Where the record with an address begins; nil if it is not in the pack any more.
+    ///
+    /// Not for page frames, of which only the blocks have addresses that stay.
+    package func offset(ofRecord address: UInt32) -> UInt64? {
+        guard isRewritten else { return UInt64(address) }
+        guard let segment = segment(UInt64(address)), !segment.isFrame,
+            segment.addresses.lowerBound == UInt64(address)
+        else { return nil }
+        return segment.offset
+    }
+
+    /// Where a block lies; nil if it is not in the pack any more.
+    package func offset(ofBlock address: UInt32, byteCount: UInt32) -> UInt64? {
+        guard isRewritten else { return UInt64(address) }
+        guard let segment = segment(UInt64(address)), segment.isFrame,
+            UInt64(address) + UInt64(byteCount) <= segment.addresses.upperBound
+        else { return nil }
+        return segment.offset + UInt64(address) - segment.addresses.lowerBound
+    }
+
+    private func segment(_ address: UInt64) -> Segment? {
+        let segment = segments.first(endingBehind: address) { $0.addresses.upperBound }
+        return segment.flatMap { $0.addresses.contains(address) ? $0 : nil }
+    }
+}

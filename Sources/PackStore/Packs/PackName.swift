@@ -1,0 +1,67 @@
+/// The names of packs: eight hexadecimal digits.
+package enum PackName {
+    /// The highest number of a pack: 128 PiB of packs lie below it, and it has a successor.
+    package static let numberMax = UInt32(Int32.max)
+
+    /// The path of a pack: `packs/0000002a.pack`.
+    package static func path(_ pack: UInt32) -> String {
+        let digits = String(pack, radix: 16)
+        return
+            "\(StoreDirectory.packs)/\(String(repeating: "0", count: 8 - digits.count))\(digits).pack"
+    }
+
+    /// The path at which prune writes a pack anew, before it takes the place of the old one.
+    package static func newPath(_ pack: UInt32) -> String { path(pack) + ".new" }
+
+    /// True for what a prune that was cut short has left.
+    package static func isStray(_ name: String) -> Bool {
+        name.hasSuffix(".new") && number(String(name.dropLast(4))) != nil
+    }
+
+    /// True for what is neither a pack nor in the way of one: what prune has left, and what NFS
+    /// keeps of a file that was removed while it was open.
+    package static func isPassedOver(_ name: String) -> Bool {
+        isStray(name) || name.hasPrefix(".nfs")
+    }
+
+    /// The number in a file's name, from 1 to `numberMax`; nil if it is not a pack's.
+    package static func number(_ name: String) -> UInt32? {
+        guard name.hasSuffix(".pack"), name.utf8.count == 13 else { return nil }
+        let digits = name.prefix(8)
+        guard digits.allSatisfy({ $0.isHexDigit && !$0.isUppercase }) else { return nil }
+        return UInt32(digits, radix: 16).flatMap { 1...numberMax ~= $0 ? $0 : nil }
+    }
+
+    /// The numbers of all packs, ascending.
+    package static func list(_ files: any RepositoryFiles) throws(RepositoryError) -> [UInt32] {
+        try names(files).compactMap { number($0) }.sorted()
+    }
+
+    /// The names in the folder of packs, in no order; without the folder all packs are lost.
+    package static func names(_ files: any RepositoryFiles) throws(RepositoryError) -> [String] {
+        do throws(FileError) {
+            do throws(FileError) {
+                return try files.list(StoreDirectory.packs)
+            } catch {
+                guard error.isMissing else { throw error }
+                try files.checkPlace(writing: nil)
+            }
+        } catch {
+            throw RepositoryError(error)
+        }
+        throw RepositoryError(
+            Corruption(
+                file: StoreDirectory.packs, offset: 0, object: "folder of packs",
+                reason: "it is missing, and all packs with it; restore it from a copy"))
+    }
+
+    /// The highest number of a pack that is there; 0 if none is, or if the folder is not there.
+    static func newest(_ files: any RepositoryFiles) throws(FileError) -> UInt32 {
+        do throws(FileError) {
+            return try files.list(StoreDirectory.packs).compactMap { number($0) }.max() ?? 0
+        } catch {
+            guard error.isMissing else { throw error }
+            return 0
+        }
+    }
+}

@@ -1,0 +1,250 @@
+package import CheckpointFormat
+package import GuestModel
+
+// What is in a pack, read from its index if it is sealed and from its records otherwise.
+//
+// An unsealed pack is read from the front to the first bytes that are no whole record: its valid
+// part. What follows is either what a crash left of a transaction that nobody was told of, and may
+// be cut; or damage to something acknowledged. It is damage if any whole record after it says
+// `confirmed` beyond it, or if the repository's index remembers a publication beyond it.
+
+/// What is in a pack.
+package struct PackScan: Sendable {
+    /// The records, in order.
+    package let entries: [PackIndex.Entry]
+    /// Where the valid records end.
+    package let validEnd: UInt32
+    /// True if the pack has its index and footer.
+    package let isSealed: Bool
+    /// Bytes in the file.
+    package let fileByteCount: UInt64
+    /// The highest `confirmed` that a whole record states.
+    package let confirmed: UInt32
+    /// Why the valid part ends before the file does; nil if it does not.
+    package let tail: FormatError?
+
+    package init(
+        entries: [PackIndex.Entry], validEnd: UInt32, isSealed: Bool, fileByteCount: UInt64,
+        confirmed: UInt32, tail: FormatError?
+    ) {
+        self.entries = entries
+        self.validEnd = validEnd
+        self.isSealed = isSealed
+        self.fileByteCount = fileByteCount
+        self.confirmed = confirmed
+        self.tail = tail
+    }
+
+    /// True if the tail is damage to something acknowledged.
+    package var isCorrupted: Bool { tail != nil && confirmed > validEnd }
+
+    /// True if a crash came between making a pack and syncing its envelope: nothing can be in it.
+    package static func isHollow(
+        _ files: any RepositoryFiles, pack: UInt32
+    ) throws(RepositoryError) -> Bool {
+        do {
+            let head = try files.open(PackName.path(pack), .read)
+                .readBytes(Envelope.byteCount, at: 0)
+            return Envelope.isTorn(head, kind: .pack)
+        } catch {
+            throw RepositoryError(error)
+        }
+    }
+
+    /// Reads what is in a pack: the index of a sealed one, all of an unsealed one.
+    ///
+    /// Throws `corrupted` only when a sealed pack's index cannot be read.
+    ///
+    /// - Parameter isNewest: true for the newest pack, whose seal is not trusted: a power cut may
+    ///   have kept the seal and lost records before it. The next pack is made only after the seal
+    ///   was synced.
+    package static func scan(
+        _ reader: PackReader, pack: UInt32, isNewest: Bool
+    ) throws(RepositoryError) -> PackScan {
+        try scan(try reader.file(pack), isNewest: isNewest)
+    }
+
+    /// The same for a pack that is open.
+    package static func scan(
+        _ file: PackFile, isNewest: Bool
+    ) throws(RepositoryError) -> PackScan {
+        try scan(
+            file.file, pack: file.pack, isRewritten: file.isRewritten, isNewest: isNewest)
+    }
+
+    static func scan(
+        _ file: any RepositoryFile, pack: UInt32, isRewritten: Bool, isNewest: Bool
+    ) throws(RepositoryError) -> PackScan {
+        try naming(pack) {
+            let size = try file.byteCount()
+            // A rewritten pack got its name when it was whole and synced.
+            if !isNewest || isRewritten,
+                let sealed = try scanSealed(file, pack: pack, size: size, isRewritten: isRewritten)
+            {
+                return sealed
+            }
+            return try scanRecords(file, size: size, isRewritten: isRewritten)
+        }
+    }
+
+    /// Reads the records of a pack, sealed or not, up to the first that is not whole.
+    package static func scanRecords(
+        _ file: any RepositoryFile, pack: UInt32, isRewritten: Bool
+    ) throws(RepositoryError) -> PackScan {
+        try naming(pack) {
+            try scanRecords(file, size: file.byteCount(), isRewritten: isRewritten)
+        }
+    }
+
+    /// Reads the index of a sealed pack; nil if the pack is not sealed.
+    package static func scanSeal(
+        _ file: any RepositoryFile, pack: UInt32, isRewritten: Bool
+    ) throws(RepositoryError) -> PackScan? {
+        try naming(pack) {
+            try scanSealed(file, pack: pack, size: file.byteCount(), isRewritten: isRewritten)
+        }
+    }
+
+    private static func naming<T>(
+        _ pack: UInt32, _ body: () throws -> T
+    ) throws(RepositoryError) -> T {
+        do {
+            return try body()
+        } catch let error as FormatError {
+            throw RepositoryError(
+                Corruption(
+                    file: PackName.path(pack), offset: UInt64(error.offset), object: "pack index",
+                    reason: error.reason))
+        } catch let error as FileError {
+            throw RepositoryError(error)
+        } catch {
+            preconditionFailure("scanning a pack fails in two ways only: \(error)")
+        }
+    }
+
+    private static func scanSealed(
+        _ file: any RepositoryFile, pack: UInt32, size: UInt64, isRewritten: Bool
+    ) throws -> PackScan? {
+        let smallest = UInt64(Envelope.byteCount + PackFooter.byteCount)
+        guard size >= smallest, size <= UInt64(UInt32.max) else { return nil }
+        let end = size - UInt64(PackFooter.byteCount)
+        let bytes = try file.readBytes(PackFooter.byteCount, at: end)
+        let footer: PackFooter
+        do {
+            guard let found = try PackFooter.decode(bytes) else { return nil }
+            footer = found
+        } catch {
+            throw FormatError(offset: Int(end), reason: error.reason)
+        }
+        guard footer.pack == UInt64(pack) else {
+            throw FormatError(offset: Int(end), reason: "the footer names pack \(footer.pack)")
+        }
+        do {
+            let (header, record) = try PackReader.readRecord(file, at: footer.indexOffset)
+            guard header.type == .packIndex,
+                UInt64(footer.indexOffset) + UInt64(header.recordByteCount) == end
+            else {
+                throw FormatError(offset: 0, reason: "the footer does not point at the pack index")
+            }
+            let index = try record.withUnsafeBytes { bytes in
+                let range =
+                    RecordHeader.byteCount..<RecordHeader.byteCount + header.payloadCount
+                return try PackIndex.decode(
+                    UnsafeRawBufferPointer(rebasing: bytes[range]),
+                    recordOffset: footer.indexOffset, isRewritten: isRewritten)
+            }
+            return PackScan(
+                entries: index.entries, validEnd: UInt32(size), isSealed: true,
+                fileByteCount: size, confirmed: UInt32(size), tail: nil)
+        } catch let error as FormatError {
+            throw FormatError(offset: Int(footer.indexOffset), reason: error.reason)
+        }
+    }
+
+    /// Reads an unsealed pack record by record.
+    private static func scanRecords(
+        _ file: any RepositoryFile, size: UInt64, isRewritten: Bool
+    ) throws -> PackScan {
+        var entries: [PackIndex.Entry] = []
+        var offset = UInt32(Envelope.byteCount)
+        var addressEnd = UInt64(Envelope.byteCount)
+        var confirmed: UInt32 = 0
+        var tail: FormatError?
+        guard size <= UInt64(UInt32.max) else {
+            throw FormatError(
+                offset: 0, reason: "the file has \(size) bytes, more than a pack can have")
+        }
+        var scanner = RecordScanner(file, size: size)
+        while UInt64(offset) < size {
+            do {
+                try scanner.withRecord(at: offset) { header, record in
+                    guard header.type != .packIndex else {
+                        throw FormatError(offset: 0, reason: "a pack index has no footer")
+                    }
+                    let entry = try entry(header, record, at: offset, isRewritten: isRewritten)
+                    guard entry.addresses.lowerBound >= addressEnd else {
+                        throw FormatError(offset: 24, reason: "addresses do not ascend")
+                    }
+                    addressEnd = entry.addresses.upperBound
+                    entries.append(entry)
+                    confirmed = max(confirmed, header.confirmed)
+                    offset += UInt32(header.recordByteCount)
+                }
+            } catch let error as FormatError {
+                tail = error
+                break
+            }
+        }
+        if tail != nil {
+            confirmed = max(confirmed, try confirmedAfter(file, from: offset, size: size))
+        }
+        return PackScan(
+            entries: entries, validEnd: offset, isSealed: false, fileByteCount: size,
+            confirmed: confirmed, tail: tail)
+    }
+
+    /// One record as an entry of a pack's index.
+    package static func entry(
+        _ header: RecordHeader, _ record: PageBytes, at offset: UInt32, isRewritten: Bool
+    ) throws(FormatError) -> PackIndex.Entry {
+        try record.withUnsafeBytes { (bytes) throws(FormatError) -> PackIndex.Entry in
+            try entry(header, bytes, at: offset, isRewritten: isRewritten)
+        }
+    }
+
+    private static func entry(
+        _ header: RecordHeader, _ record: UnsafeRawBufferPointer, at offset: UInt32,
+        isRewritten: Bool
+    ) throws(FormatError) -> PackIndex.Entry {
+        guard (header.address != 0) == isRewritten else {
+            throw FormatError(offset: 24, reason: "its address is \(header.address)")
+        }
+        var frame: PageFrameTable?
+        if header.type == .pageFrame {
+            frame = try PageFrameTable.decode(
+                UnsafeRawBufferPointer(rebasing: record[RecordHeader.byteCount...]),
+                payloadCount: header.payloadCount)
+        }
+        let entry = PackIndex.Entry(
+            type: header.type, offset: offset, payloadCount: header.payloadCount,
+            transaction: header.transaction, address: isRewritten ? header.address : offset,
+            frame: frame)
+        guard entry.addresses.upperBound <= UInt64(UInt32.max) else {
+            throw FormatError(offset: 24, reason: "it ends beyond all that a pack can hold")
+        }
+        return entry
+    }
+
+    /// The highest `confirmed` among whole records after a damaged place.
+    private static func confirmedAfter(
+        _ file: any RepositoryFile, from offset: UInt32, size: UInt64
+    ) throws -> UInt32 {
+        var highest: UInt32 = 0
+        var position = UInt64(offset)
+        while let (place, header) = try nextWhole(file, from: position, size: size) {
+            highest = max(highest, header.confirmed)
+            position = UInt64(place) + UInt64(header.recordByteCount)
+        }
+        return highest
+    }
+}

@@ -1,0 +1,60 @@
+package import CheckpointFormat
+import GuestModel
+
+/// Reads the records of a pack one behind the other, in pieces of 1 MiB.
+///
+/// A record read by itself takes two calls and memory of its own.
+package struct RecordScanner: ~Copyable {
+    private static let pieceByteCount = 1 << 20
+
+    private let file: any RepositoryFile
+    private let size: UInt64
+    /// As large as a piece, or as the largest record so far.
+    private var buffer: UnsafeMutableRawBufferPointer
+    /// The bytes of the file that the buffer holds.
+    private var held: Range<UInt64> = 0..<0
+
+    /// - Parameter size: bytes in the file; what it has grown by since is not read.
+    package init(_ file: any RepositoryFile, size: UInt64) {
+        self.file = file
+        self.size = size
+        buffer = PageMemory.allocate(
+            byteCount: Int(min(size, UInt64(RecordScanner.pieceByteCount))))
+    }
+
+    deinit { PageMemory.deallocate(buffer) }
+
+    /// Calls `body` with the record at a place, checked, and valid inside it only.
+    ///
+    /// Throws `FormatError` or `FileError`, as `PackReader.readRecord` does.
+    package mutating func withRecord<T>(
+        at offset: UInt32, _ body: (RecordHeader, UnsafeRawBufferPointer) throws -> T
+    ) throws -> T {
+        let header = try RecordHeader(try bytes(RecordHeader.byteCount, at: UInt64(offset)))
+        let record = try bytes(header.recordByteCount, at: UInt64(offset))
+        try RecordHeader.check(record)
+        return try body(header, record)
+    }
+
+    private mutating func bytes(
+        _ count: Int, at offset: UInt64
+    ) throws -> UnsafeRawBufferPointer {
+        guard offset + UInt64(count) <= size else { throw RecordScanner.cutOff }
+        if offset < held.lowerBound || offset + UInt64(count) > held.upperBound {
+            if count > buffer.count {
+                PageMemory.deallocate(buffer)
+                buffer = PageMemory.allocate(byteCount: count)
+            }
+            let wanted = Int(min(UInt64(buffer.count), size - offset))
+            held = 0..<0
+            let read = try file.read(
+                into: UnsafeMutableRawBufferPointer(rebasing: buffer[..<wanted]), at: offset)
+            held = offset..<offset + UInt64(read)
+            guard read >= count else { throw RecordScanner.cutOff }
+        }
+        let start = Int(offset - held.lowerBound)
+        return UnsafeRawBufferPointer(rebasing: buffer[start..<start + count])
+    }
+
+    private static let cutOff = FormatError(offset: 0, reason: "the pack ends within it")
+}
