@@ -10,19 +10,20 @@ import PackageDescription
 // A suite is an executable in Benchmarks/; `Measuring` is what they share, `Report` makes
 // RESULTS.md of what they recorded. `Stages` is a target of the library's own package.
 
-/// A suite of benchmarks.
-func suite(_ name: String, stages: Bool = false) -> Target {
+/// A suite of benchmarks, and what else it measures.
+func suite(_ name: String, _ dependencies: Target.Dependency...) -> Target {
     .executableTarget(
         name: name,
         dependencies: [
-            "Measuring",
-            .product(name: "Benchmark", package: "benchmark"),
-            .product(name: "SystemPackage", package: "swift-system"),
-            .product(name: "Varve", package: "varve"),
-        ] + (stages ? [.product(name: "VarveStages", package: "varve")] : []),
+            "Measuring", .product(name: "Benchmark", package: "benchmark"),
+        ] + dependencies,
         path: "Benchmarks/\(name)",
         plugins: [.plugin(name: "BenchmarkPlugin", package: "benchmark")])
 }
+
+let varve = Target.Dependency.product(name: "Varve", package: "varve")
+let stages = Target.Dependency.product(name: "VarveStages", package: "varve")
+let paths = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
 
 let package = Package(
     name: "varve-benchmarks",
@@ -40,10 +41,10 @@ let package = Package(
             dependencies: [.product(name: "Benchmark", package: "benchmark")],
             path: "Measuring"),
         .executableTarget(name: "report", dependencies: ["Measuring"], path: "Report"),
-        suite("StageBenchmarks", stages: true),
-        suite("CaptureBenchmarks"),
-        suite("StoreBenchmarks"),
-        suite("StreamBenchmarks"),
+        suite("StageBenchmarks", varve, stages),
+        suite("CaptureBenchmarks", varve),
+        suite("StoreBenchmarks", varve),
+        suite("StreamBenchmarks", varve, paths),
         suite("PeerBenchmarks"),
     ]
 )

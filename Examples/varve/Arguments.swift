@@ -28,9 +28,12 @@ enum Arguments {
                 encode(UnsafeRawBufferPointer(start: $0, count: strlen($0)))
             }
         }
-        // An option of the parser has a value; `--wait` alone waits without an end.
+        // An option of the parser has a value; `--wait` alone waits without an end. What reads as a
+        // time is its value: as an argument of the command it could name another checkpoint.
         let end = result.firstIndex(of: "--") ?? result.endIndex
         for index in result[..<end].indices where result[index] == "--wait" {
+            let next = index + 1 < end ? result[index + 1] : ""
+            if LockOptions.Limit(argument: next)?.timeMax != nil { continue }
             result[index] = "--wait=\(LockOptions.endless)"
         }
         return result

@@ -28,8 +28,8 @@ struct LockOptions: ParsableArguments {
     @Option(
         name: .customLong("wait"),
         help: ArgumentHelp(
-            "Wait until another process that writes has ended, at most SECONDS; '--wait' alone "
-                + "waits without a limit.", valueName: "seconds"))
+            "Wait until another process that writes has ended, for at most this time: 30 or "
+                + "1200ms. '--wait' alone waits without a limit.", valueName: "seconds"))
     var limit: Limit?
 
     // Ended by `^C` and SIGTERM, also where a command keeps those for its own use.

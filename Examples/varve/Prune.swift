@@ -24,7 +24,7 @@ struct Prune: ParsableCommand {
             Unused bytes that may stay, in percent of the repository's bytes: 5 or 5%. With 0, \
             less than 4 KiB may stay in each pack.
             """,
-            valueName: "percent"))
+            valueName: "0 to 100"))
     var maxUnused = Allowance(percent: 5)
 
     @OptionGroup var lock: LockOptions

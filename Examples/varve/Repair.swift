@@ -8,7 +8,8 @@ struct Repair: ParsableCommand {
             Without --execute it reads every byte, says what is damaged, what would be done and \
             which checkpoints would be lost, and changes nothing: exit code 3 if there is anything \
             to repair, 0 if not. With --execute it does that, and verifies every byte afterwards: \
-            exit code 0 if the repository is whole then. It takes the writer's lock.
+            exit code 0 if the repository is whole then. It takes the writer's lock; where nothing \
+            can be written it shows the plan without it.
 
             Checkpoints that cannot be restored bit for bit are forgotten; all others stay what \
             they are. Packs with damaged places are written anew without these. The packs as they \

@@ -9,7 +9,7 @@ struct Verify: ParsableCommand {
             anything is damaged. With --json, one object for each damaged place and a last one \
             with the totals.
 
-            --quick reads everything but the contents of pages. --sample reads besides these the \
+            --quick reads everything but the page groups of sealed packs. --sample also reads the \
             pages of a random share of all blocks, and says with which probability it finds \
             damage; other samples find the rest.
             """)
@@ -21,7 +21,8 @@ struct Verify: ParsableCommand {
     var quick = false
 
     @Option(
-        help: ArgumentHelp("Check the pages of a random share of blocks: 5%.", valueName: "share"))
+        help: ArgumentHelp(
+            "Check the pages of a random share of blocks: 5%.", valueName: "0% to 100%"))
     var sample: Percentage?
 
     @Option(help: "Choose the sample by this number; the same blocks each time.")
@@ -107,7 +108,11 @@ struct Verify: ParsableCommand {
             )
         }
         let speed = Format.bytes(Int(Double(report.byteCount) / max(seconds, 0.001)))
-        let checkpoints = counted(report.checkpointCount, "checkpoint")
+        let whole = report.checkpointCount
+        let all = whole + report.affectedCheckpoints.count
+        let checkpoints =
+            report.affectedCheckpoints.isEmpty
+            ? counted(whole, "checkpoint") : "\(whole) of \(counted(all, "checkpoint")) whole"
         let packs = counted(report.packCount, "pack")
         let pages = counted(report.pageCount, "page")
         try Output.line(

@@ -179,6 +179,20 @@ extension Repository {
         }
     }
 
+    /// True if packs lie there: then it is a repository, whatever its file `repository` says.
+    private static func hasPacks(_ files: any RepositoryFiles) -> Bool {
+        // A folder that cannot be read has none to repair from.
+        ((try? PackName.list(files)) ?? []).isEmpty == false
+    }
+
+    private static func damagedEnvelope(_ reason: String) -> RepositoryError {
+        RepositoryError(
+            Corruption(
+                file: envelopePath, offset: 0, object: "envelope",
+                reason: "\(reason), and there are packs; restore it from a copy, or have "
+                    + "'varve repair' rebuild it"))
+    }
+
     package static func readEnvelope(
         _ path: FilePath, _ files: any RepositoryFiles
     ) throws(RepositoryError) -> RepositoryID {
@@ -187,17 +201,17 @@ extension Repository {
             bytes = try files.open(envelopePath, .read)
                 .readBytes(Envelope.byteCount, at: 0)
         } catch {
-            if error.isMissing {
-                throw RepositoryError(
-                    .missing, "there is no repository at \(path); make one with 'varve init'")
-            }
-            throw RepositoryError(error)
+            guard error.isMissing else { throw RepositoryError(error) }
+            if hasPacks(files) { throw damagedEnvelope("it is missing") }
+            throw RepositoryError(
+                .missing, "there is no repository at \(path); create one with 'varve init'")
         }
         do {
             return try Envelope.decode(bytes, kind: .repository).repository
         } catch {
             switch error {
             case .foreign:
+                if hasPacks(files) { throw damagedEnvelope("it holds something else") }
                 throw RepositoryError(
                     .foreign, "\(path) is not a Varve repository; check the path")
             case .version(let version):
@@ -290,6 +304,7 @@ extension Repository {
         // A creation may have been cut off before it synced the last name.
         try reader.files.syncDirectory("")
         let packs = try PackName.list(reader.files)
+        if try index.isStale(packs, reader) { try index.reset(repository: reader.repository) }
         var replay = try IndexReplay(reader: reader, index: index)
         let end = try replay.run(packs: packs)
         try TransactionNumbers.requireRoom(after: end.highestTransaction)
@@ -305,6 +320,9 @@ extension Repository {
             try index.advance(to: confirmed, highestTransaction: end.highestTransaction)
         }
         let writer = try resume(reader, end, limit: packByteCountMax - packIndexReserve)
+        let gone = Set(end.prunedPacks).union(end.abandonedPacks)
+        try index.notePackSizes(
+            packs.filter { $0 < writer.openPack && !gone.contains($0) }, reader)
         return OpenedIndex(
             index: index, writer: writer, highestTransaction: end.highestTransaction)
     }

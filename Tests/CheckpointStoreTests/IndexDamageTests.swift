@@ -88,7 +88,7 @@ import VarveTestSupport
         }
         let message = error.map { "\($0)" } ?? ""
         #expect(message.contains("index"), "\(message)")
-        #expect(message.contains("makes it anew"), "\(message)")
+        #expect(message.contains("rebuild"), "\(message)")
         #expect(try restore() == pages)
         #expect(try Repository.open(at: path, .reading).verify().isClean)
     }

@@ -170,8 +170,7 @@ import VarveTestSupport
         let before = try state()
         for command in [
             "import \"$store\" \"$root/image\" --lineage web", "forget \"$store\" web~1",
-            "label \"$store\" web new", "prune \"$store\"", "repair \"$store\"",
-            "repair \"$store\" --execute",
+            "label \"$store\" web new", "prune \"$store\"", "repair \"$store\" --execute",
         ] {
             let result = try shell("$varve \(command)")
             #expect(result.status == 1, "\(command): \(result.error)")
@@ -181,6 +180,7 @@ import VarveTestSupport
             #expect(result.error.split(separator: "\n").count == 1, "\(result.error)")
             #expect(try state() == before, "\(command)")
         }
+        try expectPlan(leaves: before)
         let mended = try shell(
             """
             chown -R 0 "$store" && $varve import "$store" "$root/image" --lineage web && \
@@ -201,13 +201,20 @@ import VarveTestSupport
         #expect(names == ["packs"])
     }
 
+    /// What a repair would do can be seen by all who may read.
+    private func expectPlan(leaves before: [String: String]) throws {
+        let plan = try shell("$varve repair \"$store\"")
+        #expect(plan.status == 0 && plan.text.contains("nothing is damaged"), "\(plan.error)")
+        #expect(try state() == before)
+    }
+
     @Test func writingToAForeignStoreIsRefused() throws {
         try makeStore()
         #expect(try shell("chown -R \(ForeignStoreTests.stranger) \"$store\"").status == 0)
         let before = try state()
         for command in [
             "import \"$store\" \"$root/image\" --lineage web", "forget \"$store\" web~1",
-            "prune \"$store\"", "repair \"$store\"", "repair \"$store\" --execute",
+            "prune \"$store\"", "repair \"$store\" --execute",
         ] {
             let result = try shell("$varve \(command)")
             #expect(result.status == 1, "\(command): \(result.error)")
@@ -216,6 +223,7 @@ import VarveTestSupport
                 "\(command): \(result.error)")
             #expect(try state() == before, "\(command)")
         }
+        try expectPlan(leaves: before)
         // And its owner was never locked out.
         let owner = try shell(
             """

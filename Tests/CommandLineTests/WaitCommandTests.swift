@@ -34,6 +34,10 @@ import VarveTestSupport
             #expect(
                 late.status == 1 && late.error.contains("another process is writing"), "\(wait)")
         }
+        let apart = try Tool.run("prune", store, "--wait", "0")
+        #expect(apart.status == 1 && apart.error.contains("another process is writing"))
+        // A time after it is its value: never the label, or a checkpoint to forget.
+        #expect(try Tool.run("label", store, "held", "--wait", "30").status == 2)
         for wait in ["--wait=-1", "--wait=nan", "--wait=soon", "--wait="] {
             #expect(try Tool.run("prune", store, wait).status == 2, "\(wait)")
         }

@@ -9,7 +9,9 @@ struct PackageTarget {
     let dependencies: Set<String>
 
     /// Modules of the toolchain and of the system, which no package lists.
-    static let platform: Set = ["Foundation", "Glibc", "Synchronization", "Testing"]
+    static let platform: Set = [
+        "Dispatch", "Foundation", "FoundationEssentials", "Glibc", "Synchronization", "Testing",
+    ]
 }
 
 /// Who may import whom: what the packages say, what the documentation says, and what is done.

@@ -311,12 +311,12 @@ extension Index {
         }
     }
 
-    private static func pack(_ key: UnsafeRawBufferPointer) throws(LMDBError) -> UInt32 {
+    static func pack(_ key: UnsafeRawBufferPointer) throws(LMDBError) -> UInt32 {
         guard key.count == 4 else { throw .damagedValue("pack number") }
         return UInt32(bigEndian: key.loadUnaligned(as: UInt32.self))
     }
 
-    private static func withKey(
+    static func withKey(
         pack: UInt32, _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> Void
     ) throws(LMDBError) {
         var bytes = pack.bigEndian

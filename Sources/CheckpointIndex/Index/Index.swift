@@ -49,6 +49,7 @@ import Synchronization
 //                                           about to go: then transaction u64, map ancestor's id
 //   packs        pack u32, big-endian       bytes u32, unused bytes u32, when prune last looked
 //   suspects     pack u32, big-endian       u64: since then something in it may be unused
+//   sizes        pack u32, big-endian       u32: bytes of a sealed pack (`Index+PackSizes`)
 //
 // Each value has a checksum besides (`SealedValue`).
 
@@ -74,9 +75,10 @@ package final class Index: Sendable {
         case pending
         case packs
         case suspects
+        case sizes
     }
 
-    static let version: UInt32 = 6
+    static let version: UInt32 = 7
 
     /// Orders and numbers of runs are at most this: sums of them do not overflow.
     static let numberMax = UInt64(Int64.max)

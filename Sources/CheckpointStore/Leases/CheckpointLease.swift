@@ -32,9 +32,8 @@ package final class CheckpointLease: Sendable {
     ) throws(FileError) -> (files: any RepositoryFiles, path: String, file: any RepositoryFile) {
         try files.createDirectory(StoreDirectory.leases)
         while true {
-            let digits = String(UInt64.random(in: 0 ... .max), radix: 16)
-            let path =
-                "\(StoreDirectory.leases)/\(String(repeating: "0", count: 16 - digits.count))\(digits)"
+            let name = String(UInt64.random(in: 0 ... .max), hexadecimalDigits: 16)
+            let path = "\(StoreDirectory.leases)/\(name)"
             let file = try files.open(path + ".new", .lock)
             guard try file.tryLock() else { continue }
             do throws(FileError) {

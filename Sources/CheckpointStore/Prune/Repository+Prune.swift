@@ -263,6 +263,7 @@ private struct PruneRun {
         let moment = try changeIndex(leaving)
         try nameRemoved()
         repository.activity.change { $0.condemned = [] }
+        try index.setPackSizes(Dictionary(uniqueKeysWithValues: touched.map { ($0.number, nil) }))
         for (done, pack) in touched.enumerated() {
             progress?(done, touched.count)
             if pack.fate == .removed {
@@ -272,6 +273,8 @@ private struct PruneRun {
             }
         }
         if !touched.isEmpty { try files.syncDirectory(StoreDirectory.packs) }
+        let rewritten = touched.filter { $0.fate == .rewritten }.map(\.number)
+        try index.notePackSizes(rewritten, repository.reader)
         try index.drop(leaving.merging(plan.preparation.survey.vanished) { $1 })
         try noteUses(upTo: moment)
         progress?(touched.count, touched.count)

@@ -24,7 +24,9 @@ struct RepairHints: Sendable {
     /// Asks the index of a repository, with the lock held.
     ///
     /// A disk that cannot be read is thrown, not taken for an index that is not there.
-    init(_ files: RepairFiles, path: FilePath) throws(FileError) {
+    ///
+    /// - Parameter writes: false where nothing may be written, not even LMDB's table of readers.
+    init(_ files: RepairFiles, path: FilePath, writes: Bool = true) throws(FileError) {
         head = try StoreHead(files.files, files.repository)
         do throws(FileError) {
             guard try files.files.list(StoreDirectory.index).contains("data.mdb"),
@@ -35,7 +37,7 @@ struct RepairHints: Sendable {
             throw error
         }
         do {
-            let index = try Index.open(files.files, .reading)
+            let index = try Index.open(files.files, writes ? .reading : .readingWithoutLocks)
             guard try index.isSound(repository: files.repository) else {
                 problem = "it is not the index of this repository"
                 return
@@ -48,6 +50,8 @@ struct RepairHints: Sendable {
         } catch let error as LMDBError where error.code == ENOMEM {
             throw FileError(call: error.call, path: StoreDirectory.index, errno: ENOMEM)
         } catch let error as FileError {
+            // Another user's index is not followed; that is no damage to it.
+            guard writes || error.isOdd else { return }
             self = RepairHints(head, problem: RepositoryError(error).message)
         } catch let error as LMDBError {
             self = RepairHints(head, problem: "\(error.call): \(error.reason)")

@@ -118,7 +118,7 @@ struct RepairPlanner {
         let condemned = Set(survey.condemned.map(\.id))
         for entry in survey.hints.manifests
         where !entry.isForgotten && survey.positions[entry.id] == nil
-            && !condemned.contains(entry.id)
+            && !condemned.contains(entry.id) && !survey.isPruned(entry.location)
         {
             lose(entry.id, nil, [survey.lost(entry.location, .publish)], [])
         }
@@ -341,7 +341,9 @@ struct RepairPlanner {
     /// True if the index, if there is one, says of whole checkpoints and pages what the packs say.
     private var isIndexRight: Bool {
         guard survey.hints.index != nil else { return true }
-        let known = Set(survey.hints.manifests.filter { !$0.isForgotten }.map(\.id))
+        let living = survey.hints.manifests.filter { !$0.isForgotten }
+        if living.contains(where: { survey.isPruned($0.location) }) { return false }
+        let known = Set(living.map(\.id))
         let acknowledged = verdicts.filter { verdict in
             let location = verdict.checkpoint.location
             guard let mark = survey.hints.mark else { return false }

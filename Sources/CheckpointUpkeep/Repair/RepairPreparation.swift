@@ -1,4 +1,6 @@
 import CheckpointFormat
+import CheckpointStore
+import Glibc
 import GuestModel
 import PackStore
 import Synchronization
@@ -8,8 +10,22 @@ import SystemPackage
 final class RepairLock: Sendable {
     private let held: Mutex<(any RepositoryFile)?>
 
-    init(_ lock: any RepositoryFile) {
-        held = Mutex(lock)
+    /// Why it could not be had, and the plan cannot be executed; nil if it was.
+    let refusal: RepositoryError?
+
+    /// Takes the lock; where this process may not write, keeps the reason.
+    init(
+        _ path: FilePath, _ files: any RepositoryFiles, _ waiting: LockWaiting
+    ) throws(RepositoryError) {
+        do throws(RepositoryError) {
+            held = Mutex(try Repository.takeLock(path, files, waiting))
+            refusal = nil
+        } catch {
+            let isForbidden = error.errno.map { [EROFS, EACCES, EPERM].contains($0) } ?? false
+            guard isForbidden || error.code == .notOwner else { throw error }
+            held = Mutex(nil)
+            refusal = error
+        }
     }
 
     /// True if the plan was not executed yet.

@@ -36,6 +36,7 @@ extension RepairPlan {
     public func execute(
         keepsOriginals: Bool = true, progress: ((_ done: Int, _ total: Int) -> Void)? = nil
     ) throws(RepositoryError) -> RepairOutcome {
+        if let refusal = preparation.lock.refusal { throw refusal }
         guard preparation.lock.isHeld else {
             throw RepositoryError(.busy, "this repair was done already; plan another one")
         }
@@ -54,7 +55,12 @@ extension RepairPlan {
             try repository.close()
             return RepairOutcome(report: report, keptByteCount: run.keptByteCount)
         } catch {
-            throw IndexFailure.resolve(error, at: preparation.path, preparation.files)
+            let failure = IndexFailure.resolve(error, at: preparation.path, preparation.files)
+            guard failure.code == .noSpace else { throw failure }
+            throw RepositoryError(
+                .noSpace,
+                "no space is left to repair \(preparation.path); what was whole is whole, so free some "
+                    + "and repair it again", errno: failure.errno)
         }
     }
 }

@@ -152,6 +152,13 @@ extension RepairSurvey {
         }
     }
 
+    /// True if prune took a record: its pack was removed, or is whole and was rewritten without it.
+    func isPruned(_ location: RecordLocation) -> Bool {
+        if pruned.contains(location.pack) { return true }
+        guard let file = packs[location.pack], records[location] == nil else { return false }
+        return salvages[file].isRewritten && salvages[file].damages.isEmpty
+    }
+
     /// Where the manifest of a checkpoint was, as far as it is known.
     func lostManifest(_ id: CheckpointID) -> Corruption {
         if let entry = hints.manifests.first(where: { $0.id == id }) {

@@ -9,7 +9,8 @@ public import SystemPackage
 extension Repository {
     /// Finds out what a repair of a damaged repository would do.
     ///
-    /// Takes the writer's lock, and holds it as long as the plan lives. Reads every byte of every
+    /// Takes the writer's lock, and holds it as long as the plan lives. Where this process may not
+    /// write, the plan is made without the lock and cannot be executed. Reads every byte of every
     /// pack and every page, and changes nothing. Needs memory for the indexes of all packs, some 50
     /// bytes for each different page, and the page maps of two checkpoints. A repository that
     /// cannot be opened any more can be repaired all the same.
@@ -30,16 +31,16 @@ extension Repository {
         progress: ((_ done: Int, _ total: Int) -> Void)? = nil
     ) throws(RepositoryError) -> RepairPlan {
         let (id, problem) = try repairableIdentity(path, files)
-        let lock = try takeLock(path, files, waiting)
+        let lock = try RepairLock(path, files, waiting)
         do {
-            try checkRepairable(path, files)
+            if lock.isHeld { try checkRepairable(path, files) }
             let opened = RepairFiles(files, id)
-            let hints = try RepairHints(opened, path: path)
+            let hints = try RepairHints(opened, path: path, writes: lock.isHeld)
             var survey = try RepairSurvey(opened, hints) { progress?($0, $1) }
             let stock = try survey.takeStock { progress?($0, $1) }
             let verdicts = try survey.judge(stock)
             var preparation = RepairPreparation(
-                path: path, files: files, repository: id, lock: RepairLock(lock),
+                path: path, files: files, repository: id, lock: lock,
                 packByteCountMax: packByteCountMax)
             preparation.envelopeProblem = problem
             var planner = try RepairPlanner(survey, stock, verdicts, preparation)
@@ -56,7 +57,11 @@ extension Repository {
     ) throws(FileError) {
         try checkOwner(path, files)
         let root = try files.openDirectory("")
-        for name in [StoreDirectory.damaged, StoreDirectory.index, StoreDirectory.packs] {
+        let names = [
+            StoreDirectory.damaged, StoreDirectory.index, StoreDirectory.leases,
+            StoreDirectory.packs,
+        ]
+        for name in names {
             guard let status = try root.status(of: name), status.st_mode & S_IFMT != S_IFDIR else {
                 continue
             }
@@ -76,10 +81,17 @@ extension Repository {
             guard let packs = RepairIdentity.contradicting(id, files) else { return (id, nil) }
             return (packs, RepairIdentity.sentence(id, packs))
         } catch {
-            guard error.corruption != nil || [.missing, .foreign].contains(error.code),
-                let packs = RepairIdentity(files).majority
-            else { throw error }
-            return (packs, "it cannot be read, and the packs say what it was")
+            guard error.corruption != nil || [.missing, .foreign].contains(error.code) else {
+                throw error
+            }
+            if let packs = RepairIdentity(files).majority {
+                return (packs, "it cannot be read, and the packs say what it was")
+            }
+            guard error.corruption != nil else { throw error }
+            throw RepositoryError(
+                .foreign,
+                "nothing says which repository \(path) is: neither its file 'repository' nor the "
+                    + "head of a pack can be read; restore one of them from a copy")
         }
     }
 }

@@ -12,7 +12,8 @@ import Synchronization
 extension Verification {
     /// Finds where pages lie, sorted by place, and notes those that have none.
     ///
-    /// In a repository whose packs are whole this is a look-up and nothing else.
+    /// That a pack has something at the place is asked too where all packs are whole: an index that
+    /// is older than the packs names pages that prune took since.
     func find(
         _ pages: [(frame: PageFrameNumber, digest: PageDigest)], for checkpoint: CheckpointID
     ) throws(RepositoryError) -> [PageRequest] {
@@ -37,7 +38,6 @@ extension Verification {
     private func withPlaces(
         _ requests: [PageRequest], for checkpoint: CheckpointID
     ) throws(RepositoryError) -> [PageRequest] {
-        guard state.withLock({ !$0.arePacksWhole }) else { return requests }
         var kept: [PageRequest] = []
         kept.reserveCapacity(requests.count)
         var current: (pack: UInt32, place: PackPlace)?
@@ -131,8 +131,27 @@ extension Verification {
         let hints = try RepairHints(
             RepairFiles(reader.files, repository.id), path: repository.path)
         let ids = Set(known.map(\.id))
-        let lost = hints.manifests.filter { !$0.isForgotten && !ids.contains($0.id) }
+        let pruned = try repository.withIndex { try $0.pruned() }
+        let lost = try hints.manifests.filter { entry in
+            guard !entry.isForgotten, !ids.contains(entry.id) else { return false }
+            return try !isPruned(entry.location, pruned)
+        }
         return (lost, Set(hints.manifests.filter(\.isForgotten).map(\.id)))
+    }
+
+    /// True if prune took a record, and the index that names it is older than that.
+    private func isPruned(
+        _ location: RecordLocation, _ pruned: PrunedRecord
+    ) throws(RepositoryError) -> Bool {
+        if pruned.contains(location.pack) { return true }
+        do throws(RepositoryError) {
+            let file = try reader.file(location.pack)
+            guard file.offset(ofRecord: location.offset) == nil else { return false }
+            return try PackScan.scan(file, isNewest: false).isSealed
+        } catch {
+            guard error.corruption != nil else { throw error }
+            return false
+        }
     }
 
     /// Finds and notes checkpoints whose manifests are whole, and which no index has because what

@@ -123,6 +123,8 @@ extension FileError {
     fileprivate var remedy: String {
         switch errno {
         case EEXIST: "it was left as it is; find out whose it is and move it away"
+        case ENAMETOOLONG: "choose a shorter name"
+        case ELOOP: "a symbolic link leads to itself; remove it"
         case EISDIR, ENOTDIR: "something else than a repository has lies there; move it away"
         case ENOENT: "somebody removed it; open the repository again"
         case EMFILE, ENFILE: "raise the limit of open files"

@@ -5,9 +5,7 @@ package enum PackName {
 
     /// The path of a pack: `packs/0000002a.pack`.
     package static func path(_ pack: UInt32) -> String {
-        let digits = String(pack, radix: 16)
-        return
-            "\(StoreDirectory.packs)/\(String(repeating: "0", count: 8 - digits.count))\(digits).pack"
+        "\(StoreDirectory.packs)/\(String(pack, hexadecimalDigits: 8)).pack"
     }
 
     /// The path at which prune writes a pack anew, before it takes the place of the old one.
@@ -63,5 +61,14 @@ package enum PackName {
             guard error.isMissing else { throw error }
             return 0
         }
+    }
+}
+
+extension String {
+    /// A number with leading zeros.
+    package init(_ number: some BinaryInteger, hexadecimalDigits count: Int) {
+        let digits = String(number, radix: 16)
+        self.init(repeating: "0", count: Swift.max(0, count - digits.count))
+        self += digits
     }
 }

@@ -1,0 +1,130 @@
+import CheckpointEngine
+import CheckpointIndex
+import CheckpointStore
+import CheckpointUpkeep
+import Foundation
+import GuestModel
+import LMDBTables
+import PackStore
+import SystemPackage
+import Testing
+import VarveTestSupport
+
+/// An index that is older than the packs: a backup took it, and a prune ran before the backup came
+/// to the packs.
+@Suite struct StaleIndexTests {
+    private let directory = TemporaryDirectory(inMemory: true)
+    private var store: FilePath { directory.path.appending("store") }
+    private let first: SimulatedGuest
+    private let second: SimulatedGuest
+
+    init() {
+        var random = TestSeed.generator(0x57a1e)
+        let layout = GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: 300)])
+        func guest() -> SimulatedGuest {
+            let guest = SimulatedGuest(layout: layout)
+            for frame in 0..<300 as Range<UInt64> {
+                let contents = (0..<Page.byteCount).map { _ in
+                    UInt8.random(in: 0...255, using: &random)
+                }
+                guest.with { $0.write(frame, contents) }
+            }
+            return guest
+        }
+        (first, second) = (guest(), guest())
+    }
+
+    private func capture(
+        _ guest: SimulatedGuest, _ lineage: String, in repository: Repository
+    ) throws -> Checkpoint {
+        let session = try CaptureSession(of: guest, in: repository, lineage: lineage)
+        defer { session.close() }
+        return try session.capture().checkpoint
+    }
+
+    /// Makes a store whose pack was rewritten since its index was copied.
+    private func makeStale() throws {
+        let whole = directory.path.appending("whole")
+        let repository = try Repository.create(at: whole)
+        _ = try capture(first, "kept", in: repository)
+        let gone = try capture(second, "gone", in: repository)
+        try repository.close()
+        let files = FileManager.default
+        try files.copyItem(atPath: whole.string, toPath: store.string)
+        let again = try Repository.open(at: whole, .writing)
+        try again.forget([gone.id])
+        _ = try again.planPrune(.everything).execute()
+        try again.close()
+        for name in ["packs", "head"] {
+            try files.removeItem(atPath: store.appending(name).string)
+            try files.copyItem(
+                atPath: whole.appending(name).string, toPath: store.appending(name).string)
+        }
+    }
+
+    private func expect(
+        _ checkpoint: Checkpoint, in repository: Repository, is guest: SimulatedGuest
+    ) throws {
+        let restored = SimulatedGuest(layout: .empty)
+        _ = try Restore.run(checkpoint, from: repository, into: restored)
+        #expect(restored.with { $0.pages } == guest.with { $0.pages })
+    }
+
+    @Test func aWriterRebuildsIt() throws {
+        try makeStale()
+        let repository = try Repository.open(at: store, .writing)
+        let checkpoint = try capture(second, "again", in: repository)
+        #expect(checkpoint.storedPageCount == 300)
+        try expect(checkpoint, in: repository, is: second)
+        try expect(
+            try repository.checkpoint(named: "kept"), in: repository, is: first)
+        #expect(try repository.verify().isClean)
+        try repository.close()
+    }
+
+    /// A prune that was killed between two packs leaves an index without their lengths.
+    @Test func aRewrittenPackOfUnknownLengthIsEnough() throws {
+        try makeStale()
+        let files = PosixFiles(root: store)
+        let reader = PackReader(
+            files: files, repository: try Repository.open(at: store, .reading).id)
+        let index = try Index.open(files, .writing)
+        let packs = try PackName.list(files)
+        #expect(try index.isStale(packs, reader))
+        try index.notePackSizes(packs, reader)
+        #expect(try !index.isStale(packs, reader))
+        try index.setPackSizes([1: nil])
+        #expect(try index.isStale(packs, reader))
+    }
+
+    /// Where a writer believed the index all the same, verification finds what is missing.
+    @Test func whatItNamesAndPacksLackIsFound() throws {
+        try makeStale()
+        do {
+            let files = PosixFiles(root: store)
+            let id = try Repository.open(at: store, .reading).id
+            let index = try Index.open(files, .writing)
+            try index.notePackSizes(
+                try PackName.list(files), PackReader(files: files, repository: id))
+            try index.sync()
+        }
+        let repository = try Repository.open(at: store, .writing)
+        let checkpoint = try capture(second, "again", in: repository)
+        #expect(checkpoint.storedPageCount == 0)
+        try repository.close()
+        for depth in [VerifyDepth.full, .structure] {
+            let report = try Repository.open(at: store, .reading).verify(depth)
+            #expect(report.affectedCheckpoints == [checkpoint.id], "\(depth)")
+        }
+    }
+
+    /// Nothing is lost, and nobody says so.
+    @Test func repairTakesNothingOfItForLost() throws {
+        try makeStale()
+        let plan = try Repository.planRepair(at: store)
+        #expect(plan.losses.isEmpty)
+        #expect(plan.findings.map(\.corruption.object) == ["index"])
+        _ = try plan.execute()
+        #expect(try Repository.open(at: store, .reading).verify().isClean)
+    }
+}
