@@ -1,7 +1,7 @@
 public import CheckpointFormat
 import GuestModel
 
-/// Encoding and decoding of page frames, one thread's part.
+/// Encoding and decoding of page groups, one thread's part.
 public struct FrameCodec: ~Copyable {
     private let compressor: Compressor
     private let decompressor = Decompressor()
@@ -13,7 +13,7 @@ public struct FrameCodec: ~Copyable {
     }
 
     /// Bytes of memory in a full frame.
-    public static var frameByteCount: Int { PageFrameEncoder.pageCount * Page.byteCount }
+    public static var frameByteCount: Int { PageGroupEncoder.pageCount * Page.byteCount }
 
     /// Encodes pages that are adjacent in the guest as frames; each frame's bytes are dropped.
     ///
@@ -48,10 +48,10 @@ public struct FrameCodec: ~Copyable {
     }
 
     @discardableResult
-    private mutating func append(_ pages: UnsafeRawBufferPointer, _ offset: Int) -> PageFrameTable {
+    private mutating func append(_ pages: UnsafeRawBufferPointer, _ offset: Int) -> PageGroupTable {
         let end = min(pages.count, offset + FrameCodec.frameByteCount)
         let block = PageBlockSource(bytes: UnsafeRawBufferPointer(rebasing: pages[offset..<end]))
-        return PageFrameEncoder.append(
+        return PageGroupEncoder.append(
             [block], firstOrdinal: 0, transaction: 1, compressor: compressor, to: &records)
     }
 
@@ -70,7 +70,7 @@ public struct FrameCodec: ~Copyable {
     }
 }
 
-/// Stored blocks of page frames in memory.
+/// Stored blocks of page groups in memory.
 public struct EncodedBlocks: Sendable {
     /// All blocks, one after the other.
     public fileprivate(set) var bytes: [UInt8] = []

@@ -59,7 +59,7 @@ struct Prune: ParsableCommand {
     }
 
     private func unusedAfter(_ plan: PrunePlan) -> Int {
-        plan.unusedByteCount + plan.heldByteCount - plan.freedByteCount
+        plan.unusedByteCount + plan.leasedByteCount - plan.freedByteCount
     }
 
     private func fields(_ plan: PrunePlan) -> [(String, JSON)] {
@@ -71,15 +71,15 @@ struct Prune: ParsableCommand {
             ("bytes", .integer(plan.byteCount)),
             ("bytesFreed", .integer(plan.freedByteCount)),
             ("bytesCopied", .integer(plan.copiedByteCount)),
-            ("bytesUnusedBefore", .integer(plan.unusedByteCount + plan.heldByteCount)),
+            ("bytesUnusedBefore", .integer(plan.unusedByteCount + plan.leasedByteCount)),
             ("bytesUnusedAfter", .integer(unusedAfter(plan))),
-            ("bytesHeld", .integer(plan.heldByteCount)),
+            ("bytesLeased", .integer(plan.leasedByteCount)),
             ("pagesDropped", .integer(plan.deadPageCount)),
         ]
     }
 
     private func lines(_ plan: PrunePlan) -> [String] {
-        let held = plan.heldByteCount
+        let held = plan.leasedByteCount
         let reason = held == 0 ? "" : ", \(Format.bytes(held)) of them held by readers"
         return [
             "\(dryRun ? "would remove" : "removed") \(counted(count(plan, .removed), "pack")), "

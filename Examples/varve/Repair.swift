@@ -125,7 +125,7 @@ struct Repair: ParsableCommand {
                 "packs        \(plan.rewrittenPacks.count) written anew, "
                     + "\(plan.removedPacks.count) removed, "
                     + "\(plan.missingPacks.reduce(0) { $0 + $1.count }) missing",
-                "pages        \(plan.savedPageCount) stored anew from damaged page frames",
+                "pages        \(plan.savedPageCount) stored anew from damaged page groups",
                 "written      \(Format.bytes(plan.copiedByteCount))",
                 "kept         \(Format.bytes(outcome?.keptByteCount ?? plan.keptByteCount)) in "
                     + "the folder 'damaged'\(execute ? "" : ", less with --no-keep")",

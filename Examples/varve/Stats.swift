@@ -16,13 +16,13 @@ struct Stats: ParsableCommand {
             let repository = try Reading.open(store, isJSON: json)
             let statistics = try repository.statistics()
             let plan = try repository.planPrune()
-            let held = plan.heldByteCount
+            let held = plan.leasedByteCount
             let open = plan.openUnusedByteCount
             let unused = plan.unusedByteCount + held + open
             if json {
                 let fields =
                     Stats.fields(statistics) + [
-                        ("unusedBytes", .integer(unused)), ("heldBytes", .integer(held)),
+                        ("unusedBytes", .integer(unused)), ("leasedBytes", .integer(held)),
                         ("openUnusedBytes", .integer(open)),
                     ]
                 try Output.line(JSON.object(fields).text)

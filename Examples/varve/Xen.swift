@@ -5,7 +5,7 @@ struct Xen: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Checkpoints running domains of Xen, and brings them back.",
         discussion: """
-            Runs in dom0, as root. A domain is named by its number or its name. It runs again \
+            Runs in dom0, as root. A domain is named by its ID or its name. It runs again \
             whatever happens: a guard process resumes it if this one dies.
             """,
         subcommands: [
@@ -34,7 +34,7 @@ struct XenList: ParsableCommand {
             }
             let rows = domains.map { domain in
                 [
-                    "\(domain.number)", domain.name, domain.kind == .pv ? "PV" : "HVM/PVH",
+                    "\(domain.domainID)", domain.name, domain.kind == .pv ? "PV" : "HVM/PVH",
                     Format.bytes(domain.pageCount * Page.byteCount), "\(domain.vcpuCount)",
                     domain.condition.rawValue,
                 ]
@@ -49,7 +49,7 @@ extension XenHost.Domain {
     /// The fields of its JSON object.
     var fields: [(String, JSON)] {
         [
-            ("domain", .integer(Int(number))),
+            ("domain", .integer(Int(domainID))),
             ("name", .string(name)),
             ("uuid", .string(XenConfiguration.text(ofUUID: uuid))),
             ("kind", .string(kind == .pv ? "pv" : "hvm")),
@@ -101,7 +101,7 @@ struct XenRestoreCommand: ParsableCommand {
                 try repository.checkpoint(named: checkpoint), from: repository, options: options,
                 progress: { progress.update($0, of: $1) })
             progress.finish()
-            let what = "domain \(domain.number) \(domain.name) is \(domain.condition.rawValue)"
+            let what = "domain \(domain.domainID) \(domain.name) is \(domain.condition.rawValue)"
             try Output.report(what) {
                 try Output.line(
                     json
@@ -123,7 +123,7 @@ struct XenRevert: ParsableCommand {
             very domain.
             """)
 
-    @Argument(help: "The domain's number or name.")
+    @Argument(help: "The domain's ID or name.")
     var domain: String
 
     @Argument(help: "The repository.")
@@ -141,10 +141,10 @@ struct XenRevert: ParsableCommand {
         try reporting {
             let repository = try lock.open(store)
             let found = try repository.checkpoint(named: checkpoint)
-            let number = try XenHost().domain(named: domain).number
+            let domainID = try XenHost().domain(named: domain).domainID
             var options = XenDomain.Options.tool
-            options.hold = XenOrigin(try repository.state(of: found))?.hold ?? .suspend
-            let guest = try XenDomain(number, options: options)
+            options.pauseMode = XenOrigin(try repository.state(of: found))?.pauseMode ?? .suspend
+            let guest = try XenDomain(domainID, options: options)
             // Whether the checkpoint is this very domain's is checked by the revert.
             var capture = CaptureOptions()
             capture.acceptsGuestChange = true
@@ -152,10 +152,10 @@ struct XenRevert: ParsableCommand {
                 of: guest, in: repository, lineage: found.lineage, options: capture)
             let result = try session.revert(to: found)
             session.close()
-            let what = "domain \(number) is back at \(found.id.short)"
+            let what = "domain \(domainID) is back at \(found.id.short)"
             try LockOptions.close(repository, after: what)
             let fields: [(String, JSON)] = [
-                ("domain", .integer(Int(number))),
+                ("domain", .integer(Int(domainID))),
                 ("checkpoint", .string("\(found.id)")),
                 ("pagesWritten", .integer(result.writtenPageCount)),
                 ("pagesCompared", .integer(result.comparedPageCount)),
@@ -177,7 +177,7 @@ struct XenDoctor: ParsableCommand {
         commandName: "doctor",
         abstract: "Tells what this host and its domains allow, and what is missing.")
 
-    @Argument(help: "A domain's number or name; all of them without it.")
+    @Argument(help: "A domain's ID or name; all of them without it.")
     var domain: String?
 
     @Flag(help: "Print each finding as a JSON object.")
@@ -190,7 +190,7 @@ struct XenDoctor: ParsableCommand {
             let domains = try domain.map { [try host.domain(named: $0)] } ?? host.domains()
             for domain in domains {
                 try show(
-                    domain.name.isEmpty ? "\(domain.number)" : domain.name,
+                    domain.name.isEmpty ? "\(domain.domainID)" : domain.name,
                     try host.findings(of: domain))
             }
         }
@@ -218,7 +218,7 @@ struct XenGuardCommand: ParsableCommand {
         commandName: "guard", abstract: "Resumes a domain whose checkpointer dies.",
         shouldDisplay: false)
 
-    @Argument(help: "The domain's number.")
+    @Argument(help: "The domain's ID.")
     var domain: UInt32
 
     func run() throws {

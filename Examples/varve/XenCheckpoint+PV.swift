@@ -33,7 +33,7 @@ final class PVTaker: CheckpointTaker {
             let times = try guest.save(.plain) { try take(from: $0) { taken = $0 } }
             guard let taken else { return }
             report.show(
-                taken, dirty: taken.pageCount, still: times.last?.still ?? .zero,
+                taken, dirty: taken.pageCount, downtime: times.last?.downtime ?? .zero,
                 request: times.last?.request ?? .zero, lag: lag)
         }
     }
@@ -71,7 +71,7 @@ private final class PVEpochs: @unchecked Sendable {
     private struct State {
         var schedule: Schedule
         var lags: [Duration] = []
-        var times: [HoldTimes] = []
+        var times: [PauseTimes] = []
         var checkpoints: [Checkpoint] = []
         var shown = 0
         var failure: (any Error)?
@@ -103,7 +103,7 @@ private final class PVEpochs: @unchecked Sendable {
     }
 
     /// An epoch is written and the domain runs: on the thread that writes the stream.
-    func ended(_ times: HoldTimes) -> Bool {
+    func ended(_ times: PauseTimes) -> Bool {
         state.withLock { $0.times.append(times) }
         show()
         do {
@@ -127,7 +127,7 @@ private final class PVEpochs: @unchecked Sendable {
                 let checkpoint = state.checkpoints[state.shown]
                 let times = state.times[state.shown]
                 report.show(
-                    checkpoint, dirty: checkpoint.changedPageCount, still: times.still,
+                    checkpoint, dirty: checkpoint.changedPageCount, downtime: times.downtime,
                     request: times.request, lag: state.lags[state.shown])
                 state.shown += 1
             }

@@ -16,13 +16,13 @@ struct TimeSpan: ExpressibleByArgument {
 }
 
 /// `--suspend` or `--pause`.
-enum HoldFlag: String, EnumerableFlag {
+enum PauseFlag: String, EnumerableFlag {
     case suspend
     case pause
 
-    var hold: XenHold { self == .suspend ? .suspend : .pause }
+    var mode: XenPauseMode { self == .suspend ? .suspend : .pause }
 
-    static func help(for value: HoldFlag) -> ArgumentHelp? {
+    static func help(for value: PauseFlag) -> ArgumentHelp? {
         switch value {
         case .suspend: "The guest suspends itself: restorable as a new domain."
         case .pause: "The hypervisor pauses it: any guest; for revert in place and introspection."
@@ -44,7 +44,7 @@ struct XenCheckpoint: ParsableCommand {
             space freed, while checkpoints are taken. Disks are not part of a checkpoint.
             """)
 
-    @Argument(help: "The domain's number or name.")
+    @Argument(help: "The domain's ID or name.")
     var domain: String
 
     @Argument(help: "The repository.")
@@ -62,7 +62,7 @@ struct XenCheckpoint: ParsableCommand {
     @Option(name: .customLong("for"), help: "End after this time: 10m.")
     var time: TimeSpan?
 
-    @Flag var hold = HoldFlag.suspend
+    @Flag var pauseMode = PauseFlag.suspend
 
     @Option(help: "How long the guest may take to suspend itself: 60s without it.")
     var suspendTimeout: TimeSpan?
@@ -100,11 +100,11 @@ struct XenCheckpoint: ParsableCommand {
             let found = try XenHost().domain(named: domain)
             let repository = try lock.open(store)
             var options = XenDomain.Options.tool
-            options.hold = hold.hold
+            options.pauseMode = pauseMode.mode
             options.comparesAll = compareAll
             options.takesLogOver = takeOver
             if let suspendTimeout { options.suspendTimeout = suspendTimeout.duration }
-            let name = lineage ?? (found.name.isEmpty ? "domain-\(found.number)" : found.name)
+            let name = lineage ?? (found.name.isEmpty ? "domain-\(found.domainID)" : found.name)
             let taker = try taker(found, options, repository, lineage: name)
             let report = CheckpointReport(repository, isJSON: json)
             var failure: (any Error)?
@@ -133,10 +133,10 @@ struct XenCheckpoint: ParsableCommand {
             capture.auditPageCount = audit
             capture.acceptsGuestChange = acceptGuestChange
             return try LiveTaker(
-                try XenDomain(domain.number, options: options), repository, lineage: lineage,
+                try XenDomain(domain.domainID, options: options), repository, lineage: lineage,
                 capture)
         }
-        let guest = try XenPVDomain(domain.number, options: options)
+        let guest = try XenPVDomain(domain.domainID, options: options)
         let isLive = try every != nil && !compareAll && guest.logsWrites()
         return try PVTaker(
             guest, repository, lineage: lineage, rules.retention, isLive: isLive,
@@ -186,7 +186,7 @@ protocol CheckpointTaker {
 final class LiveTaker: CheckpointTaker {
     private struct Pending {
         let capture: PendingCapture
-        let times: HoldTimes
+        let times: PauseTimes
         let lag: Duration
     }
 
@@ -210,7 +210,7 @@ final class LiveTaker: CheckpointTaker {
         while let lag = try schedule.next() {
             // The guest runs again when `begin` returns; the one before is made durable meanwhile.
             let capture = try session.begin()
-            let taken = Pending(capture: capture, times: guest.holdTimes, lag: lag)
+            let taken = Pending(capture: capture, times: guest.pauseTimes, lag: lag)
             try settle(report)
             pending = taken
         }
@@ -241,7 +241,7 @@ final class LiveTaker: CheckpointTaker {
         pending = nil
         guard let result = try result(of: settled.capture) else { return }
         report.show(
-            result.checkpoint, dirty: result.dirtyPageCount, still: settled.times.still,
+            result.checkpoint, dirty: result.dirtyPageCount, downtime: settled.times.downtime,
             request: settled.times.request, lag: settled.lag)
     }
 }
@@ -274,7 +274,7 @@ extension RetentionRules {
 /// Lines for checkpoints, and their summary.
 final class CheckpointReport {
     private let isJSON: Bool
-    private var stills: [Duration] = []
+    private var downtimes: [Duration] = []
     private var requests: [Duration] = []
     private var addedByteCount = 0
     private let start = ContinuousClock.now
@@ -288,23 +288,24 @@ final class CheckpointReport {
 
     /// Prints a line; checkpoints go on if that fails.
     func show(
-        _ checkpoint: Checkpoint, dirty: Int, still: Duration, request: Duration, lag: Duration
+        _ checkpoint: Checkpoint, dirty: Int, downtime: Duration, request: Duration, lag: Duration
     ) {
-        if stills.isEmpty { NewLineage.say(checkpoint, in: repository, isJSON: isJSON) }
-        stills.append(still)
+        if downtimes.isEmpty { NewLineage.say(checkpoint, in: repository, isJSON: isJSON) }
+        downtimes.append(downtime)
         requests.append(request)
         addedByteCount += checkpoint.addedByteCount
         if isJSON {
             let more: [(String, JSON)] = [
                 ("dirtyPages", .integer(dirty)),
-                ("stillMicroseconds", .integer(still.microseconds)),
+                ("downtimeMicroseconds", .integer(downtime.microseconds)),
                 ("suspendMicroseconds", .integer(request.microseconds)),
                 ("lagMicroseconds", .integer(lag.microseconds)),
             ]
             print(JSON.object(checkpoint.fields + more).text)
         } else {
             print(
-                "\(checkpoint.summaryLine); \(dirty) dirty, still \(Format.milliseconds(still)), "
+                "\(checkpoint.summaryLine); \(dirty) dirty, "
+                    + "downtime \(Format.milliseconds(downtime)), "
                     + "suspend \(Format.milliseconds(request)), lag \(Format.milliseconds(lag))")
         }
     }
@@ -325,17 +326,18 @@ final class CheckpointReport {
 
     /// Throws, with exit code 4, if lines could not be printed.
     func check() throws {
-        try printout.check("\(counted(stills.count, "checkpoint")) stored")
+        try printout.check("\(counted(downtimes.count, "checkpoint")) stored")
     }
 
     /// One line on standard error.
     func summary() {
-        guard !stills.isEmpty else { return }
+        guard !downtimes.isEmpty else { return }
         let seconds = Double((ContinuousClock.now - start).microseconds) / 1e6
         Output.standardError(
-            "varve: \(counted(stills.count, "checkpoint")) in \(Format.decimal(seconds, 1)) s, "
-                + "\(Format.bytes(addedByteCount)) added; still p50 \(middle(stills)), max "
-                + "\(Format.milliseconds(stills.max() ?? .zero)); suspend p50 \(middle(requests)), "
+            "varve: \(counted(downtimes.count, "checkpoint")) in \(Format.decimal(seconds, 1)) s, "
+                + "\(Format.bytes(addedByteCount)) added; downtime p50 \(middle(downtimes)), max "
+                + "\(Format.milliseconds(downtimes.max() ?? .zero)); "
+                + "suspend p50 \(middle(requests)), "
                 + "max \(Format.milliseconds(requests.max() ?? .zero))")
     }
 

@@ -13,7 +13,7 @@ public struct CaptureError: Error, Sendable {
             case guest
             case repository
             case cancelled
-            case ringTooSmall
+            case poolTooSmall
             case predecessorFailed
             case sizeMismatch
             case sourceFailed
@@ -30,8 +30,8 @@ public struct CaptureError: Error, Sendable {
         public static let repository = Code(kind: .repository)
         /// It was cancelled.
         public static let cancelled = Code(kind: .cancelled)
-        /// The guest dirties more between two looks than the staging ring holds.
-        public static let ringTooSmall = Code(kind: .ringTooSmall)
+        /// The guest dirties more between two looks than the staging pool holds.
+        public static let poolTooSmall = Code(kind: .poolTooSmall)
         /// A capture that was begun before this one failed, so this one lacks its pages.
         public static let predecessorFailed = Code(kind: .predecessorFailed)
         /// An image has another size than its lineage, or is no whole number of pages.

@@ -243,13 +243,13 @@ extension Repository {
     package func pageMap(
         of checkpoint: Checkpoint
     ) throws(RepositoryError) -> (map: PageMap, mapsRead: Int) {
-        var series = [checkpoint]
-        while let last = series.last, let ancestor = try mapAncestor(of: last) {
-            series.append(ancestor)
+        var chain = [checkpoint]
+        while let last = chain.last, let ancestor = try mapAncestor(of: last) {
+            chain.append(ancestor)
         }
         let map = PageMap()
         do throws(RepositoryError) {
-            for step in series.reversed() {
+            for step in chain.reversed() {
                 try MapReader.apply(reader, step.manifest, to: map)
             }
         } catch {
@@ -262,7 +262,7 @@ extension Repository {
                     offset: 32, reason: "the page map's root is \(map.root()), not what it states")
             ).attributed(to: checkpoint.id)
         }
-        return (map, series.count)
+        return (map, chain.count)
     }
 
     /// A checkpoint's state besides memory.

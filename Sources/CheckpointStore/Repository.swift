@@ -38,7 +38,7 @@ public final class Repository: Sendable {
 
     private enum Unindexed: Sendable {
         /// What was published, and by which transaction.
-        case publication(Publication, TransactionFrames, transaction: UInt64)
+        case publication(Publication, TransactionGroups, transaction: UInt64)
         /// What was forgotten, and the pack of the record that says so.
         case forgotten([CheckpointID], pack: UInt32)
         /// The labels that a record gives, and its pack.
@@ -175,13 +175,13 @@ public final class Repository: Sendable {
     /// - Parameter packs: those in which it left records that nobody needs.
     func didEnd(transaction: UInt64, leaving packs: Set<UInt32> = []) {
         // If this fails their space comes back when the index is made anew.
-        try? index.suspect(packs)
+        try? index.addCandidate(packs)
         activity.change { $0.transactions[transaction] = nil }
     }
 
     /// Notes a checkpoint that exists, for the index to take; `indexPublished` must follow.
     func didPublish(
-        _ publication: Publication, transaction: UInt64, frames: TransactionFrames
+        _ publication: Publication, transaction: UInt64, frames: TransactionGroups
     ) {
         unindexed.withLock {
             $0.append(.publication(publication, frames, transaction: transaction))
@@ -280,11 +280,11 @@ public final class Repository: Sendable {
         while let next = waiting.first {
             switch next {
             case .publication(let publication, var frames, let transaction):
-                var series = MapSeriesReader(index: index, reader: reader)
+                var chain = MapChainReader(index: index, reader: reader)
                 // Whoever stored a condemned page anew did so before this was published.
                 let condemned = activity.read { $0.condemned }
                 try index.add(
-                    publication, frames: &frames, series: &series,
+                    publication, frames: &frames, chain: &chain,
                     readMark: advancesMark ? readMark(behind: publication, by: transaction) : nil,
                     highestTransaction: highest, condemned: condemned)
             case .forgotten(let ids, let pack):
@@ -375,8 +375,8 @@ public final class Repository: Sendable {
     }
 
     /// The frames named by the maps from a checkpoint back to, and without, the one at a position
-    /// of its series; and that one's id.
-    func mapSeries(
+    /// of its chain; and that one's id.
+    func mapChain(
         from checkpoint: Checkpoint, to position: UInt32
     ) throws(RepositoryError) -> (frames: DirtyBitmap, ancestor: CheckpointID) {
         var frames = DirtyBitmap()
@@ -390,7 +390,7 @@ public final class Repository: Sendable {
         guard current.manifest.mapPosition == position else {
             throw reader.corrupted(
                 checkpoint.location, .publish,
-                FormatError(offset: 88, reason: "its series of page maps has a gap"))
+                FormatError(offset: 88, reason: "its chain of page maps has a gap"))
         }
         return (frames, current.id)
     }

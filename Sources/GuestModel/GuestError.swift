@@ -8,7 +8,7 @@ public struct GuestError: Error, Hashable, Sendable {
             case invalidRange
             case callFailed
             case sizeMismatch
-            case holdFailed
+            case pauseFailed
             case stateRejected
             case gone
             case crashed
@@ -32,7 +32,7 @@ public struct GuestError: Error, Hashable, Sendable {
         /// A file or region has another size than it must have.
         public static let sizeMismatch = Code(kind: .sizeMismatch)
         /// The embedder's closure could not hold its threads.
-        public static let holdFailed = Code(kind: .holdFailed)
+        public static let pauseFailed = Code(kind: .pauseFailed)
         /// The guest would not take the state that a checkpoint holds.
         public static let stateRejected = Code(kind: .stateRejected)
         /// The guest was destroyed.

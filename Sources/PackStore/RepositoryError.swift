@@ -120,7 +120,7 @@ public struct Corruption: Hashable, Sendable {
     public let file: String
     /// Byte offset in the file of the record or block.
     public let offset: UInt64
-    /// What is damaged: `page frame`, `manifest`, `page`.
+    /// What is damaged: `page group`, `manifest`, `page`.
     public let object: String
     /// What was expected and what was found.
     public let reason: String

@@ -19,7 +19,7 @@ import VarveTestSupport
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: pageCount))
         var options = CaptureOptions()
         options.auditPageCount = auditPageCount
-        options.ringByteCount = 16 << 20
+        options.poolByteCount = 16 << 20
         let session = try CaptureSession(
             of: guest, in: repository, lineage: "web", options: options)
         return (guest, repository, session)

@@ -24,7 +24,7 @@ import VarveTestSupport
         var options = CaptureOptions()
         options.workerCount = 1
         // So that most is in the packs when the last read fails.
-        options.ringByteCount = 2 << 20
+        options.poolByteCount = 2 << 20
         return options
     }
 

@@ -169,11 +169,11 @@ import VarveTestSupport
 
     @Test func moreDirtyPagesThanTheRingHoldsIsAnErrorAndNoLoss() throws {
         var options = CaptureOptions()
-        options.ringByteCount = 4 << 20
+        options.poolByteCount = 4 << 20
         options.precopyRoundsMax = 2
         let (guest, _, repository, session) = try make(pageCount: 3000, options: options)
         _ = try session.capture()
-        // Whenever it is copied it dirties 2,000 pages: more than the ring's 1,024.
+        // Whenever it is copied it dirties 2,000 pages: more than the pool's 1,024.
         let round = Atomic(0)
         guest.setLive { state in
             let number = round.add(1, ordering: .relaxed).newValue
@@ -183,8 +183,8 @@ import VarveTestSupport
             for frame in 0..<2000 { state.write(UInt64(frame), FailureTests.page(9)) }
         }
         let error = #expect(throws: CaptureError.self) { try session.capture() }
-        #expect(error?.code == .ringTooSmall)
-        #expect(error?.message.contains("ringByteCount") == true)
+        #expect(error?.code == .poolTooSmall)
+        #expect(error?.message.contains("poolByteCount") == true)
         #expect(guest.pausesOpen == 0)
         guest.setLive(nil)
         try expectEqual(try session.capture().checkpoint, guest, repository)

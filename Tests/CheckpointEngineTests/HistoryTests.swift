@@ -75,7 +75,7 @@ private struct History {
         _ random: inout SeededGenerator
     ) throws -> CaptureSession {
         var options = CaptureOptions()
-        options.ringByteCount = 8 << 20
+        options.poolByteCount = 8 << 20
         options.workerCount = .random(in: 1...3, using: &random)
         options.pauseBudget = .microseconds(.random(in: 1...200, using: &random))
         return try CaptureSession(

@@ -56,7 +56,7 @@ private struct HoledImage: ImageSource {
         var options = CaptureOptions()
         options.workerCount = 1
         // Four slots: what there is at least.
-        options.ringByteCount = 1
+        options.poolByteCount = 1
         return options
     }
 
@@ -127,7 +127,7 @@ private struct HoledImage: ImageSource {
         #expect(try repository.verify().isClean)
     }
 
-    /// A worker that stands still lets no more be handed in than the ring has slots.
+    /// A worker that stands still lets no more be handed in than the pool has slots.
     @Test func whatWaitsIsBounded() throws {
         let repository = try Repository.create(at: path)
         _ = try importImage(1, into: repository, endingAt: nil)

@@ -38,7 +38,7 @@ import VarveTestSupport
     private static let hugeDuration = Duration(secondsComponent: .max, attosecondsComponent: 0)
 
     private static let refused: [Case] =
-        cases("ringByteCount", \.ringByteCount, [.min, -1, 0, 1 << 40 + 1, .max])
+        cases("poolByteCount", \.poolByteCount, [.min, -1, 0, 1 << 40 + 1, .max])
         + cases("pauseBudget", \.pauseBudget, [.seconds(-1), .nanoseconds(-1), hugeDuration])
         + cases("precopyRoundsMax", \.precopyRoundsMax, [.min, -1, .max])
         + cases("overlappingCapturesMax", \.overlappingCapturesMax, [.min, -1, 0, .max])
@@ -95,7 +95,7 @@ import VarveTestSupport
     @Test func whatCanBeIsTaken() throws {
         let repository = try Repository.create(at: directory.path.appending("store"))
         let taken: [Case] =
-            OptionTests.cases("ringByteCount", \.ringByteCount, [1, 5 << 20])
+            OptionTests.cases("poolByteCount", \.poolByteCount, [1, 5 << 20])
             + OptionTests.cases("pauseBudget", \.pauseBudget, [.zero, .seconds(3600)])
             + OptionTests.cases("precopyRoundsMax", \.precopyRoundsMax, [0, 1_000_000])
             + OptionTests.cases("overlappingCapturesMax", \.overlappingCapturesMax, [1, 1024])
@@ -114,7 +114,7 @@ import VarveTestSupport
                 ])
         for (number, taken) in taken.enumerated() {
             var options = CaptureOptions()
-            options.ringByteCount = 4 << 20
+            options.poolByteCount = 4 << 20
             options.workerCount = 1
             taken.set(&options)
             let guest = SimulatedGuest(layout: GuestLayout(pageCount: 300))

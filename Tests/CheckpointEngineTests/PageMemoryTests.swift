@@ -47,9 +47,9 @@ import VarveTestSupport
         defer { PageMemory.deallocate(memory) }
         #expect(memory.count == 100_000 && memory.allSatisfy { $0 == 0 })
         try expectHidden(UnsafeRawBufferPointer(memory), "allocated")
-        let ring = try StagingRing(byteCount: 8 << 20)
-        let slot = ring.take()
-        try expectHidden(UnsafeRawBufferPointer(slot.bytes), "the staging ring")
+        let pool = try StagingPool(byteCount: 8 << 20)
+        let slot = pool.take()
+        try expectHidden(UnsafeRawBufferPointer(slot.bytes), "the staging pool")
         let read = PageBytes(byteCount: 10_000) { room in
             room.initializeMemory(as: UInt8.self, repeating: 7)
             return 9_000
@@ -67,7 +67,7 @@ import VarveTestSupport
             let compressor = Compressor(level: level)
             for number in 0..<16 as Range<UInt32> {
                 pages.withUnsafeBytes { bytes in
-                    _ = PageFrameEncoder.append(
+                    _ = PageGroupEncoder.append(
                         [PageBlockSource(bytes: bytes)], firstOrdinal: number * 16,
                         transaction: 1, compressor: compressor, to: &records)
                 }

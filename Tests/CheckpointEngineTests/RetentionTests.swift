@@ -95,7 +95,7 @@ import VarveTestSupport
         #expect(try repository.checkpoints(lineage: "ring").count == 3)
     }
 
-    /// A ring while the clock is set: forward by years, back again, and to 1970.
+    /// A pool while the clock is set: forward by years, back again, and to 1970.
     @Test func aRingLosesNothingToAClockThatIsSet() throws {
         let directory = TemporaryDirectory()
         let repository = try open(directory)

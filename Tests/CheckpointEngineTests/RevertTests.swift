@@ -61,4 +61,41 @@ import VarveTestSupport
         #expect(try MemoryRoot.of(guest) == next.checkpoint.root)
         #expect((next.checkpoint.root == checkpoints[0].root) == !writesAtOnce)
     }
+
+    /// A guest that keeps writing: its new pages are staged in rounds, and the pause reads only
+    /// those that were written after the last one.
+    @Test func pagesWrittenMeanwhileAreReadBeforeThePause() throws {
+        var random = TestSeed.generator(0x2e7e27)
+        let repository = try Repository.create(at: directory.path.appending("store"))
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: 4096))
+        for frame in 0..<4096 as Range<UInt64> {
+            let contents = (0..<Page.byteCount).map { _ in UInt8.random(in: 0...255, using: &random)
+            }
+            guest.with { $0.write(frame, contents) }
+        }
+        let session = try CaptureSession(of: guest, in: repository, lineage: "busy")
+        let first = try session.capture().checkpoint
+        RevertTests.fill(guest, 0..<8, 3)
+        _ = try session.capture()
+        // Fewer each time, and never a page twice.
+        guest.with { state in
+            state.afterRead = { state in
+                let count = [1024, 512, 128, 64, 4].first { size in
+                    state.pages[UInt64(4095 - size * 2)] != RevertTests.page(7)
+                }
+                guard let count else { return }
+                for frame in 0..<count {
+                    state.write(UInt64(4095 - count * 2 + frame), RevertTests.page(7))
+                }
+            }
+        }
+        let result = try session.revert(to: first)
+        guest.with { $0.afterRead = nil }
+        #expect(result.writtenPageCount > 1700)
+        // Four pages, and the blocks of up to 16 that they lie in.
+        #expect(result.pausedReadByteCount <= 4 * 16 * Page.byteCount)
+        #expect(try session.capture().checkpoint.root == first.root)
+        #expect(try MemoryRoot.of(guest) == first.root)
+        session.close()
+    }
 }

@@ -70,7 +70,7 @@ import VarveTestSupport
         #expect(whole.isClean && whole.pageCount == 0 && whole.checkpointCount == 4)
         let full = try report(world, .full, image)
         #expect(full.isClean && full.pageCount > 40 && whole.byteCount < full.byteCount)
-        // The first page frame of a sealed pack: 16 pages after the heads.
+        // The first page group of a sealed pack: 16 pages after the heads.
         var damaged = image
         _ = damaged.flipBit("packs/00000001.pack", byte: 2000, bit: 3)
         #expect(try report(world, .structure, damaged).isClean)

@@ -106,12 +106,12 @@ import VarveTestSupport
     }
 
     @Test func indexesOfRewrittenPacks() throws {
-        let frame = PageFrameTable(
+        let frame = PageGroupTable(
             firstOrdinal: 3, blocks: [.init(byteCount: 100, pageCount: 1)])
         let first = PackIndex.Entry(
             type: .mapPart, offset: 64, payloadCount: 24, transaction: 2, address: 5000, frame: nil)
         let second = PackIndex.Entry(
-            type: .pageFrame, offset: first.end, payloadCount: frame.payloadCount, transaction: 2,
+            type: .pageGroup, offset: first.end, payloadCount: frame.payloadCount, transaction: 2,
             address: 70_000, frame: frame)
         let index = PackIndex(entries: [first, second], isRewritten: true)
         try attack(index.encoded, salt: 712) { bytes in
@@ -171,11 +171,11 @@ import VarveTestSupport
     }
 
     @Test func packIndexes() throws {
-        let table = PageFrameTable(
+        let table = PageGroupTable(
             firstOrdinal: 16,
             blocks: [.init(byteCount: 700, pageCount: 3), .init(byteCount: 4096, pageCount: 1)])
         let first = PackIndex.Entry(
-            type: .pageFrame, offset: 64, payloadCount: table.payloadCount, transaction: 5,
+            type: .pageGroup, offset: 64, payloadCount: table.payloadCount, transaction: 5,
             frame: table)
         let second = PackIndex.Entry(
             type: .publish, offset: first.end, payloadCount: 300, transaction: 4, frame: nil)
@@ -203,7 +203,7 @@ import VarveTestSupport
         }
     }
 
-    @Test func pageFramesComeBackAndDamageIsRefused() throws {
+    @Test func pageGroupsComeBackAndDamageIsRefused() throws {
         var random = TestSeed.generator(707)
         var pages = [UInt8](repeating: 5, count: 4 * Page.byteCount)
         for index in 0..<Page.byteCount { pages[index] = .random(in: 0...255, using: &random) }
@@ -211,7 +211,7 @@ import VarveTestSupport
         let decompressor = Decompressor()
         var writer = RecordWriter()
         let table = pages.withUnsafeBytes { raw in
-            PageFrameEncoder.append(
+            PageGroupEncoder.append(
                 [
                     PageBlockSource(bytes: UnsafeRawBufferPointer(rebasing: raw[..<4096])),
                     PageBlockSource(bytes: UnsafeRawBufferPointer(rebasing: raw[4096...])),
@@ -222,7 +222,7 @@ import VarveTestSupport
         let payload = Array(writer.bytes[32..<32 + table.payloadCount])
         try attack(payload, salt: 708) { bytes in
             let found = try bytes.withUnsafeBytes {
-                try PageFrameTable.decode($0, payloadCount: bytes.count)
+                try PageGroupTable.decode($0, payloadCount: bytes.count)
             }
             var offset = found.headByteCount
             for block in found.blocks {

@@ -3,7 +3,7 @@ import GuestModel
 import Testing
 import VarveTestSupport
 
-/// Which level a block of a page frame is compressed at (decision 0013).
+/// Which level a block of a page group is compressed at (decision 0013).
 @Suite struct LevelTests {
     /// Words of 64 letters, some often: what a table of symbols shrinks.
     private static func pages(_ count: Int) -> [UInt8] {
@@ -17,7 +17,7 @@ import VarveTestSupport
         let compressor = Compressor(level: level)
         var records = RecordWriter()
         pages.withUnsafeBytes { bytes in
-            _ = PageFrameEncoder.append(
+            _ = PageGroupEncoder.append(
                 [PageBlockSource(bytes: bytes)], firstOrdinal: 0, transaction: 1,
                 compressor: compressor, to: &records)
         }

@@ -127,7 +127,7 @@ struct IndependentReader {
         if address == 0 { address = UInt64(offset) }
         records[UInt64(number) << 32 | address] = record
         switch record.type {
-        case 1: try readPageFrame(record)
+        case 1: try readPageGroup(record)
         case 4: manifests.append(record)
         case 7:
             let ids = Int(Self.u32(record.payload, 8))
@@ -201,7 +201,7 @@ struct IndependentReader {
         try Self.check(position == payload.count && found == places, "pack index")
     }
 
-    private mutating func readPageFrame(_ record: Record) throws {
+    private mutating func readPageGroup(_ record: Record) throws {
         let payload = record.payload
         var ordinal = Self.u32(payload, 0)
         let blockCount = Int(payload[5])
@@ -220,7 +220,7 @@ struct IndependentReader {
                 ordinal += 1
             }
         }
-        try Self.check(offset == payload.count && pageCount == Int(payload[4]), "page frame sizes")
+        try Self.check(offset == payload.count && pageCount == Int(payload[4]), "page group sizes")
     }
 
     private static func unpack(_ stored: [UInt8], to count: Int) throws -> [UInt8] {

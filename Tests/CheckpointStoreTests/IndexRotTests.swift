@@ -192,7 +192,7 @@ import VarveTestSupport
         let isDone = Flag()
         let writer = Thread {
             for step in 0..<400 as Range<UInt32> {
-                try? index.suspect(Set((1...40).map { $0 + step % 7 }))
+                try? index.addCandidate(Set((1...40).map { $0 + step % 7 }))
                 try? index.setPackUses(
                     [step: PackUse(byteCount: 2, unusedByteCount: 1)], settled: [], upTo: 0)
             }

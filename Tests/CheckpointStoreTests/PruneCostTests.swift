@@ -28,7 +28,7 @@ import VarveTestSupport
         var random = SeededGenerator(seed: 77)
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: 400))
         var options = CaptureOptions()
-        options.ringByteCount = 4 << 20
+        options.poolByteCount = 4 << 20
         options.workerCount = 1
         let session = try CaptureSession(
             of: guest, in: repository, lineage: "web", options: options)
@@ -87,7 +87,7 @@ import VarveTestSupport
         let far = checkpoints.map(\.id).filter { !near.contains($0) }.map(\.digest)
         try index.environment.write { transaction in
             for (table, digests) in [
-                (Index.Table.pages, pages), (.stakes, far), (.checkpoints, far),
+                (Index.Table.pages, pages), (.ownedFrames, far), (.checkpoints, far),
             ] {
                 for digest in digests {
                     try Index.withKey(digest) { (key) throws(LMDBError) in

@@ -125,7 +125,7 @@ private struct PruneWorld {
             for (frame, page) in pages { guest.with { $0.write(frame, page) } }
         }
         var options = CaptureOptions()
-        options.ringByteCount = 2 << 20
+        options.poolByteCount = 2 << 20
         options.workerCount = 1
         let session = try CaptureSession(
             of: guest, in: repository, lineage: lineage, parent: parent, options: options)
@@ -181,18 +181,18 @@ private struct PruneWorld {
         leases[one.id] = try repository.lease([one.id])
     }
 
-    /// Appends page frames that nobody publishes.
+    /// Appends page groups that nobody publishes.
     private mutating func abandon() throws {
         let transaction = try repository.begin()
         var records = RecordWriter()
         let page = PruneWorld.noise(&random)
         let table = page.withUnsafeBytes {
-            PageFrameEncoder.append(
+            PageGroupEncoder.append(
                 [PageBlockSource(bytes: $0)], firstOrdinal: 0, transaction: transaction.number,
                 compressor: Compressor(level: .standard), to: &records)
         }
         let pending = PendingRecord(
-            range: 0..<records.count, type: .pageFrame, transaction: transaction.number,
+            range: 0..<records.count, type: .pageGroup, transaction: transaction.number,
             frame: table)
         try records.withUnsafeBytes { try transaction.append([pending], of: $0) }
         // What is captured beside keeps it from being cut off.
@@ -220,7 +220,7 @@ private struct PruneWorld {
         // A capture that is over lets go of what it went on from in its own time.
         let sessionCount = histories.count
         repository.activity.wait { activity in
-            activity.holds.values.reduce(0, +) <= sessionCount ? () : nil
+            activity.sessionLeases.values.reduce(0, +) <= sessionCount ? () : nil
         }
         let percent: Double = [0, 0, 3, 20, 100].randomElement(using: &random) ?? 0
         let plan = try repository.planPrune(PruneOptions(unusedPercentMax: percent))
@@ -289,7 +289,7 @@ private struct NaivePrune {
         let (entries, pruned) = try repository.withIndex { (try $0.manifests(), try $0.pruned()) }
         known = Set(entries.map(\.id))
         try readLabels(of: Set(entries.filter { !$0.isForgotten }.map(\.id.digest)))
-        let kept = leased.union(repository.activity.read { Set($0.holds.keys) })
+        let kept = leased.union(repository.activity.read { Set($0.sessionLeases.keys) })
         var seen: Set<PageDigest> = []
         var members: [Checkpoint] = []
         var roots: Set<CheckpointID> = []
@@ -364,8 +364,8 @@ private struct NaivePrune {
     }
 
     /// What stays of a pack.
-    func cut(_ pack: UInt32, _ entries: [PackIndex.Entry]) throws -> PackCut {
-        try PackCut(
+    func cut(_ pack: UInt32, _ entries: [PackIndex.Entry]) throws -> PackRewrite {
+        try PackRewrite(
             entries, keepsBlock: { _, address in blocks[pack]?.contains(address) ?? false },
             keepsRecord: { entry in
                 switch entry.type {

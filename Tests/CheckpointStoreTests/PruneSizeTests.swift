@@ -88,7 +88,7 @@ import VarveTestSupport
         for step in 0..<500 {
             guest.with { $0.write(3, [UInt8](repeating: UInt8(step % 251), count: 4096)) }
             let id = try session.capture().checkpoint.id
-            let holds = repository.activity.read { Array($0.holds.keys) }
+            let holds = repository.activity.read { Array($0.sessionLeases.keys) }
             try #require(holds == [id], "capture \(step)")
         }
     }

@@ -120,21 +120,22 @@ import VarveTestSupport
         try repository.forget(checkpoints.dropLast(5).map(\.id))
         let options = PruneOptions.everything
         let held = try repository.planPrune(options)
-        #expect(held.heldByteCount > 20 * Page.byteCount)
+        #expect(held.leasedByteCount > 20 * Page.byteCount)
         #expect(held.unusedByteCount > 20 * Page.byteCount)
         let done = try held.execute()
-        #expect(done.heldByteCount == held.heldByteCount)
+        #expect(done.leasedByteCount == held.leasedByteCount)
         let left = try repository.planPrune(options)
-        #expect(left.unusedByteCount == 0 && left.heldByteCount > 20 * Page.byteCount)
+        #expect(left.unusedByteCount == 0 && left.leasedByteCount > 20 * Page.byteCount)
         // Another process's look at it, too.
-        #expect(try reader.planPrune(options).heldByteCount == left.heldByteCount)
+        #expect(try reader.planPrune(options).leasedByteCount == left.leasedByteCount)
         withExtendedLifetime(lease) {}
         lease = nil
         let free = try repository.planPrune(options)
-        print("held by readers: \(left.heldByteCount) bytes, \(free.unusedByteCount) unused after")
-        #expect(free.heldByteCount == 0 && free.unusedByteCount == left.heldByteCount)
+        print(
+            "held by readers: \(left.leasedByteCount) bytes, \(free.unusedByteCount) unused after")
+        #expect(free.leasedByteCount == 0 && free.unusedByteCount == left.leasedByteCount)
         try free.execute()
-        #expect(try repository.planPrune(options).heldByteCount == 0)
+        #expect(try repository.planPrune(options).leasedByteCount == 0)
         try check(repository, copies)
     }
 
@@ -239,12 +240,12 @@ import VarveTestSupport
             records.removeAll()
             let page = PruneTests.noise(&random)
             let table = page.withUnsafeBytes {
-                PageFrameEncoder.append(
+                PageGroupEncoder.append(
                     [PageBlockSource(bytes: $0)], firstOrdinal: ordinal, transaction: other.number,
                     compressor: compressor, to: &records)
             }
             let pending = PendingRecord(
-                range: 0..<records.count, type: .pageFrame, transaction: other.number,
+                range: 0..<records.count, type: .pageGroup, transaction: other.number,
                 frame: table)
             try records.withUnsafeBytes { try other.append([pending], of: $0) }
         }

@@ -14,7 +14,7 @@ struct RepairOracle {
     struct Copy {
         let pack: UInt32
         let record: Range<Int>
-        /// Where the head of its page frame ends.
+        /// Where the head of its page group ends.
         let headEnd: Int
         let block: Range<Int>
         let pageCount: Int
@@ -86,7 +86,7 @@ struct RepairOracle {
     }
 
     private mutating func addCopies(
-        _ frame: PageFrameTable, _ pack: UInt32, _ record: Range<Int>, _ before: Range<Int>?
+        _ frame: PageGroupTable, _ pack: UInt32, _ record: Range<Int>, _ before: Range<Int>?
     ) {
         let headEnd = record.lowerBound + RecordHeader.byteCount + frame.headByteCount
         var start = headEnd
@@ -247,7 +247,7 @@ extension RepairOracle {
         }
         let byteCount = RecordHeader.recordByteCount(payload: sum)
         let isTable = payload.withUnsafeBytes {
-            (try? PageFrameTable.decode($0, payloadCount: sum)) != nil
+            (try? PageGroupTable.decode($0, payloadCount: sum)) != nil
         }
         return isTable && byteCount <= copy.record.count
             && copy.block.lowerBound - copy.record.lowerBound < byteCount

@@ -58,7 +58,7 @@ import VarveTestSupport
     /// A repair that is killed, or meets a full disk, at any call takes nothing away that could be
     /// done before: each checkpoint that could be restored can be, and who could write still can.
     @Test(arguments: [
-        RepairWorld.Damage.pageFrame, .state, .mapPart, .manifest, .packIndex, .forget,
+        RepairWorld.Damage.pageGroup, .state, .mapPart, .manifest, .packIndex, .forget,
     ])
     func whatCouldBeDoneBeforeCanBeDone(damage kind: RepairWorld.Damage) throws {
         var random = TestSeed.generator(0x50)
@@ -89,7 +89,7 @@ import VarveTestSupport
         var refusalCountMax = 0
         if failure == .everything {
             let plan = try world.plan()
-            let isReadAnew = plan.findings.contains { $0.corruption.object != "page frame" }
+            let isReadAnew = plan.findings.contains { $0.corruption.object != "page group" }
             let packCount = plan.rewrittenPacks.count + plan.removedPacks.count
             if isReadAnew { refusalCountMax = packCount + 2 }
         }

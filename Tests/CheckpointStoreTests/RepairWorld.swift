@@ -131,18 +131,18 @@ final class RepairWorld {
             draft.update([frame].span, [.present(digest)].span, changed: &changed)
             var records = RecordWriter()
             let table = contents.withUnsafeBytes {
-                PageFrameEncoder.append(
+                PageGroupEncoder.append(
                     [PageBlockSource(bytes: $0)], firstOrdinal: ordinal,
                     transaction: transaction.number, compressor: compressor, to: &records)
             }
             let pending = PendingRecord(
-                range: 0..<records.count, type: .pageFrame,
+                range: 0..<records.count, type: .pageGroup,
                 transaction: transaction.number, frame: table)
             try records.withUnsafeBytes { try transaction.append([pending], of: $0) }
             draft.recordStored([(PageRange(first: PageFrameNumber(frame), count: 1), ordinal)])
         }
         let prepared = try transaction.prepare(
-            draft, parent: nil, hold: nil, state: GuestState(),
+            draft, parent: nil, lease: nil, state: GuestState(),
             CheckpointFacts(
                 lineage: "twice", label: nil, timeNanoseconds: 0, comparedAll: true))
         let published = try transaction.publish(prepared)
@@ -157,7 +157,7 @@ final class RepairWorld {
     // MARK: - Damage
 
     enum Damage: CaseIterable {
-        case bit, pageFrame, mapPart, state, manifest, forget, prunedList, labels, mark
+        case bit, pageGroup, mapPart, state, manifest, forget, prunedList, labels, mark
         case packIndex, footer, envelope, repository
         case truncate, delete, swap, junk, foreign, index, indexGarbage, head
     }
@@ -190,9 +190,9 @@ final class RepairWorld {
         let byteCount = try Data(contentsOf: url(name)).count
         switch kind {
         case .bit: try flip(name, in: 0..<max(byteCount, 1))
-        case .pageFrame, .mapPart, .state, .manifest, .forget, .prunedList, .labels, .mark:
+        case .pageGroup, .mapPart, .state, .manifest, .forget, .prunedList, .labels, .mark:
             let types: [Damage: RecordType] = [
-                .pageFrame: .pageFrame, .mapPart: .mapPart, .state: .guestState,
+                .pageGroup: .pageGroup, .mapPart: .mapPart, .state: .guestState,
                 .manifest: .publish, .forget: .forget, .prunedList: .pruned,
                 .labels: .labels, .mark: .mark,
             ]

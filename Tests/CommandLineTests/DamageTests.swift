@@ -26,7 +26,7 @@ import VarveTestSupport
         try importImage(image, "web")
         let pack = path("store/packs/00000001.pack")
         let whole = try Data(contentsOf: URL(fileURLWithPath: pack))
-        // Within the page frames: every one of their bytes is needed for this checkpoint.
+        // Within the page groups: every one of their bytes is needed for this checkpoint.
         for _ in 0..<20 {
             let offset = Int.random(in: 200..<whole.count * 3 / 4, using: &random)
             var damaged = whole

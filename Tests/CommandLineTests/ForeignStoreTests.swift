@@ -202,7 +202,7 @@ import VarveTestSupport
     }
 
     /// What a repair would do can be seen by all who may read.
-    private func expectPlan(leaves before: [String: String]) throws {
+    private func expectPlan(leaves before: String) throws {
         let plan = try shell("$varve repair \"$store\"")
         #expect(plan.status == 0 && plan.text.contains("nothing is damaged"), "\(plan.error)")
         #expect(try state() == before)

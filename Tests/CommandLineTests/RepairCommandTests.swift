@@ -61,7 +61,7 @@ import VarveTestSupport
 
     @Test func theDamagedCheckpointGoesAndTheOthersStay() throws {
         let (images, offset) = try fill()
-        // Behind the head of the second one's first page frame, which holds pages of it alone.
+        // Behind the head of the second one's first page group, which holds pages of it alone.
         try flip(offset + 400)
         let before = try Data(contentsOf: pack)
         let plan = try Tool.run("repair", store, "--json")
@@ -74,7 +74,7 @@ import VarveTestSupport
                 "file", "offset", "end", "object", "reason", "remedy", "affectedCheckpoints",
             ])
         #expect(finding["file"] as? String == "packs/00000001.pack")
-        #expect(finding["object"] as? String == "page frame")
+        #expect(finding["object"] as? String == "page group")
         #expect(finding["remedy"] as? String == "rewritten")
         let total = try #require(objects.last)
         #expect(

@@ -8,7 +8,7 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// Page maps and page frames that disagree about where pages are: every page is there, so a repair
+/// Page maps and page groups that disagree about where pages are: every page is there, so a repair
 /// keeps every checkpoint, and verify finds nothing afterwards.
 @Suite struct ForgedOrdinalTests {
     private let directory = TemporaryDirectory(inMemory: true)
@@ -55,7 +55,7 @@ import VarveTestSupport
         }
     }
 
-    /// The page frames of a transaction, with their ordinals.
+    /// The page groups of a transaction, with their ordinals.
     private func frames(
         _ store: ForgedStore, _ transaction: UInt64
     ) -> [(place: RecordPlace, ordinals: Range<UInt32>)] {
@@ -102,7 +102,7 @@ import VarveTestSupport
             .encoded(compressor: Compressor(level: .standard))
     }
 
-    /// A page map with wrong ordinals for some pages: those beside them in the same page frames,
+    /// A page map with wrong ordinals for some pages: those beside them in the same page groups,
     /// which it says the right place of, stay as well.
     @Test(arguments: ["the last one nowhere", "all one further", "the last one the first"])
     func pagesBesideMisplacedOnesStay(_ what: String) throws {
@@ -129,8 +129,8 @@ import VarveTestSupport
         #expect(tried > 3)
     }
 
-    /// A page frame after the manifest of its transaction: no one finds its pages there.
-    @Test func aPageFrameBehindItsManifestIsNamed() throws {
+    /// A page group after the manifest of its transaction: no one finds its pages there.
+    @Test func aPageGroupBehindItsManifestIsNamed() throws {
         let whole = try makeWhole()
         let count = try checkpointCount()
         var tried = 0
@@ -149,10 +149,10 @@ import VarveTestSupport
         #expect(tried > 3)
     }
 
-    /// Another transaction's page frame with ordinals that pages of a page map have, where the map
+    /// Another transaction's page group with ordinals that pages of a page map have, where the map
     /// has a run that begins after them: once the frame of these pages is gone, the other one
     /// would stand in for it.
-    @Test func aPageFrameOfTheSameOrdinalsTakesNoPlace() throws {
+    @Test func aPageGroupOfTheSameOrdinalsTakesNoPlace() throws {
         let whole = try makeWhole()
         let count = try checkpointCount()
         var tried = 0

@@ -155,7 +155,7 @@ import VarveTestSupport
 
     /// A record that belongs to no checkpoint, with a number near the top: what verifies can be
     /// written on.
-    @Test(arguments: [RecordType.pageFrame, .mapPart, .guestState, .mark, .forget, .labels])
+    @Test(arguments: [RecordType.pageGroup, .mapPart, .guestState, .mark, .forget, .labels])
     func aHighNumberEndsNoWriting(_ type: RecordType) throws {
         for number in KnownForgeryTests.highNumbers {
             for isNewest in [true, false] {
@@ -220,10 +220,10 @@ import VarveTestSupport
         #expect(trial.isDamaged && trial.complaints.isEmpty, "\(trial.complaints)")
     }
 
-    /// A page frame of a pack that prune wrote anew, with another transaction's number or (nil)
+    /// A page group of a pack that prune wrote anew, with another transaction's number or (nil)
     /// other ordinals: its pages are had from it all the same, and it is named.
     @Test(arguments: [1, 1 << 20, 1 << 56, nil] as [UInt64?])
-    func aStrayPageFrameIsNamed(_ number: UInt64?) throws {
+    func aStrayPageGroupIsNamed(_ number: UInt64?) throws {
         try WholeStore.make(at: path, seed: 9)
         let before = Set(try Repository.open(at: path, .reading).checkpoints().map(\.id))
         var forged = try ForgedStore(path)

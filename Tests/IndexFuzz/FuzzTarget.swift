@@ -8,6 +8,7 @@
 // sound without them.
 import CLMDB
 import Glibc
+
 @testable import LMDBTables
 
 /// The entry that libFuzzer calls.

@@ -32,7 +32,7 @@ package enum StoreFuzz {
     /// The types, and how the payload of each is tried: a line for each.
     private static func record(_ type: RecordType, _ payload: [UInt8]) throws(FormatError) {
         switch type {
-        case .pageFrame: try frame(payload)
+        case .pageGroup: try frame(payload)
         case .mapPart: try map(payload)
         case .guestState:
             same(GuestStateCoding.encode(try GuestStateCoding.decode(payload)), payload)
@@ -51,7 +51,7 @@ package enum StoreFuzz {
 
     private static func frame(_ payload: [UInt8]) throws(FormatError) {
         let table = try payload.withUnsafeBufferPointer { (bytes) throws(FormatError) in
-            try PageFrameTable.decode(UnsafeRawBufferPointer(bytes), payloadCount: bytes.count)
+            try PageGroupTable.decode(UnsafeRawBufferPointer(bytes), payloadCount: bytes.count)
         }
         var count = 0
         table.forEachLocation(pack: 1, recordOffset: 64) { _ in count += 1 }

@@ -18,6 +18,8 @@ public final class SimulatedGuest: WritableGuest {
         public internal(set) var isPaused = false
         /// Called when it is resumed, and after each copy while it runs: its chance to write.
         var live: (@Sendable (inout State) -> Void)?
+        /// Called after each read of the log while it runs.
+        public var afterRead: (@Sendable (inout State) -> Void)?
         /// Calls until somebody else begins a log, and whether they end it; nil: nobody does.
         var intruder: (callsLeft: Int, ends: Bool)?
         /// Calls until the one that fails; nil: none does.
@@ -241,6 +243,7 @@ extension SimulatedGuest: DirtyTracking {
                 defer {
                     state.dirty.removeAll()
                     state.knowledge = .complete
+                    if !state.isPaused, let write = state.afterRead { write(&state) }
                 }
                 return (state.knowledge == .complete ? state.dirty : DirtyBitmap(), state.knowledge)
             }

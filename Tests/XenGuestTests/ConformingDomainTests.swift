@@ -9,7 +9,8 @@ import XenStream
 /// Domains of the simulated hypervisor against the checks that hold for every guest.
 @Suite struct ConformingDomainTests {
     private static func subject(
-        _ hold: XenHold, comparesAll: Bool, _ xen: FakeXen, _ random: inout SeededGenerator
+        _ pauseMode: XenPauseMode, comparesAll: Bool, _ xen: FakeXen,
+        _ random: inout SeededGenerator
     ) throws -> ConformanceSubject {
         var guest = FakeDomain(
             Scene.number, frames: [0..<40, 43..<90, 2100..<2106], seed: random.next())
@@ -17,7 +18,7 @@ import XenStream
         guest.mappedByXen = [2105]
         xen.add(guest)
         var options = XenDomain.Options()
-        options.hold = hold
+        options.pauseMode = pauseMode
         options.comparesAll = comparesAll
         let domain = try XenDomain(Scene.number, calls: xen, options: options)
         var subject = ConformanceSubject(
@@ -40,8 +41,8 @@ import XenStream
         return subject
     }
 
-    @Test(arguments: [XenHold.suspend, .pause], [true, false])
-    func aDomainConforms(hold: XenHold, comparesAll: Bool) throws {
+    @Test(arguments: [XenPauseMode.suspend, .pause], [true, false])
+    func aDomainConforms(pauseMode: XenPauseMode, comparesAll: Bool) throws {
         var skipped: Set<ConformanceCheck> = [.mappedMemoryIsTheGuests]
         if comparesAll {
             skipped.formUnion(ConformanceCheck.allCases.filter { 6...20 ~= $0.rawValue })
@@ -51,7 +52,7 @@ import XenStream
             let xen = FakeXen()
             let report = ConformanceSuite.run(seed: random.next()) {
                 try ConformingDomainTests.subject(
-                    hold, comparesAll: comparesAll, xen, &random)
+                    pauseMode, comparesAll: comparesAll, xen, &random)
             }
             #expect(report.isConforming, "\(report)")
             #expect(Set(report.skipped.map(\.check)) == skipped, "\(report)")

@@ -168,10 +168,10 @@ import XenStream
     }
 
     /// Two sessions over views of one domain that do not know of each other.
-    @Test(arguments: Order.allCases, [XenHold.suspend, .pause])
-    func whoSharesALogUnknowinglyMissesNoPage(order: Order, hold: XenHold) throws {
+    @Test(arguments: Order.allCases, [XenPauseMode.suspend, .pause])
+    func whoSharesALogUnknowinglyMissesNoPage(order: Order, pauseMode: XenPauseMode) throws {
         for salt in UInt64(0)..<5 {
-            let scene = try Scene(8760 + salt, hold: hold)
+            let scene = try Scene(8760 + salt, pauseMode: pauseMode)
             let domain = try XenDomain(Scene.number, calls: scene.xen, options: scene.options)
             func session(_ lineage: String) throws -> CaptureSession {
                 try CaptureSession(

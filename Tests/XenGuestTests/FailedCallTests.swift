@@ -11,18 +11,18 @@ import XenStream
 /// Every call to the hypervisor fails once: the domain runs, and no dirty page is lost.
 @Suite struct FailedCallTests {
     struct Case: Sendable, CustomTestStringConvertible {
-        let hold: XenHold
+        let pauseMode: XenPauseMode
         let errno: Int32
-        var testDescription: String { "\(hold) \(errno)" }
+        var testDescription: String { "\(pauseMode) \(errno)" }
     }
 
-    private static let cases = [XenHold.suspend, .pause].flatMap { hold in
-        [EPERM, EBUSY, ENOMEM, EIO].map { Case(hold: hold, errno: $0) }
+    private static let cases = [XenPauseMode.suspend, .pause].flatMap { pauseMode in
+        [EPERM, EBUSY, ENOMEM, EIO].map { Case(pauseMode: pauseMode, errno: $0) }
     }
 
     private static func report(_ what: String, _ failed: Case, _ tried: Int, _ thrown: Int) {
         print(
-            "\(what), \(failed.hold), errno \(failed.errno): \(tried) calls failed in turn, "
+            "\(what), \(failed.pauseMode), errno \(failed.errno): \(tried) calls failed in turn, "
                 + "\(thrown) of them ended it; seed \(TestSeed.value)")
     }
 
@@ -57,7 +57,7 @@ import XenStream
 
     @Test(arguments: cases)
     func aFailedCallOfACaptureLosesNoPage(failed: Case) throws {
-        let scene = try Scene(8600, hold: failed.hold)
+        let scene = try Scene(8600, pauseMode: failed.pauseMode)
         scene.captureOptions.pauseBudget = .microseconds(2)
         _ = try scene.capture()
         let (tried, thrown) = try failEach(scene, failed) {
@@ -79,7 +79,7 @@ import XenStream
     /// From nothing: opening, the first capture, one more, and letting go.
     @Test(arguments: cases)
     func aFailedCallOfASessionLeavesTheDomainAsItWas(failed: Case) throws {
-        let scene = try Scene(8601, hold: failed.hold)
+        let scene = try Scene(8601, pauseMode: failed.pauseMode)
         let (tried, thrown) = try failEach(scene, failed) {
             defer { scene.close() }
             try scene.open()
@@ -102,7 +102,7 @@ import XenStream
 
     @Test(arguments: cases)
     func aFailedCallOfARevertLosesNoPage(failed: Case) throws {
-        let scene = try Scene(8602, hold: failed.hold)
+        let scene = try Scene(8602, pauseMode: failed.pauseMode)
         for _ in 0..<3 {
             _ = try scene.capture()
             scene.write()

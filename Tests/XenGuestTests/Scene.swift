@@ -28,13 +28,13 @@ final class Scene {
 
     /// - Parameter frames: memory with holes, and special pages above.
     init(
-        _ salt: UInt64, hold: XenHold = .suspend,
+        _ salt: UInt64, pauseMode: XenPauseMode = .suspend,
         frames: [Range<UInt64>] = [0..<40, 43..<90, 2100..<2106]
     ) throws {
         random = TestSeed.generator(salt)
         repository = try Repository.create(at: directory.path.appending("store"))
-        options.hold = hold
-        captureOptions.ringByteCount = 8 << 20
+        options.pauseMode = pauseMode
+        captureOptions.poolByteCount = 8 << 20
         captureOptions.workerCount = 1
         captureOptions.pauseBudget = .microseconds(20)
         var guest = FakeDomain(Scene.number, frames: frames, seed: random.next())

@@ -93,7 +93,7 @@ import XenStream
     }
 
     @Test func aRevertKeepsWhatIsRequested() throws {
-        let scene = try Scene(8703, hold: .pause)
+        let scene = try Scene(8703, pauseMode: .pause)
         let made = context([(0x200, 0x31)], &scene.random)
         scene.xen.with(Scene.number) { $0.context = made }
         let checkpoint = try scene.capture().checkpoint
@@ -113,7 +113,7 @@ import XenStream
 
     /// Memory and processors are the checkpoint's all the same, and another revert can follow.
     @Test func aProcessorThatDoesNotAnswerFailsTheRevert() throws {
-        let scene = try Scene(8701, hold: .pause)
+        let scene = try Scene(8701, pauseMode: .pause)
         let checkpoint = try scene.capture().checkpoint
         scene.write()
         scene.xen.with(Scene.number) { $0.isStuck = true }

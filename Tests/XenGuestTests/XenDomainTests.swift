@@ -20,7 +20,7 @@ import VarveTestSupport
     func everyCheckpointOfALiveDomainEqualsAFullCopy(round: Int) throws {
         let far: UInt64 = round % 4 == 0 ? 0x8000 : 1500
         let scene = try Scene(
-            8000 + UInt64(round), hold: round % 2 == 0 ? .suspend : .pause,
+            8000 + UInt64(round), pauseMode: round % 2 == 0 ? .suspend : .pause,
             frames: [0..<150, 160..<400, far..<far + 8])
         scene.captureOptions.pauseBudget = .microseconds(round % 3 == 0 ? 5 : 100)
         scene.options.comparesAll = round % 8 == 7
@@ -51,7 +51,7 @@ import VarveTestSupport
 
     @Test(arguments: 0..<(TestSeed.isLong ? 60 : 6))
     func revertsInPlaceGiveBackEveryPageAndTheProcessors(round: Int) throws {
-        let scene = try Scene(8200 + UInt64(round), hold: round % 2 == 0 ? .suspend : .pause)
+        let scene = try Scene(8200 + UInt64(round), pauseMode: round % 2 == 0 ? .suspend : .pause)
         scene.options.comparesAll = round % 6 == 5
         scene.xen.with(Scene.number) { $0.writesPerCallMax = 2 }
         for step in 0..<20 {
@@ -67,9 +67,9 @@ import VarveTestSupport
         scene.expectSound(isLogOn: false)
     }
 
-    @Test(arguments: [XenHold.pause, .suspend])
-    func aRevertWakesADomainThatWasOnlyPaused(hold: XenHold) throws {
-        let scene = try Scene(8613, hold: hold)
+    @Test(arguments: [XenPauseMode.pause, .suspend])
+    func aRevertWakesADomainThatWasOnlyPaused(pauseMode: XenPauseMode) throws {
+        let scene = try Scene(8613, pauseMode: pauseMode)
         let target = "/local/domain/7/memory/target"
         scene.xen.with { $0.store[target] = "131072" }
         let checkpoint = try scene.capture().checkpoint
@@ -81,7 +81,7 @@ import VarveTestSupport
         #expect(writes.count == 1)
         #expect(scene.xen.with { $0.store[target] } == "131072")
         // One that suspended itself sets its timers by itself.
-        #expect(scene.xen.with(Scene.number) { $0.timerCount } == (hold == .pause ? 1 : 0))
+        #expect(scene.xen.with(Scene.number) { $0.timerCount } == (pauseMode == .pause ? 1 : 0))
         scene.expectSound(isLogOn: true)
     }
 
@@ -101,7 +101,8 @@ import VarveTestSupport
         let state = try scene.repository.state(of: checkpoint)
         let uuid = scene.xen.with(Scene.number) { $0.facts.handle }
         let origin = try #require(XenOrigin(state))
-        #expect(origin.hold == .suspend && origin.domain == Scene.number && origin.uuid == uuid)
+        #expect(
+            origin.pauseMode == .suspend && origin.domain == Scene.number && origin.uuid == uuid)
         let kinds = state.records.map(\.kind)
         #expect(Set(kinds).count == kinds.count)
         #expect(
@@ -157,11 +158,11 @@ import VarveTestSupport
             scene.expectSound()
         }
         // Held otherwise now.
-        scene.options.hold = .pause
+        scene.options.pauseMode = .pause
         try scene.open()
         expectRefused(.stateRejected, "use suspend")
         // A device whose backend would not go back.
-        scene.options.hold = .suspend
+        scene.options.pauseMode = .suspend
         try scene.open()
         let disk = "\(XenDomainTests.domainRoot)/device/vbd/51712/state"
         scene.xen.with { $0.store[disk] = "4" }

@@ -38,8 +38,8 @@ import XenStream
     private static let begin: [Move] = [.say(.logging), .act { try $0.enableLog(number) }]
     private static let end: [Move] = [.act { try $0.disableLog(number) }, .say(.notLogging)]
 
-    private static func session(_ hold: XenHold) -> [Move] {
-        let held = hold == .suspend ? suspended : paused
+    private static func session(_ pauseMode: XenPauseMode) -> [Move] {
+        let held = pauseMode == .suspend ? suspended : paused
         return begin + held + held + end + [.say(.farewell)]
     }
 
@@ -81,9 +81,9 @@ import XenStream
         return bytes
     }
 
-    @Test(arguments: [XenHold.suspend, .pause])
-    func whereverTheCheckpointerDiesTheDomainRunsAndItsLogIsOff(hold: XenHold) throws {
-        let session = XenGuardTests.session(hold)
+    @Test(arguments: [XenPauseMode.suspend, .pause])
+    func whereverTheCheckpointerDiesTheDomainRunsAndItsLogIsOff(pauseMode: XenPauseMode) throws {
+        let session = XenGuardTests.session(pauseMode)
         for cut in 0...session.count {
             let xen = makeXen(.suspends(acknowledgedAfter: 1, stillAfter: 3))
             let bytes = try make(session[..<cut], xen)
@@ -179,16 +179,16 @@ import XenStream
     // MARK: - The process
 
     /// A session tells a guard exactly the steps that these tests assume.
-    @Test(arguments: [XenHold.suspend, .pause])
-    func aSessionTellsTheGuardEachStep(hold: XenHold) throws {
+    @Test(arguments: [XenPauseMode.suspend, .pause])
+    func aSessionTellsTheGuardEachStep(pauseMode: XenPauseMode) throws {
         let directory = TemporaryDirectory()
         let file = directory.path.appending("steps").string
-        let scene = try Scene(8700, hold: hold)
+        let scene = try Scene(8700, pauseMode: pauseMode)
         scene.options.guardCommand = ["/bin/sh", "-c", "printf +; exec cat > \(file)"]
         _ = try scene.capture()
         _ = try scene.capture()
         scene.close()
-        let expected = XenGuardTests.session(hold).compactMap { move -> UInt8? in
+        let expected = XenGuardTests.session(pauseMode).compactMap { move -> UInt8? in
             if case .say(let step) = move { step.rawValue } else { nil }
         }
         let steps = try ChildProcess(["cat", file], collectsOutput: true)

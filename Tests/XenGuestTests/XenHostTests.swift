@@ -17,7 +17,7 @@ import XenStream
     @Test func allDomainsButDomainZeroAreListed() throws {
         let (_, host) = make()
         let domains = try host.domains()
-        #expect(domains.map(\.number) == [3, 5])
+        #expect(domains.map(\.domainID) == [3, 5])
         #expect(domains.map(\.name) == ["guest3", "guest5"])
         #expect(domains.map(\.kind) == [.hvm, .pv])
         #expect(domains.map(\.pageCount) == [10, 20])
@@ -27,10 +27,10 @@ import XenStream
     @Test func aDomainIsFoundByNumberAndByName() throws {
         let (xen, host) = make()
         #expect(try host.domain(named: "5").name == "guest5")
-        #expect(try host.domain(named: "guest3").number == 3)
+        #expect(try host.domain(named: "guest3").domainID == 3)
         // A name of digits is found too, if no domain has the number.
         xen.with { $0.store["/local/domain/3/name"] = "42" }
-        #expect(try host.domain(named: "42").number == 3)
+        #expect(try host.domain(named: "42").domainID == 3)
         let error = failure { _ = try host.domain(named: "web") }
         #expect(error?.code == .gone && error?.message.contains("42, guest5") == true)
         #expect(failure { _ = try host.domain(named: "0") }?.code == .gone)

@@ -60,7 +60,7 @@ import VarveTestSupport
         var bytes: [UInt8] = []
         let pauses = try domain.save(.plain) { bytes = try readAll($0) }
         #expect(bytes == Array(epochs.joined()))
-        #expect(pauses.count == 1 && pauses[0].still > .zero)
+        #expect(pauses.count == 1 && pauses[0].downtime > .zero)
         #expect(xen.complaints(Scene.number, isLogOn: false) == [])
     }
 
@@ -69,8 +69,8 @@ import VarveTestSupport
         #expect(epochs.count == 4)
         let asked = Atomic(0)
         var bytes: [UInt8] = []
-        let next: @Sendable (HoldTimes) -> Bool = { times in
-            #expect(times.still > .zero)
+        let next: @Sendable (PauseTimes) -> Bool = { times in
+            #expect(times.downtime > .zero)
             // It is asked while the domain runs.
             #expect(xen.complaints(Scene.number) == [])
             return asked.add(1, ordering: .relaxed).newValue < 3
@@ -152,7 +152,7 @@ import VarveTestSupport
         #expect(error?.code == .unsupported && error?.message.contains("XenDomain") == true)
         xen.with(Scene.number) { $0.facts.isHVM = false }
         var options = XenDomain.Options()
-        options.hold = .pause
+        options.pauseMode = .pause
         #expect(
             failure { _ = try XenPVDomain(Scene.number, calls: xen, options: options) }?.code
                 == .unsupported)

@@ -8,7 +8,8 @@ import XenStream
 /// State goes to the same version of Xen or a later one, and nowhere else.
 @Suite struct XenVersionTests {
     private func state(_ major: UInt32, _ minor: UInt32) -> GuestState {
-        var live = XenLiveState(hold: .suspend, domain: 3, uuid: [UInt8](repeating: 7, count: 16))
+        var live = XenLiveState(
+            pauseMode: .suspend, domain: 3, uuid: [UInt8](repeating: 7, count: 16))
         (live.xenMajor, live.xenMinor) = (major, minor)
         return live.guestState
     }

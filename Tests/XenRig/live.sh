@@ -119,20 +119,20 @@ live_times() {
     id=$(xl domid pvh)
     $varve xen checkpoint pvh store --every 200ms --count "$(many 11 100)" --json >lines || return 1
     # The first checkpoint is all of memory, as the first epoch of libxenguest is.
-    sed 1d lines | sed 's/.*"dirtyPages":\([0-9]*\),"stillMicroseconds":\([0-9]*\),"suspendMicroseconds":\([0-9]*\).*/\1 \2 \3/' \
+    sed 1d lines | sed 's/.*"dirtyPages":\([0-9]*\),"downtimeMicroseconds":\([0-9]*\),"suspendMicroseconds":\([0-9]*\).*/\1 \2 \3/' \
         >numbers
     bytes=$(sed 1d lines | sed 's/.*"bytesAdded":\([0-9]*\).*/\1/' | sort -n | middle)
     ours=$(awk '{ print $2 / 1000 }' numbers | sort -n | middle_and_max)
     suspend=$(awk '{ print $3 / 1000 }' numbers | sort -n | middle_and_max)
-    echo "# varve: still $ours ms, suspend $suspend ms (p50, max);" \
+    echo "# varve: downtime $ours ms, suspend $suspend ms (p50, max);" \
         "$(awk '{ print $1 }' numbers | sort -n | middle) dirty pages, $bytes bytes a checkpoint"
     epochs=$($cases epochs "$id" "$(many 5 50)") || return 1
-    echo "# libxenguest's Remus epochs into /dev/null: still ${epochs% * *} ms," \
+    echo "# libxenguest's Remus epochs into /dev/null: downtime ${epochs% * *} ms," \
         "suspend ${epochs#* * } ms"
     save='xl save -c pvh /dev/stdout 2>/dev/null | cat >/dev/null'
     $cases watch "$id" "$(many "$save" "$save; $save; $save")" >watched || { cat watched; return 1; }
     read -r count saved _ <watched
-    echo "# xl save -c: still $saved ms (p50 of $count)"
+    echo "# xl save -c: downtime $saved ms (p50 of $count)"
     echo "# ratios of p50: xl save -c / varve $(ratio "$saved" "${ours%% *}")," \
         "Remus epoch / varve $(ratio "${epochs%% *}" "${ours%% *}")"
     goes_on pvh
@@ -192,14 +192,14 @@ live_kill() {
     # A log that was left on would be refused here.
     $cases compare "$id" store 3 200 || return 1
     goes_on pvh || return 1
-    awk '{ print $1 }' watched | sort -n >stills
+    awk '{ print $1 }' watched | sort -n >downtimes
     awk '{ print $2 }' watched | sort -n >ends
     awk '$1 == 0' watched | wc -l >unheld
     echo "# killed $killed times; the guest stood still after the death for" \
-        "$(middle_and_max <stills) ms (p50, max); $(cat unheld) times it did not"
+        "$(middle_and_max <downtimes) ms (p50, max); $(cat unheld) times it did not"
     echo "# the guard was done $(middle_and_max <ends) ms after it; it resumed the guest" \
         "$(grep -c 'was resumed' guards) times"
-    [ "$(tail -n 1 stills)" -le 1000 ] || fail "the guest stood still too long" || return 1
+    [ "$(tail -n 1 downtimes)" -le 1000 ] || fail "the guest stood still too long" || return 1
     $varve verify store
 }
 
@@ -295,12 +295,12 @@ live_pv() {
     $varve xen doctor pv || return 1
     if $varve xen doctor pv | grep -q 'logs writes of PV'; then
         $varve xen checkpoint pv store --every 200ms --count "$(many 20 100)" --json >lines || return 1
-        sed 1d lines | sed 's/.*"stillMicroseconds":\([0-9]*\).*/\1/' | sort -n >stills
-        echo "# epochs of one live stream: still $(awk '{ print $1 / 1000 }' stills | middle_and_max) ms"
+        sed 1d lines | sed 's/.*"downtimeMicroseconds":\([0-9]*\).*/\1/' | sort -n >downtimes
+        echo "# epochs of one live stream: downtime $(awk '{ print $1 / 1000 }' downtimes | middle_and_max) ms"
     else
         for i in 1 2; do $varve xen checkpoint pv store --json >>lines || return 1; done
-        sed 's/.*"stillMicroseconds":\([0-9]*\).*/\1/' lines | sort -n >stills
-        echo "# all memory each time: still $(awk '{ print $1 / 1000 }' stills | middle_and_max) ms"
+        sed 's/.*"downtimeMicroseconds":\([0-9]*\).*/\1/' lines | sort -n >downtimes
+        echo "# all memory each time: downtime $(awk '{ print $1 / 1000 }' downtimes | middle_and_max) ms"
     fi
     unbroken pv devices || return 1
     [ "$(tail -n 1 lines | sed 's/.*"pagesChanged":\([0-9]*\).*/\1/')" -lt 8000 ] \

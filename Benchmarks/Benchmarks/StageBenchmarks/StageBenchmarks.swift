@@ -284,12 +284,12 @@ private func encodeBenchmarks() {
     let byteCount = Settings.sized(128 << 20, quick: 32 << 20)
     for level in [Int32(-1), 1, 3] {
         compare(
-            "encode.level\(level)", "encoding page frames of 16 pages, zstd level \(level)",
+            "encode.level\(level)", "encoding page groups of 16 pages, zstd level \(level)",
             rounds: Settings.sized(5, quick: 2)
         ) { run in
             try CodecSubject(byteCount: byteCount, level: level, directory: run.directory)
         } round: { subject, run in
-            let stored = run.subject("page frames", byteCount: byteCount) {
+            let stored = run.subject("page groups", byteCount: byteCount) {
                 subject.codec.encode(UnsafeRawBufferPointer(subject.memory.bytes))
             }
             let limit = try subject.zstd()
@@ -324,7 +324,7 @@ private func coresBenchmarks() {
         let total = cores * byteCount
         try run.subject("import", byteCount: total) { try subject.takeIn() }
         try subject.removeStore()
-        run.time("page frames alone, on each core", .part, byteCount: total) {
+        run.time("page groups alone, on each core", .part, byteCount: total) {
             subject.encodeOnAllCores()
         }
         // What one of them reaches while all of them run, times how many there are.
@@ -408,11 +408,11 @@ private final class ImportSubject: ImageSource, @unchecked Sendable {
 private func decodeBenchmarks() {
     let byteCount = Settings.sized(128 << 20, quick: 32 << 20)
     compare(
-        "decode.level1", "decoding page frames of 16 pages", rounds: Settings.sized(7, quick: 2)
+        "decode.level1", "decoding page groups of 16 pages", rounds: Settings.sized(7, quick: 2)
     ) { run in
         try CodecSubject(byteCount: byteCount, level: 1, directory: run.directory)
     } round: { subject, run in
-        try run.subject("page frames", byteCount: byteCount) { try subject.decode() }
+        try run.subject("page groups", byteCount: byteCount) { try subject.decode() }
         let limit = try subject.zstd()
         run.add(
             "zstd -b with -1 -B64KiB, decoding", .limit, seconds: Double(byteCount) / limit.decode,

@@ -7,6 +7,7 @@ import Glibc
 import GuestModel
 import LinuxGuest
 import PackStore
+import Synchronization
 import SystemPackage
 import VarveTestSupport
 
@@ -64,13 +65,47 @@ extension Double {
     }
 }
 
+/// What was counted between pauses and the moments when the guest runs again.
+private final class PauseCounts: Sendable {
+    private let start = Atomic(0)
+    private let sum = Atomic(0)
+    private let diskSum = Atomic(0)
+    private let disk: @Sendable () -> Int
+
+    /// - Parameter disk: calls of the disk so far.
+    init(disk: @escaping @Sendable () -> Int) {
+        self.disk = disk
+    }
+
+    private let diskStart = Atomic(0)
+
+    func pause() {
+        diskStart.store(disk(), ordering: .relaxed)
+        start.store(Int(callocations_count()), ordering: .relaxed)
+    }
+
+    func resume() {
+        let count = Int(callocations_count()) - start.load(ordering: .relaxed)
+        sum.add(count, ordering: .relaxed)
+        diskSum.add(disk() - diskStart.load(ordering: .relaxed), ordering: .relaxed)
+    }
+
+    /// Allocations, and calls of the disk, since the last call of this.
+    func take() -> (allocations: Int, disk: Int) {
+        (
+            sum.exchange(0, ordering: .relaxed), diskSum.exchange(0, ordering: .relaxed)
+        )
+    }
+}
+
 /// A guest in this process, taken to a repository whose disk is counted.
 private final class CountedGuest {
     private let directory = TemporaryDirectory()
     private let pageCount: Int
     private let files: CountingFiles
     private let repository: Repository
-    private let memory = ProcessMemory()
+    private let memory: ProcessMemory
+    private let pauses: PauseCounts
     private let region: MemoryRegion
     private let session: CaptureSession
     private var checkpoints: [Checkpoint] = []
@@ -82,6 +117,12 @@ private final class CountedGuest {
         let path = directory.path.appending("store")
         files = CountingFiles(PosixFiles(root: path))
         repository = try Repository.create(at: path, files: files)
+        let pauses = PauseCounts { [files] in
+            let tally = files.tally
+            return tally.reads + tally.writes + tally.syncs + tally.others
+        }
+        self.pauses = pauses
+        memory = ProcessMemory(hold: pauses.pause, release: pauses.resume)
         region = try memory.allocate(byteCount: pageCount * Page.byteCount)
         for page in 0..<pageCount { CountedGuest.fill(region, page, &random) }
         var options = CaptureOptions()
@@ -128,6 +169,7 @@ private final class CountedGuest {
         dirty(dirtyCount)
         checkpoints.append(try session.capture().checkpoint)
         let rounds = 62
+        _ = pauses.take()
         let allocations = callocations_count()
         let before = files.tally
         var metadata = 0
@@ -140,6 +182,9 @@ private final class CountedGuest {
             plain = min(plain, checkpoint.metadataByteCount)
         }
         let tally = files.tally - before
+        let paused = pauses.take()
+        budgets.add("capture: allocations in 62 pauses", paused.allocations, atMost: 0)
+        budgets.add("capture: calls of the disk in 62 pauses", paused.disk, atMost: 0)
         let pages = Double(rounds * dirtyCount)
         let captures = Double(rounds)
         budgets.add(

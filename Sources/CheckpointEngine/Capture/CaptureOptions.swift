@@ -5,17 +5,17 @@ package import PackStore
 
 /// How a session captures.
 public struct CaptureOptions: Sendable {
-    /// Bytes of the staging ring: the most that captures hold in memory beside the page map.
+    /// Bytes of the staging pool: the most that captures hold in memory beside the page map.
     ///
     /// The pages that are dirty in the pause must fit it. Touched as far as needed. 256 MiB; 1 to
     /// 2^40, and at least 4 MiB are taken.
-    public var ringByteCount = 256 << 20
+    public var poolByteCount = 256 << 20
     /// How long the pause may take to copy pages; more dirty pages than fit are copied before it,
     /// while the guest runs.
     ///
     /// 10 ms; zero to an hour.
     public var pauseBudget = Duration.milliseconds(10)
-    /// Precopy rounds at most; then the pause begins if the ring holds what is dirty.
+    /// Precopy rounds at most; then the pause begins if the pool holds what is dirty.
     ///
     /// 8; 0 to 1,000,000.
     public var precopyRoundsMax = 8
@@ -62,7 +62,7 @@ public struct CaptureOptions: Sendable {
     /// taken back. Sessions do not ask it: they have `CaptureSession.cancel`.
     public var interruption: (@Sendable () throws -> Void)?
 
-    /// What times checkpoints, in nanoseconds since 1970, and tells a ring the present.
+    /// What times checkpoints, in nanoseconds since 1970, and tells a pool the present.
     package var clock: @Sendable () -> Int64 = { Int64(WallClock.nanoseconds) }
 
     /// The defaults.
@@ -70,7 +70,7 @@ public struct CaptureOptions: Sendable {
 
     /// Fails with `invalidOption` if a value cannot be used.
     package func check() throws(RepositoryError) {
-        try OptionCheck.check("ringByteCount", ringByteCount, in: 1...1 << 40)
+        try OptionCheck.check("poolByteCount", poolByteCount, in: 1...1 << 40)
         try OptionCheck.check("pauseBudget", pauseBudget, in: .zero...Duration.seconds(3600))
         try OptionCheck.check("precopyRoundsMax", precopyRoundsMax, in: 0...1_000_000)
         try OptionCheck.check("overlappingCapturesMax", overlappingCapturesMax, in: 1...1024)

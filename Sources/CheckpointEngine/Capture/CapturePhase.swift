@@ -18,8 +18,8 @@ import Synchronization
 // What holds:
 //   tracking, precopy   the guest runs; its log is on; pages copied so far may be out of date
 //   paused              the guest stands still; the final set is being taken and copied
-//   copied              the guest stands still; every changed page is in the ring
-//   running, encoding   the guest runs; the ring holds the pages; nothing is published
+//   copied              the guest stands still; every changed page is in the pool
+//   running, encoding   the guest runs; the pool holds the pages; nothing is published
 //   published           the checkpoint exists
 //   failed              nothing was published; the guest runs; its bits are merged back
 
@@ -73,12 +73,12 @@ struct CaptureMachine: Sendable {
         }
     }
 
-    /// More was dirty than the ring holds: the guest runs again and another round begins.
+    /// More was dirty than the pool holds: the guest runs again and another round begins.
     mutating func backOff(round: Int) {
         move(to: .precopy(round: round), from: phase == .paused)
     }
 
-    /// Every changed page is in the ring.
+    /// Every changed page is in the pool.
     mutating func copied() { move(to: .copied, from: phase == .paused) }
 
     /// The guest runs again.

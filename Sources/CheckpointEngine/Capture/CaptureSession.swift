@@ -119,7 +119,7 @@ public final class CaptureSession: Sendable {
     /// Takes a checkpoint: returns as soon as the guest runs again; the checkpoint exists when
     /// `wait` of the result returns.
     ///
-    /// Blocks before the pause while the ring or the disk cannot keep up.
+    /// Blocks before the pause while the pool or the disk cannot keep up.
     public func begin(
         label: String? = nil, progress: (@Sendable (CaptureProgress) -> Void)? = nil
     ) throws(CaptureError) -> PendingCapture {
@@ -135,7 +135,7 @@ public final class CaptureSession: Sendable {
         guard !state.withLock({ $0.isClosed }) else { throw CaptureSession.closed }
         isCancelled.store(false, ordering: .relaxed)
         pipeline.waitForJobs(atMost: max(1, options.overlappingCapturesMax) - 1)
-        return try CaptureRun(session: self, label: label, progress: progress).run()
+        return try CaptureOperation(session: self, label: label, progress: progress).run()
     }
 
     /// Makes the capture under way fail with `cancelled`, if it has not come to its pause.

@@ -37,7 +37,7 @@ public enum ImageImport {
     /// Takes a raw memory image in, read from its beginning to its end.
     ///
     /// Every page is compared with the lineage's newest checkpoint; only pages that differ are
-    /// stored. Memory: the page map and the ring. An image that can be read in any order is taken
+    /// stored. Memory: the page map and the pool. An image that can be read in any order is taken
     /// in sooner by the other `run`: here one thread reads.
     ///
     /// - Parameters:
@@ -61,7 +61,7 @@ public enum ImageImport {
     ///
     /// Every page is compared with the lineage's newest checkpoint; only pages that differ are
     /// stored. Each worker reads what it compares, so reading takes all processors, and what is
-    /// compared is still in the caches. Holes are not read. Memory: the page map and the ring.
+    /// compared is still in the caches. Holes are not read. Memory: the page map and the pool.
     ///
     /// - Parameters:
     ///   - image: read from several threads.
@@ -110,8 +110,8 @@ public enum ImageImport {
         }
         var options = options
         // Nobody stands still meanwhile: what the workers have before them stays in the caches.
-        options.ringByteCount = min(
-            options.ringByteCount, 8 * max(1, options.workerCount) * StagingRing.slotByteCount)
+        options.poolByteCount = min(
+            options.poolByteCount, 8 * max(1, options.workerCount) * StagingPool.slotByteCount)
         let stream = try StreamImport(into: repository, lineage: lineage, options: options)
         do {
             try stream.check(label: label)

@@ -32,7 +32,7 @@ struct ImageStretches {
         let end =
             isHole
             ? min(holeEnd, first + ImageStretches.holePageCountMax)
-            : min(dataEnd, first + StagingRing.slotPageCount)
+            : min(dataEnd, first + StagingPool.slotPageCount)
         defer { first = end }
         return Stretch(pages: first..<end, isHole: isHole)
     }

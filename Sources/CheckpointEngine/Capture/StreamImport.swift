@@ -6,7 +6,7 @@ import PackStore
 /// Takes memory in that comes as a stream of pages: one checkpoint after another.
 ///
 /// The first checkpoint is compared with the lineage's newest one and has the frames that came, no
-/// others. Each later one starts from the one before it. Memory: the page map and the ring,
+/// others. Each later one starts from the one before it. Memory: the page map and the pool,
 /// whatever the stream's length. One thread at a time; calls block while workers or the disk are
 /// behind.
 ///
@@ -18,7 +18,7 @@ public final class StreamImport {
     private let interruption: Interruption
     private var job: CaptureJob?
     private var publishedCount = 0
-    private var slot: StagingRing.Slot?
+    private var slot: StagingPool.Slot?
     private var runs: [PageRange] = []
     private var filledCount = 0
     /// Frames that workers may still have: a second content of one must wait for the first.
@@ -119,15 +119,15 @@ public final class StreamImport {
             runs.append(PageRange(first: frame, count: 1))
         }
         filledCount += 1
-        if filledCount == StagingRing.slotPageCount {
+        if filledCount == StagingPool.slotPageCount {
             flush()
             if let failure = openJob().failure { throw failure }
         }
     }
 
-    private func takeSlot() throws(CaptureError) -> StagingRing.Slot {
+    private func takeSlot() throws(CaptureError) -> StagingPool.Slot {
         if let slot { return slot }
-        let taken = try pipeline.ring.take(interruption)
+        let taken = try pipeline.pool.take(interruption)
         slot = taken
         return taken
     }
@@ -148,7 +148,7 @@ public final class StreamImport {
         _ fill: (UnsafeMutableRawBufferPointer) throws -> PageRange?
     ) throws -> Int {
         if let failure = openJob().failure { throw failure }
-        let slot = try pipeline.ring.take(interruption)
+        let slot = try pipeline.pool.take(interruption)
         guard let range = try fill(slot.bytes) else { return 0 }
         populated.insert(range)
         openJob().submit(StagedBatch(slot: slot, runs: [range]))
@@ -164,7 +164,7 @@ public final class StreamImport {
         _ range: PageRange, filling: @escaping StagedBatch.Filling
     ) throws(CaptureError) {
         if let failure = openJob().failure { throw failure }
-        let slot = try pipeline.ring.take(interruption)
+        let slot = try pipeline.pool.take(interruption)
         populated.insert(range)
         openJob().submit(StagedBatch(slot: slot, runs: [range], filling: filling))
     }
@@ -175,7 +175,7 @@ public final class StreamImport {
         populated.insert(range)
         // Frames that nobody had are zero from the beginning.
         guard parent != nil else { return try interruption.check() }
-        openJob().submit(StagedBatch(slot: try pipeline.ring.take(interruption), zeros: range))
+        openJob().submit(StagedBatch(slot: try pipeline.pool.take(interruption), zeros: range))
     }
 
     /// Waits until workers have read all that was handed in.

@@ -53,7 +53,7 @@ final class CaptureJob: Sendable {
 
     /// Hands in a batch.
     ///
-    /// It never blocks: the ring did that.
+    /// It never blocks: the pool did that.
     func submit(_ batch: StagedBatch) {
         state.change { state in
             // After a failure nobody encodes; dropping the batch gives its slot back.

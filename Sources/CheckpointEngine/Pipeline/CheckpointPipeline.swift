@@ -81,13 +81,13 @@ final class CheckpointPipeline: Sendable {
         /// The newest one that exists.
         var parent: Checkpoint?
         /// Keeps the parent's pages from prune.
-        var hold: CheckpointHold?
+        var lease: SessionLease?
         /// Of the job that was encoded last; nil: the parent's, to be read from the repository.
         var map: PageMap?
     }
 
     let repository: Repository
-    let ring: StagingRing
+    let pool: StagingPool
     private let control: Mutex<LevelControl>
     private let workerCount: Int
     private let interruption: Interruption
@@ -105,13 +105,14 @@ final class CheckpointPipeline: Sendable {
         try options.check()
         self.repository = repository
         self.interruption = interruption
-        ring = try StagingRing(byteCount: options.ringByteCount)
+        pool = try StagingPool(byteCount: options.poolByteCount)
         control = Mutex(LevelControl(options.compression, within: options.compressionRange))
         workerCount = max(1, options.workerCount)
         let workerCount = workerCount
-        let hold = try parent.map { (parent) throws(RepositoryError) in try repository.hold(parent)
+        let lease = try parent.map { (parent) throws(RepositoryError) in
+            try repository.leaseForSession(parent)
         }
-        base = Mutex(Base(parent: parent, hold: hold, map: parent == nil ? PageMap() : nil))
+        base = Mutex(Base(parent: parent, lease: lease, map: parent == nil ? PageMap() : nil))
         // The threads hold the pipeline; `close` ends them.
         threads.withLock { threads in
             threads.append(Threads.Thread { self.dispatch() })
@@ -178,17 +179,17 @@ final class CheckpointPipeline: Sendable {
 
     /// Lets prune have the parent: nothing will follow it.
     func release() {
-        base.withLock { $0.hold = nil }
+        base.withLock { $0.lease = nil }
     }
 
     /// Makes another checkpoint the parent of the next one.
     ///
     /// No job may be open.
-    func rebase(on parent: Checkpoint, hold: CheckpointHold, map: PageMap) {
+    func rebase(on parent: Checkpoint, lease: SessionLease, map: PageMap) {
         precondition(openJobCount == 0, "the base belongs to a job")
         base.withLock { base in
             base.parent = parent
-            base.hold = hold
+            base.lease = lease
             base.map = map
         }
     }
@@ -268,10 +269,10 @@ final class CheckpointPipeline: Sendable {
                 try audit(job, completion, draft)
                 waitForPublication()
                 try checkPredecessors(of: job)
-                let (parent, hold) = base.withLock { ($0.parent, $0.hold) }
+                let (parent, lease) = base.withLock { ($0.parent, $0.lease) }
                 let start = ContinuousClock.now
                 let prepared = try transaction.prepare(
-                    draft, parent: parent, hold: hold, state: completion.state, completion.facts,
+                    draft, parent: parent, lease: lease, state: completion.state, completion.facts,
                     while: { self.goesOn(job) })
                 // The last time: what is published is there.
                 try interruption.check()
@@ -341,7 +342,7 @@ final class CheckpointPipeline: Sendable {
             let published = try publication.transaction.publish(publication.prepared)
             base.withLock { base in
                 base.parent = published.checkpoint
-                base.hold = published.hold
+                base.lease = published.lease
             }
             return Published(
                 publication: publication, checkpoint: published.checkpoint,

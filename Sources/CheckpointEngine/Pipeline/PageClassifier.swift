@@ -6,7 +6,7 @@ import GuestModel
 ///
 /// Keeps its buffers.
 struct PageClassifier {
-    private var zeroFlags = [UInt8](repeating: 0, count: StagingRing.slotPageCount)
+    private var zeroFlags = [UInt8](repeating: 0, count: StagingPool.slotPageCount)
     private var digests: [PageDigest] = []
     /// What the pages handed in since `removeAll` hold, in order.
     private(set) var contents: [PageContent] = []
@@ -25,7 +25,7 @@ struct PageClassifier {
     /// Appends what pages hold to `contents`; at most 256 pages a call.
     mutating func append(_ pages: UnsafeRawBufferPointer) {
         let count = pages.count / Page.byteCount
-        precondition(count <= StagingRing.slotPageCount, "a batch has at most 256 pages")
+        precondition(count <= StagingPool.slotPageCount, "a batch has at most 256 pages")
         ckernels_zero_pages(pages.baseAddress, count, &zeroFlags)
         digests.removeAll(keepingCapacity: true)
         digests.append(contentsOf: repeatElement(.none, count: count))

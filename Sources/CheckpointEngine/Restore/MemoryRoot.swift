@@ -18,7 +18,7 @@ public enum MemoryRoot {
         let map = PageMap()
         _ = map.adopt(layout)
         var classifier = PageClassifier()
-        let buffer = PageMemory.allocate(byteCount: StagingRing.slotByteCount)
+        let buffer = PageMemory.allocate(byteCount: StagingPool.slotByteCount)
         defer { PageMemory.deallocate(buffer) }
         for batch in StagedBatches.cut(layout.runs) {
             let count = batch.reduce(0) { $0 + $1.byteCount }

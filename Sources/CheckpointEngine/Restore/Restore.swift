@@ -91,7 +91,7 @@ public enum Restore {
     static func writeZeros(
         _ runs: [PageRange], into guest: any WritableGuest
     ) throws(GuestError) {
-        let zeros = [UInt8](repeating: 0, count: StagingRing.slotByteCount)
+        let zeros = [UInt8](repeating: 0, count: StagingPool.slotByteCount)
         for batch in StagedBatches.cut(runs) {
             let count = batch.reduce(0) { $0 + $1.byteCount }
             try guest.writePages(batch.span, from: zeros.span.bytes.extracting(first: count))

@@ -7,8 +7,9 @@ import Synchronization
 // Revert in place: the guest goes back to a checkpoint, and only pages that differ are written.
 //
 //   while it runs:   candidates = difference of the page maps + pages written since
-//                    their contents of then are read, verified, and staged
-//   in the pause:    pages written meanwhile are staged too
+//                    their contents in the checkpoint are read, verified, and staged;
+//                    the same for pages that were written meanwhile, in rounds, until few come
+//   in the pause:    the pages written since the last round are staged too
 //                    every candidate is compared with the live page; those that differ are written
 //                    the state is put back
 //   after it:        the log is taken; pages in it that still are the checkpoint's are forgotten
@@ -24,6 +25,8 @@ public struct RevertResult: Sendable {
     public let comparedPageCount: Int
     /// How long the guest was held still.
     public let pause: Duration
+    /// Bytes that were read from packs in the pause: pages first written after the last round.
+    public let pausedReadByteCount: Int
 }
 
 extension CaptureSession {
@@ -48,7 +51,7 @@ extension CaptureSession {
         guard !state.withLock({ $0.isClosed }) else { throw CaptureSession.closed }
         pipeline.waitForJobs(atMost: 0)
         do {
-            return try RevertRun(session: self, guest: writable, target: checkpoint).run()
+            return try RevertOperation(session: self, guest: writable, target: checkpoint).run()
         } catch {
             throw CaptureError(wrapping: error)
         }
@@ -56,14 +59,20 @@ extension CaptureSession {
 }
 
 /// One revert, on the caller's thread.
-private struct RevertRun {
+private struct RevertOperation {
+    /// Rounds in which pages are staged while the guest runs; each stages what was first written
+    /// since the one before.
+    private static let roundsMax = 8
+    /// So few pages are left to the pause.
+    private static let pausePageCountMax = 16
+
     /// Runs that are asked for ahead of the one that is compared.
     private static let prefetchDistance = 4
 
     private let session: CaptureSession
     private let guest: any WritableGuest
     private let target: Checkpoint
-    private let hold: CheckpointHold
+    private let lease: SessionLease
     private let map: PageMap
     private let guestState: GuestState
     private let staged: StagedPages
@@ -73,7 +82,7 @@ private struct RevertRun {
         self.guest = guest
         self.target = target
         let repository = session.pipeline.repository
-        hold = try repository.hold(target)
+        lease = try repository.leaseForSession(target)
         // Back to the newest again and again, as a fuzzer goes: its map is in memory.
         let isParent = session.pipeline.parent?.id == target.id
         map =
@@ -87,12 +96,13 @@ private struct RevertRun {
     func run() throws -> RevertResult {
         try guest.checkState(guestState)
         var (candidates, known) = try candidatesWhileRunning()
-        try staged.add(candidates)
+        _ = try staged.add(candidates)
+        if known != nil, try !stageRounds(&candidates) { known = nil }
         let start = ContinuousClock.now
         let paused = try PausedGuest(pausing: guest)
         let late = try candidatesInPause(known)
         candidates.formUnion(late)
-        try staged.add(late)
+        let pausedReadByteCount = try staged.add(late)
         let written = try write(candidates)
         do {
             try paused.resume()
@@ -102,10 +112,33 @@ private struct RevertRun {
             throw error
         }
         let pause = ContinuousClock.now - start
-        session.pipeline.rebase(on: target, hold: hold, map: map)
+        session.pipeline.rebase(on: target, lease: lease, map: map)
         forgetOwnWrites(candidates)
         return RevertResult(
-            writtenPageCount: written, comparedPageCount: candidates.count, pause: pause)
+            writtenPageCount: written, comparedPageCount: candidates.count, pause: pause,
+            pausedReadByteCount: pausedReadByteCount)
+    }
+
+    /// Stages what is written meanwhile, until so few new pages come that the pause may read them.
+    ///
+    /// What a page held in the checkpoint does not change, so a page that is written again and again
+    /// is read once.
+    ///
+    /// - Returns: false if the log lost count meanwhile.
+    private func stageRounds(_ candidates: inout DirtyBitmap) throws -> Bool {
+        guard let log = SessionLog(session) else { return false }
+        var last = Int.max
+        for _ in 0..<RevertOperation.roundsMax {
+            guard try readLog(log, isFinal: false) == .complete else { return false }
+            var new = session.state.withLock { $0.unsaved }
+            new.subtract(candidates)
+            let count = new.count
+            guard count > RevertOperation.pausePageCountMax, count < last else { return true }
+            last = count
+            _ = try staged.add(new)
+            candidates.formUnion(new)
+        }
+        return true
     }
 
     /// Pages that may differ from the target, as far as can be known while the guest runs, and the
@@ -203,8 +236,8 @@ private struct RevertRun {
             }
             for index in mapped.indices {
                 // Neither page is likely to be in the caches: ask for those to come.
-                if index + RevertRun.prefetchDistance < mapped.count {
-                    let (range, memory) = mapped[index + RevertRun.prefetchDistance]
+                if index + RevertOperation.prefetchDistance < mapped.count {
+                    let (range, memory) = mapped[index + RevertOperation.prefetchDistance]
                     ckernels_prefetch(memory.baseAddress)
                     staged.prefetch(range.first)
                 }
@@ -257,7 +290,7 @@ private struct RevertRun {
         frames.formIntersection(DirtyBitmap(try guest.layout()))
         var result = DirtyBitmap()
         for batch in StagedBatches.cut(frames.runs()) {
-            let slot = session.pipeline.ring.take()
+            let slot = session.pipeline.pool.take()
             try forEachDiffering(batch, slot) { frame in result.insert(frame) }
         }
         return result
@@ -265,7 +298,7 @@ private struct RevertRun {
 
     /// Copies live pages to a slot, and calls `body` with the frames of those that differ.
     private func forEachDiffering(
-        _ batch: [PageRange], _ slot: StagingRing.Slot, _ body: (PageFrameNumber) -> Void
+        _ batch: [PageRange], _ slot: StagingPool.Slot, _ body: (PageFrameNumber) -> Void
     ) throws(GuestError) {
         let count = batch.reduce(0) { $0 + $1.byteCount }
         let live = UnsafeMutableRawBufferPointer(rebasing: slot.bytes[..<count])
@@ -283,7 +316,7 @@ private struct RevertRun {
 
     /// Compares a batch with the live pages and writes what differs.
     private func writeDiffering(_ batch: [PageRange]) throws -> Int {
-        let slot = session.pipeline.ring.take()
+        let slot = session.pipeline.pool.take()
         var differing: [PageRange] = []
         var end = 0
         try forEachDiffering(batch, slot) { frame in
@@ -321,7 +354,9 @@ private final class StagedPages {
     /// Reads the pages of a set that are not staged yet.
     ///
     /// Zero and absent pages need no room.
-    func add(_ frames: DirtyBitmap) throws {
+    ///
+    /// - Returns: bytes read from packs.
+    func add(_ frames: DirtyBitmap) throws -> Int {
         var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
         var present = DirtyBitmap(frameEnd: UInt64(frames.words.count) * 64)
         frames.forEachRun { run in
@@ -332,10 +367,11 @@ private final class StagedPages {
                 pages.append((frame, digest))
             }
         }
-        guard !pages.isEmpty else { return }
+        guard !pages.isEmpty else { return 0 }
         let part = StagedPart(present)
-        _ = try supply.read(pages, into: part)
+        let byteCount = try supply.read(pages, into: part)
         parts.append(part)
+        return byteCount
     }
 
     /// Makes live pages the checkpoint's, in place.

@@ -214,7 +214,7 @@ extension Manifest {
 
     /// The rules for a delta map over the map of another checkpoint.
     package func check(ancestor: Manifest) throws(FormatError) {
-        guard mapPosition > 0, ancestor.mapPosition == MapSeries.ancestor(of: mapPosition) else {
+        guard mapPosition > 0, ancestor.mapPosition == MapChain.ancestor(of: mapPosition) else {
             throw FormatError(
                 offset: 80,
                 reason: "its page map has position \(mapPosition) and builds on one with position "
@@ -233,7 +233,7 @@ extension Manifest {
 }
 
 /// The rule for which map a delta map builds on.
-package enum MapSeries {
+package enum MapChain {
     /// The position that the map at `position` builds on: its lowest digit in base 4 that is not
     /// zero, less one.
     ///

@@ -9,7 +9,7 @@
 //     zigzag  transaction, less that of the entry before
 //     in a rewritten pack besides:
 //       zigzag  address, less the address behind the record before (64 at first)
-//     for a page frame besides:
+//     for a page group besides:
 //       varint  first ordinal
 //       varint  blocks, then for each: varint stored bytes, varint pages
 //
@@ -23,7 +23,7 @@
 //       28    4  CRC-32C of bytes 0 to 27
 //
 // Nothing that refers to a place in a pack changes when prune rewrites the pack: places are
-// addresses, and in a rewritten pack the index says where each address lies now. A page frame of
+// addresses, and in a rewritten pack the index says where each address lies now. A page group of
 // which some blocks are gone becomes a record for each stretch of blocks that stayed, with an
 // address from which its blocks get the addresses that they had.
 
@@ -38,14 +38,14 @@ package struct PackIndex: Hashable, Sendable {
         package let transaction: UInt64
         /// Where references find the record: `offset`, unless the pack was rewritten.
         package let address: UInt32
-        /// What a page frame holds; nil for other records.
-        package let frame: PageFrameTable?
+        /// What a page group holds; nil for other records.
+        package let frame: PageGroupTable?
 
         package init(
             type: RecordType, offset: UInt32, payloadCount: Int, transaction: UInt64,
-            address: UInt32? = nil, frame: PageFrameTable?
+            address: UInt32? = nil, frame: PageGroupTable?
         ) {
-            precondition((type == .pageFrame) == (frame != nil), "page frames have tables")
+            precondition((type == .pageGroup) == (frame != nil), "page groups have tables")
             self.type = type
             self.offset = offset
             self.payloadCount = payloadCount
@@ -63,9 +63,9 @@ package struct PackIndex: Hashable, Sendable {
                     + UInt64(RecordHeader.recordByteCount(payload: payloadCount)))
         }
 
-        /// Addresses that only this record has: its blocks' if it is a page frame, else its own.
+        /// Addresses that only this record has: its blocks' if it is a page group, else its own.
         ///
-        /// Records of a pack have them ascending and apart, also when page frames were cut.
+        /// Records of a pack have them ascending and apart, also when page groups were cut.
         package var addresses: Range<UInt64> {
             guard let frame else {
                 return UInt64(address)..<UInt64(address) + UInt64(end - offset)
@@ -177,23 +177,23 @@ package struct PackIndex: Hashable, Sendable {
             }
             address = exact
         }
-        var frame: PageFrameTable?
-        if type == .pageFrame {
+        var frame: PageGroupTable?
+        if type == .pageGroup {
             let firstOrdinal = try reader.readVarint(limit: Int(UInt32.max), "an ordinal")
             let blockCount = try reader.readVarint(
-                limit: PageFrameTable.pageLimit, "the number of blocks")
-            var blocks: [PageFrameTable.Block] = []
+                limit: PageGroupTable.pageLimit, "the number of blocks")
+            var blocks: [PageGroupTable.Block] = []
             for _ in 0..<blockCount {
                 let byteCount = try reader.readVarint(limit: 0xff_ffff, "a block's length")
                 let pages = try reader.readVarint(
-                    limit: PageFrameTable.pageLimit, "a block's pages")
+                    limit: PageGroupTable.pageLimit, "a block's pages")
                 blocks.append(
-                    PageFrameTable.Block(byteCount: UInt32(byteCount), pageCount: UInt8(pages)))
+                    PageGroupTable.Block(byteCount: UInt32(byteCount), pageCount: UInt8(pages)))
             }
-            let table = PageFrameTable(firstOrdinal: UInt32(firstOrdinal), blocks: blocks)
+            let table = PageGroupTable(firstOrdinal: UInt32(firstOrdinal), blocks: blocks)
             try table.check()
             guard table.payloadCount == payloadCount else {
-                throw FormatError(offset: start, reason: "a page frame's blocks do not add up")
+                throw FormatError(offset: start, reason: "a page group's blocks do not add up")
             }
             frame = table
         }

@@ -28,8 +28,8 @@ package struct RecordType: RawRepresentable, Hashable, Sendable {
         self.rawValue = rawValue
     }
 
-    /// Pages of one transaction: `PageFrame`.
-    package static let pageFrame = RecordType(rawValue: 1)
+    /// Pages of one transaction: `PageGroup`.
+    package static let pageGroup = RecordType(rawValue: 1)
     /// A part of a page map: `MapPart`.
     package static let mapPart = RecordType(rawValue: 2)
     /// A part of a guest's state: `GuestStatePart`.
@@ -50,7 +50,7 @@ package struct RecordType: RawRepresentable, Hashable, Sendable {
     package static let labels = RecordType(rawValue: 9)
 
     package static let all: [RecordType] = [
-        .pageFrame, .mapPart, .guestState, .publish, .mark, .packIndex, .forget, .pruned,
+        .pageGroup, .mapPart, .guestState, .publish, .mark, .packIndex, .forget, .pruned,
         .labels,
     ]
 
@@ -64,7 +64,7 @@ extension RecordType: CustomStringConvertible {
     /// A word for messages.
     package var description: String {
         switch self {
-        case .pageFrame: "page frame"
+        case .pageGroup: "page group"
         case .mapPart: "page map"
         case .guestState: "guest state"
         case .publish: "manifest"
@@ -149,7 +149,7 @@ package struct RecordHeader: Hashable, Sendable {
 
 /// Builds records, one after the other, in one buffer.
 ///
-/// From the first page frame on the buffer is in `PageMemory`.
+/// From the first page group on the buffer is in `PageMemory`.
 package struct RecordWriter {
     /// Whole and checksummed records, and behind `count` anything.
     ///
@@ -200,7 +200,7 @@ package struct RecordWriter {
     ) -> Range<Int> {
         let start = count
         let limitEnd = start + RecordHeader.recordByteCount(payload: limit)
-        reserve(limitEnd, isHidden: type == .pageFrame)
+        reserve(limitEnd, isHidden: type == .pageGroup)
         let record = UnsafeMutableRawBufferPointer(rebasing: room.bytes[start..<limitEnd])
         let payloadCount = body(
             UnsafeMutableRawBufferPointer(rebasing: record[RecordHeader.byteCount...]))

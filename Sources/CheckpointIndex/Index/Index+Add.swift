@@ -48,47 +48,47 @@ extension Index {
     ///
     /// - Parameter condemned: digests that prune is about to delete: the new place counts.
     package func add(
-        _ publication: Publication, frames: inout TransactionFrames,
-        series: inout MapSeriesReader, readMark: ReadMark?, highestTransaction: UInt64,
+        _ publication: Publication, frames: inout TransactionGroups,
+        chain: inout MapChainReader, readMark: ReadMark?, highestTransaction: UInt64,
         condemned: Set<PageDigest> = []
     ) throws {
         if try entry(publication.id) != nil {
             return try environment.write { try setMarks(readMark, highestTransaction, $0) }
         }
-        var stakes: Stakes?
+        var ownedFrames: OwnedFrames?
         if !publication.isForgotten, !publication.toleratesDamage {
-            stakes = try self.stakes(of: publication, &series)
+            ownedFrames = try self.ownedFrames(of: publication, &chain)
         }
-        var addition = try IndexAddition(publication.id, stakes, index: self)
-        try addition.addPages(of: publication, &frames, &series, condemned)
+        var addition = try IndexAddition(publication.id, ownedFrames, index: self)
+        try addition.addPages(of: publication, &frames, &chain, condemned)
         try environment.write { transaction in
             try addition.finish(publication, frames, transaction)
             try setMarks(readMark, highestTransaction, transaction)
         }
     }
 
-    /// A checkpoint's stakes: those that it was given when its adding began, or new ones.
-    private func stakes(
-        of publication: Publication, _ series: inout MapSeriesReader
-    ) throws -> Stakes {
-        if let begun = try stakes(publication.id) { return begun }
+    /// A checkpoint's owned frames: those that it was given when its adding began, or new ones.
+    private func ownedFrames(
+        of publication: Publication, _ chain: inout MapChainReader
+    ) throws -> OwnedFrames {
+        if let begun = try ownedFrames(publication.id) { return begun }
         let parent = publication.manifest.parent
-        var forerunner: CheckpointID?
-        if parent != .none, try hasStakes(CheckpointID(parent)) {
-            forerunner = CheckpointID(parent)
+        var predecessor: CheckpointID?
+        if parent != .none, try hasOwnedFrames(CheckpointID(parent)) {
+            predecessor = CheckpointID(parent)
         }
-        if let changed = publication.changed, forerunner != nil || parent == .none {
-            return Stakes(forerunner: forerunner, frames: changed)
+        if let changed = publication.changed, predecessor != nil || parent == .none {
+            return OwnedFrames(predecessor: predecessor, frames: changed)
         }
         // Its parent was pruned, and the newest of its lineage is likely to be like it.
-        if forerunner == nil, let newest = try newest(lineage: publication.manifest.lineage),
-            try hasStakes(newest)
+        if predecessor == nil, let newest = try newest(lineage: publication.manifest.lineage),
+            try hasOwnedFrames(newest)
         {
-            forerunner = newest
+            predecessor = newest
         }
-        return Stakes(
-            forerunner: forerunner,
-            frames: try series.differing(publication.checkpoint, from: forerunner))
+        return OwnedFrames(
+            predecessor: predecessor,
+            frames: try chain.differing(publication.checkpoint, from: predecessor))
     }
 
     private func setMarks(
@@ -122,8 +122,8 @@ private struct IndexAddition {
         /// Where the checkpoint's own transaction stored it; nil if it did not.
         let location: PageLocation?
         let isCondemned: Bool
-        /// True if the checkpoint has a stake in its frame.
-        let isStaked: Bool
+        /// True if the checkpoint owns its frame.
+        let isOwned: Bool
     }
 
     /// Pages of 4 KiB that one write transaction of LMDB may write, and keeps in memory until then:
@@ -135,7 +135,7 @@ private struct IndexAddition {
 
     private let index: Index
     private let id: CheckpointID
-    private let stakes: Stakes?
+    private let ownedFrames: OwnedFrames?
     private var batch: [Entry] = []
     /// Entries that the next write transaction takes.
     private var batchCountMax = 0
@@ -143,13 +143,13 @@ private struct IndexAddition {
     private var doneCount: UInt64
     /// Entries that were handed in so far.
     private var count: UInt64 = 0
-    /// Pages in the transaction's page frames that the page map names.
+    /// Pages in the transaction's page groups that the page map names.
     private var placedCount = 0
 
-    init(_ id: CheckpointID, _ stakes: Stakes?, index: Index) throws {
+    init(_ id: CheckpointID, _ ownedFrames: OwnedFrames?, index: Index) throws {
         self.index = index
         self.id = id
-        self.stakes = stakes
+        self.ownedFrames = ownedFrames
         (doneCount, batchCountMax) = try index.environment.read { transaction in
             let batchCountMax = try IndexAddition.batchCountMax(index, transaction)
             guard let bytes = try index.value(transaction, IndexAddition.progressKey),
@@ -177,27 +177,27 @@ private struct IndexAddition {
     }
 
     /// Hands in what a page map says, in its order, and then what it takes from those it builds on
-    /// though the checkpoint has a stake there.
+    /// though the checkpoint owns the frame.
     mutating func addPages(
-        of publication: Publication, _ frames: inout TransactionFrames,
-        _ series: inout MapSeriesReader, _ condemned: Set<PageDigest>
+        of publication: Publication, _ frames: inout TransactionGroups,
+        _ chain: inout MapChainReader, _ condemned: Set<PageDigest>
     ) throws {
-        var inherited = stakes?.frames ?? DirtyBitmap()
+        var inherited = ownedFrames?.frames ?? DirtyBitmap()
         batch.reserveCapacity(min(batchCountMax, frames.pageCount))
         var check = MapCheck(publication.manifest)
         for location in publication.manifest.mapParts {
             let part: MapPart
             do throws(RepositoryError) {
                 if publication.isForgotten,
-                    try series.reader.isPruned(location, publication.pruned)
+                    try chain.reader.isPruned(location, publication.pruned)
                 {
                     continue
                 }
-                part = try MapReader.part(series.reader, at: location, of: publication.manifest)
+                part = try MapReader.part(chain.reader, at: location, of: publication.manifest)
                 do throws(FormatError) {
                     try check.take(part)
                 } catch {
-                    throw series.reader.corrupted(location, .mapPart, error)
+                    throw chain.reader.corrupted(location, .mapPart, error)
                 }
             } catch {
                 guard publication.toleratesDamage, error.corruption != nil else { throw error }
@@ -209,13 +209,13 @@ private struct IndexAddition {
             }
         }
         guard !inherited.isEmpty, let ancestor = publication.manifest.ancestor else { return }
-        try series.forEachPage(of: ancestor, in: inherited) { _, digest throws in
-            try append(Entry(digest: digest, location: nil, isCondemned: false, isStaked: true))
+        try chain.forEachPage(of: ancestor, in: inherited) { _, digest throws in
+            try append(Entry(digest: digest, location: nil, isCondemned: false, isOwned: true))
         }
     }
 
     private mutating func add(
-        _ run: MapRun, _ digests: ArraySlice<PageDigest>, _ frames: inout TransactionFrames,
+        _ run: MapRun, _ digests: ArraySlice<PageDigest>, _ frames: inout TransactionGroups,
         _ condemned: Set<PageDigest>
     ) throws {
         guard run.content.hasDigests else { return }
@@ -239,13 +239,13 @@ private struct IndexAddition {
         _ condemned: Set<PageDigest>
     ) throws {
         let frame = PageFrameNumber(run.range.first.rawValue + UInt64(position))
-        let isStaked = stakes?.frames.contains(frame) ?? false
-        guard location != nil || isStaked else { return }
+        let isOwned = ownedFrames?.frames.contains(frame) ?? false
+        guard location != nil || isOwned else { return }
         if location != nil { placedCount += 1 }
         try append(
             Entry(
                 digest: digest, location: location,
-                isCondemned: location != nil && condemned.contains(digest), isStaked: isStaked))
+                isCondemned: location != nil && condemned.contains(digest), isOwned: isOwned))
     }
 
     private mutating func append(_ entry: Entry) throws {
@@ -268,13 +268,13 @@ private struct IndexAddition {
 
     /// The rest, and the catalog's entry.
     func finish(
-        _ publication: Publication, _ frames: TransactionFrames,
+        _ publication: Publication, _ frames: TransactionGroups,
         _ transaction: borrowing LMDBTxn
     ) throws {
         try put(transaction)
         if placedCount < frames.pageCount {
             // Pages that changed again before the checkpoint was taken.
-            for pack in frames.packs { try index.suspect(pack, transaction) }
+            for pack in frames.packs { try index.addCandidate(pack, transaction) }
         }
         let manifest = publication.manifest
         try index.setTransaction(manifest.transaction, id, transaction)
@@ -284,7 +284,7 @@ private struct IndexAddition {
         if publication.isForgotten {
             // Nobody knows what of it is needed.
             let parts = manifest.mapParts + manifest.stateParts + [publication.location]
-            for pack in Set(parts.map(\.pack)) { try index.suspect(pack, transaction) }
+            for pack in Set(parts.map(\.pack)) { try index.addCandidate(pack, transaction) }
         }
         try index.addToCatalog(
             transaction, id, manifest, at: publication.location,
@@ -292,7 +292,7 @@ private struct IndexAddition {
     }
 
     private func put(_ transaction: borrowing LMDBTxn) throws {
-        if let stakes { try index.setStakes(stakes, of: id, transaction) }
+        if let ownedFrames { try index.setOwnedFrames(ownedFrames, of: id, transaction) }
         // What comes of the entries does not depend on their order.
         let order = Index.keyOrder(batch.count) { batch[$0].digest }
         let stored = order.filter { batch[$0].location != nil }
@@ -314,7 +314,7 @@ private struct IndexAddition {
             }
             new.append(PlacedPage(digest: entry.digest, location: location))
             // The page's entry is its first reference.
-            if !entry.isStaked { try index.placeUnreferenced(entry.digest, transaction) }
+            if !entry.isOwned { try index.placeUnreferenced(entry.digest, transaction) }
         }
         try index.add(new, transaction)
     }
@@ -324,11 +324,11 @@ private struct IndexAddition {
         _ entry: Entry, _ location: PageLocation, known: PageLocation,
         _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
-        if entry.isStaked { try index.reference(entry.digest, transaction) }
+        if entry.isOwned { try index.reference(entry.digest, transaction) }
         guard known != location else { return }
         // A page that two transactions stored is read from one place: the first, unless prune
         // is about to take it.
         if entry.isCondemned { try index.setLocation(location, of: entry.digest, transaction) }
-        try index.suspect(entry.isCondemned ? known.pack : location.pack, transaction)
+        try index.addCandidate(entry.isCondemned ? known.pack : location.pack, transaction)
     }
 }

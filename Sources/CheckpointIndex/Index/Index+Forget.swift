@@ -17,8 +17,8 @@ extension Index {
                 guard let entry = try entry(id, transaction), !entry.isForgotten else { continue }
                 try removeFromLists(entry, transaction)
                 try put(entry.forgotten(in: pack), transaction)
-                try setPending(.hasStakes, id, transaction)
-                if entry.labelPack > 0 { try suspect(entry.labelPack, transaction) }
+                try setPending(.hasOwnedFrames, id, transaction)
+                if entry.labelPack > 0 { try addCandidate(entry.labelPack, transaction) }
             }
         }
     }

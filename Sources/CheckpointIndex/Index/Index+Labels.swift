@@ -17,7 +17,7 @@ extension Index {
                     !entry.isForgotten
                 else { continue }
                 try removeFromLists(entry, transaction)
-                if entry.labelPack > 0 { try suspect(entry.labelPack, transaction) }
+                if entry.labelPack > 0 { try addCandidate(entry.labelPack, transaction) }
                 let changed = entry.labelled(change.label, in: pack)
                 try put(changed, transaction)
                 try addToLists(changed, transaction)

@@ -6,14 +6,14 @@ package import LMDBTables
 
 /// A forgotten checkpoint that prune is not done with.
 package enum PendingPrune: Hashable, Sendable {
-    /// It has its stakes still.
-    case hasStakes
+    /// It has its owned frames still.
+    case hasOwnedFrames
     /// Its manifest was about to go from the packs.
     case isLeaving(transaction: UInt64, mapAncestor: CheckpointID?)
 
     fileprivate init(indexed bytes: UnsafeRawBufferPointer) throws(LMDBError) {
         switch (bytes.first, bytes.count) {
-        case (0, 1): self = .hasStakes
+        case (0, 1): self = .hasOwnedFrames
         case (1, 41):
             let ancestor = PageDigest(bytes: bytes.dropFirst(9))
             self = .isLeaving(
@@ -27,7 +27,7 @@ package enum PendingPrune: Hashable, Sendable {
     fileprivate var encoded: [UInt8] {
         var writer = ByteWriter(reserving: 41)
         switch self {
-        case .hasStakes: writer.write(UInt8(0))
+        case .hasOwnedFrames: writer.write(UInt8(0))
         case .isLeaving(let transaction, let ancestor):
             writer.write(UInt8(1))
             writer.write(transaction)
@@ -113,45 +113,46 @@ extension Index {
                 }
                 if let ancestor { try removeLink(ancestor, id, in: .builders, transaction) }
                 // The record that forgot it may be needed no longer.
-                if entry.forgetPack > 0 { try suspect(entry.forgetPack, transaction) }
+                if entry.forgetPack > 0 { try addCandidate(entry.forgetPack, transaction) }
             }
         }
     }
 
-    /// Takes the stakes from checkpoints, as was planned.
+    /// Takes the owned frames from checkpoints, as was planned.
     ///
     /// - Returns: false if the index says something else than the plan: nothing may be committed
     ///   then.
-    package func resign(
+    package func transferOwnership(
         _ steps: ArraySlice<OwnershipTransfer>, _ transaction: borrowing LMDBTxn
     ) throws -> Bool {
         let window = try recentWindow(transaction)
         // One who follows several of them is written once.
-        var changed: [CheckpointID: Stakes] = [:]
+        var changed: [CheckpointID: OwnedFrames] = [:]
         for step in steps {
             guard
-                let stakes = try changed.removeValue(forKey: step.id)
-                    ?? self.stakes(step.id, transaction),
-                stakes.forerunner == step.forerunner,
-                try linked(step.id, in: .followers, transaction) == step.followers
+                let ownedFrames = try changed.removeValue(forKey: step.id)
+                    ?? self.ownedFrames(step.id, transaction),
+                ownedFrames.predecessor == step.predecessor,
+                try linked(step.id, in: .successors, transaction) == step.successors
             else { return false }
-            for follower in step.followers {
-                guard var own = try changed[follower] ?? self.stakes(follower, transaction) else {
+            for successor in step.successors {
+                guard var own = try changed[successor] ?? self.ownedFrames(successor, transaction)
+                else {
                     return false
                 }
-                own.frames.formUnion(stakes.frames)
-                own.forerunner = stakes.forerunner
-                changed[follower] = own
-                try removeLink(step.id, follower, in: .followers, transaction)
-                if let forerunner = stakes.forerunner {
-                    try link(forerunner, follower, in: .followers, transaction)
+                own.frames.formUnion(ownedFrames.frames)
+                own.predecessor = ownedFrames.predecessor
+                changed[successor] = own
+                try removeLink(step.id, successor, in: .successors, transaction)
+                if let predecessor = ownedFrames.predecessor {
+                    try link(predecessor, successor, in: .successors, transaction)
                 }
             }
-            if let forerunner = stakes.forerunner {
-                try removeLink(forerunner, step.id, in: .followers, transaction)
+            if let predecessor = ownedFrames.predecessor {
+                try removeLink(predecessor, step.id, in: .successors, transaction)
             }
             try Index.withKey(step.id) { (key) throws(LMDBError) in
-                _ = try transaction.delete(table(.stakes), key)
+                _ = try transaction.delete(table(.ownedFrames), key)
                 _ = try transaction.delete(table(.pending), key)
             }
             for (digest, count) in step.gained {
@@ -159,7 +160,7 @@ extension Index {
             }
             for digest in step.lost { try dereference(digest, in: window, transaction) }
         }
-        for (id, stakes) in changed { try setStakes(stakes, of: id, transaction) }
+        for (id, ownedFrames) in changed { try setOwnedFrames(ownedFrames, of: id, transaction) }
         return true
     }
 
@@ -228,29 +229,29 @@ extension Index {
     // MARK: - Packs
 
     /// Notes that something in a pack may be unused.
-    package func suspect(
+    package func addCandidate(
         _ pack: UInt32, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
         try Index.withKey(pack: pack) { (key) throws(LMDBError) in
             try Index.withKey(order: transaction.moment) { (value) throws(LMDBError) in
-                try transaction.put(table(.suspects), key, value)
+                try transaction.put(table(.candidates), key, value)
             }
         }
     }
 
-    package func suspect(_ packs: Set<UInt32>) throws {
+    package func addCandidate(_ packs: Set<UInt32>) throws {
         guard !packs.isEmpty else { return }
         try environment.write { transaction in
-            for pack in packs { try suspect(pack, transaction) }
+            for pack in packs { try addCandidate(pack, transaction) }
         }
     }
 
     /// Packs in which something may be unused, and since when.
-    package func suspects() throws -> [UInt32: UInt64] {
+    package func candidates() throws -> [UInt32: UInt64] {
         try environment.read { transaction in
             var found: [UInt32: UInt64] = [:]
-            try transaction.scan(table(.suspects), from: []) { (key, value) throws(LMDBError) in
-                guard key.count == 4, value.count == 8 else { throw .damagedValue("suspect") }
+            try transaction.scan(table(.candidates), from: []) { (key, value) throws(LMDBError) in
+                guard key.count == 4, value.count == 8 else { throw .damagedValue("candidate") }
                 let moment = value.loadUnaligned(as: UInt64.self)
                 found[try Index.pack(key)] = UInt64(bigEndian: moment)
                 return true
@@ -286,12 +287,12 @@ extension Index {
     package func setPackUses(
         _ uses: [UInt32: PackUse?], settled: Set<UInt32>, upTo moment: UInt64
     ) throws {
-        let suspects = try suspects()
+        let candidates = try candidates()
         try environment.write { transaction in
             for pack in settled {
-                guard let since = suspects[pack], since <= moment else { continue }
+                guard let since = candidates[pack], since <= moment else { continue }
                 try Index.withKey(pack: pack) { (key) throws(LMDBError) in
-                    _ = try transaction.delete(table(.suspects), key)
+                    _ = try transaction.delete(table(.candidates), key)
                 }
             }
             for (pack, use) in uses {

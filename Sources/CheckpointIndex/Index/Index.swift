@@ -36,19 +36,19 @@ import Synchronization
 //                "open"                     pack u32, bytes u32: what pages took that were dropped
 //                                           while it was open
 //
-// And what prune asks, so that it need not look through the repository (`Stakes`):
+// And what prune asks, so that it need not look through the repository (`OwnedFrames`):
 //
-//   stakes       id                         forerunner's id or zeros, then the frames as runs
-//   followers    forerunner's id, id        nothing
+//   ownedFrames  id                         predecessor's id or zeros, then the frames as runs
+//   successors   predecessor's id, id       nothing
 //   references   digest                     u32: references beyond the first
 //   unreferenced digest                     nothing: a page that no checkpoint has
 //   builders     id, id of a checkpoint     nothing
 //                whose map builds on its
 //   transactions number u64, big-endian     id
-//   pending      id of a forgotten one      u8: 0 if it has stakes still; 1 if its manifest was
-//                                           about to go: then transaction u64, map ancestor's id
+//   pending      id of a forgotten one      u8: 0 while it owns frames; 1 if its manifest was about
+//                                           to go: then transaction u64, map ancestor's id
 //   packs        pack u32, big-endian       bytes u32, unused bytes u32, when prune last looked
-//   suspects     pack u32, big-endian       u64: since then something in it may be unused
+//   candidates   pack u32, big-endian       u64: since then something in it may be unused
 //   sizes        pack u32, big-endian       u32: bytes of a sealed pack (`Index+PackSizes`)
 //
 // Each value has a checksum besides (`SealedValue`).
@@ -66,15 +66,15 @@ package final class Index: Sendable {
         case lineages
         case labels
         case state
-        case stakes
-        case followers
+        case ownedFrames
+        case successors
         case references
         case unreferenced
         case builders
         case transactions
         case pending
         case packs
-        case suspects
+        case candidates
         case sizes
     }
 
@@ -87,7 +87,7 @@ package final class Index: Sendable {
     package unowned let environment: LMDBEnvironment
     private let key: IndexEnvironments.Key
     /// What this process has read of the runs.
-    package let recent = RecentRuns()
+    package let recent = SortedRuns()
     /// What the table of pages does not hold; made by whoever writes.
     package let filter = WriterFilter()
 
@@ -269,7 +269,7 @@ extension PageLocation {
             blockByteCount: UInt32(
                 littleEndian: bytes.loadUnaligned(fromByteOffset: 8, as: UInt32.self)),
             blockPageCount: bytes[12], slot: bytes[13])
-        guard pack > 0, slot < blockPageCount, blockPageCount <= PageFrameTable.pageLimit,
+        guard pack > 0, slot < blockPageCount, blockPageCount <= PageGroupTable.pageLimit,
             blockByteCount <= Int(blockPageCount) * Page.byteCount
         else { throw .damagedValue("location") }
     }

@@ -16,13 +16,13 @@ package struct IndexReplay {
     private let reader: PackReader
     private let index: Index
     private let head: StoreHead
-    private var pending: [UInt64: TransactionFrames] = [:]
+    private var pending: [UInt64: TransactionGroups] = [:]
     private var highestTransaction: UInt64
     /// Packs of the records of transactions that nothing read so far published.
     private var unpublished: [UInt64: Set<UInt32>] = [:]
     /// Ids in the forget records of the packs that are read, and the pack of each record.
     private var forgotten: [CheckpointID: UInt32] = [:]
-    private var series: MapSeriesReader
+    private var chain: MapChainReader
     private var pruned: PrunedRecord
     /// Checkpoints whose manifests contradict those before them.
     private var refused: Set<CheckpointID> = []
@@ -41,7 +41,7 @@ package struct IndexReplay {
         self.reader = reader
         self.index = index
         head = try StoreHead(reader.files, reader.repository)
-        series = MapSeriesReader(index: index, reader: reader)
+        chain = MapChainReader(index: index, reader: reader)
         self.toleratesDamage = toleratesDamage
         highestTransaction = try index.highestTransaction()
         pruned = try index.pruned()
@@ -105,7 +105,7 @@ package struct IndexReplay {
         }
         newest = nil
         // What nothing published has, and records that forget what may have gone.
-        try index.suspect(
+        try index.addCandidate(
             unpublished.values.reduce(Set(forgotten.values)) { $0.union($1) })
         let gone = Set(abandoned + hollow)
         let lastKept = packs.last { !gone.contains($0) } ?? 0
@@ -229,7 +229,7 @@ package struct IndexReplay {
         guard forgotten[checkpoint.id] == nil else { return }
         let (reader, refused, pruned) = (reader, refused, pruned)
         try tolerating { replay throws in
-            try replay.series.checkAncestor(of: checkpoint) { id, last in
+            try replay.chain.checkAncestor(of: checkpoint) { id, last in
                 // What was refused, or lies in a pack that is gone though it is there, is not had.
                 guard !refused.contains(id) else { return false }
                 return try ManifestReader.isInPacks(
@@ -246,21 +246,21 @@ package struct IndexReplay {
     private mutating func read(_ entry: PackIndex.Entry, in pack: UInt32) throws {
         let location = RecordLocation(pack: pack, offset: entry.address)
         switch entry.type {
-        case .pageFrame:
+        case .pageGroup:
             guard let table = entry.frame else { return }
-            pending[entry.transaction, default: TransactionFrames()].append(table, at: location)
+            pending[entry.transaction, default: TransactionGroups()].append(table, at: location)
             unpublished[entry.transaction, default: []].insert(pack)
         case .publish:
             let (id, manifest) = try ManifestReader.read(reader, at: location)
             try check(Checkpoint(id: id, manifest: manifest, location: location))
             unpublished[entry.transaction] = nil
-            var frames = pending.removeValue(forKey: entry.transaction) ?? TransactionFrames()
+            var frames = pending.removeValue(forKey: entry.transaction) ?? TransactionGroups()
             // The mark may go past frames of other transactions only if none waits.
             try index.add(
                 Publication(
                     id: id, manifest: manifest, location: location,
                     forgetPack: forgotten[id], pruned: pruned, toleratesDamage: toleratesDamage),
-                frames: &frames, series: &series,
+                frames: &frames, chain: &chain,
                 readMark: pending.isEmpty ? end(of: entry, in: pack) : nil,
                 highestTransaction: highestTransaction)
         case .forget:

@@ -4,7 +4,7 @@ package import PackStore
 
 // How a page map is reached: from the checkpoint back over `mapAncestor` to a base map, then
 // forward again, each delta over the one before. The number of maps is the digit sum of the
-// position in base 4 plus one: at most 3 * log4(n) + 1 for the n-th map of a series.
+// position in base 4 plus one: at most 3 * log4(n) + 1 for the n-th map of a chain.
 
 // Each manifest on the way is held to that rule, and each part to its manifest (`MapCheck`), before
 // anything in memory is made as large as they say.

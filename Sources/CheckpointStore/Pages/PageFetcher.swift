@@ -137,10 +137,10 @@ extension PageLocation {
 /// takes six times as long to digest as one of sixteen. A block whose pages are wanted for
 /// consecutive frames is unpacked right where they are wanted, if there is such a place.
 package struct PageFetcher: ~Copyable {
-    // A read spans at most this, and skips gaps of at most that: the heads between page frames.
+    // A read spans at most this, and skips gaps of at most that: the heads between page groups.
     private static let readByteCountMax = 1 << 20
     private static let gapByteCountMax = 256
-    private static let batchPageCount = 2 * PageFrameTable.pageLimit
+    private static let batchPageCount = 2 * PageGroupTable.pageLimit
 
     /// A requested page of the batch.
     private struct Unpacked {
@@ -178,7 +178,7 @@ package struct PageFetcher: ~Copyable {
     package init(_ repository: Repository) {
         self.repository = repository
         stored = PageMemory.allocate(
-            byteCount: PageFetcher.readByteCountMax + PageFrameTable.pageLimit * Page.byteCount)
+            byteCount: PageFetcher.readByteCountMax + PageGroupTable.pageLimit * Page.byteCount)
         pages = PageMemory.allocate(byteCount: PageFetcher.batchPageCount * Page.byteCount)
         digests = Array(repeating: .none, count: PageFetcher.batchPageCount)
     }
@@ -236,7 +236,7 @@ package struct PageFetcher: ~Copyable {
                 let file = try repository.reader.file(first.location.pack)
                 let near = near(requests[start...], in: file)
                 if near.isEmpty {
-                    let gone = corruption(first, "page frame", "prune has taken it")
+                    let gone = corruption(first, "page group", "prune has taken it")
                     try miss(first, gone, damaged: damaged)
                 } else {
                     try read(
@@ -325,7 +325,7 @@ package struct PageFetcher: ~Copyable {
                 try unpack(block, from: bytes, at: Int(offset - base), to: wanted(block, place))
             } catch {
                 for request in block {
-                    try damaged(corruption(request, "page frame", error.reason), request)
+                    try damaged(corruption(request, "page group", error.reason), request)
                 }
             }
             start = next

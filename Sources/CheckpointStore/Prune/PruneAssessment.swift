@@ -6,9 +6,9 @@ import PackStore
 // Which packs are looked at, and what stays of them.
 //
 // Only packs in which something may be unused are looked at: those that hold a dead page, those
-// that hold records of a checkpoint whose standing changed, and those that the index suspects. Of
-// the others the index says what was found when they were looked at last, and of packs that never
-// were suspected nothing is unused. That may be wrong only to the cost of space.
+// that hold records of a checkpoint whose standing changed, and the index's candidates. Of the
+// others the index says what was found when they were looked at last, and of packs that never
+// were noted nothing is unused. That may be wrong only to the cost of space.
 //
 // What stays of a pack that is looked at is decided by what is read here: its own index says which
 // blocks it has and which transaction wrote each, that transaction's page map which digest each
@@ -27,7 +27,7 @@ struct PruneAssessment: Sendable {
 
         /// Bytes that nobody needs.
         ///
-        /// Heads of page frames that were cut can outweigh them; then it stays as it is.
+        /// Heads of page groups that were cut can outweigh them; then it stays as it is.
         var unusedByteCount: Int { max(0, byteCount - cutByteCount) }
     }
 
@@ -48,7 +48,7 @@ struct PruneAssessment: Sendable {
     /// Bytes of all packs, the open one's too.
     private(set) var byteCount = 0
     private var known: [UInt32: Pack] = [:]
-    /// Packs that stay suspects: the open one, and those of which somebody reads something.
+    /// Packs that stay candidates: the open one, and those of which somebody reads something.
     private(set) var unsettled: Set<UInt32> = []
     private let recorded: Set<UInt32>
     private var kept: [UInt32: Kept] = [:]
@@ -84,12 +84,12 @@ struct PruneAssessment: Sendable {
             self.known[pack] = Pack(
                 number: pack, byteCount: size, cutByteCount: size - (use?.unusedByteCount ?? 0))
         }
-        var suspects = Set(try index.suspects().keys)
-        suspects.formUnion(survey.dead.values.map(\.pack))
+        var candidates = Set(try index.candidates().keys)
+        candidates.formUnion(survey.dead.values.map(\.pack))
         var standing = try Standing(
             survey, openPack: openPack, sealing: sealing, repository: repository)
-        for step in survey.steps { try standing.changed(step.id, &suspects) }
-        try assess(suspects, &standing)
+        for step in survey.steps { try standing.changed(step.id, &candidates) }
+        try assess(candidates, &standing)
         unsettled.formUnion(standing.unsettled)
     }
 
@@ -143,13 +143,13 @@ struct PruneAssessment: Sendable {
         _ waiting: inout Set<UInt32>
     ) throws -> Kept {
         var kept = Kept()
-        var frames: [UInt64: TransactionFrames] = [:]
+        var frames: [UInt64: TransactionGroups] = [:]
         var numbers: Set<UInt64> = []
         for entry in entries {
             if entry.transaction > 0 { numbers.insert(entry.transaction) }
             guard let table = entry.frame else { continue }
             let location = RecordLocation(pack: pack, offset: entry.address)
-            frames[entry.transaction, default: TransactionFrames()].append(table, at: location)
+            frames[entry.transaction, default: TransactionGroups()].append(table, at: location)
         }
         for number in numbers where !transactions.contains(number) {
             guard let checkpoint = try standing.checkpoint(of: number) else { continue }
@@ -176,17 +176,17 @@ struct PruneAssessment: Sendable {
     }
 
     /// What stays of a pack that was looked at.
-    func cut(_ pack: UInt32, _ index: Index) throws -> PackCut {
+    func cut(_ pack: UInt32, _ index: Index) throws -> PackRewrite {
         try cut(pack, try PackScan.scan(reader, pack: pack, isNewest: false).entries, index)
     }
 
     private func cut(
         _ pack: UInt32, _ entries: [PackIndex.Entry], _ index: Index
-    ) throws -> PackCut {
+    ) throws -> PackRewrite {
         guard let kept = kept[pack] else {
             preconditionFailure("only a pack that was looked at is cut")
         }
-        return try PackCut(
+        return try PackRewrite(
             entries,
             keepsBlock: { entry, address in
                 transactions.contains(entry.transaction) || kept.blocks.contains(address)

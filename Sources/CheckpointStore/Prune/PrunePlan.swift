@@ -117,7 +117,7 @@ public struct PrunePlan: Sendable {
 
     /// Bytes in sealed packs that nobody would need if no reader of a forgotten checkpoint held a
     /// lease, and no session went on from one: a prune after they have ended frees these too.
-    public var heldByteCount: Int { preparation.heldByteCount }
+    public var leasedByteCount: Int { preparation.leasedByteCount }
 
     /// Bytes in sealed packs that nobody needs; without those that are held.
     public var unusedByteCount: Int { packs.reduce(0) { $0 + $1.unusedByteCount } }

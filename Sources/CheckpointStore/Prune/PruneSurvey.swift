@@ -4,7 +4,7 @@ import GuestModel
 import LMDBTables
 import PackStore
 
-/// Which checkpoints give up their stakes, and which pages die of it.
+/// Which checkpoints give up their owned frames, and which pages die of it.
 ///
 /// Reads what the index says of the forgotten ones and of those that follow them, and the page maps
 /// that name the pages which lose a reference: nothing of the others.
@@ -15,16 +15,15 @@ struct PruneSurvey: Sendable {
     private(set) var dead: [PageDigest: PageLocation] = [:]
     /// Forgotten checkpoints that the index knows and whose manifests are gone.
     let vanished: [CheckpointID: PendingPrune]
-    /// Forgotten checkpoints without stakes whose pages must stay all the same, because somebody
-    /// reads them.
+    /// Forgotten checkpoints without owned frames whose pages must stay, because a reader has them.
     let guarded: Set<CheckpointID>
     /// Packs that were removed before.
     let pruned: PrunedRecord
     /// The checkpoints of `steps`.
     let leaving: Set<CheckpointID>
 
-    private var stakes: [CheckpointID: Stakes] = [:]
-    private var followers: [CheckpointID: Set<CheckpointID>] = [:]
+    private var ownedFrames: [CheckpointID: OwnedFrames] = [:]
+    private var successors: [CheckpointID: Set<CheckpointID>] = [:]
     private var changes: [PageDigest: Int] = [:]
 
     /// - Parameters:
@@ -38,7 +37,7 @@ struct PruneSurvey: Sendable {
         pruned = try index.pruned()
         for (id, state) in pending {
             guard let entry = try index.entry(id), entry.isForgotten else { continue }
-            if state == .hasStakes {
+            if state == .hasOwnedFrames {
                 if !kept.contains(id) { forgotten.append(entry) }
             } else if try repository.reader.isPruned(entry.location, pruned) {
                 vanished[id] = state
@@ -46,16 +45,16 @@ struct PruneSurvey: Sendable {
         }
         self.vanished = vanished
         guarded = try kept.filter { id in
-            try index.entry(id)?.isForgotten == true && !index.hasStakes(id)
+            try index.entry(id)?.isForgotten == true && !index.hasOwnedFrames(id)
         }
-        // The newest first: then none is given stakes by another before it gives away its own, and
-        // the pages in its own stakes are named by its own page map.
+        // The newest first: then none is given frames by another before it gives away its own, and
+        // the pages in the frames that it owns are named by its own page map.
         forgotten.sort { $0.order > $1.order }
         leaving = Set(forgotten.map(\.id))
-        var series = MapSeriesReader(index: index, reader: repository.reader)
-        for entry in forgotten { try resign(entry.id, index, &series) }
-        stakes = [:]
-        followers = [:]
+        var chain = MapChainReader(index: index, reader: repository.reader)
+        for entry in forgotten { try transferOwnership(entry.id, index, &chain) }
+        ownedFrames = [:]
+        successors = [:]
         dead = try index.unreferencedPages()
         for (digest, location) in try index.pagesWithoutReferences(after: changes) {
             dead[digest] = location
@@ -63,7 +62,7 @@ struct PruneSurvey: Sendable {
         for (digest, change) in changes where change > 0 { dead[digest] = nil }
         changes = [:]
         for id in guarded {
-            try series.forEachPage(of: id) { _, digest in dead[digest] = nil }
+            try chain.forEachPage(of: id) { _, digest in dead[digest] = nil }
         }
     }
 
@@ -73,18 +72,18 @@ struct PruneSurvey: Sendable {
     }
 
     /// Makes the step of one checkpoint.
-    private mutating func resign(
-        _ id: CheckpointID, _ index: Index, _ series: inout MapSeriesReader
+    private mutating func transferOwnership(
+        _ id: CheckpointID, _ index: Index, _ chain: inout MapChainReader
     ) throws {
-        guard let own = try stakes(of: id, index) else { return }
-        let following = try followers(of: id, index)
+        guard let own = try ownedFrames(of: id, index) else { return }
+        let following = try successors(of: id, index)
         var lost = own.frames
         var inherited = DirtyBitmap()
-        // For each follower but the first that goes on from one of its references.
+        // For each successor but the first that goes on from one of its references.
         var copies: [DirtyBitmap] = []
-        for follower in following {
-            guard let theirs = try stakes(of: follower, index) else {
-                throw LMDBError.contradiction(in: "stakes")
+        for successor in following {
+            guard let theirs = try ownedFrames(of: successor, index) else {
+                throw LMDBError.contradiction(in: "owned frames")
             }
             lost.formIntersection(theirs.frames)
             guard following.count > 1 else { break }
@@ -95,8 +94,8 @@ struct PruneSurvey: Sendable {
             if !again.isEmpty { copies.append(again) }
             inherited.formUnion(here)
         }
-        var step = OwnershipTransfer(id: id, forerunner: own.forerunner, followers: following)
-        try series.forEachPage(of: id, in: copies.reduce(lost) { $0.union($1) }) { frame, digest in
+        var step = OwnershipTransfer(id: id, predecessor: own.predecessor, successors: following)
+        try chain.forEachPage(of: id, in: copies.reduce(lost) { $0.union($1) }) { frame, digest in
             if lost.contains(frame) {
                 step.lost.append(digest)
                 changes[digest, default: 0] -= 1
@@ -107,34 +106,34 @@ struct PruneSurvey: Sendable {
             changes[digest, default: 0] += count
         }
         steps.append(step)
-        for follower in following {
-            stakes[follower]?.frames.formUnion(own.frames)
-            stakes[follower]?.forerunner = own.forerunner
+        for successor in following {
+            ownedFrames[successor]?.frames.formUnion(own.frames)
+            ownedFrames[successor]?.predecessor = own.predecessor
         }
-        if let forerunner = own.forerunner {
-            var others = try followers(of: forerunner, index)
+        if let predecessor = own.predecessor {
+            var others = try successors(of: predecessor, index)
             others.remove(id)
-            followers[forerunner] = others.union(following)
+            successors[predecessor] = others.union(following)
         }
-        stakes[id] = nil
-        followers[id] = nil
+        ownedFrames[id] = nil
+        successors[id] = nil
     }
 
-    /// Stakes as the steps so far leave them.
-    private mutating func stakes(of id: CheckpointID, _ index: Index) throws -> Stakes? {
-        if let known = stakes[id] { return known }
-        let found = try index.stakes(id)
-        stakes[id] = found
+    /// OwnedFrames as the steps so far leave them.
+    private mutating func ownedFrames(of id: CheckpointID, _ index: Index) throws -> OwnedFrames? {
+        if let known = ownedFrames[id] { return known }
+        let found = try index.ownedFrames(id)
+        ownedFrames[id] = found
         return found
     }
 
     /// Followers as the steps so far leave them.
-    private mutating func followers(
+    private mutating func successors(
         of id: CheckpointID, _ index: Index
     ) throws -> Set<CheckpointID> {
-        if let known = followers[id] { return known }
-        let found = try index.followers(of: id)
-        followers[id] = found
+        if let known = successors[id] { return known }
+        let found = try index.successors(of: id)
+        successors[id] = found
         return found
     }
 }

@@ -9,8 +9,8 @@ public import PackStore
 //   1. The dead pages are condemned: a transaction that begins from now on stores them anew.
 //   2. Transactions that had begun are waited for; they may count on a condemned page.
 //   3. If the index changed since the plan, it is made again: what was published may name a page.
-//   4. The forgotten checkpoints give up their stakes, one by one. Then the dead pages leave the
-//      index, unless they were stored anew meanwhile.
+//   4. The forgotten checkpoints give up the frames that they own, one by one. Then the dead pages
+//      leave the index, unless they were stored again meanwhile.
 //   5. The packs to be removed are named in a record, which is synced.
 //   6. Packs are written anew, or removed; the folder is synced.
 //   7. Forgotten checkpoints whose manifests went leave the index.
@@ -18,7 +18,7 @@ public import PackStore
 // A crash anywhere leaves packs that read as before: the index lacks dead pages at most, a pack is
 // there in its old or its new form, and a pack that is gone was named first. Dead pages leave the
 // index before the record is written: the next writer removes the packs that it names, and must not
-// find pages there. Packs that are about to change are suspects until they have.
+// find pages there. Packs that are about to change are candidates until they have.
 
 /// What a plan was made from.
 struct PrunePreparation: Sendable {
@@ -39,7 +39,7 @@ struct PrunePreparation: Sendable {
     /// The index's state before anything was read.
     let moment: UInt64
     /// Bytes in sealed packs that stay only because of `kept`.
-    let heldByteCount: Int
+    let leasedByteCount: Int
     /// Bytes in the open pack of pages that died before.
     let droppedByteCount: Int
     /// True if what is unused in the open pack, which stays, is part of what may stay unused.
@@ -112,7 +112,7 @@ extension Repository {
         let (pending, held, transactions, count) = try activity.read { activity in
             Result { (try self.withIndex { try $0.pending() }, activity) }
         }.map {
-            ($0, Set($1.holds.keys), Set($1.transactions.keys), $1.pruneCount)
+            ($0, Set($1.sessionLeases.keys), Set($1.transactions.keys), $1.pruneCount)
         }.get()
         let kept = held.union(try leased())
         let survey = try PruneSurvey(pending, kept: kept, repository: self)
@@ -120,19 +120,19 @@ extension Repository {
         let assessment = try PruneAssessment(
             survey, openPack: openPack, sealing: scan, transactions: transactions,
             repository: self)
-        var heldByteCount = 0
+        var leasedByteCount = 0
         if !survey.guarded.isEmpty || kept.contains(where: { pending[$0] != nil }) {
             let free = try PruneAssessment(
                 try PruneSurvey(pending, kept: [], repository: self), openPack: openPack,
                 sealing: scan, transactions: transactions, repository: self)
-            heldByteCount = max(0, free.unusedByteCount - assessment.unusedByteCount)
+            leasedByteCount = max(0, free.unusedByteCount - assessment.unusedByteCount)
         }
         return try PrunePlan(
             PrunePreparation(
                 repository: self, pending: pending, kept: kept, survey: survey,
                 assessment: assessment, options: options, openPack: openPack,
                 transactions: transactions, pruneCount: count, moment: moment,
-                heldByteCount: heldByteCount,
+                leasedByteCount: leasedByteCount,
                 droppedByteCount: try withIndex { try $0.droppedByteCount(in: openPack) }))
     }
 
@@ -183,7 +183,7 @@ extension PrunePlan {
         do {
             let plan = try settled(writer)
             guard !plan.isEmpty || plan.hasPreparedChanges else { return plan }
-            try PruneRun(plan: plan, writer: writer).run(progress)
+            try PruneOperation(plan: plan, writer: writer).run(progress)
             return plan
         } catch {
             throw repository.indexFailure(error)
@@ -237,7 +237,7 @@ extension PrunePlan {
 }
 
 /// A settled plan on its way.
-private struct PruneRun {
+private struct PruneOperation {
     private let plan: PrunePlan
     private let writer: PackWriter
     private let repository: Repository
@@ -280,9 +280,9 @@ private struct PruneRun {
         progress?(touched.count, touched.count)
     }
 
-    /// Takes the stakes of the forgotten, and the dead pages, from the index.
+    /// Takes the owned frames of the forgotten, and the dead pages, from the index.
     ///
-    /// - Returns: the index's state since which packs that change are suspects.
+    /// - Returns: the index's state since which packs that change are candidates.
     private func changeIndex(_ leaving: [CheckpointID: PendingPrune]) throws -> UInt64 {
         let survey = plan.preparation.survey
         let assessment = plan.preparation.assessment
@@ -290,19 +290,21 @@ private struct PruneRun {
         try index.environment.write { transaction in
             moment = transaction.moment
             for pack in assessment.assessedPacks.union(assessment.unsettled) {
-                try index.suspect(pack, transaction)
+                try index.addCandidate(pack, transaction)
             }
         }
         var steps = survey.steps[...]
         while !steps.isEmpty {
             var count = 0
             var end = steps.startIndex
-            while end < steps.endIndex, count < PruneRun.changeCountMax {
+            while end < steps.endIndex, count < PruneOperation.changeCountMax {
                 count += 1 + steps[end].lost.count + steps[end].gained.count
                 end += 1
             }
             try index.environment.write { transaction in
-                guard try index.resign(steps[..<end], transaction) else { throw changedSince() }
+                guard try index.transferOwnership(steps[..<end], transaction) else {
+                    throw changedSince()
+                }
             }
             steps = steps[end...]
         }

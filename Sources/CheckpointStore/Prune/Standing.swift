@@ -22,7 +22,7 @@ struct Standing {
     private let openPack: UInt32
     private let sealing: OpenPackScan?
     private let reader: PackReader
-    private var series: MapSeriesReader
+    private var chain: MapChainReader
     private var kinds: [CheckpointID: Kind] = [:]
     private var builtOn: [CheckpointID: Bool] = [:]
     private var scans: [UInt32: [PackIndex.Entry]] = [:]
@@ -41,7 +41,7 @@ struct Standing {
         self.openPack = openPack
         reader = repository.reader
         index = try repository.withIndex { $0 }
-        series = MapSeriesReader(index: index, reader: reader)
+        chain = MapChainReader(index: index, reader: reader)
     }
 
     /// The checkpoint that a transaction published; nil if it published none.
@@ -49,14 +49,14 @@ struct Standing {
         guard let id = try index.checkpoint(of: number), survey.vanished[id] == nil else {
             return nil
         }
-        return try series.checkpoint(id)
+        return try chain.checkpoint(id)
     }
 
-    /// Notes packs of which less stays since a checkpoint gave up its stakes.
+    /// Notes packs of which less stays since a checkpoint gave up its owned frames.
     mutating func changed(_ id: CheckpointID, _ packs: inout Set<UInt32>) throws {
         var next: CheckpointID? = id
         while let id = next, try !exists(id) {
-            let checkpoint = try series.checkpoint(id)
+            let checkpoint = try chain.checkpoint(id)
             switch try standing(of: checkpoint) {
             case .exists: return
             case .isNeeded: packs.formUnion(checkpoint.manifest.stateParts.map(\.pack))
@@ -93,7 +93,7 @@ struct Standing {
 
     private func exists(_ id: CheckpointID) throws -> Bool {
         if survey.guarded.contains(id) { return true }
-        return try !survey.leaving.contains(id) && index.hasStakes(id)
+        return try !survey.leaving.contains(id) && index.hasOwnedFrames(id)
     }
 
     /// True if the page map of one that exists builds on a checkpoint's own, however far.
@@ -120,7 +120,7 @@ struct Standing {
         by checkpoint: Checkpoint
     ) throws -> [(run: MapRun, digests: ArraySlice<PageDigest>)] {
         var found: [(run: MapRun, digests: ArraySlice<PageDigest>)] = []
-        for part in try series.map(of: checkpoint, passingOver: survey.pruned) {
+        for part in try chain.map(of: checkpoint, passingOver: survey.pruned) {
             part.forEachRun { run, digests in
                 if run.content == .storedHere { found.append((run, digests)) }
             }
@@ -128,10 +128,10 @@ struct Standing {
         return found
     }
 
-    /// Finds the blocks in some page frames of a checkpoint's transaction that stay: those where
+    /// Finds the blocks in some page groups of a checkpoint's transaction that stay: those where
     /// the index finds a page that does not die.
     mutating func keepBlocks(
-        of checkpoint: Checkpoint, _ frames: inout TransactionFrames, into blocks: inout Set<UInt32>
+        of checkpoint: Checkpoint, _ frames: inout TransactionGroups, into blocks: inout Set<UInt32>
     ) throws {
         var pages: [(digest: PageDigest, location: PageLocation)] = []
         for (run, digests) in try stored(by: checkpoint) {

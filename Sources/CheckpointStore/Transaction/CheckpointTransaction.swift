@@ -6,7 +6,7 @@ import Synchronization
 
 // One checkpoint on its way into the packs.
 //
-//   begin -> append page frames (any thread, any order) -> prepare -> publish: it exists
+//   begin -> append page groups (any thread, any order) -> prepare -> publish: it exists
 //                                                       -> abandon: nothing of it is ever seen
 //
 // `prepare` appends the page map and the state; the draft is free then, for the checkpoint after
@@ -42,7 +42,7 @@ package struct CheckpointFacts: Sendable {
 /// Appends a checkpoint's pages to the packs, and publishes it.
 package final class CheckpointTransaction: Sendable {
     private struct State {
-        var frames = TransactionFrames()
+        var frames = TransactionGroups()
         var claims = DigestSet()
         var nextOrdinal: UInt32 = 0
         var storedPages: UInt64 = 0
@@ -120,7 +120,7 @@ package final class CheckpointTransaction: Sendable {
         return first
     }
 
-    /// Appends encoded page frames.
+    /// Appends encoded page groups.
     ///
     /// Any thread; blocks for the write.
     package func append(
@@ -143,21 +143,21 @@ package final class CheckpointTransaction: Sendable {
     package struct Prepared: Sendable {
         fileprivate let manifest: Manifest
         fileprivate let changed: DirtyBitmap
-        fileprivate let parentHold: CheckpointHold?
+        fileprivate let parentLease: SessionLease?
 
         /// Lets prune have the parent: the checkpoint is in the index, and keeps what it needs.
-        package func releaseParent() { parentHold?.release() }
+        package func releaseParent() { parentLease?.release() }
     }
 
     /// Appends the page map and the state; the last look at the draft.
     ///
     /// - Parameters:
     ///   - parent: a checkpoint that exists; the draft began with its page map.
-    ///   - hold: what keeps the parent from prune while its page map is built upon.
+    ///   - lease: what keeps the parent from prune while its page map is built upon.
     ///   - goesOn: asked before each part of the page map; false: nothing more is appended, and it
     ///     fails with `cancelled`.
     package func prepare(
-        _ draft: CheckpointDraft, parent: Checkpoint?, hold: CheckpointHold?,
+        _ draft: CheckpointDraft, parent: Checkpoint?, lease: SessionLease?,
         state guestState: GuestState, _ facts: CheckpointFacts,
         while goesOn: @escaping () -> Bool = { true }
     ) throws(RepositoryError) -> Prepared {
@@ -191,14 +191,14 @@ package final class CheckpointTransaction: Sendable {
             manifest.addedByteCount = state.appendedBytes
             manifest.metadataByteCount = state.appendedBytes - state.blockBytes
         }
-        return Prepared(manifest: manifest, changed: changed, parentHold: hold)
+        return Prepared(manifest: manifest, changed: changed, parentLease: lease)
     }
 
     /// A checkpoint that exists.
     package struct Published: Sendable {
         package let checkpoint: Checkpoint
         /// What keeps it from prune for one who goes on from it.
-        package let hold: CheckpointHold
+        package let lease: SessionLease
     }
 
     /// Publishes: when this returns the checkpoint exists and is durable.
@@ -217,9 +217,9 @@ package final class CheckpointTransaction: Sendable {
         }
         writer.end(wasPublished: true)
         // Held before the index knows it, so before anyone can forget it.
-        let hold = CheckpointHold(unchecked: id, in: repository)
+        let lease = SessionLease(unchecked: id, in: repository)
         repository.didPublish(publication, transaction: number, frames: frames)
-        return Published(checkpoint: publication.checkpoint, hold: hold)
+        return Published(checkpoint: publication.checkpoint, lease: lease)
     }
 
     /// Has the index take what was published, so that every reader finds it.
@@ -270,13 +270,13 @@ package final class CheckpointTransaction: Sendable {
     ) throws(RepositoryError) -> DirtyBitmap {
         if let parent {
             let position = parent.manifest.mapPosition + 1
-            let series = try repository.mapSeries(
-                from: parent, to: MapSeries.ancestor(of: position))
+            let chain = try repository.mapChain(
+                from: parent, to: MapChain.ancestor(of: position))
             var frames = draft.changed
-            frames.formUnion(series.frames)
+            frames.formUnion(chain.frames)
             if frames.count * 2 <= draft.map.pageCount {
                 manifest.mapPosition = position
-                manifest.mapAncestor = series.ancestor.digest
+                manifest.mapAncestor = chain.ancestor.digest
                 return frames
             }
         }

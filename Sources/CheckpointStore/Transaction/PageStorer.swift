@@ -70,7 +70,7 @@ package struct PageStorer: ~Copyable {
             var count = 1
             // Pages adjacent in the guest share a block: they are alike and change together.
             while index + count < positions.count,
-                groupPageCount + count < PageFrameEncoder.pageCount,
+                groupPageCount + count < PageGroupEncoder.pageCount,
                 positions[index + count] == position + count,
                 frames[position + count] == frames[position] + UInt64(count)
             { count += 1 }
@@ -81,7 +81,7 @@ package struct PageStorer: ~Copyable {
             ordinal += UInt32(count)
             groupPageCount += count
             index += count
-            if groupPageCount == PageFrameEncoder.pageCount || index == positions.count {
+            if groupPageCount == PageGroupEncoder.pageCount || index == positions.count {
                 encodeGroup(firstOrdinal: ordinal - UInt32(groupPageCount), transaction.number)
                 groupPageCount = 0
             }
@@ -96,12 +96,12 @@ package struct PageStorer: ~Copyable {
     /// Makes a page group of the blocks.
     private mutating func encodeGroup(firstOrdinal: UInt32, _ transaction: UInt64) {
         let start = records.count
-        let table = PageFrameEncoder.append(
+        let table = PageGroupEncoder.append(
             blocks, firstOrdinal: firstOrdinal, transaction: transaction, compressor: compressor,
             to: &records)
         pending.append(
             PendingRecord(
-                range: start..<records.count, type: .pageFrame, transaction: transaction,
+                range: start..<records.count, type: .pageGroup, transaction: transaction,
                 frame: table))
         blocks.removeAll(keepingCapacity: true)
     }

@@ -328,8 +328,8 @@ struct PackSalvage: Sendable {
         // Page contents may look like records, so the damaged header's word comes first.
         if let header = try? head.withUnsafeBytes({ try RecordHeader($0) }) {
             let end = UInt64(start) + UInt64(header.recordByteCount)
-            let follower = try file.readBytes(RecordHeader.byteCount, at: end)
-            if (try? follower.withUnsafeBytes({ try RecordHeader($0) })) != nil { return end }
+            let successor = try file.readBytes(RecordHeader.byteCount, at: end)
+            if (try? successor.withUnsafeBytes({ try RecordHeader($0) })) != nil { return end }
         }
         var window = UInt64(start) + 8
         while window < byteCount {
@@ -356,7 +356,7 @@ struct PackSalvage: Sendable {
         let header = try? bytes.withUnsafeBytes { try RecordHeader($0) }
         var type = header?.type
         var entry: PackIndex.Entry?
-        // The head of a page frame says itself how long the record is.
+        // The head of a page group says itself how long the record is.
         let table = try? bytes.dropFirst(RecordHeader.byteCount).withUnsafeBytes { payload in
             let blockCount = payload.count > 5 ? Int(payload[5]) : 0
             guard payload.count >= 8 + 4 * blockCount else {
@@ -366,19 +366,19 @@ struct PackSalvage: Sendable {
                 let field = payload.loadUnaligned(fromByteOffset: 8 + 4 * $1, as: UInt32.self)
                 return $0 + Int(UInt32(littleEndian: field) & 0xff_ffff)
             }
-            return try PageFrameTable.decode(payload, payloadCount: sum)
+            return try PageGroupTable.decode(payload, payloadCount: sum)
         }
         // One that the file's end cut off is longer than what is left, and then its header says so.
-        if let table, type == nil || type == .pageFrame,
+        if let table, type == nil || type == .pageGroup,
             RecordHeader.recordByteCount(payload: table.payloadCount) <= range.count
                 || header?.payloadCount == table.payloadCount
         {
-            type = .pageFrame
+            type = .pageGroup
             entry = PackIndex.Entry(
-                type: .pageFrame, offset: UInt32(range.lowerBound),
+                type: .pageGroup, offset: UInt32(range.lowerBound),
                 payloadCount: table.payloadCount, transaction: header?.transaction ?? 0,
                 address: isRewritten ? header?.address : nil, frame: table)
-        } else if let header, header.type != .pageFrame, header.type != .packIndex {
+        } else if let header, header.type != .pageGroup, header.type != .packIndex {
             entry = PackIndex.Entry(
                 type: header.type, offset: UInt32(range.lowerBound),
                 payloadCount: header.payloadCount, transaction: header.transaction,

@@ -62,7 +62,7 @@ struct RepairPages: Sendable {
 
 /// Buffers to unpack one block at a time; one for each thread.
 struct BlockUnpacker: ~Copyable {
-    private static let byteCountMax = PageFrameTable.pageLimit * Page.byteCount
+    private static let byteCountMax = PageGroupTable.pageLimit * Page.byteCount
 
     private let stored: UnsafeMutableRawBufferPointer
     private let unpacked: UnsafeMutableRawBufferPointer

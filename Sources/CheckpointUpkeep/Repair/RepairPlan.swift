@@ -63,7 +63,7 @@ public struct RepairPlan: Sendable {
     public internal(set) var missingPacks: [ClosedRange<UInt32>] = []
     /// Files in the folder of packs that are moved to the folder `damaged`.
     public internal(set) var movedFiles: [String] = []
-    /// Pages that are stored anew, because their places in page frames are lost.
+    /// Pages that are stored anew, because their places in page groups are lost.
     public var savedPageCount: Int { preparation.saved.count }
     /// Bytes in the folder `damaged` afterwards, if originals of packs are kept.
     public internal(set) var keptByteCount = 0

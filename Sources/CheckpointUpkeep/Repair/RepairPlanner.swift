@@ -15,12 +15,12 @@ struct RepairPlanner {
     private var emptied: [UInt32: Set<RecordLocation>] = [:]
     /// Lost checkpoints, by the place that lost them.
     private var affected: [Place: [CheckpointID]] = [:]
-    /// Damaged page frames by the transactions that stored their pages.
+    /// Damaged page groups by the transactions that stored their pages.
     private let damagedFrames: [UInt64: [(ordinals: Range<UInt64>, corruption: Corruption)]]
     /// Manifests of lost checkpoints of which nothing else is damaged.
     private var blamed: [(location: RecordLocation, corruption: Corruption)] = []
-    /// Page frames that go though their records are whole, by file and offset: what they say of
-    /// themselves, and what page maps or other page frames say, cannot both be.
+    /// Page groups that go though their records are whole, by file and offset: what they say of
+    /// themselves, and what page maps or other page groups say, cannot both be.
     private var strays: [Int: [UInt32: Corruption]] = [:]
     /// Where the index says that lost pages were.
     private let hinted: [PageDigest: PageLocation]
@@ -135,7 +135,7 @@ struct RepairPlanner {
         }
     }
 
-    /// Takes the page frame in which alone a page was found for damaged, if nothing else explains
+    /// Takes the page group in which alone a page was found for damaged, if nothing else explains
     /// why the page is not where the page map says: the frame's transaction or ordinal is wrong.
     private mutating func noteStray(_ digest: PageDigest) {
         guard let block = found[digest]?.block, let origin = stock.origins[digest],
@@ -166,12 +166,12 @@ struct RepairPlanner {
             object: entry.type.description, reason: reason)
     }
 
-    /// Takes all page frames of a transaction for damaged if some have ordinals that others have
+    /// Takes all page groups of a transaction for damaged if some have ordinals that others have
     /// too, and blocks of any of them go: in what is left, ordinals that had their right page or
     /// none could come to have another's.
     private mutating func noteOverlapping() {
         guard !strays.isEmpty || !wrongBlocks.isEmpty else { return }
-        var frames: [UInt64: [(file: Int, entry: PackIndex.Entry, table: PageFrameTable)]] = [:]
+        var frames: [UInt64: [(file: Int, entry: PackIndex.Entry, table: PageGroupTable)]] = [:]
         var cut: Set<UInt64> = []
         for file in survey.packs.values.sorted() {
             for entry in survey.salvages[file].entries {
@@ -195,12 +195,12 @@ struct RepairPlanner {
             for (file, entry, _) in own where strays[file]?[entry.offset] == nil {
                 takeForStray(
                     entry, in: file,
-                    "page frames of transaction \(transaction) have the same ordinals")
+                    "page groups of transaction \(transaction) have the same ordinals")
             }
         }
     }
 
-    /// Has pages stored again of which page maps say the right place, and whose page frames go.
+    /// Has pages stored again of which page maps say the right place, and whose page groups go.
     private mutating func save(_ saved: inout Set<PageDigest>) throws {
         for (file, offsets) in strays.sorted(by: { $0.key < $1.key }) {
             let blocks = survey.salvages[file].entries.filter { offsets[$0.offset] != nil }
@@ -214,7 +214,7 @@ struct RepairPlanner {
         }
     }
 
-    /// The damaged page frame in which a page map says that a page is.
+    /// The damaged page group in which a page map says that a page is.
     private func damagedFrame(of digest: PageDigest) -> Corruption? {
         guard let origin = stock.origins[digest] else { return nil }
         return damagedFrames[origin.transaction]?.first {
@@ -425,7 +425,7 @@ struct RepairPlanner {
                     frame: nil))
         }
         entries.sort { $0.addresses.lowerBound < $1.addresses.lowerBound }
-        let cut = PackCut(entries, bridgeByteCountMax: 0) { entry, address in
+        let cut = PackRewrite(entries, bridgeByteCountMax: 0) { entry, address in
             let place = UInt64(entry.offset) + UInt64(address - entry.address)
             return wrongBlocks[file]?.contains(place) != true
                 && strays[file]?[entry.offset] == nil
@@ -500,7 +500,7 @@ extension RepairSurvey {
     }
 }
 
-extension PageFrameTable {
+extension PageGroupTable {
     /// The ordinals of its pages.
     fileprivate var ordinals: Range<UInt64> {
         let first = UInt64(firstOrdinal)

@@ -45,7 +45,7 @@ package struct RepairPreparation: Sendable {
     /// A pack that is written anew.
     struct Rewrite: Sendable {
         let pack: UInt32
-        let cut: PackCut
+        let cut: PackRewrite
         /// Empty parts of page maps, by the offset that stands for them in the cut.
         let payloads: [UInt32: [UInt8]]
         /// True if something in it is damaged, so that the original is worth keeping.

@@ -78,7 +78,7 @@ extension RepairSurvey {
         of checkpoint: Checkpoint, after last: (id: CheckpointID, map: PageMap)?
     ) throws -> (PageMap, emptied: [RecordLocation], differing: Int?) {
         // The rule for what it builds on comes first: a map in memory is as large as its parts say.
-        let (series, lost) = try self.series(of: checkpoint)
+        let (chain, lost) = try self.chain(of: checkpoint)
         if let last, checkpoint.parent == last.id, !checkpoint.hasBaseMap,
             checkpoint.manifest.mapParts.allSatisfy({ records[$0] != nil })
         {
@@ -87,7 +87,7 @@ extension RepairSurvey {
             if lost.isEmpty, last.map.root() == checkpoint.root { return (last.map, [], changed) }
         }
         let map = PageMap()
-        for member in series.reversed() { try apply(member, to: map) }
+        for member in chain.reversed() { try apply(member, to: map) }
         guard map.root() == checkpoint.root else {
             if let first = lost.first { throw Unreadable(corruption: self.lost(first, .mapPart)) }
             throw unreadable(
@@ -116,11 +116,11 @@ extension RepairSurvey {
 
     /// The checkpoints whose maps make one's own, newest first, and the parts of these that are
     /// lost.
-    private func series(
+    private func chain(
         of checkpoint: Checkpoint
     ) throws -> (members: [Checkpoint], lost: [RecordLocation]) {
-        var series = [checkpoint]
-        while let last = series.last, let ancestor = last.mapAncestor {
+        var chain = [checkpoint]
+        while let last = chain.last, let ancestor = last.mapAncestor {
             guard let position = positions[ancestor] else {
                 throw Unreadable(corruption: lostManifest(ancestor))
             }
@@ -130,9 +130,9 @@ extension RepairSurvey {
             } catch {
                 throw unreadable(last.location, .publish, error.reason)
             }
-            series.append(next)
+            chain.append(next)
         }
-        return (series, series.flatMap(\.manifest.mapParts).filter { records[$0] == nil })
+        return (chain, chain.flatMap(\.manifest.mapParts).filter { records[$0] == nil })
     }
 
     /// True if a plan names a place by itself, whatever it lost.

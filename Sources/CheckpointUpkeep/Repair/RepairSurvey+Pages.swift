@@ -62,7 +62,7 @@ extension RepairSurvey {
         part.forEachRun { run, digests in
             guard run.content == .storedHere else { return }
             var next = digests.startIndex
-            frames[transaction, default: TransactionFrames()].forEachLocation(
+            frames[transaction, default: TransactionGroups()].forEachLocation(
                 from: run.firstOrdinal, count: run.range.count
             ) { location in
                 if let location {
@@ -206,7 +206,7 @@ extension RepairSurvey {
         return blocks
     }
 
-    /// The blocks of a page frame; none of another record.
+    /// The blocks of a page group; none of another record.
     static func blocks(of entry: PackIndex.Entry, in file: Int) -> [BlockPlace] {
         guard let frame = entry.frame else { return [] }
         var offset =

@@ -11,7 +11,7 @@ import PackStore
 //   3. Every page that a whole page map says the place of is unpacked and digested. What is right
 //      is available.
 //   4. Each checkpoint is read as a restore would: state, page map, root. The pages that it lacks
-//      are looked for everywhere: in blocks of damaged page frames, of transactions whose maps
+//      are looked for everywhere: in blocks of damaged page groups, of transactions whose maps
 //      are lost, of maps' places that hold something else. What is found is saved: stored anew.
 //   5. A checkpoint that lacks nothing then is whole; every other one is lost.
 //
@@ -69,9 +69,9 @@ struct RepairSurvey: Sendable {
     private(set) var totals: [UInt64: TransactionTotals]?
     /// Where the manifest of each transaction is.
     private var manifests: [UInt64: RecordLocation] = [:]
-    /// The page frames of each transaction before its manifest; their places are those in the
+    /// The page groups of each transaction before its manifest; their places are those in the
     /// files.
-    var frames: [UInt64: TransactionFrames] = [:]
+    var frames: [UInt64: TransactionGroups] = [:]
     let pages: RepairPages
 
     init(
@@ -184,7 +184,7 @@ struct RepairSurvey: Sendable {
             for entry in salvages[file].entries where !isLate(entry, in: file) {
                 guard let table = entry.frame else { continue }
                 let place = RecordLocation(pack: UInt32(file), offset: entry.offset)
-                frames[entry.transaction, default: TransactionFrames()].append(table, at: place)
+                frames[entry.transaction, default: TransactionGroups()].append(table, at: place)
             }
         }
     }

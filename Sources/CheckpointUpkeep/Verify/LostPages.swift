@@ -250,7 +250,7 @@ private enum PackPlace {
             if let offset, offset + UInt64(location.blockByteCount) <= byteCount { return nil }
             return Corruption(
                 file: PackName.path(location.pack), offset: UInt64(location.blockOffset),
-                object: "page frame",
+                object: "page group",
                 reason: offset == nil ? "the pack lacks it" : "the pack ends before it")
         }
     }

@@ -8,8 +8,8 @@ import Synchronization
 // Verification in two passes.
 //
 //  1. Every pack is read from its first byte to its last: envelope, each record's checksum, each
-//     page frame's table, the pack's index against its records, the footer. Packs side by side on
-//     all processors. If only the structure is looked at, page frames are passed over.
+//     page group's table, the pack's index against its records, the footer. Packs side by side on
+//     all processors. If only the structure is looked at, page groups are passed over.
 //  2. Every checkpoint in the order of publication: manifest and id, page map and Merkle root, the
 //     guest's state, and each page that it stored: decompressed, and digested, on all processors
 //     while the maps of the next ones are read. A page that an earlier checkpoint stored must be in

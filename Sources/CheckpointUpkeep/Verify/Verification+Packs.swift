@@ -115,7 +115,7 @@ extension Verification {
             // Records come in the order of the pack's index.
             while let first = known.first, first.offset < offset { known.removeFirst() }
             let expected = known.first?.offset == offset ? known.first : nil
-            if let expected, expected.type == .pageFrame, depth != .full {
+            if let expected, expected.type == .pageGroup, depth != .full {
                 entries.append(expected)
                 offset = expected.end
                 continue

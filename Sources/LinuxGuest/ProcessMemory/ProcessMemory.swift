@@ -201,7 +201,8 @@ public final class ProcessMemory: WritableGuest {
             try hold()
         } catch {
             throw GuestError(
-                code: .holdFailed, message: "the process's own threads could not be held: \(error)")
+                code: .pauseFailed, message: "the process's own threads could not be held: \(error)"
+            )
         }
     }
 

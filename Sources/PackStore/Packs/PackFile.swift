@@ -10,7 +10,7 @@ package final class PackFile: Sendable {
         let addresses: Range<UInt64>
         /// Where the first of them lies.
         let offset: UInt64
-        /// True for blocks of a page frame.
+        /// True for blocks of a page group.
         let isFrame: Bool
     }
 
@@ -95,7 +95,7 @@ package final class PackFile: Sendable {
 
     /// Where the record with an address begins; nil if it is not in the pack any more.
     ///
-    /// Not for page frames, of which only the blocks have addresses that stay.
+    /// Not for page groups, of which only the blocks have addresses that stay.
     package func offset(ofRecord address: UInt32) -> UInt64? {
         guard isRewritten else { return UInt64(address) }
         guard let segment = segment(UInt64(address)), !segment.isFrame,

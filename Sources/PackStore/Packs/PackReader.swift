@@ -141,7 +141,7 @@ package final class PackReader: Sendable {
         }
         let header = try head.withUnsafeBytes { try RecordHeader($0) }
         let bytes = try file.readPages(
-            header.recordByteCount, at: UInt64(offset), isHidden: header.type == .pageFrame)
+            header.recordByteCount, at: UInt64(offset), isHidden: header.type == .pageGroup)
         guard bytes.count == header.recordByteCount else {
             throw FormatError(offset: 0, reason: "the pack ends within it")
         }

@@ -219,9 +219,9 @@ package struct PackScan: Sendable {
         guard (header.address != 0) == isRewritten else {
             throw FormatError(offset: 24, reason: "its address is \(header.address)")
         }
-        var frame: PageFrameTable?
-        if header.type == .pageFrame {
-            frame = try PageFrameTable.decode(
+        var frame: PageGroupTable?
+        if header.type == .pageGroup {
+            frame = try PageGroupTable.decode(
                 UnsafeRawBufferPointer(rebasing: record[RecordHeader.byteCount...]),
                 payloadCount: header.payloadCount)
         }

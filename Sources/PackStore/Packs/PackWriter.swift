@@ -34,11 +34,11 @@ package struct PendingRecord: Sendable {
     package let range: Range<Int>
     package let type: RecordType
     package let transaction: UInt64
-    /// The table of a page frame.
-    package let frame: PageFrameTable?
+    /// The table of a page group.
+    package let frame: PageGroupTable?
 
     package init(
-        range: Range<Int>, type: RecordType, transaction: UInt64, frame: PageFrameTable? = nil
+        range: Range<Int>, type: RecordType, transaction: UInt64, frame: PageGroupTable? = nil
     ) {
         self.range = range
         self.type = type

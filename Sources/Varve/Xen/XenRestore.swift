@@ -46,7 +46,7 @@ public enum XenRestore {
                 message: "a domain '\(name)' is there already; give the new one another name "
                     + "(--name)")
         }
-        let before = Set(try host.domains().map(\.number))
+        let before = Set(try host.domains().map(\.domainID))
         let command = [options.xl, "restore"] + (options.isPaused ? ["-p"] : []) + ["/dev/stdin"]
         let process = try ChildProcess(command, collectsOutput: true)
         var failure: (any Error)?
@@ -67,7 +67,7 @@ public enum XenRestore {
                 message: "xl restore failed with status \(status): "
                     + (lines.last ?? "it said nothing"))
         }
-        let new = try host.domains().filter { !before.contains($0.number) }
+        let new = try host.domains().filter { !before.contains($0.domainID) }
         guard let domain = new.first(where: { name == nil || $0.name == name }) ?? new.first else {
             throw GuestError(
                 code: .gone, message: "xl restored the domain, and it has ended already")
@@ -78,7 +78,7 @@ public enum XenRestore {
     private static func configuration(
         of state: GuestState, _ options: Options
     ) throws -> (configuration: [UInt8]?, name: String?) {
-        if let origin = XenOrigin(state), origin.hold == .pause {
+        if let origin = XenOrigin(state), origin.pauseMode == .pause {
             throw GuestError(
                 code: .stateRejected,
                 message: "the checkpoint was taken by pause: the guest did not prepare itself to "

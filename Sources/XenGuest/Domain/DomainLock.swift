@@ -73,10 +73,10 @@ final class DomainLock: Sendable {
     }
 
     private static func busy(_ domain: UInt32, _ owner: String, _ path: String) -> GuestError {
-        let number = UInt32(owner.prefix { $0.isNumber })
+        let process = UInt32(owner.prefix { $0.isNumber })
         let holder =
-            number == UInt32(getpid())
-            ? "this process" : number.map { "process \($0), or its guard," } ?? "another process"
+            process == UInt32(getpid())
+            ? "this process" : process.map { "process \($0), or its guard," } ?? "another process"
         return GuestError(
             code: .busy,
             message: "\(holder) has charge of domain \(domain) already (\(path)); end that first: "

@@ -36,19 +36,19 @@ extension XenDomain: DirtyTracking {
     public func isRunning(_ log: DirtyLog) -> Bool { state.withLock { $0.log == log } }
 
     private func turnOn() throws(GuestError) {
-        hold.note(.logging)
+        pauser.note(.logging)
         do throws(GuestError) {
-            try calls.enableLog(number)
+            try calls.enableLog(domainID)
         } catch {
             guard error.errno == EINVAL || error.errno == EEXIST else {
-                hold.note(.notLogging)
-                throw hold.cause(of: XenDomain.noLog(error, number))
+                pauser.note(.notLogging)
+                throw pauser.cause(of: XenDomain.noLog(error, domainID))
             }
             guard options.takesLogOver else {
-                hold.note(.notLogging)
+                pauser.note(.notLogging)
                 throw GuestError(
                     code: .busy,
-                    message: "log-dirty mode of domain \(number) is on already: a migration, a "
+                    message: "log-dirty mode of domain \(domainID) is on already: a migration, a "
                         + "save or another checkpointer is at work, or died; wait for it, or take "
                         + "the log over (--take-over)", errno: error.errno)
             }
@@ -56,18 +56,20 @@ extension XenDomain: DirtyTracking {
         }
     }
 
-    private static func noLog(_ error: GuestError, _ number: UInt32) -> GuestError {
+    private static func noLog(_ error: GuestError, _ domainID: UInt32) -> GuestError {
         switch error.errno {
         case EOPNOTSUPP, ENOSYS:
             GuestError(
                 code: .unsupported,
-                message: "this hypervisor logs no writes of domain \(number): it was built without "
+                message:
+                    "this hypervisor logs no writes of domain \(domainID): it was built without "
                     + "shadow paging; compare every page instead (--compare-all)",
                 errno: error.errno)
         case ENOMEM:
             GuestError(
                 code: .callFailed,
-                message: "the hypervisor has no memory for the dirty log of domain \(number); give "
+                message:
+                    "the hypervisor has no memory for the dirty log of domain \(domainID); give "
                     + "it some (xl mem-set 0), or compare every page (--compare-all)",
                 errno: error.errno)
         default: error
@@ -78,14 +80,14 @@ extension XenDomain: DirtyTracking {
     ///
     /// If it stays off, the next take finds it so.
     private func restartLog() throws(GuestError) {
-        try retrying { () throws(GuestError) in try calls.disableLog(number) }
-        try retrying { () throws(GuestError) in try calls.enableLog(number) }
+        try retrying { () throws(GuestError) in try calls.disableLog(domainID) }
+        try retrying { () throws(GuestError) in try calls.enableLog(domainID) }
     }
 
     /// Turns the log on if somebody, or a restart that failed, left it off; false if it was on.
     private func enableIfOff() throws(GuestError) -> Bool {
         do throws(GuestError) {
-            try retrying { () throws(GuestError) in try calls.enableLog(number) }
+            try retrying { () throws(GuestError) in try calls.enableLog(domainID) }
             return true
         } catch {
             guard error.errno == EINVAL || error.errno == EEXIST else { throw error }
@@ -101,19 +103,19 @@ extension XenDomain: DirtyTracking {
         do throws(GuestError) {
             return try readLog(into: &bitmap, isFinal: isFinal)
         } catch {
-            throw hold.cause(of: error)
+            throw pauser.cause(of: error)
         }
     }
 
     private func readLog(
         into bitmap: inout DirtyBitmap, isFinal: Bool
     ) throws(GuestError) -> DirtyKnowledge {
-        let frameCount = try calls.frameCount(number)
+        let frameCount = try calls.frameCount(domainID)
         let buffer = try logBuffer(frameCount)
         do throws(GuestError) {
             _ = try retrying { () throws(GuestError) in
                 try calls.readLog(
-                    number, .clean, into: buffer, frameCount: frameCount, isFinal: isFinal)
+                    domainID, .clean, into: buffer, frameCount: frameCount, isFinal: isFinal)
             }
         } catch {
             guard error.errno == ENOMEM else { throw error }
@@ -123,7 +125,7 @@ extension XenDomain: DirtyTracking {
         // After the take: what is found on now was on when it was read.
         if try enableIfOff() { return .unknown }
         bitmap.formUnion(words: buffer.words.span)
-        for entry in try calls.grantTable(number)
+        for entry in try calls.grantTable(domainID)
         where entry.isWritten && entry.frame < frameCount {
             bitmap.insert(PageFrameNumber(entry.frame))
         }
@@ -151,7 +153,7 @@ extension XenDomain: DirtyTracking {
         while !frames.isEmpty {
             let batch = Array(frames.prefix(FrameScan.batchFrameCount))
             frames.removeFirst(batch.count)
-            if try FrameScan.havePages(batch, number, calls).contains(true) {
+            if try FrameScan.havePages(batch, domainID, calls).contains(true) {
                 state.withLock { $0.scan = nil }
                 return
             }
@@ -168,10 +170,10 @@ extension XenDomain: DirtyTracking {
     }
 
     private func countLog() throws(GuestError) -> Int {
-        let frameCount = try calls.frameCount(number)
+        let frameCount = try calls.frameCount(domainID)
         do throws(GuestError) {
             return try retrying { () throws(GuestError) in
-                try calls.logCount(number, frameCount: frameCount)
+                try calls.logCount(domainID, frameCount: frameCount)
             }
         } catch {
             // The set is unknown until the log is taken: as if every page were dirty.
@@ -184,9 +186,9 @@ extension XenDomain: DirtyTracking {
     public func stop(_ log: DirtyLog) {
         guard isRunning(log) else { return }
         do throws(GuestError) {
-            try retrying { () throws(GuestError) in try calls.disableLog(number) }
+            try retrying { () throws(GuestError) in try calls.disableLog(domainID) }
             state.withLock { $0.log = nil }
-            hold.note(.notLogging)
+            pauser.note(.notLogging)
         } catch {
             // It logs on, and this log has not ended: a second `stop` tries again, this object's
             // end too, and the guard when this process ends.

@@ -22,15 +22,15 @@ extension XenDomain {
     /// that is put back to where it was at work would wait on.
     public func prepareState(_ state: GuestState) throws(GuestError) {
         let context = try context(of: state)
-        guard options.hold == .pause, let records = HVMRecords(context) else { return }
+        guard options.pauseMode == .pause, let records = HVMRecords(context) else { return }
         for processor in records.processors {
             try calls.interrupt(
-                number, processor: processor, vector: records.spuriousVector(of: processor))
+                domainID, processor: processor, vector: records.spuriousVector(of: processor))
         }
         // Nothing between these two: a request that comes there is lost.
-        let live = HVMRecords(try calls.hvmContext(number))
+        let live = HVMRecords(try calls.hvmContext(domainID))
         try calls.setHVMContext(
-            number, live.map { records.requesting(interruptsOf: $0) } ?? context)
+            domainID, live.map { records.requesting(interruptsOf: $0) } ?? context)
     }
 
     /// Puts the processors and their interrupt controllers back.
@@ -39,14 +39,14 @@ extension XenDomain {
     /// that pending.
     public func restoreState(_ state: GuestState) throws(GuestError) {
         let context = try context(of: state)
-        guard options.hold == .pause, let records = HVMRecords(context) else {
-            try calls.setHVMContext(number, context)
+        guard options.pauseMode == .pause, let records = HVMRecords(context) else {
+            try calls.setHVMContext(domainID, context)
             return
         }
         try runTimerStub(records)
         // The balloon driver watches this node; the same value again asks nothing of it. What came
         // from xenstore while the guest was being put back is seen then.
-        let target = "/local/domain/\(number)/memory/target"
+        let target = "/local/domain/\(domainID)/memory/target"
         if let value = try calls.read(target) { try calls.write(target, value) }
     }
 
@@ -72,17 +72,17 @@ extension XenDomain {
         var failure: GuestError?
         do throws(GuestError) {
             let start = records.processorsOnly { stub.registers(of: $0, in: $1) }
-            try calls.setHVMContext(number, start)
-            try calls.unpause(number)
+            try calls.setHVMContext(domainID, start)
+            try calls.unpause(domainID)
             let isAnswered = stub.waitForAnswers(UnsafeRawBufferPointer(page))
-            try persistently { () throws(GuestError) in try calls.pause(number) }
+            try persistently { () throws(GuestError) in try calls.pause(domainID) }
             if !isAnswered { failure = noTimer }
         } catch {
             failure = error
         }
         page.copyBytes(from: before)
         try persistently { () throws(GuestError) in
-            try calls.setHVMContext(number, records.withoutInterrupts)
+            try calls.setHVMContext(domainID, records.withoutInterrupts)
         }
         if let failure { throw failure }
     }
@@ -90,7 +90,7 @@ extension XenDomain {
     private var noTimer: GuestError {
         GuestError(
             code: .callFailed,
-            message: "a processor of domain \(number) has not set its timer: the guest may sleep "
+            message: "a processor of domain \(domainID) has not set its timer: the guest may sleep "
                 + "on; revert again")
     }
 
@@ -99,7 +99,7 @@ extension XenDomain {
         let runs = try layout().runs.filter { $0.end.rawValue <= 1 << 20 }
         guard let run = runs.max(by: { $0.count < $1.count }) else {
             throw GuestError(
-                code: .unsupported, message: "domain \(number) has no memory below 4 GiB")
+                code: .unsupported, message: "domain \(domainID) has no memory below 4 GiB")
         }
         return PageFrameNumber(run.first.rawValue + UInt64(run.count / 2))
     }
@@ -111,14 +111,14 @@ extension XenDomain {
         var errors: [Int32] = [0]
         let address = try frames.withUnsafeBufferPointer { (frames) throws(GuestError) in
             try errors.withUnsafeMutableBufferPointer { (errors) throws(GuestError) in
-                try calls.map(number, frames, isWritable: true, errors: errors)
+                try calls.map(domainID, frames, isWritable: true, errors: errors)
             }
         }
         guard errors[0] == 0 else {
             calls.unmap(address, pageCount: 1)
             throw GuestError(
                 code: .callFailed,
-                message: "frame \(frame) of domain \(number) cannot be mapped for writing",
+                message: "frame \(frame) of domain \(domainID) cannot be mapped for writing",
                 errno: abs(errors[0]))
         }
         return UnsafeMutableRawBufferPointer(start: address, count: Page.byteCount)

@@ -16,8 +16,8 @@ public import XenStream
 public final class XenDomain: Sendable {
     /// How a domain is handled.
     public struct Options: Sendable {
-        /// How it is held still; see `XenHold`.
-        public var hold = XenHold.suspend
+        /// How it is held still; see `XenPauseMode`.
+        public var pauseMode = XenPauseMode.suspend
         /// How long a guest may take to suspend itself, from the request to its acknowledgement and
         /// from there to the suspension.
         ///
@@ -29,7 +29,7 @@ public final class XenDomain: Sendable {
         /// Does without the log: every checkpoint compares every page in the pause.
         public var comparesAll = false
         /// The program and arguments of the guard, for example `["/usr/bin/varve", "xen",
-        /// "guard"]`; the domain's number follows.
+        /// "guard"]`; the domain ID follows.
         ///
         /// Such a program calls `XenGuard.run`. Without one, a domain whose checkpointer dies in
         /// the pause stays still.
@@ -44,15 +44,15 @@ public final class XenDomain: Sendable {
         public init() {}
     }
 
-    /// The domain's number.
-    public let number: UInt32
+    /// The domain ID.
+    public let domainID: UInt32
     /// Its uuid.
     public let uuid: [UInt8]
     /// Why every checkpoint compares every page; nil if the log is used.
     public let comparesAllBecause: String?
     let options: Options
     let calls: any XenCalls
-    let hold: DomainHold
+    let pauser: DomainPauser
     let state = Mutex(State())
     /// What does not change while the domain lives, as records of its state.
     let constant: XenLiveState
@@ -80,35 +80,36 @@ public final class XenDomain: Sendable {
     /// Throws a sentence with the remedy if it cannot be checkpointed: `busy` if somebody else has
     /// charge of it, `unavailable` if it cannot be locked.
     public convenience init(
-        _ number: UInt32, options: Options = Options()
+        _ domainID: UInt32, options: Options = Options()
     ) throws(GuestError) {
-        try self.init(number, calls: LibxenCalls(), options: options)
+        try self.init(domainID, calls: LibxenCalls(), options: options)
     }
 
     package init(
-        _ number: UInt32, calls: any XenCalls, options: Options
+        _ domainID: UInt32, calls: any XenCalls, options: Options
     ) throws(GuestError) {
-        self.number = number
+        self.domainID = domainID
         self.calls = calls
         self.options = options
-        guard let facts = try calls.facts(number), !facts.isDying else {
-            throw XenDomain.gone(number)
+        guard let facts = try calls.facts(domainID), !facts.isDying else {
+            throw XenDomain.gone(domainID)
         }
         try XenDomain.checkKind(facts, calls)
         uuid = facts.handle
         if options.comparesAll {
             comparesAllBecause = "it was asked for"
-        } else if try !calls.list("/local/domain/\(number)/device/pci").isEmpty {
+        } else if try !calls.list("/local/domain/\(domainID)/device/pci").isEmpty {
             comparesAllBecause = "a PCI device is assigned to it, and Xen logs no writes then"
         } else {
             comparesAllBecause = nil
         }
-        var constant = XenLiveState(hold: options.hold, domain: number, uuid: facts.handle)
+        var constant = XenLiveState(
+            pauseMode: options.pauseMode, domain: domainID, uuid: facts.handle)
         (constant.xenMajor, constant.xenMinor) = try calls.version()
-        (constant.cpuidPolicy, constant.msrPolicy) = try calls.policies(number)
-        constant.configuration = try calls.configuration(number)
+        (constant.cpuidPolicy, constant.msrPolicy) = try calls.policies(domainID)
+        constant.configuration = try calls.configuration(domainID)
         self.constant = constant
-        hold = try DomainHold(number, calls, options)
+        pauser = try DomainPauser(domainID, calls, options)
     }
 
     deinit {
@@ -120,20 +121,21 @@ public final class XenDomain: Sendable {
     private static func checkKind(
         _ facts: DomainFacts, _ calls: any XenCalls
     ) throws(GuestError) {
-        let number = facts.domain
-        guard number != 0 else {
+        let domainID = facts.domain
+        guard domainID != 0 else {
             throw GuestError(code: .unsupported, message: "domain 0 cannot checkpoint itself")
         }
         guard facts.isHVM else {
             throw GuestError(
                 code: .unsupported,
-                message: "domain \(number) is a PV domain, whose page tables only libxenguest's "
+                message: "domain \(domainID) is a PV domain, whose page tables only libxenguest's "
                     + "stream makes canonical; use XenPVDomain")
         }
-        guard try calls.list("/local/domain/0/device-model/\(number)").isEmpty else {
+        guard try calls.list("/local/domain/0/device-model/\(domainID)").isEmpty else {
             throw GuestError(
                 code: .unsupported,
-                message: "domain \(number) has a device model (QEMU), whose state and dirty pages "
+                message:
+                    "domain \(domainID) has a device model (QEMU), whose state and dirty pages "
                     + "are not taken; use a PVH domain, or 'xl save -c' and 'varve import'")
         }
     }
@@ -145,13 +147,13 @@ public final class XenDomain: Sendable {
         do throws(GuestError) {
             return try body()
         } catch {
-            throw hold.cause(of: error)
+            throw pauser.cause(of: error)
         }
     }
 
-    static func gone(_ number: UInt32) -> GuestError {
+    static func gone(_ domainID: UInt32) -> GuestError {
         GuestError(
-            code: .gone, message: "there is no domain \(number); 'xl list' shows those that run")
+            code: .gone, message: "there is no domain \(domainID); 'xl list' shows those that run")
     }
 }
 
@@ -169,15 +171,15 @@ extension XenDomain: WritableGuest {
     }
 
     private func currentLayout() throws(GuestError) -> GuestLayout {
-        guard let facts = try calls.facts(number) else { throw XenDomain.gone(number) }
-        let frameCount = try calls.frameCount(number)
+        guard let facts = try calls.facts(domainID) else { throw XenDomain.gone(domainID) }
+        let frameCount = try calls.frameCount(domainID)
         if let scan = state.withLock({ $0.scan }), scan.pageCount == facts.pageCount,
             scan.frameCount == frameCount
         {
             return scan.layout
         }
         let scan = try FrameScan(
-            number, calls, pageCount: facts.pageCount, frameCount: frameCount)
+            domainID, calls, pageCount: facts.pageCount, frameCount: frameCount)
         state.withLock { $0.scan = scan }
         return scan.layout
     }
@@ -197,7 +199,7 @@ extension XenDomain: WritableGuest {
             do throws(GuestError) {
                 try copyPages(runs, to: bytes)
             } catch {
-                throw hold.cause(of: error)
+                throw pauser.cause(of: error)
             }
         }
     }
@@ -229,27 +231,27 @@ extension XenDomain: WritableGuest {
 
     private func currentState() throws(GuestError) -> GuestState {
         var live = constant
-        let tsc = try calls.tsc(number)
+        let tsc = try calls.tsc(domainID)
         live.tsc = XenLiveState.tscInfo(
             mode: tsc.mode, kilohertz: tsc.kilohertz, nanoseconds: tsc.nanoseconds,
             incarnation: tsc.incarnation)
-        live.hvmContext = try calls.hvmContext(number)
+        live.hvmContext = try calls.hvmContext(domainID)
         for index in XenLiveState.parameterIndexes {
-            let value = try calls.hvmParameter(number, index)
+            let value = try calls.hvmParameter(domainID, index)
             if value != 0 { live.parameters.append((UInt64(index), value)) }
         }
         return live.guestState
     }
 
     /// Holds the domain still: it suspends itself, or the hypervisor pauses it.
-    public func pause() throws(GuestError) { try hold.hold() }
+    public func pause() throws(GuestError) { try pauser.pause() }
 
     /// How long the last pause took to come and to end.
-    public var holdTimes: HoldTimes { hold.times }
+    public var pauseTimes: PauseTimes { pauser.times }
 
     /// Lets the domain run on.
     public func resume() throws(GuestError) {
-        try hold.release()
+        try pauser.release()
         unmapRetired()
     }
 
@@ -276,25 +278,30 @@ extension XenDomain: WritableGuest {
                 message: "the checkpoint was not taken of a live domain, so nothing can be "
                     + "reverted to it in place; restore it as a new domain")
         }
-        guard origin.domain == number, origin.uuid == uuid else {
+        guard origin.domain == domainID, origin.uuid == uuid else {
             throw GuestError(
                 code: .stateRejected,
-                message: "the checkpoint is of another domain (number \(origin.domain) then) than "
-                    + "domain \(number): event channels and grants differ; restore it as a new one")
+                message: "the checkpoint is of another domain (ID \(origin.domain) then) than "
+                    + "domain \(domainID): event channels and grants differ; restore it as a new "
+                    + "one"
+            )
         }
-        guard origin.hold == options.hold else {
+        guard origin.pauseMode == options.pauseMode else {
             throw GuestError(
                 code: .stateRejected,
-                message: "the checkpoint was taken by \(origin.hold.rawValue), and the domain is "
-                    + "being held by \(options.hold.rawValue); use \(origin.hold.rawValue)")
+                message:
+                    "the checkpoint was taken by \(origin.pauseMode.rawValue), and the domain is "
+                    + "being held by \(options.pauseMode.rawValue); use "
+                    + "\(origin.pauseMode.rawValue)"
+            )
         }
         // The host may have been started with an older Xen since.
         try XenVersion(major: constant.xenMajor, minor: constant.xenMinor).check(state)
-        let others = try XenDomain.backends(of: number, calls)
+        let others = try XenDomain.backends(of: domainID, calls)
         guard others.isEmpty else {
             throw GuestError(
                 code: .unsupported,
-                message: "domain \(number) has devices that cannot be reverted in place "
+                message: "domain \(domainID) has devices that cannot be reverted in place "
                     + "(\(others.joined(separator: ", "))): their backends would not go back with "
                     + "it; restore the checkpoint as a new domain")
         }
@@ -302,10 +309,10 @@ extension XenDomain: WritableGuest {
 
     /// Devices besides console and xenstore.
     static func backends(
-        of number: UInt32, _ calls: any XenCalls
+        of domainID: UInt32, _ calls: any XenCalls
     ) throws(GuestError) -> [String] {
         let known: Set<String> = ["console", "suspend"]
-        let path = "/local/domain/\(number)/device"
+        let path = "/local/domain/\(domainID)/device"
         var found: [String] = []
         for kind in try calls.list(path) where !known.contains(kind) {
             if try !calls.list("\(path)/\(kind)").isEmpty { found.append(kind) }
@@ -320,7 +327,7 @@ extension XenDomain: WritableGuest {
             throw GuestError(
                 code: .sizeMismatch,
                 message: "the checkpoint has \(counted(layout.pageCount, "page")); domain "
-                    + "\(number) has \(mine.pageCount), or they lie elsewhere: it was ballooned "
+                    + "\(domainID) has \(mine.pageCount), or they lie elsewhere: it was ballooned "
                     + "since; restore the checkpoint as a new domain")
         }
     }
@@ -332,7 +339,7 @@ extension XenDomain: WritableGuest {
     public func writePages(
         _ runs: Span<PageRange>, from source: RawSpan
     ) throws(GuestError) {
-        let number = number
+        let domainID = domainID
         try source.withUnsafeBytes { (bytes) throws(GuestError) in
             var offset = 0
             try forEachMapping(of: runs, isWritable: true) { (pages, errors) throws(GuestError) in
@@ -340,7 +347,7 @@ extension XenDomain: WritableGuest {
                     guard errors[index] == 0 else {
                         throw GuestError(
                             code: .callFailed,
-                            message: "a page of domain \(number) cannot be mapped for writing",
+                            message: "a page of domain \(domainID) cannot be mapped for writing",
                             errno: -errors[index])
                     }
                     (pages + index * Page.byteCount).copyMemory(
@@ -379,23 +386,23 @@ extension XenDomain: WritableGuest {
         var address: UnsafeMutableRawPointer?
         try frames.withUnsafeBufferPointer { (frames) throws(GuestError) in
             try errors.withUnsafeMutableBufferPointer { (errors) throws(GuestError) in
-                address = try calls.map(number, frames, isWritable: isWritable, errors: errors)
+                address = try calls.map(domainID, frames, isWritable: isWritable, errors: errors)
             }
         }
         guard let address else { return }
         let mapping = Mapping(address: address, pageCount: frames.count)
-        let isHeld = hold.isHeld
+        let isPaused = pauser.isPaused
         state.withLock { state in
-            if isHeld && !isWritable { state.retired.append(mapping) }
+            if isPaused && !isWritable { state.retired.append(mapping) }
             if errors.contains(where: { $0 != 0 }) { state.scan = nil }
         }
         defer {
-            if !isHeld || isWritable { calls.unmap(address, pageCount: frames.count) }
+            if !isPaused || isWritable { calls.unmap(address, pageCount: frames.count) }
         }
-        if isHeld, let position = errors.firstIndex(where: { $0 != 0 }) {
+        if isPaused, let position = errors.firstIndex(where: { $0 != 0 }) {
             throw GuestError(
                 code: .callFailed,
-                message: "frame \(PageFrameNumber(UInt64(frames[position]))) of domain \(number) "
+                message: "frame \(PageFrameNumber(UInt64(frames[position]))) of domain \(domainID) "
                     + "cannot be mapped: the domain's memory changed its layout, take the "
                     + "checkpoint again", errno: abs(errors[position]))
         }

@@ -9,57 +9,57 @@ import XenStream
 /// always held by suspension. Without log-dirty mode (Debian's hypervisor has none for PV) it
 /// stands still while all of its memory is written, as with `xl save -c`.
 public final class XenPVDomain: Sendable {
-    /// The domain's number.
-    public let number: UInt32
+    /// The domain ID.
+    public let domainID: UInt32
     /// xl's configuration as JSON, for `XenImport`: the stream has none.
     public let configuration: [UInt8]
     private let calls: any XenCalls
-    private let hold: DomainHold
+    private let pauser: DomainPauser
 
     /// Takes charge of a domain; it runs on untouched until the first save.
     ///
     /// - Parameter options: `suspendTimeout` and `guardCommand` are used.
     public convenience init(
-        _ number: UInt32, options: XenDomain.Options = XenDomain.Options()
+        _ domainID: UInt32, options: XenDomain.Options = XenDomain.Options()
     ) throws(GuestError) {
-        try self.init(number, calls: LibxenCalls(), options: options)
+        try self.init(domainID, calls: LibxenCalls(), options: options)
     }
 
     package init(
-        _ number: UInt32, calls: any XenCalls, options: XenDomain.Options
+        _ domainID: UInt32, calls: any XenCalls, options: XenDomain.Options
     ) throws(GuestError) {
-        guard let facts = try calls.facts(number), !facts.isDying else {
-            throw XenDomain.gone(number)
+        guard let facts = try calls.facts(domainID), !facts.isDying else {
+            throw XenDomain.gone(domainID)
         }
-        guard !facts.isHVM, options.hold == .suspend else {
+        guard !facts.isHVM, options.pauseMode == .suspend else {
             throw GuestError(
                 code: .unsupported,
                 message: facts.isHVM
-                    ? "domain \(number) is no PV domain; use XenDomain"
-                    : "domain \(number) is a PV domain, which can only be held by suspension: its "
-                        + "page tables are canonical only then")
+                    ? "domain \(domainID) is no PV domain; use XenDomain"
+                    : "domain \(domainID) is a PV domain, which can only be paused by suspension: "
+                        + "its page tables are canonical only then")
         }
-        self.number = number
+        self.domainID = domainID
         self.calls = calls
-        configuration = try calls.configuration(number)
-        hold = try DomainHold(number, calls, options)
+        configuration = try calls.configuration(domainID)
+        pauser = try DomainPauser(domainID, calls, options)
     }
 
     /// True if the hypervisor logs this domain's writes, as `Mode.checkpointed` needs.
     ///
     /// Debian's does not: it is built without shadow paging. Turns the log on and off.
     public func logsWrites() throws(GuestError) -> Bool {
-        try XenPVDomain.logsWrites(number, calls)
+        try XenPVDomain.logsWrites(domainID, calls)
     }
 
-    static func logsWrites(_ number: UInt32, _ calls: any XenCalls) throws(GuestError) -> Bool {
+    static func logsWrites(_ domainID: UInt32, _ calls: any XenCalls) throws(GuestError) -> Bool {
         do throws(GuestError) {
-            try calls.enableLog(number)
+            try calls.enableLog(domainID)
         } catch {
             guard error.errno == EOPNOTSUPP || error.errno == ENOSYS else { throw error }
             return false
         }
-        try calls.disableLog(number)
+        try calls.disableLog(domainID)
         return true
     }
 
@@ -71,13 +71,13 @@ public final class XenPVDomain: Sendable {
         ///
         /// The closure is called after each epoch, while the domain runs, with how long that epoch
         /// held it: it waits as long as it likes, and says whether to take another.
-        case checkpointed(next: @Sendable (HoldTimes) -> Bool)
+        case checkpointed(next: @Sendable (PauseTimes) -> Bool)
     }
 
     /// What one save shares between its two threads.
     private final class Run: Sendable {
         struct State {
-            var times: [HoldTimes] = []
+            var times: [PauseTimes] = []
             var failure: GuestError?
         }
         let state = Mutex(State())
@@ -92,7 +92,7 @@ public final class XenPVDomain: Sendable {
     public func save(
         _ mode: Mode,
         _ body: (_ source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int) throws -> Void
-    ) throws -> [HoldTimes] {
+    ) throws -> [PauseTimes] {
         let run = Run()
         let pipe = try Pipe()
         let writer = try CallThread { [self] in
@@ -113,28 +113,29 @@ public final class XenPVDomain: Sendable {
 
     private func write(_ mode: Mode, _ pipe: Pipe, _ run: Run) {
         var isCheckpointed = false
-        var next: @Sendable (HoldTimes) -> Bool = { _ in false }
+        var next: @Sendable (PauseTimes) -> Bool = { _ in false }
         if case .checkpointed(let closure) = mode { (isCheckpointed, next) = (true, closure) }
         let steps = SaveSteps(
-            suspend: { [self] in step(run) { () throws(GuestError) in try hold.hold() } },
+            suspend: { [self] in step(run) { () throws(GuestError) in try pauser.pause() } },
             postcopy: { [self] in step(run) { () throws(GuestError) in try end(run) } },
-            checkpoint: { [hold] in next(hold.times) })
+            checkpoint: { [pauser] in next(pauser.times) })
         do throws(GuestError) {
             try calls.save(
-                number, to: pipe.writingEnd, isCheckpointed: isCheckpointed, isLive: isCheckpointed,
+                domainID, to: pipe.writingEnd, isCheckpointed: isCheckpointed,
+                isLive: isCheckpointed,
                 steps)
         } catch {
             run.state.withLock { $0.failure = $0.failure ?? error }
         }
-        guard hold.isHeld else { return }
+        guard pauser.isPaused else { return }
         if !step(run, { () throws(GuestError) in try end(run) }) {
             _ = step(run) { () throws(GuestError) in try end(run) }
         }
     }
 
     private func end(_ run: Run) throws(GuestError) {
-        try hold.release()
-        run.state.withLock { $0.times.append(hold.times) }
+        try pauser.release()
+        run.state.withLock { $0.times.append(pauser.times) }
     }
 
     /// Runs a step of a save; a failure is kept and ends the save.

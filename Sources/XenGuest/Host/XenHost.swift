@@ -25,7 +25,7 @@ public final class XenHost: Sendable {
         }
 
         /// Its number.
-        public let number: UInt32
+        public let domainID: UInt32
         /// Its name in xenstore; empty if it has none.
         public let name: String
         /// Its uuid, 16 bytes.
@@ -51,7 +51,7 @@ public final class XenHost: Sendable {
 
     /// The domain with a number or name.
     public func domain(named text: String) throws(GuestError) -> Domain {
-        if let number = UInt32(text), let facts = try calls.facts(number), number != 0 {
+        if let domainID = UInt32(text), let facts = try calls.facts(domainID), domainID != 0 {
             return try domain(facts)
         }
         let all = try domains()
@@ -61,7 +61,7 @@ public final class XenHost: Sendable {
             message: all.isEmpty
                 ? "there is no domain '\(text)': only dom0 runs here"
                 : "there is no domain '\(text)'; there are "
-                    + all.map { $0.name.isEmpty ? "\($0.number)" : $0.name }
+                    + all.map { $0.name.isEmpty ? "\($0.domainID)" : $0.name }
                     .joined(separator: ", "))
     }
 
@@ -76,7 +76,7 @@ public final class XenHost: Sendable {
                 facts.isPaused ? .paused : .running
             }
         return Domain(
-            number: facts.domain, name: name, uuid: facts.handle, kind: facts.isHVM ? .hvm : .pv,
+            domainID: facts.domain, name: name, uuid: facts.handle, kind: facts.isHVM ? .hvm : .pv,
             pageCount: facts.pageCount, vcpuCount: facts.vcpuCount, condition: condition)
     }
 
@@ -119,12 +119,12 @@ public final class XenHost: Sendable {
 
     /// What a domain allows.
     public func findings(of domain: Domain) throws(GuestError) -> [Finding] {
-        let root = "/local/domain/\(domain.number)"
+        let root = "/local/domain/\(domain.domainID)"
         var found: [Finding] = []
         func add(_ subject: String, _ grade: Finding.Grade, _ text: String) {
             found.append(Finding(subject: subject, grade: grade, text: text))
         }
-        let hasModel = try !calls.list("/local/domain/0/device-model/\(domain.number)").isEmpty
+        let hasModel = try !calls.list("/local/domain/0/device-model/\(domain.domainID)").isEmpty
         switch (domain.kind, hasModel) {
         case (.pv, _):
             add(
@@ -145,12 +145,12 @@ public final class XenHost: Sendable {
         if hasPCI {
             add("log-dirty", .limited, "a PCI device is assigned: every page is compared")
         } else if domain.kind == .pv {
-            let (grade, text) = try XenHost.logOfPV(domain.number, calls)
+            let (grade, text) = try XenHost.logOfPV(domain.domainID, calls)
             add("log-dirty", grade, text)
         } else {
             add("log-dirty", .good, "no passthrough device stands against it")
         }
-        let others = try XenDomain.backends(of: domain.number, calls)
+        let others = try XenDomain.backends(of: domain.domainID, calls)
         add(
             "devices", others.isEmpty ? .good : .limited,
             others.isEmpty
@@ -165,12 +165,12 @@ public final class XenHost: Sendable {
     ///
     /// It is turned on and off for that, so a domain that somebody checkpoints is left alone.
     private static func logOfPV(
-        _ number: UInt32, _ calls: any XenCalls
+        _ domainID: UInt32, _ calls: any XenCalls
     ) throws(GuestError) -> (Finding.Grade, String) {
         let logs: Bool
         do throws(GuestError) {
-            let lock = try DomainLock(of: number, in: calls.lockDirectory)
-            logs = try XenPVDomain.logsWrites(number, calls)
+            let lock = try DomainLock(of: domainID, in: calls.lockDirectory)
+            logs = try XenPVDomain.logsWrites(domainID, calls)
             withExtendedLifetime(lock) {}
         } catch {
             guard error.code == .busy else { throw error }

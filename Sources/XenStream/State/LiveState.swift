@@ -6,7 +6,7 @@ public import GuestModel
 //   xen.domain    u32 domid, then 16 bytes of uuid
 
 /// How a domain was held still for its checkpoint.
-public enum XenHold: String, Hashable, Sendable {
+public enum XenPauseMode: String, Hashable, Sendable {
     /// The guest suspended itself: canonical, so it can be started as a new domain.
     case suspend
     /// The hypervisor paused it, without its knowledge: for revert in place and for looking at.
@@ -16,8 +16,8 @@ public enum XenHold: String, Hashable, Sendable {
 /// State of a live PVH or HVM domain, in the records that its stream would have.
 public struct XenLiveState: Sendable {
     /// How the domain was held.
-    public var hold: XenHold
-    /// The domain's number.
+    public var pauseMode: XenPauseMode
+    /// The domain ID.
     public var domain: UInt32
     /// The domain's uuid, 16 bytes.
     public var uuid: [UInt8]
@@ -44,8 +44,8 @@ public struct XenLiveState: Sendable {
     ]
 
     /// Begins with what tells domains apart.
-    public init(hold: XenHold, domain: UInt32, uuid: [UInt8]) {
-        self.hold = hold
+    public init(pauseMode: XenPauseMode, domain: UInt32, uuid: [UInt8]) {
+        self.pauseMode = pauseMode
         self.domain = domain
         self.uuid = uuid
     }
@@ -64,7 +64,7 @@ public struct XenLiveState: Sendable {
         func add(_ kind: String, _ bytes: [UInt8]) {
             records.append(GuestState.Record(kind: kind, bytes: bytes))
         }
-        add(XenStateKind.hold, Array(hold.rawValue.utf8))
+        add(XenStateKind.pauseMode, Array(pauseMode.rawValue.utf8))
         add(XenStateKind.domain, domain.littleEndianBytes + uuid)
         if let configuration { add(XenStateKind.configuration, configuration + [0]) }
         let header =
@@ -87,19 +87,19 @@ public struct XenLiveState: Sendable {
 /// What a checkpoint's state says of the domain that it was taken of.
 public struct XenOrigin: Hashable, Sendable {
     /// How the domain was held.
-    public let hold: XenHold
-    /// The domain's number then.
+    public let pauseMode: XenPauseMode
+    /// The domain ID then.
     public let domain: UInt32
     /// The domain's uuid.
     public let uuid: [UInt8]
 
     /// Reads a checkpoint's state; nil if it was not taken of a live domain.
     public init?(_ state: GuestState) {
-        guard let hold = state.bytes(ofKind: XenStateKind.hold),
-            let known = XenHold(rawValue: String(decoding: hold, as: UTF8.self)),
+        guard let hold = state.bytes(ofKind: XenStateKind.pauseMode),
+            let known = XenPauseMode(rawValue: String(decoding: hold, as: UTF8.self)),
             let domain = state.bytes(ofKind: XenStateKind.domain), domain.count == 20
         else { return nil }
-        self.hold = known
+        pauseMode = known
         self.domain = domain.little(0)
         uuid = Array(domain[4...])
     }
@@ -112,7 +112,7 @@ public struct XenOrigin: Hashable, Sendable {
 
 extension XenStateKind {
     /// How a live domain was held still.
-    public static let hold = "xen.hold"
+    public static let pauseMode = "xen.hold"
     /// Which live domain it was.
     public static let domain = "xen.domain"
 }

@@ -176,7 +176,7 @@ struct CrashCheck {
             for frame in 10..<14 { state.write(UInt64(frame), CrashWorld.page(9999 + frame)) }
         }
         var options = CaptureOptions()
-        options.ringByteCount = 4 << 20
+        options.poolByteCount = 4 << 20
         options.workerCount = 1
         let session = try CaptureSession(
             of: guest, in: repository, lineage: "web", options: options)

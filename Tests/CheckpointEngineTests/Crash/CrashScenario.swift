@@ -41,7 +41,7 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
     private static func damage(_ image: inout DiskImage) {
         let packs = (image.names(StoreDirectory.packs) ?? []).sorted()
         func path(_ position: Int) -> String { "\(StoreDirectory.packs)/\(packs[position])" }
-        // In the first page frame, behind its head: a page that one block holds.
+        // In the first page group, behind its head: a page that one block holds.
         _ = image.flipBit(path(0), byte: 30_000, bit: 3)
         let count = image.contents(path(1))?.count ?? 0
         _ = image.flipBit(path(1), byte: count - 40, bit: 5)

@@ -357,7 +357,7 @@ final class CrashWorld: Sendable {
     private func session(_ lineage: String, parent: Checkpoint?) throws -> CaptureSession {
         if let session = state.withLock({ $0.sessions[lineage] }) { return session }
         var options = CaptureOptions()
-        options.ringByteCount = 4 << 20
+        options.poolByteCount = 4 << 20
         options.workerCount = 1
         let repository = try repository()
         let guest = guest(lineage)
@@ -437,7 +437,7 @@ final class CrashWorld: Sendable {
         for frame in pages.keys.sorted() { image += pages[frame] ?? [] }
         var position = 0
         var options = CaptureOptions()
-        options.ringByteCount = 4 << 20
+        options.poolByteCount = 4 << 20
         options.workerCount = 1
         do {
             let checkpoint = try ImageImport.run(
@@ -459,7 +459,7 @@ final class CrashWorld: Sendable {
         let pages = guest(lineage).with { $0.pages }
         let image = ChangingImage(bytes: pages.keys.sorted().flatMap { pages[$0] ?? [] })
         var options = CaptureOptions()
-        options.ringByteCount = 4 << 20
+        options.poolByteCount = 4 << 20
         options.workerCount = 1
         do {
             _ = try ImageImport.run(

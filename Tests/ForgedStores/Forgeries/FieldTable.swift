@@ -12,7 +12,7 @@ enum FieldTable {
     /// The type of each record, its name, and the fields of its payload.
     static let types: [(type: UInt8, name: String, fields: @Sendable ([UInt8]) -> [ForgedField])] =
         [
-            (1, "page frame", pageFrame), (2, "map part", mapPart), (3, "guest state", state),
+            (1, "page group", pageGroup), (2, "map part", mapPart), (3, "guest state", state),
             (4, "manifest", manifest), (5, "mark", { _ in [] }), (7, "forget", forget),
             (8, "removed packs", bytes), (9, "labels", labels),
         ]
@@ -32,7 +32,7 @@ enum FieldTable {
         ForgedField(name: name, offset: offset, width: width)
     }
 
-    private static func pageFrame(_ payload: [UInt8]) -> [ForgedField] {
+    private static func pageGroup(_ payload: [UInt8]) -> [ForgedField] {
         var fields = [
             field("ordinal", 0, 4), field("pages", 4, 1), field("blocks", 5, 1),
             field("reserved", 6, 2),

@@ -144,7 +144,7 @@ public struct RandomWalk {
     private mutating func open() throws -> CaptureSession {
         if let session { return session }
         var options = CaptureOptions()
-        options.ringByteCount = 4 << 20
+        options.poolByteCount = 4 << 20
         options.workerCount = 1
         options.auditPageCount = 4
         let new = try CaptureSession(
@@ -189,7 +189,7 @@ public struct RandomWalk {
         lineage = ["a", "b", "c", "d"].randomElement(using: &random) ?? "a"
         guard let parent else { return }
         var options = CaptureOptions()
-        options.ringByteCount = 4 << 20
+        options.poolByteCount = 4 << 20
         options.workerCount = 1
         session = try CaptureSession(
             of: guest, in: try openRepository(), lineage: lineage, parent: parent,

@@ -80,7 +80,7 @@ public final class StoreSoak: Sendable {
         var random = SeededGenerator(seed: seed)
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: StoreSoak.pageCount))
         var options = CaptureOptions()
-        options.ringByteCount = 16 << 20
+        options.poolByteCount = 16 << 20
         let session = try CaptureSession(
             of: guest, in: repository, lineage: "soak", options: options)
         for number in 1...checkpointCount {

@@ -47,7 +47,7 @@ extension XenCases {
 struct MemoryUse {
     /// In all.
     private(set) var total = 0
-    /// The mapping of the staging ring: the only one of 256 MiB that is no file.
+    /// The mapping of the staging pool: the only one of 256 MiB that is no file.
     private(set) var ring = 0
     /// Files that are mapped: the program itself, and the index.
     private(set) var files = 0

@@ -16,20 +16,20 @@ extension XenCases {
         let child = try spawn(["sh", "-c", command])
         var status: Int32 = 0
         var since: ContinuousClock.Instant?
-        var stills: [Double] = []
+        var downtimes: [Double] = []
         while waitpid(child, &status, WNOHANG) == 0, let facts = try calls.facts(domain) {
             let isStill = facts.shutdown != nil || facts.isPaused
             let now = ContinuousClock.now
             if isStill, since == nil { since = now }
             if !isStill, let start = since {
-                stills.append((now - start).milliseconds)
+                downtimes.append((now - start).milliseconds)
                 since = nil
             }
             usleep(500)
         }
         guard status == 0 else { throw Failed("\(command): ended with \(status)") }
-        guard !stills.isEmpty else { throw Failed("the domain never stood still") }
-        print("\(stills.count) \(middleAndMax(stills))")
+        guard !downtimes.isEmpty else { throw Failed("the domain never stood still") }
+        print("\(downtimes.count) \(middleAndMax(downtimes))")
     }
 
     /// Epochs of the checkpointed stream that libxenguest writes for Remus, 200 ms apart, into
@@ -38,12 +38,12 @@ extension XenCases {
         let guest = try open(domain)
         let calls = try LibxenCalls()
         let sink = Glibc.open("/dev/null", O_WRONLY)
-        var times: [HoldTimes] = []
+        var times: [PauseTimes] = []
         let steps = SaveSteps(
             suspend: { (try? guest.pause()) != nil },
             postcopy: {
                 guard (try? guest.resume()) != nil else { return false }
-                times.append(guest.holdTimes)
+                times.append(guest.pauseTimes)
                 return true
             },
             checkpoint: {
@@ -56,7 +56,7 @@ extension XenCases {
         let later = times.dropFirst()
         guard !later.isEmpty else { throw Failed("libxenguest wrote no second epoch") }
         print(
-            middleAndMax(later.map(\.still.milliseconds)),
+            middleAndMax(later.map(\.downtime.milliseconds)),
             middleAndMax(later.map(\.request.milliseconds)))
     }
 

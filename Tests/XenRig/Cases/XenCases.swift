@@ -69,9 +69,9 @@ struct XenCases {
         return moment
     }
 
-    static func open(_ domain: UInt32, hold: XenHold = .suspend) throws -> XenDomain {
+    static func open(_ domain: UInt32, pauseMode: XenPauseMode = .suspend) throws -> XenDomain {
         var options = XenDomain.Options()
-        options.hold = hold
+        options.pauseMode = pauseMode
         options.guardCommand = ["/payload/varve", "xen", "guard"]
         return try XenDomain(domain, options: options)
     }
@@ -180,7 +180,7 @@ struct XenCases {
         _ domain: UInt32, _ store: String, _ count: Int, _ seed: Int
     ) throws {
         let repository = try Repository.open(at: FilePath(store), .writing)
-        let guest = try open(domain, hold: .pause)
+        let guest = try open(domain, pauseMode: .pause)
         let session = try CaptureSession(of: guest, in: repository, lineage: "wake")
         var random = Draws(seed)
         var checkpoints: [Checkpoint] = []

@@ -13,7 +13,7 @@ import VarveTestSupport
 @testable import PackStore
 
 /// Pages are found wherever they are on their way from runs to the table of pages.
-@Suite struct RecentPagesTests {
+@Suite struct SortedRunsTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
     private func open(_ limits: RecentLimits) throws -> Index {

@@ -51,7 +51,7 @@ extension Index {
         }
         // Without the right to lock, runs may be written over while they are read: what was read
         // goes with the transaction then.
-        let runs = environment.isReadOnly ? RecentRuns() : recent
+        let runs = environment.isReadOnly ? SortedRuns() : recent
         try runs.withPages { (pages) throws(LMDBError) in
             pages.removeRuns(before: first)
             // Older ones too: this transaction may see what a later one has seen go.
@@ -93,10 +93,10 @@ extension Index {
                 // Its checksum was right when the run was read.
                 try transaction.get(table(.recent), key, isChecked: false) {
                     (run) throws(LMDBError) -> PageLocation? in
-                    guard place.position < (try RecentRun.count(run)),
-                        RecentRun.digest(run, place.position) == digest
+                    guard place.position < (try SortedRun.count(run)),
+                        SortedRun.digest(run, place.position) == digest
                     else { return nil }
-                    return try RecentRun.location(run, place.position)
+                    return try SortedRun.location(run, place.position)
                 }
             }
             guard let location = found ?? nil else { return nil }
@@ -178,7 +178,7 @@ extension Index {
         _ pages: [PlacedPage], _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
         if try makesRun(of: pages.count, transaction) {
-            try put(RecentRun.encode(pages), number: transaction.moment, transaction)
+            try put(SortedRun.encode(pages), number: transaction.moment, transaction)
             try drain(added: pages.count, transaction)
         } else {
             try insert(pages, transaction)
@@ -289,11 +289,11 @@ extension Index {
         guard limit > 0 else { return }
         var pages: [PlacedPage] = []
         try forEachRun(in: 0...limit, transaction) { (_, run) throws(LMDBError) in
-            let count = try RecentRun.count(run)
-            for position in try RecentRun.firstPosition(run, from: start)..<count {
-                let digest = RecentRun.digest(run, position)
+            let count = try SortedRun.count(run)
+            for position in try SortedRun.firstPosition(run, from: start)..<count {
+                let digest = SortedRun.digest(run, position)
                 if let end, digest.order >= end { break }
-                guard let location = try RecentRun.location(run, position) else { continue }
+                guard let location = try SortedRun.location(run, position) else { continue }
                 pages.append(PlacedPage(digest: digest, location: location))
             }
         }
@@ -337,7 +337,7 @@ extension Index {
             }
             guard var run = found else { throw .damagedValue("run") }
             for place in places {
-                let start = place.position * RecentRun.entryByteCount + PageDigest.byteCount
+                let start = place.position * SortedRun.entryByteCount + PageDigest.byteCount
                 for index in start..<start + PageLocation.byteCount { run[index] = 0 }
             }
             try put(run, number: number, transaction)
@@ -352,9 +352,9 @@ extension Index {
     ) throws(LMDBError) -> [PlacedPage] {
         var pages: [PlacedPage] = []
         try forEachRun(in: 0...UInt64.max, transaction) { (_, run) throws(LMDBError) in
-            for position in 0..<(try RecentRun.count(run)) {
-                guard let location = try RecentRun.location(run, position) else { continue }
-                let digest = RecentRun.digest(run, position)
+            for position in 0..<(try SortedRun.count(run)) {
+                guard let location = try SortedRun.location(run, position) else { continue }
+                let digest = SortedRun.digest(run, position)
                 let isPlaced = try Index.withKey(digest) { (key) throws(LMDBError) in
                     try transaction.get(table(.pages), key) { _ in true } ?? false
                 }

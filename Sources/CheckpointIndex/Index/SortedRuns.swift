@@ -7,7 +7,7 @@ import Synchronization
 // `recent`, for each page: its digest, its location. A location of zeros: prune has taken the page.
 
 /// The entries of one run, where they lie or as they are gathered.
-enum RecentRun {
+enum SortedRun {
     static let entryByteCount = PageDigest.byteCount + PageLocation.byteCount
 
     private typealias Words = (UInt64, UInt64, UInt64, UInt64)
@@ -131,14 +131,14 @@ struct RecentPages {
     mutating func add(
         _ run: UnsafeRawBufferPointer, number: UInt64
     ) throws(LMDBError) {
-        let count = try RecentRun.count(run)
+        let count = try SortedRun.count(run)
         guard count <= UInt32.max else { throw .damagedValue("run") }
         guard numbers.insert(number).inserted else { return }
         oldest = min(oldest, number)
         lastOrdinal += 1
         runs[lastOrdinal] = number
         for position in 0..<count {
-            let prefix = RecentRun.digest(run, position).words.0
+            let prefix = SortedRun.digest(run, position).words.0
             let table = RecentPages.table(of: prefix)
             if tables[table].takenCount * 2 >= tables[table].slots.count { makeRoom(table) }
             tables[table].insert(
@@ -238,7 +238,7 @@ package struct RecentLimits {
 }
 
 /// What was read of the runs, for all who look for pages in them.
-package final class RecentRuns: Sendable {
+package final class SortedRuns: Sendable {
     private let pages = Mutex(RecentPages())
     private let limitsNow = Mutex(RecentLimits())
 
@@ -264,10 +264,10 @@ package final class RecentRuns: Sendable {
 package final class RecentWindow: Sendable {
     package let first: UInt64
     let last: UInt64
-    let runs: RecentRuns
+    let runs: SortedRuns
 
     /// - Parameter runs: where viewing from the first one began.
-    init(_ numbers: ClosedRange<UInt64>, of runs: RecentRuns) {
+    init(_ numbers: ClosedRange<UInt64>, of runs: SortedRuns) {
         first = numbers.lowerBound
         last = numbers.upperBound
         self.runs = runs

@@ -9,14 +9,14 @@ import XenStream
 @testable import XenGuest
 
 /// How a domain answers the request to suspend, and what becomes of it.
-@Suite struct DomainHoldTests {
+@Suite struct DomainPauserTests {
     /// A guest that answers at once is not too late however busy the machine is.
     private static let promptly = FakeDomain.Answer.suspends(acknowledgedAfter: 0, stillAfter: 0)
 
-    private func make(_ salt: UInt64, hold: XenHold = .suspend) throws -> Scene {
-        let scene = try Scene(salt, hold: hold)
+    private func make(_ salt: UInt64, pauseMode: XenPauseMode = .suspend) throws -> Scene {
+        let scene = try Scene(salt, pauseMode: pauseMode)
         scene.options.suspendTimeout = .milliseconds(40)
-        scene.xen.with(Scene.number) { $0.answer = DomainHoldTests.promptly }
+        scene.xen.with(Scene.number) { $0.answer = DomainPauserTests.promptly }
         return scene
     }
 
@@ -31,7 +31,7 @@ import XenStream
     }
 
     private func expectGoesOn(_ scene: Scene) throws {
-        scene.xen.with(Scene.number) { $0.answer = DomainHoldTests.promptly }
+        scene.xen.with(Scene.number) { $0.answer = DomainPauserTests.promptly }
         let result = try scene.capture()
         #expect(!result.checkpoint.comparedAll, "the failed capture's pages were kept")
         scene.expectSound(isLogOn: true)
@@ -73,9 +73,9 @@ import XenStream
         #expect(scene.xen.with { $0.trace }.filter { $0 == "resumeSuspended" }.count == 3)
     }
 
-    @Test(arguments: [XenHold.suspend, .pause])
-    func aDomainThatIsDestroyedInTheHoldIsNotResumed(hold: XenHold) throws {
-        let scene = try make(8413, hold: hold)
+    @Test(arguments: [XenPauseMode.suspend, .pause])
+    func aDomainThatIsDestroyedInTheHoldIsNotResumed(pauseMode: XenPauseMode) throws {
+        let scene = try make(8413, pauseMode: pauseMode)
         try scene.open()
         let domain = try #require(scene.domain)
         try domain.pause()
@@ -124,19 +124,19 @@ import XenStream
         #expect(scene.xen.with { $0.mappings }.isEmpty)
     }
 
-    @Test(arguments: [XenHold.suspend, .pause])
-    func aDomainDestroyedWhileItIsHeldIsGone(hold: XenHold) throws {
-        let scene = try make(8408, hold: hold)
+    @Test(arguments: [XenPauseMode.suspend, .pause])
+    func aDomainDestroyedWhileItIsHeldIsGone(pauseMode: XenPauseMode) throws {
+        let scene = try make(8408, pauseMode: pauseMode)
         let domain = try XenDomain(Scene.number, calls: scene.xen, options: scene.options)
         try domain.pause()
         scene.xen.with { $0.domains[Scene.number] = nil }
         #expect(failure { try domain.resume() }?.code == .gone)
-        #expect(!domain.hold.isHeld)
+        #expect(!domain.pauser.isPaused)
     }
 
-    @Test(arguments: [XenHold.suspend, .pause])
-    func aDomainSuspendedBySomebodyElseIsBusyAndStaysSo(hold: XenHold) throws {
-        let scene = try make(8409, hold: hold)
+    @Test(arguments: [XenPauseMode.suspend, .pause])
+    func aDomainSuspendedBySomebodyElseIsBusyAndStaysSo(pauseMode: XenPauseMode) throws {
+        let scene = try make(8409, pauseMode: pauseMode)
         _ = try scene.capture()
         scene.write()
         scene.xen.suspendNow(Scene.number)
@@ -159,7 +159,7 @@ import XenStream
     }
 
     @Test func aDomainThatIsPausedStaysPaused() throws {
-        let scene = try make(8411, hold: .pause)
+        let scene = try make(8411, pauseMode: .pause)
         scene.xen.with(Scene.number) { $0.pauseCount = 1 }
         _ = try scene.capture()
         #expect(scene.xen.with(Scene.number) { $0.pauseCount } == 1)
@@ -169,7 +169,7 @@ import XenStream
     @Test func aHoldTellsHowLongItTook() throws {
         let scene = try make(8412)
         _ = try scene.capture()
-        let times = try #require(scene.domain?.holdTimes)
-        #expect(times.request > .zero && times.still > .zero)
+        let times = try #require(scene.domain?.pauseTimes)
+        #expect(times.request > .zero && times.downtime > .zero)
     }
 }

@@ -4,11 +4,11 @@ import Synchronization
 import XenStream
 
 /// How long one hold took.
-public struct HoldTimes: Hashable, Sendable {
+public struct PauseTimes: Hashable, Sendable {
     /// From the request until the domain stood still: the guest's own way to its suspension.
     public var request = Duration.zero
     /// How long it stood still.
-    public var still = Duration.zero
+    public var downtime = Duration.zero
 }
 
 /// Holds a domain still and lets it run: by its own suspension, or by a pause.
@@ -16,9 +16,9 @@ public struct HoldTimes: Hashable, Sendable {
 /// Nobody else has one of the same domain meanwhile (`DomainLock`).
 ///
 /// With a guard, whatever happens to this process in between is put right.
-final class DomainHold: Sendable {
-    let number: UInt32
-    let kind: XenHold
+final class DomainPauser: Sendable {
+    let domainID: UInt32
+    let kind: XenPauseMode
     private let timeout: Duration
     private let calls: any XenCalls
     /// Makes the domain ours; the guard has it too.
@@ -27,15 +27,15 @@ final class DomainHold: Sendable {
     private let state = Mutex(State())
 
     private struct State {
-        var isHeld = false
+        var isPaused = false
         /// A suspension that was asked for and did not come in time may come yet.
         var mayComeLate = false
-        var heldSince: ContinuousClock.Instant?
-        var times = HoldTimes()
+        var pausedSince: ContinuousClock.Instant?
+        var times = PauseTimes()
     }
 
     init(
-        _ number: UInt32, _ calls: any XenCalls, _ options: XenDomain.Options
+        _ domainID: UInt32, _ calls: any XenCalls, _ options: XenDomain.Options
     ) throws(GuestError) {
         let times = Duration.zero...Duration.seconds(86_400)
         guard times.contains(options.suspendTimeout) else {
@@ -44,14 +44,14 @@ final class DomainHold: Sendable {
                 message: "suspendTimeout is \(options.suspendTimeout), and must be from "
                     + "\(times.lowerBound) to \(times.upperBound)")
         }
-        self.number = number
+        self.domainID = domainID
         self.calls = calls
-        kind = options.hold
+        kind = options.pauseMode
         timeout = options.suspendTimeout
-        let lock = try DomainLock(of: number, in: options.lockDirectory ?? calls.lockDirectory)
+        let lock = try DomainLock(of: domainID, in: options.lockDirectory ?? calls.lockDirectory)
         self.lock = lock
         guardian = try options.guardCommand.map { (command) throws(GuestError) in
-            try XenGuard(command: command, domain: number, lock: lock)
+            try XenGuard(command: command, domain: domainID, lock: lock)
         }
     }
 
@@ -67,15 +67,15 @@ final class DomainHold: Sendable {
     }
 
     /// True between `hold` and `release`.
-    var isHeld: Bool { state.withLock { $0.isHeld } }
+    var isPaused: Bool { state.withLock { $0.isPaused } }
 
     /// Tells the guard a step.
     func note(_ step: XenGuard.Step) { guardian?.note(step) }
 
-    private var controlPath: String { "/local/domain/\(number)/control/shutdown" }
+    private var controlPath: String { "/local/domain/\(domainID)/control/shutdown" }
 
     /// Holds the domain still.
-    func hold() throws(GuestError) {
+    func pause() throws(GuestError) {
         try resumeLateSuspension()
         try checkAlive()
         if let guardian {
@@ -85,7 +85,7 @@ final class DomainHold: Sendable {
         let start = ContinuousClock.now
         do throws(GuestError) {
             switch kind {
-            case .pause: try calls.pause(number)
+            case .pause: try calls.pause(domainID)
             case .suspend:
                 try suspend()
                 note(.suspended)
@@ -96,33 +96,33 @@ final class DomainHold: Sendable {
         }
         let now = ContinuousClock.now
         state.withLock { state in
-            state.isHeld = true
+            state.isPaused = true
             state.mayComeLate = false
-            state.heldSince = now
-            state.times = HoldTimes(request: now - start)
+            state.pausedSince = now
+            state.times = PauseTimes(request: now - start)
         }
     }
 
     /// How long the last hold took.
-    var times: HoldTimes { state.withLock { $0.times } }
+    var times: PauseTimes { state.withLock { $0.times } }
 
     /// Lets the domain run on; may be called again if it throws.
     func release() throws(GuestError) {
         // Xen 4.17 panics when a vCPU's context is set in a domain that is being destroyed
         // (hvmemul_cancel), as the fast resume does: seen in the rig.
-        guard let facts = try calls.facts(number), !facts.isDying else {
+        guard let facts = try calls.facts(domainID), !facts.isDying else {
             forget()
-            throw XenDomain.gone(number)
+            throw XenDomain.gone(domainID)
         }
         switch kind {
         case .pause:
-            try calls.unpause(number)
+            try calls.unpause(domainID)
             stopClock()
         case .suspend:
             // Resuming a domain that does not stand in its suspend call corrupts its eax.
-            if facts.shutdown == .suspend { try calls.resumeSuspended(number) }
+            if facts.shutdown == .suspend { try calls.resumeSuspended(domainID) }
             stopClock()
-            try calls.announceResumed(number)
+            try calls.announceResumed(domainID)
         }
         forget()
     }
@@ -130,27 +130,27 @@ final class DomainHold: Sendable {
     private func stopClock() {
         let now = ContinuousClock.now
         state.withLock { state in
-            if let since = state.heldSince { state.times.still = now - since }
-            state.heldSince = nil
+            if let since = state.pausedSince { state.times.downtime = now - since }
+            state.pausedSince = nil
         }
     }
 
     private func forget() {
         note(.running)
         stopClock()
-        state.withLock { $0.isHeld = false }
+        state.withLock { $0.isPaused = false }
     }
 
     /// Throws unless the domain lives and is nobody else's.
     private func checkAlive() throws(GuestError) {
-        guard let facts = try calls.facts(number), !facts.isDying else {
-            throw XenDomain.gone(number)
+        guard let facts = try calls.facts(domainID), !facts.isDying else {
+            throw XenDomain.gone(domainID)
         }
         guard let reason = facts.shutdown else { return }
-        guard reason == .suspend else { throw DomainHold.ended(number, reason) }
+        guard reason == .suspend else { throw DomainPauser.ended(domainID, reason) }
         throw GuestError(
             code: .busy,
-            message: "domain \(number) is suspended already, by somebody else (xl save?); wait "
+            message: "domain \(domainID) is suspended already, by somebody else (xl save?); wait "
                 + "for it")
     }
 
@@ -160,26 +160,26 @@ final class DomainHold: Sendable {
     func cause(of error: GuestError) -> GuestError {
         guard error.code == .callFailed else { return error }
         do throws(GuestError) {
-            guard let facts = try calls.facts(number), !facts.isDying else {
-                return XenDomain.gone(number)
+            guard let facts = try calls.facts(domainID), !facts.isDying else {
+                return XenDomain.gone(domainID)
             }
             guard let reason = facts.shutdown, reason != .suspend else { return error }
-            return DomainHold.ended(number, reason)
+            return DomainPauser.ended(domainID, reason)
         } catch {
             return error
         }
     }
 
-    private static func ended(_ number: UInt32, _ reason: ShutdownReason) -> GuestError {
+    private static func ended(_ domainID: UInt32, _ reason: ShutdownReason) -> GuestError {
         switch reason {
         case .crash:
-            GuestError(code: .crashed, message: "domain \(number) has crashed")
+            GuestError(code: .crashed, message: "domain \(domainID) has crashed")
         case .powerOff:
-            GuestError(code: .shutDown, message: "domain \(number) has shut down")
+            GuestError(code: .shutDown, message: "domain \(domainID) has shut down")
         case .reboot:
-            GuestError(code: .shutDown, message: "domain \(number) reboots")
+            GuestError(code: .shutDown, message: "domain \(domainID) reboots")
         default:
-            GuestError(code: .shutDown, message: "domain \(number) has ended (\(reason))")
+            GuestError(code: .shutDown, message: "domain \(domainID) has ended (\(reason))")
         }
     }
 
@@ -203,12 +203,12 @@ final class DomainHold: Sendable {
         var deadline = ContinuousClock.now + timeout
         var isAcknowledged = false
         while true {
-            guard let facts = try calls.facts(number), !facts.isDying else {
-                throw XenDomain.gone(number)
+            guard let facts = try calls.facts(domainID), !facts.isDying else {
+                throw XenDomain.gone(domainID)
             }
             if let reason = facts.shutdown {
                 if reason == .suspend { return }
-                throw DomainHold.ended(number, reason)
+                throw DomainPauser.ended(domainID, reason)
             }
             if ContinuousClock.now >= deadline {
                 guard !isAcknowledged else { break }
@@ -224,22 +224,22 @@ final class DomainHold: Sendable {
         state.withLock { $0.mayComeLate = true }
         throw GuestError(
             code: .timedOut,
-            message: "domain \(number) took the request to suspend and did not suspend within "
+            message: "domain \(domainID) took the request to suspend and did not suspend within "
                 + "\(timeout); it is resumed if it does so later; hold it by pause")
     }
 
     /// Takes an unanswered request back; returns if the guest had just suspended after all.
     private func withdraw() throws(GuestError) {
         try calls.write(controlPath, "")
-        let facts = try calls.facts(number)
+        let facts = try calls.facts(domainID)
         if facts?.shutdown == .suspend { return }
         let canSuspend =
             try calls.read(
-                "/local/domain/\(number)/control/feature-suspend") == "1"
+                "/local/domain/\(domainID)/control/feature-suspend") == "1"
         state.withLock { $0.mayComeLate = true }
         throw GuestError(
             code: .timedOut,
-            message: "domain \(number) did not answer the request to suspend within "
+            message: "domain \(domainID) did not answer the request to suspend within "
                 + "\(timeout)"
                 + (canSuspend ? "" : ", and does not say that it can (no control/feature-suspend)")
                 + "; hold it by pause, which needs no cooperation")
@@ -271,7 +271,7 @@ final class DomainHold: Sendable {
     /// Resumes the domain if an earlier request was answered after its time.
     private func resumeLateSuspension() throws(GuestError) {
         guard state.withLock({ $0.mayComeLate }) else { return }
-        guard let facts = try calls.facts(number), !facts.isDying,
+        guard let facts = try calls.facts(domainID), !facts.isDying,
             facts.shutdown == nil || facts.shutdown == .suspend
         else {
             // It ended otherwise.
@@ -279,12 +279,12 @@ final class DomainHold: Sendable {
             return
         }
         guard facts.shutdown == .suspend else { return }
-        let number = number
+        let domainID = domainID
         let calls = calls
-        try DomainHold.twice { () throws(GuestError) in try calls.resumeSuspended(number) }
+        try DomainPauser.twice { () throws(GuestError) in try calls.resumeSuspended(domainID) }
         state.withLock { $0.mayComeLate = false }
         note(.running)
-        try DomainHold.twice { () throws(GuestError) in try calls.announceResumed(number) }
+        try DomainPauser.twice { () throws(GuestError) in try calls.announceResumed(domainID) }
     }
 
     /// Tries once more what failed, as the engine does with `release`.

@@ -4,10 +4,10 @@ import CheckpointStore
 import GuestModel
 import Synchronization
 
-/// One capture, on the caller's thread: from the dirty log to the ring.
+/// One capture, on the caller's thread: from the dirty log to the pool.
 ///
 /// See `CapturePhase` for the phases and what holds in each.
-struct CaptureRun {
+struct CaptureOperation {
     private let session: CaptureSession
     private let label: String?
     private let progress: (@Sendable (CaptureProgress) -> Void)?
@@ -89,7 +89,7 @@ struct CaptureRun {
         var dirty = taken.pages.withLock { $0.pages }
         var seen = session.state.withLock { $0.layout }
         let layout = try currentLayout()
-        dirty.formUnion(CaptureRun.addedFrames(layout, since: &seen))
+        dirty.formUnion(CaptureOperation.addedFrames(layout, since: &seen))
         if comparesAll {
             dirty = DirtyBitmap(layout)
             // What was logged so far is in the set: every page is.
@@ -108,17 +108,17 @@ struct CaptureRun {
                 return facts
             case .tooMany(let set):
                 job.move { $0.backOff(round: max(1, rounds)) }
-                guard rounds < session.options.precopyRoundsMax else { throw ringTooSmall(set) }
+                guard rounds < session.options.precopyRoundsMax else { throw poolTooSmall(set) }
                 dirty = set
             }
         }
     }
 
-    private func ringTooSmall(_ set: DirtyBitmap) -> CaptureError {
+    private func poolTooSmall(_ set: DirtyBitmap) -> CaptureError {
         CaptureError(
-            .ringTooSmall,
-            "\(counted(set.count, "page")) dirty in the pause, and the staging ring holds "
-                + "\(session.pipeline.ring.pageCount); give the session a larger ringByteCount")
+            .poolTooSmall,
+            "\(counted(set.count, "page")) dirty in the pause, and the staging pool holds "
+                + "\(session.pipeline.pool.pageCount); give the session a larger poolByteCount")
     }
 
     /// Copies while the guest runs, until what is left fits the pause.
@@ -158,7 +158,7 @@ struct CaptureRun {
         let (seconds, attoseconds) = session.options.pauseBudget.components
         let budget = Double(seconds) + Double(attoseconds) * 1e-18
         let pages = budget * session.state.withLock { $0.copyRate }
-        return min(Int(pages), session.pipeline.ring.pageCount * 3 / 4)
+        return min(Int(pages), session.pipeline.pool.pageCount * 3 / 4)
     }
 
     /// Takes the log, and remembers what was taken so that a failure merges it back.
@@ -196,13 +196,14 @@ struct CaptureRun {
 
     /// The pause: take the final set, copy it, take the state.
     ///
-    /// Nothing else.
+    /// Nothing else: no call of the disk, and no allocation but a guest's own and an audit's, as long
+    /// as no more pages are dirty than were expected. `varve-counts` holds it to that.
     private func pauseAndCopy(
         _ log: SessionLog, _ known: DirtyBitmap, _ expected: Int,
         _ seen: inout GuestLayout, _ all: inout DirtyBitmap, _ facts: inout PendingCapture.Facts
     ) throws -> Attempt {
         try session.checkCancelled()
-        try waitForRoom(expected + session.options.auditPageCount)
+        var room = try waitForRoom(expected + session.options.auditPageCount)
         let candidates = AuditCandidates(seen, count: session.options.auditPageCount)
         // What is as large as the guest is made before the pause.
         var frames = DirtyBitmap(seen)
@@ -219,18 +220,17 @@ struct CaptureRun {
         let layout = try currentLayout()
         if knowledge == .unknown { dirty = DirtyBitmap(layout) }
         if layout != seenBefore {
-            dirty.formUnion(CaptureRun.addedFrames(layout, since: &seen))
+            dirty.formUnion(CaptureOperation.addedFrames(layout, since: &seen))
             frames = DirtyBitmap(layout)
         }
         dirty.formIntersection(frames)
-        let cut = StagedBatches.cut(dirty.runs())
-        guard cut.count <= session.pipeline.ring.freeSlotCount else {
+        guard room.cut(dirty) else {
             try paused.resume()
             all.formUnion(dirty)
             return .tooMany(dirty)
         }
         let copyStart = ContinuousClock.now
-        let batches = try cut.map { try stage($0) }
+        try room.copyPages(from: session.guest)
         let copyTime = ContinuousClock.now - copyStart
         let audit = try stage(candidates, layout, outside: dirty)
         let state = try session.guest.captureState()
@@ -239,6 +239,7 @@ struct CaptureRun {
         let pause = ContinuousClock.now - start
         job.move { $0.resume() }
         all.formUnion(dirty)
+        let batches = room.batches()
         let pages = batches.reduce(0) { $0 + $1.pageCount }
         learn(pages, copyTime)
         facts.copiedPageCount += pages
@@ -250,14 +251,14 @@ struct CaptureRun {
                 timeNanoseconds: time, pause: pause))
     }
 
-    /// Copies the clean ones of the pages that an audit drew, as far as the ring has room.
+    /// Copies the clean ones of the pages that an audit drew, as far as the pool has room.
     private func stage(
         _ candidates: AuditCandidates, _ layout: GuestLayout, outside dirty: DirtyBitmap
     ) throws(GuestError) -> AuditSample? {
         guard session.options.auditPageCount > 0 else { return nil }
         var batches: [StagedBatch] = []
         for runs in StagedBatches.cut(candidates.runs(in: layout, outside: dirty))
-        where session.pipeline.ring.freeSlotCount > 0 {
+        where session.pipeline.pool.freeSlotCount > 0 {
             batches.append(try stage(runs))
         }
         return AuditSample(batches: batches, cleanPageCount: layout.pageCount - dirty.count)
@@ -312,11 +313,12 @@ struct CaptureRun {
         return added
     }
 
-    /// Waits, before the pause, until the ring has room for what is expected and some more.
-    private func waitForRoom(_ expected: Int) throws(CaptureError) {
-        let pages = expected + expected / 4 + 2 * StagingRing.slotPageCount
-        session.pipeline.ring.waitForFree(pages / StagingRing.slotPageCount + 1)
+    /// Waits, before the pause, until the pool has room for what is expected and some more.
+    private func waitForRoom(_ expected: Int) throws(CaptureError) -> PauseRoom {
+        let pages = expected + expected / 4 + 2 * StagingPool.slotPageCount
+        session.pipeline.pool.waitForFree(pages / StagingPool.slotPageCount + 1)
         if let failure = job.failure { throw failure }
+        return PauseRoom(session.pipeline.pool, pageCount: pages)
     }
 
     private func learn(_ pages: Int, _ time: Duration) {
@@ -377,7 +379,7 @@ struct CaptureRun {
 
     /// Copies runs of at most 256 pages into a slot.
     private func stage(_ runs: [PageRange]) throws(GuestError) -> StagedBatch {
-        let slot = session.pipeline.ring.take()
+        let slot = session.pipeline.pool.take()
         let batch = StagedBatch(slot: slot, runs: runs)
         let bytes = slot.bytes[..<(batch.pageCount * Page.byteCount)]
         var destination = UnsafeMutableRawBufferPointer(rebasing: bytes).mutableBytes

@@ -1,7 +1,7 @@
 import CPageKernels
 import GuestModel
 
-// The payload of a page frame record: up to 64 pages of one transaction, in blocks.
+// The payload of a page group record: up to 64 pages of one transaction, in blocks.
 //
 //   offset  size
 //        0     4  ordinal of the first page within its transaction
@@ -44,8 +44,8 @@ package struct PageLocation: Hashable, Sendable {
     package static let byteCount = 14
 }
 
-/// What a page frame holds, without the pages.
-package struct PageFrameTable: Hashable, Sendable {
+/// What a page group holds, without the pages.
+package struct PageGroupTable: Hashable, Sendable {
     /// One block's size.
     package struct Block: Hashable, Sendable {
         package let byteCount: UInt32
@@ -111,12 +111,12 @@ package struct PageFrameTable: Hashable, Sendable {
     /// Reads the table at the head of a payload; `payloadCount` is the record's.
     package static func decode(
         _ payload: UnsafeRawBufferPointer, payloadCount: Int
-    ) throws(FormatError) -> PageFrameTable {
+    ) throws(FormatError) -> PageGroupTable {
         var reader = ByteReader(payload)
         let firstOrdinal = try reader.read(UInt32.self)
         let pageCount = Int(try reader.read(UInt8.self))
         let blockCount = Int(try reader.read(UInt8.self))
-        try reader.readZeros(2, "a reserved field of the page frame")
+        try reader.readZeros(2, "a reserved field of the page group")
         var blocks: [Block] = []
         blocks.reserveCapacity(blockCount)
         for _ in 0..<blockCount {
@@ -126,7 +126,7 @@ package struct PageFrameTable: Hashable, Sendable {
                     byteCount: field & 0xff_ffff, pageCount: UInt8(truncatingIfNeeded: field >> 24))
             )
         }
-        let table = PageFrameTable(firstOrdinal: firstOrdinal, blocks: blocks)
+        let table = PageGroupTable(firstOrdinal: firstOrdinal, blocks: blocks)
         try table.check()
         guard table.pageCount == pageCount else {
             throw FormatError(offset: 4, reason: "its blocks do not hold the pages it claims")
@@ -139,7 +139,7 @@ package struct PageFrameTable: Hashable, Sendable {
 
     /// The rules for a table from wherever it was read.
     package func check() throws(FormatError) {
-        guard !blocks.isEmpty, pageCount <= PageFrameTable.pageLimit else {
+        guard !blocks.isEmpty, pageCount <= PageGroupTable.pageLimit else {
             throw FormatError(
                 offset: 4, reason: "it has \(blocks.count) blocks, \(pageCount) pages")
         }
@@ -171,8 +171,8 @@ package struct PageBlockSource {
     package var pageCount: Int { bytes.count / Page.byteCount }
 }
 
-/// Encodes page frames.
-package enum PageFrameEncoder {
+/// Encodes page groups.
+package enum PageGroupEncoder {
     /// Pages that the writer puts into one frame.
     package static let pageCount = 16
     /// Pages of the smallest block that is compressed at level 1 if that is the level.
@@ -184,25 +184,25 @@ package enum PageFrameEncoder {
     package static func append(
         _ blocks: [PageBlockSource], firstOrdinal: UInt32, transaction: UInt64,
         compressor: borrowing Compressor, to records: inout RecordWriter
-    ) -> PageFrameTable {
+    ) -> PageGroupTable {
         let head = 8 + 4 * blocks.count
         let limit = blocks.reduce(head) {
             $0 + max($1.bytes.count, Compressor.bound($1.bytes.count))
         }
-        var sizes: [PageFrameTable.Block] = []
+        var sizes: [PageGroupTable.Block] = []
         sizes.reserveCapacity(blocks.count)
-        records.append(.pageFrame, transaction: transaction, limit: limit) { payload in
+        records.append(.pageGroup, transaction: transaction, limit: limit) { payload in
             var end = head
             for block in blocks {
                 let rest = UnsafeMutableRawBufferPointer(rebasing: payload[end...])
                 let stored = store(block, compressor: compressor, into: rest)
                 sizes.append(
-                    PageFrameTable.Block(
+                    PageGroupTable.Block(
                         byteCount: UInt32(stored), pageCount: UInt8(block.pageCount)))
                 end += stored
             }
             let pages = sizes.reduce(0) { $0 + Int($1.pageCount) }
-            precondition(pages <= PageFrameTable.pageLimit, "a frame holds at most 64 pages")
+            precondition(pages <= PageGroupTable.pageLimit, "a frame holds at most 64 pages")
             payload.storeBytes(of: firstOrdinal.littleEndian, as: UInt32.self)
             payload.storeBytes(of: UInt8(pages), toByteOffset: 4, as: UInt8.self)
             payload.storeBytes(of: UInt8(blocks.count), toByteOffset: 5, as: UInt8.self)
@@ -214,7 +214,7 @@ package enum PageFrameEncoder {
             }
             return end
         }
-        return PageFrameTable(firstOrdinal: firstOrdinal, blocks: sizes)
+        return PageGroupTable(firstOrdinal: firstOrdinal, blocks: sizes)
     }
 
     /// Level 1 is for blocks that are worth a table of symbols: for a page or two its table takes
@@ -242,7 +242,7 @@ package enum PageFrameEncoder {
     }
 }
 
-/// Decodes blocks of page frames.
+/// Decodes blocks of page groups.
 package enum PageBlock {
     /// Fills `pages` from a stored block.
     package static func decode(

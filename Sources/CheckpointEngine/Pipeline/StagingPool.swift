@@ -7,7 +7,7 @@ import PackStore
 ///
 /// Its size is the bound on what captures hold in memory beside the page map. The memory is
 /// touched only as far as it was ever needed at once: the slot given back last is used first.
-final class StagingRing: Sendable {
+final class StagingPool: Sendable {
     /// Pages in a slot.
     static let slotPageCount = 256
     /// Bytes in a slot.
@@ -29,13 +29,13 @@ final class StagingRing: Sendable {
     ///
     /// Fails if this process may not have so much.
     init(byteCount: Int) throws(RepositoryError) {
-        slotCount = max(4, (byteCount + StagingRing.slotByteCount - 1) / StagingRing.slotByteCount)
-        let size = slotCount * StagingRing.slotByteCount
+        slotCount = max(4, (byteCount + StagingPool.slotByteCount - 1) / StagingPool.slotByteCount)
+        let size = slotCount * StagingPool.slotByteCount
         guard let memory = PageMemory.allocateIfPossible(byteCount: size) else {
             throw RepositoryError(
                 .callFailed,
-                "there is no memory for a staging ring of \(size) bytes; give a smaller "
-                    + "ringByteCount", errno: ENOMEM)
+                "there is no memory for a staging pool of \(size) bytes; give a smaller "
+                    + "poolByteCount", errno: ENOMEM)
         }
         self.memory = memory
         free = Monitor(
@@ -49,14 +49,23 @@ final class StagingRing: Sendable {
     }
 
     /// Pages in all slots.
-    var pageCount: Int { slotCount * StagingRing.slotPageCount }
+    var pageCount: Int { slotCount * StagingPool.slotPageCount }
 
     /// Slots that nobody has.
     var freeSlotCount: Int { free.read { $0.slots.count } }
 
     /// Takes a slot; blocks until one is free.
     func take() -> Slot {
-        Slot(index: free.wait(wakes: false) { $0.slots.popLast() }, ring: self)
+        Slot(index: free.wait(wakes: false) { $0.slots.popLast() }, pool: self)
+    }
+
+    /// Takes slots that are free now.
+    func takeFree(atMost count: Int) -> [Slot] {
+        free.wait(wakes: false) { free in
+            let taken = free.slots.suffix(count)
+            free.slots.removeLast(taken.count)
+            return taken.reversed()
+        }.map { Slot(index: $0, pool: self) }
     }
 
     /// Takes a slot; blocks until one is free, and fails if the import is to end.
@@ -64,7 +73,7 @@ final class StagingRing: Sendable {
         try interruption.check()
         while true {
             let index = free.wait(atMost: Interruption.interval) { $0.slots.popLast() }
-            if let index { return Slot(index: index, ring: self) }
+            if let index { return Slot(index: index, pool: self) }
             try interruption.check()
         }
     }
@@ -85,33 +94,33 @@ final class StagingRing: Sendable {
     }
 
     private func touch(_ index: Int) {
-        let start = index * StagingRing.slotByteCount
-        let end = start + StagingRing.slotByteCount
+        let start = index * StagingPool.slotByteCount
+        let end = start + StagingPool.slotByteCount
         for offset in stride(from: start, to: end, by: Page.byteCount) {
             memory.storeBytes(of: 0, toByteOffset: offset, as: UInt8.self)
         }
     }
 
-    /// A slot that somebody has; it goes back to the ring when it is released.
+    /// A slot that somebody has; it goes back to the pool when it is released.
     final class Slot: Sendable {
         fileprivate let index: Int
-        fileprivate let ring: StagingRing
+        fileprivate let pool: StagingPool
 
-        fileprivate init(index: Int, ring: StagingRing) {
+        fileprivate init(index: Int, pool: StagingPool) {
             self.index = index
-            self.ring = ring
+            self.pool = pool
         }
 
         deinit {
             let index = index
-            ring.free.change { $0.slots.append(index) }
+            pool.free.change { $0.slots.append(index) }
         }
 
         /// The slot's memory: 1 MiB, page-aligned.
         var bytes: UnsafeMutableRawBufferPointer {
-            let start = index * StagingRing.slotByteCount
+            let start = index * StagingPool.slotByteCount
             return UnsafeMutableRawBufferPointer(
-                rebasing: ring.memory[start..<start + StagingRing.slotByteCount])
+                rebasing: pool.memory[start..<start + StagingPool.slotByteCount])
         }
     }
 }
@@ -122,7 +131,7 @@ struct StagedBatch: Sendable {
     typealias Filling = @Sendable (PageRange, UnsafeMutableRawBufferPointer) throws -> Void
 
     /// Where the pages are, run after run.
-    let slot: StagingRing.Slot
+    let slot: StagingPool.Slot
     /// Which frames they are, ascending; at most 256 together, or any number if all are zero.
     let runs: [PageRange]
     /// True if all of them are zero; the slot holds nothing then.
@@ -130,7 +139,7 @@ struct StagedBatch: Sendable {
     /// How the worker has to fill the slot; nil: it holds the pages.
     let filling: Filling?
 
-    init(slot: StagingRing.Slot, runs: [PageRange], filling: Filling? = nil) {
+    init(slot: StagingPool.Slot, runs: [PageRange], filling: Filling? = nil) {
         precondition(filling == nil || runs.count == 1, "what a worker reads is one run")
         self.slot = slot
         self.runs = runs
@@ -139,7 +148,7 @@ struct StagedBatch: Sendable {
     }
 
     /// Pages that are zero; the slot only bounds how many batches wait.
-    init(slot: StagingRing.Slot, zeros range: PageRange) {
+    init(slot: StagingPool.Slot, zeros range: PageRange) {
         self.slot = slot
         runs = [range]
         filling = nil
@@ -156,8 +165,8 @@ enum StagedBatches {
     static func cut(_ runs: [PageRange]) -> [[PageRange]] {
         var result: [[PageRange]] = []
         var batch: [PageRange] = []
-        batch.reserveCapacity(min(runs.count, StagingRing.slotPageCount))
-        var room = StagingRing.slotPageCount
+        batch.reserveCapacity(min(runs.count, StagingPool.slotPageCount))
+        var room = StagingPool.slotPageCount
         for run in runs {
             var first = run.first
             var rest = run.count
@@ -170,8 +179,8 @@ enum StagedBatches {
                 if room == 0 {
                     result.append(batch)
                     batch = []
-                    batch.reserveCapacity(min(runs.count, StagingRing.slotPageCount))
-                    room = StagingRing.slotPageCount
+                    batch.reserveCapacity(min(runs.count, StagingPool.slotPageCount))
+                    room = StagingPool.slotPageCount
                 }
             }
         }

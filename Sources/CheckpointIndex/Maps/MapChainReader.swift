@@ -3,8 +3,8 @@ package import GuestModel
 import LMDBTables
 package import PackStore
 
-/// Reads page maps along their series, and remembers those that it read last.
-package struct MapSeriesReader {
+/// Reads page maps along their chain, and remembers those that it read last.
+package struct MapChainReader {
     /// Digests of maps that are remembered: 32 MiB.
     private static let digestCountMax = 1 << 20
     private static let checkpointCountMax = 1 << 12
@@ -34,7 +34,7 @@ package struct MapSeriesReader {
                 entry.location, .publish,
                 FormatError(offset: 0, reason: "it is checkpoint \(found.short), not \(id.short)"))
         }
-        if checkpoints.count >= MapSeriesReader.checkpointCountMax { checkpoints.removeAll() }
+        if checkpoints.count >= MapChainReader.checkpointCountMax { checkpoints.removeAll() }
         let checkpoint = Checkpoint(id: id, manifest: manifest, location: entry.location)
         checkpoints[id] = checkpoint
         return checkpoint
@@ -56,7 +56,7 @@ package struct MapSeriesReader {
             parts.append(part)
         }
         let count = parts.reduce(0) { $0 + $1.digests.count }
-        while digestCount + count > MapSeriesReader.digestCountMax, !order.isEmpty {
+        while digestCount + count > MapChainReader.digestCountMax, !order.isEmpty {
             let oldest = maps.removeValue(forKey: order.removeFirst()) ?? []
             digestCount -= oldest.reduce(0) { $0 + $1.digests.count }
         }
@@ -67,7 +67,7 @@ package struct MapSeriesReader {
     }
 
     /// A checkpoint and those that its page map builds on, up to the base map.
-    mutating func series(from checkpoint: Checkpoint) throws -> [Checkpoint] {
+    mutating func chain(from checkpoint: Checkpoint) throws -> [Checkpoint] {
         var result = [checkpoint]
         while let last = result.last, let ancestor = last.mapAncestor {
             let next = try self.checkpoint(ancestor)
@@ -134,7 +134,7 @@ package struct MapSeriesReader {
         of id: CheckpointID, _ body: (PageFrameNumber, PageDigest) throws -> Void
     ) throws {
         var frames = DirtyBitmap()
-        for step in try series(from: checkpoint(id)) {
+        for step in try chain(from: checkpoint(id)) {
             for part in try map(of: step) { for run in part.runs { frames.insert(run.range) } }
         }
         try forEachPage(of: id, in: frames, body)
@@ -143,7 +143,7 @@ package struct MapSeriesReader {
 
 // MARK: - Differences
 
-extension MapSeriesReader {
+extension MapChainReader {
     /// Frames in which a checkpoint may differ from another one: all in which it does, and few
     /// others.
     ///
@@ -153,10 +153,10 @@ extension MapSeriesReader {
     mutating func differing(
         _ checkpoint: Checkpoint, from other: CheckpointID?
     ) throws -> DirtyBitmap {
-        let mine = try series(from: checkpoint)
+        let mine = try chain(from: checkpoint)
         guard let other else { return try frames(of: mine) }
         if checkpoint.mapAncestor == other { return try frames(of: [checkpoint]) }
-        let theirs = try series(from: self.checkpoint(other))
+        let theirs = try chain(from: self.checkpoint(other))
         let ids = Set(mine.map(\.id))
         let common = theirs.first { ids.contains($0.id) }?.id
         let old = PageMap()

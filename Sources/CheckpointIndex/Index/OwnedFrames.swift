@@ -2,41 +2,42 @@ import CheckpointFormat
 package import GuestModel
 import LMDBTables
 
-// Who holds which page, so that prune need not ask everybody.
+// Which checkpoint refers to which page, so that prune need not read the page maps of all.
 //
-// Each checkpoint that was not forgotten and pruned has a forerunner, as a rule the one that it
-// follows, and stakes: the frames in which it may differ from it.
+// Each checkpoint, until it was forgotten and pruned, has a predecessor, as a rule its parent, and
+// owned frames: the frames in which it may differ from the predecessor.
 //
-//   - In a frame in which it has no stake, a checkpoint has what its forerunner has.
-//   - For each frame in which it has a stake, it holds one reference to the page there.
+//   1. In a frame that it does not own, a checkpoint has what its predecessor has.
+//   2. For each frame that it owns, it holds one reference to the page there.
 //
-// So whoever has a page has it by a reference: its own, or that of the first in the line of its
-// forerunners that has a stake in the frame. A page without references is nobody's. A capture makes
-// references for the pages that it changed and no others; and the first reference to a page is not
-// written down, because the page's own entry stands for it.
+// So each checkpoint reaches a page through exactly one reference: its own, or that of its nearest
+// predecessor that owns the frame. A page without references is garbage. A capture adds references
+// for the pages that it changed and no others. The first reference to a page is not written down,
+// because the page's own entry stands for it.
 //
-// A checkpoint that is pruned gives its stakes to those that follow it. Where they have a stake of
-// their own, its reference goes:
+// A checkpoint that is pruned transfers the frames that it owns to its successors. Its reference to
+// its page in a frame f
 //
-//   P          P        reference of R to its page in a frame f:
-//   |          |          one follower, without a stake in f: it passes to F
-//   R  --->    F          one follower, with a stake in f:    it goes
-//   |                     n followers without one:            n references, one each
-//   F                     no follower:                        it goes
+//   P          P        passes to F if that is the only successor and does not own f
+//   |          |        is dropped  if that is the only successor and owns f
+//   R  --->    F        becomes n   if n successors do not own f
+//   |                   is dropped  if there is no successor
+//   F
 //
-// That is all reading of frame sets; page maps are read only for the frames whose reference goes.
+// That reads sets of frames alone; page maps are read only for the frames whose reference is
+// dropped.
 //
-// An index that is made anew cannot know the pruned ones, and makes other lines of forerunners with
-// other stakes. Any will do as long as the two rules hold.
+// An index that is rebuilt cannot know the checkpoints that were pruned, and has other predecessors
+// and other owned frames. Any will do as long as the two rules hold.
 
 /// The frames in which a checkpoint holds a reference of its own.
-package struct Stakes: Sendable {
+package struct OwnedFrames: Sendable {
     /// Whose pages it has everywhere else; nil: there are none.
-    package var forerunner: CheckpointID?
+    package var predecessor: CheckpointID?
     package var frames: DirtyBitmap
 
-    init(forerunner: CheckpointID?, frames: DirtyBitmap) {
-        self.forerunner = forerunner
+    init(predecessor: CheckpointID?, frames: DirtyBitmap) {
+        self.predecessor = predecessor
         self.frames = frames
     }
 
@@ -45,7 +46,7 @@ package struct Stakes: Sendable {
         do throws(FormatError) {
             var reader = ByteReader(bytes)
             let digest = try reader.readDigest()
-            forerunner = digest == .none ? nil : CheckpointID(digest)
+            predecessor = digest == .none ? nil : CheckpointID(digest)
             frames = DirtyBitmap()
             var end = 0
             while reader.remaining > 0 {
@@ -59,15 +60,15 @@ package struct Stakes: Sendable {
                 end += gap + count
             }
         } catch {
-            throw .damagedValue("stakes")
+            throw .damagedValue("owned frames")
         }
     }
 
-    /// The value: the forerunner, then for each run of frames the frames before it since the run
+    /// The value: the predecessor, then for each run of frames the frames before it since the run
     /// before, and its own.
     var encoded: [UInt8] {
         var writer = ByteWriter(reserving: PageDigest.byteCount + 64)
-        writer.write(forerunner?.digest ?? .none)
+        writer.write(predecessor?.digest ?? .none)
         var end: UInt64 = 0
         frames.forEachRun { run in
             writer.writeVarint(run.first.rawValue - end)
@@ -79,46 +80,46 @@ package struct Stakes: Sendable {
 }
 
 extension Index {
-    /// A checkpoint's stakes; nil if it has none because it was pruned, or never was.
-    func stakes(
+    /// A checkpoint's owned frames; nil if it has none because it was pruned, or never was.
+    func ownedFrames(
         _ id: CheckpointID, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) -> Stakes? {
+    ) throws(LMDBError) -> OwnedFrames? {
         try Index.withKey(id) { (key) throws(LMDBError) in
-            try transaction.get(table(.stakes), key, Stakes.init(indexed:))
+            try transaction.get(table(.ownedFrames), key, OwnedFrames.init(indexed:))
         }
     }
 
-    package func stakes(_ id: CheckpointID) throws -> Stakes? {
-        try environment.read { try stakes(id, $0) }
+    package func ownedFrames(_ id: CheckpointID) throws -> OwnedFrames? {
+        try environment.read { try ownedFrames(id, $0) }
     }
 
-    /// True if a checkpoint has stakes.
-    package func hasStakes(_ id: CheckpointID) throws -> Bool {
+    /// True if a checkpoint has owned frames.
+    package func hasOwnedFrames(_ id: CheckpointID) throws -> Bool {
         try environment.read { transaction in
             try Index.withKey(id) { (key) throws(LMDBError) in
-                try transaction.get(table(.stakes), key) { _ in true } ?? false
+                try transaction.get(table(.ownedFrames), key) { _ in true } ?? false
             }
         }
     }
 
-    /// Notes a checkpoint's stakes, and whom it follows.
-    func setStakes(
-        _ stakes: Stakes, of id: CheckpointID, _ transaction: borrowing LMDBTxn
+    /// Notes a checkpoint's owned frames, and whom it follows.
+    func setOwnedFrames(
+        _ ownedFrames: OwnedFrames, of id: CheckpointID, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
-        let value = stakes.encoded
+        let value = ownedFrames.encoded
         try Index.withKey(id) { (key) throws(LMDBError) in
             try value.withUnsafeBufferPointer { (bytes) throws(LMDBError) in
-                try transaction.put(table(.stakes), key, UnsafeRawBufferPointer(bytes))
+                try transaction.put(table(.ownedFrames), key, UnsafeRawBufferPointer(bytes))
             }
         }
-        if let forerunner = stakes.forerunner {
-            try link(forerunner, id, in: .followers, transaction)
+        if let predecessor = ownedFrames.predecessor {
+            try link(predecessor, id, in: .successors, transaction)
         }
     }
 
-    /// Those whose forerunner a checkpoint is.
-    package func followers(of id: CheckpointID) throws -> Set<CheckpointID> {
-        try environment.read { try linked(id, in: .followers, $0) }
+    /// Those whose predecessor a checkpoint is.
+    package func successors(of id: CheckpointID) throws -> Set<CheckpointID> {
+        try environment.read { try linked(id, in: .successors, $0) }
     }
 
     /// Those whose page maps build on a checkpoint's own.

@@ -10,7 +10,7 @@ struct Activity: Sendable {
     /// the packs that is before all that each appends.
     var transactions: [UInt64: RecordLocation] = [:]
     /// Checkpoints that sessions and transactions build on, and how many do.
-    var holds: [CheckpointID: Int] = [:]
+    var sessionLeases: [CheckpointID: Int] = [:]
     /// True while a prune runs; there is one at a time.
     var isPruning = false
     /// Prunes that were begun: a plan is good until the next one.
@@ -25,7 +25,7 @@ struct Activity: Sendable {
 /// Keeps a checkpoint's pages from this process's prune, also when it is forgotten.
 ///
 /// For one who goes on from a checkpoint: its page map names pages that no reader would ask for.
-package final class CheckpointHold: Sendable {
+package final class SessionLease: Sendable {
     private let id: CheckpointID
     private let repository: Repository
     private let isReleased = Atomic<Bool>(false)
@@ -34,7 +34,7 @@ package final class CheckpointHold: Sendable {
     init(unchecked id: CheckpointID, in repository: Repository) {
         self.id = id
         self.repository = repository
-        repository.activity.change { $0.holds[id, default: 0] += 1 }
+        repository.activity.change { $0.sessionLeases[id, default: 0] += 1 }
     }
 
     fileprivate init(taken id: CheckpointID, in repository: Repository) {
@@ -49,8 +49,8 @@ package final class CheckpointHold: Sendable {
         guard !isReleased.exchange(true, ordering: .acquiringAndReleasing) else { return }
         let id = id
         repository.activity.change { activity in
-            let count = activity.holds[id, default: 1] - 1
-            activity.holds[id] = count == 0 ? nil : count
+            let count = activity.sessionLeases[id, default: 1] - 1
+            activity.sessionLeases[id] = count == 0 ? nil : count
         }
     }
 }
@@ -58,21 +58,21 @@ package final class CheckpointHold: Sendable {
 extension Repository {
     /// Keeps a checkpoint's pages from prune as long as the result lives.
     ///
-    /// Fails if it was forgotten and nobody holds it.
-    package func hold(_ checkpoint: Checkpoint) throws(RepositoryError) -> CheckpointHold {
+    /// Fails if it was forgotten and no session holds it.
+    package func leaseForSession(_ checkpoint: Checkpoint) throws(RepositoryError) -> SessionLease {
         let id = checkpoint.id
         try catchUp()
-        // Looked up with the lock held: prune reads the catalog and the holds at one moment.
+        // Looked up with the lock held: prune reads the catalog and these leases at one moment.
         let result = activity.change { activity -> Result<Bool, RepositoryError> in
             let result = Result { () throws(RepositoryError) -> Bool in
-                if activity.holds[id] != nil { return true }
+                if activity.sessionLeases[id] != nil { return true }
                 return try self.withIndex { try $0.entry(id) }?.isForgotten == false
             }
-            if case .success(true) = result { activity.holds[id, default: 0] += 1 }
+            if case .success(true) = result { activity.sessionLeases[id, default: 0] += 1 }
             return result
         }
         guard try result.get() else { throw forgotten(id) }
-        return CheckpointHold(taken: id, in: self)
+        return SessionLease(taken: id, in: self)
     }
 
     func forgotten(_ id: CheckpointID) -> RepositoryError {

@@ -43,7 +43,7 @@ extension RepairPlan {
         do {
             try Repository.checkRepairable(preparation.path, preparation.files)
             try Repository.removeStrays(preparation.files)
-            var run = RepairRun(self, keepsOriginals: keepsOriginals)
+            var run = RepairOperation(self, keepsOriginals: keepsOriginals)
             try run.moveFiles(movedFiles)
             try run.writeRecords()
             try run.rewritePacks(progress)
@@ -59,15 +59,15 @@ extension RepairPlan {
             guard failure.code == .noSpace else { throw failure }
             throw RepositoryError(
                 .noSpace,
-                "no space is left to repair \(preparation.path); what was whole is whole, so free some "
-                    + "and repair it again", errno: failure.errno)
+                "no space is left to repair \(preparation.path); what was whole is whole, so free "
+                    + "some and repair it again", errno: failure.errno)
         }
     }
 }
 
 /// A plan on its way.
-private struct RepairRun {
-    private static let pagesOfFrame = PageFrameEncoder.pageCount
+private struct RepairOperation {
+    private static let pagesOfFrame = PageGroupEncoder.pageCount
 
     private let preparation: RepairPreparation
     private let openPack: RecordLocation?
@@ -253,7 +253,7 @@ private struct RepairRun {
         let unpacker = BlockUnpacker()
         let compressor = Compressor(level: .standard)
         let map = PageMap()
-        let count = RepairRun.pagesOfFrame
+        let count = RepairOperation.pagesOfFrame
         let buffer = PageMemory.allocate(byteCount: count * Page.byteCount)
         defer { PageMemory.deallocate(buffer) }
         for first in stride(from: 0, to: saved.count, by: count) {
@@ -268,11 +268,11 @@ private struct RepairRun {
                 map.set(PageFrameNumber(UInt64(first + slot)), .present(page.digest))
             }
             var record = RecordWriter()
-            let table = PageFrameEncoder.append(
+            let table = PageGroupEncoder.append(
                 sources, firstOrdinal: UInt32(first), transaction: transaction,
                 compressor: compressor, to: &record)
             let pending = PendingRecord(
-                range: 0..<record.count, type: .pageFrame, transaction: transaction,
+                range: 0..<record.count, type: .pageGroup, transaction: transaction,
                 frame: table)
             _ = try record.withUnsafeBytes { try writer.append([pending], of: $0, epoch: epoch) }
         }
@@ -340,7 +340,7 @@ private struct RepairRun {
     mutating func rewritePacks(_ progress: ((Int, Int) -> Void)?) throws {
         let total = preparation.rewrites.count + removed.count
         var ready: [UInt32] = []
-        defer { for pack in ready { PackCut.discardNew(pack, files) } }
+        defer { for pack in ready { PackRewrite.discardNew(pack, files) } }
         for rewrite in preparation.rewrites {
             progress?(ready.count, total)
             let path = PackName.path(rewrite.pack)
@@ -355,7 +355,7 @@ private struct RepairRun {
             for pack in removed { try keep(PackName.path(pack), as: fileName(pack)) }
         }
         try Repository.emptyIndex(of: preparation.repository, preparation.files)
-        while let pack = ready.popLast() { try PackCut.putInPlace(pack, files) }
+        while let pack = ready.popLast() { try PackRewrite.putInPlace(pack, files) }
         for pack in removed { try files.remove(PackName.path(pack)) }
         if total > 0 { try files.syncDirectory(StoreDirectory.packs) }
         progress?(total, total)

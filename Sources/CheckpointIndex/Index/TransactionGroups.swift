@@ -1,11 +1,11 @@
 package import CheckpointFormat
 
-/// The page frames that one transaction appended: where the page of each ordinal lies.
-package struct TransactionFrames: Sendable {
+/// The page groups that one transaction appended: where the page of each ordinal lies.
+package struct TransactionGroups: Sendable {
     private struct Frame {
         let firstOrdinal: UInt32
         let location: RecordLocation
-        let table: PageFrameTable
+        let table: PageGroupTable
     }
 
     // Sorted by ordinal when asked first; workers append out of order.
@@ -15,7 +15,7 @@ package struct TransactionFrames: Sendable {
     package init() {}
 
     /// Notes a frame.
-    package mutating func append(_ table: PageFrameTable, at location: RecordLocation) {
+    package mutating func append(_ table: PageGroupTable, at location: RecordLocation) {
         if let last = frames.last, last.firstOrdinal > table.firstOrdinal { isSorted = false }
         frames.append(
             Frame(firstOrdinal: table.firstOrdinal, location: location, table: table))

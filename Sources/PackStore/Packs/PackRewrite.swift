@@ -3,16 +3,16 @@ import GuestModel
 
 /// What stays of a sealed pack when prune writes it anew.
 ///
-/// Blocks keep the addresses that they had: each stretch of blocks that stayed becomes a page frame
+/// Blocks keep the addresses that they had: each stretch of blocks that stayed becomes a page group
 /// with the address from which its first block is where it was.
-package struct PackCut: Sendable {
+package struct PackRewrite: Sendable {
     /// A record of the new pack.
     struct Piece: Sendable {
         /// Its entry in the new pack's index.
         let entry: PackIndex.Entry
         /// The record that it comes from.
         let source: PackIndex.Entry
-        /// Of a page frame, the blocks that it takes.
+        /// Of a page group, the blocks that it takes.
         let blocks: Range<Int>
     }
 
@@ -28,9 +28,9 @@ package struct PackCut: Sendable {
     ///   - entries: the pack's records.
     ///   - bridgeByteCountMax: dead bytes that may stay between two blocks.
     ///   - keepsBlock: whether the block with an address stays.
-    ///   - keepsRecord: whether a record other than a page frame stays.
+    ///   - keepsRecord: whether a record other than a page group stays.
     package init(
-        _ entries: [PackIndex.Entry], bridgeByteCountMax: Int = PackCut.bridgeByteCountMax,
+        _ entries: [PackIndex.Entry], bridgeByteCountMax: Int = PackRewrite.bridgeByteCountMax,
         keepsBlock: (PackIndex.Entry, UInt32) -> Bool,
         keepsRecord: (PackIndex.Entry) throws -> Bool
     ) rethrows {
@@ -67,7 +67,7 @@ package struct PackCut: Sendable {
         var (table, payloadCount, start) = (source.frame, source.payloadCount, address)
         if let frame = source.frame {
             let before = frame.blocks[..<blocks.lowerBound].reduce(0) { $0 + UInt32($1.pageCount) }
-            let cut = PageFrameTable(
+            let cut = PageGroupTable(
                 firstOrdinal: frame.firstOrdinal + before, blocks: Array(frame.blocks[blocks]))
             start = address - UInt32(RecordHeader.byteCount + cut.headByteCount)
             (table, payloadCount) = (cut, cut.payloadCount)
@@ -90,7 +90,7 @@ package struct PackCut: Sendable {
     }
 }
 
-extension PackCut {
+extension PackRewrite {
     private static let bufferByteCount = 4 << 20
 
     /// Writes the new pack and puts it in the old one's place.
@@ -99,7 +99,7 @@ extension PackCut {
         repository: RepositoryID
     ) throws(RepositoryError) {
         try writeNew(pack: pack, from: source, files, repository: repository)
-        try PackCut.putInPlace(pack, files)
+        try PackRewrite.putInPlace(pack, files)
     }
 
     /// Puts a new pack in the old one's place; if that fails, it is removed.
@@ -138,7 +138,7 @@ extension PackCut {
         repository: RepositoryID, payloads: [UInt32: [UInt8]] = [:]
     ) throws(RepositoryError) {
         var isWhole = false
-        defer { if !isWhole { PackCut.discardNew(pack, files) } }
+        defer { if !isWhole { PackRewrite.discardNew(pack, files) } }
         do {
             let file = try files.open(PackName.newPath(pack), .create)
             let envelope = Envelope(
@@ -154,7 +154,7 @@ extension PackCut {
                 } else {
                     try append(piece, of: pack, from: source, to: &records)
                 }
-                guard records.count >= PackCut.bufferByteCount else { continue }
+                guard records.count >= PackRewrite.bufferByteCount else { continue }
                 try records.withUnsafeBytes { try file.write($0, at: offset) }
                 offset += UInt64(records.count)
                 records.removeAll()
@@ -204,7 +204,7 @@ extension PackCut {
         let count = table.payloadCount - table.headByteCount
         let head = table.encodedHead
         records.append(
-            .pageFrame, transaction: header.transaction, address: piece.entry.address,
+            .pageGroup, transaction: header.transaction, address: piece.entry.address,
             limit: head.count + count
         ) { room in
             room.copyBytes(from: head)
