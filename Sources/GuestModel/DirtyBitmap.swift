@@ -162,6 +162,11 @@ public struct DirtyBitmap: Sendable, Equatable {
             && right.words[shared...].allSatisfy { $0 == 0 }
     }
 
+    /// Makes room for frames below an end, so that inserting them allocates nothing.
+    public mutating func reserveCapacity(frameEnd: UInt64) {
+        reserve(wordCount: Int((frameEnd + 63) / 64))
+    }
+
     private mutating func reserve(wordCount: Int) {
         if wordCount > words.count {
             words.append(contentsOf: repeatElement(0, count: wordCount - words.count))

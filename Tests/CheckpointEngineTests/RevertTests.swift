@@ -77,9 +77,11 @@ import VarveTestSupport
         let first = try session.capture().checkpoint
         RevertTests.fill(guest, 0..<8, 3)
         _ = try session.capture()
-        // Fewer each time, and never a page twice.
+        // Fewer each time, never a page twice, and nothing after the revert's pause.
         guest.with { state in
+            let pauseCount = state.pauseCount
             state.afterRead = { state in
+                guard state.pauseCount == pauseCount else { return }
                 let count = [1024, 512, 128, 64, 4].first { size in
                     state.pages[UInt64(4095 - size * 2)] != RevertTests.page(7)
                 }

@@ -1,4 +1,5 @@
 import CheckpointStore
+import Glibc
 package import PackStore
 import Synchronization
 
@@ -25,6 +26,7 @@ package final class CountingFiles: RepositoryFiles {
 
     private let inner: any RepositoryFiles
     private let state = Mutex(Tally())
+    private let calls = Mutex<[UInt: Int]>([:])
 
     package init(_ inner: any RepositoryFiles) {
         self.inner = inner
@@ -32,8 +34,12 @@ package final class CountingFiles: RepositoryFiles {
 
     package var tally: Tally { state.withLock { $0 } }
 
+    /// Calls of any kind by the calling thread.
+    package var callsOfThisThread: Int { calls.withLock { $0[UInt(pthread_self())] ?? 0 } }
+
     fileprivate func count(_ change: (inout Tally) -> Void) {
         state.withLock { change(&$0) }
+        calls.withLock { $0[UInt(pthread_self()), default: 0] += 1 }
     }
 
     package func open(_ path: String, _ mode: FileMode) throws(FileError) -> any RepositoryFile {

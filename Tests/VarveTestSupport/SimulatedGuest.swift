@@ -24,7 +24,7 @@ public final class SimulatedGuest: WritableGuest {
         var intruder: (callsLeft: Int, ends: Bool)?
         /// Calls until the one that fails; nil: none does.
         var callsUntilFailure: Int?
-        var pauseCount = 0
+        public internal(set) var pauseCount = 0
         var resumeCount = 0
         /// Calls of `resume` that fail from now on.
         public var failingResumeCount = 0

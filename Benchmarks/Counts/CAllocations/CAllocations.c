@@ -13,10 +13,17 @@ extern void *__libc_realloc(void *memory, size_t size);
 extern void *__libc_memalign(size_t alignment, size_t size);
 
 static atomic_size_t count;
+// In the executable's own block of thread-local memory, so that using it allocates nothing.
+static _Thread_local size_t thread_count __attribute__((tls_model("local-exec")));
 
 size_t callocations_count(void) { return atomic_load(&count); }
 
-static void add(void) { atomic_fetch_add_explicit(&count, 1, memory_order_relaxed); }
+size_t callocations_thread_count(void) { return thread_count; }
+
+static void add(void) {
+    thread_count++;
+    atomic_fetch_add_explicit(&count, 1, memory_order_relaxed);
+}
 
 void *malloc(size_t size) {
     add();

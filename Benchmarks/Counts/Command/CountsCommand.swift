@@ -65,7 +65,7 @@ extension Double {
     }
 }
 
-/// What was counted between pauses and the moments when the guest runs again.
+/// What the thread that pauses did until the guest ran again.
 private final class PauseCounts: Sendable {
     private let start = Atomic(0)
     private let sum = Atomic(0)
@@ -81,11 +81,11 @@ private final class PauseCounts: Sendable {
 
     func pause() {
         diskStart.store(disk(), ordering: .relaxed)
-        start.store(Int(callocations_count()), ordering: .relaxed)
+        start.store(Int(callocations_thread_count()), ordering: .relaxed)
     }
 
     func resume() {
-        let count = Int(callocations_count()) - start.load(ordering: .relaxed)
+        let count = Int(callocations_thread_count()) - start.load(ordering: .relaxed)
         sum.add(count, ordering: .relaxed)
         diskSum.add(disk() - diskStart.load(ordering: .relaxed), ordering: .relaxed)
     }
@@ -117,10 +117,7 @@ private final class CountedGuest {
         let path = directory.path.appending("store")
         files = CountingFiles(PosixFiles(root: path))
         repository = try Repository.create(at: path, files: files)
-        let pauses = PauseCounts { [files] in
-            let tally = files.tally
-            return tally.reads + tally.writes + tally.syncs + tally.others
-        }
+        let pauses = PauseCounts { [files] in files.callsOfThisThread }
         self.pauses = pauses
         memory = ProcessMemory(hold: pauses.pause, release: pauses.resume)
         region = try memory.allocate(byteCount: pageCount * Page.byteCount)
@@ -237,8 +234,12 @@ private final class CountedGuest {
         guard let newest = checkpoints.last else { return }
         dirty(dirtyCount)
         let before = files.tally
+        _ = pauses.take()
         let result = try session.revert(to: newest)
+        let paused = pauses.take()
         let tally = files.tally - before
+        budgets.add("revert: allocations in the pause", paused.allocations, atMost: 0)
+        budgets.add("revert: calls of the disk in the pause", paused.disk, atMost: 0)
         guard result.writtenPageCount == dirtyCount else {
             throw CountFailure("the revert wrote \(result.writtenPageCount) pages")
         }

@@ -196,8 +196,8 @@ struct CaptureOperation {
 
     /// The pause: take the final set, copy it, take the state.
     ///
-    /// Nothing else: no call of the disk, and no allocation but a guest's own and an audit's, as long
-    /// as no more pages are dirty than were expected. `varve-counts` holds it to that.
+    /// Nothing else: no call of the disk, and no allocation but a guest's own and an audit's,
+    /// unless more pages are dirty than were expected. `varve-counts` holds it to that.
     private func pauseAndCopy(
         _ log: SessionLog, _ known: DirtyBitmap, _ expected: Int,
         _ seen: inout GuestLayout, _ all: inout DirtyBitmap, _ facts: inout PendingCapture.Facts
@@ -209,7 +209,7 @@ struct CaptureOperation {
         var frames = DirtyBitmap(seen)
         var dirty = DirtyBitmap(frameEnd: seen.frameEnd)
         dirty.formUnion(known)
-        taken.pages.withLock { $0.pages.formUnion(DirtyBitmap(frameEnd: seen.frameEnd)) }
+        taken.pages.withLock { $0.pages.reserveCapacity(frameEnd: seen.frameEnd) }
         let seenBefore = seen
         job.move { $0.pause() }
         let start = ContinuousClock.now

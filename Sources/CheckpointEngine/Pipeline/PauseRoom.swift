@@ -1,7 +1,7 @@
 import GuestModel
 
-/// Where a pause copies pages to: slots and lists that are ready before the guest is paused, so that
-/// nothing is allocated while it is.
+/// Where a pause copies pages to: slots and lists that are ready before the guest is paused, so
+/// that nothing is allocated while it is.
 ///
 /// If more pages are dirty than were expected, the lists grow and slots are taken in the pause.
 struct PauseRoom: ~Copyable {
@@ -12,7 +12,7 @@ struct PauseRoom: ~Copyable {
     /// For each slot, the end of its runs.
     private var ends: [Int] = []
 
-    /// Takes free slots for a number of pages; fewer if there are not so many.
+    /// Takes free slots for a number of pages, or all that are free.
     init(_ pool: StagingPool, pageCount: Int) {
         self.pool = pool
         let slotCount = pageCount / StagingPool.slotPageCount + 1

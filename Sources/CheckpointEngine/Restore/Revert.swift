@@ -63,7 +63,7 @@ private struct RevertOperation {
     /// Rounds in which pages are staged while the guest runs; each stages what was first written
     /// since the one before.
     private static let roundsMax = 8
-    /// So few pages are left to the pause.
+    /// This many pages may be left to the pause.
     private static let pausePageCountMax = 16
 
     /// Runs that are asked for ahead of the one that is compared.
@@ -98,12 +98,14 @@ private struct RevertOperation {
         var (candidates, known) = try candidatesWhileRunning()
         _ = try staged.add(candidates)
         if known != nil, try !stageRounds(&candidates) { known = nil }
+        var sets = RevertSets(candidates, in: map.layout)
+        var work = RevertWork(pageCount: candidates.count)
+        session.state.withLock { $0.unsaved.reserveCapacity(frameEnd: sets.frameEnd) }
         let start = ContinuousClock.now
         let paused = try PausedGuest(pausing: guest)
-        let late = try candidatesInPause(known)
-        candidates.formUnion(late)
-        let pausedReadByteCount = try staged.add(late)
-        let written = try write(candidates)
+        try addLate(known, to: &sets)
+        let pausedReadByteCount = try staged.add(sets.late)
+        let written = try write(sets, &work)
         do {
             try paused.resume()
         } catch {
@@ -113,16 +115,16 @@ private struct RevertOperation {
         }
         let pause = ContinuousClock.now - start
         session.pipeline.rebase(on: target, lease: lease, map: map)
-        forgetOwnWrites(candidates)
+        forgetOwnWrites(sets.candidates)
         return RevertResult(
-            writtenPageCount: written, comparedPageCount: candidates.count, pause: pause,
+            writtenPageCount: written, comparedPageCount: sets.candidates.count, pause: pause,
             pausedReadByteCount: pausedReadByteCount)
     }
 
     /// Stages what is written meanwhile, until so few new pages come that the pause may read them.
     ///
-    /// What a page held in the checkpoint does not change, so a page that is written again and again
-    /// is read once.
+    /// What a page held in the checkpoint does not change, so a page that is written repeatedly is
+    /// read once.
     ///
     /// - Returns: false if the log lost count meanwhile.
     private func stageRounds(_ candidates: inout DirtyBitmap) throws -> Bool {
@@ -162,22 +164,30 @@ private struct RevertOperation {
         return (map.difference(from: try MemoryRoot.map(of: guest)), now)
     }
 
-    /// What joins them in the pause: pages written meanwhile; or, without a log, every page that
-    /// differs now.
-    private func candidatesInPause(_ known: GuestLayout?) throws -> DirtyBitmap {
-        if let log = SessionLog(session), let known {
-            let knowledge = try readLog(log, isFinal: true)
-            if knowledge == .complete {
-                return session.state.withLock { $0.unsaved }.union(try ballooned(since: known))
+    /// Adds what joins the candidates in the pause: pages written since the last round; or, without
+    /// a log, every page that differs now.
+    ///
+    /// Allocates nothing where there is a log and the layout is the target's.
+    private func addLate(_ known: GuestLayout?, to sets: inout RevertSets) throws {
+        if let log = SessionLog(session), let known,
+            try readLog(log, isFinal: true, into: &sets.late) == .complete
+        {
+            var late = sets.takeLate()
+            session.state.withLock { late.formUnion($0.unsaved) }
+            let live = try guest.layout()
+            if live != known || live != map.layout {
+                late.formUnion(ballooned(live, since: known))
             }
+            sets.add(late)
+        } else {
+            sets.add(map.difference(from: try MemoryRoot.map(of: guest)))
         }
-        return map.difference(from: try MemoryRoot.map(of: guest))
     }
 
     /// Frames that came since the last capture, and those that the target has and the guest has no
     /// longer: no log names them.
-    private func ballooned(since layout: GuestLayout) throws(GuestError) -> DirtyBitmap {
-        let live = DirtyBitmap(try guest.layout())
+    private func ballooned(_ live: GuestLayout, since layout: GuestLayout) -> DirtyBitmap {
+        let live = DirtyBitmap(live)
         var missing = DirtyBitmap(map.layout)
         missing.subtract(live)
         var added = live
@@ -187,25 +197,32 @@ private struct RevertOperation {
 
     /// Reads the log into the session's unsaved pages: should it be cleared by that, a failure from
     /// here on loses none.
+    private func readLog(_ log: SessionLog, isFinal: Bool) throws -> DirtyKnowledge {
+        var pages = DirtyBitmap()
+        return try readLog(log, isFinal: isFinal, into: &pages)
+    }
+
+    /// The same by way of an empty set that has room.
     private func readLog(
-        _ log: SessionLog, isFinal: Bool
+        _ log: SessionLog, isFinal: Bool, into pages: inout DirtyBitmap
     ) throws -> DirtyKnowledge {
-        try keep { (pages) throws(GuestError) in
+        try keep(&pages) { (pages) throws(GuestError) in
             try log.read(into: &pages, isFinal: isFinal)
         }
     }
 
     /// Takes the log into the session's unsaved pages.
     private func takeLog(_ log: SessionLog) throws -> DirtyKnowledge {
-        try keep { (pages) throws(GuestError) in
+        var pages = DirtyBitmap()
+        return try keep(&pages) { (pages) throws(GuestError) in
             try log.take(into: &pages, isFinal: false)
         }
     }
 
     private func keep(
+        _ pages: inout DirtyBitmap,
         _ read: (inout DirtyBitmap) throws(GuestError) -> DirtyKnowledge
     ) throws -> DirtyKnowledge {
-        var pages = DirtyBitmap()
         do {
             let knowledge = try read(&pages)
             session.state.mergeBack(pages, comparesAll: knowledge == .unknown)
@@ -217,23 +234,13 @@ private struct RevertOperation {
     }
 
     /// Writes the candidates that differ, and the state.
-    private func write(_ candidates: DirtyBitmap) throws -> Int {
-        let layout = map.layout
-        try guest.adoptLayout(layout)
-        var present = candidates
-        present.formIntersection(DirtyBitmap(layout))
+    private func write(_ sets: RevertSets, _ work: inout RevertWork) throws -> Int {
+        try guest.adoptLayout(map.layout)
         var written = 0
         do {
             try guest.prepareState(guestState)
-            var scattered: [PageRange] = []
-            var mapped: [(range: PageRange, memory: UnsafeMutableRawBufferPointer)] = []
-            for run in present.runs() {
-                if let memory = guest.mappedMemory(of: run) {
-                    mapped.append((run, memory))
-                } else {
-                    scattered.append(run)
-                }
-            }
+            sets.present.forEachRun { work.add($0, of: guest) }
+            let mapped = work.mapped
             for index in mapped.indices {
                 // Neither page is likely to be in the caches: ask for those to come.
                 if index + RevertOperation.prefetchDistance < mapped.count {
@@ -243,7 +250,7 @@ private struct RevertOperation {
                 }
                 written += staged.put(mapped[index].range, to: mapped[index].memory)
             }
-            for batch in StagedBatches.cut(scattered) { written += try writeDiffering(batch) }
+            for batch in StagedBatches.cut(work.scattered) { written += try writeDiffering(batch) }
             try guest.restoreState(guestState)
         } catch {
             session.state.mergeBack(DirtyBitmap(), comparesAll: true)
@@ -340,6 +347,62 @@ private struct RevertOperation {
     }
 }
 
+/// The frames that a revert looks at; with room before the pause for all that may join them in it.
+private struct RevertSets {
+    private(set) var candidates: DirtyBitmap
+    /// What joined them in the pause.
+    var late: DirtyBitmap
+    /// The candidates that the target has; known once what is late was added.
+    private(set) var present: DirtyBitmap
+    private let layout: DirtyBitmap
+
+    init(_ candidates: DirtyBitmap, in layout: GuestLayout) {
+        self.layout = DirtyBitmap(layout)
+        self.candidates = candidates
+        let frameEnd = max(layout.frameEnd, UInt64(candidates.words.count) * 64)
+        self.candidates.reserveCapacity(frameEnd: frameEnd)
+        late = DirtyBitmap(frameEnd: frameEnd)
+        present = DirtyBitmap(frameEnd: frameEnd)
+    }
+
+    /// One more than the highest frame that there is room for.
+    var frameEnd: UInt64 { UInt64(candidates.words.count) * 64 }
+
+    /// Moves the late ones out, to be changed in place.
+    mutating func takeLate() -> DirtyBitmap {
+        defer { late = DirtyBitmap() }
+        return late
+    }
+
+    mutating func add(_ late: DirtyBitmap) {
+        self.late = late
+        candidates.formUnion(late)
+        present.formUnion(candidates)
+        present.formIntersection(layout)
+    }
+}
+
+/// What a revert writes to: runs of memory that this process can reach, and others.
+private struct RevertWork {
+    private(set) var mapped: [(range: PageRange, memory: UnsafeMutableRawBufferPointer)] = []
+    private(set) var scattered: [PageRange] = []
+
+    /// - Parameter pageCount: pages that are expected; a quarter more have room.
+    init(pageCount: Int) {
+        let count = pageCount + pageCount / 4 + 1024
+        mapped.reserveCapacity(count)
+        scattered.reserveCapacity(count)
+    }
+
+    mutating func add(_ run: PageRange, of guest: any WritableGuest) {
+        if let memory = guest.mappedMemory(of: run) {
+            mapped.append((run, memory))
+        } else {
+            scattered.append(run)
+        }
+    }
+}
+
 /// Contents of a checkpoint's pages, verified, in memory.
 private final class StagedPages {
     private let map: PageMap
@@ -358,16 +421,16 @@ private final class StagedPages {
     /// - Returns: bytes read from packs.
     func add(_ frames: DirtyBitmap) throws -> Int {
         var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
-        var present = DirtyBitmap(frameEnd: UInt64(frames.words.count) * 64)
         frames.forEachRun { run in
             for number in run.frames where !parts.contains(where: { $0.contains(number) }) {
                 let frame = PageFrameNumber(number)
                 guard case .present(let digest) = map[frame] else { continue }
-                present.insert(frame)
                 pages.append((frame, digest))
             }
         }
         guard !pages.isEmpty else { return 0 }
+        var present = DirtyBitmap(frameEnd: UInt64(frames.words.count) * 64)
+        for page in pages { present.insert(page.frame) }
         let part = StagedPart(present)
         let byteCount = try supply.read(pages, into: part)
         parts.append(part)

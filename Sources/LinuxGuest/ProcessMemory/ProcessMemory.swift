@@ -37,6 +37,8 @@ public final class ProcessMemory: WritableGuest {
     private let putStateBack: @Sendable (GuestState) throws -> Void
     private let tracker: WriteTracker?
     private let regions = Mutex<[MemoryRegion]>([])
+    /// That of the regions: asked for in every pause, so it is there.
+    private let currentLayout = Mutex(GuestLayout.empty)
 
     /// Makes a guest without a region.
     ///
@@ -169,6 +171,7 @@ public final class ProcessMemory: WritableGuest {
                 throw error
             }
             regions.append(region)
+            currentLayout.withLock { $0 = GuestLayout(runs: regions.map(\.pages)) }
             return region
         }
     }
@@ -177,7 +180,7 @@ public final class ProcessMemory: WritableGuest {
 
     /// One run a region that is not adjacent, from frame 0.
     public func layout() -> GuestLayout {
-        GuestLayout(runs: regions.withLock { $0.map(\.pages) })
+        currentLayout.withLock { $0 }
     }
 
     /// Claims the regions, those to come included: no other `ProcessMemory` over a byte of them

@@ -30,9 +30,14 @@ final class WriteTracker: Sendable {
     private static let regionCount = 1024
 
     private let state = Mutex(State())
+    // What one call hands over; used with the lock of `state` held only. Allocated once, because
+    // the log is read in every pause.
+    private nonisolated(unsafe) let found = UnsafeMutableBufferPointer<clinux_page_region>.allocate(
+        capacity: regionCount)
 
     deinit {
         stop()
+        found.deallocate()
     }
 
     /// Begins a log; one that runs ends with it.
@@ -52,7 +57,7 @@ final class WriteTracker: Sendable {
                 for region in regions {
                     try WriteTracker.register(region, &state)
                     // What was written before is the caller's to copy.
-                    try WriteTracker.scan(region, state, clear: true) { _ in }
+                    try scan(region, state, clear: true) { _ in }
                 }
             } catch {
                 WriteTracker.close(&state)
@@ -85,7 +90,7 @@ final class WriteTracker: Sendable {
         try state.withLock { (state) throws(GuestError) -> Bool in
             guard state.log == log else { return false }
             for region in state.regions {
-                try WriteTracker.scan(region, state, clear: clear, body)
+                try scan(region, state, clear: clear, body)
             }
             return true
         }
@@ -144,35 +149,29 @@ final class WriteTracker: Sendable {
     }
 
     /// Calls `body` with runs of written pages, in order.
-    private static func scan(
+    private func scan(
         _ region: MemoryRegion, _ state: borrowing State, clear: Bool,
         _ body: (PageRange) -> Void
     ) throws(GuestError) {
         let start = UInt64(UInt(bitPattern: region.bytes.baseAddress))
         let end = start + UInt64(region.bytes.count)
         let pagemap = state.pagemap
-        let failure = withUnsafeTemporaryAllocation(
-            of: clinux_page_region.self, capacity: regionCount
-        ) { found -> GuestError? in
-            var position = start
-            while position < end {
-                var walkEnd = position
-                let count = system_pagemapScan(
-                    pagemap, position..<end, clear: clear, found, &walkEnd)
-                guard count >= 0 else { return GuestError.pagemapScan() }
-                for run in found[..<count] {
-                    let first = (run.start - start) / UInt64(Page.byteCount)
-                    body(
-                        PageRange(
-                            first: PageFrameNumber(region.pages.first.rawValue + first),
-                            count: Int((run.end - run.start) / UInt64(Page.byteCount))))
-                }
-                // The kernel stops early only when `found` is full.
-                guard walkEnd > position else { return GuestError.call("PAGEMAP_SCAN", "a region") }
-                position = walkEnd
+        var position = start
+        while position < end {
+            var walkEnd = position
+            let count = system_pagemapScan(
+                pagemap, position..<end, clear: clear, found, &walkEnd)
+            guard count >= 0 else { throw GuestError.pagemapScan() }
+            for run in found[..<count] {
+                let first = (run.start - start) / UInt64(Page.byteCount)
+                body(
+                    PageRange(
+                        first: PageFrameNumber(region.pages.first.rawValue + first),
+                        count: Int((run.end - run.start) / UInt64(Page.byteCount))))
             }
-            return nil
+            // The kernel stops early only when `found` is full.
+            guard walkEnd > position else { throw GuestError.call("PAGEMAP_SCAN", "a region") }
+            position = walkEnd
         }
-        if let failure { throw failure }
     }
 }

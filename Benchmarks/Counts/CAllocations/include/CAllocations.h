@@ -6,4 +6,7 @@
 /// Allocations of this process so far, by all threads: malloc, calloc, realloc, aligned ones.
 size_t callocations_count(void);
 
+/// Allocations of the calling thread so far.
+size_t callocations_thread_count(void);
+
 #endif
