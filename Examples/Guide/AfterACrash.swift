@@ -16,9 +16,9 @@ func fillUntilKilled(_ store: FilePath) throws {
     }
 }
 
-/// Opens what a process left that died, goes on from its newest checkpoint, and thins the rest.
+/// Opens what a dead process left, continues from its newest checkpoint, and thins the rest.
 func goOnAfterACrash(_ store: FilePath) throws {
-    // Opening for writing cuts off what was never published; nothing else has to be done.
+    // Opening for writing truncates what was never published; nothing else has to be done.
     let repository = try Repository.open(at: store, .writing)
     guard let newest = try repository.newest(ofLineage: "counter") else {
         print("it died before its first checkpoint")
@@ -49,7 +49,7 @@ func goOnAfterACrash(_ store: FilePath) throws {
     try repository.close()
 }
 
-/// Keeps the newest three checkpoints of each lineage, and gives the space of the others back.
+/// Keeps the newest three checkpoints of each lineage, and frees the space of the others.
 func thin(_ repository: Repository) throws {
     let policy = RetentionPolicy(keepLast: 3)
     for lineage in try repository.lineages() {

@@ -1,6 +1,6 @@
 import VarveCore
 
-/// Takes two checkpoints of memory, goes back to the first, and reads the second.
+/// Takes two checkpoints of memory, reverts to the first, and reads the second.
 func firstCheckpoint(in store: FilePath) throws {
     // Writes are tracked by the kernel; where it cannot, every capture compares every page.
     let tracksWrites = (try? ProcessMemory.checkSupport()) != nil

@@ -1,11 +1,11 @@
 import VarveCore
 
-// The programs of the articles in Varve.docc. Each function stands in its article word for word; a
-// test holds the two together. Run one with a directory that does not exist yet:
+// The programs of the articles in Varve.docc. Each function appears in its article verbatim, which
+// a test checks. Run one with a directory that does not exist yet:
 //
 //   guide first-checkpoint DIRECTORY
 //   guide fill DIRECTORY                 captures until it is killed
-//   guide after-a-crash DIRECTORY        goes on from there
+//   guide after-a-crash DIRECTORY        continues from there
 //   guide your-own-guest DIRECTORY       checks a guest of its own, and captures it
 
 @main
@@ -25,7 +25,7 @@ enum GuideCommand {
         }
     }
 
-    /// How it is called.
+    /// The usage message.
     struct Usage: Error, CustomStringConvertible {
         let description =
             "usage: guide first-checkpoint|fill|after-a-crash|your-own-guest DIRECTORY"

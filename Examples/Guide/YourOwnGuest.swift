@@ -2,7 +2,7 @@ import GuestConformance
 import Synchronization
 import VarveCore
 
-/// A machine that an emulator runs: its memory is an array, and each store notes its page.
+/// A machine that an emulator runs: its memory is an array, and each store records its page.
 final class Machine: WritableGuest {
     struct State {
         var memory: [UInt8]
@@ -21,7 +21,7 @@ final class Machine: WritableGuest {
         state = Mutex(State(memory: [UInt8](repeating: 0, count: pageCount * Page.byteCount)))
     }
 
-    /// One instruction of the machine: counts, and stores the count; nothing while it is held.
+    /// One instruction of the machine: counts, and stores the count; does nothing in the pause.
     func step() {
         state.withLock { state in
             guard !state.isHeld else { return }
@@ -86,7 +86,7 @@ extension Machine {
                 for (index, frame) in frames.enumerated() {
                     let page = bytes[index * Page.byteCount..<(index + 1) * Page.byteCount]
                     state.memory.replaceSubrange(Machine.place(frame), with: page)
-                    // The log sees what the engine writes, as it sees every other store.
+                    // The log records what the engine writes, as it records every other store.
                     if state.log != nil { state.dirty.insert(PageFrameNumber(frame)) }
                 }
             }
@@ -101,7 +101,7 @@ extension Machine {
     }
 }
 
-/// Its dirty log. A log that has ended answers `unknown`, and is never taken for an empty one.
+/// Its dirty log. A log that has ended returns `unknown`, and is never mistaken for an empty one.
 extension Machine: DirtyTracking {
     func start() -> DirtyLog {
         state.withLock { state in

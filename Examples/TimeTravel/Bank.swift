@@ -3,14 +3,14 @@ import Glibc
 import Synchronization
 import VarveCore
 
-/// A database at work: accounts, and entries that a thread adds, changes and deletes all the time.
+/// A database at work: accounts, and entries that a thread keeps adding, changing and deleting.
 ///
-/// The gate orders all that touches the region: the worker holds it for each transaction, the
-/// engine for each pause, and a proof for as long as it looks.
+/// The gate serializes all access to the region: the worker holds it for each transaction, the
+/// engine for each pause, and a proof while it inspects the database.
 final class Bank: @unchecked Sendable {
-    // Unchecked: `database`, `counters` and `random` are touched with the gate held only.
+    // Unchecked: `database`, `counters` and `random` are used only with the gate held.
 
-    /// What a checkpoint carries besides the memory.
+    /// What a checkpoint has in addition to the memory.
     struct Counters: Equatable {
         /// Rows of the entry table.
         var rows = 0
@@ -31,7 +31,7 @@ final class Bank: @unchecked Sendable {
         self.random = random
     }
 
-    /// Makes the tables and the first rows.
+    /// Creates the tables and the first rows.
     func prepare(accounts: Int) throws {
         let database = try Database()
         try database.run(
@@ -50,22 +50,22 @@ final class Bank: @unchecked Sendable {
 
     // MARK: - The gate
 
-    /// Waits until no transaction is under way, and keeps the next one from beginning.
+    /// Waits until no transaction is running, and keeps the next one from beginning.
     func hold() {
         isWanted.store(true, ordering: .sequentiallyConsistent)
         gate.wait()
         isWanted.store(false, ordering: .sequentiallyConsistent)
     }
 
-    /// Lets transactions go on.
+    /// Lets transactions continue.
     func release() {
         gate.signal()
     }
 
-    /// Keeps the worker from beginning transactions, from the next one on.
+    /// Stops the worker before its next transaction.
     func park() { isParked.store(true, ordering: .sequentiallyConsistent) }
 
-    /// Lets it work again.
+    /// Lets the worker continue.
     func unpark() { isParked.store(false, ordering: .sequentiallyConsistent) }
 
     // MARK: - The worker
@@ -85,12 +85,12 @@ final class Bank: @unchecked Sendable {
                 isStopped.store(true, ordering: .relaxed)
             }
             gate.signal()
-            // Think time, as a client of a real bank has: about 3,000 transactions a second.
+            // Think time, as with a client of a real bank: about 3,000 transactions a second.
             usleep(200)
         }
     }
 
-    /// Ends the worker, and throws what stopped it before.
+    /// Ends the worker, and throws the error that stopped it, if any.
     func stop() throws {
         isStopped.store(true, ordering: .relaxed)
         if let failure = failure.withLock({ $0 }) { throw DemoError(failure) }
@@ -121,9 +121,9 @@ final class Bank: @unchecked Sendable {
 
     // MARK: - State
 
-    /// The counters as a checkpoint keeps them.
+    /// The counters, as a checkpoint keeps them.
     ///
-    /// Called while held.
+    /// Called with the gate held.
     func saveState() -> GuestState {
         let bytes = withUnsafeBytes(of: (Int64(counters.rows), Int64(counters.transactions))) {
             Array($0)
@@ -131,20 +131,20 @@ final class Bank: @unchecked Sendable {
         return GuestState(records: [GuestState.Record(kind: "bank.counters", bytes: bytes)])
     }
 
-    /// Takes the counters back, and opens the database anew.
+    /// Restores the counters, and opens the database again.
     ///
-    /// Called while held.
+    /// Called with the gate held.
     ///
-    /// SQLite keeps pages of its own, and trusts them while the file's change counter is what it
-    /// was. Two branches can have equal counters and different pages, so after a revert only a new
-    /// connection is right.
+    /// SQLite caches pages, and trusts its cache while the file's change counter is unchanged. Two
+    /// branches can have equal counters and different pages, so after a revert only a new
+    /// connection is correct.
     func restoreState(_ state: GuestState) throws {
         counters = try Bank.counters(of: state)
         database = nil
         database = try Database()
     }
 
-    /// Reads the counters that a checkpoint keeps.
+    /// Reads the counters of a checkpoint.
     static func counters(of state: GuestState) throws -> Counters {
         guard let bytes = state.bytes(ofKind: "bank.counters"), bytes.count == 16 else {
             throw DemoError("the checkpoint has no counters")
@@ -158,9 +158,9 @@ final class Bank: @unchecked Sendable {
 
     // MARK: - Proof
 
-    /// What SQLite itself says of the database.
+    /// What SQLite itself reports about the database.
     ///
-    /// Called while held.
+    /// Called with the gate held.
     func inspect() throws -> (integrity: String, rows: Int) {
         guard let database else { throw DemoError("the bank was not prepared") }
         let integrity = try database.text("PRAGMA integrity_check")

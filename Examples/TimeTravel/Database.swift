@@ -1,6 +1,6 @@
 import CSQLite
 
-/// A failure of the demonstration, with its sentence.
+/// A failure of the demonstration, with its message.
 struct DemoError: Error, CustomStringConvertible {
     let description: String
 
@@ -15,7 +15,7 @@ struct DemoError: Error, CustomStringConvertible {
 final class Database {
     private let connection: OpaquePointer
 
-    /// Opens the image; makes the database if it is empty.
+    /// Opens the image; creates the database if it is empty.
     init() throws {
         var opened: OpaquePointer?
         let flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX
@@ -32,12 +32,12 @@ final class Database {
         sqlite3_close(connection)
     }
 
-    /// Runs statements that give nothing back.
+    /// Runs statements that return nothing.
     func run(_ sql: String) throws {
         guard sqlite3_exec(connection, sql, nil, nil, nil) == SQLITE_OK else { throw failure(sql) }
     }
 
-    /// Runs a statement, and says how many rows it changed.
+    /// Runs a statement, and returns how many rows it changed.
     func change(_ sql: String) throws -> Int {
         try run(sql)
         return Int(sqlite3_changes(connection))
@@ -58,7 +58,7 @@ final class Database {
     /// The first value of the first row, as a number.
     func integer(_ sql: String) throws -> Int {
         let text = try text(sql)
-        guard let value = Int(text) else { throw DemoError("'\(text)' is no number, for \(sql)") }
+        guard let value = Int(text) else { throw DemoError("'\(text)' is not a number (\(sql))") }
         return value
     }
 

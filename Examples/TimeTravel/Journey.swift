@@ -2,7 +2,7 @@ import Dispatch
 import Glibc
 import VarveCore
 
-/// The demonstration from its beginning to its end.
+/// The demonstration from beginning to end.
 final class Journey {
     private let options: TimeTravel
     private let place: StorePlace
@@ -69,7 +69,7 @@ final class Journey {
         for number in 0..<count {
             let due = start + interval * number
             while ContinuousClock.now < due { usleep(500) }
-            // The one before is being encoded and written while this one is taken.
+            // The previous checkpoint is encoded and written while this one is taken.
             let next = try session.begin()
             try collect(pending)
             pending = next
@@ -84,7 +84,7 @@ final class Journey {
         let reached = Double(count) / (Double(Report.microseconds(elapsed)) / 1e6)
         let rate = Int(reached * 10 + 0.5)
         Report.line(
-            "\(rate / 10).\(rate % 10) checkpoints a second reached, \(options.rate) asked for; "
+            "\(rate / 10).\(rate % 10) checkpoints a second reached, \(options.rate) requested; "
                 + Report.pauses(results))
     }
 
@@ -92,7 +92,7 @@ final class Journey {
         try collect(try session.begin())
     }
 
-    /// Waits until a checkpoint exists, and notes it.
+    /// Waits until a checkpoint exists, and records it.
     private func collect(_ pending: PendingCapture?) throws {
         guard let result = try pending?.wait() else { return }
         results.append(result)
@@ -109,19 +109,19 @@ final class Journey {
             here = target
             bank.unpark()
             usleep(30_000)
-            // A third of the way in, history branches: checkpoints that follow an old one.
+            // A third of the way through, history branches: checkpoints that follow an old one.
             if number == options.reverts / 3 {
                 for _ in 0..<4 {
                     try capture()
                     usleep(30_000)
                 }
                 here = results[results.count - 1].checkpoint
-                Report.line("branched: 4 checkpoints taken that follow \(target.id.short)")
+                Report.line("branched: took 4 checkpoints that follow \(target.id.short)")
             }
         }
     }
 
-    /// An arbitrary point; after the branch, the branch and the main line in turn.
+    /// An arbitrary point; after the branch, alternately on the branch and the main line.
     private func choose(_ number: Int) -> Checkpoint {
         let mainCount = max(1, Int(options.seconds * options.rate))
         let branch = results[mainCount...]
@@ -149,7 +149,7 @@ final class Journey {
         }
         guard rows == expected.rows, bank.counters == expected else {
             throw DemoError(
-                "after the revert to \(target.id.short) there are \(rows) rows and the checkpoint "
+                "after the revert to \(target.id.short) there are \(rows) rows, but the checkpoint "
                     + "recorded \(expected.rows)")
         }
         proofCount += 1

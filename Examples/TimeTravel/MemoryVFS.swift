@@ -10,13 +10,13 @@ import VarveCore
 // The rollback journal is SQLite's own, on the heap (PRAGMA journal_mode=MEMORY): checkpoints are
 // taken between transactions, when there is none. https://sqlite.org/vfs.html
 
-/// The database file as it lies in a region.
+/// The database file in a region.
 struct DatabaseImage: @unchecked Sendable {
-    // Unchecked: the bank's gate orders everything that touches the region.
+    // Unchecked: the bank's gate serializes all access to the region.
     private static let magic: UInt64 = 0x6c69_7465_7661_7276
     private let region: UnsafeMutableRawBufferPointer
 
-    /// Takes a zeroed region, or one that holds an image.
+    /// Takes a zeroed region, or one that contains an image.
     init(_ region: UnsafeMutableRawBufferPointer) {
         self.region = region
         if region.load(as: UInt64.self) != DatabaseImage.magic {
@@ -34,34 +34,34 @@ struct DatabaseImage: @unchecked Sendable {
     /// Sets the file's length; false if it does not fit.
     func resize(to byteCount: Int) -> Bool {
         guard byteCount <= byteCountMax else { return false }
-        // A store that changes nothing would make the page dirty all the same.
+        // A store that changes nothing would still make the page dirty.
         if byteCount != self.byteCount {
             region.storeBytes(of: UInt64(byteCount), toByteOffset: 8, as: UInt64.self)
         }
         return true
     }
 
-    /// The file's bytes from an offset on.
+    /// The file's bytes from an offset.
     func bytes(at offset: Int, count: Int) -> UnsafeMutableRawBufferPointer {
         let start = Page.byteCount + offset
         return UnsafeMutableRawBufferPointer(rebasing: region[start..<start + count])
     }
 }
 
-/// An open file as SQLite sees it; begins with SQLite's own part.
+/// An open file as SQLite sees it; it begins with SQLite's own part.
 private struct MemoryFile {
     var base: sqlite3_file
     var image: UnsafeMutablePointer<DatabaseImage>
 }
 
-/// The SQLite file system that knows one file: the image.
+/// A SQLite file system with a single file: the image.
 ///
-/// Registered once and for the life of the process, as SQLite wants it.
+/// Registered once and for the life of the process, as SQLite requires.
 enum MemoryVFS {
     /// The name to open databases with.
     static let name = "varve-memory"
 
-    /// Makes the file system and registers it.
+    /// Creates the file system and registers it.
     static func register(_ image: DatabaseImage) throws {
         let shared = UnsafeMutablePointer<DatabaseImage>.allocate(capacity: 1)
         shared.initialize(to: image)
@@ -107,7 +107,7 @@ enum MemoryVFS {
         }
         vfs.pointee.xGetLastError = { _, _, _ in 0 }
         guard sqlite3_vfs_register(vfs, 0) == SQLITE_OK else {
-            throw DemoError("SQLite would not take the memory file system")
+            throw DemoError("SQLite rejected the memory file system")
         }
     }
 

@@ -1,19 +1,19 @@
 import Glibc
 import VarveCore
 
-/// The demonstration's lines.
+/// The demonstration's output.
 enum Report {
     /// True if standard output is a terminal.
     static let isTerminal = isatty(STDOUT_FILENO) == 1
 
-    /// Prints a line at once.
+    /// Prints a line immediately.
     static func line(_ text: String) {
         if isTerminal { print("\r\u{1b}[K", terminator: "") }
         print(text)
         fflush(nil)
     }
 
-    /// Draws the progress line over the one before; on a terminal only.
+    /// Draws the progress line over the previous one; only on a terminal.
     static func progress(_ text: String) {
         guard isTerminal else { return }
         print("\r\u{1b}[K\(text)", terminator: "")
@@ -32,7 +32,7 @@ enum Report {
         return "\(tenths / 10).\(tenths % 10) MiB"
     }
 
-    /// Numbers to the right.
+    /// Right-aligns a text.
     static func pad(_ text: String, _ width: Int) -> String {
         String(repeating: " ", count: max(0, width - text.count)) + text
     }

@@ -4,15 +4,15 @@ import Synchronization
 import SystemPackage
 import VarveCore
 
-/// A database in memory, checkpointed while it works, and taken back to any point.
+/// A database in memory, checkpointed while it works, and reverted to any point.
 @main
 struct TimeTravel: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "timetravel",
         abstract: "Checkpoints a working SQLite database in memory, and reverts it to any point.",
         discussion: """
-            Every revert is proved: SQLite's integrity check, the row count that the checkpoint \
-            recorded, and the Merkle root of the memory. Exit code 0 if all proofs hold.
+            Every revert is verified by SQLite's integrity check, the row count that the \
+            checkpoint recorded, and the Merkle root of the memory. Exit code 0 if all checks pass.
             """)
 
     @Option(help: "How long to take checkpoints.")
@@ -30,13 +30,13 @@ struct TimeTravel: ParsableCommand {
     @Option(help: "Repeats a run's choices.")
     var seed: UInt64?
 
-    @Option(help: "Where to put the repository; kept. Without it a temporary one is used.")
+    @Option(help: "Where to put the repository, which is kept; by default a temporary one is used.")
     var store: String?
 
     func validate() throws {
         guard seconds > 0, rate > 0, regionMib >= 8, reverts >= 1 else {
             throw ValidationError(
-                "seconds, rate and reverts are positive, region-mib is at least 8")
+                "seconds, rate and reverts must be positive, and region-mib at least 8")
         }
     }
 
@@ -68,7 +68,7 @@ struct SeededChoices: RandomNumberGenerator {
     }
 }
 
-/// A directory that is removed with everything in it, unless it is kept.
+/// A directory that is removed with its contents, unless it is kept.
 struct StorePlace: ~Copyable {
     let path: FilePath
     private let isTemporary: Bool
@@ -81,7 +81,7 @@ struct StorePlace: ~Copyable {
         }
         let base = getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp"
         var name = Array("\(base)/varve-timetravel-XXXXXX".utf8CString)
-        guard mkdtemp(&name) != nil else { throw DemoError("\(base) has no room for a repository") }
+        guard mkdtemp(&name) != nil else { throw DemoError("cannot create a directory in \(base)") }
         path = FilePath(
             String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self))
     }

@@ -3,13 +3,14 @@ import Glibc
 import Synchronization
 import Varve
 
-/// The words of the command line.
+/// The arguments of the command line.
 ///
-/// A name of a file is bytes, and need not be text. The parser takes text alone, so bytes that are
-/// not UTF-8 go through it as characters of a private area, and so do the bytes of such characters:
-/// there is one way back. `PathArgument` goes it; for any other argument such bytes are refused.
+/// A file name is bytes, and need not be text. The parser accepts only text, so bytes that are not
+/// UTF-8 pass through it as characters of a private area, and so do the bytes of such characters,
+/// which makes the mapping reversible. `PathArgument` reverses it; in any other argument such bytes
+/// are refused.
 enum Arguments {
-    /// An argument that is not text, and names no file.
+    /// An argument that is not text and not a file name.
     struct NotText: Error {
         /// One sentence.
         let message: String
@@ -18,18 +19,18 @@ enum Arguments {
     /// The byte n is U+10FF00 + n.
     private static let area: UInt32 = 0x10_ff00
 
-    /// Values that were taken as paths.
+    /// Values that were accepted as paths.
     private static let paths = Mutex<Set<String>>([])
 
-    /// All but the program's name.
+    /// All arguments after the program's name.
     static func read() -> [String] {
         var result = (1..<max(1, carguments_count())).compactMap { index in
             carguments_value(index).map {
                 encode(UnsafeRawBufferPointer(start: $0, count: strlen($0)))
             }
         }
-        // An option of the parser has a value; `--wait` alone waits without an end. What reads as a
-        // time is its value: as an argument of the command it could name another checkpoint.
+        // An option of the parser has a value; `--wait` alone waits without limit. What looks like
+        // a time is its value: as an argument of the command it could name another checkpoint.
         let end = result.firstIndex(of: "--") ?? result.endIndex
         for index in result[..<end].indices where result[index] == "--wait" {
             let next = index + 1 < end ? result[index + 1] : ""
@@ -39,15 +40,15 @@ enum Arguments {
         return result
     }
 
-    /// Throws if an argument that is not text was taken for something else than a path.
+    /// Throws if an argument that is not text was used as anything but a path.
     static func checkText(_ arguments: [String]) throws(NotText) {
         let taken = paths.withLock { $0 }
         for argument in arguments where argument.unicodeScalars.contains(where: isEncoded) {
             if taken.contains(where: { argument.hasSuffix($0) }) { continue }
             throw NotText(
                 message:
-                    "'\(PrintableText.text(of: decode(argument)))' is not UTF-8; only names of "
-                    + "files to read and write need not be")
+                    "'\(PrintableText.text(of: decode(argument)))' is not UTF-8; only the names of "
+                    + "files to read and write may be other bytes")
         }
     }
 

@@ -1,7 +1,7 @@
 import Varve
 
 extension Checkpoint {
-    /// The stable object of `log` and `show`; keys are added, never changed.
+    /// The stable object of `log` and `show`; keys may be added, but never change.
     var fields: [(String, JSON)] {
         [
             ("id", .string(id.description)),

@@ -18,7 +18,7 @@ struct Diff: ParsableCommand {
     @Argument(help: "Another checkpoint.")
     var second: String
 
-    @Flag(help: "Print one JSON object a line.")
+    @Flag(help: "Print one JSON object per line.")
     var json = false
 
     func run() throws {

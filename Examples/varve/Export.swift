@@ -3,7 +3,7 @@ import Glibc
 import SystemPackage
 import Varve
 
-/// What a checkpoint is written as.
+/// The formats in which a checkpoint can be written.
 enum ExportFormat: String, CaseIterable, ExpressibleByArgument {
     case raw
     case xl
@@ -20,17 +20,17 @@ struct Export: ParsableCommand {
             libxc  the bare libxc stream, version 3
             elf    the core format of 'xl dump-core'
 
-            xl, libxc and elf need the state that a stream of Xen brought along. Every page is \
-            checked against its digest. The file gets its name when it is whole. Xen restores \
-            what the same or an earlier version saved: to a pipe on a host whose Xen is too old, \
-            that is said.
+            xl, libxc and elf need the state from a stream of Xen. Every page is checked against \
+            its digest. The file gets its name when it is complete. Xen restores only what the \
+            same or an earlier version saved: when writing to a pipe on a host whose Xen is too \
+            old, a warning is printed.
 
             varve export STORE web - --format xl | xl restore /dev/stdin
 
             Only a regular file is ever replaced, and only with --force: where FILE is a symbolic \
-            link, the file that it leads to; the link stays. A pipe or device, and an open \
-            descriptor such as /dev/stdout or /dev/fd/3, is written to as it is, with --force or \
-            without.
+            link, its target is replaced and the link stays. A pipe or device, or an open \
+            descriptor such as /dev/stdout or /dev/fd/3, is written in place, with or without \
+            --force.
             """)
 
     @Argument(help: "The repository.")
@@ -42,26 +42,26 @@ struct Export: ParsableCommand {
     @Argument(help: "The file, pipe or device to write; '-' is standard output.")
     var image: PathArgument
 
-    @Option(help: "The form of the file.")
+    @Option(help: "The format of the file.")
     var format = ExportFormat.raw
 
     @Option(
-        help: "For xl: the guest's configuration instead of its own, JSON or an xl.cfg.")
+        help: "For xl: a configuration to replace the guest's own, JSON or an xl.cfg.")
     var config: PathArgument?
 
-    @Flag(help: "Replace a file that has the name, or that a link of that name leads to.")
+    @Flag(help: "Replace an existing file, or the target of a symbolic link.")
     var force = false
 
     func validate() throws {
         if config != nil && format != .xl {
-            throw ValidationError("--config goes with --format xl alone")
+            throw ValidationError("--config requires --format xl")
         }
     }
 
     func run() throws {
         try reporting {
             let configuration = try config.map { try Export.read($0) }
-            // What is wrong with the place is said before anything is read.
+            // Problems with the output are reported before anything is read.
             let place = try image.outputPlace()
             try check(place)
             let repository = try Reading.open(store)
@@ -94,8 +94,8 @@ struct Export: ParsableCommand {
         }
     }
 
-    /// Refuses a file that is there, unless `--force` is given, and any file of the store, whatever
-    /// it is called.
+    /// Refuses an existing file unless `--force` is given, and any file of the repository, whatever
+    /// its name.
     private func check(_ place: OutputPlace) throws {
         if case .file(let path, let exists) = place {
             if exists && !force {
@@ -103,17 +103,17 @@ struct Export: ParsableCommand {
                     "\(image) exists and was left as it is; name another file, or use --force")
             }
             if StoreFiles.holds(folder: path.removingLastComponent(), store) {
-                throw ToolError("\(image) lies in the repository itself; name a file elsewhere")
+                throw ToolError("\(image) is in the repository itself; name a file elsewhere")
             }
         }
         try StoreFiles.refuse(
             place, named: image.isStandard ? "standard output" : "\(image)", in: store)
     }
 
-    /// Says on standard error that the xl of this host would not restore the stream.
+    /// Warns on standard error if the xl of this host would not restore the stream.
     ///
-    /// The pipe may lead to a host that does, so this is no failure. Where no Xen runs, nothing is
-    /// said.
+    /// The pipe may lead to a host that would, so this is not a failure. Without Xen there is no
+    /// warning.
     private func noteNewerXen(than state: GuestState) throws {
         guard let host = try? XenHost() else { return }
         do throws(GuestError) {
@@ -123,7 +123,7 @@ struct Export: ParsableCommand {
         }
     }
 
-    /// Memory into an image with holes, in pack order.
+    /// Writes memory into an image with holes, in pack order.
     private func restore(
         _ found: Checkpoint, of repository: Repository, to file: ImageFile, _ progress: Progress
     ) throws {
@@ -138,7 +138,7 @@ struct Export: ParsableCommand {
         }
     }
 
-    /// A guest's configuration from a file, checked.
+    /// Reads a guest's configuration from a file, and checks it.
     static func read(_ path: PathArgument) throws -> [UInt8] {
         let source = try InputSource(path)
         let bytes = try source.peek(XenConfigurationText.byteCountMax + 2)
@@ -159,7 +159,7 @@ extension OutputPlace {
         }
     }
 
-    /// True if somebody may read it while it is written.
+    /// True if it may be read while it is written.
     fileprivate var isStream: Bool {
         switch self {
         case .pipe, .descriptor: true

@@ -3,17 +3,17 @@ import Varve
 
 struct Forget: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Makes checkpoints cease to exist; 'varve prune' frees their space.",
+        abstract: "Forgets checkpoints; 'varve prune' frees their space.",
         discussion: """
-            Either names checkpoints, or says which to keep of each lineage: a checkpoint goes if \
-            no --keep rule keeps it and it has no label. --keep-hourly 24 keeps the newest one of \
-            each of the newest 24 hours that have one. Hours, days, weeks (from Monday) and \
-            months are those of UTC. A checkpoint whose time is in doubt, because a clock was \
-            wrong, stays as long as a right clock could have had it stay, and is said; naming it \
-            forgets it. All that go are forgotten at once, or none; every other one stays what it \
-            is. Labels of forgotten checkpoints go with them: a label that an earlier one has too \
-            refers to that one again. 'forget STORE LABEL' forgets the checkpoint with the label; \
-            'varve label --remove' removes a label alone.
+            Either names checkpoints, or says which to keep of each lineage: a checkpoint is \
+            forgotten if no --keep rule keeps it and it has no label. --keep-hourly 24 keeps the \
+            newest one of each of the newest 24 hours that have one. Hours, days, weeks (from \
+            Monday) and months are those of UTC. A checkpoint whose time is in doubt, because a \
+            clock was wrong, stays as long as it could have stayed with a correct clock, and is \
+            reported; naming it forgets it. Either all these checkpoints are forgotten or none; \
+            all others stay unchanged. Labels of forgotten checkpoints are removed: a label that \
+            an earlier one has too refers to that one again. 'forget STORE LABEL' forgets the \
+            checkpoint with the label; 'varve label --remove' removes only a label.
             """)
 
     @Argument(help: "The repository.")
@@ -24,10 +24,10 @@ struct Forget: ParsableCommand {
 
     @OptionGroup var rules: RetentionRules
 
-    @Option(help: "With --keep rules: only of this lineage.")
+    @Option(help: "With --keep rules: only this lineage.")
     var lineage: String?
 
-    @Flag(help: "Say what would go and why the others stay, and do nothing.")
+    @Flag(help: "Show what would be forgotten and why the others stay, and do nothing.")
     var dryRun = false
 
     @OptionGroup var lock: LockOptions
@@ -37,10 +37,10 @@ struct Forget: ParsableCommand {
 
     func validate() throws {
         if checkpoints.isEmpty == rules.policy.isEmpty {
-            throw ValidationError("name checkpoints, or say with --keep rules which to keep")
+            throw ValidationError("name checkpoints, or choose with --keep rules which to keep")
         }
         if lineage != nil && rules.policy.isEmpty {
-            throw ValidationError("--lineage goes with --keep rules")
+            throw ValidationError("--lineage requires --keep rules")
         }
     }
 
@@ -81,7 +81,8 @@ struct Forget: ParsableCommand {
             }
             return rules.policy.decide(found)
         }
-        // All names are looked up before anything goes: 'web' and 'web~1' are two checkpoints.
+        // All names are resolved before anything is forgotten: 'web' and 'web~1' are two
+        // checkpoints.
         let found = try checkpoints.map { try repository.checkpoint(named: $0) }
         var seen: Set<CheckpointID> = []
         return found.filter { seen.insert($0.id).inserted }.map {
@@ -89,7 +90,7 @@ struct Forget: ParsableCommand {
         }
     }
 
-    /// What a wrong clock had to do with it.
+    /// The effects of a wrong clock.
     private func clockLines(_ decisions: [RetentionPolicy.Decision]) -> [String] {
         let doubtful = decisions.filter { $0.timeDoubt != nil }
         var lines: [String] = []
@@ -97,13 +98,13 @@ struct Forget: ParsableCommand {
             lines.append(
                 "\(counted(doubtful.count, "checkpoint")) kept because the time is in doubt: a "
                     + "clock was wrong; 'varve forget STORE \(first.checkpoint.id.short)' forgets "
-                    + "one whatever its time is")
+                    + "one regardless of its time")
         }
         let apart = decisions.count { $0.isBeforeClockJump && $0.isKept }
         if apart > 0 {
             lines.append(
                 "\(counted(apart, "checkpoint")) kept by rules that count what came before a jump "
-                    + "of the clock by more than a year by itself")
+                    + "of the clock by more than a year separately")
         }
         return lines
     }
@@ -133,32 +134,32 @@ struct Forget: ParsableCommand {
     }
 }
 
-/// What to keep, as options.
+/// The retention rules, as options.
 struct RetentionRules: ParsableArguments {
-    @Option(help: "Keep the newest so many.")
+    @Option(help: "Keep this many of the newest checkpoints.")
     var keepLast = 0
 
     @Option(
-        help: "Keep what is at most so much older than the lineage's newest: 30s, 10m, 2h, 7d, 4w.",
+        help: "Keep checkpoints at most this much older than the newest: 30s, 10m, 2h, 7d, 4w.",
         transform: RetentionRules.duration)
     var keepWithin: Duration?
 
-    @Option(help: "Keep the newest of each of so many seconds.")
+    @Option(help: "Keep the newest checkpoint of each second, for this many seconds.")
     var keepSecondly = 0
 
-    @Option(help: "Keep the newest of each of so many minutes.")
+    @Option(help: "Keep the newest checkpoint of each minute, for this many minutes.")
     var keepMinutely = 0
 
-    @Option(help: "Keep the newest of each of so many hours.")
+    @Option(help: "Keep the newest checkpoint of each hour, for this many hours.")
     var keepHourly = 0
 
-    @Option(help: "Keep the newest of each of so many days.")
+    @Option(help: "Keep the newest checkpoint of each day, for this many days.")
     var keepDaily = 0
 
-    @Option(help: "Keep the newest of each of so many weeks.")
+    @Option(help: "Keep the newest checkpoint of each week, for this many weeks.")
     var keepWeekly = 0
 
-    @Option(help: "Keep the newest of each of so many months.")
+    @Option(help: "Keep the newest checkpoint of each month, for this many months.")
     var keepMonthly = 0
 
     var policy: RetentionPolicy {
@@ -173,7 +174,7 @@ struct RetentionRules: ParsableArguments {
             keepLast, keepSecondly, keepMinutely, keepHourly, keepDaily, keepWeekly, keepMonthly,
         ]
         guard counts.allSatisfy({ $0 >= 0 }) else {
-            throw ValidationError("a --keep rule takes a number that is not negative")
+            throw ValidationError("a --keep rule must not be negative")
         }
     }
 
@@ -182,7 +183,7 @@ struct RetentionRules: ParsableArguments {
         guard let unit = text.last.flatMap({ units[$0] }), let count = Int(text.dropLast()),
             count >= 0, count <= 1_000_000
         else {
-            throw ValidationError("'\(text)' is no time; give a number and one of s, m, h, d, w")
+            throw ValidationError("'\(text)' is not a time; give a number and one of s, m, h, d, w")
         }
         return .seconds(count * unit)
     }

@@ -1,7 +1,7 @@
 import FoundationEssentials
 import Varve
 
-/// What `show` says of a Xen guest.
+/// What `show` prints about a Xen guest.
 struct GuestLines {
     /// The parts of xl's configuration that are shown (libxl_domain_config as JSON).
     private struct Configuration: Decodable {
@@ -42,15 +42,15 @@ struct GuestLines {
         guest.xenMajor == 0 ? nil : "\(guest.xenMajor).\(guest.xenMinor)"
     }
 
-    /// Labels and texts.
+    /// Names and values.
     var rows: [[String]] {
-        let most = configuration?.b_info?.max_vcpus.map { ", \($0) at most" } ?? ""
+        let most = configuration?.b_info?.max_vcpus.map { ", at most \($0)" } ?? ""
         var rows = [
             ["guest", type], ["vCPUs", "\(guest.vcpuCount) online" + most],
             ["Xen", xenVersion ?? "unknown: the stream was converted from a legacy one"],
         ]
         if let memory = configuration?.b_info?.max_memkb {
-            rows.append(["memory", "\(Format.bytes(memory * 1024)) at most"])
+            rows.append(["memory", "at most \(Format.bytes(memory * 1024))"])
         }
         if let name = configuration?.c_info?.name { rows.append(["name", name]) }
         if let uuid = configuration?.c_info?.uuid { rows.append(["UUID", uuid]) }

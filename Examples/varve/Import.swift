@@ -1,7 +1,7 @@
 import ArgumentParser
 import Varve
 
-/// What a guest's memory comes as.
+/// The format of a guest's memory.
 enum ImportFormat: String, CaseIterable, ExpressibleByArgument {
     case raw
     case xl
@@ -12,7 +12,7 @@ enum ImportFormat: String, CaseIterable, ExpressibleByArgument {
     /// The stream's format; nil for a raw image.
     var stream: XenStreamFormat? { XenStreamFormat(rawValue: rawValue) }
 
-    /// Tells the format from the input's first bytes; refuses what is known to be neither memory
+    /// Detects the format from the input's first bytes; refuses what is known to be neither memory
     /// nor a stream.
     static func detect(_ source: InputSource) throws -> ImportFormat {
         let start = try source.peek(XenStreamFormat.byteCount)
@@ -25,7 +25,7 @@ enum ImportFormat: String, CaseIterable, ExpressibleByArgument {
         if let container = head.withUnsafeBytes({ ImageContainer(detecting: $0) }) {
             throw ToolError(
                 "\(source.name) is \(container.name), not raw memory: \(container.remedy); "
-                    + "--format raw takes its bytes in as they are")
+                    + "--format raw imports its bytes unchanged")
         }
         return .raw
     }
@@ -33,24 +33,24 @@ enum ImportFormat: String, CaseIterable, ExpressibleByArgument {
 
 struct Import: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Takes a guest's memory in: a raw image, or a stream of Xen.",
+        abstract: "Imports a guest's memory: a raw image, or a stream of Xen.",
         discussion: """
             A raw memory image, a file of 'xl save', a libxl or libxc stream, or a suspend image \
-            of xenopsd; which one is told from its first bytes. Cores, dumps, disk images, \
-            archives and compressed files are refused by name; --format raw takes any bytes in as \
+            of xenopsd; the format is detected from its first bytes. Cores, dumps, disk images, \
+            archives and compressed files are refused by name; --format raw imports any bytes as \
             memory. Every page is compared with the lineage's newest checkpoint, and only what \
-            differs is stored. What a stream says of the guest besides its memory is kept with the \
+            differs is stored. The state in a stream other than memory is kept with the \
             checkpoint.
 
-            One stream is taken. What follows its end is not, and is said.
+            Only one stream is read. If something follows its end, that is reported.
 
             Each epoch of a checkpointed stream (Remus) is a checkpoint, published as the epoch \
-            ends; a part epoch at the end is dropped. Whatever goes wrong, checkpoints that were \
-            published stay, and nothing else does. ^C and SIGTERM end it at any time.
+            ends; an incomplete epoch at the end is dropped. After any failure, published \
+            checkpoints stay, and nothing else does. ^C and SIGTERM end it at any time.
 
             A label that a checkpoint of the same lineage has moves to the new one. A label of \
-            another lineage's checkpoint, and one that is the name of a lineage, are refused; so \
-            is a new lineage with the name of a label.
+            another lineage's checkpoint, or one that is the name of a lineage, is refused; so is \
+            a new lineage with the name of a label.
             """)
 
     @Argument(help: "The repository.")
@@ -59,16 +59,16 @@ struct Import: ParsableCommand {
     @Argument(help: "The image or stream; '-' is standard input.")
     var image: PathArgument
 
-    @Option(help: "The guest's history that it goes to; a new name begins one.")
+    @Option(help: "The lineage to add to; a new name begins one.")
     var lineage: String
 
-    @Option(help: "A name for this checkpoint; for the first one of a checkpointed stream.")
+    @Option(help: "A label for the checkpoint, or the first one of a checkpointed stream.")
     var label: String?
 
-    @Option(help: "What the input is, instead of what its first bytes say.")
+    @Option(help: "The input's format, instead of detecting it.")
     var format: ImportFormat?
 
-    @Flag(help: "Go on though the lineage's newest checkpoint is of another guest.")
+    @Flag(help: "Continue even if the lineage's newest checkpoint is of another guest.")
     var acceptGuestChange = false
 
     @OptionGroup var lock: LockOptions
@@ -84,7 +84,7 @@ struct Import: ParsableCommand {
             do {
                 let format = try format ?? ImportFormat.detect(source)
                 let repository = try lock.open(store)
-                let progress = Progress("taken in", isJSON: json)
+                let progress = Progress("imported", isJSON: json)
                 defer { progress.finish() }
                 let taken = TakenCheckpoints(repository, isJSON: json) {
                     try show($0, progress)
@@ -106,7 +106,7 @@ struct Import: ParsableCommand {
                 }
                 try taken.printout.check(work)
             } catch  where Interruption.isRequested {
-                // Whatever the library made of it.
+                // Whatever error the library made of it.
                 throw ToolError(
                     "interrupted; checkpoints that were published stay", Interruption.ending)
             }
@@ -125,11 +125,11 @@ struct Import: ParsableCommand {
     ) throws -> Checkpoint {
         if let byteCount = source.byteCount, byteCount % Page.byteCount != 0 {
             throw ToolError(
-                "\(source.name) has \(counted(byteCount, "byte")), which is no multiple of 4096; "
-                    + "it is cut short, or neither a raw memory image nor a stream of Xen")
+                "\(source.name) has \(counted(byteCount, "byte")), not a multiple of 4096; "
+                    + "it is truncated, or neither a raw memory image nor a stream of Xen")
         }
         if let file = source.file {
-            // The descriptor is the source's: closed too soon, it could be another file's.
+            // The source owns the descriptor: closed too soon, it could be another file's.
             defer { withExtendedLifetime(source) {} }
             return try ImageImport.run(
                 file, into: repository, lineage: lineage, label: label, options: options,
@@ -155,8 +155,8 @@ struct Import: ParsableCommand {
         StreamEnd.report(result, isJSON: json)
         if source.isLeftOpen {
             Failure.notice(
-                "the stream has ended and its sender keeps \(source.name) open; whatever may "
-                    + "follow is not taken", code: "streamEnd", isJSON: json)
+                "the stream has ended, but its sender keeps \(source.name) open; whatever may "
+                    + "follow is not read", code: "streamEnd", isJSON: json)
         }
         if json, let object = StreamEnd.object(result) {
             taken.printout.print { try Output.line(object.text) }

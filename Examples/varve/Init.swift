@@ -4,10 +4,10 @@ import Varve
 
 struct Init: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Makes a repository.",
+        abstract: "Creates a repository.",
         discussion: """
             STORE must not exist or be an empty directory, which keeps its permissions. Files \
-            in it are for their owner alone.
+            in it are accessible only to their owner.
             """)
 
     @Argument(help: "The directory of the new repository.")
@@ -18,19 +18,19 @@ struct Init: ParsableCommand {
             let repository = try Repository.create(at: store.path)
             try repository.close()
             noteWritable()
-            let what = "made repository \(repository.id) in \(store)"
+            let what = "created repository \(repository.id) in \(store)"
             try Output.report(what) { try Output.line(what) }
         }
     }
 
-    /// Says that others may change what lies in the directory, which was there before.
+    /// Warns that others may change the contents of the directory, which existed before.
     private func noteWritable() {
         var status = stat()
         guard stat(store.description, &status) == 0, status.st_mode & 0o022 != 0 else { return }
         let digits = String(status.st_mode & 0o7777, radix: 8)
         Failure.notice(
             "other users may write to \(store) (mode \(digits)), and so replace or remove what "
-                + "lies in it; if they should not: chmod 700 \(store)",
+                + "is in it; if they should not: chmod 700 \(store)",
             code: "permissions", isJSON: false)
     }
 }

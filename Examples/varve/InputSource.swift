@@ -2,28 +2,28 @@ import Glibc
 import Synchronization
 import Varve
 
-/// A file or pipe that is read from its beginning to its end, or a file in any order.
+/// A file or pipe that is read from beginning to end, or a file in any order.
 final class InputSource {
-    /// The regular file that it is, to be read in any order; nil if it is none.
+    /// The regular file, to be read in any order; nil if it is not one.
     let file: InputFile?
     let name: String
-    /// Its size, if it is known before it is read.
+    /// The size, if it is known before reading.
     var byteCount: Int? { file?.byteCount }
     /// Bytes read so far.
     private(set) var position = 0
-    /// True if `readSoon` gave up: nothing came, and the other end stayed open.
+    /// True if `readSoon` gave up: nothing arrived, and the other end stayed open.
     private(set) var isLeftOpen = false
     private let descriptor: Int32
-    /// Bytes that were looked at before they were asked for.
+    /// Bytes that were peeked at and not read yet.
     private var head: [UInt8] = []
 
-    /// Standard input; fails if the caller closed it.
+    /// Standard input; throws if the caller closed it.
     init() throws {
         name = "standard input"
         descriptor = STDIN_FILENO
         file = nil
         guard !Output.wasClosed(STDIN_FILENO) else {
-            throw ToolError("standard input is closed; lead a file or a pipe into it, or name one")
+            throw ToolError("standard input is closed; redirect a file or pipe to it, or name one")
         }
     }
 
@@ -40,7 +40,7 @@ final class InputSource {
         }
         var status = stat()
         guard fstat(descriptor, &status) == 0 else {
-            throw ToolError("\(path) cannot be looked at: \(Output.reason())")
+            throw ToolError("\(path) cannot be examined: \(Output.reason())")
         }
         switch status.st_mode & S_IFMT {
         case S_IFREG: file = InputFile(descriptor, status, name: name)
@@ -53,15 +53,15 @@ final class InputSource {
         if descriptor != STDIN_FILENO { close(descriptor) }
     }
 
-    /// Throws for a terminal, /dev/zero and the like: they have no memory in them, and no end.
+    /// Throws for a terminal, /dev/zero and the like: they contain no memory, and never end.
     func refuseCharacterDevice() throws {
         var status = stat()
         guard fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFCHR else { return }
         throw ToolError(
-            "\(name) is a character device, which has no end; name a file, or lead one into a pipe")
+            "\(name) is a character device, which never ends; name a file, or use a pipe")
     }
 
-    /// Shows the first bytes, as many as there are, without taking them.
+    /// Returns the first bytes, as many as there are, without consuming them.
     func peek(_ count: Int) throws -> [UInt8] {
         while head.count < count {
             var piece = [UInt8](repeating: 0, count: count - head.count)
@@ -72,9 +72,9 @@ final class InputSource {
         return head
     }
 
-    /// Fills a buffer, not always to its end; 0 at the end of the input.
+    /// Fills a buffer, perhaps only partly; returns 0 at the end of the input.
     ///
-    /// A file that ends sooner than it should is an error.
+    /// Throws if a file ends before its size.
     func read(_ buffer: UnsafeMutableRawBufferPointer) throws -> Int {
         let count: Int
         if head.isEmpty {
@@ -89,8 +89,8 @@ final class InputSource {
         return count
     }
 
-    /// Like `read`, for what may follow the end of a stream: 0 also if nothing comes for a second
-    /// from somebody who keeps the other end of a pipe open.
+    /// Like `read`, for what may follow the end of a stream: returns 0 also if nothing arrives for
+    /// a second while the other end of a pipe stays open.
     func readSoon(_ buffer: UnsafeMutableRawBufferPointer) throws -> Int {
         var request = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
         if file == nil, head.isEmpty, poll(&request, 1, 1000) == 0 {
@@ -117,9 +117,9 @@ struct InputFile: ImageSource {
     let byteCount: Int
     private let descriptor: Int32
     private let name: String
-    /// When its contents changed last, in seconds and nanoseconds.
+    /// The time of its last change, in seconds and nanoseconds.
     private let changeTime: [Int]
-    /// True if it takes less of the disk than it has bytes.
+    /// True if it occupies less disk space than its size.
     private let mayHaveHoles: Bool
 
     init(_ descriptor: Int32, _ status: stat, name: String) {
@@ -146,31 +146,31 @@ struct InputFile: ImageSource {
         }
     }
 
-    /// `lseek(2)`, SEEK_DATA and SEEK_HOLE; a file system without them says that all is data.
+    /// `lseek(2)`, SEEK_DATA and SEEK_HOLE; a file system without them reports everything as data.
     func nextData(from offset: Int) throws -> Range<Int>? {
         guard mayHaveHoles else { return offset..<byteCount }
         let start = lseek(descriptor, offset, InputFile.seekData)
-        // No data up to its end, also if it was cut meanwhile.
+        // No data up to its end, or it was truncated meanwhile.
         if start < 0 && errno == ENXIO { return nil }
         guard start >= offset else { return offset..<byteCount }
         let end = lseek(descriptor, start, InputFile.seekHole)
         return start..<(end > start ? end : max(byteCount, start + 1))
     }
 
-    // Linux's numbers; the headers have them behind _GNU_SOURCE.
+    // Linux's numbers; the headers hide them under _GNU_SOURCE.
     private static let seekData: Int32 = 3
     private static let seekHole: Int32 = 4
 
     func checkUnchanged() throws { try checkUnchanged(byteCount: nil) }
 
-    /// Throws if it is not what it was when it was opened.
+    /// Throws if it has changed since it was opened.
     ///
-    /// - Parameter end: where reading came to its end; nil: nowhere.
+    /// - Parameter end: the offset where reading ended; nil: unknown.
     func checkUnchanged(byteCount end: Int?) throws {
-        let again = "while it was read; take it in again when nobody writes to it"
+        let again = "while it was read; import it again when nothing writes to it"
         var status = stat()
         guard fstat(descriptor, &status) == 0 else {
-            throw ToolError("\(name) cannot be looked at: \(Output.reason())")
+            throw ToolError("\(name) cannot be examined: \(Output.reason())")
         }
         let now = end ?? Int(status.st_size)
         guard now == byteCount else {
@@ -183,24 +183,24 @@ struct InputFile: ImageSource {
     }
 }
 
-/// Ends a command that takes checkpoints at `^C`, SIGTERM or SIGHUP, between two reads.
+/// Ends a command that takes checkpoints on `^C`, SIGTERM or SIGHUP, between two reads.
 enum Interruption {
     /// Thrown by `wait` when the user wants the command to end.
     struct Requested: Error {}
 
-    // Written by the handler, and by whichever thread asks.
+    // Written by the handler, and by any thread that checks.
     private static let signal = Atomic<Int32>(0)
     private static let isArmed = Atomic<Bool>(false)
 
     /// True if the user wants the command to end.
     static var isRequested: Bool { signal.load(ordering: .relaxed) != 0 }
 
-    /// True if an error says that a command ended because the user wanted it.
+    /// True if an error means that a command ended because the user wanted it.
     static func isRequest(_ error: any Error) -> Bool {
         isRequested && (error is Requested || (error as? CaptureError)?.code == .cancelled)
     }
 
-    /// How a command ends that was ended before its work was done.
+    /// How a command ends that is stopped before its work is done.
     static var ending: ToolError.Kind {
         switch signal.load(ordering: .relaxed) {
         case SIGTERM: .terminated
@@ -218,7 +218,7 @@ enum Interruption {
     ///
     /// Called before any thread is started: threads inherit the mask.
     static func arm() {
-        // Here, so that the handler finds it made.
+        // Here, so that it is initialized before the handler runs.
         signal.store(0, ordering: .relaxed)
         var action = sigaction()
         action.__sigaction_handler.sa_handler = {
@@ -247,7 +247,7 @@ enum Interruption {
         withUnsafeMutableBytes(of: &readable) {
             $0[Int(descriptor) / 8] |= 1 << UInt8(descriptor % 8)
         }
-        // The mask is lifted inside the call alone, so a signal cannot come just before it.
+        // The mask is lifted only inside the call, so a signal cannot arrive just before it.
         let result = pselect(descriptor + 1, &readable, nil, nil, nil, &none)
         try check()
         guard result >= 0 || errno == EINTR else {
@@ -255,7 +255,7 @@ enum Interruption {
         }
     }
 
-    /// Waits; throws `Requested` as soon as the user wants to end, also if he did before.
+    /// Waits; throws `Requested` as soon as the user wants to end, or if that was requested before.
     static func sleep(for duration: Duration) throws {
         var none = sigset_t()
         sigemptyset(&none)
@@ -268,8 +268,8 @@ enum Interruption {
 
     /// Throws `Requested` if the user wants to end.
     ///
-    /// Any thread: the signals that wait are the process's. A descriptor that can be read at once,
-    /// as a file can, keeps one waiting.
+    /// On any thread: pending signals belong to the process. While a descriptor is always readable,
+    /// as a file is, `wait` leaves a signal pending.
     static func check() throws {
         guard isArmed.load(ordering: .relaxed) else { return }
         var pending = sigset_t()

@@ -4,11 +4,11 @@ import Varve
 
 struct Label: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Gives a checkpoint a label, another one, or none.",
+        abstract: "Sets, changes or removes a checkpoint's label.",
         discussion: """
-            The label refers to this checkpoint from then on: later ones of the lineage that have \
-            it lose it. A labelled checkpoint is kept by all --keep rules of 'varve forget'. The \
-            checkpoint's id and contents stay what they are.
+            The label then refers to this checkpoint: later ones of the lineage that have it lose \
+            it. A labelled checkpoint is kept by all --keep rules of 'varve forget'. The \
+            checkpoint's id and contents do not change.
             """)
 
     @Argument(help: "The repository.")

@@ -4,12 +4,12 @@ import Varve
 
 /// What commands that write do while another process writes.
 struct LockOptions: ParsableArguments {
-    /// What `--wait` alone stands for.
+    /// The value of `--wait` without a time.
     static let endless = "endless"
 
     /// How long to wait.
     struct Limit: ExpressibleByArgument {
-        /// nil: without an end.
+        /// nil: without limit.
         let timeMax: Duration?
 
         init?(argument: String) {
@@ -32,7 +32,7 @@ struct LockOptions: ParsableArguments {
                 + "1200ms. '--wait' alone waits without a limit.", valueName: "seconds"))
     var limit: Limit?
 
-    // Ended by `^C` and SIGTERM, also where a command keeps those for its own use.
+    // Ended by `^C` and SIGTERM, even in a command that otherwise handles them itself.
     private var waiting: LockWaiting {
         guard let limit else { return .none }
         return LockWaiting(atMost: limit.timeMax) { (try? Interruption.check()) != nil }
@@ -44,9 +44,10 @@ struct LockOptions: ParsableArguments {
         return try taking { try Repository.open(at: store.path, .writing, waiting: $0) }
     }
 
-    /// Closes a repository after work that is durable; if that fails, the work is named first.
+    /// Closes a repository after work that is durable; if that fails, the message names the work
+    /// first.
     ///
-    /// - Parameter work: a sentence about what was done, without a full stop.
+    /// - Parameter work: a clause about what was done, without a full stop.
     static func close(_ repository: Repository, after work: String) throws {
         do {
             try repository.close()
@@ -57,7 +58,7 @@ struct LockOptions: ParsableArguments {
         }
     }
 
-    /// Does what takes the writer's lock.
+    /// Runs work that takes the writer's lock.
     func taking<T>(_ body: (LockWaiting) throws -> T) throws -> T {
         do {
             return try body(waiting)

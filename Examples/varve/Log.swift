@@ -6,37 +6,37 @@ struct Log: ParsableCommand {
         abstract: "Lists checkpoints, the newest first.",
         discussion: """
             --newest, --before and the times may be combined: 'log STORE -n 20 --before ID' is the \
-            page after the one that ended with ID. A time is one as 'log' prints it, or the \
-            beginning of one (2026-05-10, 2026-05-10T12:30), in UTC; or so long ago: 30s, 10m, 2h, \
-            7d, 4w.
+            page after the one that ended with ID. A time has the form that 'log' prints, or is \
+            the beginning of one (2026-05-10, 2026-05-10T12:30), in UTC; or a time ago: 30s, 10m, \
+            2h, 7d, 4w.
 
-            Of a damaged repository it lists those that can be read, names the damage, and ends \
+            For a damaged repository it lists the readable checkpoints, names the damage, and ends \
             with exit code 3.
             """)
 
     @Argument(help: "The repository.")
     var store: StoreArgument
 
-    @Option(help: "Only those of one lineage.")
+    @Option(help: "Only checkpoints of this lineage.")
     var lineage: String?
 
-    @Option(name: [.customShort("n"), .long], help: "Only the newest so many.")
+    @Option(name: [.customShort("n"), .long], help: "Only this many of the newest checkpoints.")
     var newest: Int?
 
-    @Option(help: "Only those that were taken before this checkpoint.")
+    @Option(help: "Only checkpoints taken before this one.")
     var before: String?
 
-    @Option(help: "Only those of this time or later.", transform: TimeOption.init)
+    @Option(help: "Only checkpoints of this time or later.", transform: TimeOption.init)
     var since: TimeOption?
 
-    @Option(help: "Only those of this time or before.", transform: TimeOption.init)
+    @Option(help: "Only checkpoints of this time or earlier.", transform: TimeOption.init)
     var until: TimeOption?
 
-    @Flag(help: "Print one JSON object a line.")
+    @Flag(help: "Print one JSON object per line.")
     var json = false
 
     func validate() throws {
-        if let newest, newest < 1 { throw ValidationError("--newest takes a number from 1 on") }
+        if let newest, newest < 1 { throw ValidationError("--newest must be at least 1") }
     }
 
     func run() throws {
@@ -61,7 +61,7 @@ struct Log: ParsableCommand {
             }
             let more = damage.count == 1 ? "" : ", with \(counted(damage.count - 1, "more place"))"
             throw ToolError(
-                "\(first.description)\(more); those listed can be read, and 'varve verify "
+                "\(first.description)\(more); the listed ones can be read, and 'varve verify "
                     + "\(store)' names every damaged place and what needs it", isCorruption: true)
         }
     }

@@ -1,9 +1,9 @@
 import Varve
 
-/// What is said of lineages that are new, or are not there.
+/// Messages about lineages that are new or missing.
 enum NewLineage {
-    /// Says on standard error that a checkpoint began a lineage beside others: its name may be
-    /// mistyped.
+    /// Reports on standard error that a checkpoint began a lineage although there are others: its
+    /// name may be mistyped.
     static func say(_ checkpoint: Checkpoint, in repository: Repository, isJSON: Bool) {
         guard checkpoint.parent == nil, let lineages = try? repository.lineages(),
             lineages.count > 1
@@ -11,14 +11,14 @@ enum NewLineage {
         let near = (try? repository.lineage(nearestTo: checkpoint.lineage)).flatMap { $0 }
         let others = counted(lineages.count - 1, "other")
         let rest =
-            near.map { "did you mean '\($0)'? 'varve forget' takes \(checkpoint.id.short) back" }
+            near.map { "did you mean '\($0)'? 'varve forget' removes \(checkpoint.id.short)" }
             ?? "the repository has \(others)"
         Failure.notice(
             "lineage '\(checkpoint.lineage)' was begun; \(rest)", code: "newLineage",
             isJSON: isJSON)
     }
 
-    /// The error for a lineage that is not there.
+    /// The error for a missing lineage.
     static func missing(_ name: String, in repository: Repository, at store: StoreArgument)
         -> ToolError
     {

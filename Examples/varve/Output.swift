@@ -4,15 +4,15 @@ import Varve
 
 /// Standard output and standard error.
 enum Output {
-    /// Takes the places of standard descriptors that the caller closed, so that no file of a
-    /// repository is opened there and printed into.
+    /// Occupies standard descriptors that the caller closed, so that no file of a repository is
+    /// opened there and printed into.
     ///
-    /// Each is opened the wrong way round: whoever uses it gets an error.
+    /// Each is opened in the wrong direction, so that using it is an error.
     static func occupyStandardDescriptors() {
         for descriptor in STDIN_FILENO...STDERR_FILENO
         where fcntl(descriptor, F_GETFD) < 0 && errno == EBADF {
             closed.bitwiseOr(1 << descriptor, ordering: .relaxed)
-            // The lowest free number is the one that is missing.
+            // The lowest free number is the missing one.
             _ = open("/dev/null", descriptor == STDIN_FILENO ? O_WRONLY : O_RDONLY)
         }
     }
@@ -25,23 +25,23 @@ enum Output {
         closed.load(ordering: .relaxed) & 1 << descriptor != 0
     }
 
-    /// Prints a line, escaped where it would not simply be shown; a closed pipe or a full disk is
-    /// an error.
+    /// Prints a line, with characters escaped that are not plainly visible; throws for a closed
+    /// pipe or a full disk.
     static func line(_ text: String) throws {
         try write(PrintableText.escape(text) + "\n", to: STDOUT_FILENO)
     }
 
-    /// Prints a line on standard error, escaped likewise; a failure there has nowhere to go.
+    /// Prints a line on standard error, escaped in the same way; failures are ignored.
     static func standardError(_ text: String) {
         try? write(PrintableText.escape(text) + "\n", to: STDERR_FILENO)
     }
 
     /// Prints what a command has done.
     ///
-    /// If that cannot be printed the work is done all the same, and the exit code says so: 4, or 3
+    /// If that cannot be printed, the work is still done, which the exit code indicates: 4, or 3
     /// where damage was found.
     ///
-    /// - Parameter work: a sentence about what was done, without a full stop.
+    /// - Parameter work: a clause about what was done, without a full stop.
     static func report(
         _ work: String, isDamaged: Bool = false, _ body: () throws -> Void
     ) throws {
@@ -53,7 +53,7 @@ enum Output {
         }
     }
 
-    /// Writes text as it is.
+    /// Writes text unchanged.
     static func write(_ text: String, to descriptor: Int32) throws {
         try Array(text.utf8).withUnsafeBytes { try write($0, to: descriptor) }
     }
@@ -71,7 +71,7 @@ enum Output {
                 if code == EINTR { continue }
                 if code == EBADF, wasClosed(descriptor) {
                     throw ToolError(
-                        "\(name) cannot be written, because it is closed; lead it to a file, or to "
+                        "\(name) cannot be written, because it is closed; redirect it to a file or "
                             + "/dev/null")
                 }
                 throw ToolError(
@@ -82,7 +82,7 @@ enum Output {
         }
     }
 
-    /// `write(2)`; past the limit of file sizes it fails, and does not end the process.
+    /// `write(2)`; beyond the file size limit it fails instead of ending the process.
     private static func writeOnce(
         _ bytes: UnsafeRawBufferPointer, to descriptor: Int32
     ) -> (count: Int, errno: Int32) {
@@ -100,7 +100,7 @@ enum Output {
         return (count, code)
     }
 
-    /// The system's words for the last failure.
+    /// The system's message for the last failure.
     static func reason() -> String { String(cString: strerror(errno)) }
 }
 
@@ -118,7 +118,7 @@ enum Format {
         return unit == 0 ? counted(count, "byte") : "\(decimal(value, 1)) \(units[unit])"
     }
 
-    /// A number with so many decimals.
+    /// A number with this many decimals.
     static func decimal(_ value: Double, _ places: Int) -> String {
         let scale = pow(10, Double(places))
         let rounded = (value * scale).rounded()
@@ -147,7 +147,7 @@ enum Format {
         return date + day + "\(pad(fields.tm_sec, 2)).\(pad(rest, 9))Z"
     }
 
-    /// Columns, each as wide as its widest cell; numbers to the right.
+    /// Columns, each as wide as its widest cell; numbers are right-aligned.
     static func table(_ header: [String], _ rows: [[String]], right: Set<Int>) -> [String] {
         // Counting characters takes much longer than comparing bytes, and most cells are ASCII.
         func width(_ cell: String) -> Int {
@@ -160,7 +160,7 @@ enum Format {
         }
         return all.map { row in
             var line = ""
-            // Spaces that nothing follows are left out.
+            // Trailing spaces are left out.
             var waiting = 0
             for (column, cell) in row.enumerated() {
                 let space = widths[column] - width(cell)

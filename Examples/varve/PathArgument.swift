@@ -3,7 +3,7 @@ import Glibc
 import SystemPackage
 import Varve
 
-/// The name of a file, a device or a store, exactly as it was given: bytes, which need not be text.
+/// The name of a file, a device or a store, exactly as given: bytes, which need not be text.
 struct PathArgument: ExpressibleByArgument, CustomStringConvertible {
     let bytes: [UInt8]
 
@@ -11,7 +11,7 @@ struct PathArgument: ExpressibleByArgument, CustomStringConvertible {
         bytes = Arguments.path(argument)
     }
 
-    /// As the library takes it.
+    /// The path for the library.
     var path: FilePath {
         FilePath(platformString: bytes.map { CChar(bitPattern: $0) } + [0])
     }
@@ -19,19 +19,19 @@ struct PathArgument: ExpressibleByArgument, CustomStringConvertible {
     /// True for '-': standard input or output.
     var isStandard: Bool { bytes == [UInt8(ascii: "-")] }
 
-    /// As it is printed: bytes that are not UTF-8 are written as `\xff`.
+    /// The path for messages: bytes that are not UTF-8 are written as `\xff`.
     var description: String { PrintableText.text(of: bytes) }
 
-    /// Opens what it names; -1 and `errno` on failure.
+    /// Opens the path; -1 and `errno` on failure.
     func open(_ flags: Int32) -> Int32 {
         (bytes.map { CChar(bitPattern: $0) } + [0]).withUnsafeBufferPointer { name in
             name.baseAddress.map { Glibc.open($0, flags | O_CLOEXEC) } ?? -1
         }
     }
 
-    /// Where it leads to when it is written to.
+    /// What the path names as an output.
     ///
-    /// A path drops a slash at its end, which says that a directory is meant.
+    /// `FilePath` drops a slash at the end, which means a directory.
     func outputPlace() throws -> OutputPlace {
         if isStandard { return try OutputPlace("/dev/stdout") }
         if bytes.last == UInt8(ascii: "/") {
@@ -46,11 +46,11 @@ struct StoreArgument: ExpressibleByArgument, CustomStringConvertible {
     let description: String
 
     init?(argument: String) {
-        // An unset variable of a script is not the current directory.
+        // An unset variable of a script does not mean the current directory.
         guard !argument.isEmpty else { return nil }
         description = argument
     }
 
-    /// As the library takes it.
+    /// The path for the library.
     var path: FilePath { FilePath(description) }
 }

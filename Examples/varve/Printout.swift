@@ -1,12 +1,12 @@
 import Synchronization
 import Varve
 
-/// What a command prints while it works: a failure to print does not end the work, and is told when
-/// the work has ended.
+/// Prints while a command works: a failure to print does not end the work, and is reported at its
+/// end.
 final class Printout: Sendable {
     private let failure = Mutex<ToolError?>(nil)
 
-    /// Runs `body`, which prints something; nothing if printing failed before.
+    /// Runs `body`, which prints something; does nothing if printing has failed before.
     func print(_ body: () throws -> Void) {
         failure.withLock { failure in
             guard failure == nil else { return }
@@ -20,7 +20,7 @@ final class Printout: Sendable {
 
     /// Throws, with exit code 4, if something could not be printed.
     ///
-    /// - Parameter work: a sentence about what was done, without a full stop.
+    /// - Parameter work: a clause about what was done, without a full stop.
     func check(_ work: @autoclosure () -> String) throws {
         guard let failure = failure.withLock({ $0 }) else { return }
         try Output.report(work()) { throw failure }

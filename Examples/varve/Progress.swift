@@ -1,9 +1,9 @@
 import Glibc
 import Synchronization
 
-/// A line on the terminal that says how far a command is, how fast, and how long it will take.
+/// A line on the terminal that shows how far a command is, how fast, and the time left.
 ///
-/// Nothing unless standard error is a terminal.
+/// Prints nothing unless standard error is a terminal.
 final class Progress: Sendable {
     private struct State {
         var lastDrawn = ContinuousClock.now
@@ -16,16 +16,16 @@ final class Progress: Sendable {
     private let start = ContinuousClock.now
     private let state = Mutex(State())
 
-    /// Makes a line that begins with `verb`; amounts count units of so many bytes.
+    /// Makes a line that begins with `verb`; amounts count units of `unitByteCount` bytes.
     init(_ verb: String, unitByteCount: Int = 1, isJSON: Bool = false) {
         self.verb = verb
         self.unitByteCount = unitByteCount
         isShown = !isJSON && isatty(STDERR_FILENO) == 1
     }
 
-    /// Says how far it is; drawn ten times a second at most.
+    /// Updates the line; drawn at most ten times a second.
     ///
-    /// `total` is nil where nobody knows.
+    /// `total` is nil if it is unknown.
     func update(_ done: Int, of total: Int?) {
         guard isShown else { return }
         let isDue = state.withLock { state in
@@ -49,7 +49,7 @@ final class Progress: Sendable {
         try? Output.write("\r\u{1b}[K" + text, to: STDERR_FILENO)
     }
 
-    /// Takes the line away.
+    /// Removes the line.
     func finish() {
         if state.withLock({ $0.hasDrawn }) { try? Output.write("\r\u{1b}[K", to: STDERR_FILENO) }
     }

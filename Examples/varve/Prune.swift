@@ -5,31 +5,31 @@ struct Prune: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Frees the space of forgotten checkpoints and abandoned transactions.",
         discussion: """
-            Packs of which nothing is needed are removed. The sparsest others are rewritten until \
-            at most --max-unused percent of the repository's bytes are unused; a pack stays as it \
-            is if less than 4 KiB of it would be freed. The pack that is written to now is left \
-            alone unless much of it is unused. What a reader of a forgotten checkpoint needs is \
-            kept (held). Nothing is lost if prune is interrupted, at any moment.
+            Packs of which nothing is needed are removed. The sparsest of the others are rewritten \
+            until at most --max-unused percent of the repository's bytes are unused; a pack is \
+            kept if rewriting would free less than 4 KiB. The open pack, to which writers append, \
+            is left alone unless much of it is unused. What a reader of a forgotten checkpoint \
+            needs is kept (held). Prune can be interrupted at any moment without loss.
             """)
 
     @Argument(help: "The repository.")
     var store: StoreArgument
 
-    @Flag(help: "Say what would be done, and do nothing.")
+    @Flag(help: "Show what would be done, and do nothing.")
     var dryRun = false
 
     @Option(
         help: ArgumentHelp(
             """
-            Unused bytes that may stay, in percent of the repository's bytes: 5 or 5%. With 0, \
-            less than 4 KiB may stay in each pack.
+            Unused bytes that may remain, in percent of the repository's bytes: 5 or 5%. With 0, \
+            less than 4 KiB may remain in each pack.
             """,
             valueName: "0 to 100"))
     var maxUnused = Allowance(percent: 5)
 
     @OptionGroup var lock: LockOptions
 
-    @Flag(help: "Print it as a JSON object.")
+    @Flag(help: "Print the result as a JSON object.")
     var json = false
 
     func run() throws {
@@ -83,7 +83,7 @@ struct Prune: ParsableCommand {
         let reason = held == 0 ? "" : ", \(Format.bytes(held)) of them held by readers"
         return [
             "\(dryRun ? "would remove" : "removed") \(counted(count(plan, .removed), "pack")), "
-                + "\(dryRun ? "write" : "wrote") \(count(plan, .rewritten)) anew and "
+                + "\(dryRun ? "rewrite" : "rewrote") \(count(plan, .rewritten)) and "
                 + "\(dryRun ? "keep" : "kept") \(count(plan, .kept))",
             "freed   \(Format.bytes(plan.freedByteCount)) of \(Format.bytes(plan.byteCount)), "
                 + counted(plan.deadPageCount, "page"),
@@ -93,7 +93,7 @@ struct Prune: ParsableCommand {
     }
 }
 
-/// A share that may be none: `5`, `5%`, `0`.
+/// A share that may be zero: `5`, `5%`, `0`.
 struct Allowance: ExpressibleByArgument, CustomStringConvertible {
     let percent: Double
 

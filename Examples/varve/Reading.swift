@@ -3,8 +3,8 @@ import Varve
 
 /// Opens repositories for commands that only read.
 enum Reading {
-    /// Opens one; says so if its index could not be used and that took long, or is not as it should
-    /// be.
+    /// Opens a repository; reports if its index could not be used and that took long, or if its
+    /// index is unusual.
     static func open(
         _ store: StoreArgument, isJSON: Bool = false
     ) throws -> Repository {
@@ -19,7 +19,7 @@ enum Reading {
                     + temporary.reason, code: "temporaryIndex", isJSON: isJSON)
         } else if seconds > 2 {
             Failure.notice(
-                "an index of \(store) was built for this command alone, in "
+                "an index of \(store) was built for this command only, in "
                     + "\(Format.decimal(seconds, 1)) s, because its own cannot be used: "
                     + "\(temporary.reason); the next command that writes rebuilds it",
                 code: "temporaryIndex", isJSON: isJSON)

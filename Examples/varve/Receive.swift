@@ -4,33 +4,33 @@ import Varve
 
 struct Receive: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Is the far end of 'xl remus' and 'xl migrate'.",
+        abstract: "Acts as the receiver of 'xl remus' and 'xl migrate'.",
         discussion: """
             xl remus -s '' DOMAIN 'varve receive STORE --lineage NAME'
             xl migrate -s '' DOMAIN 'varve receive STORE --lineage NAME'
 
-            xl runs it and speaks to it through standard input and output, here or by way of ssh. \
-            Each epoch of Remus is a checkpoint, durable as the epoch ends; '^C', a sender that \
-            dies and a failover leave every whole epoch published, and drop the part after them. \
+            xl runs it and communicates through standard input and output, locally or over ssh. \
+            Each epoch of Remus is a checkpoint, durable as the epoch ends; '^C', the sender's \
+            death and a failover leave every whole epoch published, and drop an incomplete one. \
             No guest is started here.
 
-            A migration is one checkpoint. The sender is then told to resume its guest, which it \
-            does, and reports that the migration failed: the guest is saved and runs on. With \
-            --end the sender is told that all went well, and destroys its guest.
+            A migration is one checkpoint. The sender is then told to resume its guest, and \
+            reports that the migration failed: the guest is saved and keeps running. With --end \
+            the sender is told that the migration succeeded, and destroys its guest.
 
-            A line for each checkpoint goes to standard error.
+            A line for each checkpoint is printed on standard error.
             """)
 
     @Argument(help: "The repository.")
     var store: StoreArgument
 
-    @Option(help: "The guest's history that it goes to; a new name begins one.")
+    @Option(help: "The lineage to add to; a new name begins one.")
     var lineage: String
 
     @Flag(help: "After a migration, let the sender destroy its guest instead of resuming it.")
     var end = false
 
-    @Flag(help: "Go on though the lineage's newest checkpoint is of another guest.")
+    @Flag(help: "Continue even if the lineage's newest checkpoint is of another guest.")
     var acceptGuestChange = false
 
     @OptionGroup var lock: LockOptions
@@ -41,7 +41,7 @@ struct Receive: ParsableCommand {
     func run() throws {
         try reporting {
             Interruption.arm()
-            // Whatever is wrong with the repository is said before the sender suspends its guest.
+            // Problems with the repository are reported before the sender suspends its guest.
             let repository = try lock.open(store)
             try send(MigrationHandshake.banner)
             let source = try InputSource()
@@ -83,7 +83,7 @@ struct Receive: ParsableCommand {
         try message.withUnsafeBytes { try Output.write($0, to: STDOUT_FILENO) }
     }
 
-    /// The guest is stored; says who has it now.
+    /// Called when the guest is stored; tells the sender who has the guest now.
     private func endMigration(_ source: InputSource) throws {
         try send(MigrationHandshake.ready)
         var answer: [UInt8] = []
@@ -93,13 +93,13 @@ struct Receive: ParsableCommand {
             let count = try piece.withUnsafeMutableBytes { try source.read($0) }
             guard count > 0 else {
                 throw ToolError(
-                    "the sender ended before it handed the guest over; the checkpoint is stored, "
-                        + "look after the guest there")
+                    "the sender ended before it handed over the guest; the checkpoint is stored, "
+                        + "check the guest there")
             }
             answer += piece[..<count]
         }
         guard answer == MigrationHandshake.permission else {
-            throw ToolError("the sender answered with something else than its permission")
+            throw ToolError("the sender answered with something other than its permission")
         }
         try send(MigrationHandshake.report)
         try send([end ? 0 : 1])

@@ -5,16 +5,16 @@ struct Repair: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Makes a damaged repository whole again, without what cannot be saved.",
         discussion: """
-            Without --execute it reads every byte, says what is damaged, what would be done and \
+            Without --execute it reads every byte, shows what is damaged, what would be done and \
             which checkpoints would be lost, and changes nothing: exit code 3 if there is anything \
-            to repair, 0 if not. With --execute it does that, and verifies every byte afterwards: \
-            exit code 0 if the repository is whole then. It takes the writer's lock; where nothing \
-            can be written it shows the plan without it.
+            to repair, 0 if not. With --execute it does that, and then verifies every byte: exit \
+            code 0 if the repository is whole then. It takes the writer's lock; where nothing can \
+            be written it shows the plan without it.
 
-            Checkpoints that cannot be restored bit for bit are forgotten; all others stay what \
-            they are. Packs with damaged places are written anew without these. The packs as they \
-            were, and files that are no packs, go to the folder 'damaged' of the repository, which \
-            you may delete. Interrupted at any moment it has lost nothing that was whole.
+            Checkpoints that cannot be restored bit for bit are forgotten; all others stay \
+            unchanged. Packs with damaged places are rewritten without them. The original packs, \
+            and files that are not packs, are moved to the folder 'damaged' of the repository, \
+            which you may delete. Repair can be interrupted at any moment without loss.
 
             If you have a copy of a damaged or missing pack, put it in place first.
             """)
@@ -25,7 +25,7 @@ struct Repair: ParsableCommand {
     @Flag(help: "Do what is shown.")
     var execute = false
 
-    @Flag(help: "With --execute: keep no packs as they were. Files that are no packs are kept.")
+    @Flag(help: "With --execute: keep no original packs. Files that are not packs are kept.")
     var noKeep = false
 
     @OptionGroup var lock: LockOptions
@@ -34,7 +34,7 @@ struct Repair: ParsableCommand {
     var json = false
 
     func validate() throws {
-        if noKeep && !execute { throw ValidationError("--no-keep goes with --execute") }
+        if noKeep && !execute { throw ValidationError("--no-keep requires --execute") }
     }
 
     func run() throws {
@@ -85,7 +85,7 @@ struct Repair: ParsableCommand {
                 + "if you have them, or run it again with --execute", isCorruption: true)
     }
 
-    // MARK: - Words
+    // MARK: - Sentences
 
     private func show(_ finding: RepairPlan.Finding) throws {
         if json {
@@ -99,13 +99,13 @@ struct Repair: ParsableCommand {
 
     private func sentence(_ remedy: RepairPlan.Remedy) -> String {
         switch remedy {
-        case .rewritten: "the pack is written anew without it"
-        case .removed: "the pack is removed: nothing else is in it"
+        case .rewritten: "the pack is rewritten without it"
+        case .removed: "the pack is removed: it has nothing else"
         case .moved: "the file is moved to the folder 'damaged'"
         case .renamed: "the file gets the right name"
-        case .named: "the pack is missed no more"
-        case .rebuilt: "it is made anew"
-        case .forgotten: "the checkpoint is forgotten, and a copy of the pack kept"
+        case .named: "the pack is no longer missed"
+        case .rebuilt: "it is rebuilt"
+        case .forgotten: "the checkpoint is forgotten, and a copy of the pack is kept"
         }
     }
 
@@ -122,10 +122,10 @@ struct Repair: ParsableCommand {
         } else {
             lines += [
                 "checkpoints  \(plan.wholeCheckpoints.count) stay, \(plan.losses.count) are lost",
-                "packs        \(plan.rewrittenPacks.count) written anew, "
+                "packs        \(plan.rewrittenPacks.count) rewritten, "
                     + "\(plan.removedPacks.count) removed, "
                     + "\(plan.missingPacks.reduce(0) { $0 + $1.count }) missing",
-                "pages        \(plan.savedPageCount) stored anew from damaged page groups",
+                "pages        \(plan.savedPageCount) stored again from damaged page groups",
                 "written      \(Format.bytes(plan.copiedByteCount))",
                 "kept         \(Format.bytes(outcome?.keptByteCount ?? plan.keptByteCount)) in "
                     + "the folder 'damaged'\(execute ? "" : ", less with --no-keep")",
@@ -145,7 +145,7 @@ struct Repair: ParsableCommand {
         guard let first = loss.frames.first else {
             return "\(loss.reason.object) in \(loss.reason.file) at offset \(loss.reason.offset)"
         }
-        let more = loss.frames.count > 1 ? " and on" : ""
+        let more = loss.frames.count > 1 ? " on" : ""
         return "\(counted(count, "frame")), from \(first.first)\(more)"
     }
 
@@ -185,7 +185,7 @@ struct Repair: ParsableCommand {
         ]
     }
 
-    /// Numbers of packs; a wide gap as its first and its last.
+    /// Numbers of packs; a wide gap as its first and last.
     private func missing(_ packs: [ClosedRange<UInt32>]) -> JSON {
         .array(
             packs.flatMap { gap -> [JSON] in

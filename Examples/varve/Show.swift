@@ -3,8 +3,8 @@ import Varve
 
 struct Show: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Shows one checkpoint, and what the guest was.",
-        discussion: "The guest is told from the state that a stream of Xen brought along.")
+        abstract: "Shows one checkpoint, and describes its guest.",
+        discussion: "The guest is known from the state in a stream of Xen.")
 
     @Argument(help: "The repository.")
     var store: StoreArgument
@@ -12,7 +12,7 @@ struct Show: ParsableCommand {
     @Argument(help: "The checkpoint.")
     var checkpoint: String
 
-    @Flag(help: "Print it as a JSON object.")
+    @Flag(help: "Print the result as a JSON object.")
     var json = false
 
     func run() throws {

@@ -3,12 +3,12 @@ import Varve
 
 struct Stats: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Says what a repository holds and what it costs.")
+        abstract: "Shows what a repository contains and how much space it takes.")
 
     @Argument(help: "The repository.")
     var store: StoreArgument
 
-    @Flag(help: "Print it as a JSON object.")
+    @Flag(help: "Print the result as a JSON object.")
     var json = false
 
     func run() throws {
@@ -34,7 +34,7 @@ struct Stats: ParsableCommand {
                 "unused bytes    \(unused - open) in sealed packs, of which 'varve prune' can "
                     + "leave less than 4 KiB in each\(reason)")
             if open > 0 {
-                try Output.line("unused bytes    about \(open) in the pack that is written to now")
+                try Output.line("unused bytes    about \(open) in the pack to which writers append")
             }
         }
     }
@@ -65,7 +65,7 @@ struct Stats: ParsableCommand {
             "changed         \(statistics.changedPageCount)",
             "unique          \(statistics.uniquePageCount) stored",
             "bytes           \(statistics.byteCount) (\(Format.bytes(statistics.byteCount)))",
-            "metadata bytes  \(statistics.metadataByteCount), \(perPage) a changed page",
+            "metadata bytes  \(statistics.metadataByteCount), \(perPage) per changed page",
             "abandoned bytes \(statistics.abandonedByteCount)",
             "ratio           \(Format.decimal(statistics.ratio, 2))",
         ]

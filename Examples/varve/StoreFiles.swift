@@ -2,13 +2,13 @@ import Glibc
 import SystemPackage
 import Varve
 
-/// The files of a repository, told by device and inode: by whatever name or descriptor they are
-/// reached.
+/// The files of a repository, identified by device and inode, whatever name or descriptor they are
+/// reached by.
 enum StoreFiles {
     private static let files = ["repository", "lock", "head"]
     private static let folders = ["packs", "index", "leases", "damaged"]
 
-    /// Fails if a place to write to is a file of the repository.
+    /// Throws if an output is a file of the repository.
     static func refuse(_ place: OutputPlace, named name: String, in store: StoreArgument) throws {
         var status = stat()
         let isKnown =
@@ -24,7 +24,7 @@ enum StoreFiles {
                 + "elsewhere")
     }
 
-    /// Fails if standard output or standard error is a file of the repository and would be written
+    /// Throws if standard output or standard error is a file of the repository and would be written
     /// to.
     static func refuseStandardOutput(in store: StoreArgument) throws {
         for (descriptor, name) in [(STDOUT_FILENO, "output"), (STDERR_FILENO, "error")] {
@@ -34,7 +34,7 @@ enum StoreFiles {
         }
     }
 
-    /// True if a file is one of the repository's; no link in that is followed.
+    /// True if a file is one of the repository's; symbolic links inside it are not followed.
     private static func holds(_ file: stat, _ store: StoreArgument) -> Bool {
         guard file.st_mode & S_IFMT == S_IFREG else { return false }
         let root = open(store.description, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
@@ -44,10 +44,10 @@ enum StoreFiles {
             || folders.contains { lies(file, in: $0, of: root) }
     }
 
-    /// True if a directory is the repository's, one of its folders, or below one of them, though it
-    /// is reached by another mount.
+    /// True if a directory is the repository's, one of its folders, or below one of them, even if
+    /// it is reached through another mount.
     static func holds(folder: FilePath, _ store: StoreArgument) -> Bool {
-        // O_PATH, which needs no permission to read: glibc hides the name behind _GNU_SOURCE.
+        // O_PATH, which needs no permission to read: glibc hides the name under _GNU_SOURCE.
         let flags = __O_PATH | O_DIRECTORY | O_CLOEXEC
         let root = open(store.description, flags)
         guard root >= 0 else { return false }

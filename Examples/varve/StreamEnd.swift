@@ -1,6 +1,6 @@
 import Varve
 
-/// The checkpoints that a command has taken in so far.
+/// The checkpoints that a command has stored so far.
 final class TakenCheckpoints {
     private(set) var count = 0
     let printout = Printout()
@@ -8,21 +8,21 @@ final class TakenCheckpoints {
     private let isJSON: Bool
     private let show: (Checkpoint) throws -> Void
 
-    /// - Parameter show: prints one.
+    /// - Parameter show: prints one checkpoint.
     init(_ repository: Repository, isJSON: Bool, _ show: @escaping (Checkpoint) throws -> Void) {
         self.repository = repository
         self.isJSON = isJSON
         self.show = show
     }
 
-    /// One was published.
+    /// Called when one was published.
     func add(_ checkpoint: Checkpoint) {
         count += 1
         printout.print { try show(checkpoint) }
         if count == 1 { NewLineage.say(checkpoint, in: repository, isJSON: isJSON) }
     }
 
-    /// What ended the command; it says how many were published before.
+    /// The error that ended the command, with the number of checkpoints published before.
     func error(for error: any Error) -> ToolError {
         var error = ToolError(error)
         error.storedCount = count
@@ -30,16 +30,16 @@ final class TakenCheckpoints {
     }
 }
 
-/// What is to be said of a stream besides its checkpoints.
+/// Messages about a stream in addition to its checkpoints.
 enum StreamEnd {
-    /// Says on standard error what was dropped, passed over or not taken.
+    /// Reports on standard error what was dropped, skipped or not read.
     static func report(_ result: XenImportResult, isJSON: Bool) {
         for sentence in sentences(result) {
             Failure.notice(sentence, code: "streamEnd", isJSON: isJSON)
         }
     }
 
-    /// The last object of a checkpointed stream; nil of a plain one of which nothing is to be said.
+    /// The last object of a checkpointed stream; nil for a plain one without anything to report.
     static func object(_ result: XenImportResult) -> JSON? {
         guard result.summary.isCheckpointed || !sentences(result).isEmpty else { return nil }
         let trailer = result.trailer.map { trailer in
@@ -73,20 +73,20 @@ enum StreamEnd {
         let reserved = result.summary.ignoredReservedFields
         if let place = place(reserved) {
             sentences.append(
-                "\(counted(reserved.count, "reserved field")) not zero, which Xen's specification "
-                    + "says to ignore, and ignored: the first \(place)")
+                "\(counted(reserved.count, "reserved field")) not zero, ignored as Xen's "
+                    + "specification requires: the first \(place)")
         }
         let skipped = result.summary.skippedRecords
         if let place = place(skipped) {
             sentences.append(
-                "\(counted(skipped.count, "optional record")) not known and skipped: the first "
+                "skipped \(counted(skipped.count, "unknown optional record")): the first "
                     + place)
         }
         if let trailer = result.trailer {
             let what = trailer.format.map { "a second stream (\($0.rawValue))" } ?? "other bytes"
             sentences.append(
                 "the stream ends at offset \(trailer.offset), and \(what) after it "
-                    + "\(trailer.format == nil ? "were" : "was") not taken; take in each stream by "
+                    + "\(trailer.format == nil ? "were" : "was") not read; import each stream by "
                     + "itself")
         }
         return sentences
@@ -108,9 +108,9 @@ enum StreamEnd {
         case (nil, true):
             return "the stream ends after \(epochs) with a part of one, which was dropped"
         case (.some, false):
-            return "the stream stopped after \(epochs); all were taken in"
+            return "the stream stopped after \(epochs); all were imported"
         case (.some(let error), true):
-            return "\(error.message); \(epochs) were taken in, and the part after them was dropped"
+            return "\(error.message); \(epochs) were imported, and the part after them was dropped"
         }
     }
 }

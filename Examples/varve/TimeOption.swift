@@ -1,9 +1,9 @@
 import ArgumentParser
 import Glibc
 
-/// A moment on the command line: a time in UTC or the beginning of one, or so long ago.
+/// A moment on the command line: a time in UTC or the beginning of one, or a time ago.
 struct TimeOption {
-    /// The first and the last nanosecond that it means, since 1970.
+    /// The first and the last nanosecond of its range, since 1970.
     let first: Int64
     let last: Int64
 
@@ -11,8 +11,8 @@ struct TimeOption {
     init(_ text: String) throws {
         guard let range = TimeOption.ago(text) ?? TimeOption.time(text) else {
             throw ValidationError(
-                "'\(text)' is no time; give one as 'varve log' prints it, or the beginning of one "
-                    + "from the day on, or a number and one of s, m, h, d, w for so long ago")
+                "'\(text)' is not a time; give one as 'varve log' prints it, or its beginning "
+                    + "with at least the day, or a number and one of s, m, h, d, w for a time ago")
         }
         (first, last) = (range.lowerBound, range.upperBound)
     }
@@ -42,7 +42,7 @@ struct TimeOption {
         fields.tm_sec = number(second)
         let stated = fields
         let seconds = Int64(timegm(&fields))
-        // The 31st of a short month, and the like, are made another day.
+        // timegm turns the 31st of a short month, and the like, into another day.
         guard fields.tm_mon == stated.tm_mon, fields.tm_mday == stated.tm_mday,
             fields.tm_hour == stated.tm_hour, fields.tm_min == stated.tm_min,
             fields.tm_sec == stated.tm_sec

@@ -2,22 +2,22 @@ import ArgumentParser
 import Glibc
 import Varve
 
-/// The command line tool: an example of the library at work, and useful by itself.
+/// The command line tool: an example of the use of the library, and useful by itself.
 @main
 struct VarveCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "varve",
-        abstract: "Keeps checkpoints of guests, and brings any of them back.",
+        abstract: "Keeps checkpoints of guests, and restores any of them.",
         discussion: """
-            CHECKPOINT is an id or the beginning of one, the name of a lineage (its newest \
-            checkpoint), NAME~3 (three before it; NAME~ is NAME~1), or a label. Names are compared \
-            byte for byte.
+            CHECKPOINT is an id or a prefix of one, the name of a lineage (its newest checkpoint), \
+            NAME~3 (three before it; NAME~ is NAME~1), or a label. Names are compared byte for \
+            byte.
 
             Exit codes: 0 done; 1 failed; 2 wrong usage; 3 corruption found; 4 done, but the \
             result could not be printed (commands that write, verify and repair); 129, 130 or 143 \
             stopped by SIGHUP, ^C or SIGTERM; 141 the reader of the output has gone. With --json, \
-            results are one JSON object a line on standard output, and an error is one on standard \
-            error.
+            results are one JSON object per line on standard output, and an error is one on \
+            standard error.
             """,
         version: "0.1.0",
         subcommands: [
@@ -31,7 +31,8 @@ struct VarveCommand: ParsableCommand {
 
     /// Parses, runs, and ends with one of the documented exit codes.
     static func main() {
-        // A reader that goes away is an error of `write`, not a death: work is ended first.
+        // When a reader goes away, `write` fails instead of the process dying: work is completed
+        // first.
         signal(SIGPIPE, SIG_IGN)
         Output.occupyStandardDescriptors()
         var isJSON = false
@@ -51,7 +52,7 @@ struct VarveCommand: ParsableCommand {
         }
     }
 
-    /// Ends with a failure; as SIGPIPE does, without a word, if nobody reads what is printed.
+    /// Ends with a failure; silently, as with SIGPIPE, if no process reads the output.
     private static func end(_ error: ToolError, _ isJSON: Bool) -> Never {
         if error.kind == .unread {
             signal(SIGPIPE, SIG_DFL)
@@ -62,7 +63,7 @@ struct VarveCommand: ParsableCommand {
         Glibc.exit(error.kind.exitCode)
     }
 
-    /// Ends with what the parser says: help and the version, or wrong usage.
+    /// Ends with the parser's message: help and the version, or wrong usage.
     private static func end(_ error: any Error, _ isJSON: Bool) -> Never {
         let isHelp = exitCode(for: error) == .success
         if isJSON && !isHelp {
@@ -86,14 +87,14 @@ struct VarveCommand: ParsableCommand {
     }
 }
 
-/// A failure with its sentence.
+/// A failure with its message.
 struct ToolError: Error, CustomStringConvertible {
     /// How a command ended; the raw value is the `code` of the JSON object.
     enum Kind: String {
         case failed
         case usage
         case corrupted
-        /// The work is done, and its result could not be printed.
+        /// The work is done, but its result could not be printed.
         case unreported
         /// The reader of standard output has gone, and the command only prints.
         case unread
@@ -118,7 +119,7 @@ struct ToolError: Error, CustomStringConvertible {
 
     let message: String
     let kind: Kind
-    /// How many checkpoints were stored before it; the JSON object says so.
+    /// How many checkpoints were stored before; for the JSON object.
     var storedCount: Int?
 
     init(_ message: String, _ kind: Kind = .failed) {
@@ -130,7 +131,7 @@ struct ToolError: Error, CustomStringConvertible {
         self.init(message, isCorruption ? .corrupted : .failed)
     }
 
-    /// Takes over a library's error.
+    /// Wraps a library's error.
     init(_ error: any Error) {
         switch error {
         case let error as ToolError: self = error
@@ -148,19 +149,19 @@ struct ToolError: Error, CustomStringConvertible {
         }
     }
 
-    /// Says what to do about damage.
+    /// Adds the remedy for damage.
     private init(_ message: String, damaged: Bool) {
         self.init(
             damaged
-                ? "\(message); 'varve verify' names all that is damaged, 'varve repair' what can "
-                    + "be saved, and what is whole can be had by its id" : message,
+                ? "\(message); 'varve verify' names all damage, 'varve repair' what can "
+                    + "be saved, and whole checkpoints can be used by id" : message,
             isCorruption: damaged)
     }
 
     var description: String { message }
 }
 
-/// Runs a command's work and gives its errors their sentence.
+/// Runs a command's work and turns its errors into messages.
 func reporting(_ body: () throws -> Void) throws {
     do {
         try body()
@@ -169,14 +170,14 @@ func reporting(_ body: () throws -> Void) throws {
     }
 }
 
-/// How failures and notices are printed.
+/// Prints failures and notices.
 enum Failure {
     /// Prints one sentence, or one object, on standard error.
     static func report(_ error: ToolError, _ isJSON: Bool) {
         say(error.message, as: "error", code: error.kind.rawValue, error.storedCount, isJSON)
     }
 
-    /// Prints something that is no failure and that the user should know.
+    /// Prints something that is not a failure but that the user should know.
     static func notice(_ message: String, code: String, isJSON: Bool) {
         say(message, as: "notice", code: code, nil, isJSON)
     }

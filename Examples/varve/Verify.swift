@@ -10,14 +10,14 @@ struct Verify: ParsableCommand {
             with the totals.
 
             --quick reads everything but the page groups of sealed packs. --sample also reads the \
-            pages of a random share of all blocks, and says with which probability it finds \
-            damage; other samples find the rest.
+            pages of a random share of all blocks, and shows the probability of finding damage; \
+            other samples find the rest.
             """)
 
     @Argument(help: "The repository.")
     var store: StoreArgument
 
-    @Flag(help: "Check the structure only: no contents of pages.")
+    @Flag(help: "Check only the structure, not the contents of pages.")
     var quick = false
 
     @Option(
@@ -25,17 +25,17 @@ struct Verify: ParsableCommand {
             "Check the pages of a random share of blocks: 5%.", valueName: "0% to 100%"))
     var sample: Percentage?
 
-    @Option(help: "Choose the sample by this number; the same blocks each time.")
+    @Option(help: "The seed of the sample; the same seed chooses the same blocks.")
     var seed: UInt64?
 
-    @Flag(help: "Print one JSON object a line.")
+    @Flag(help: "Print one JSON object per line.")
     var json = false
 
     func validate() throws {
         if quick && sample != nil {
-            throw ValidationError("--quick and --sample exclude each other")
+            throw ValidationError("--quick and --sample are mutually exclusive")
         }
-        if seed != nil && sample == nil { throw ValidationError("--seed is for --sample") }
+        if seed != nil && sample == nil { throw ValidationError("--seed requires --sample") }
     }
 
     private var depth: VerifyDepth {
@@ -59,20 +59,20 @@ struct Verify: ParsableCommand {
             if !report.isClean {
                 let places = counted(report.findings.count, "place")
                 let checkpoints = counted(report.affectedCheckpoints.count, "checkpoint")
-                // A part of the pages does not tell whose they are.
+                // A sample of the pages does not show which checkpoints need them.
                 let cost =
                     report.depth == .full
                     ? "and \(checkpoints) that cannot be restored whole"
-                    : "and 'varve verify' of everything tells which checkpoints it costs"
+                    : "and a full 'varve verify' tells which checkpoints it affects"
                 throw ToolError(
                     "damage in \(places) of \(store), \(cost); put copies of the named files in "
-                        + "place if you have them, or see with 'varve repair' what can be saved",
+                        + "place if you have them, or see what 'varve repair' can save",
                     isCorruption: true)
             }
         }
     }
 
-    /// Verifies; once more if the index alone was damaged, which is made anew then.
+    /// Verifies; a second time if only the index was damaged, which is then rebuilt.
     private func look(
         _ progress: Progress, isSecond: Bool = false
     ) throws -> VerifyReport {
@@ -94,7 +94,7 @@ struct Verify: ParsableCommand {
         for id in report.affectedCheckpoints { try Output.line("affected: checkpoint \(id)") }
         if report.abandonedByteCount > 0 {
             try Output.line(
-                "behind the last checkpoint: \(counted(report.abandonedByteCount, "byte")) of an "
+                "after the last checkpoint: \(counted(report.abandonedByteCount, "byte")) of an "
                     + "abandoned transaction, which the next writer removes")
         }
         switch report.depth {
@@ -180,7 +180,7 @@ struct Percentage: ExpressibleByArgument {
         percent = value
     }
 
-    /// The number before a percent sign, which may be left out.
+    /// The number before a percent sign, which is optional.
     static func number(_ argument: String) -> Double? {
         Double(argument.hasSuffix("%") ? String(argument.dropLast()) : argument)
     }

@@ -3,10 +3,10 @@ import Varve
 
 struct Xen: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Checkpoints running domains of Xen, and brings them back.",
+        abstract: "Checkpoints running domains of Xen, and restores them.",
         discussion: """
-            Runs in dom0, as root. A domain is named by its ID or its name. It runs again \
-            whatever happens: a guard process resumes it if this one dies.
+            Runs in dom0, as root. A domain is named by its ID or its name. It is \
+            resumed in any case: a guard process does that if this one dies.
             """,
         subcommands: [
             XenList.self, XenCheckpoint.self, XenRestoreCommand.self, XenRevert.self,
@@ -20,7 +20,7 @@ struct Xen: ParsableCommand {
 
 struct XenList: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "list", abstract: "Shows the domains that run here.")
+        commandName: "list", abstract: "Shows the running domains.")
 
     @Flag(help: "Print each domain as a JSON object.")
     var json = false
@@ -76,13 +76,13 @@ struct XenRestoreCommand: ParsableCommand {
     @Argument(help: "The checkpoint.")
     var checkpoint: String
 
-    @Option(help: "The new domain's name, instead of its own.")
+    @Option(help: "A name for the new domain, instead of the original's.")
     var name: String?
 
     @Flag(help: "Leave it paused; 'xl unpause' starts it.")
     var paused = false
 
-    @Option(help: "The configuration instead of its own, JSON or an xl.cfg.")
+    @Option(help: "A configuration to replace the checkpoint's own, JSON or an xl.cfg.")
     var config: PathArgument?
 
     @Flag(help: "Print the domain as a JSON object.")
@@ -115,9 +115,9 @@ struct XenRestoreCommand: ParsableCommand {
 struct XenRevert: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "revert",
-        abstract: "Puts a running domain back to one of its checkpoints, in place.",
+        abstract: "Reverts a running domain to one of its checkpoints, in place.",
         discussion: """
-            Only pages that differ are written, while the domain is held as it was for the \
+            Only pages that differ are written, while the domain is paused as it was for the \
             checkpoint. What the domain did since is lost, unless it is in a checkpoint. Only for \
             a PVH domain with no devices but console and xenstore, and for checkpoints of that \
             very domain.
@@ -145,7 +145,7 @@ struct XenRevert: ParsableCommand {
             var options = XenDomain.Options.tool
             options.pauseMode = XenOrigin(try repository.state(of: found))?.pauseMode ?? .suspend
             let guest = try XenDomain(domainID, options: options)
-            // Whether the checkpoint is this very domain's is checked by the revert.
+            // The revert checks whether the checkpoint belongs to this domain.
             var capture = CaptureOptions()
             capture.acceptsGuestChange = true
             let session = try CaptureSession(
@@ -165,7 +165,7 @@ struct XenRevert: ParsableCommand {
                 try Output.line(
                     json
                         ? JSON.object(fields).text
-                        : what + ": \(counted(result.writtenPageCount, "page")) written, held for "
+                        : what + ": \(counted(result.writtenPageCount, "page")) written, downtime "
                             + Format.milliseconds(result.pause))
             }
         }
@@ -175,9 +175,9 @@ struct XenRevert: ParsableCommand {
 struct XenDoctor: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "doctor",
-        abstract: "Tells what this host and its domains allow, and what is missing.")
+        abstract: "Shows what this host and its domains support, and what is missing.")
 
-    @Argument(help: "A domain's ID or name; all of them without it.")
+    @Argument(help: "A domain's ID or name; by default all domains.")
     var domain: String?
 
     @Flag(help: "Print each finding as a JSON object.")
@@ -212,7 +212,7 @@ struct XenDoctor: ParsableCommand {
     }
 }
 
-/// Not for people: the process that outlives a checkpointer.
+/// For internal use: the process that outlives a checkpointer.
 struct XenGuardCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "guard", abstract: "Resumes a domain whose checkpointer dies.",
@@ -231,7 +231,7 @@ struct XenGuardCommand: ParsableCommand {
 }
 
 extension XenDomain.Options {
-    /// With this program as the guard.
+    /// The options, with this program as the guard.
     static var tool: XenDomain.Options {
         var options = XenDomain.Options()
         options.guardCommand = ["/proc/self/exe", "xen", "guard"]

@@ -8,11 +8,11 @@ final class PVTaker: CheckpointTaker {
     private let repository: Repository
     private let lineage: String
     private let keeper: RetentionKeeper?
-    /// Each checkpoint is an epoch of one live stream, and not a stream of its own.
+    /// True if each checkpoint is an epoch of one live stream, instead of a stream of its own.
     private let isLive: Bool
     private var options = CaptureOptions()
 
-    /// - Parameter isLive: needs a hypervisor that logs the domain's writes.
+    /// - Parameter isLive: true requires a hypervisor that logs the domain's writes.
     init(
         _ guest: XenPVDomain, _ repository: Repository, lineage: String, _ retention: Retention?,
         isLive: Bool, acceptsGuestChange: Bool
@@ -66,7 +66,7 @@ final class PVTaker: CheckpointTaker {
     }
 }
 
-/// What the thread that writes the stream and the one that reads it say of each epoch.
+/// What the writing and the reading thread of a stream report about each epoch.
 private final class PVEpochs: @unchecked Sendable {
     private struct State {
         var schedule: Schedule
@@ -78,7 +78,7 @@ private final class PVEpochs: @unchecked Sendable {
     }
 
     private let state: Mutex<State>
-    // Unchecked: used with the state's lock held.
+    // Unchecked: used only with the state's lock held.
     private let report: CheckpointReport
 
     init(_ schedule: Schedule, _ report: CheckpointReport) {
@@ -86,12 +86,12 @@ private final class PVEpochs: @unchecked Sendable {
         self.report = report
     }
 
-    /// Throws what failed on one of the threads.
+    /// Throws the error of either thread.
     func check() throws {
         if let failure = state.withLock({ $0.failure }) { throw failure }
     }
 
-    /// Waits for the next one's time; false if there is none.
+    /// Waits until the next epoch is due; false if there is none.
     func advance() throws -> Bool {
         var schedule = state.withLock { $0.schedule }
         guard let lag = try schedule.next() else { return false }
@@ -102,7 +102,7 @@ private final class PVEpochs: @unchecked Sendable {
         return true
     }
 
-    /// An epoch is written and the domain runs: on the thread that writes the stream.
+    /// Called when an epoch is written and the domain runs, on the thread that writes the stream.
     func ended(_ times: PauseTimes) -> Bool {
         state.withLock { $0.times.append(times) }
         show()
@@ -114,13 +114,13 @@ private final class PVEpochs: @unchecked Sendable {
         }
     }
 
-    /// An epoch is durable: on the thread that reads the stream.
+    /// Called when an epoch is durable, on the thread that reads the stream.
     func published(_ checkpoint: Checkpoint) {
         state.withLock { $0.checkpoints.append(checkpoint) }
         show()
     }
 
-    /// Reports the epochs of which both threads have said their part.
+    /// Reports the epochs for which both threads have made their calls.
     private func show() {
         state.withLock { state in
             while state.shown < min(state.times.count, state.checkpoints.count) {

@@ -1,7 +1,7 @@
 import ArgumentParser
 import Varve
 
-/// A time as people write it: `200ms`, `5s`, `10m`, `2h`.
+/// A duration as people write it: `200ms`, `5s`, `10m`, `2h`.
 struct TimeSpan: ExpressibleByArgument {
     let duration: Duration
 
@@ -35,13 +35,13 @@ struct XenCheckpoint: ParsableCommand {
         commandName: "checkpoint",
         abstract: "Takes checkpoints of a running domain.",
         discussion: """
-            One, or with --every one after the other. The first stores all memory, later ones what \
-            changed. A line for each says how many pages were dirty, how long the domain stood \
-            still, how long the guest took to suspend, what was added to the repository, and how \
-            far it is behind its time. '^C' ends it cleanly; the domain runs on.
+            One, or with --every one after another. The first stores all memory, later ones what \
+            changed. A line for each shows how many pages were dirty, the downtime of the domain, \
+            how long the guest took to suspend, what was added to the repository, and how late \
+            the checkpoint was. '^C' ends it cleanly; the domain keeps running.
 
-            With --keep rules the lineage is a ring: what they do not keep is forgotten, and its \
-            space freed, while checkpoints are taken. Disks are not part of a checkpoint.
+            With --keep rules, the checkpoints that they do not keep are forgotten, and their \
+            space freed, while others are taken. Disks are not part of a checkpoint.
             """)
 
     @Argument(help: "The domain's ID or name.")
@@ -50,13 +50,13 @@ struct XenCheckpoint: ParsableCommand {
     @Argument(help: "The repository.")
     var store: StoreArgument
 
-    @Option(help: "The guest's history that they go to; the domain's name without it.")
+    @Option(help: "The lineage to add to; by default the domain's name.")
     var lineage: String?
 
     @Option(help: "Time from one checkpoint to the next: 200ms, 5s, 10m.")
     var every: TimeSpan?
 
-    @Option(help: "End after so many checkpoints.")
+    @Option(help: "End after this many checkpoints.")
     var count: Int?
 
     @Option(name: .customLong("for"), help: "End after this time: 10m.")
@@ -64,22 +64,22 @@ struct XenCheckpoint: ParsableCommand {
 
     @Flag var pauseMode = PauseFlag.suspend
 
-    @Option(help: "How long the guest may take to suspend itself: 60s without it.")
+    @Option(help: "How long the guest may take to suspend itself; 60s by default.")
     var suspendTimeout: TimeSpan?
 
-    @Flag(help: "Do without the dirty log: compare every page each time.")
+    @Flag(help: "Do not use the dirty log: compare every page each time.")
     var compareAll = false
 
-    @Flag(help: "Take over a dirty log that somebody dead has left on.")
+    @Flag(help: "Take over a dirty log that a dead process has left on.")
     var takeOver = false
 
     @Option(
-        help: "Look at so many random pages each time that the dirty log calls unwritten.")
+        help: "Each time, check this many random pages that the dirty log calls unwritten.")
     var audit = 0
 
     @OptionGroup var rules: RetentionRules
 
-    @Flag(help: "Go on though the lineage's newest checkpoint is of another guest.")
+    @Flag(help: "Continue even if the lineage's newest checkpoint is of another guest.")
     var acceptGuestChange = false
 
     @OptionGroup var lock: LockOptions
@@ -88,10 +88,10 @@ struct XenCheckpoint: ParsableCommand {
     var json = false
 
     func validate() throws {
-        if every == nil && (count ?? 1) != 1 { throw ValidationError("--count goes with --every") }
-        if every == nil && time != nil { throw ValidationError("--for goes with --every") }
-        if let count, count < 1 { throw ValidationError("--count is 1 or more") }
-        if audit < 0 { throw ValidationError("--audit is 0 or more") }
+        if every == nil && (count ?? 1) != 1 { throw ValidationError("--count requires --every") }
+        if every == nil && time != nil { throw ValidationError("--for requires --every") }
+        if let count, count < 1 { throw ValidationError("--count must be at least 1") }
+        if audit < 0 { throw ValidationError("--audit must not be negative") }
     }
 
     func run() throws {
@@ -168,7 +168,7 @@ struct Schedule {
         try Interruption.sleep(for: max(.zero, due - now))
         taken += 1
         let lag = max(.zero, ContinuousClock.now - due)
-        // A checkpoint that came late does not make those after it come closer together.
+        // A late checkpoint does not bring later ones closer together.
         due = max(due + interval, ContinuousClock.now)
         return lag
     }
@@ -176,13 +176,13 @@ struct Schedule {
 
 /// Takes checkpoints of one kind of domain.
 protocol CheckpointTaker {
-    /// Takes checkpoints until none is due any more.
+    /// Takes checkpoints until no more are due.
     func takeAll(_ schedule: Schedule, _ report: CheckpointReport) throws
-    /// Waits for what is under way, and lets go of the domain; also after a failure.
+    /// Waits for captures in progress, and releases the domain; also after a failure.
     func finish(_ report: CheckpointReport) throws
 }
 
-/// PVH: the engine, with the log of the hypervisor.
+/// PVH: the engine, with the hypervisor's log.
 final class LiveTaker: CheckpointTaker {
     private struct Pending {
         let capture: PendingCapture
@@ -208,7 +208,8 @@ final class LiveTaker: CheckpointTaker {
     func takeAll(_ schedule: Schedule, _ report: CheckpointReport) throws {
         var schedule = schedule
         while let lag = try schedule.next() {
-            // The guest runs again when `begin` returns; the one before is made durable meanwhile.
+            // The guest runs again when `begin` returns; the previous one is made durable
+            // meanwhile.
             let capture = try session.begin()
             let taken = Pending(capture: capture, times: guest.pauseTimes, lag: lag)
             try settle(report)
@@ -255,19 +256,19 @@ extension RetentionReport {
         if let first = inDoubt.first {
             Output.standardError(
                 "varve: \(counted(inDoubt.count, "checkpoint")) kept because the time is in doubt: "
-                    + "a clock was wrong; 'varve forget STORE \(first.short)' forgets one whatever "
-                    + "its time is")
+                    + "a clock was wrong; 'varve forget STORE \(first.short)' forgets one "
+                    + "regardless of its time")
         }
         if let lastFailure {
             Output.standardError(
-                "varve: \(counted(failureCount, "thinning")) failed, the last one so: "
+                "varve: \(counted(failureCount, "thinning")) failed, the last one with: "
                     + lastFailure.message)
         }
     }
 }
 
 extension RetentionRules {
-    /// As a session takes it; nil if there are no rules.
+    /// For a session; nil if there are no rules.
     var retention: Retention? { policy.isEmpty ? nil : Retention(policy) }
 }
 
@@ -286,7 +287,7 @@ final class CheckpointReport {
         self.isJSON = isJSON
     }
 
-    /// Prints a line; checkpoints go on if that fails.
+    /// Prints a line; checkpoints continue if that fails.
     func show(
         _ checkpoint: Checkpoint, dirty: Int, downtime: Duration, request: Duration, lag: Duration
     ) {
@@ -315,9 +316,9 @@ final class CheckpointReport {
             do {
                 try Output.line(line)
             } catch {
-                // The guest's protection does not hang on somebody who reads.
+                // The guest is still checkpointed if no process reads the output.
                 Failure.notice(
-                    "\(ToolError(error).message); checkpoints go on without their lines",
+                    "\(ToolError(error).message); checkpoints continue without their lines",
                     code: "unreported", isJSON: isJSON)
                 throw error
             }

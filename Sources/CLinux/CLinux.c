@@ -62,7 +62,7 @@ long clinux_pagemap_scan(int pagemap, uint64_t start, uint64_t end, int clear,
 }
 
 int clinux_userfaultfd(void) {
-    // O_CLOEXEC is 02000000 on all Linux targets of ours.
+    // O_CLOEXEC is 02000000 on all supported Linux targets.
     return (int)syscall(SYS_userfaultfd, 02000000 | UFFD_USER_MODE_ONLY_);
 }
 
@@ -176,7 +176,7 @@ int clinux_room(int file, uint64_t *free_bytes, uint64_t *largest) {
     if (fstatfs(file, &status) != 0) return -1;
     *free_bytes = UINT64_MAX;
     *largest = UINT64_MAX;
-    // Numbers of include/uapi/linux/magic.h.
+    // Magic numbers from include/uapi/linux/magic.h.
     switch ((uint32_t)status.f_type) {
     case 0x4d44: // FAT: a length has 32 bits
         *largest = UINT32_MAX;
@@ -185,7 +185,7 @@ int clinux_room(int file, uint64_t *free_bytes, uint64_t *largest) {
     case 0xef53:     // ext2, ext3, ext4
     case 0x58465342: // XFS
     case 0x01021994: // tmpfs
-        // Root may use what is kept from others. A tmpfs without a limit has no blocks.
+        // Root may use reserved blocks. A tmpfs without a limit reports no blocks.
         if (status.f_blocks > 0)
             *free_bytes = (uint64_t)status.f_bfree * (uint64_t)status.f_bsize;
     }

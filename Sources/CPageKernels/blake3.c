@@ -1,6 +1,6 @@
-// The BLAKE3 digest: scalar, and in 4, 8 or 16 vector lanes where the processor has them.
+// The BLAKE3 digest: scalar, and in 4, 8 or 16 vector lanes where the processor supports them.
 //
-// Digests are equal whatever path is taken. Words are little-endian; so are all targets of ours.
+// Digests do not depend on the path. Words are little-endian, like all supported targets.
 
 #include "CPageKernels.h"
 #include "path.h"
@@ -24,7 +24,7 @@ static const uint32_t blake3_iv[8] = {
     0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
 };
 
-// The order of message words in each round: the permutation of the paper, applied again and again.
+// The order of message words in each round: repeated application of the paper's permutation.
 static const uint8_t blake3_schedule[7][16] = {
     {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
     {2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8},
@@ -77,7 +77,7 @@ static const uint8_t blake3_schedule[7][16] = {
 #define IN_MEMORY(m)
 #include "blake3_lanes.h"
 
-// 32 registers, and an instruction that rotates.
+// 32 registers, and a rotate instruction.
 #define LANES 16
 #define NAME(x) x##_16
 #define TARGET TARGET_AVX512
@@ -95,8 +95,8 @@ struct width {
     hash_lanes *hash;
 };
 
-/// The way that gets through the first of `count` inputs fastest. Lanes may be left over: a pass of
-/// four lanes takes less than two passes of one, and so on up.
+/// The fastest width for the first of `count` inputs. Some lanes may be unused: a pass of four
+/// lanes takes less time than two passes of one, and so on.
 static struct width width_for(size_t count) {
 #if defined(__x86_64__)
     int path = ckernels_chosen_path();
@@ -110,7 +110,7 @@ static struct width width_for(size_t count) {
 }
 
 void ckernels_blake3(const void *input, size_t length, uint8_t *digest) {
-    // A pointer is needed even for nothing, so that it can be offset.
+    // A non-null pointer is needed even for an empty input, so that it can be offset.
     const uint8_t *bytes = input ? input : (const uint8_t *)"";
     hash_1(&bytes, length, digest);
 }
@@ -124,7 +124,7 @@ void ckernels_blake3_many(const void *const *inputs, size_t length, size_t count
         if (count >= used) {
             width.hash(rest, length, digests);
         } else {
-            // Lanes left over hash the first input once more.
+            // Unused lanes hash the first input again.
             const uint8_t *padded[16];
             uint8_t results[16 * 32];
             used = count;

@@ -1,9 +1,9 @@
-// One compression of eight lanes, by hand: the compiler needs more than the sixteen registers of
-// AVX2 and keeps moving the state to memory and back, which costs a sixth of the speed.
+// One compression of eight lanes in assembly: the compiler needs more than the sixteen registers of
+// AVX2 and spills the state to memory, which costs a sixth of the speed.
 //
-// The state fills all registers: ymm0 to ymm3 are the four words that a row of G functions calls
-// a, ymm4 to ymm7 b, ymm8 to ymm11 c, ymm12 to ymm15 d. The four G of a row go side by side. A
-// rotation needs one register more; the first c makes room for it in memory, once a half row.
+// The state fills all registers: ymm0 to ymm3 are the four words that the G functions of a row call
+// a, ymm4 to ymm7 b, ymm8 to ymm11 c, ymm12 to ymm15 d. The four G of a row are interleaved. A
+// rotation needs one more register; the first c is saved in memory for that, once per half row.
 
 #define ADD_MESSAGE(a, m) "vpaddd 32*" #m "(%[m]), %%ymm" #a ", %%ymm" #a "\n\t"
 #define ADD(a, b) "vpaddd %%ymm" #b ", %%ymm" #a ", %%ymm" #a "\n\t"
@@ -42,7 +42,7 @@
 
 /// Replaces `cv` by the first 8 output words.
 ///
-/// `last` is the lower half of the state at the start, the same in all lanes.
+/// `last` is the lower half of the initial state, the same in all lanes.
 static __attribute__((noinline)) TARGET_AVX2 void compress_avx2(word_8 *cv, const word_8 *m,
                                                                 const uint32_t *last) {
     static const uint8_t by16[32] __attribute__((aligned(32))) = {

@@ -1,7 +1,7 @@
 // BLAKE3 of LANES inputs of equal length at once: lane n of every vector belongs to input n. All
-// inputs have the same tree, so the algorithm is the scalar one with vectors for words.
+// inputs have the same tree, so the algorithm is the scalar one with vectors as words.
 //
-// Included once for each width with
+// Included once per width with
 //   LANES    inputs at once: 1, or a width of blake3_vectors.h
 //   NAME(x)  x with the width's suffix
 //   TARGET   the function attribute that allows the instructions
@@ -68,8 +68,8 @@ INLINE void NAME(compress)(WORD *cv, const WORD *m, uint64_t counter, uint32_t l
 #endif
 }
 
-/// Loads one block of each input: m[w] gets word w of every lane. A block that the input does not
-/// fill is filled with zeros.
+/// Loads one block of each input: m[w] gets word w of every lane. A partial block is padded with
+/// zeros.
 INLINE void NAME(load)(WORD *m, const uint8_t *const *inputs, size_t offset, size_t length) {
     uint8_t padded[LANES][64];
     const uint8_t *from[LANES];
@@ -84,7 +84,7 @@ INLINE void NAME(load)(WORD *m, const uint8_t *const *inputs, size_t offset, siz
 #if LANES == 1
     memcpy(m, from[0], 64);
 #else
-    // Four words of each lane at a time, as a square that is turned over.
+    // Four words of each lane at a time, as a square that is transposed.
     for (int word = 0; word < 16; word += 4) {
         WORD r0 = NAME(gather)(from, word * 4), r1 = NAME(gather)(from + 1, word * 4);
         WORD r2 = NAME(gather)(from + 2, word * 4), r3 = NAME(gather)(from + 3, word * 4);
@@ -98,7 +98,7 @@ INLINE void NAME(load)(WORD *m, const uint8_t *const *inputs, size_t offset, siz
 #endif
 }
 
-/// The chaining value of the chunk at `offset`; with the root's flag if it is the only one.
+/// The chaining value of the chunk at `offset`; with the root flag if it is the only one.
 INLINE void NAME(chunk)(WORD *cv, const uint8_t *const *inputs, size_t offset, size_t length,
                         uint32_t root) {
     for (int i = 0; i < 8; i++) cv[i] = NAME(all)(blake3_iv[i]);
@@ -115,7 +115,7 @@ INLINE void NAME(chunk)(WORD *cv, const uint8_t *const *inputs, size_t offset, s
     } while (done < length);
 }
 
-/// Joins two chaining values into `left`.
+/// Merges two chaining values into `left`.
 INLINE void NAME(join)(WORD *left, const WORD *right, uint32_t root) {
     WORD m[16];
     for (int i = 0; i < 8; i++) {
@@ -136,7 +136,7 @@ static TARGET void NAME(hash)(const uint8_t *const *inputs, size_t length, uint8
         size_t count = length - offset < 1024 ? length - offset : 1024;
         NAME(chunk)(stack[depth++], inputs, offset, count, chunks == 1 ? BLAKE3_ROOT : 0);
         if (chunk + 1 == chunks) break;
-        // Whole subtrees are joined as soon as more input is known to follow.
+        // Whole subtrees are merged as soon as more input is known to follow.
         for (size_t n = chunk + 1; (n & 1) == 0; n >>= 1) {
             depth--;
             NAME(join)(stack[depth - 1], stack[depth], 0);

@@ -1,11 +1,12 @@
-// The vectors of blake3_lanes.h: words of 4, 8 or 16 inputs, and what moves words between them.
+// The vectors of blake3_lanes.h: words of 4, 8 or 16 inputs, and operations to move words between
+// them.
 //
-//   gather      16 bytes of each of every fourth input, one after the other
-//   low, high   the lower or upper words of two vectors in turn, within each 16 bytes
-//   low_pairs   the same by pairs of words
+//   gather      16 bytes of each of every fourth input, consecutively
+//   low, high   the lower or upper words of two vectors interleaved, within each 16 bytes
+//   low_pairs   the same for pairs of words
 //
-// Turning rows into columns stays within 16 bytes, which every processor does in one step; what
-// crosses them is done by the loads.
+// Transposing stays within 16 bytes, which every processor does in one instruction; moves across 16
+// bytes are done by the loads.
 
 #include <stdint.h>
 #include <string.h>

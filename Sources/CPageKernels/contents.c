@@ -1,4 +1,4 @@
-// Tests of contents: most pages of a guest are either all zero or differ in their first bytes.
+// Content tests: most pages of a guest are either all zero or differ in their first bytes.
 
 #include "CPageKernels.h"
 #include "path.h"
@@ -84,15 +84,16 @@ bool ckernels_is_equal(const void *left, const void *right, size_t length) {
     return is_equal_portable(left, right, length);
 }
 
-// MARK: - What a compressor would find
+// MARK: - Compressibility
 
-// Bytes are counted by value in short runs spread over the input. For n counted bytes that are
-// spread evenly over the 256 values, the sum of squared counts is n + n (n - 1) / 256 in the mean,
-// with a deviation of about n / sqrt(128). What exceeds the mean by a fifth of n (n - 1) / 256 has
-// an entropy below 7.75 bits a byte, and coding it saves something; random bytes never come so far
-// at 1024 and more (24 deviations of the sum at 64 KiB).
+// Byte values are counted in short runs spread over the input. For n counted bytes distributed
+// evenly over the 256 values, the sum of squared counts has a mean of n + n (n - 1) / 256 and a
+// deviation of about n / sqrt(128). If it exceeds the mean by a fifth of n (n - 1) / 256, the
+// entropy is below 7.75 bits per byte, and coding saves something; random bytes never deviate that
+// far at 1024 bytes and more (24 deviations of the sum at 64 KiB).
 //
-// Even values can still repeat: a word of each 64 bytes is looked up among those before it.
+// Even distributions can still repeat: one word of every 64 bytes is looked up among the previous
+// ones.
 
 enum { RUN_BYTES = 32, RUN_DISTANCE = 256, WORD_DISTANCE = 64, SLOT_COUNT = 1024 };
 
@@ -106,7 +107,7 @@ static bool is_even(const uint8_t *bytes, size_t length) {
     uint64_t squares = 0;
     for (int value = 0; value < 256; value++) squares += (uint64_t)counts[value] * counts[value];
     uint64_t pairs = counted * (counted - 1) / 256;
-    // The sample of one page is small: the chance part is allowed for.
+    // The sample of one page is small: the statistical variation is allowed for.
     return squares <= counted + pairs + pairs / 5 + counted / 2;
 }
 
@@ -126,7 +127,7 @@ static bool has_repeat(const uint8_t *bytes, size_t length) {
 bool ckernels_is_incompressible(const void *bytes, size_t length) {
     const uint8_t *start = bytes;
     if (length < 1024) return false;
-    // Most of what compresses shows it in 64 bytes from all over.
+    // Most compressible data shows in 64 bytes sampled throughout.
     uint8_t seen[256] = {0};
     int different = 0;
     for (size_t i = 0; i < 64; i++) {
@@ -134,7 +135,7 @@ bool ckernels_is_incompressible(const void *bytes, size_t length) {
         different += !seen[byte];
         seen[byte] = 1;
     }
-    // Of 64 random bytes 57 are different in the mean, and fewer than 45 once in a million times.
+    // Of 64 random bytes, 57 are different on average, and fewer than 45 once in a million times.
     if (different < 45) return false;
     return is_even(start, length) && !has_repeat(start, length);
 }

@@ -1,5 +1,5 @@
-// Tests of contents by vectors of WIDTH bytes. Included once for each width with
-//   WIDTH    bytes of a vector
+// Content tests with vectors of WIDTH bytes. Included once per width with
+//   WIDTH    vector size in bytes
 //   NAME(x)  x with the width's suffix
 //   TARGET   the function attribute that allows the instructions
 
@@ -8,7 +8,7 @@ typedef uint64_t NAME(vector) __attribute__((vector_size(WIDTH)));
 #define VECTOR NAME(vector)
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
-// Vectors that are joined before one branch looks at them.
+// Number of vectors combined per branch.
 enum { NAME(step) = 4 * WIDTH };
 
 INLINE VECTOR NAME(load)(const uint8_t *from) {

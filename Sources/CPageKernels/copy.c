@@ -1,7 +1,7 @@
-// Copies that leave the caches to others.
+// Copies that bypass the caches.
 //
-// A usual copy reads the target's lines before it writes them, and drives out as much of the caches
-// as it writes. Both are for nothing when the copy is looked at later by another thread.
+// A normal copy reads the target's cache lines before it writes them, and evicts as much of the
+// caches as it writes. Both are wasted if the copy is read later by another thread.
 
 #include "CPageKernels.h"
 #include "path.h"
@@ -30,7 +30,7 @@
 
 #endif
 
-/// One piece, without what makes it visible.
+/// Copies one piece, without making it visible.
 static inline void copy_piece(int path, uint8_t *to, const uint8_t *from, size_t length) {
 #if defined(__x86_64__)
     if (path >= PATH_AVX2) return stream_copy_32(to, from, length);
@@ -42,7 +42,7 @@ static inline void copy_piece(int path, uint8_t *to, const uint8_t *from, size_t
     memcpy(to, from, length);
 }
 
-/// Streaming stores are not ordered with those that hand the memory on.
+/// Streaming stores are not ordered with the stores that hand the memory on.
 static inline void make_visible(void) {
 #if defined(__x86_64__)
     __builtin_ia32_sfence();
@@ -61,7 +61,7 @@ void ckernels_stream_copy_pieces(void *to, const struct ckernels_piece *pieces, 
     uint8_t *target = to;
     for (size_t i = 0; i < count; i++) {
         if (i + 1 < count) {
-            // Eight lines: the processor follows a copy by itself once it goes.
+            // Eight lines: once a copy has started, the hardware prefetcher follows it.
             size_t lines = pieces[i + 1].length / 64;
             for (size_t line = 0; line < lines && line < 8; line++) {
                 __builtin_prefetch((const uint8_t *)pieces[i + 1].from + line * 64);

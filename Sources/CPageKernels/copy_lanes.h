@@ -1,12 +1,12 @@
-// A copy past the caches by vectors of WIDTH bytes. Included once for each width with
-//   WIDTH    bytes of a vector
+// A copy past the caches with vectors of WIDTH bytes. Included once per width with
+//   WIDTH    vector size in bytes
 //   NAME(x)  x with the width's suffix
 //   TARGET   the function attribute that allows the instructions
 
 typedef uint64_t NAME(vector) __attribute__((vector_size(WIDTH)));
 
 static TARGET void NAME(stream_copy)(uint8_t *to, const uint8_t *from, size_t length) {
-    // Such stores must be aligned; what is before and after goes the usual way.
+    // Such stores must be aligned; the bytes before and after are copied normally.
     size_t head = -(uintptr_t)to % WIDTH;
     if (length < head + 4 * WIDTH) {
         memcpy(to, from, length);

@@ -1,11 +1,11 @@
-// CRC-32C by the processor's own instruction, or by table.
+// CRC-32C by the processor's instruction, or by table.
 
 #include "CPageKernels.h"
 
 #include <string.h>
 
-// The remainder of each byte value, polynomial 0x82f63b78 (reflected); made on first use by any
-// number of threads, all of which write the same values.
+// The remainder of each byte value, polynomial 0x82f63b78 (reflected); computed on first use,
+// possibly by several threads, which all write the same values.
 static uint32_t table[256];
 
 static const uint32_t *crc_table(void) {
@@ -33,13 +33,13 @@ uint32_t ckernels_crc32c_portable(uint32_t crc, const void *data, size_t length)
 
 #if defined(__x86_64__)
 
-// The instruction takes three cycles, and one can begin in each: three stretches at a time, whose
-// remainders are put together. Appending zeros to what a remainder is of is linear in its bits, so
-// it is looked up byte by byte (V. Gopal et al., "Fast CRC Computation for iSCSI Polynomial Using
-// CRC32 Instruction", Intel, 2011).
+// The instruction has a latency of three cycles and a throughput of one per cycle: three stretches
+// are processed at a time, and their remainders combined. Appending zeros to the input of a
+// remainder is linear in its bits, so it is done by table lookup per byte (V. Gopal et al., "Fast
+// CRC Computation for iSCSI Polynomial Using CRC32 Instruction", Intel, 2011).
 enum { STRETCH = 1024 };
 
-// What each byte of a remainder becomes behind one and behind two stretches of zeros.
+// The value of each byte of a remainder after one and after two stretches of zeros.
 static uint32_t behind[2][4][256];
 
 static void make_behind(void) {

@@ -31,7 +31,7 @@ static bool path_is_supported(int path) {
     default: return true;
     }
 #else
-    // Every aarch64 that runs Linux has NEON.
+    // Every aarch64 processor that runs Linux has NEON.
     return path != PATH_UNKNOWN;
 #endif
 }

@@ -1,9 +1,9 @@
-// Which of the paths of a kernel is taken.
+// Selects the path of the kernels.
 
 #ifndef CKERNELS_PATH_H
 #define CKERNELS_PATH_H
 
-// In the order of preference: a processor that has one has those before it.
+// In ascending order of preference: a processor that supports one supports those before it.
 enum {
     PATH_UNKNOWN,
     PATH_PORTABLE,
@@ -20,7 +20,7 @@ enum {
 #endif
 };
 
-/// The path in use; asks the environment and the processor when first called.
+/// The path in use; the first call reads the environment and the processor's features.
 int ckernels_chosen_path(void);
 
 #if defined(__x86_64__)

@@ -2,12 +2,12 @@ import CheckpointStore
 public import GuestModel
 public import PackStore
 
-/// Why a capture, restore or revert did not happen.
+/// Why a capture, restore or revert failed.
 ///
 /// The guest runs, unless the message says otherwise, and its dirty pages are kept for the next
 /// capture.
 public struct CaptureError: Error, Sendable {
-    /// The kinds of failure, open for more.
+    /// The kinds of failure; more may be added.
     public struct Code: Hashable, Sendable {
         private enum Kind {
             case guest
@@ -30,21 +30,21 @@ public struct CaptureError: Error, Sendable {
         public static let repository = Code(kind: .repository)
         /// It was cancelled.
         public static let cancelled = Code(kind: .cancelled)
-        /// The guest dirties more between two looks than the staging pool holds.
+        /// The guest writes more pages between two rounds than the staging pool holds.
         public static let poolTooSmall = Code(kind: .poolTooSmall)
         /// A capture that was begun before this one failed, so this one lacks its pages.
         public static let predecessorFailed = Code(kind: .predecessorFailed)
-        /// An image has another size than its lineage, or is no whole number of pages.
+        /// An image differs in size from its lineage, or is not a whole number of pages.
         public static let sizeMismatch = Code(kind: .sizeMismatch)
         /// Reading an image failed.
         public static let sourceFailed = Code(kind: .sourceFailed)
         /// The session is closed.
         public static let closed = Code(kind: .closed)
-        /// The dirty log missed a page that an audit looked at.
+        /// The dirty log missed a page that an audit checked.
         ///
         /// See `audit`. Nothing was published, and the next capture compares every page.
         public static let auditMissed = Code(kind: .auditMissed)
-        /// An option has a value that it cannot have; the message names it, and what it can have.
+        /// An option has an invalid value; the message names it and the valid values.
         public static let invalidOption = Code(kind: .invalidOption)
     }
 
@@ -52,11 +52,11 @@ public struct CaptureError: Error, Sendable {
     public let code: Code
     /// One sentence: what failed, and the remedy.
     public let message: String
-    /// What the guest said.
+    /// The guest's error.
     public let guestError: GuestError?
-    /// What the repository said.
+    /// The repository's error.
     public let repositoryError: RepositoryError?
-    /// What the audit found.
+    /// The result of the audit.
     public let audit: CaptureAudit?
 
     init(_ audit: CaptureAudit) {
@@ -95,7 +95,7 @@ public struct CaptureError: Error, Sendable {
         audit = nil
     }
 
-    /// Wraps whatever was thrown below.
+    /// Wraps any error thrown below.
     init(wrapping error: any Error) {
         switch error {
         case let error as CaptureError: self = error

@@ -5,12 +5,12 @@ import LMDBTables
 package import PackStore
 package import SystemPackage
 
-// Damage to the index costs a rebuild and no data: whoever meets it condemns the index, so that the
-// next opening that may write rebuilds it from the packs.
+// Damage to the index costs a rebuild but no data: when it is found, the index is condemned, so
+// that the next open for writing rebuilds it from the packs.
 
-/// What the index threw, as an error of the repository.
+/// Converts errors of the index to errors of the repository.
 package enum IndexFailure {
-    /// The error to throw; an index that is damaged is condemned first, which writes its mark.
+    /// The error to throw; a damaged index is first condemned, which writes its mark.
     package static func resolve(
         _ error: any Error, at path: FilePath, _ files: any RepositoryFiles
     ) -> RepositoryError {
@@ -20,8 +20,8 @@ package enum IndexFailure {
         case let error as LMDBError where error.isOutOfAddresses:
             RepositoryError(
                 .callFailed,
-                "the index does not fit the address space that this process may have; raise its "
-                    + "limit (ulimit -v)")
+                "the index does not fit in the address space of this process; raise the "
+                    + "address space limit (ulimit -v)")
         case let error as LMDBError where !error.isDamage:
             RepositoryError(
                 FileError(
@@ -32,23 +32,23 @@ package enum IndexFailure {
         }
     }
 
-    /// Condemns the index, and returns the error that says so.
+    /// Condemns the index, and returns an error that says so.
     ///
-    /// - Parameter reason: what is wrong with it.
+    /// - Parameter reason: what is wrong with the index.
     package static func condemn(
         _ reason: String, at path: FilePath, _ files: any RepositoryFiles
     ) -> RepositoryError {
         let isCondemned = (try? IndexMark.condemn(files)) != nil
         return RepositoryError(
             .indexDamaged,
-            "the index of \(path) is damaged (\(reason)), and the packs are intact; "
+            "the index of \(path) is damaged (\(reason)), but the packs are intact; "
                 + (isCondemned
                     ? "run the command again to rebuild the index from them"
                     : "delete \(path.appending(StoreDirectory.index)) where it can be written, and "
                         + "the next command rebuilds it from them"))
     }
 
-    /// What the system said: LMDB says EIO of a write that a full disk or a limit cut short.
+    /// The system error: LMDB reports EIO for a write that a full disk or a limit cut short.
     private static func cause(of error: LMDBError, _ files: any RepositoryFiles) -> Int32 {
         guard error.code == EIO,
             let directory = try? files.openDirectory(StoreDirectory.index)
@@ -59,7 +59,7 @@ package enum IndexFailure {
 }
 
 extension Repository {
-    /// The error to throw for what the index threw; an index that is damaged is condemned first.
+    /// The error to throw for an error of the index; a damaged index is first condemned.
     package func indexFailure(_ error: any Error) -> RepositoryError {
         IndexFailure.resolve(error, at: path, files)
     }

@@ -1,21 +1,21 @@
 import PackStore
 
-/// How long opening a repository for writing waits while another process writes to it.
+/// How long opening a repository for writing waits while another process is writing to it.
 ///
-/// The lock is tried some times a second, and whoever tries first when it is free has it: those who
-/// wait are served in no order.
+/// The lock is tried several times a second, and the first process to try it when it is free gets
+/// it: waiting processes are served in no particular order.
 public struct LockWaiting: Sendable {
-    /// At most so long, zero to 2^40 seconds; nil: without an end.
+    /// Maximum time to wait, zero to 2^40 seconds; nil: no limit.
     public var timeMax: Duration?
-    /// Asked some times a second while it waits, on the thread that waits; false ends it, and
-    /// opening fails with `cancelled`.
+    /// Called several times a second during the wait, on the waiting thread; if it returns false,
+    /// the wait ends, and opening fails with `cancelled`.
     public var goesOn: @Sendable () -> Bool
 
-    /// Waits.
+    /// Creates a waiting policy.
     ///
     /// - Parameters:
-    ///   - timeMax: at most so long; nil: without an end.
-    ///   - goesOn: asked while it waits; false ends it.
+    ///   - timeMax: maximum time to wait; nil: no limit.
+    ///   - goesOn: called during the wait; false ends it.
     public init(
         atMost timeMax: Duration?, while goesOn: @escaping @Sendable () -> Bool = { true }
     ) {
@@ -23,10 +23,10 @@ public struct LockWaiting: Sendable {
         self.goesOn = goesOn
     }
 
-    /// Fails when another process writes.
+    /// Fails if another process is writing.
     ///
-    /// A reader that brings the index up to date has the lock for moments: that much is waited for,
-    /// a second at most.
+    /// A reader that brings the index up to date holds the lock briefly: opening waits for that,
+    /// for at most a second.
     public static let none = LockWaiting(atMost: .zero)
 
     func check() throws(RepositoryError) {

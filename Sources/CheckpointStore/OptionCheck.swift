@@ -1,18 +1,18 @@
 package import PackStore
 
-/// Checks that values of options are allowed, before anything is done by them.
+/// Validates the values of options before they are used.
 package enum OptionCheck {
-    /// The longest time that an option can name: some 35,000 years.
+    /// The longest time that an option accepts: about 35,000 years.
     package static let longest = Duration.seconds(1 << 40)
 
-    /// Fails with `invalidOption` unless a value is allowed; what is no number never is.
+    /// Fails with `invalidOption` unless a value is allowed; NaN never is.
     package static func check<T: Comparable>(
         _ name: String, _ value: T, in allowed: ClosedRange<T>
     ) throws(RepositoryError) {
         guard !allowed.contains(value) else { return }
         throw RepositoryError(
             .invalidOption,
-            "\(name) is \(value), and must be from \(allowed.lowerBound) to "
+            "\(name) is \(value), but must be from \(allowed.lowerBound) to "
                 + "\(allowed.upperBound)")
     }
 }

@@ -5,18 +5,18 @@ import LMDBTables
 public import PackStore
 
 extension Repository {
-    /// All checkpoints in the order of publication, or those of one lineage.
+    /// All checkpoints in order of publication, or those of one lineage.
     ///
-    /// Reads one small record a checkpoint: of very many, better a page at a time
+    /// Reads one small record per checkpoint; a long list is better read in pages
     /// (`CheckpointSelection`).
     public func checkpoints(lineage: String? = nil) throws(RepositoryError) -> [Checkpoint] {
         try checkpoints(CheckpointSelection(lineage: lineage))
     }
 
-    /// The checkpoints of a selection, in the order of publication.
+    /// The checkpoints of a selection, in order of publication.
     ///
-    /// Reads one small record for each that it returns, and what the index says of them; with
-    /// times in the selection, what the index says of the whole lineage.
+    /// Reads one small record per checkpoint returned, and their index entries; if the selection
+    /// has times, the index entries of the whole lineage.
     public func checkpoints(
         _ selection: CheckpointSelection
     ) throws(RepositoryError) -> [Checkpoint] {
@@ -27,20 +27,20 @@ extension Repository {
         return result
     }
 
-    /// The same of a repository that may be damaged: those that can be read.
+    /// The same for a repository that may be damaged: returns those that can be read.
     ///
-    /// - Parameter damaged: called for each damaged place that was met: what opening found, and
-    ///   records of checkpoints.
+    /// - Parameter damaged: called for each damaged place found: by opening, and in records of
+    ///   checkpoints.
     public func checkpoints(
         lineage: String? = nil, damaged: (Corruption) -> Void
     ) throws(RepositoryError) -> [Checkpoint] {
         try checkpoints(CheckpointSelection(lineage: lineage), damaged: damaged)
     }
 
-    /// Those of a selection, of a repository that may be damaged.
+    /// The checkpoints of a selection, for a repository that may be damaged.
     ///
-    /// - Parameter damaged: called for each damaged place that was met: what opening found, and
-    ///   records of checkpoints.
+    /// - Parameter damaged: called for each damaged place found: by opening, and in records of
+    ///   checkpoints.
     public func checkpoints(
         _ selection: CheckpointSelection, damaged: (Corruption) -> Void
     ) throws(RepositoryError) -> [Checkpoint] {
@@ -53,7 +53,7 @@ extension Repository {
             do throws(RepositoryError) {
                 result.append(try read(entry))
             } catch {
-                // Else forgotten and pruned since the catalog was read.
+                // Otherwise it was forgotten and pruned after the catalog was read.
                 if let corruption = error.corruption {
                     damaged(corruption)
                 } else if error.code != .unknownName {
@@ -64,40 +64,41 @@ extension Repository {
         return result
     }
 
-    /// A checkpoint's label if the label refers to it: it refers to the newest that has it.
+    /// A checkpoint's label if the label refers to it: it refers to the newest checkpoint that has
+    /// it.
     public func currentLabel(of checkpoint: Checkpoint) throws(RepositoryError) -> String? {
         guard let label = checkpoint.label else { return nil }
         return try withCurrentIndex { try $0.labelled(label) } == checkpoint.id ? label : nil
     }
 
-    /// The lineages and the newest checkpoint of each.
+    /// All lineages with the newest checkpoint of each.
     public func lineages() throws(RepositoryError) -> [(name: String, newest: CheckpointID)] {
         try withCurrentIndex { try $0.lineages() }
     }
 
     /// The newest checkpoint of a lineage; nil if the lineage does not exist.
     ///
-    /// Fails with `corrupted` if opening found damage: a later one may be what is damaged.
+    /// Fails with `corrupted` if opening found damage: a later checkpoint may be damaged.
     public func newest(ofLineage lineage: String) throws(RepositoryError) -> Checkpoint? {
         guard let id = try withCurrentIndex({ try $0.newest(lineage: lineage) }) else { return nil }
         try requireWhole()
         return try checkpoint(id: id)
     }
 
-    /// The checkpoint with an id.
+    /// The checkpoint with an ID.
     public func checkpoint(id: CheckpointID) throws(RepositoryError) -> Checkpoint {
         guard let entry = try withCurrentIndex({ try $0.entry(id) }) else { throw unknown(id) }
         if entry.isForgotten { throw forgotten(id) }
         return try read(entry)
     }
 
-    /// What a page map builds on: a checkpoint that may have been forgotten.
+    /// The ancestor of a page map: a checkpoint that may have been forgotten.
     package func ancestor(_ id: CheckpointID) throws(RepositoryError) -> Checkpoint {
         guard let entry = try withCurrentIndex({ try $0.entry(id) }) else { throw unknown(id) }
         return try read(entry)
     }
 
-    /// The checkpoint on whose page map a checkpoint's own builds; nil for a base map.
+    /// The checkpoint on whose page map that of a checkpoint is based; nil for a base map.
     package func mapAncestor(of checkpoint: Checkpoint) throws(RepositoryError) -> Checkpoint? {
         guard let id = checkpoint.mapAncestor else { return nil }
         guard let entry = try withCurrentIndex({ try $0.entry(id) }) else {
@@ -108,16 +109,15 @@ extension Repository {
         return ancestor
     }
 
-    /// The checkpoint with a name: an id or the beginning of one, four digits at least, a lineage
-    /// (its newest) or a label (the newest checkpoint that has it).
+    /// The checkpoint with a name: an ID or a prefix of one, of at least four digits, a lineage
+    /// (its newest checkpoint) or a label (the newest checkpoint that has it).
     ///
-    /// A whole id means itself. What is both the beginning of an id and a name of another
-    /// checkpoint is refused (`ambiguousName`).
+    /// A full ID always refers to its own checkpoint. A name that is both a prefix of an ID and the
+    /// name of another checkpoint is rejected (`ambiguousName`).
     ///
-    /// Each may be followed by `~N`: N before it, each the parent of the one after it or, where
-    /// that was forgotten, the next older one of the lineage. Of a repository in which opening
-    /// found damage only ids are names, because what a lineage or label meant may be what is
-    /// damaged.
+    /// Any of these may be followed by `~N`: go back N checkpoints, each time to the parent or, if
+    /// that was forgotten, to the next older one of the lineage. If opening found damage, only IDs
+    /// are accepted, because the checkpoint that a lineage or label refers to may be damaged.
     public func checkpoint(named name: String) throws(RepositoryError) -> Checkpoint {
         var base = name[...]
         var steps = 0
@@ -158,7 +158,7 @@ extension Repository {
         var ids: [CheckpointID] = []
         if NameForm.isIDPrefix(base) {
             ids = try withCurrentIndex { try $0.ids(prefix: base, limit: 2) }
-            // A whole id means itself, whatever else has it for a name.
+            // A full ID refers to its own checkpoint, even if it is also a name.
             if base.utf8.count == NameForm.idDigitCount, let id = ids.first {
                 return try checkpoint(id: id)
             }
@@ -167,8 +167,8 @@ extension Repository {
             if let other = ids.first(where: { $0 != id }) {
                 throw RepositoryError(
                     .ambiguousName,
-                    "'\(base)' is a \(kind), and the id of checkpoint \(other.short) begins so; "
-                        + "give the id of the one that you mean: for the \(kind), \(id.short)")
+                    "'\(base)' is a \(kind), and the id of checkpoint \(other.short) begins with "
+                        + "it; give the id of the one that you mean: for the \(kind), \(id.short)")
             }
             try requireWhole()
             return try checkpoint(id: id)
@@ -181,7 +181,7 @@ extension Repository {
         return try checkpoint(id: id)
     }
 
-    /// What a lineage or label means: its newest checkpoint.
+    /// The newest checkpoint of a lineage or label.
     private func bearer(
         of name: String
     ) throws(RepositoryError) -> (kind: String, id: CheckpointID)? {
@@ -192,10 +192,10 @@ extension Repository {
     }
 
     private func unknown(_ name: String) -> RepositoryError {
-        // It may be what is damaged.
+        // The missing name may be due to the damage.
         if let corruption = damage.first { return RepositoryError(corruption) }
         let base = name.lastIndex(of: "~").map { String(name[..<$0]) } ?? name
-        // Only words: a failure to find it is no other failure.
+        // Only a hint: if this fails, there is none.
         let near = (try? self.name(nearestTo: base)).flatMap { $0 }
         let hint = near.map { "; did you mean '\($0)'?" } ?? ";"
         return RepositoryError(
@@ -210,9 +210,9 @@ extension Repository {
             .unknownName, "there is no checkpoint \(id.short); 'varve log' lists them")
     }
 
-    /// Reads a manifest.
+    /// Reads a checkpoint's manifest.
     ///
-    /// Fails with `unknownName` if it was forgotten and taken by prune meanwhile.
+    /// Fails with `unknownName` if it was forgotten and pruned in the meantime.
     package func read(_ entry: CatalogEntry) throws(RepositoryError) -> Checkpoint {
         do throws(RepositoryError) {
             return try readOnce(entry)
@@ -237,9 +237,9 @@ extension Repository {
         return Checkpoint(id: id, manifest: manifest, location: location).labelled(entry.label)
     }
 
-    /// A checkpoint's page map, checked against its root.
+    /// A checkpoint's page map, verified against its root.
     ///
-    /// - Returns: the map, and how many stored maps it took.
+    /// - Returns: the map, and the number of stored maps read.
     package func pageMap(
         of checkpoint: Checkpoint
     ) throws(RepositoryError) -> (map: PageMap, mapsRead: Int) {
@@ -259,13 +259,13 @@ extension Repository {
             throw reader.corrupted(
                 checkpoint.location, .publish,
                 FormatError(
-                    offset: 32, reason: "the page map's root is \(map.root()), not what it states")
+                    offset: 32, reason: "the page map's root is \(map.root()), not the stated one")
             ).attributed(to: checkpoint.id)
         }
         return (map, chain.count)
     }
 
-    /// A checkpoint's state besides memory.
+    /// A checkpoint's state other than memory.
     public func state(of checkpoint: Checkpoint) throws(RepositoryError) -> GuestState {
         var bytes: [UInt8] = []
         for location in checkpoint.manifest.stateParts {

@@ -4,10 +4,10 @@ import GuestModel
 public import PackStore
 
 extension Repository {
-    /// Fails unless a checkpoint of a lineage may be taken, and have a label.
+    /// Fails unless a lineage, and a label if there is one, are valid for a new checkpoint.
     ///
-    /// A name means one thing: no label is a lineage's name, nor the other way round, and the
-    /// checkpoints that share a label are of one lineage; the newest of them has it.
+    /// A name has one meaning: no label equals a lineage's name or vice versa, and all checkpoints
+    /// that share a label are of one lineage; the label refers to the newest of them.
     package func checkNames(
         lineage: String, label: String?
     ) throws(RepositoryError) {
@@ -40,15 +40,15 @@ extension Repository {
         }
     }
 
-    /// The lineage whose name is most like another name: what may have been meant; nil if none is.
+    /// The lineage whose name is most similar to a given one, for suggestions; nil if none is.
     ///
-    /// Looks at no more than 10,000 lineages.
+    /// Considers at most 10,000 lineages.
     public func lineage(nearestTo name: String) throws(RepositoryError) -> String? {
         let names = try lineages().prefix(Repository.nearNameCountMax).map(\.name)
         return Names.nearest(to: name, among: names)
     }
 
-    /// The lineage or label whose name is most like another name; nil if none is.
+    /// The lineage or label whose name is most similar to a given one; nil if none is.
     func name(nearestTo name: String) throws(RepositoryError) -> String? {
         let names = try withCurrentIndex { index in
             try index.names(limit: Repository.nearNameCountMax)

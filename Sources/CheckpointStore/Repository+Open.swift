@@ -6,36 +6,37 @@ import LMDBTables
 public import PackStore
 public import SystemPackage
 
-/// What opening the index gave.
+/// The result of opening the index.
 package struct OpenedIndex {
     let index: Index
     /// nil for a reader.
     var writer: PackWriter?
     var highestTransaction: UInt64 = 0
-    /// What a reader found damaged.
+    /// Damage found by a reader.
     var damage: [Corruption] = []
-    /// Why it is not the repository's own; nil if it is.
+    /// Why it is not the repository's own index; nil if it is.
     var temporary: TemporaryIndex?
 }
 
 extension Repository {
-    /// Bytes of a pack at most; 64 MiB fits one object of a distributed store.
+    /// Maximum size of a pack in bytes; 64 MiB fits in one object of a distributed store.
     package static let packByteCountMax = 64 << 20
-    // Room that is kept for the index that seals a pack.
+    // Space reserved for the index that seals a pack.
     package static let packIndexReserve = 256 << 10
 
     private static let envelopePath = "repository"
     static let lockPath = StoreLock.name
 
-    /// Makes a repository in a directory that is empty or does not exist, and opens it for
+    /// Creates a repository in a directory that is empty or does not exist, and opens it for
     /// writing.
     ///
-    /// A directory that it makes is for its owner alone; one that is there keeps its permissions.
+    /// A directory that it creates is accessible to its owner only; an existing one keeps its
+    /// permissions.
     public static func create(at path: FilePath) throws(RepositoryError) -> Repository {
         try create(at: path, files: PosixFiles(root: path))
     }
 
-    /// Makes a repository over other files, or with other limits.
+    /// Creates a repository over other files, or with other limits.
     package static func create(
         at path: FilePath, files: any RepositoryFiles,
         packByteCountMax: Int = Repository.packByteCountMax
@@ -50,7 +51,7 @@ extension Repository {
             if names.contains(envelopePath) {
                 throw FileError(call: "create", path: path.string, errno: 0)
             }
-            // What a creation that was cut off left behind is fine; anything else is not ours.
+            // Leftovers of an interrupted creation are accepted; anything else is not ours.
             var packs: [String] = []
             if names.contains(StoreDirectory.packs) { packs = try files.list(StoreDirectory.packs) }
             guard Set(names).isSubset(of: known), packs.isEmpty else {
@@ -75,7 +76,7 @@ extension Repository {
             }
             if error.isMissing {
                 throw RepositoryError(
-                    .missing, "\(path) cannot be made because its parent does not exist")
+                    .missing, "\(path) cannot be created because its parent does not exist")
             }
             throw uncreated(path, RepositoryError(error))
         }
@@ -86,28 +87,28 @@ extension Repository {
         }
     }
 
-    /// The error for a creation that failed: no checkpoint has been taken yet.
+    /// The error for a failed creation: no checkpoint has been taken yet.
     private static func uncreated(_ path: FilePath, _ error: RepositoryError) -> RepositoryError {
         guard error.code == .noSpace else { return error }
         return RepositoryError(
             .noSpace,
-            "no space is left for a repository at \(path); free some, or name a path on another "
+            "no space is left for a repository at \(path); free some space, or use another "
                 + "disk", errno: error.errno)
     }
 
     /// Opens a repository.
     ///
-    /// For writing it takes the lock, reads what the index lacks, and cuts off what a crash left
-    /// of transactions that were never published.
+    /// For writing, it takes the lock, indexes what the index lacks, and truncates what a crash
+    /// left of transactions that were never published.
     ///
-    /// For reading it changes nothing, and waits for nobody; it may have to make an index of its
-    /// own (`temporaryIndex`), which costs reading the packs. A store of another user is opened
-    /// for reading only.
+    /// For reading, it changes nothing and never blocks on other processes; it may have to create a
+    /// temporary index (`temporaryIndex`), which costs reading the packs. A store of another user
+    /// can be opened for reading only.
     ///
     /// - Parameters:
-    ///   - path: where it lies.
-    ///   - access: what for.
-    ///   - waiting: how long to wait, for writing, while another process writes.
+    ///   - path: the directory of the repository.
+    ///   - access: reading or writing.
+    ///   - waiting: how long to wait, for writing, while another process is writing.
     public static func open(
         at path: FilePath, _ access: Access, waiting: LockWaiting = .none
     ) throws(RepositoryError) -> Repository {
@@ -123,7 +124,7 @@ extension Repository {
         do throws(RepositoryError) {
             return try open(at: path, access, files: files, id, packByteCountMax, waiting)
         } catch {
-            // It was condemned, so it is made anew now.
+            // The index was condemned, so this attempt rebuilds it.
             guard error.code == .indexDamaged else { throw error }
             return try open(at: path, access, files: files, id, packByteCountMax, waiting)
         }
@@ -141,7 +142,7 @@ extension Repository {
             switch access {
             case .writing:
                 let lock = try takeLock(path, files, waiting)
-                // Before anything that needs room on the disk, all of which they may have taken.
+                // Before anything that needs disk space: stray files may have taken all of it.
                 try removeStrays(files)
                 try files.createDirectory(StoreDirectory.index)
                 let opened = try openForWriting(reader, packByteCountMax: packByteCountMax)
@@ -158,8 +159,9 @@ extension Repository {
         }
     }
 
-    /// Fails if a store is another user's, or what a writer opens or makes files in: those would
-    /// lock its owner out, and who owns a folder can put anything into it at any time.
+    /// Fails if the store, or a file or directory in which a writer creates or opens files, belongs
+    /// to another user: new files would lock that user out, and the owner of a directory can put
+    /// anything into it at any time.
     package static func checkOwner(_ path: FilePath, _ files: any RepositoryFiles) throws(FileError)
     {
         if let owner = try files.foreignOwner() {
@@ -179,9 +181,9 @@ extension Repository {
         }
     }
 
-    /// True if packs lie there: then it is a repository, whatever its file `repository` says.
+    /// True if there are packs: then it is a repository, whatever its file `repository` contains.
     private static func hasPacks(_ files: any RepositoryFiles) -> Bool {
-        // A folder that cannot be read has none to repair from.
+        // An unreadable directory has no packs to repair from.
         ((try? PackName.list(files)) ?? []).isEmpty == false
     }
 
@@ -189,7 +191,7 @@ extension Repository {
         RepositoryError(
             Corruption(
                 file: envelopePath, offset: 0, object: "envelope",
-                reason: "\(reason), and there are packs; restore it from a copy, or have "
+                reason: "\(reason), but there are packs; restore it from a copy, or let "
                     + "'varve repair' rebuild it"))
     }
 
@@ -217,13 +219,13 @@ extension Repository {
             case .version(let version):
                 throw RepositoryError(
                     .version,
-                    "the repository at \(path) has format version \(version) and this program "
-                        + "reads version \(Envelope.formatVersion); use a program that knows it")
+                    "the repository at \(path) has format version \(version), but this program "
+                        + "reads version \(Envelope.formatVersion); use a version that supports it")
             case .features:
                 throw RepositoryError(
                     .version,
-                    "the repository at \(path) uses features that this program does not know; use "
-                        + "a newer one")
+                    "the repository at \(path) uses features that this program does not support; "
+                        + "use a newer one")
             case .damaged(let error):
                 throw RepositoryError(
                     Corruption(
@@ -235,7 +237,7 @@ extension Repository {
 
     /// Takes the writer's lock.
     ///
-    /// Tried for a second at least: a writer that is about to end may have it still.
+    /// Tried for at least a second: a writer that is about to end may still have it.
     package static func takeLock(
         _ path: FilePath, _ files: any RepositoryFiles, _ waiting: LockWaiting = .none
     ) throws(RepositoryError) -> any RepositoryFile {
@@ -245,7 +247,7 @@ extension Repository {
         do throws(FileError) {
             try checkOwner(path, files)
             repeat {
-                // Opened each time: the file that was there before may have been replaced.
+                // Opened each time: the previous file may have been replaced.
                 let lock = try files.open(lockPath, .lock)
                 if try lock.tryLock() { return lock }
                 guard waiting.goesOn() else { throw FileError(call: "wait", path: "", errno: 0) }
@@ -257,21 +259,21 @@ extension Repository {
             guard error.call == "wait" else { throw RepositoryError(error) }
             throw RepositoryError(
                 .cancelled,
-                "another process is writing to \(path), and waiting for its end was given up; "
+                "another process is writing to \(path), and the wait for it was cancelled; "
                     + "nothing was changed")
         }
         throw RepositoryError(
             .locked,
-            "another process is writing to \(path); try again when it has ended, or wait for that "
+            "another process is writing to \(path); try again when it has ended, or wait for it "
                 + "(--wait, LockWaiting)")
     }
 
-    // MARK: - Repairing
+    // MARK: - Repair
 
-    /// Empties the index of a repository that is being repaired, with its lock held.
+    /// Empties the index of a repository under repair; the lock must be held.
     package static func emptyIndex(of id: RepositoryID, _ files: any RepositoryFiles) throws {
         let reader = PackReader(files: files, repository: id)
-        // LMDB asks nobody.
+        // LMDB does not check this itself.
         try files.checkPlace(writing: nil)
         try files.createDirectory(StoreDirectory.index)
         do {
@@ -282,9 +284,9 @@ extension Repository {
         }
     }
 
-    /// Opens a repository that was repaired for writing.
+    /// Opens a repaired repository for writing.
     ///
-    /// - Parameter takeLock: gives the lock, which is held, once nothing can fail any more.
+    /// - Parameter takeLock: hands over the lock, which is held, once nothing can fail any more.
     package static func openRepaired(
         _ path: FilePath, _ id: RepositoryID, _ files: any RepositoryFiles,
         packByteCountMax: Int, lock takeLock: () -> (any RepositoryFile)?
@@ -301,21 +303,21 @@ extension Repository {
         _ reader: PackReader, packByteCountMax: Int
     ) throws -> OpenedIndex {
         let index = try openSound(reader)
-        // A creation may have been cut off before it synced the last name.
+        // An interrupted creation may not have synced the last name.
         try reader.files.syncDirectory("")
         let packs = try PackName.list(reader.files)
         if try index.isStale(packs, reader) { try index.reset(repository: reader.repository) }
         var replay = try IndexReplay(reader: reader, index: index)
         let end = try replay.run(packs: packs)
         try TransactionNumbers.requireRoom(after: end.highestTransaction)
-        // From the highest down, each durably: a crash leaves no gap, and a gap is a lost pack.
+        // From the highest down, each durably: a crash leaves no gap, because a gap is a lost pack.
         for pack in end.abandonedPacks.sorted(by: >) {
             reader.drop(pack)
             try reader.files.remove(PackName.path(pack))
             try reader.files.syncDirectory(StoreDirectory.packs)
         }
         try finishPrune(reader, end.prunedPacks)
-        // Nothing is under way, so what was read and is not published never will be.
+        // No transaction is in progress, so what was read but not published never will be.
         if let confirmed = end.confirmedEnd {
             try index.advance(to: confirmed, highestTransaction: end.highestTransaction)
         }
@@ -327,15 +329,15 @@ extension Repository {
             index: index, writer: writer, highestTransaction: end.highestTransaction)
     }
 
-    /// Removes packs that a prune or a repair that was cut short had not put in place.
+    /// Removes packs that an interrupted prune or repair had not put in place.
     ///
-    /// With the lock held: no one writes them any more.
+    /// The lock must be held: no process writes to them any more.
     package static func removeStrays(_ files: any RepositoryFiles) throws(FileError) {
         var names: [String] = []
         do throws(FileError) {
             names = try files.list(StoreDirectory.packs)
         } catch {
-            // What needs the folder says that it is gone.
+            // Operations that need the directory report that it is missing.
             if !error.isMissing { throw error }
         }
         for name in names where PackName.isStray(name) {
@@ -343,7 +345,7 @@ extension Repository {
         }
     }
 
-    /// Ends a prune that was cut short: removes packs that it had named.
+    /// Finishes an interrupted prune: removes the packs that it had listed.
     private static func finishPrune(_ reader: PackReader, _ packs: [UInt32]) throws {
         guard !packs.isEmpty else { return }
         for pack in packs {
@@ -353,7 +355,7 @@ extension Repository {
         try reader.files.syncDirectory(StoreDirectory.packs)
     }
 
-    /// Makes a writer that goes on behind the newest publication, and cuts off what follows it.
+    /// Creates a writer that continues after the newest publication, and truncates what follows it.
     private static func resume(
         _ reader: PackReader, _ end: IndexReplay.End, limit: Int
     ) throws -> PackWriter {
@@ -372,7 +374,8 @@ extension Repository {
             limit: limit)
     }
 
-    /// Makes a writer that appends to records of an open pack, and cuts off what follows them.
+    /// Creates a writer that appends after the records of an open pack, and truncates what follows
+    /// them.
     package static func resume(
         _ reader: PackReader, _ pack: UInt32, _ scan: PackScan, keeping kept: [PackIndex.Entry],
         limit: Int
@@ -392,10 +395,10 @@ extension Repository {
             packByteCountMax: limit, didRemove: reader.drop)
     }
 
-    /// Makes bytes of a pack durable that a writer may have died before syncing.
+    /// Makes data of a pack durable that a dead writer may not have synced.
     ///
-    /// They are written once more: after a sync that failed the kernel takes them for written, and
-    /// another sync would do nothing.
+    /// The data is written again: after a failed sync the kernel considers it written, and another
+    /// sync would do nothing.
     private static func settle(
         _ reader: PackReader, _ pack: UInt32, _ range: Range<UInt64>
     ) throws {
@@ -413,24 +416,25 @@ extension Repository {
         try file.sync()
     }
 
-    /// Opens the index, or makes it anew if it is missing, foreign, damaged or was cut off.
+    /// Opens the index, or rebuilds it if it is missing, foreign, damaged or was not closed.
     ///
-    /// With the lock held; the index may be written from then on.
+    /// The lock must be held; the index may be written from then on.
     static func openSound(_ reader: PackReader) throws -> Index {
-        // Before anything is made or deleted there.
+        // Before anything is created or deleted there.
         try Index.checkFiles(reader.files)
         let isForeign = try IndexMark.isForeign(reader.files)
         if isForeign { try IndexMark.deleteIndex(reader.files) }
         try IndexMark.set(reader.files)
         do {
             let index = try Index.open(reader.files, .writing)
-            // This process may have it open still, as it was.
+            // This process may still have the old one open.
             if try isForeign || !index.isSound(repository: reader.repository) {
                 try index.reset(repository: reader.repository)
             }
             return index
         } catch let error as LMDBError where error.isDamage || error.isBusy {
-            // Busy: a process was stopped while it opened it; it goes on with what it has.
+            // Busy: a process was suspended while opening it; that process continues with the old
+            // file.
             try IndexMark.deleteIndex(reader.files)
             let index = try Index.open(reader.files, .writing)
             try index.reset(repository: reader.repository)

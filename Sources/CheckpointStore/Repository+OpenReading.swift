@@ -5,48 +5,48 @@ import LMDBTables
 package import PackStore
 import SystemPackage
 
-// A reader takes no lock that a writer would wait for, waits for no other process, and writes
-// nothing but its leases and its place in LMDB's table of readers; in a store of another user, and
-// where it may not write, not even those. What it is given:
+// A reader takes no lock that a writer would wait for, does not wait for other processes, and
+// writes only its leases and its entry in LMDB's reader table; in a store of another user, or where
+// it may not write, not even those. It gets:
 //
 //   the index is sound and has read all that is published      the index
-//   a writer lives                                             the index; the writer keeps it up
-//   the index is sound and behind                              a copy of it, brought up to date
-//   it is not sound, not there, or another user's              one made from the packs
+//   a writer is running                                        the index; the writer updates it
+//   the index is sound but lags                                a copy of it, brought up to date
+//   it is unsound, missing, or another user's                  one built from the packs
 //   the packs are damaged, and the index knows what was there  the index, or its copy
-//   the packs are damaged, and it does not                     one of whatever is whole
+//   the packs are damaged, and it does not                     one of everything undamaged
 //
-// Copies and what is made from packs are files without names in $TMPDIR, of this process alone.
-// With the last two the damage is known from the beginning, and named by whoever asks for it.
+// Copies and indexes built from packs are unlinked files in $TMPDIR, private to the process. In the
+// last two cases the damage is known from the start, and reported to callers that ask for it.
 
-/// Why a reader has an index of its own, which goes with it.
+/// Why a reader has a temporary index of its own.
 public struct TemporaryIndex: Hashable, Sendable {
-    /// Why it does not use the repository's: half a sentence.
+    /// Why it does not use the repository's index: a clause.
     public let reason: String
-    /// True if something odd is in the way: a file of the index that is a link, or a pipe.
+    /// True if a file of the index is of the wrong kind, such as a link or a pipe.
     public let isOdd: Bool
-    /// True if it was made from the packs alone, and not from the repository's index.
+    /// True if it was built from the packs alone, and not from the repository's index.
     public internal(set) var isFromPacks: Bool
 }
 
 extension Repository {
     static func openForReading(_ path: FilePath, _ reader: PackReader) throws -> OpenedIndex {
         if let owner = try reader.files.foreignOwner() {
-            let reason = "it belongs to another user (number \(owner))"
+            let reason = "it belongs to another user (UID \(owner))"
             return try salvage(
                 reader, TemporaryIndex(reason: reason, isOdd: false, isFromPacks: true))
         }
         let (found, problem) = try sharedIndex(reader)
         guard let index = found else { return try salvage(reader, problem) }
         if try isCurrent(index, reader) { return OpenedIndex(index: index) }
-        // While a writer lives it keeps the index current by itself.
+        // A running writer keeps the index up to date.
         if try isBeingWritten(reader) { return try asFarAsItGoes(index, reader) }
-        // It may have ended just now.
+        // The writer may have ended just now.
         if try isCurrent(index, reader) { return OpenedIndex(index: index) }
         do {
             return try current(index, reader)
         } catch let error as LMDBError where !error.isDamage {
-            // No room for a copy, or a writer that came meanwhile.
+            // No space for a copy, or a writer started in the meantime.
             return try asFarAsItGoes(index, reader)
         } catch let error as FileError where error.isFull || error.isForbidden {
             return try asFarAsItGoes(index, reader)
@@ -55,8 +55,8 @@ extension Repository {
         }
     }
 
-    /// The same repository, read with an index made from the packs alone: for one whose own index
-    /// may be damaged.
+    /// The same repository, read with an index built from the packs alone, in case its own index is
+    /// damaged.
     package func withoutIndex() throws -> Repository {
         let opened = try Repository.salvage(
             reader, TemporaryIndex(reason: "it may be damaged", isOdd: false, isFromPacks: true))
@@ -64,18 +64,18 @@ extension Repository {
             path: path, id: id, files: files, reader: reader, opened: opened, lock: nil)
     }
 
-    /// The repository's own index if it may be used, or why not.
+    /// The repository's own index if it may be used, or why it may not.
     private static func sharedIndex(_ reader: PackReader) throws -> (Index?, TemporaryIndex?) {
         func refused(_ reason: String, isOdd: Bool = false) -> (Index?, TemporaryIndex?) {
             (nil, TemporaryIndex(reason: reason, isOdd: isOdd, isFromPacks: true))
         }
         do {
             guard try !IndexMark.isForeign(reader.files) else {
-                return refused("it may not be whole since the machine or a command was cut short")
+                return refused("it may be damaged, or incomplete after a power failure")
             }
             let index = try openShared(reader)
             guard try index.isSound(repository: reader.repository) else {
-                return refused("it is being made, or is not this repository's")
+                return refused("it is being created, or is not this repository's")
             }
             return (index, nil)
         } catch let error as FileError {
@@ -89,7 +89,7 @@ extension Repository {
         }
     }
 
-    /// Opens the index as far as it may be: where its table of readers cannot be written, without.
+    /// Opens the shared index; without locks if its reader table cannot be written.
     private static func openShared(_ reader: PackReader) throws -> Index {
         do {
             return try Index.open(reader.files, .reading)
@@ -100,7 +100,7 @@ extension Repository {
         }
     }
 
-    /// True if a writer lives.
+    /// True if a writer is running.
     private static func isBeingWritten(_ reader: PackReader) throws(FileError) -> Bool {
         do throws(FileError) {
             return try reader.files.open(lockPath, .read).isLocked()
@@ -110,11 +110,11 @@ extension Repository {
         }
     }
 
-    /// A copy of a sound index, with what it lacks.
+    /// A copy of a sound index, brought up to date.
     private static func current(_ original: Index, _ reader: PackReader) throws -> OpenedIndex {
         let index = try original.makePrivateCopy()
         let temporary = TemporaryIndex(
-            reason: "it lacks what was written last", isOdd: false, isFromPacks: false)
+            reason: "it lacks the most recent writes", isOdd: false, isFromPacks: false)
         do {
             var replay = try IndexReplay(reader: reader, index: index)
             let packs = try PackName.list(reader.files)
@@ -135,8 +135,8 @@ extension Repository {
         }
     }
 
-    /// An index of all that is whole, for this process alone: nothing that is built past damage
-    /// may be kept, since a pack that is restored from a copy changes the order.
+    /// An index of all undamaged data, private to this process: an index built past damage must not
+    /// be kept, since restoring a pack from a copy changes the order.
     package static func salvage(
         _ reader: PackReader, _ temporary: TemporaryIndex? = nil
     ) throws -> OpenedIndex {
@@ -149,7 +149,7 @@ extension Repository {
         return OpenedIndex(index: index, damage: replay.damage, temporary: temporary)
     }
 
-    /// True if no pack has bytes behind a read mark.
+    /// True if no pack extends beyond a read mark.
     private static func reaches(
         _ mark: ReadMark, _ packs: [UInt32], _ reader: PackReader
     ) throws -> Bool {
@@ -159,7 +159,7 @@ extension Repository {
             <= UInt64(mark.offset)
     }
 
-    /// True if the index has read the newest pack to its end, and none is missing after that.
+    /// True if the index has read the newest pack to its end, and no later pack is missing.
     private static func isCurrent(_ index: Index, _ reader: PackReader) throws -> Bool {
         let mark = try index.readMark()
         if let end = try StoreHead(reader.files, reader.repository).confirmed, end > mark {
@@ -171,10 +171,10 @@ extension Repository {
             == UInt64(mark.offset)
     }
 
-    /// A sound index that cannot be brought up to date now: it shows no checkpoints later than its
-    /// own.
+    /// A sound index that cannot be brought up to date now: it lists no checkpoints later than its
+    /// read mark.
     ///
-    /// If the packs end before what it has read, that is damage.
+    /// If the packs end before that mark, they are damaged.
     private static func asFarAsItGoes(_ index: Index, _ reader: PackReader) throws -> OpenedIndex {
         let mark = try index.readMark()
         guard mark.namesBytes, try !index.pruned().contains(mark.pack) else {
@@ -187,10 +187,10 @@ extension Repository {
             guard isShort else { return OpenedIndex(index: index) }
             throw reader.corrupted(
                 mark, .publish,
-                FormatError(offset: 0, reason: "the pack ends before what was read of it"))
+                FormatError(offset: 0, reason: "the pack ends before indexed data"))
         } catch {
             guard let corruption = error.corruption else { throw error }
-            // Prune may have removed it just now.
+            // Prune may just have removed it.
             if try index.pruned().contains(mark.pack) { return OpenedIndex(index: index) }
             return OpenedIndex(index: index, damage: [corruption])
         }

@@ -3,42 +3,42 @@ import CheckpointIndex
 import GuestModel
 public import PackStore
 
-/// What a repository holds and what it costs.
+/// The contents of a repository and their cost.
 public struct RepositoryStatistics: Hashable, Sendable {
-    /// Checkpoints.
+    /// Number of checkpoints.
     public var checkpointCount = 0
-    /// Pages of all checkpoints together, zero pages among them.
+    /// Number of pages of all checkpoints, including zero pages.
     public var pageCount = 0
-    /// Zero pages of all checkpoints together; they cost nothing.
+    /// Number of zero pages of all checkpoints; they take no space.
     public var zeroPageCount = 0
-    /// Different pages that are stored.
+    /// Number of distinct pages stored.
     public var uniquePageCount = 0
-    /// Changed pages of all checkpoints together.
+    /// Number of changed pages of all checkpoints.
     public var changedPageCount = 0
-    /// Bytes of all pages of all checkpoints, as full copies would have them.
+    /// Size in bytes of all pages of all checkpoints, as full copies.
     public var logicalByteCount = 0
-    /// Bytes of all packs.
+    /// Size of all packs in bytes.
     public var byteCount = 0
-    /// Of those, bytes that are not page contents.
+    /// How many of those bytes are not page contents.
     public var metadataByteCount = 0
-    /// Of all, bytes that no published checkpoint wrote: abandoned transactions.
+    /// Bytes of all packs not written by a published checkpoint: abandoned transactions.
     public var abandonedByteCount = 0
 
-    /// Full copies over packs.
+    /// Size of full copies divided by the size of the packs.
     public var ratio: Double {
         byteCount == 0 ? 0 : Double(logicalByteCount) / Double(byteCount)
     }
 
-    /// Metadata bytes for each changed page.
+    /// Metadata bytes per changed page.
     public var metadataBytesPerChangedPage: Double {
         changedPageCount == 0 ? 0 : Double(metadataByteCount) / Double(changedPageCount)
     }
 }
 
 extension Repository {
-    /// Counts what the repository holds.
+    /// Computes statistics of the repository.
     ///
-    /// Asks the index, and reads the index of each pack; no record of a checkpoint.
+    /// Reads the index, and the index of each pack, but no records of checkpoints.
     public func statistics() throws(RepositoryError) -> RepositoryStatistics {
         try requireWhole()
         return try besideAWriter { try count() }

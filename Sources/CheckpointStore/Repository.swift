@@ -9,54 +9,56 @@ public import SystemPackage
 
 // A repository on disk:
 //
-//   repository        64 bytes: magic, format version, id (`Envelope`)
-//   packs/*.pack      the truth: pages, page maps, states, manifests (`Record`)
-//   index/            derived: LMDB (`Index`); may be deleted while nobody has it open
+//   repository        64 bytes: magic, format version, ID (`Envelope`)
+//   packs/*.pack      the authoritative data: pages, page maps, states, manifests (`Record`)
+//   index/            derived: LMDB (`Index`); may be deleted while no process has it open
 //   lock              held by the one writer (`flock`)
 
 /// A repository of checkpoints.
 ///
-/// One process writes at a time; any number read meanwhile, and each sees whole checkpoints only.
-/// All methods may be called from any thread, and block for the disk.
+/// One process writes at a time; any number read concurrently, and see only complete checkpoints.
+/// All methods are thread-safe and may block on the disk.
 public final class Repository: Sendable {
-    /// What a repository is opened for.
+    /// The purpose of opening a repository.
     public enum Access: Sendable {
         /// Takes no lock that a writer would wait for.
         case reading
-        /// Takes the writer's lock, and repairs what a crash left.
+        /// Takes the writer's lock, and cleans up after a crash.
         case writing
     }
 
     private struct State {
         var nextTransaction: UInt64 = 1
         var lock: (any RepositoryFile)?
-        /// The newest pack and its bytes when a reader's own index was brought up to date.
+        /// The newest pack and its size when a reader's temporary index was last brought up to
+        /// date.
         var packsEnd: (UInt32, UInt64)?
-        /// True if the index was read from packs past damage, which counts no references to pages.
+        /// True if the index was built from packs despite damage, without counting references to
+        /// pages.
         var lacksReferences = false
     }
 
     private enum Unindexed: Sendable {
-        /// What was published, and by which transaction.
+        /// A publication, and the transaction that published it.
         case publication(Publication, TransactionGroups, transaction: UInt64)
-        /// What was forgotten, and the pack of the record that says so.
+        /// Forgotten checkpoints, and the pack of the forget record.
         case forgotten([CheckpointID], pack: UInt32)
-        /// The labels that a record gives, and its pack.
+        /// Label changes, and the pack of the labels record.
         case labelled([LabelsRecord.Change], pack: UInt32)
     }
 
-    /// Where it lies.
+    /// The directory of the repository.
     public let path: FilePath
-    /// Its random name.
+    /// Its random ID.
     public let id: RepositoryID
-    /// What opening for reading found damaged; everything that is whole can be read all the same.
+    /// The damage found by opening for reading; everything undamaged can still be read.
     ///
-    /// `verify` finds the rest. Opening for writing fails if anything is.
+    /// `verify` finds the rest. Opening for writing fails if there is any damage.
     public let damage: [Corruption]
-    /// Why a reader has an index of its own; nil if it uses the repository's, as writers do.
+    /// Why a reader has a temporary index; nil if it uses the repository's index, as writers do.
     ///
-    /// Making one costs time: that of reading the repository's index, or its packs. A writer that
-    /// opens the repository once makes its index anew, which serves all readers afterwards.
+    /// Creating one costs reading the repository's index, or its packs. If a writer opens the
+    /// repository once, it rebuilds the index, which then serves all readers.
     public let temporaryIndex: TemporaryIndex?
     package let reader: PackReader
     package let files: any RepositoryFiles
@@ -65,9 +67,9 @@ public final class Repository: Sendable {
     private let index: Index
     private let writer: PackWriter?
     private let state: Mutex<State>
-    /// What was published or forgotten and the index does not know, in order.
+    /// Published or forgotten checkpoints that are not in the index yet, in order.
     private let unindexed = Mutex<[Unindexed]>([])
-    /// What of this process prune must wait for or leave alone.
+    /// Activity of this process that prune must wait for or leave alone.
     let activity = Monitor(Activity())
 
     package init(
@@ -93,13 +95,13 @@ public final class Repository: Sendable {
     }
 
     deinit {
-        // An index that was not closed is only made anew after a power cut.
+        // If this fails, an index that was not closed is rebuilt, but only after a power failure.
         try? close()
     }
 
-    /// Ends writing: states that all is confirmed, brings the index to the disk, gives up the lock.
+    /// Ends writing: marks everything confirmed, syncs the index, and releases the lock.
     ///
-    /// Reading goes on. Called by `deinit` too, without a way to report a failure.
+    /// Reading remains possible. Also called by `deinit`, where a failure cannot be reported.
     public func close() throws(RepositoryError) {
         let lock = state.withLock { state in
             defer { state.lock = nil }
@@ -109,7 +111,7 @@ public final class Repository: Sendable {
         defer { withExtendedLifetime(lock) { index.filter.end() } }
         defer { writer.close() }
         try writer.mark()
-        // The index and its mark may be another writer's by now.
+        // The index and its mark may already belong to another writer.
         do {
             try files.checkPlace(writing: nil)
         } catch {
@@ -117,7 +119,7 @@ public final class Repository: Sendable {
         }
         let end = writer.confirmedEnd
         try withCurrentIndex { index in
-            // Numbers of abandoned transactions count: their frames may lie in sealed packs.
+            // Numbers of abandoned transactions count: their page groups may be in sealed packs.
             let highest = state.withLock { $0.nextTransaction - 1 }
             if end.offset > 0 { try index.advance(to: end, highestTransaction: highest) }
             try index.sync()
@@ -125,14 +127,14 @@ public final class Repository: Sendable {
         }
     }
 
-    /// True if it was opened for writing and not closed.
+    /// True if it was opened for writing and not yet closed.
     public var isWritable: Bool { state.withLock { $0.lock != nil } }
 
     // MARK: - Transactions
 
-    /// Begins a checkpoint.
+    /// Begins a checkpoint transaction.
     ///
-    /// Several may be under way at once.
+    /// Several may be in progress at once.
     package func begin() throws(RepositoryError) -> CheckpointTransaction {
         let writer = try openWriter()
         let number = nextTransaction(of: writer)
@@ -144,15 +146,16 @@ public final class Repository: Sendable {
         }
     }
 
-    /// The number of something that is about to be appended; `didEnd` must follow when the index
-    /// knows it.
+    /// The number of a transaction that is about to append; `didEnd` must be called once the index
+    /// contains the result.
     func nextTransaction(of writer: PackWriter) -> UInt64 {
         let number = state.withLock { state in
             let number = state.nextTransaction
             state.nextTransaction += 1
             return number
         }
-        // Asked before it is entered: whoever finds no entry has a record before what follows.
+        // Read before the entry is added: if another thread finds no entry, its record precedes
+        // these.
         let start = writer.confirmedEnd
         activity.change { $0.transactions[number] = start }
         return number
@@ -167,19 +170,19 @@ public final class Repository: Sendable {
         return writer
     }
 
-    /// Fails if opening found anything damaged: for what is true of whole repositories only.
+    /// Fails if opening found damage: for operations that need an intact repository.
     func requireWhole() throws(RepositoryError) {
         if let corruption = damage.first { throw RepositoryError(corruption) }
     }
 
-    /// - Parameter packs: those in which it left records that nobody needs.
+    /// - Parameter packs: those in which it left unneeded records.
     func didEnd(transaction: UInt64, leaving packs: Set<UInt32> = []) {
-        // If this fails their space comes back when the index is made anew.
+        // If this fails, their space is reclaimed once the index is rebuilt.
         try? index.addCandidate(packs)
         activity.change { $0.transactions[transaction] = nil }
     }
 
-    /// Notes a checkpoint that exists, for the index to take; `indexPublished` must follow.
+    /// Queues a published checkpoint for the index; `indexPublished` must follow.
     func didPublish(
         _ publication: Publication, transaction: UInt64, frames: TransactionGroups
     ) {
@@ -188,23 +191,23 @@ public final class Repository: Sendable {
         }
     }
 
-    /// Indexes the checkpoints that were published.
+    /// Indexes the published checkpoints.
     ///
-    /// A failure is made good by the next look at the catalog: the checkpoints are in the packs.
+    /// If this fails, the next read of the catalog retries: the checkpoints are in the packs.
     ///
-    /// - Parameter transaction: one of those that published. It counts as under way until now, or
-    ///   until the index knows its checkpoint: the read mark does not go past it, and prune waits
+    /// - Parameter transaction: one of the publishing transactions. It counts as in progress until
+    ///   now, or until its checkpoint is indexed: the read mark does not pass it, and prune waits
     ///   for it.
     func indexPublished(by transaction: UInt64) {
         unindexed.withLock { try? indexAll(&$0, advancesMark: true) }
         didEnd(transaction: transaction)
-        // A hint: the index is right without it.
+        // A hint: the index is correct without it.
         try? index.environment.writeBackShare()
     }
 
-    /// Takes checkpoints out of the index whose forget record is in the packs.
+    /// Removes checkpoints from the index whose forget record is in the packs.
     ///
-    /// - Parameter pack: where it lies.
+    /// - Parameter pack: the pack of the record.
     func didForget(_ ids: [CheckpointID], in pack: UInt32) {
         unindexed.withLock { waiting in
             waiting.append(.forgotten(ids, pack: pack))
@@ -212,9 +215,9 @@ public final class Repository: Sendable {
         }
     }
 
-    /// Gives checkpoints in the index the labels of a record that is in the packs.
+    /// Applies the labels of a record in the packs to the index.
     ///
-    /// - Parameter pack: where it lies.
+    /// - Parameter pack: the pack of the record.
     func didLabel(_ changes: [LabelsRecord.Change], in pack: UInt32) {
         unindexed.withLock { waiting in
             waiting.append(.labelled(changes, pack: pack))
@@ -222,11 +225,11 @@ public final class Repository: Sendable {
         }
     }
 
-    /// True if the packs hold something that the index failed to take.
+    /// True if the packs contain something that the index failed to add.
     ///
-    /// What it is about to take belongs to a transaction that is under way.
+    /// What is still to be added belongs to a transaction in progress.
     ///
-    /// Not to be called with `activity` locked.
+    /// Must not be called with `activity` locked.
     var indexIsBehind: Bool {
         unindexed.withLock { waiting in
             activity.read { activity in
@@ -240,7 +243,7 @@ public final class Repository: Sendable {
 
     /// Indexes what could not be indexed when it was published.
     ///
-    /// Not to be called with `activity` locked.
+    /// Must not be called with `activity` locked.
     func catchUp() throws(RepositoryError) {
         do {
             try unindexed.withLock { waiting in
@@ -252,9 +255,9 @@ public final class Repository: Sendable {
         }
     }
 
-    /// Takes into an index of this process alone what others have written since.
+    /// Adds what others have written since to a private index.
     ///
-    /// Costs a look at the newest pack if nobody has.
+    /// Costs a check of the newest pack if nothing was written.
     private func readOn() throws {
         let packs = try PackName.list(files)
         guard let newest = packs.last else { return }
@@ -271,17 +274,18 @@ public final class Repository: Sendable {
         try index.advance(to: confirmed, highestTransaction: read.highestTransaction)
     }
 
-    /// Indexes what waits, in order; stops at the first failure.
+    /// Indexes the queue in order; stops at the first failure.
     ///
-    /// - Parameter advancesMark: true to note how far the packs need not be read after a crash.
+    /// - Parameter advancesMark: true to record the position from which packs must be read after a
+    ///   crash.
     private func indexAll(_ waiting: inout [Unindexed], advancesMark: Bool) throws {
-        // The read mark goes past records of abandoned transactions, whose numbers are taken too.
+        // The read mark passes records of abandoned transactions, whose numbers must not be reused.
         let highest = state.withLock { $0.nextTransaction - 1 }
         while let next = waiting.first {
             switch next {
             case .publication(let publication, var frames, let transaction):
                 var chain = MapChainReader(index: index, reader: reader)
-                // Whoever stored a condemned page anew did so before this was published.
+                // Condemned pages were stored again, if at all, before this was published.
                 let condemned = activity.read { $0.condemned }
                 try index.add(
                     publication, frames: &frames, chain: &chain,
@@ -296,8 +300,8 @@ public final class Repository: Sendable {
         }
     }
 
-    /// Where to go on reading after a crash when the index has a publication and all before it: not
-    /// behind what others append, which must be found again then.
+    /// The position from which to read after a crash once the index contains a publication and all
+    /// before it: not beyond what other transactions append, which must be found then.
     private func readMark(
         behind publication: Publication, by transaction: UInt64
     ) -> RecordLocation? {
@@ -310,14 +314,14 @@ public final class Repository: Sendable {
 
     // MARK: - The index
 
-    /// This, or the same over an index that knows who refers to which page.
+    /// This repository, or the same with an index that counts references to pages.
     ///
-    /// A reader's own index does without: only a plan to prune asks, and it costs reading every
-    /// page map.
+    /// A reader's temporary index has no counts: only planning a prune needs them, and they cost
+    /// reading every page map.
     func withReferences() throws -> Repository {
         guard state.withLock({ $0.lacksReferences }) else { return self }
         let index = try Index.makePrivate(repository: id)
-        // Of its own: packs that this one has open may have been written anew meanwhile.
+        // A separate reader: packs open in this one may have been rewritten in the meantime.
         let reader = PackReader(files: files, repository: id)
         var replay = try IndexReplay(reader: reader, index: index)
         let end = try replay.run(packs: try PackName.list(files))
@@ -329,7 +333,7 @@ public final class Repository: Sendable {
             lock: nil, packByteCountMax: packByteCountMax + Repository.packIndexReserve)
     }
 
-    /// Runs `body` over the index and turns its errors into sentences.
+    /// Runs `body` on the index, and converts its errors to messages.
     package func withIndex<T>(
         _ body: (Index) throws -> T
     ) throws(RepositoryError) -> T {
@@ -340,9 +344,9 @@ public final class Repository: Sendable {
         }
     }
 
-    /// The same when the index knows all that exists.
+    /// The same after bringing the index up to date.
     ///
-    /// Not to be called with `activity` locked.
+    /// Must not be called with `activity` locked.
     package func withCurrentIndex<T>(
         _ body: (Index) throws -> T
     ) throws(RepositoryError) -> T {
@@ -350,11 +354,11 @@ public final class Repository: Sendable {
         return try withIndex(body)
     }
 
-    /// Runs `body`, which reads index and packs in several steps, and turns its errors into
-    /// sentences.
+    /// Runs `body`, which reads index and packs in several steps, and converts its errors to
+    /// messages.
     ///
-    /// A reader begins again if a prune of another process came in between: what the index said at
-    /// one step need not be there at the next.
+    /// A reader starts over if a prune of another process intervened: data found in the index in
+    /// one step may be gone in the next.
     func besideAWriter<T>(_ body: () throws -> T) throws(RepositoryError) -> T {
         var attempt = 0
         while true {
@@ -374,8 +378,8 @@ public final class Repository: Sendable {
         }
     }
 
-    /// The frames named by the maps from a checkpoint back to, and without, the one at a position
-    /// of its chain; and that one's id.
+    /// The frames in the maps from a checkpoint back to the one at a position of its chain, without
+    /// the latter; and the latter's ID.
     func mapChain(
         from checkpoint: Checkpoint, to position: UInt32
     ) throws(RepositoryError) -> (frames: DirtyBitmap, ancestor: CheckpointID) {

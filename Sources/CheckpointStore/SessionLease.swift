@@ -4,33 +4,34 @@ import GuestModel
 package import PackStore
 import Synchronization
 
-/// What goes on in this process that prune must wait for or leave alone.
+/// Activity of this process that prune must wait for or leave alone.
 struct Activity: Sendable {
-    /// Transactions that were begun and are neither given up nor known to the index; and a place in
-    /// the packs that is before all that each appends.
+    /// Transactions in progress, until they are abandoned or indexed; with a position in the packs
+    /// before everything that each appends.
     var transactions: [UInt64: RecordLocation] = [:]
-    /// Checkpoints that sessions and transactions build on, and how many do.
+    /// Checkpoints on which sessions and transactions are based, and the number of these.
     var sessionLeases: [CheckpointID: Int] = [:]
-    /// True while a prune runs; there is one at a time.
+    /// True during a prune; there is one at a time.
     var isPruning = false
-    /// Prunes that were begun: a plan is good until the next one.
+    /// Number of prunes begun: a plan is valid until the next one.
     var pruneCount = 0
-    /// The open pack, and about how much of it was unused, when a plan found that sealing it would
-    /// bring nothing back.
+    /// The open pack, and its approximate unused size, when a plan found that sealing it would free
+    /// nothing.
     var uselessSeal: (pack: UInt32, unusedByteCount: Int)?
-    /// Pages that prune is about to delete: transactions that begin now store them anew.
+    /// Pages that prune is about to delete: transactions that begin now store them again.
     var condemned: Set<PageDigest> = []
 }
 
-/// Keeps a checkpoint's pages from this process's prune, also when it is forgotten.
+/// Protects a checkpoint's pages from this process's prune, even if it is forgotten.
 ///
-/// For one who goes on from a checkpoint: its page map names pages that no reader would ask for.
+/// For a session that continues from a checkpoint: its page map refers to pages that readers might
+/// not need.
 package final class SessionLease: Sendable {
     private let id: CheckpointID
     private let repository: Repository
     private let isReleased = Atomic<Bool>(false)
 
-    /// Holds a checkpoint that nobody can have forgotten.
+    /// Leases a checkpoint that cannot have been forgotten.
     init(unchecked id: CheckpointID, in repository: Repository) {
         self.id = id
         self.repository = repository
@@ -44,7 +45,7 @@ package final class SessionLease: Sendable {
 
     deinit { release() }
 
-    /// Gives the checkpoint up now; this object may live on.
+    /// Ends the lease now; this object may live on.
     package func release() {
         guard !isReleased.exchange(true, ordering: .acquiringAndReleasing) else { return }
         let id = id
@@ -56,13 +57,13 @@ package final class SessionLease: Sendable {
 }
 
 extension Repository {
-    /// Keeps a checkpoint's pages from prune as long as the result lives.
+    /// Protects a checkpoint's pages from prune until the result is released.
     ///
-    /// Fails if it was forgotten and no session holds it.
+    /// Fails if it was forgotten and no session has a lease on it.
     package func leaseForSession(_ checkpoint: Checkpoint) throws(RepositoryError) -> SessionLease {
         let id = checkpoint.id
         try catchUp()
-        // Looked up with the lock held: prune reads the catalog and these leases at one moment.
+        // Looked up under the lock: prune reads the catalog and the session leases at one moment.
         let result = activity.change { activity -> Result<Bool, RepositoryError> in
             let result = Result { () throws(RepositoryError) -> Bool in
                 if activity.sessionLeases[id] != nil { return true }

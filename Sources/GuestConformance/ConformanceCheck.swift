@@ -1,79 +1,79 @@
-/// What `Guest`, `WritableGuest` and `DirtyTracking` ask of a guest, one check each.
+/// What `Guest`, `WritableGuest` and `DirtyTracking` require of a guest, one check each.
 ///
-/// The numbers stay what they are; new checks get new ones.
+/// Numbers never change; new checks get new ones.
 public enum ConformanceCheck: Int, CaseIterable, Sendable {
     // Memory.
 
     /// The layout is the same each time, and in the pause.
     case layoutIsStable = 1
-    /// What is copied is what the guest finds in its memory.
+    /// The copy equals what the guest reads in its memory.
     case copyEqualsMemory = 2
-    /// Scattered runs are copied one after the other, without a gap, to the last byte.
+    /// Scattered runs are copied one after another, without a gap, to the last byte.
     case copyFillsExactly = 3
 
     // The pause.
 
-    /// While the guest is held its memory does not change.
+    /// While the guest is paused, its memory does not change.
     case pauseHoldsTheGuest = 4
-    /// It goes on after each pause, one that was left by an error too.
+    /// It continues after each pause, even one that was left by an error.
     case resumeLetsTheGuestGoOn = 5
 
     // The dirty log, while it runs.
 
-    /// What is written after `start` is in the first take.
+    /// Writes after `start` are in the first take.
     case writesSinceStartAreLogged = 6
     /// Every write is in the take that follows it.
     case nothingIsLostBetweenTakes = 7
-    /// What was taken is not in every later take.
+    /// A taken page is not in every later take.
     case takeClearsTheLog = 8
     /// A take adds to the set that it is given.
     case takeOnlyAdds = 9
     /// The last take, in the pause, is complete.
     case finalTakeIsComplete = 10
-    /// After `readDirty`, what was read or written since is in the next read or take.
+    /// After `readDirty`, pages read or written since are in the next read or take.
     case readLosesNothing = 11
-    /// `peekDirtyCount` counts and leaves the log as it is.
+    /// `peekDirtyCount` counts without changing the log.
     case peekClearsNothing = 12
-    /// What the engine writes is in the log.
+    /// The engine's own writes are in the log.
     case ownWritesAreLogged = 13
 
     // The dirty log's end.
 
-    /// A stopped log is `unknown`, or refuses.
+    /// A stopped log returns `unknown`, or throws.
     case stoppedLogIsUnknown = 14
     /// A second `start` gives a new value and ends the first log, or is refused.
     case secondStartEndsTheFirst = 15
-    /// Reading a log that has ended takes nothing from the one that runs.
+    /// Reading a log that has ended takes nothing from the running one.
     case endedLogTakesNothing = 16
-    /// Stopping a log that has ended leaves the one that runs.
+    /// Stopping a log that has ended does not stop the running one.
     case endedLogStopsNoOther = 17
-    /// A log that was never begun is `unknown`, or refuses.
+    /// A log that was never begun returns `unknown`, or throws.
     case strangeLogIsUnknown = 18
-    /// After `stop`, `start` begins a log that sees writes again.
+    /// After `stop`, `start` begins a log that records writes again.
     case logCanBeginAgain = 19
-    /// A log that somebody else ended is `unknown` or refuses when it is read next.
+    /// A log that was ended from outside returns `unknown` or throws when it is next read.
     case logEndedFromOutsideIsFound = 20
 
     // The owner.
 
-    /// A second claim fails with `busy` and says what to do.
+    /// A second claim fails with `busy` and names the remedy.
     case secondOwnerIsRefused = 21
     /// A claim that was released, or dropped, leaves the guest free.
     case releaseFreesTheGuest = 22
     /// Releasing a claim again does not free the next owner's guest.
     case oldReleaseFreesNoOther = 23
-    /// Another object of the same guest is refused as well.
+    /// Another object for the same guest is refused too.
     case anotherObjectIsRefused = 24
 
     // Writing in place.
 
-    /// Pages that are written are read back, and no other page changes.
+    /// Written pages are read back, and no other page changes.
     case writtenPagesAreRead = 25
     /// `mappedMemory` is the guest's memory, in both directions.
     case mappedMemoryIsTheGuests = 26
-    /// Adopting the layout that it has changes nothing.
+    /// Adopting the current layout changes nothing.
     case ownLayoutIsAdopted = 27
-    /// State that is put back is what is captured next.
+    /// State that was restored is what is captured next.
     case stateSurvivesARoundTrip = 28
 }
 

@@ -1,44 +1,44 @@
-/// What came of the checks.
+/// The results of the checks.
 public struct ConformanceReport: Sendable {
-    /// What came of one check.
+    /// The result of one check.
     public enum Outcome: Hashable, Sendable {
-        /// The guest does what is asked.
+        /// The guest meets the requirement.
         case passed
-        /// It does not; a sentence that says in what.
+        /// It does not; a sentence that says how.
         case failed(String)
-        /// It was not looked at, and why: the guest or the subject lacks something.
+        /// It was not run, and why: the guest or the subject lacks something.
         case skipped(String)
     }
 
-    /// One check and what came of it.
+    /// One check and its result.
     public struct Entry: Hashable, Sendable {
         /// The check.
         public let check: ConformanceCheck
-        /// What came of it.
+        /// The result.
         public let outcome: Outcome
     }
 
-    /// What repeats the run.
+    /// The seed that repeats the run.
     public let seed: UInt64
     /// The checks in the order in which they ran.
     public let entries: [Entry]
 
-    /// Those that failed.
+    /// The checks that failed.
     public var failures: [Entry] {
         entries.filter { if case .failed = $0.outcome { true } else { false } }
     }
 
-    /// Those that were not looked at.
+    /// The checks that were not run.
     public var skipped: [Entry] {
         entries.filter { if case .skipped = $0.outcome { true } else { false } }
     }
 
-    /// True if no check failed; `skipped` has those that were not looked at.
+    /// True if no check failed; `skipped` has those that were not run.
     public var isConforming: Bool { failures.isEmpty }
 }
 
 extension ConformanceReport: CustomStringConvertible {
-    /// One line a check that did not pass, and a line that counts them.
+    /// One line for each check that did not pass, and a line with the totals.
     public var description: String {
         var lines: [String] = []
         for entry in entries {

@@ -1,5 +1,5 @@
-// Each check is a function over an `Examination`, which throws what it finds wrong. Nothing here
-// traps because of what a guest answers; a guest that traps or never returns cannot be helped.
+// Each check is a function on an `Examination`, which throws its finding. Nothing here traps
+// whatever a guest returns; a guest that traps or never returns cannot be handled.
 
 /// Checks a guest against what the engine relies on.
 ///
@@ -8,13 +8,13 @@
 public enum ConformanceSuite {
     /// Runs checks, each on a guest of its own.
     ///
-    /// Blocks as long as the guest's calls take: some hundred of them for each check. Memory is
-    /// compared in at most 4096 frames, drawn at random.
+    /// Blocks as long as the guest's calls take: a few hundred for each check. Memory is compared
+    /// in at most 4096 frames, drawn at random.
     ///
     /// - Parameters:
-    ///   - checks: which ones.
-    ///   - seed: what repeats a run.
-    ///   - make: makes the guest for one check. It is let go before the next one is asked for.
+    ///   - checks: the checks to run.
+    ///   - seed: repeats a run.
+    ///   - make: makes the guest for one check. It is released before the next one is requested.
     public static func run(
         _ checks: [ConformanceCheck] = ConformanceCheck.allCases,
         seed: UInt64 = .random(in: 1...999_999_999),
@@ -39,19 +39,19 @@ public enum ConformanceSuite {
         } catch let skip as Skip {
             return .skipped(skip.reason)
         } catch {
-            return .failed("a call failed that must not: \(error)")
+            return .failed("a call failed that must not fail: \(error)")
         }
     }
 }
 
-/// What is wrong with a guest.
+/// A requirement that the guest does not meet.
 struct Finding: Error {
     let text: String
 
     init(_ text: String) { self.text = text }
 }
 
-/// Why a check cannot be made.
+/// Why a check cannot be run.
 struct Skip: Error {
     let reason: String
 

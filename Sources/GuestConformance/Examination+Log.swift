@@ -27,11 +27,11 @@ extension Examination {
         let log = try tracking.start()
         for frame in frames { try subject.write(frame, page()) }
         _ = try take(tracking, log)
-        // A guest may write by itself, and some pages may count as dirty always.
+        // A guest may write by itself, and some pages may always count as dirty.
         let count = try (0..<4).map { _ in try take(tracking, log).count }.min() ?? 0
         guard layout.pageCount < 8 || count <= layout.pageCount / 2 else {
             throw Finding(
-                "\(count) of \(layout.pageCount) pages are in each take though nothing is written")
+                "\(count) of \(layout.pageCount) pages are in each take though nothing was written")
         }
         tracking.stop(log)
     }
@@ -40,7 +40,7 @@ extension Examination {
         let tracking = try tracking()
         let log = try tracking.start()
         let written = try write()
-        // One frame of the layout, one far behind it.
+        // One frame of the layout, one far after it.
         let before = [sample[0], PageFrameNumber(layout.frameEnd + 1000)]
         for isFinal in [false, true] {
             var set = DirtyBitmap()
@@ -72,7 +72,7 @@ extension Examination {
             let first = try write()
             var set = DirtyBitmap()
             guard try tracking.readDirty(log, into: &set, isFinal: isFinal) == .complete else {
-                throw Finding("readDirty answers unknown of a log that runs")
+                throw Finding("readDirty returns unknown for a running log")
             }
             try expect(set, has: first, "pages written before readDirty")
             let second = try write()
@@ -127,18 +127,18 @@ extension Examination {
         let tracking = try tracking()
         let log = try tracking.start()
         guard tracking.isRunning(log) else {
-            throw Finding("isRunning is false of a log that was just begun")
+            throw Finding("isRunning is false for a log that was just begun")
         }
         _ = try take(tracking, log)
         tracking.stop(log)
         _ = try write()
-        guard !tracking.isRunning(log) else { throw Finding("isRunning is true of a stopped log") }
+        guard !tracking.isRunning(log) else { throw Finding("isRunning is true for a stopped log") }
         if let call = claimsToKnow(tracking, log) {
-            throw Finding("\(call) answers complete of a log that was stopped")
+            throw Finding("\(call) returns complete for a log that was stopped")
         }
     }
 
-    /// Begins a log while another one runs; nil if that is refused and the first one goes on.
+    /// Begins a log while another one runs; nil if that is refused and the first one continues.
     private mutating func second(
         _ tracking: any DirtyTracking, after first: DirtyLog
     ) throws -> DirtyLog? {
@@ -147,7 +147,7 @@ extension Examination {
         } catch {
             guard error.code == .busy else { throw error }
             let written = try write()
-            try expect(try take(tracking, first), has: written, "pages of a log that was kept")
+            try expect(try take(tracking, first), has: written, "pages in a log that was kept")
             return nil
         }
     }
@@ -157,13 +157,13 @@ extension Examination {
         let first = try tracking.start()
         _ = try take(tracking, first)
         guard let second = try second(tracking, after: first) else { return }
-        guard first != second else { throw Finding("start gives the same log twice") }
+        guard first != second else { throw Finding("start returns the same log twice") }
         guard tracking.isRunning(second), !tracking.isRunning(first) else {
-            throw Finding("after a second start, isRunning is not true of the second log alone")
+            throw Finding("after a second start, isRunning is not true for the second log alone")
         }
         _ = try write()
         if let call = claimsToKnow(tracking, first) {
-            throw Finding("\(call) answers complete of a log that a second start ended")
+            throw Finding("\(call) returns complete for a log that a second start ended")
         }
         tracking.stop(second)
     }
@@ -188,7 +188,7 @@ extension Examination {
         guard let second = try second(tracking, after: first) else { return }
         tracking.stop(first)
         guard tracking.isRunning(second) else {
-            throw Finding("stopping a log that had ended ended the one that runs")
+            throw Finding("stopping a log that had ended also ended the running one")
         }
         let written = try write()
         try expect(
@@ -201,14 +201,14 @@ extension Examination {
         let strange = DirtyLog()
         let log = try tracking.start()
         guard !tracking.isRunning(strange) else {
-            throw Finding("isRunning is true of a log that was never begun")
+            throw Finding("isRunning is true for a log that was never begun")
         }
         if let call = claimsToKnow(tracking, strange) {
-            throw Finding("\(call) answers complete of a log that was never begun")
+            throw Finding("\(call) returns complete for a log that was never begun")
         }
         tracking.stop(strange)
         let written = try write()
-        try expect(try take(tracking, log), has: written, "pages written after a strange stop")
+        try expect(try take(tracking, log), has: written, "pages written after an unknown stop")
         tracking.stop(log)
     }
 
@@ -217,11 +217,11 @@ extension Examination {
         var last: DirtyLog?
         for _ in 0..<3 {
             let log = try tracking.start()
-            guard log != last else { throw Finding("start gives a log that was stopped before") }
+            guard log != last else { throw Finding("start returns a log that was stopped before") }
             last = log
             for _ in 0..<2 {
                 let written = try write()
-                try expect(try take(tracking, log), has: written, "pages of a log begun again")
+                try expect(try take(tracking, log), has: written, "pages in a log begun again")
             }
             tracking.stop(log)
             _ = try write()
@@ -231,7 +231,7 @@ extension Examination {
     mutating func logEndedFromOutsideIsFound() throws {
         let tracking = try tracking()
         guard let endLog = subject.endLog else {
-            throw Skip("nobody but the guest can end its log, says the subject")
+            throw Skip("only the guest can end its log, according to the subject")
         }
         let log = try tracking.start()
         for _ in 0..<3 {
@@ -241,12 +241,12 @@ extension Examination {
             var set = DirtyBitmap()
             let answer = try? tracking.takeDirty(log, into: &set, isFinal: false)
             guard answer != .complete else {
-                throw Finding("takeDirty answers complete of a log that was ended from outside")
+                throw Finding("takeDirty returns complete for a log that was ended from outside")
             }
-            // Either it goes on, and sees writes again, or it says that it has ended.
+            // Either it continues and records writes again, or it reports that it has ended.
             guard tracking.isRunning(log) else { return }
             let written = try write()
-            try expect(try take(tracking, log), has: written, "pages written after it went on")
+            try expect(try take(tracking, log), has: written, "pages written after it continued")
         }
         tracking.stop(log)
     }

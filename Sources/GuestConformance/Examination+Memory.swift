@@ -6,11 +6,11 @@ extension Examination {
     func layoutIsStable() throws {
         for _ in 0..<3 {
             guard try guest.layout() == layout else {
-                throw Finding("layout() changes though nothing was added or taken away")
+                throw Finding("layout() changes though nothing was added or removed")
             }
         }
         guard try paused({ try guest.layout() }) == layout else {
-            throw Finding("layout() is another one in the pause")
+            throw Finding("layout() differs in the pause")
         }
     }
 
@@ -33,7 +33,7 @@ extension Examination {
                 let pages = try runs.flatMap { run in
                     try run.frames.flatMap { try copy(PageFrameNumber($0)) }
                 }
-                // Over two fillers: a byte that is left out keeps at least one of them.
+                // Over two fillers: a byte that is not written keeps at least one of them.
                 for filler in [UInt8(0xa5), 0x5a] {
                     guard Examination.same(try copy(runs, over: filler), pages) else {
                         throw Finding(
@@ -45,7 +45,7 @@ extension Examination {
         }
     }
 
-    /// Lets the guest work until its memory has changed; false if it does not within some tries.
+    /// Lets the guest work until its memory has changed; false if it does not within a few tries.
     private func changes(_ work: () throws -> Void) throws -> Bool {
         let before = try copySample()
         for _ in 0..<16 {

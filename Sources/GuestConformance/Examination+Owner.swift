@@ -3,13 +3,13 @@ import GuestModel
 // One owner at a time.
 
 extension Examination {
-    /// Fails unless a claim is refused as it must be.
+    /// Throws unless a claim is refused as required.
     private func expectRefusal(_ what: String, _ body: () throws -> GuestClaim) throws {
         do {
             try body().release()
         } catch let error as GuestError {
             guard error.code == .busy, !error.message.isEmpty else {
-                throw Finding("\(what) fails with another error than busy: \(error)")
+                throw Finding("\(what) fails with an error other than busy: \(error)")
             }
             return
         }
@@ -30,7 +30,7 @@ extension Examination {
                 if round % 2 == 0 { claim.release() }
                 withExtendedLifetime(claim) {}
             } catch {
-                throw Finding("a guest whose owner has released it cannot be claimed: \(error)")
+                throw Finding("a guest that its owner released cannot be claimed: \(error)")
             }
         }
     }
@@ -48,7 +48,7 @@ extension Examination {
 
     func anotherObjectIsRefused() throws {
         guard let another = subject.another else {
-            throw Skip("no other object can stand for this guest, says the subject")
+            throw Skip("no other object can represent this guest, according to the subject")
         }
         let claim = try guest.claim()
         try expectRefusal("a claim by another object of the same guest") { try another().claim() }

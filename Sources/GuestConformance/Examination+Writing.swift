@@ -33,7 +33,7 @@ extension Examination {
                                 : "frame \(frame) does not hold what writePages was given")
                     }
                     guard Examination.same(now, try subject.read(frame)) else {
-                        throw Finding("the guest does not read what is written to frame \(frame)")
+                        throw Finding("the guest does not read what was written to frame \(frame)")
                     }
                 }
             }
@@ -44,7 +44,7 @@ extension Examination {
         let guest = try writable()
         let runs = scatteredRuns()
         guard runs.contains(where: { guest.mappedMemory(of: $0) != nil }) else {
-            throw Skip("the guest's memory is not mapped here")
+            throw Skip("the guest's memory is not mapped in this process")
         }
         try paused {
             for run in runs {
@@ -62,7 +62,7 @@ extension Examination {
                 }
                 let read = try run.frames.flatMap { try subject.read(PageFrameNumber($0)) }
                 guard Examination.same(read, [UInt8](memory)) else {
-                    throw Finding("the guest does not read what is written to mappedMemory")
+                    throw Finding("the guest does not read what was written to mappedMemory")
                 }
             }
         }
@@ -75,7 +75,7 @@ extension Examination {
             let before = try copySample()
             try guest.adoptLayout(layout)
             guard try guest.layout() == layout, Examination.same(try copySample(), before) else {
-                throw Finding("adoptLayout of the guest's own layout changes something")
+                throw Finding("adoptLayout of the guest's own layout changes it")
             }
         }
     }
@@ -85,7 +85,7 @@ extension Examination {
         let state = try paused {
             let state = try guest.captureState()
             guard try guest.captureState() == state else {
-                throw Finding("captureState changes while the guest is held")
+                throw Finding("captureState changes while the guest is paused")
             }
             return state
         }
@@ -95,7 +95,7 @@ extension Examination {
             try guest.prepareState(state)
             try guest.restoreState(state)
             guard try guest.captureState() == state else {
-                throw Finding("captureState after restoreState is not the state that was put back")
+                throw Finding("captureState after restoreState is not the state that was restored")
             }
         }
     }

@@ -1,9 +1,9 @@
 import Glibc
 import GuestModel
 
-/// One check's guest, and what all checks do with one.
+/// One check's guest, and what all checks do with it.
 struct Examination {
-    /// Frames that are compared at most.
+    /// The most frames that are compared.
     private static let sampleCountMax = 4096
 
     let subject: ConformanceSubject
@@ -15,7 +15,7 @@ struct Examination {
     let sample: [PageFrameNumber]
     var random: Draws
 
-    /// Numbers that a seed repeats.
+    /// Random numbers that a seed repeats.
     ///
     /// SplitMix64: G. Steele et al., OOPSLA 2014.
     struct Draws: RandomNumberGenerator {
@@ -39,7 +39,7 @@ struct Examination {
         let all = layout
         if let frames = subject.frames {
             guard !frames.isEmpty, frames.allSatisfy({ all.contains($0) }) else {
-                throw Finding("the subject's frames are none, or are not all in the layout")
+                throw Finding("the subject's frames are empty, or not all in the layout")
             }
             self.frames = frames.sorted()
         } else {
@@ -50,7 +50,7 @@ struct Examination {
             .sorted()
     }
 
-    /// Some frames of a layout, or all if there are no more.
+    /// Draws some frames of a layout, or all if there are no more.
     private static func draw(
         _ count: Int, of layout: GuestLayout, _ random: inout Draws
     ) -> [PageFrameNumber] {
@@ -78,11 +78,11 @@ struct Examination {
 
     // MARK: - Memory
 
-    /// A page that is nowhere yet, with next to no chance.
+    /// Makes a page that exists nowhere yet, with near certainty.
     mutating func page() -> [UInt8] {
         var bytes = [UInt8](repeating: UInt8.random(in: 0...255, using: &random), count: 4096)
         bytes.withUnsafeMutableBytes { bytes in
-            // At both ends, and at some places between them.
+            // At both ends, and at some offsets between them.
             for place in [0, 511] + (0..<14).map({ _ in Int.random(in: 1..<511, using: &random) }) {
                 bytes.storeBytes(of: random.next(), toByteOffset: 8 * place, as: UInt64.self)
             }
@@ -106,7 +106,7 @@ struct Examination {
         left.count == right.count && left.indices.allSatisfy { same(left[$0], right[$0]) }
     }
 
-    /// Has the guest write to some pages.
+    /// Makes the guest write to some pages.
     mutating func write(atMost count: Int = 12) throws -> Set<PageFrameNumber> {
         var written: Set<PageFrameNumber> = []
         for _ in 0..<Int.random(in: 1...count, using: &random) {
@@ -120,7 +120,7 @@ struct Examination {
     /// Copies runs in one call, into memory that was filled with a byte.
     func copy(_ runs: [PageRange], over filler: UInt8 = 0xa5) throws -> [UInt8] {
         let count = runs.reduce(0) { $0 + $1.byteCount }
-        // One page before and behind: what is written there is noticed.
+        // One page before and one after, where stray writes are noticed.
         let room = UnsafeMutableRawBufferPointer.allocate(
             byteCount: count + 2 * Page.byteCount, alignment: Page.byteCount)
         defer { room.deallocate() }
@@ -137,17 +137,17 @@ struct Examination {
         return [UInt8](place)
     }
 
-    /// One page.
+    /// Copies one page.
     func copy(_ frame: PageFrameNumber) throws -> [UInt8] {
         try copy([PageRange(first: frame, count: 1)])
     }
 
-    /// The sample's pages, frame by frame.
+    /// Copies the sample's pages, frame by frame.
     func copySample() throws -> [[UInt8]] {
         try sample.map { try copy($0) }
     }
 
-    /// Some runs of the layout, ascending, with frames between them where there is room.
+    /// Draws some runs of the layout, ascending, with gaps between them where there is room.
     mutating func scatteredRuns(_ count: Int = 12) -> [PageRange] {
         var runs: [PageRange] = []
         var position = 0
@@ -166,7 +166,7 @@ struct Examination {
         return runs
     }
 
-    /// Calls `body` with the guest held still; it goes on whatever happens.
+    /// Calls `body` with the guest paused; it is resumed in any case.
     func paused<T>(_ body: () throws -> T) throws -> T {
         let pause = try PausedGuest(pausing: guest)
         let result = try body()
@@ -188,27 +188,28 @@ struct Examination {
         return guest
     }
 
-    /// Takes a log that runs and must know everything.
+    /// Takes a running log, which must know everything.
     func take(
         _ tracking: any DirtyTracking, _ log: DirtyLog, isFinal: Bool = false
     ) throws -> DirtyBitmap {
         var set = DirtyBitmap()
         guard try tracking.takeDirty(log, into: &set, isFinal: isFinal) == .complete else {
-            throw Finding("takeDirty answers unknown of a log that runs, and that nobody ended")
+            throw Finding("takeDirty returns unknown for a log that runs and was not ended")
         }
         return set
     }
 
-    /// True if a log that must have ended answers that it knows everything.
+    /// The name of the call in which a log that must have ended returns `complete`; nil if none
+    /// does.
     func claimsToKnow(_ tracking: any DirtyTracking, _ log: DirtyLog) -> String? {
         var set = DirtyBitmap()
-        // To refuse is as good as to say that nothing is known.
+        // To throw is as good as to return `unknown`.
         let taken = try? tracking.takeDirty(log, into: &set, isFinal: false)
         let read = try? tracking.readDirty(log, into: &set, isFinal: false)
         return taken == .complete ? "takeDirty" : read == .complete ? "readDirty" : nil
     }
 
-    /// Fails unless the frames are in the set.
+    /// Throws unless the frames are in the set.
     func expect(_ set: DirtyBitmap, has frames: Set<PageFrameNumber>, _ what: String) throws {
         let missing = frames.filter { !set.contains($0) }.sorted()
         guard let first = missing.first else { return }

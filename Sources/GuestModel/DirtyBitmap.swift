@@ -79,8 +79,8 @@ public struct DirtyBitmap: Sendable, Equatable {
         return result
     }
 
-    /// Adds the frames whose bits are set in raw words, the first of which stands for
-    /// frame `firstWord * 64`: how a bitmap read from a hypervisor is merged.
+    /// Adds the frames whose bits are set in raw words, the first of which is word
+    /// `firstWord` of the set: merges a bitmap that was read from a hypervisor.
     public mutating func formUnion(words other: Span<UInt64>, firstWord: Int = 0) {
         reserve(wordCount: firstWord + other.count)
         for index in other.indices { words[firstWord + index] |= other[index] }
@@ -116,7 +116,7 @@ public struct DirtyBitmap: Sendable, Equatable {
         return result
     }
 
-    /// Calls `body` with each maximal run in ascending order, cut at `limit` frames.
+    /// Calls `body` with each maximal run in ascending order, split at `limit` frames.
     ///
     /// O(words + runs).
     public func forEachRun(limit: Int = .max, _ body: (PageRange) -> Void) {
@@ -154,7 +154,7 @@ public struct DirtyBitmap: Sendable, Equatable {
         flush(to: UInt64(words.count) * 64)
     }
 
-    /// Two sets are equal if they hold the same frames, whatever room they have.
+    /// Two sets are equal if they hold the same frames, whatever their capacity.
     public static func == (left: DirtyBitmap, right: DirtyBitmap) -> Bool {
         let shared = min(left.words.count, right.words.count)
         return left.words[..<shared] == right.words[..<shared]
@@ -173,7 +173,7 @@ public struct DirtyBitmap: Sendable, Equatable {
         }
     }
 
-    /// Calls `body` with each word that a run of frames has a part of, and that part.
+    /// Calls `body` with each word that a run of frames overlaps, and the bits of that overlap.
     package static func forEachWord(of range: PageRange, _ body: (Int, UInt64) -> Void) {
         var frame = range.first.rawValue
         while frame < range.end.rawValue {

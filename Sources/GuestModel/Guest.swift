@@ -1,59 +1,58 @@
-/// Anything with page-addressed memory that can be held still: what the engine captures.
+/// Anything with page-addressed memory that can be paused: what the engine captures.
 ///
 /// The engine calls one guest from one thread at a time. Calls may block for as long as the kernel
 /// or hypervisor takes; none is made on a thread of Swift's cooperative pool.
 ///
-/// The product `GuestConformance` checks a guest of your own against what is said here.
+/// The product `GuestConformance` checks your own guest against these requirements.
 public protocol Guest: AnyObject, Sendable {
     /// The frames that exist now.
     ///
-    /// Asked once at the start of a capture and once more in the pause, where it must be cheap. A
-    /// frame that went and came back between two captures must be in the dirty log.
+    /// Called once at the start of a capture and once more in the pause, where it must be cheap. A
+    /// frame that is removed and added again between two captures must be in the dirty log.
     func layout() throws(GuestError) -> GuestLayout
 
-    /// How this guest learns which pages changed; nil if it cannot, and every capture compares all.
+    /// Finds which pages changed; nil if the guest cannot, and every capture compares all pages.
     var dirtyTracking: (any DirtyTracking)? { get }
 
-    /// Holds the guest still: when this returns, no page changes until `resume()`.
+    /// Pauses the guest: when this returns, no page changes until `resume()`.
     ///
-    /// Called by `PausedGuest` alone. When it throws, the guest must be running as before.
+    /// Called only by `PausedGuest`. When it throws, the guest must be running as before.
     func pause() throws(GuestError)
 
-    /// Lets the guest run on. Called once for each `pause()` that returned, on every path.
+    /// Lets the guest continue. Called once for each `pause()` that returned, on every path.
     ///
     /// When it throws, the engine calls it once more and then reports the failure.
     func resume() throws(GuestError)
 
-    /// Copies pages out of the guest, run after run, without a gap between them.
+    /// Copies pages out of the guest, one run after another, without gaps.
     ///
     /// Called both while the guest runs (precopy: a torn page is fine, its dirty bit is set) and in
-    /// the pause. It must not allocate in proportion to the pages.
+    /// the pause. Its allocations must not grow with the number of pages.
     ///
     /// - Parameters:
     ///   - runs: ascending runs, all in the layout.
-    ///   - destination: exactly as long as the runs together.
+    ///   - destination: exactly as long as all runs together.
     func copyPages(
         _ runs: Span<PageRange>, into destination: inout MutableRawSpan
     ) throws(GuestError)
 
-    /// The state besides memory. Called in the pause, so it must be quick.
+    /// Returns the state other than memory. Called in the pause, so it must be fast.
     func captureState() throws(GuestError) -> GuestState
 
-    /// In which way a state is known to be another guest's than this one's; nil if it may be this
-    /// one's.
+    /// How a state is known to belong to another guest; nil if it may be this guest's.
     ///
-    /// Asked once as a session begins, with the state of the lineage's newest checkpoint, while the
-    /// guest runs. The answer is the part of a sentence: "its newest checkpoint is of ...".
+    /// Called once as a session begins, with the state of the lineage's newest checkpoint, while
+    /// the guest runs. The result completes a sentence: "its newest checkpoint is of ...".
     func difference(fromHistory state: GuestState) -> String?
 
     /// Makes the caller the guest's only owner until the claim is released.
     ///
     /// A `CaptureSession` calls it once, before anything else, and releases the claim when it is
-    /// closed. While the guest has an owner it throws `busy`, with what to do about it.
+    /// closed. While the guest has an owner it throws `busy`, with the remedy.
     ///
-    /// The default claims this object. A guest of which two objects can exist claims what they
+    /// The default claims this object. A guest that several objects can represent claims what they
     /// share: its memory (`GuestClaim.init(of:memory:)`) or, between processes, a lock file as
-    /// `XenDomain` has. A guest that wraps another one returns that one's claim.
+    /// `XenDomain` does. A guest that wraps another one returns that guest's claim.
     func claim() throws(GuestError) -> GuestClaim
 }
 
@@ -65,49 +64,50 @@ extension Guest {
     public func difference(fromHistory state: GuestState) -> String? { nil }
 }
 
-/// A guest that can be put back to a checkpoint in place, or filled from one.
+/// A guest that can be reverted to a checkpoint in place, or filled from one.
 public protocol WritableGuest: Guest {
-    /// Throws if the guest could not take such state, before anything of it is changed.
+    /// Throws if the guest could not accept this state, before anything is changed.
     ///
     /// Called while the guest runs.
     func checkState(_ state: GuestState) throws(GuestError)
 
-    /// Makes the guest's layout the given one before pages are written.
+    /// Changes the guest's layout to the given one before pages are written.
     ///
     /// Called in the pause for a revert, and before any page for a restore. A guest whose layout is
     /// fixed throws `sizeMismatch` if it differs and changes nothing.
     func adoptLayout(_ layout: GuestLayout) throws(GuestError)
 
-    /// Puts back what must be so before any page is written.
+    /// Restores the state that must be in place before any page is written.
     ///
     /// Called in the pause for a revert, after `adoptLayout`; never for a restore.
     func prepareState(_ state: GuestState) throws(GuestError)
 
-    /// True if every page that the engine does not write reads as zero after `adoptLayout`: a new
-    /// guest. A restore then skips zero pages.
+    /// True if every page that the engine does not write reads as zero after `adoptLayout`, as in a
+    /// new guest. A restore then skips zero pages.
     var startsZeroed: Bool { get }
 
-    /// Copies pages into the guest, run after run, without a gap between them.
+    /// Copies pages into the guest, one run after another, without gaps.
     ///
     /// For a restore it may be called from several threads at once, never for the same page.
     ///
     /// - Parameters:
     ///   - runs: ascending runs, all in the layout.
-    ///   - source: exactly as long as the runs together; verified already.
+    ///   - source: exactly as long as all runs together; already verified.
     func writePages(_ runs: Span<PageRange>, from source: RawSpan) throws(GuestError)
 
-    /// Puts state besides memory back, after the pages. Called in the pause for a revert.
+    /// Restores the state other than memory, after the pages. Called in the pause for a revert.
     func restoreState(_ state: GuestState) throws(GuestError)
 
-    /// The memory of some frames, one after the other, if this process can reach it; else nil.
+    /// The memory of some frames, contiguous, if this process can access it; else nil.
     ///
-    /// What the engine writes there is like `writePages`: the log sees it. It stays valid until the
-    /// layout changes. Asked for each run of pages, from several threads at once: it must be quick.
+    /// Writes by the engine there count as `writePages`: the log records them. It stays valid until
+    /// the layout changes. Called for each run of pages, from several threads at once: it must be
+    /// fast.
     func mappedMemory(of range: PageRange) -> UnsafeMutableRawBufferPointer?
 }
 
 extension WritableGuest {
-    /// Takes any state.
+    /// Accepts any state.
     public func checkState(_ state: GuestState) throws(GuestError) {}
 
     /// Does nothing.

@@ -1,21 +1,21 @@
 import Synchronization
 
-// A guest has one owner. Two that capture the same guest would share one dirty log: what one takes
-// from it the other never sees, and its checkpoints lack pages without a sign of it.
+// A guest has one owner. Two owners of the same guest would share one dirty log: what one takes
+// from it the other never sees, and its checkpoints silently lack pages.
 //
 //   free -> claimed -> released         `release`, or the last reference is dropped
-//   claimed -> refused                  for everybody else: `busy`
+// claimed -> refused                  for all other callers: `busy`
 //
-// The claims of this process are in one list, compared by what they are of: an object, and ranges
-// of memory. It has an entry for each session, so it is searched from end to end.
+// The claims of this process are in one list, compared by what they cover: an object, and ranges of
+// memory. It has one entry per session, so a linear search is enough.
 
 /// The right of one owner to capture a guest, until it is released.
 ///
-/// Made by `Guest.claim`. It keeps the guest alive. Thread-safe; nothing here blocks.
+/// Returned by `Guest.claim`. It keeps the guest alive. Thread-safe; nothing here blocks.
 public final class GuestClaim: Sendable {
     private struct Entry: Sendable {
         let number: UInt64
-        // Held, so that no other object gets its identity meanwhile.
+        // Referenced, so that no other object gets its identity meanwhile.
         let guest: any Guest
         var memory: [Range<UInt>]
     }
@@ -24,7 +24,7 @@ public final class GuestClaim: Sendable {
         var entries: [Entry] = []
         var lastNumber: UInt64 = 0
 
-        /// Throws if somebody else has the memory.
+        /// Throws if the memory belongs to another claim.
         func check(_ memory: [Range<UInt>], besides number: UInt64?) throws(GuestError) {
             for entry in entries where entry.number != number {
                 let taken = entry.memory.first { one in memory.contains { $0.overlaps(one) } }
@@ -32,7 +32,7 @@ public final class GuestClaim: Sendable {
                 throw GuestError(
                     code: .busy,
                     message: "memory at 0x\(String(taken.lowerBound, radix: 16)) belongs to a "
-                        + "guest that a capture session of this process holds; "
+                        + "guest that a capture session of this process owns; "
                         + GuestClaim.remedy)
             }
         }
@@ -44,11 +44,11 @@ public final class GuestClaim: Sendable {
 
     private let number: UInt64
 
-    /// Claims a guest, and memory of this process that other objects may stand for as well.
+    /// Claims a guest, and memory of this process that other objects may represent too.
     ///
     /// - Parameters:
     ///   - guest: compared by identity.
-    ///   - memory: what else nobody may claim; empty if the object alone says who it is.
+    ///   - memory: what no other claim may include; empty if the object alone identifies the guest.
     /// - Throws: `busy` if this object, or a byte of the memory, is claimed already.
     public init(
         of guest: any Guest, memory: [UnsafeRawBufferPointer] = []
@@ -58,7 +58,7 @@ public final class GuestClaim: Sendable {
             guard !list.entries.contains(where: { $0.guest === guest }) else {
                 throw GuestError(
                     code: .busy,
-                    message: "a capture session of this process holds this guest already; "
+                    message: "a capture session of this process owns this guest already; "
                         + GuestClaim.remedy)
             }
             try list.check(ranges, besides: nil)
@@ -70,11 +70,11 @@ public final class GuestClaim: Sendable {
 
     deinit { release() }
 
-    /// Makes the guest free for another owner.
+    /// Frees the guest for another owner.
     ///
-    /// Harmless the second time: it never ends somebody else's claim.
+    /// Harmless when called again: it never ends another owner's claim.
     public func release() {
-        // Let go outside of the lock: what the guest's end does is not known here.
+        // Released outside the lock: what the guest's deinit does is not known here.
         let released = GuestClaim.list.withLock { list -> Entry? in
             guard let index = list.entries.firstIndex(where: { $0.number == number }) else {
                 return nil
@@ -84,7 +84,7 @@ public final class GuestClaim: Sendable {
         withExtendedLifetime(released) {}
     }
 
-    /// Adds memory that a guest got to its claim; nothing if it has none.
+    /// Adds memory that a guest acquired to its claim; does nothing if it has none.
     ///
     /// - Throws: `busy` if a byte of it is claimed by another guest's owner.
     package static func extend(
@@ -97,7 +97,7 @@ public final class GuestClaim: Sendable {
         }
     }
 
-    /// Takes memory out of a guest's claim again; nothing if it has none.
+    /// Removes memory from a guest's claim; does nothing if it has none.
     package static func withdraw(_ memory: UnsafeRawBufferPointer, of guest: any Guest) {
         list.withLock { list in
             guard let index = list.entries.firstIndex(where: { $0.guest === guest }) else { return }

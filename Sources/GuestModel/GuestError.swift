@@ -1,6 +1,6 @@
-/// Why a guest could not do what was asked of it.
+/// Why a guest could not do what was asked.
 public struct GuestError: Error, Hashable, Sendable {
-    /// The kinds of failure, open for more.
+    /// The kinds of failure; more may be added.
     public struct Code: Hashable, Sendable {
         private enum Kind {
             case unsupported
@@ -21,33 +21,33 @@ public struct GuestError: Error, Hashable, Sendable {
 
         private let kind: Kind
 
-        /// The kernel or hypervisor lacks something this guest needs.
+        /// The kernel or hypervisor lacks something that this guest needs.
         public static let unsupported = Code(kind: .unsupported)
-        /// The guest is gone, or in a state in which the call has no meaning.
+        /// The guest is gone, or in a state in which the call is meaningless.
         public static let unavailable = Code(kind: .unavailable)
-        /// Frames were named that the guest does not have.
+        /// The call named frames that the guest does not have.
         public static let invalidRange = Code(kind: .invalidRange)
-        /// A system or hypervisor call failed; `errno` tells how.
+        /// A system or hypervisor call failed; `errno` has the reason.
         public static let callFailed = Code(kind: .callFailed)
-        /// A file or region has another size than it must have.
+        /// A file or region does not have the required size.
         public static let sizeMismatch = Code(kind: .sizeMismatch)
-        /// The embedder's closure could not hold its threads.
+        /// The embedder's closure could not pause its threads.
         public static let pauseFailed = Code(kind: .pauseFailed)
-        /// The guest would not take the state that a checkpoint holds.
+        /// The guest rejects the state of a checkpoint.
         public static let stateRejected = Code(kind: .stateRejected)
         /// The guest was destroyed.
         public static let gone = Code(kind: .gone)
-        /// The guest crashed; what is left of it stands still.
+        /// The guest crashed; what is left of it is paused.
         public static let crashed = Code(kind: .crashed)
-        /// The guest shut itself down, or reboots.
+        /// The guest shut itself down, or is rebooting.
         public static let shutDown = Code(kind: .shutDown)
-        /// The guest did not do in time what it was asked.
+        /// The guest did not respond in time.
         public static let timedOut = Code(kind: .timedOut)
-        /// Somebody else holds what is needed; later it may be free.
+        /// Another owner has what is needed; it may be free later.
         public static let busy = Code(kind: .busy)
-        /// The history is of another guest.
+        /// The history belongs to another guest.
         public static let anotherGuest = Code(kind: .anotherGuest)
-        /// An option has a value that it cannot have; the message names it, and what it can have.
+        /// An option has an invalid value; the message names it and the valid values.
         public static let invalidOption = Code(kind: .invalidOption)
     }
 

@@ -1,7 +1,7 @@
 /// Which frames of a guest exist, as ascending runs that neither touch nor overlap.
 ///
 /// A hole is not a zero page: a 128 MiB PVH guest has 32,784 pages among a million frame numbers.
-/// Holes cost nothing anywhere. The layout may change from one checkpoint to the next.
+/// Holes cost nothing. The layout may change from one checkpoint to the next.
 public struct GuestLayout: Hashable, Sendable {
     /// The runs, ascending, with at least one missing frame between two of them.
     public let runs: [PageRange]

@@ -1,11 +1,11 @@
-/// What a guest is besides its memory: typed records, opaque to the repository.
+/// The state of a guest other than its memory: typed records, opaque to the repository.
 ///
-/// For a Xen domain these are the HVM context, parameters, TSC and policies; for the own process
-/// whatever the embedder hands over. Order is kept.
+/// For a Xen domain these are the HVM context, parameters, TSC and policies; for the process's own
+/// memory, what the embedder passes. Order is kept.
 public struct GuestState: Hashable, Sendable {
     /// One piece of state.
     public struct Record: Hashable, Sendable {
-        /// What the bytes are, chosen by whoever wrote them: `process.state`, `hvm.context`.
+        /// What the bytes are, chosen by the writer: `process.state`, `hvm.context`.
         public var kind: String
         /// The state itself.
         public var bytes: [UInt8]
@@ -25,7 +25,7 @@ public struct GuestState: Hashable, Sendable {
         self.records = records
     }
 
-    /// No state besides memory.
+    /// No state other than memory.
     public static let empty = GuestState()
 
     /// The bytes of the first record of a kind, or nil.

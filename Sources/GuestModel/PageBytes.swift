@@ -1,21 +1,22 @@
 import Synchronization
 
-/// Bytes of a file that may be guests' pages, as they are or packed.
+/// Bytes of a file that may be guests' pages, raw or compressed.
 ///
-/// What may be is in `PageMemory`, so that it is in no core dump; slices share it, and it goes back
-/// with the last of them.
+/// If they may be, they are in `PageMemory`, and so in no core dump; slices share the memory, which
+/// is freed with the last of them.
 package struct PageBytes: RandomAccessCollection, @unchecked Sendable {
-    // Unchecked: it is filled before anybody else has it, and never changed.
+    // Unchecked: it is filled before anyone else can access it, and never changed.
     private let memory: PageBuffer
     package let startIndex: Int
     package let endIndex: Int
 
-    /// Makes bytes of what `fill` puts in.
+    /// Makes bytes from what `fill` writes.
     ///
     /// - Parameters:
-    ///   - byteCount: room.
-    ///   - isHidden: true if they may be pages; false for what nobody hides, which costs less.
-    ///   - fill: is given the room, and returns how much of it is filled.
+    ///   - byteCount: the room that `fill` gets.
+    ///   - isHidden: true if they may be pages; false for bytes that need no hiding, which costs
+    ///     less.
+    ///   - fill: is given the room, and returns how many bytes it filled.
     package init<E: Error>(
         byteCount: Int, isHidden: Bool = true,
         _ fill: (UnsafeMutableRawBufferPointer) throws(E) -> Int
@@ -40,7 +41,7 @@ package struct PageBytes: RandomAccessCollection, @unchecked Sendable {
         return PageBytes(memory, range)
     }
 
-    /// Runs `body` with the bytes, which are there as long as it runs.
+    /// Runs `body` with the bytes, which are valid only during the call.
     package func withUnsafeBytes<T, E: Error>(
         _ body: (UnsafeRawBufferPointer) throws(E) -> T
     ) throws(E) -> T {
@@ -49,16 +50,16 @@ package struct PageBytes: RandomAccessCollection, @unchecked Sendable {
     }
 }
 
-/// Memory for bytes of one owner, which goes with the last reference to it.
+/// Memory for bytes with one owner, freed with the last reference to it.
 package final class PageBuffer: @unchecked Sendable {
-    // Unchecked: its one owner fills it, and lets others see it when it no longer changes.
+    // Unchecked: its one owner fills it, and shares it only when it no longer changes.
     package let bytes: UnsafeMutableRawBufferPointer
     /// True if it is in no core dump.
     package let isHidden: Bool
 
-    /// Makes a buffer with anything in it.
+    /// Makes an uninitialized buffer.
     ///
-    /// - Parameter isHidden: true if it may have guests' pages; false costs less.
+    /// - Parameter isHidden: true if it may hold guests' pages; false costs less.
     package init(byteCount: Int, isHidden: Bool) {
         self.isHidden = isHidden
         bytes =
@@ -72,8 +73,8 @@ package final class PageBuffer: @unchecked Sendable {
     }
 }
 
-/// `PageMemory` that was given back, for who asks next: of a new mapping each page costs a fault,
-/// which takes longer than reading the page.
+/// Freed `PageMemory`, kept for reuse: in a new mapping each page costs a fault, which takes longer
+/// than reading the page.
 ///
 /// At most 16 buffers of each power of two from 16 KiB to 1 MiB are kept, 32 MiB in all.
 private enum SparePageMemory {
@@ -82,13 +83,13 @@ private enum SparePageMemory {
     /// Addresses by size.
     private static let spare = Mutex<[Int: [UInt]]>([:])
 
-    /// The size that is reserved for so many bytes.
+    /// The size that is reserved for this byte count.
     private static func size(for byteCount: Int) -> Int {
         guard byteCount > sizes.lowerBound else { return sizes.lowerBound }
         return 1 << (Int.bitWidth - (byteCount - 1).leadingZeroBitCount)
     }
 
-    /// Memory with anything in it.
+    /// Returns uninitialized memory.
     static func take(byteCount: Int) -> UnsafeMutableRawBufferPointer {
         guard byteCount <= sizes.upperBound else {
             return PageMemory.allocate(byteCount: byteCount)

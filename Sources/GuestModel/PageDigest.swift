@@ -1,6 +1,6 @@
 /// A BLAKE3-256 digest: of a page, of a node of the page map, or of a manifest.
 ///
-/// Kept as four words so that a digest needs no allocation; the words hold the digest's bytes in
+/// Stored as four words so that a digest needs no allocation; the words hold the digest's bytes in
 /// order, the first byte in the lowest bits of the first word.
 public struct PageDigest: Hashable, Sendable {
     /// Bytes in a digest.

@@ -1,4 +1,4 @@
-/// The unit of guest memory that checkpoints deal in.
+/// The unit of guest memory in checkpoints.
 public enum Page {
     /// Bytes in a page: 4096, whatever larger mappings the guest uses.
     public static let byteCount = 4096
@@ -7,8 +7,8 @@ public enum Page {
 /// A guest pseudo-physical frame number.
 ///
 /// The name and meaning are Xen's (`xen/include/xen/mm.h`): for HVM and PVH guests it equals the
-/// GFN. For memory of the own process it is the page's position in the order in which regions were
-/// registered.
+/// GFN. For the process's own memory it is the page's position, counted in the order in which
+/// regions were registered.
 public struct PageFrameNumber: RawRepresentable, Hashable, Comparable, Sendable {
     /// The frame number; byte address divided by 4096.
     public let rawValue: UInt64

@@ -1,14 +1,14 @@
 import Glibc
 
-/// Memory for what guests' pages hold, which is left out of this process's core dumps.
+/// Memory for the contents of guests' pages, excluded from this process's core dumps.
 ///
-/// For buffers: they hold other people's memory, and a dump is often sent to somebody. Only
-/// mappings of its own are advised of: a piece of another one that was would be a mapping more, and
-/// the kernel allows a process some 65,000.
+/// Used for buffers: they hold guests' data, and core dumps are often passed on. Only whole
+/// mappings are advised: advising a part of a mapping would split it, and the kernel limits a
+/// process to about 65,000 mappings.
 package enum PageMemory {
-    /// Reserves memory, whole pages of it, zeroed; traps if there is none.
+    /// Reserves whole pages of zeroed memory; traps if there is none.
     ///
-    /// `mmap(2)`, and `madvise(2)` with MADV_DONTDUMP. The kernel gives a page when it is first
+    /// `mmap(2)`, and `madvise(2)` with MADV_DONTDUMP. The kernel allocates a page when it is first
     /// touched.
     package static func allocate(byteCount: Int) -> UnsafeMutableRawBufferPointer {
         guard let memory = allocateIfPossible(byteCount: byteCount) else {
@@ -17,7 +17,7 @@ package enum PageMemory {
         return memory
     }
 
-    /// The same; nil if there is none.
+    /// Like `allocate`, but returns nil if there is no memory.
     package static func allocateIfPossible(byteCount: Int) -> UnsafeMutableRawBufferPointer? {
         let size = roundedUp(byteCount)
         guard
@@ -25,12 +25,12 @@ package enum PageMemory {
                 nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
             UInt(bitPattern: memory) != .max
         else { return nil }
-        // Fails on kernels that were built without it only; nothing else can be done there.
+        // Fails only on kernels built without it; nothing else can be done there.
         _ = madvise(memory, size, MADV_DONTDUMP)
         return UnsafeMutableRawBufferPointer(start: memory, count: byteCount)
     }
 
-    /// Gives memory back that `allocate` reserved.
+    /// Frees memory that `allocate` reserved.
     package static func deallocate(_ memory: UnsafeMutableRawBufferPointer) {
         munmap(memory.baseAddress, roundedUp(memory.count))
     }

@@ -1,19 +1,19 @@
-/// A guest that is held still, until this value is consumed.
+/// A guest that is paused until this value is consumed.
 ///
-/// It exists so that no path can forget the guest: leaving a scope by any error resumes it.
+/// It ensures that the guest is resumed: leaving a scope by any error resumes it.
 public struct PausedGuest: ~Copyable {
     // nil once resumed, so that `deinit` has nothing left to do.
     private var guest: (any Guest)?
 
-    /// Holds the guest still.
+    /// Pauses the guest.
     public init(pausing guest: any Guest) throws(GuestError) {
         try guest.pause()
         self.guest = guest
     }
 
-    /// Lets the guest run on, and reports if it would not.
+    /// Resumes the guest, and throws if that fails.
     ///
-    /// A first failure is tried once more: a hypervisor answers EBUSY or EINTR at times.
+    /// A failure is retried once: a hypervisor sometimes returns EBUSY or EINTR.
     public consuming func resume() throws(GuestError) {
         guard let guest = self.guest else { return }
         self.guest = nil
@@ -21,8 +21,8 @@ public struct PausedGuest: ~Copyable {
     }
 
     deinit {
-        // The error that left the scope is the one reported; a guest that will not resume
-        // after two tries has nobody else to tell.
+        // The error that left the scope is the one reported; if the guest does not resume after two
+        // tries, there is no caller left to tell.
         if let guest { try? PausedGuest.resume(guest) }
     }
 

@@ -1,11 +1,11 @@
-/// Text from a file, a guest or another process, as a terminal or a log can take it.
+/// Text from a file, a guest or another process, made safe for a terminal or a log.
 public enum PrintableText {
-    /// The text with everything escaped that is not simply shown: control characters, such as the
-    /// escape that begins a terminal's commands, line breaks, characters that change the direction
-    /// of writing, and other invisible ones.
+    /// The text with every character escaped that is not plainly visible: control characters, such
+    /// as the escape that begins a terminal's commands, line breaks, characters that change the
+    /// direction of writing, and other invisible ones.
     ///
-    /// `\n`, `\r` and `\t` are written so, the others as `\u{1b}`. Text that has none of them comes
-    /// back as it is. O(length).
+    /// `\n`, `\r` and `\t` are written as such, the others as `\u{1b}`. Text without any of them is
+    /// returned unchanged. O(length).
     public static func escape(_ text: String) -> String {
         guard text.unicodeScalars.contains(where: isEscaped) else { return text }
         var result = ""
@@ -22,9 +22,9 @@ public enum PrintableText {
         return result
     }
 
-    /// The text of a name that need not be UTF-8: bytes that are not are written as `\xff`.
+    /// The text of a name that need not be UTF-8: invalid bytes are written as `\xff`.
     ///
-    /// Control characters stay; `escape` is for them. O(length).
+    /// Control characters are kept; use `escape` for them. O(length).
     public static func text(of bytes: some Collection<UInt8>) -> String {
         if let text = String(validating: bytes, as: UTF8.self) { return text }
         var parser = Unicode.UTF8.ForwardParser()
@@ -46,9 +46,9 @@ public enum PrintableText {
         }
     }
 
-    /// True if a character is not simply shown.
+    /// True if a character is escaped.
     public static func isEscaped(_ scalar: Unicode.Scalar) -> Bool {
-        // Most text by far.
+        // Nearly all text.
         if scalar.value >= 0x20 && scalar.value < 0x7f { return false }
         switch scalar.properties.generalCategory {
         case .control, .format, .lineSeparator, .paragraphSeparator: return true

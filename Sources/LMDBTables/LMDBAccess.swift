@@ -1,9 +1,9 @@
-/// How the index is opened.
+/// How to open the index.
 package enum LMDBAccess: Sendable {
-    /// It is made if it is missing; with the writer's lock.
+    /// Creates a missing index; requires the writer's lock.
     case writing
-    /// Nothing is made, and no lock of LMDB is waited for; its table of readers is written.
+    /// Creates nothing and never waits for LMDB's locks; writes only LMDB's reader table.
     case reading
-    /// Nothing is written at all: what a writer changes meanwhile is noticed afterwards.
+    /// Writes nothing at all: a writer's changes in the meantime are detected afterwards.
     case readingWithoutLocks
 }

@@ -3,25 +3,26 @@ import Glibc
 package import PackStore
 import Synchronization
 
-// Every call of liblmdb that the store makes. LMDB is a key-value store in one memory-mapped file
-// with one writer and readers that never wait; http://www.lmdb.tech/doc/.
+// All of the store's calls to liblmdb. LMDB is a key-value store in one memory-mapped file, with
+// one writer and readers that never wait; http://www.lmdb.tech/doc/.
 
 /// An open LMDB environment with the index's tables.
 ///
-/// LMDB forbids a process to open the same files twice, so `IndexEnvironments` hands out one.
+/// LMDB forbids a process to open the same files twice, so `IndexEnvironments` shares them.
 package final class LMDBEnvironment: @unchecked Sendable {
     // Unchecked: LMDB environments may be used from any thread; the handles never change.
     private let environment: OpaquePointer
     package let tables: [LMDBTableID]
     package let isReadOnly: Bool
     private let pageByteCount: Int
-    /// Where the files of a temporary index lie; nil for the one of a store.
+    /// Where the files of a temporary index are; nil for the index of a store.
     private let temporaryPlace: String?
     private let pacing = Mutex((WritebackPacing(), ContinuousClock.now))
 
-    /// Address space for the file; it grows as needed and this is never allocated.
+    /// Address space for the file; the file grows as needed, and the address space is only
+    /// reserved.
     ///
-    /// A process that may not have so much (`ulimit -v`) gets less.
+    /// A process whose address space is limited (`ulimit -v`) gets less.
     private static let mapByteCounts = [256 << 30, 16 << 30, 1 << 30, 256 << 20]
 
     private static let readerCountMax = 1024
@@ -29,11 +30,12 @@ package final class LMDBEnvironment: @unchecked Sendable {
     private static let dataName = "data.mdb"
     private static let lockName = "lock.mdb"
 
-    /// Opens an environment, with as much address space as can be had.
+    /// Opens an environment, with as much address space as is available.
     ///
-    /// Throws `LMDBError`, or `FileError` if one of its files is odd or another user's.
+    /// Throws `LMDBError`, or `FileError` if one of its files is of the wrong kind or another
+    /// user's.
     ///
-    /// - Parameter temporaryPlace: where the files of a temporary index lie, for errors.
+    /// - Parameter temporaryPlace: where the files of a temporary index are, for error messages.
     package convenience init(
         _ directory: OpenDirectory, tables names: [String], _ access: LMDBAccess,
         temporaryPlace: String? = nil
@@ -60,11 +62,11 @@ package final class LMDBEnvironment: @unchecked Sendable {
         mapByteCount: Int, temporaryPlace: String?
     ) throws {
         let isReadOnly = access == .readingWithoutLocks
-        // It writes the heads of a new file.
+        // Opening writes the meta pages of a new file.
         let held = HeldSizeSignal()
         defer { held.release() }
         try LMDBEnvironment.checkHeads(directory)
-        // LMDB makes it otherwise.
+        // LMDB would create it otherwise.
         if access != .writing, try directory.status(of: LMDBEnvironment.dataName) == nil {
             throw LMDBError(call: "open", code: ENOENT)
         }
@@ -83,8 +85,8 @@ package final class LMDBEnvironment: @unchecked Sendable {
             try LMDBEnvironment.check(
                 mdb_env_set_maxreaders(environment, UInt32(LMDBEnvironment.readerCountMax)),
                 "mdb_env_set_maxreaders")
-            // No sync: the index is derived, and made anew after a power cut (`Index.isSound`).
-            // No TLS: a read transaction may end on another thread than it began on.
+            // No sync: the index is derived, and rebuilt after a power failure (`Index.isSound`).
+            // No TLS: a read txn may end on a thread other than the one that began it.
             let flags = MDB_NOTLS | MDB_NOSYNC | (isReadOnly ? MDB_RDONLY | MDB_NOLOCK : 0)
             try LMDBEnvironment.check(
                 mdb_env_open(environment, directory.systemPath(), UInt32(flags), 0o600),
@@ -93,7 +95,7 @@ package final class LMDBEnvironment: @unchecked Sendable {
             var status = MDB_stat()
             try LMDBEnvironment.check(mdb_env_stat(environment, &status), "mdb_env_stat")
             pageByteCount = Int(status.ms_psize)
-            // A page behind the file's end would be read, and end the process.
+            // Reading a page beyond the end of the file would end the process.
             let needed = try LMDBEnvironment.neededByteCount(environment, pageByteCount)
             guard try LMDBEnvironment.file(environment).byteCount >= needed else {
                 throw LMDBError.contradiction(in: "mdb_env_open")
@@ -115,8 +117,8 @@ package final class LMDBEnvironment: @unchecked Sendable {
         mdb_env_close(environment)
     }
 
-    /// Fails unless what lies under the names of LMDB's files was made by this user: LMDB follows
-    /// symbolic links, writes whatever has the name, and trusts what it finds in it.
+    /// Fails unless the files that LMDB will open were created by this user: LMDB follows symbolic
+    /// links, writes to any file of that name, and trusts its contents.
     package static func checkFiles(_ directory: OpenDirectory) throws(FileError) {
         try checkOwner(try directory.status(), directory.path)
         for name in [dataName, lockName] {
@@ -127,7 +129,7 @@ package final class LMDBEnvironment: @unchecked Sendable {
             }
             guard status.st_nlink == 1 else {
                 throw FileError(
-                    .odd("a file with another name besides, not the index's own file"),
+                    .odd("a file with another hard link, not the index's own file"),
                     path: path, errno: EMLINK)
             }
             try checkOwner(status, path)
@@ -140,7 +142,7 @@ package final class LMDBEnvironment: @unchecked Sendable {
         }
     }
 
-    /// Fails if LMDB has opened other files than those that were looked at.
+    /// Fails if LMDB has opened files other than those that were checked.
     private static func checkOpened(
         _ environment: OpaquePointer, _ directory: OpenDirectory, _ lock: stat?, isReadOnly: Bool
     ) throws {
@@ -159,21 +161,21 @@ package final class LMDBEnvironment: @unchecked Sendable {
         }
     }
 
-    /// Fails if LMDB would trust a damaged head of its file: it takes the size of its pages from
-    /// there and how many there are, and maps as many.
+    /// Fails if LMDB would trust a damaged meta page of its file: it takes the page size and the
+    /// number of pages from there, and maps that much.
     ///
-    /// Two heads, at the file's beginning and a page behind it; each is used in turn. Their layout
-    /// is that of LMDB 0.9 (`MDB_page`, `MDB_meta` of mdb.c): a page head of 16 bytes, magic u32,
-    /// version u32, address u64, map size u64, and two tables of 48 bytes, of which the first
-    /// begins with the page size; then the last page u64.
+    /// There are two meta pages, at the beginning of the file and one page after it, used
+    /// alternately. Their layout is that of LMDB 0.9 (`MDB_page`, `MDB_meta` of mdb.c): a page
+    /// header of 16 bytes, magic u32, version u32, address u64, map size u64, and two tables of 48
+    /// bytes, of which the first begins with the page size; then the last page u64.
     private static func checkHeads(_ directory: OpenDirectory) throws {
-        // A new one has none.
+        // A new file has none.
         guard try directory.status(of: dataName) != nil else { return }
         let descriptor = try directory.open(dataName, O_RDONLY)
         defer { system_close(descriptor) }
         var status = stat()
         guard system_fstat(descriptor, &status) == 0, status.st_size > 0 else { return }
-        // Of larger pages LMDB takes half or less.
+        // If the system's pages are larger, LMDB uses half of that or less.
         let pageByteCount = min(Int(sysconf(Int32(_SC_PAGESIZE))), 0x8000)
         let pageCount = UInt64(Int(status.st_size) / pageByteCount)
         try withUnsafeTemporaryAllocation(byteCount: 152, alignment: 8) {
@@ -190,15 +192,15 @@ package final class LMDBEnvironment: @unchecked Sendable {
         }
     }
 
-    /// Fails if LMDB would follow something in its file that is damaged (`LMDBFileCheck`).
+    /// Fails if LMDB would follow damaged references in its file (`LMDBFileCheck`).
     ///
-    /// Looks at one moment of it, which a transaction keeps as it is while a writer goes on;
-    /// beginning one follows nothing.
+    /// Checks one snapshot of it, which a txn preserves while a writer continues; beginning a txn
+    /// follows no references.
     private static func checkPages(
         _ environment: OpaquePointer, _ pageByteCount: Int, isReadOnly: Bool
     ) throws(LMDBError) {
         let descriptor = try file(environment).descriptor
-        // Another round only where a writer goes on between two calls, or is not held up.
+        // Another round is needed only if a writer commits between two calls, or is not held off.
         for _ in 0..<16 {
             var transaction: OpaquePointer?
             try check(
@@ -209,7 +211,7 @@ package final class LMDBEnvironment: @unchecked Sendable {
             do throws(LMDBError) {
                 if try file.check(moment: moment) == .sound { return }
             } catch {
-                // Without the right to lock, a writer may have written over what was read.
+                // Without permission to lock, a writer may have overwritten what was read.
                 guard isReadOnly else { throw error }
                 var information = MDB_envinfo()
                 try check(mdb_env_info(environment, &information), "mdb_env_info")
@@ -219,15 +221,15 @@ package final class LMDBEnvironment: @unchecked Sendable {
         throw LMDBError(call: "mdb_txn_begin", code: EBUSY)
     }
 
-    /// Has room for the lock file before LMDB maps it: a write to a mapped page that a full disk
-    /// has no room for ends the process.
+    /// Reserves disk space for the lock file before LMDB maps it: a write to a mapped page for
+    /// which a full disk has no space ends the process.
     ///
-    /// Its size is LMDB's to set: 64 bytes a reader, and less than a page besides.
+    /// LMDB chooses its size: 64 bytes per reader, and less than a page in addition.
     private static func reserveLockFile(_ directory: OpenDirectory) throws {
         let descriptor = try directory.open(lockName, O_RDWR | O_CREAT, 0o600)
         defer { system_close(descriptor) }
-        // Whoever opens it first holds a lock on its first byte until it is set up, and LMDB waits
-        // for that without end: for a process that was stopped just then, too.
+        // The first process to open it holds a lock on its first byte until it is set up, and LMDB
+        // waits for that lock indefinitely, even if that process is suspended at that moment.
         for _ in 0..<25 {
             guard system_isLocked(descriptor, at: 0, 1) == true else { break }
             WallClock.sleep(milliseconds: 20)
@@ -243,7 +245,7 @@ package final class LMDBEnvironment: @unchecked Sendable {
         _ environment: OpaquePointer, _ names: [String], _ access: LMDBAccess
     ) throws(LMDBError) -> [LMDBTableID] {
         do throws(LMDBError) {
-            // A transaction that writes waits for one of another process.
+            // A write txn would wait for one of another process.
             return try openTables(environment, names, makesThem: false)
         } catch  where error.code == MDB_NOTFOUND && access == .writing {
             return try openTables(environment, names, makesThem: true)
@@ -271,7 +273,7 @@ package final class LMDBEnvironment: @unchecked Sendable {
         return tables
     }
 
-    /// Runs `body` in a read transaction: one moment of the index.
+    /// Runs `body` in a read txn: a snapshot of the index.
     package func read<T, E: Error>(
         _ body: (borrowing LMDBTxn) throws(E) -> T
     ) throws -> T {
@@ -281,8 +283,8 @@ package final class LMDBEnvironment: @unchecked Sendable {
         guard let handle else { throw LMDBError(call: "mdb_txn_begin", code: ENOMEM) }
         let transaction = LMDBTxn(handle: handle)
         guard isReadOnly else { return try body(transaction) }
-        // Without the right to lock, nothing keeps a writer from the pages of this moment once it
-        // has begun its second transaction after it: what was read is discarded then.
+        // Without permission to lock, a writer may reuse the pages of this snapshot from its second
+        // txn after it: what was read is then discarded.
         let moment = mdb_txn_id(handle)
         let result = Result { try body(transaction) }
         var information = MDB_envinfo()
@@ -290,15 +292,15 @@ package final class LMDBEnvironment: @unchecked Sendable {
         guard information.me_last_txnid <= moment + 1 else {
             throw RepositoryError(
                 .busy,
-                "a writer changed the index while it was read, and without the right to write "
-                    + "there it cannot be held; try again")
+                "a writer changed the index while it was being read, and without write permission "
+                    + "the reader cannot prevent that; try again")
         }
         return try result.get()
     }
 
-    /// Runs `body` in a write transaction, and commits it if `body` returns.
+    /// Runs `body` in a write txn, and commits it if `body` returns.
     package func write<T>(_ body: (borrowing LMDBTxn) throws -> T) throws -> T {
-        // What `body` changes may be written before the end, when there is much of it.
+        // LMDB may write large changes before the commit.
         let held = HeldSizeSignal()
         defer { held.release() }
         do {
@@ -312,7 +314,7 @@ package final class LMDBEnvironment: @unchecked Sendable {
             return value
         } catch let error as LMDBError where error.isWrite {
             guard let temporaryPlace else { throw error }
-            // LMDB says EIO of a write that a full disk cut short.
+            // LMDB reports EIO for a write that a full disk cut short.
             let file = try? LMDBEnvironment.file(environment)
             let isFull = file.map { system_isFull($0.descriptor) } ?? false
             throw FileError(
@@ -321,10 +323,10 @@ package final class LMDBEnvironment: @unchecked Sendable {
         }
     }
 
-    /// Makes the file as long as its pages say.
+    /// Extends the file to the length that its pages require.
     ///
-    /// LMDB leaves out pages at its end that a transaction took and gave back; with them, a file
-    /// that is shorter was cut.
+    /// LMDB does not write pages at the end of the file that a txn allocated and freed; once these
+    /// are included, a shorter file has been truncated.
     private func fill() throws(LMDBError) {
         let needed = try LMDBEnvironment.neededByteCount(environment, pageByteCount)
         let file = try LMDBEnvironment.file(environment)
@@ -333,7 +335,7 @@ package final class LMDBEnvironment: @unchecked Sendable {
         }
     }
 
-    /// Bytes of the pages that the environment has.
+    /// Total size of the environment's pages in bytes.
     private static func neededByteCount(
         _ environment: OpaquePointer, _ pageByteCount: Int
     ) throws(LMDBError) -> Int {
@@ -345,7 +347,7 @@ package final class LMDBEnvironment: @unchecked Sendable {
         return bytes
     }
 
-    /// The environment's file, and its length.
+    /// The environment's file descriptor and file size.
     private static func file(
         _ environment: OpaquePointer
     ) throws(LMDBError) -> (descriptor: Int32, byteCount: Int) {
@@ -358,7 +360,7 @@ package final class LMDBEnvironment: @unchecked Sendable {
         return (descriptor, Int(status.st_size))
     }
 
-    /// Has some of the file written back, the share whose turn it is (`WritebackPacing`).
+    /// Starts writeback of the part of the file that is due (`WritebackPacing`).
     ///
     /// Does not wait for the disk.
     package func writeBackShare() throws(LMDBError) {
@@ -372,10 +374,10 @@ package final class LMDBEnvironment: @unchecked Sendable {
         system_startWriteback(file.descriptor, share)
     }
 
-    /// Writes the file, as it is at one moment, to an empty one; waits for nobody.
+    /// Writes a snapshot of the file to an empty one; takes no locks that could block.
     ///
-    /// `mdb_env_copy` does the same and waits for who writes. The heads are read first: later ones
-    /// would name pages that were not read yet, or that a writer has written over since.
+    /// `mdb_env_copy` does the same but waits for the writer. The meta pages are read first: later
+    /// ones could refer to pages that were not read yet, or that a writer has overwritten since.
     package func copy(to target: Int32) throws {
         try read { transaction in
             let file = try LMDBEnvironment.file(environment)
@@ -412,7 +414,7 @@ package final class LMDBEnvironment: @unchecked Sendable {
         }
     }
 
-    /// Brings all that was committed to the disk.
+    /// Writes everything committed to the disk.
     package func sync() throws(LMDBError) {
         try LMDBEnvironment.check(mdb_env_sync(environment, 1), "mdb_env_sync")
     }

@@ -1,14 +1,14 @@
 import CLMDB
 import Glibc
 
-/// A call of liblmdb that failed.
+/// A failed call of liblmdb.
 package struct LMDBError: Error, Hashable {
     package let call: String
     package let code: Int32
-    /// True if it was found by whoever read a value, and `call` is what the value is.
+    /// True if data that was read is invalid, in which case `call` describes it.
     var isValue = false
 
-    /// True if the files are damaged or not LMDB's: the index is to be made anew.
+    /// True if the files are damaged or not LMDB's: the index must be rebuilt.
     package var isDamage: Bool {
         [
             MDB_CORRUPTED, MDB_PAGE_NOTFOUND, MDB_INVALID, MDB_VERSION_MISMATCH, MDB_PANIC,
@@ -16,38 +16,38 @@ package struct LMDBError: Error, Hashable {
         ].contains(code)
     }
 
-    /// True if there is no such file or table.
+    /// True if the file or table does not exist.
     package var isMissing: Bool { [ENOENT, MDB_NOTFOUND].contains(code) }
 
-    /// True if another process is at a point where the files cannot be opened for the moment.
+    /// True if another process prevents the files from being opened at the moment.
     package var isBusy: Bool { code == EBUSY }
 
-    /// True if the permissions or the mount forbid it.
+    /// True if the permissions or the mount forbids it.
     package var isForbidden: Bool { [EACCES, EPERM, EROFS].contains(code) }
 
-    /// True if the address space of this process is used up.
+    /// True if the address space of this process is exhausted.
     package var isOutOfAddresses: Bool { code == MDB_MAP_FULL }
 
-    /// True if the files could not be written; LMDB says EIO of a write that a full disk or the
-    /// limit of file sizes cut short.
+    /// True if the files could not be written; LMDB reports EIO for a write that a full disk or the
+    /// file size limit cut short.
     package var isWrite: Bool { [ENOSPC, EDQUOT, EFBIG, EIO].contains(code) }
 }
 
 extension LMDBError {
     private static let damaged = MDB_CORRUPTED
 
-    /// Tables that contradict each other.
+    /// Tables that contradict one another.
     package static func contradiction(in table: String) -> LMDBError {
         LMDBError(call: table, code: damaged)
     }
 
-    /// A value that no writer made.
+    /// A value that no writer can have written.
     package static func damagedValue(_ name: String) -> LMDBError {
         LMDBError(call: name, code: damaged, isValue: true)
     }
 
-    /// LMDB's own words for the failure.
+    /// LMDB's description of the failure.
     package var reason: String {
-        isValue ? "no writer makes such a value" : String(cString: mdb_strerror(code))
+        isValue ? "no writer writes such a value" : String(cString: mdb_strerror(code))
     }
 }

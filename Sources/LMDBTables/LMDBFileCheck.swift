@@ -1,12 +1,13 @@
 import Glibc
 import PackStore
 
-// LMDB maps its file and follows page numbers and offsets in it without a look: one byte that
-// rotted ends the process (SIGSEGV, SIGBUS), or has it write where it must not. So before LMDB
-// follows anything, this reads each page that it can come to, and the checksum of each value.
+// LMDB maps its file and follows page numbers and offsets in it without validation: one corrupted
+// byte can end the process (SIGSEGV, SIGBUS) or make it write to wrong places. So before LMDB
+// follows any of them, this class reads each page that LMDB can reach, and verifies the checksum of
+// each value.
 //
-// The layout is that of LMDB 0.9 on a machine of 64 bits (`MDB_page`, `MDB_node`, `MDB_db` and
-// `MDB_meta` of mdb.c), numbers as the machine has them:
+// The layout is that of LMDB 0.9 on a 64-bit machine (`MDB_page`, `MDB_node`, `MDB_db` and
+// `MDB_meta` of mdb.c), with numbers in native byte order:
 //
 //   page      number u64, pad u16, flags u16, then
 //             branch, leaf: lower u16, upper u16, and up to `lower` the offsets u16 of the nodes,
@@ -21,20 +22,20 @@ import PackStore
 //   tree      pad u32, flags u16, depth u16, branch pages, leaf pages, overflow pages, entries,
 //             root: u64 each; root 2^64-1: empty
 //
-// The keys of the first tree are numbers u64 of transactions, and the data is a list of the pages
-// that it freed: their count, and their numbers, the highest first. The second has a tree for each
-// name; those are the index's tables.
+// The keys of the first tree are txn IDs u64, and the data is the list of pages that the txn freed:
+// their count, and their numbers in descending order. The second tree has one tree per name; those
+// are the index's tables.
 
-/// Looks through an LMDB file of the index, with `pread` alone.
+/// Checks an LMDB file of the index, using only `pread`.
 package final class LMDBFileCheck {
-    /// What was found at a moment of the file.
+    /// The result of checking a snapshot of the file.
     package enum Outcome {
         case sound
-        /// The moment is not in the file any more, because a writer goes on.
+        /// The snapshot is no longer in the file, because a writer continued.
         case passed
     }
 
-    /// One of the trees.
+    /// A tree of the file.
     private struct Tree {
         static let byteCount = 48
         static let noRoot = UInt64.max
@@ -71,7 +72,7 @@ package final class LMDBFileCheck {
         case table
     }
 
-    /// What was met of one tree.
+    /// What was counted in one tree.
     private struct Tally {
         let kind: Kind
         let depth: Int
@@ -85,13 +86,13 @@ package final class LMDBFileCheck {
     private static let pageHeadByteCount = 16
     private static let nodeHeadByteCount = 8
     private static let keyByteCountMax = 511
-    /// Levels that a cursor of LMDB can go down.
+    /// Maximum depth that LMDB's cursors support.
     private static let depthMax = 32
     private static let branchFlag: UInt16 = 1
     private static let leafFlag: UInt16 = 2
     private static let overflowFlag: UInt16 = 4
     private static let metaFlag: UInt16 = 8
-    /// Of the free pages' tree: its keys are numbers.
+    /// For the tree of free pages, whose keys are numbers.
     private static let integerKeyFlag: UInt16 = 8
     private static let bigDataFlag: UInt16 = 1
     private static let treeFlag: UInt16 = 2
@@ -99,21 +100,21 @@ package final class LMDBFileCheck {
     private let descriptor: Int32
     private let pageByteCount: Int
     private let checksValues: Bool
-    /// Pages of the file that LMDB may use.
+    /// Number of pages in the file that LMDB may use.
     private var pageCount: UInt64 = 0
     private var moment: UInt64 = 0
-    /// A bit for each page that was met, used or free.
+    /// One bit for each page that was visited, used or free.
     private var met: [UInt64] = []
-    /// Room for one page of each level.
+    /// One page buffer per level.
     private var buffers: [UnsafeMutableRawBufferPointer] = []
-    /// The parts of one page that its nodes take, two bytes each.
+    /// The parts of the current page that its nodes occupy, two bytes per bit.
     private var taken: [UInt64]
     private var tables: [Tree] = []
 
     /// - Parameters:
-    ///   - descriptor: of the file.
-    ///   - pageByteCount: bytes of LMDB's pages.
-    ///   - checksValues: false, for fuzzing, to leave out the checksums of values.
+    ///   - descriptor: the file.
+    ///   - pageByteCount: LMDB's page size in bytes.
+    ///   - checksValues: false, for fuzzing, to skip the checksums of values.
     package init(descriptor: Int32, pageByteCount: Int, checksValues: Bool = true) {
         self.checksValues = checksValues
         self.descriptor = descriptor
@@ -125,18 +126,18 @@ package final class LMDBFileCheck {
         for buffer in buffers { buffer.deallocate() }
     }
 
-    /// Checks the file as a transaction sees it.
+    /// Checks the file as seen by a txn.
     ///
-    /// Costs reading the file once, and a bit a page of memory. Throws what is wrong.
+    /// Costs one read of the whole file, and one bit of memory per page. Throws what is wrong.
     ///
-    /// - Parameter moment: the number of the transaction. It keeps a writer from its pages.
+    /// - Parameter moment: the ID of the txn, which keeps a writer from reusing its pages.
     package func check(moment: UInt64) throws(LMDBError) -> Outcome {
         self.moment = moment
         var heads: [(free: Tree, main: Tree, last: UInt64, number: UInt64)] = []
         for slot in 0..<2 as Range<UInt64> {
             let head = try page(slot, level: 0)
             let number: UInt64 = head.number(at: 144)
-            // Each transaction writes one of the two in turn; a new file has number 0 in both.
+            // Txns write the two alternately; a new file has number 0 in both.
             guard head.number(at: 10) as UInt16 == LMDBFileCheck.metaFlag,
                 number == 0 || number % 2 == slot, number < UInt64(Int64.max)
             else { throw fault(slot, "the head") }
@@ -156,7 +157,7 @@ package final class LMDBFileCheck {
         guard system_fstat(descriptor, &status) == 0 else {
             throw LMDBError(call: "fstat", code: errno)
         }
-        // The head may name pages that the file lacks; none of them may be used.
+        // The meta page may count pages beyond the end of the file; none of them may be used.
         let inFile = UInt64(Int(status.st_size) / pageByteCount)
         guard head.last < inFile, head.last >= 1 else { throw fault(moment % 2, "the last page") }
         pageCount = head.last + 1
@@ -174,7 +175,7 @@ package final class LMDBFileCheck {
             }
             try check(table, .table)
         }
-        // The last: what is free must not have been met.
+        // Last, because a free page must not have been visited.
         try check(head.free, .free)
         return .sound
     }
@@ -196,11 +197,11 @@ package final class LMDBFileCheck {
 
     // MARK: - Pages of a tree
 
-    /// Checks a page and those below it.
+    /// Checks a page and its descendants.
     ///
     /// - Parameters:
-    ///   - lower: the key that all keys there must not be before; nil: there is none.
-    ///   - upper: the key that all keys there must be before; nil: there is none.
+    ///   - lower: the smallest key allowed below the page; nil: no bound.
+    ///   - upper: all keys below the page must be less than this; nil: no bound.
     private func walk(
         _ number: UInt64, level: Int, from lower: UnsafeRawBufferPointer?,
         to upper: UnsafeRawBufferPointer?, _ tally: inout Tally
@@ -218,7 +219,7 @@ package final class LMDBFileCheck {
         var before = lower
         for position in 0..<nodes.count {
             let key = nodes.key(position)
-            // The first key of a branch stands for all before the second.
+            // The first key of a branch stands for all keys less than the second.
             if isLeaf || position > 0 {
                 let isBound = isLeaf ? position == 0 : position == 1
                 try checkOrder(key, after: before, isBound: isBound, tally, number)
@@ -239,7 +240,7 @@ package final class LMDBFileCheck {
         }
     }
 
-    /// - Parameter isBound: true if `last` comes from the page above: the key may be equal to it.
+    /// - Parameter isBound: true if `last` comes from the parent page: the key may be equal to it.
     private func checkOrder(
         _ key: UnsafeRawBufferPointer, after last: UnsafeRawBufferPointer?, isBound: Bool,
         _ tally: Tally, _ number: UInt64
@@ -262,7 +263,7 @@ package final class LMDBFileCheck {
         return order == 0 ? left.count < right.count : order < 0
     }
 
-    /// The nodes of one page, whose sizes were checked.
+    /// The nodes of one page, whose sizes were validated.
     private struct Nodes {
         let page: UnsafeRawBufferPointer
         let count: Int
@@ -279,13 +280,13 @@ package final class LMDBFileCheck {
             return UnsafeRawBufferPointer(rebasing: page[start..<start + count])
         }
 
-        /// Bytes of a leaf's data, wherever they lie.
+        /// Size of a leaf node's data in bytes, wherever it is stored.
         func dataByteCount(_ position: Int) -> Int {
             Int(page.number(at: offset(position)) as UInt16)
                 | Int(page.number(at: offset(position) + 2) as UInt16) << 16
         }
 
-        /// What of a leaf's data lies in the node.
+        /// The part of a leaf node's data that is stored in the node.
         func data(_ position: Int) -> UnsafeRawBufferPointer {
             let start =
                 offset(position) + LMDBFileCheck.nodeHeadByteCount
@@ -300,20 +301,20 @@ package final class LMDBFileCheck {
         }
     }
 
-    /// Checks that the nodes of a page lie in it, side by side, and have keys that LMDB can have.
+    /// Checks that the nodes of a page are within it, do not overlap, and have keys valid in LMDB.
     private func nodes(
         of page: UnsafeRawBufferPointer, _ number: UInt64, isLeaf: Bool, _ kind: Kind
     ) throws(LMDBError) -> Nodes {
         let lower = Int(page.number(at: 12) as UInt16)
         let upper = Int(page.number(at: 14) as UInt16)
         let count = (lower - LMDBFileCheck.pageHeadByteCount) / 2
-        // A branch has two pages below it at least; that of free pages may have one.
+        // A branch has at least two children; that of free pages may have one.
         guard lower % 2 == 0, lower <= upper, upper <= pageByteCount,
             count >= (isLeaf || kind == .free ? 1 : 2)
         else { throw fault(number, "the page's bounds") }
         for index in taken.indices { taken[index] = 0 }
         let nodes = Nodes(page: page, count: count)
-        // Two of the largest fit a page.
+        // Two nodes of maximum size fit in a page.
         let nodeByteCountMax = ((pageByteCount - LMDBFileCheck.pageHeadByteCount) / 2 & ~1) - 2
         for position in 0..<count {
             let offset = nodes.offset(position)
@@ -341,7 +342,7 @@ package final class LMDBFileCheck {
         return nodes
     }
 
-    /// Marks a part of the page as taken; false if some of it was.
+    /// Marks a part of the page as occupied; false if any of it already was.
     private func take(_ bytes: Range<Int>) -> Bool {
         var place = bytes.lowerBound / 2
         let end = (bytes.upperBound + 1) / 2
@@ -375,7 +376,7 @@ package final class LMDBFileCheck {
         }
         let first: UInt64 = nodes.data(position).number(at: 0)
         try meetOverflow(first, byteCount, &tally)
-        // A value is as large as a table's writer makes it, and lies in the file.
+        // A value may be as large as a table's writer made it, and is within the file.
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: byteCount, alignment: 8)
         defer { buffer.deallocate() }
         let start = Int(first) * pageByteCount + LMDBFileCheck.pageHeadByteCount
@@ -385,12 +386,12 @@ package final class LMDBFileCheck {
         try checkValue(UnsafeRawBufferPointer(buffer), nodes.key(position), first, tally.kind)
     }
 
-    /// Takes the pages of a value that lies by itself.
+    /// Marks the pages of a value that is stored on pages of its own.
     private func meetOverflow(
         _ first: UInt64, _ byteCount: Int, _ tally: inout Tally
     ) throws(LMDBError) {
         guard first > 1, first < pageCount else { throw fault(first, "a page's number") }
-        // Behind the pages of the tree.
+        // The level below the pages of the tree.
         let page = try page(first, level: tally.depth)
         let count = UInt64(page.number(at: 12) as UInt32)
         let needed = (LMDBFileCheck.pageHeadByteCount - 1 + byteCount) / pageByteCount + 1
@@ -429,7 +430,7 @@ package final class LMDBFileCheck {
         for position in 0..<Int(count) {
             let page: UInt64 = value.number(at: 8 + 8 * position)
             guard page > 1, page < last, meet(page) else {
-                throw fault(number, "a free page that is none")
+                throw fault(number, "an invalid free page")
             }
             last = page
         }
@@ -437,7 +438,7 @@ package final class LMDBFileCheck {
 
     // MARK: - The file
 
-    /// Notes a page that exists; false if it was met before.
+    /// Marks a page as visited; false if it already was.
     private func meet(_ number: UInt64) -> Bool {
         let (word, bit) = (Int(number / 64), UInt64(1) << (number % 64))
         if met[word] & bit != 0 { return false }
@@ -445,7 +446,7 @@ package final class LMDBFileCheck {
         return true
     }
 
-    /// Reads a page into the room of a level.
+    /// Reads a page into the buffer of a level.
     private func page(_ number: UInt64, level: Int) throws(LMDBError) -> UnsafeRawBufferPointer {
         while buffers.count <= level {
             buffers.append(.allocate(byteCount: pageByteCount, alignment: 8))
@@ -462,7 +463,7 @@ package final class LMDBFileCheck {
 }
 
 extension UnsafeRawBufferPointer {
-    /// A number as the machine has it.
+    /// A number in native byte order.
     fileprivate func number<T: FixedWidthInteger>(at offset: Int) -> T {
         loadUnaligned(fromByteOffset: offset, as: T.self)
     }

@@ -1,10 +1,10 @@
 import CLMDB
 
-/// Finds values in one table, and adds some, beginning where it did so last.
+/// Looks up values in a table, and inserts some, starting from the position of the last operation.
 package struct LMDBFinder: ~Copyable {
     private let cursor: OpaquePointer
 
-    /// - Parameter cursor: an open cursor, which is closed with this.
+    /// - Parameter cursor: an open cursor, which this closes.
     init(cursor: OpaquePointer) {
         self.cursor = cursor
     }
@@ -13,7 +13,7 @@ package struct LMDBFinder: ~Copyable {
         mdb_cursor_close(cursor)
     }
 
-    /// The value of a key; nil if there is none.
+    /// Returns the value of a key; nil if there is none.
     package func value(of key: UnsafeRawBufferPointer) throws(LMDBError) -> UnsafeRawBufferPointer?
     {
         var keyValue = LMDBTxn.value(key)

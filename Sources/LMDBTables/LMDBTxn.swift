@@ -6,7 +6,7 @@ package struct LMDBTableID: Sendable {
     let handle: MDB_dbi
 }
 
-/// A transaction of LMDB, a txn; aborted when it is dropped.
+/// An LMDB transaction, called a txn; aborted when it is dropped.
 package struct LMDBTxn: ~Copyable {
     private let handle: OpaquePointer
     private var isOpen = true
@@ -24,10 +24,10 @@ package struct LMDBTxn: ~Copyable {
         try LMDBEnvironment.check(mdb_txn_commit(handle), "mdb_txn_commit")
     }
 
-    /// The value of a key, valid inside `body` only; nil if there is none.
+    /// The value of a key, valid only inside `body`; nil if there is none.
     ///
-    /// - Parameter isChecked: false to leave the checksum of a large value alone that was checked
-    ///   when it was first read.
+    /// - Parameter isChecked: false to skip the checksum of a large value that was verified when it
+    ///   was first read.
     @inlinable
     package func get<T>(
         _ table: LMDBTableID, _ key: UnsafeRawBufferPointer, isChecked: Bool = true,
@@ -37,7 +37,7 @@ package struct LMDBTxn: ~Copyable {
         return try body(value)
     }
 
-    /// The value of a key, valid as long as the txn; nil if there is none.
+    /// The value of a key, valid until the txn ends; nil if there is none.
     @usableFromInline
     package func find(
         _ table: LMDBTableID, _ key: UnsafeRawBufferPointer, isChecked: Bool
@@ -51,9 +51,10 @@ package struct LMDBTxn: ~Copyable {
         return try SealedValue.open(stored, of: key, isChecked: isChecked)
     }
 
-    /// Calls `body` with what finds values of many keys, each valid inside it only.
+    /// Calls `body` with a finder for looking up many keys, each value valid only inside it.
     ///
-    /// Keys in byte order are found several times as fast as in another: neighbours share a page.
+    /// Lookups in byte order of the keys are several times as fast as in any other: neighbours
+    /// share a page.
     package func withFinder<T>(
         _ table: LMDBTableID, _ body: (borrowing LMDBFinder) throws(LMDBError) -> T
     ) throws(LMDBError) -> T {
@@ -74,12 +75,12 @@ package struct LMDBTxn: ~Copyable {
         SealedValue.seal(bytes, of: key, into: value.mv_data)
     }
 
-    /// The number of this moment of the index: it grows with each change.
+    /// The ID of this snapshot of the index: it grows with each change.
     package var moment: UInt64 { UInt64(mdb_txn_id(handle)) }
 
-    /// Removes a key; one that is not there is fine.
+    /// Removes a key; a missing one is not an error.
     ///
-    /// - Returns: true if it was there.
+    /// - Returns: true if it existed.
     @discardableResult
     package func delete(_ table: LMDBTableID, _ key: UnsafeRawBufferPointer) throws(LMDBError)
         -> Bool
@@ -91,7 +92,7 @@ package struct LMDBTxn: ~Copyable {
         return true
     }
 
-    /// The last key of a table; nil if it is empty.
+    /// The greatest key of a table; nil if it is empty.
     package func lastKey(_ table: LMDBTableID) throws(LMDBError) -> [UInt8]? {
         var cursor: OpaquePointer?
         try LMDBEnvironment.check(mdb_cursor_open(handle, table.handle, &cursor), "mdb_cursor_open")
@@ -104,12 +105,12 @@ package struct LMDBTxn: ~Copyable {
         return Array(UnsafeRawBufferPointer(start: key.mv_data, count: key.mv_size))
     }
 
-    /// Empties a table.
+    /// Removes all keys of a table.
     package func clear(_ table: LMDBTableID) throws(LMDBError) {
         try LMDBEnvironment.check(mdb_drop(handle, table.handle, 0), "mdb_drop")
     }
 
-    /// How many keys a table has.
+    /// Number of keys in a table.
     package func count(_ table: LMDBTableID) throws(LMDBError) -> Int {
         var status = MDB_stat()
         try LMDBEnvironment.check(mdb_stat(handle, table.handle, &status), "mdb_stat")
@@ -139,7 +140,7 @@ package struct LMDBTxn: ~Copyable {
         if code != MDB_NOTFOUND { throw LMDBError(call: "mdb_cursor_get", code: code) }
     }
 
-    /// Calls `body` with keys before `end`, the last one first, until it returns false.
+    /// Calls `body` with keys before `end` in descending order, until it returns false.
     package func scanBackwards(
         _ table: LMDBTableID, before end: [UInt8],
         _ body: (

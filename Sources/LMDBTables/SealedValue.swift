@@ -1,18 +1,18 @@
 import CheckpointFormat
 
-// Every value of the index ends in a CRC-32C of its key and itself, so that a byte of either that
-// rots is found by whoever reads it, and by `LMDBFileCheck`, which reads them all.
+// Every value of the index ends with a CRC-32C of its key and itself, so that a corrupted byte of
+// either is detected by any read of the value, and by `LMDBFileCheck`, which reads them all.
 
 /// A value with its checksum.
 enum SealedValue {
     private static let checksumByteCount = 4
 
-    /// Bytes that a value takes with its checksum.
+    /// Size in bytes of a value with its checksum.
     static func byteCount(of count: Int) -> Int { count + checksumByteCount }
 
     /// Writes a value and its checksum.
     ///
-    /// - Parameter start: room for `byteCount(of: value.count)` bytes.
+    /// - Parameter start: a buffer of `byteCount(of: value.count)` bytes.
     static func seal(
         _ value: UnsafeRawBufferPointer, of key: UnsafeRawBufferPointer,
         into start: UnsafeMutableRawPointer
@@ -22,7 +22,7 @@ enum SealedValue {
             of: checksum(value, of: key).littleEndian, as: UInt32.self)
     }
 
-    /// The value without its checksum; fails with `damagedValue` if that is wrong.
+    /// The value without its checksum; throws `damagedValue` if the checksum is wrong.
     static func open(
         _ stored: UnsafeRawBufferPointer, of key: UnsafeRawBufferPointer, isChecked: Bool = true
     ) throws(LMDBError) -> UnsafeRawBufferPointer {

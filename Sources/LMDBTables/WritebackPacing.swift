@@ -1,26 +1,26 @@
-/// Goes round the index's file, a share at a time: what is written back next.
+/// Decides which part of the index's file to write back next, going round the file part by part.
 ///
-/// LMDB leaves that to the kernel, which writes back at once whatever is 30 s old: 300 MB in a
-/// minute of 100 checkpoints a second, and captures wait for the disk meanwhile.
+/// LMDB leaves writeback to the kernel, which writes all that is 30 s old at once: 300 MB after a
+/// minute of 100 checkpoints per second, and captures wait for the disk meanwhile.
 ///
-/// A function of what it is told alone: it has no clock.
+/// It depends only on its arguments: it has no clock.
 package struct WritebackPacing: Sendable {
-    /// How long once round the file takes.
+    /// The time for one round over the file.
     ///
-    /// A page that is written again within it is written back once, so the shorter the more is
-    /// written.
+    /// A page that is modified again within it is written back once, so a shorter time means more
+    /// writes.
     package static let roundDuration = Duration.seconds(8)
-    /// Smaller shares wait: each is a call of the kernel.
+    /// Smaller parts are deferred: each costs a system call.
     package static let shareByteCountMin: UInt64 = 256 << 10
 
     private var position: UInt64 = 0
     private var waited = Duration.zero
 
-    /// The share whose turn it is; nil if it is not worth a call yet.
+    /// The part that is due; nil if it is not worth a call yet.
     ///
     /// - Parameters:
-    ///   - elapsed: since the last call.
-    ///   - byteCount: bytes in the file.
+    ///   - elapsed: time since the last call.
+    ///   - byteCount: size of the file in bytes.
     mutating func share(after elapsed: Duration, of byteCount: UInt64) -> Range<UInt64>? {
         waited += elapsed
         let part = min(waited / WritebackPacing.roundDuration, 1)
@@ -31,7 +31,7 @@ package struct WritebackPacing: Sendable {
         waited = .zero
         if position >= byteCount { position = 0 }
         let start = position
-        // Whole pages of any processor; the end goes with the last share.
+        // A multiple of every architecture's page size; the last part includes the end of the file.
         let end = (start + count).roundedUp(to: 1 << 16)
         position = min(end, byteCount)
         return start..<position

@@ -1,9 +1,9 @@
 import CheckpointFormat
 public import GuestModel
 
-/// Why a repository could not do what was asked of it.
+/// Why a repository operation failed.
 public struct RepositoryError: Error, Hashable, Sendable {
-    /// The kinds of failure, open for more.
+    /// The kinds of failure; more may be added.
     public struct Code: Hashable, Sendable {
         private enum Kind {
             case missing
@@ -33,53 +33,55 @@ public struct RepositoryError: Error, Hashable, Sendable {
 
         /// There is no repository at the path.
         public static let missing = Code(kind: .missing)
-        /// Something else than a repository is at the path.
+        /// The path holds something other than a repository.
         public static let foreign = Code(kind: .foreign)
-        /// The repository is of a version, or uses a feature, that this code does not know.
+        /// The repository has a format version, or uses a feature, that this version does not
+        /// support.
         public static let version = Code(kind: .version)
-        /// Something is at the path where a repository should be made.
+        /// The path at which a repository should be created already exists.
         public static let exists = Code(kind: .exists)
         /// Another writer has the repository open.
         public static let locked = Code(kind: .locked)
-        /// Bytes of the repository are not what was written; see `corruption`.
+        /// Data in the repository is damaged; see `corruption`.
         public static let corrupted = Code(kind: .corrupted)
         /// The disk or the quota is full.
         public static let noSpace = Code(kind: .noSpace)
-        /// A system call failed; `errno` tells how.
+        /// A system call failed; see `errno`.
         public static let callFailed = Code(kind: .callFailed)
         /// The repository was opened for reading.
         public static let readOnly = Code(kind: .readOnly)
-        /// A lineage or label has a form that names cannot have.
+        /// A lineage or label name is malformed.
         public static let invalidName = Code(kind: .invalidName)
         /// No checkpoint has the name.
         public static let unknownName = Code(kind: .unknownName)
-        /// Several checkpoints have ids with the prefix.
+        /// Several checkpoints have IDs with the prefix.
         public static let ambiguousName = Code(kind: .ambiguousName)
-        /// The transaction was given up, by its owner or because a write failed.
+        /// The transaction was abandoned, by its owner or because a write failed.
         public static let abandoned = Code(kind: .abandoned)
         /// Another process is rebuilding the index.
         public static let busy = Code(kind: .busy)
-        /// The index is damaged, and no pack: the next opening makes it anew.
+        /// The index is damaged, but no pack is: the next open rebuilds it.
         public static let indexDamaged = Code(kind: .indexDamaged)
-        /// Something odd lies where the store keeps a file or a directory; it was not touched.
+        /// An unexpected object is in the place of one of the store's files or directories; it was
+        /// not touched.
         ///
-        /// A symbolic link, a pipe, a socket, a device.
+        /// For example a symbolic link, a pipe, a socket or a device.
         public static let odd = Code(kind: .odd)
-        /// The path at which the store was opened leads to something else now.
+        /// The path at which the store was opened now leads elsewhere.
         ///
         /// The checkpoint that was being published is not stored.
         public static let moved = Code(kind: .moved)
         /// The file `lock` was removed or replaced while this process held it: another writer may
-        /// have come in.
+        /// have opened the repository.
         ///
-        /// Nothing was changed since that was noticed. A checkpoint that was being published may
-        /// be stored: whoever opens the repository next finds it or not, whole in either case.
+        /// Nothing was changed after that was detected. A checkpoint that was being published may
+        /// be stored: the next open either finds it, complete, or does not.
         public static let lockLost = Code(kind: .lockLost)
-        /// The store, or its index, belongs to another user, so it can be read only.
+        /// The store, or its index, belongs to another user, so it is read-only.
         public static let notOwner = Code(kind: .notOwner)
-        /// An option has a value that it cannot have; the message names it, and what it can have.
+        /// An option has an invalid value; the message names the option and the values allowed.
         public static let invalidOption = Code(kind: .invalidOption)
-        /// Waiting was ended by the one who waited.
+        /// The caller cancelled the wait.
         public static let cancelled = Code(kind: .cancelled)
     }
 
@@ -112,21 +114,21 @@ extension RepositoryError: CustomStringConvertible {
     public var description: String { message }
 }
 
-/// Bytes of a repository that are not what was written.
+/// Data in a repository that differs from what was written.
 ///
 /// Never retried.
 public struct Corruption: Hashable, Sendable {
     /// The file, relative to the repository: `packs/00000001.pack`.
     public let file: String
-    /// Byte offset in the file of the record or block.
+    /// Byte offset of the record or block in the file.
     public let offset: UInt64
     /// What is damaged: `page group`, `manifest`, `page`.
     public let object: String
     /// What was expected and what was found.
     public let reason: String
-    /// The checkpoint in whose name it was read, if one is known.
+    /// The checkpoint on whose behalf it was read, if known.
     public var checkpoint: CheckpointID?
-    /// The guest's frame that cannot be had, if it is one.
+    /// The guest frame that cannot be read, if it is one.
     public var frame: PageFrameNumber?
 
     package init(
@@ -153,7 +155,7 @@ extension Corruption: CustomStringConvertible {
 }
 
 extension RepositoryError {
-    /// The same error; a corruption says besides for which checkpoint it was found.
+    /// The same error; a corruption also names the checkpoint for which it was found.
     package func attributed(
         to checkpoint: CheckpointID, frame: PageFrameNumber? = nil
     ) -> RepositoryError {

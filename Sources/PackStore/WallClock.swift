@@ -2,16 +2,17 @@ import Glibc
 
 /// The system's clock.
 package enum WallClock {
-    /// Nanoseconds since 1970; 0 for a clock that is set before that.
+    /// Nanoseconds since 1970; 0 if the clock is set earlier.
     package static var nanoseconds: UInt64 {
         var time = timespec()
         clock_gettime(CLOCK_REALTIME, &time)
-        // At most 2262 in all that is stored (Int64); Linux lets nobody set a clock so far ahead.
+        // Stored times end in the year 2262 (Int64); Linux does not let a clock be set that far
+        // ahead.
         let seconds = UInt64(clamping: min(time.tv_sec, 9_223_372_035))
         return seconds * 1_000_000_000 + UInt64(clamping: time.tv_nsec)
     }
 
-    /// Blocks the thread.
+    /// Blocks the calling thread.
     package static func sleep(milliseconds: Int) {
         var time = timespec(tv_sec: 0, tv_nsec: milliseconds * 1_000_000)
         nanosleep(&time, nil)

@@ -1,5 +1,5 @@
-// Everything but live Xen domains: no library of Xen is needed to build it or to run it. Xen's
-// streams are read and written all the same (`XenImport`, `XenExport`), which is a matter of bytes.
+// Everything but live Xen domains: it builds and runs without Xen's libraries. Xen's streams are
+// read and written all the same (`XenImport`, `XenExport`), because they are only bytes.
 
 @_exported public import CheckpointEngine
 @_exported public import CheckpointFormat

@@ -1,10 +1,10 @@
-/// What the two ends of `xl migrate` and `xl remus` say to each other around the stream.
+/// The messages that the two ends of `xl migrate` and `xl remus` exchange around the stream.
 ///
 ///     receiver -> sender   banner
 ///     sender -> receiver   xl header, libxl stream
 ///   after a plain stream only:
 ///     receiver -> sender   ready
-///     sender -> receiver   permission: the guest is the receiver's
+///     sender -> receiver   permission: the receiver owns the guest
 ///     receiver -> sender   report, then a byte: 0 if it runs, and the sender destroys its own
 ///   after a byte that is not 0:
 ///     receiver -> sender   permission: the sender resumes its guest

@@ -1,6 +1,6 @@
 /// Why a stream could not be read or written.
 public struct XenStreamError: Error, Hashable, Sendable {
-    /// The kinds of failure, open for more.
+    /// The kinds of failure; more may be added.
     public struct Code: Hashable, Sendable {
         private enum Kind {
             case truncated
@@ -14,13 +14,13 @@ public struct XenStreamError: Error, Hashable, Sendable {
 
         /// The stream ends before its end record.
         public static let truncated = Code(kind: .truncated)
-        /// The stream breaks the layout.
+        /// The stream violates its format.
         public static let malformed = Code(kind: .malformed)
-        /// The stream is whole, and of a kind that this code does not take.
+        /// The stream is whole, but of a kind that is not supported.
         public static let unsupported = Code(kind: .unsupported)
-        /// The stream is of the time before Xen 4.6 and must be converted.
+        /// The stream is from before Xen 4.6 and must be converted.
         public static let legacy = Code(kind: .legacy)
-        /// A checkpoint lacks the state that the format asked for holds.
+        /// A checkpoint lacks state that the requested format needs.
         public static let noState = Code(kind: .noState)
     }
 
@@ -28,29 +28,29 @@ public struct XenStreamError: Error, Hashable, Sendable {
     public let code: Code
     /// One sentence: where, what, and the remedy.
     public let message: String
-    /// Byte offset in the stream of the record that is wrong; nil when writing.
+    /// The byte offset of the wrong record in the stream; nil when writing.
     public let offset: UInt64?
     /// The record: `PAGE_DATA`.
     public let record: String?
 
-    /// An error at a place of a stream.
+    /// An error at an offset in a stream.
     init(_ code: Code, at offset: UInt64, in record: String, _ reason: String) {
         self.code = code
         self.offset = offset
         self.record = record
-        let what = code == .malformed ? "the stream is malformed" : "the stream cannot be taken"
+        let what = code == .malformed ? "the stream is malformed" : "the stream cannot be read"
         message = "\(what) at offset \(offset) (\(record)): \(reason)"
     }
 
-    /// The end of a stream that should go on.
+    /// The premature end of a stream.
     init(endAt offset: UInt64, in record: String) {
         code = .truncated
         self.offset = offset
         self.record = record
-        message = "the stream ends at offset \(offset), within \(record); it was cut short"
+        message = "the stream ends at offset \(offset), within \(record); it is truncated"
     }
 
-    /// An error that has no place.
+    /// An error without a position.
     init(_ code: Code, _ message: String) {
         self.code = code
         self.message = message

@@ -122,7 +122,7 @@ private final class MemoryImage: ImageSource {
             if count > 1 << 20 { throw MemoryImage.Failure(description: "that is enough") }
         }
         try fails(MemoryImage([]), .sizeMismatch, "empty")
-        try fails(MemoryImage([1, 2, 3]), .sizeMismatch, "no multiple of 4096")
+        try fails(MemoryImage([1, 2, 3]), .sizeMismatch, "not a multiple of 4096")
         let first = try ImageImport.run(whole, into: repository, lineage: "a")
         #expect(first.pageCount == 2000)
         let error = #expect(throws: CaptureError.self) {

@@ -129,7 +129,7 @@ import VarveTestSupport
     }
 
     @Test(arguments: brokenOutputs) func whatIsDoneIsNotCalledFailed(_ output: String) throws {
-        expectDone(try broken("init \"$store\"", output), "made repository")
+        expectDone(try broken("init \"$store\"", output), "created repository")
         try makeImage()
         for _ in 0..<3 {
             expectDone(
@@ -291,6 +291,6 @@ import VarveTestSupport
         let error = try #require(object?["error"] as? [String: Any])
         #expect(error["code"] as? String == "failed")
         #expect(error["checkpointsStored"] as? Int == 0)
-        #expect((error["message"] as? String)?.contains("cut short") == true)
+        #expect((error["message"] as? String)?.contains("truncated") == true)
     }
 }

@@ -264,8 +264,8 @@ import VarveTestSupport
         for (line, words) in [
             ("export store web none/out", "No such file"),
             ("export store web /proc/out", "open failed"),
-            ("export store web store/packs/out", "lies in the repository itself"),
-            ("export store web store/packs/00000001.pack --force", "lies in the repository itself"),
+            ("export store web store/packs/out", "is in the repository itself"),
+            ("export store web store/packs/00000001.pack --force", "is in the repository itself"),
         ] {
             for format in OutputPlaceTests.formats {
                 let result = try shell("\"$varve\" \(line) --format \(format)")
@@ -297,7 +297,7 @@ import VarveTestSupport
                     + "mount --bind store deep; \"$varve\" export store web other-way/new; "
                     + "\"$varve\" export store web deep/packs/new; echo $?'; rmdir other-way deep")
             #expect(folder.text == "1\n")
-            let refusal = "lies in the repository itself"
+            let refusal = "is in the repository itself"
             #expect(folder.error.components(separatedBy: refusal).count == 3, "\(folder.error)")
         } else {
             print("skipped, replacing a mount point: a mount name space cannot be made here")

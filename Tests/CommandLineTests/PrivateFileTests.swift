@@ -59,7 +59,7 @@ import VarveTestSupport
             "cd \"$d\" && mkdir there && chmod \(mode) there && $varve init there && "
                 + "stat -c 'mode %a' there", ["d": directory.path.string])
         #expect(result.status == 0, "\(result.error)")
-        #expect(result.text.hasPrefix("made repository"), "\(result.text)")
+        #expect(result.text.hasPrefix("created repository"), "\(result.text)")
         #expect(result.text.hasSuffix("mode \(mode)\n"), "\(result.text)")
         let bits = try #require(Int(mode, radix: 8))
         let lines = result.error.split(separator: "\n")

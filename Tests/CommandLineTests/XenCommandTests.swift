@@ -100,7 +100,7 @@ import VarveTestSupport
         let plain = guest(4)
         let cut = try save(Array(plain.bytes.dropLast(9)), "cut")
         expectFailure(
-            try Tool.run("import", store, cut, "--lineage", "web"), saying: "cut short",
+            try Tool.run("import", store, cut, "--lineage", "web"), saying: "truncated",
             #_sourceLocation)
         var legacy = plain.bytes
         legacy[36] = 1
@@ -140,7 +140,7 @@ import VarveTestSupport
         let part = try save(Array(maker.bytes.dropLast(100)), "part")
         let result = try Tool.run("import", store, part, "--lineage", "part")
         #expect(result.status == 0)
-        #expect(result.error.contains("2 whole epochs were taken in, and the part after them"))
+        #expect(result.error.contains("2 whole epochs were imported, and the part after them"))
     }
 
     // MARK: - The far end of xl

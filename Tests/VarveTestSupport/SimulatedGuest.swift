@@ -24,6 +24,7 @@ public final class SimulatedGuest: WritableGuest {
         var intruder: (callsLeft: Int, ends: Bool)?
         /// Calls until the one that fails; nil: none does.
         var callsUntilFailure: Int?
+        /// How often it was paused so far.
         public internal(set) var pauseCount = 0
         var resumeCount = 0
         /// Calls of `resume` that fail from now on.

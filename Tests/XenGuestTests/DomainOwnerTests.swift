@@ -34,7 +34,7 @@ import XenStream
             _ = try XenDomain(Scene.number, calls: scene.xen, options: scene.options)
         }
         #expect(error?.code == .busy)
-        #expect(error?.message.hasPrefix("this process has charge of domain 7") == true)
+        #expect(error?.message.hasPrefix("this process already owns domain 7") == true)
         // Its guest goes on, and so does its session.
         scene.write()
         _ = try scene.capture()
@@ -117,7 +117,7 @@ import XenStream
         // As if this process had died.
         lock?.leaveToGuard()
         lock = nil
-        #expect(refusal()?.message.contains("this process has charge") == true)
+        #expect(refusal()?.message.contains("this process already owns") == true)
         guardian.dismiss()
         withExtendedLifetime(try DomainLock(of: 7, in: locks)) {}
     }
@@ -145,7 +145,7 @@ import XenStream
         #expect(try String(contentsOfFile: precious, encoding: .utf8) == "kept")
         unlink(file)
         mkfifo(file, 0o600)
-        #expect(refusal()?.message.contains("no regular file") == true)
+        #expect(refusal()?.message.contains("not a regular file") == true)
         #expect(try FileManager.default.contentsOfDirectory(atPath: target).isEmpty)
     }
 

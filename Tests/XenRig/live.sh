@@ -158,7 +158,7 @@ live_restore() {
         began "new$i" "$at" && goes_on "new$i" || return 1
         xl destroy "new$i"
     done
-    $varve xen restore store pvh 2>&1 | grep -q "is there already" \
+    $varve xen restore store pvh 2>&1 | grep -q "exists already" \
         || fail "a second domain got the name of one that runs" || return 1
     goes_on pvh
 }
@@ -346,7 +346,7 @@ live_words() {
     $varve init second >/dev/null
     $varve xen checkpoint pvh second 2>words && fail "two logs at once" && return 1
     cat words
-    grep -q "has charge of domain $(xl domid pvh)" words || return 1
+    grep -q "already owns domain $(xl domid pvh)" words || return 1
     wait $first || return 1
     [ "$(grep -c '^[0-9a-f]' lines)" -eq 60 ] || { cat lines; fail "the first one ended"; return 1; }
     newer_refused pvh || return 1

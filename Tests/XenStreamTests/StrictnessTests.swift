@@ -70,8 +70,8 @@ import XenStream
             },
             libxc("type 5", name, "invalid type 5") { $0.pages([(5 << 60 | 1, data())]) },
             libxc("type 8", name, "invalid type 8") { $0.pages([(8 << 60 | 1, data())]) },
-            libxc("data for a type without", name, "ask for") { $0.pages([(15 << 60, data())]) },
-            libxc("no data", name, "ask for") { $0.pages([(1, nil)]) },
+            libxc("data for a type without", name, "need") { $0.pages([(15 << 60, data())]) },
+            libxc("no data", name, "need") { $0.pages([(1, nil)]) },
             libxc("a frame far away", name, "far beyond") { $0.pages([(1 << 40, data())]) },
             libxc("before the static data's end", name, "STATIC_DATA_END", hasStaticDataEnd: false)
             {
@@ -95,7 +95,7 @@ import XenStream
             libxc("COLO", "CHECKPOINT_DIRTY_PFN_LIST", "COLO", code: .unsupported) {
                 $0.record(0xf, [1])
             },
-            libxc("static data twice", "STATIC_DATA_END", "second") { $0.record(0x10) },
+            libxc("static data twice", "STATIC_DATA_END", "twice") { $0.record(0x10) },
             libxc("static data in version 2", "STATIC_DATA_END", "version 2", version: 2) {
                 $0.record(0x10)
             },
@@ -115,10 +115,10 @@ import XenStream
             libxc("HVM record in PV", "HVM_CONTEXT", "PV stream has no", isPV: true) {
                 $0.record(9, [1])
             },
-            libxc("PV info twice", "X86_PV_INFO", "second", isPV: true) {
+            libxc("PV info twice", "X86_PV_INFO", "twice", isPV: true) {
                 $0.record(2, [8, 4, 0, 0, 0, 0, 0, 0])
             },
-            libxc("p2m length", "X86_PV_P2M_FRAMES", "ask for", isPV: true) {
+            libxc("p2m length", "X86_PV_P2M_FRAMES", "need", isPV: true) {
                 $0.record(3, little(UInt32(0)) + little(UInt32(1023)) + little(UInt64(1)))
             },
             libxc("p2m backwards", "X86_PV_P2M_FRAMES", "before it starts", isPV: true) {

@@ -223,7 +223,7 @@ import XenStream
         }
         let bad: [(String, String)] = [
             ("", "empty"), (" \n", "empty"), ("\0", "empty"),
-            ("# nothing\n", "nothing is assigned"),
+            ("# nothing\n", "no assignments"),
             ("hello world", "line 1"), ("name = \"web\nmemory = 1", "line 1"),
             ("name = \"web\"\nmemory = lots", "line 2"), ("name = 'a' 'b'", "line 1"),
             ("Name = 1", "line 1"), ("a = 1\r\n", "line 1"), ("a = [ 1,, 2 ]", "line 1"),

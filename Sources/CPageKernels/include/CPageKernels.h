@@ -5,18 +5,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// Kernels over pages of 4096 bytes. None allocates, locks or fails. Any thread.
+// Kernels over pages of 4096 bytes. None allocates, locks or fails. All are thread-safe.
 //
-// Each has a portable path. Faster ones are picked at run time by what the processor can do. The
+// Each has a portable path. Faster ones are selected at run time by the processor's features. The
 // environment variable VARVE_KERNELS forces one for all kernels but the checksum: portable, sse41,
-// avx2, avx512 (x86-64), neon (aarch64). A path that the processor lacks, or an unknown one, is
-// ignored.
+// avx2, avx512 (x86-64), neon (aarch64). A path that is unknown or not supported by the processor
+// is ignored.
 
-/// The path in use, by the names of VARVE_KERNELS.
+/// The name of the path in use, as in VARVE_KERNELS.
 const char *ckernels_path(void);
 
-/// Forces a path; false if the name is unknown or the processor cannot do it.
-/// For tests and benchmarks; not while other threads use a kernel.
+/// Forces a path; false if the name is unknown or the processor does not support it.
+/// For tests and benchmarks; must not be called while other threads use a kernel.
 bool ckernels_select(const char *path);
 
 // MARK: - Digest
@@ -26,8 +26,8 @@ bool ckernels_select(const char *path);
 void ckernels_blake3(const void *input, size_t length, uint8_t *digest);
 
 /// The BLAKE3-256 digests of `count` inputs of `length` bytes each, 32 bytes a digest, in order.
-/// The fast way for pages and for nodes: inputs are hashed side by side, one in each vector lane.
-/// Give it 16 and more: a path with fewer inputs than lanes hashes some for nothing.
+/// The fast way for pages and nodes: inputs are hashed in parallel, one per vector lane.
+/// Best called with 16 or more inputs: unused lanes of a path are wasted work.
 void ckernels_blake3_many(const void *const *inputs, size_t length, size_t count,
                           uint8_t *digests);
 
@@ -42,32 +42,33 @@ void ckernels_zero_pages(const void *pages, size_t count, uint8_t *flags);
 /// True if both hold the same bytes. Any alignment and length.
 bool ckernels_is_equal(const void *left, const void *right, size_t length);
 
-/// True if a sample of the bytes looks as even as random ones do and nothing in it comes twice: a
-/// compressor would find nothing. Encrypted and compressed data is like that.
+/// True if a sample of the bytes looks random and contains no repetition, so that compression would
+/// save nothing. Encrypted and compressed data is like that.
 ///
-/// A guess, and a matter of size only: what is wrongly called so is stored as it is. False below
-/// 1024 bytes. Reads an eighth of the bytes, and much less of what compresses well.
+/// A heuristic that affects only size: data misjudged as incompressible is stored raw. False below
+/// 1024 bytes. Reads an eighth of the bytes, and much less of data that compresses well.
 bool ckernels_is_incompressible(const void *bytes, size_t length);
 
 // MARK: - Copy
 
-/// Copies bytes that nobody reads soon: past the caches where the processor can, so that copying a
-/// guest's pages does not drive out what the guest was using. No overlap. Any alignment and length.
+/// Copies bytes that will not be read soon: past the caches where the processor supports it, so
+/// that copying a guest's pages does not evict what the guest was using. The ranges must not
+/// overlap. Any alignment and length.
 ///
-/// When it returns all of it is visible to whoever the caller hands it to.
+/// On return all of it is visible to any thread to which the caller hands it.
 void ckernels_stream_copy(void *to, const void *from, size_t length);
 
-/// A piece of memory to be copied.
+/// A piece of memory to copy.
 struct ckernels_piece {
     const void *from;
     size_t length;
 };
 
-/// Copies pieces the same way, one after the other without a gap; asks for the next piece's first
-/// bytes ahead, which pages scattered over a guest need.
+/// Copies pieces the same way, consecutively and without gaps; prefetches the start of the next
+/// piece, which helps for pages scattered over a guest.
 void ckernels_stream_copy_pieces(void *to, const struct ckernels_piece *pieces, size_t count);
 
-/// Asks for the first bytes of memory that is read and written soon. Never fails; any address.
+/// Prefetches memory that is read and written soon. Never faults; any address.
 static inline void ckernels_prefetch(const void *memory) {
     for (int line = 0; line < 4; line++)
         __builtin_prefetch((const char *)memory + 64 * line);
@@ -75,8 +76,8 @@ static inline void ckernels_prefetch(const void *memory) {
 
 // MARK: - Checksum
 
-/// CRC-32C (Castagnoli, reflected 0x82f63b78), going on from `crc`; 0 to begin. RFC 3720, B.4.
-/// By the processor's instruction where it has one.
+/// CRC-32C (Castagnoli, reflected 0x82f63b78), continued from `crc`; 0 to begin. RFC 3720, B.4.
+/// Uses the processor's instruction where available.
 uint32_t ckernels_crc32c(uint32_t crc, const void *data, size_t length);
 
 /// The same by table, for tests.

@@ -6,7 +6,7 @@ import Synchronization
 
 /// One capture, on the caller's thread: from the dirty log to the pool.
 ///
-/// See `CapturePhase` for the phases and what holds in each.
+/// See `CapturePhase` for the phases and the state in each.
 struct CaptureOperation {
     private let session: CaptureSession
     private let label: String?
@@ -14,7 +14,7 @@ struct CaptureOperation {
     private let job: CaptureJob
     private let taken: Taken
 
-    /// What the capture took from the log; merged back by the pipeline if it fails.
+    /// What the capture took from the log; the pipeline merges it back if the capture fails.
     private final class Taken: Sendable {
         struct Pages: Sendable {
             var pages = DirtyBitmap()
@@ -43,7 +43,7 @@ struct CaptureOperation {
         }
     }
 
-    /// Takes the checkpoint up to the moment when the guest runs again.
+    /// Takes the checkpoint up to the point where the guest runs again.
     func run() throws(CaptureError) -> PendingCapture {
         do {
             let log = SessionLog(session)
@@ -60,13 +60,13 @@ struct CaptureOperation {
         } catch {
             let failure = CaptureError(wrapping: error)
             job.abort(failure)
-            // Until the pipeline has merged the pages back the next capture would lack them.
+            // Until the pipeline has merged the pages back, the next capture would lack them.
             _ = try? job.wait()
             throw failure
         }
     }
 
-    /// Takes over what earlier captures could not save.
+    /// Takes over the pages that earlier captures could not save.
     private func takeUnsaved() {
         let (unsaved, comparesAll) = session.state.withLock { state in
             defer {
@@ -92,7 +92,7 @@ struct CaptureOperation {
         dirty.formUnion(CaptureOperation.addedFrames(layout, since: &seen))
         if comparesAll {
             dirty = DirtyBitmap(layout)
-            // What was logged so far is in the set: every page is.
+            // What was logged so far is already in the set, which has every page.
             var forgotten = DirtyBitmap()
             _ = try take(log, into: &forgotten, isFinal: false)
         }
@@ -117,14 +117,14 @@ struct CaptureOperation {
     private func poolTooSmall(_ set: DirtyBitmap) -> CaptureError {
         CaptureError(
             .poolTooSmall,
-            "\(counted(set.count, "page")) dirty in the pause, and the staging pool holds "
+            "\(counted(set.count, "page")) dirty in the pause, but the staging pool holds "
                 + "\(session.pipeline.pool.pageCount); give the session a larger poolByteCount")
     }
 
     /// Copies while the guest runs, until what is left fits the pause.
     ///
-    /// - Returns: pages left over, rounds in all, and pages to be expected in the pause. The log is
-    ///   asked once a round: for a process each question is a walk over its page tables.
+    /// - Returns: pages left over, rounds in all, and pages expected in the pause. The log is
+    ///   counted once a round: for a process each count is a walk over its page tables.
     private func precopy(
         _ log: SessionLog, _ first: DirtyBitmap, _ roundsSoFar: Int,
         _ all: inout DirtyBitmap, _ facts: inout PendingCapture.Facts
@@ -153,7 +153,7 @@ struct CaptureOperation {
         return (dirty, rounds, dirty.count + (try log.peekCount()))
     }
 
-    /// Pages that the pause budget allows to be copied.
+    /// Pages that can be copied within the pause budget.
     private var pausePageCountMax: Int {
         let (seconds, attoseconds) = session.options.pauseBudget.components
         let budget = Double(seconds) + Double(attoseconds) * 1e-18
@@ -161,7 +161,7 @@ struct CaptureOperation {
         return min(Int(pages), session.pipeline.pool.pageCount * 3 / 4)
     }
 
-    /// Takes the log, and remembers what was taken so that a failure merges it back.
+    /// Takes the log, and records what was taken so that it is merged back after a failure.
     private func take(
         _ log: SessionLog, into dirty: inout DirtyBitmap, isFinal: Bool
     ) throws -> DirtyKnowledge {
@@ -173,7 +173,7 @@ struct CaptureOperation {
             }
             return knowledge
         } catch {
-            // The log may be cleared: nobody knows what it held.
+            // The log may have been cleared: its content is unknown.
             taken.pages.withLock { $0.comparesAll = true }
             throw error
         }
@@ -184,7 +184,7 @@ struct CaptureOperation {
         case tooMany(DirtyBitmap)
     }
 
-    /// What was learned while the guest stood still.
+    /// What was found in the pause.
     private struct Paused {
         let layout: GuestLayout
         let state: GuestState
@@ -194,7 +194,7 @@ struct CaptureOperation {
         let pause: Duration
     }
 
-    /// The pause: take the final set, copy it, take the state.
+    /// The pause: take the final set, copy it, capture the state.
     ///
     /// Nothing else: no call of the disk, and no allocation but a guest's own and an audit's,
     /// unless more pages are dirty than were expected. `varve-counts` holds it to that.
@@ -205,7 +205,7 @@ struct CaptureOperation {
         try session.checkCancelled()
         var room = try waitForRoom(expected + session.options.auditPageCount)
         let candidates = AuditCandidates(seen, count: session.options.auditPageCount)
-        // What is as large as the guest is made before the pause.
+        // What grows with the guest's size is allocated before the pause.
         var frames = DirtyBitmap(seen)
         var dirty = DirtyBitmap(frameEnd: seen.frameEnd)
         dirty.formUnion(known)
@@ -215,7 +215,7 @@ struct CaptureOperation {
         let start = ContinuousClock.now
         let paused = try PausedGuest(pausing: session.guest)
         let time = session.options.clock()
-        // The log first: it may name frames that came since the layout was looked at.
+        // The log first: it may name frames that were added since the layout was read.
         let knowledge = try take(log, into: &dirty, isFinal: true)
         let layout = try currentLayout()
         if knowledge == .unknown { dirty = DirtyBitmap(layout) }
@@ -251,7 +251,7 @@ struct CaptureOperation {
                 timeNanoseconds: time, pause: pause))
     }
 
-    /// Copies the clean ones of the pages that an audit drew, as far as the pool has room.
+    /// Copies those of an audit's frames that are clean, as far as the pool has room.
     private func stage(
         _ candidates: AuditCandidates, _ layout: GuestLayout, outside dirty: DirtyBitmap
     ) throws(GuestError) -> AuditSample? {
@@ -281,13 +281,13 @@ struct CaptureOperation {
                     precopyRounds: rounds, comparedAll: comparedAll), audit: paused.audit))
     }
 
-    /// The guest's layout, if a page map can hold it.
+    /// The guest's layout; throws if a page map cannot hold it.
     private func currentLayout() throws(GuestError) -> GuestLayout {
         let layout = try session.guest.layout()
         guard layout.frameEnd <= PageMap.frameEndMax else {
             throw GuestError(
                 code: .unsupported,
-                message: "the guest has a frame \(layout.frameEnd - 1), and only frames below 2^32 "
+                message: "the guest has frame \(layout.frameEnd - 1), but only frames below 2^32 "
                     + "can be checkpointed; number its frames from 0")
         }
         let pageCount = layout.pageCount
@@ -295,14 +295,14 @@ struct CaptureOperation {
             throw GuestError(
                 code: .unsupported,
                 message: "the guest has \(pageCount) pages and one at frame "
-                    + "\(layout.frameEnd - 1); holes so large are possible below frame "
+                    + "\(layout.frameEnd - 1); holes this large are possible only below frame "
                     + "\(MapBounds.holeEndMax) only; number its frames from 0")
         }
         return layout
     }
 
-    /// Frames that a layout has and the one seen last had not: new memory is copied whatever the
-    /// log says of it.
+    /// Frames that a layout has and the previous one had not: new memory is copied whatever the log
+    /// says of it.
     private static func addedFrames(
         _ layout: GuestLayout, since seen: inout GuestLayout
     ) -> DirtyBitmap {
@@ -332,10 +332,9 @@ struct CaptureOperation {
 
     // MARK: - Without a dirty log
 
-    /// Holds the guest and hands every page to the workers: they compare.
+    /// Pauses the guest and hands every page to the workers, which compare it.
     ///
-    /// The guest stands still for as long as that takes, because without a log nothing else is
-    /// right.
+    /// The guest is paused for the whole time, because without a log nothing else is correct.
     private func captureUntracked() throws -> PendingCapture.Facts {
         var facts = PendingCapture.Facts()
         job.move { $0.pause() }
@@ -360,7 +359,7 @@ struct CaptureOperation {
 
     // MARK: - Copying
 
-    /// Copies pages and hands them to the workers at once.
+    /// Copies pages and hands them to the workers immediately.
     private func copy(
         _ pages: DirtyBitmap, phase: CapturePhase, _ facts: inout PendingCapture.Facts
     ) throws {

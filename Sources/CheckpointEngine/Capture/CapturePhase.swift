@@ -1,6 +1,6 @@
 import Synchronization
 
-// One capture's phases. `encoding` of one capture may overlap any phase before it of the next.
+// One capture's phases. A capture's `encoding` may overlap any earlier phase of the next capture.
 //
 //   idle --begin()--> tracking --precopy()--> precopy(1) --precopy()--> precopy(2) ...
 //                        |                        |
@@ -15,25 +15,25 @@ import Synchronization
 //                                  |                    |                    +----> published
 //   any but published --------- fail() ---------------------------------> failed
 //
-// What holds:
-//   tracking, precopy   the guest runs; its log is on; pages copied so far may be out of date
-//   paused              the guest stands still; the final set is being taken and copied
-//   copied              the guest stands still; every changed page is in the pool
+// In each phase:
+//   tracking, precopy   the guest runs; its log is on; copied pages may be out of date
+//   paused              the guest is paused; the final set is being taken and copied
+//   copied              the guest is paused; every changed page is in the pool
 //   running, encoding   the guest runs; the pool holds the pages; nothing is published
 //   published           the checkpoint exists
 //   failed              nothing was published; the guest runs; its bits are merged back
 
-/// Where a capture is.
+/// The phase of a capture.
 public enum CapturePhase: Hashable, Sendable {
-    /// Nothing was done yet.
+    /// Nothing has been done yet.
     case idle
     /// The dirty log is on.
     case tracking
     /// Copying while the guest runs; the round, from 1.
     case precopy(round: Int)
-    /// The guest is held still.
+    /// The guest is paused.
     case paused
-    /// Everything is copied; the guest is still held.
+    /// Everything is copied; the guest is not resumed yet.
     case copied
     /// The guest runs again.
     case running
@@ -41,11 +41,11 @@ public enum CapturePhase: Hashable, Sendable {
     case encoding
     /// The checkpoint exists.
     case published
-    /// Given up, and everything put right.
+    /// It failed; its pages are merged back and the guest runs.
     case failed
 }
 
-/// The moves between phases; an illegal one traps.
+/// The transitions between phases; an illegal one traps.
 struct CaptureMachine: Sendable {
     /// The phase now.
     private(set) var phase = CapturePhase.idle
@@ -64,7 +64,7 @@ struct CaptureMachine: Sendable {
         }
     }
 
-    /// The guest is held still.
+    /// The guest is paused.
     mutating func pause() {
         if case .precopy = phase {
             phase = .paused
@@ -73,7 +73,7 @@ struct CaptureMachine: Sendable {
         }
     }
 
-    /// More was dirty than the pool holds: the guest runs again and another round begins.
+    /// More pages were dirty than the pool holds: the guest runs again and another round begins.
     mutating func backOff(round: Int) {
         move(to: .precopy(round: round), from: phase == .paused)
     }
@@ -90,7 +90,7 @@ struct CaptureMachine: Sendable {
     /// The checkpoint exists.
     mutating func publish() { move(to: .published, from: phase == .encoding) }
 
-    /// It was given up.
+    /// It failed.
     mutating func fail() { move(to: .failed, from: phase != .published) }
 
     private mutating func move(to next: CapturePhase, from isLegal: Bool) {

@@ -4,14 +4,14 @@ public import GuestModel
 import PackStore
 import Synchronization
 
-/// Captures one guest into one lineage, again and again.
+/// Captures one guest into one lineage, repeatedly.
 ///
-/// Methods block and may be called from any thread; captures and reverts wait for one another. The
+/// Methods block and may be called from any thread; captures and reverts run one at a time. The
 /// guest is resumed on every path, and a page that was taken from the dirty log is either in a
 /// published checkpoint or taken again.
 public final class CaptureSession: Sendable {
-    /// What outlives a capture; apart from the session, because captures that end late still put
-    /// their pages back.
+    /// What outlives a capture; separate from the session, because captures that end late still
+    /// merge their pages back.
     final class Memory: Sendable {
         private let state = Mutex(State())
 
@@ -19,7 +19,7 @@ public final class CaptureSession: Sendable {
             state.withLock { body(&$0) }
         }
 
-        /// Puts pages back that a failed capture had taken.
+        /// Merges back the pages that a failed capture had taken.
         func mergeBack(_ pages: DirtyBitmap, comparesAll: Bool) {
             withLock { state in
                 state.unsaved.formUnion(pages)
@@ -31,13 +31,13 @@ public final class CaptureSession: Sendable {
     struct State: Sendable {
         /// The dirty log that the session began; nil if it has none.
         var log: DirtyLog?
-        /// Every page is compared by the next capture.
+        /// True if the next capture compares every page.
         var comparesAll = true
-        /// Pages taken from the log that are in no checkpoint and in no capture under way.
+        /// Pages taken from the log that are in no checkpoint and in no capture in progress.
         var unsaved = DirtyBitmap()
         /// The layout of the last capture.
         var layout = GuestLayout.empty
-        /// Pages a second that copying in the pause reached; grows with experience.
+        /// Pages per second that copying in pauses reaches: a moving average.
         var copyRate = 500_000.0
         var isClosed = false
     }
@@ -51,7 +51,7 @@ public final class CaptureSession: Sendable {
     let keeper: RetentionKeeper?
     let state = Memory()
     private let claim: GuestClaim
-    /// Held by whoever captures or reverts.
+    /// Taken by each capture and revert.
     let turn = Monitor(false)
     private let isCancelled = Atomic(false)
 
@@ -60,10 +60,10 @@ public final class CaptureSession: Sendable {
     /// Fails with the guest's `busy` while another session has the guest (`Guest.claim`).
     ///
     /// - Parameters:
-    ///   - guest: what to capture.
-    ///   - repository: where to; opened for writing.
+    ///   - guest: the guest to capture.
+    ///   - repository: the destination; opened for writing.
     ///   - lineage: the guest's history. The first checkpoint follows its newest one.
-    ///   - parent: follow this one instead: a branch.
+    ///   - parent: follow this checkpoint instead: a branch.
     ///   - options: sizes and limits.
     public init(
         of guest: any Guest, in repository: Repository, lineage: String,
@@ -97,11 +97,11 @@ public final class CaptureSession: Sendable {
         claim.release()
     }
 
-    /// Takes a checkpoint: returns when it is durable.
+    /// Takes a checkpoint and returns when it is durable.
     ///
     /// - Parameters:
     ///   - label: a name for this one checkpoint.
-    ///   - progress: called on this thread, now and then.
+    ///   - progress: called on this thread from time to time.
     public func capture(
         label: String? = nil, progress: (@Sendable (CaptureProgress) -> Void)? = nil
     ) throws(CaptureError) -> CaptureResult {
@@ -109,14 +109,14 @@ public final class CaptureSession: Sendable {
             return try begin(label: label, progress: progress).wait()
         } catch {
             guard let audit = error.audit else { throw error }
-            // The log cannot be relied on: once more, comparing every page.
+            // The log cannot be relied on: retry, comparing every page.
             var result = try begin(label: label, progress: progress).wait()
             result.audit = audit
             return result
         }
     }
 
-    /// Takes a checkpoint: returns as soon as the guest runs again; the checkpoint exists when
+    /// Takes a checkpoint and returns as soon as the guest runs again; the checkpoint exists when
     /// `wait` of the result returns.
     ///
     /// Blocks before the pause while the pool or the disk cannot keep up.
@@ -138,7 +138,7 @@ public final class CaptureSession: Sendable {
         return try CaptureOperation(session: self, label: label, progress: progress).run()
     }
 
-    /// Makes the capture under way fail with `cancelled`, if it has not come to its pause.
+    /// Makes the capture in progress fail with `cancelled`, unless it has reached its pause.
     public func cancel() {
         isCancelled.store(true, ordering: .relaxed)
     }
@@ -149,16 +149,17 @@ public final class CaptureSession: Sendable {
     /// The dirty log that this session began; nil before its first capture, and for a guest without
     /// one.
     ///
-    /// To look at, with `DirtyTracking.peekDirtyCount`. Pages that are taken from it are missing
+    /// For inspection with `DirtyTracking.peekDirtyCount`. Pages that are taken from it are missing
     /// from the next checkpoint, unless they are written again.
     public var dirtyLog: DirtyLog? { state.withLock { $0.log } }
 
     /// The checkpoint that the next one will follow.
     public var parent: Checkpoint? { pipeline.parent }
 
-    /// Waits for captures under way, ends logging, and gives the guest free for another session.
+    /// Waits for captures in progress, stops the dirty log, and frees the guest for another
+    /// session.
     ///
-    /// The guest runs on. Harmless the second time.
+    /// The guest continues to run. Harmless when called again.
     public func close() {
         takeTurn()
         defer { endTurn() }
@@ -211,7 +212,7 @@ public final class PendingCapture: Sendable {
         self.facts = facts
     }
 
-    /// How long the guest was held still.
+    /// How long the guest was paused.
     public var pause: Duration { facts.pause }
 
     /// The capture's phase now.

@@ -1,34 +1,34 @@
 import CheckpointStore
 import GuestModel
 
-// Does the dirty log name every page that was written? A capture can look at a random sample of the
+// Does the dirty log name every page that was written? A capture can check a random sample of the
 // pages that it calls clean:
 //
 //   before the pause   frames are drawn from the layout
 //   in the pause       those that the final log names are left out; the others are copied to the
-//                      ring: what they hold at the very moment of the checkpoint
-//   afterwards         they are digested and compared with the finished page map
+//                      pool, with their contents at the very moment of the checkpoint
+//   after the pause    they are digested and compared with the finished page map
 //
-// So a page that is written after the guest runs again is no miss, and nothing slow is done in the
-// pause. A miss fails the capture before it is published: its page map is known to be wrong.
+// So a page that is written after the guest runs again is not a miss, and nothing slow is done in
+// the pause. A miss fails the capture before it is published: its page map is known to be wrong.
 
-/// What an audit of the dirty log came to.
+/// The result of an audit of the dirty log.
 public struct CaptureAudit: Hashable, Sendable {
-    /// Pages that were looked at.
+    /// Pages that were checked.
     public let sampledPageCount: Int
-    /// Pages that the log called clean, of which they were drawn.
+    /// Pages that the log called clean, from which they were drawn.
     public let cleanPageCount: Int
-    /// Of those looked at, pages that had been written all the same.
+    /// Checked pages that had been written all the same.
     public let missedPageCount: Int
 
-    /// With which probability a sample of this size finds that the log misses at least one page, if
-    /// it misses so many.
+    /// The probability that a sample of this size finds at least one missed page, if the log misses
+    /// `count` pages.
     ///
-    /// Drawn without putting back: 1 - C(N - m, n) / C(N, n) for n of N pages and m missed ones.
+    /// Drawn without replacement: 1 - C(N - m, n) / C(N, n) for n of N pages and m missed ones.
     public func probabilityOfFinding(missedPages count: Int) -> Double {
         guard count > 0, sampledPageCount > 0 else { return 0 }
         guard count <= cleanPageCount - sampledPageCount else { return 1 }
-        // The smaller of the two factors: n and m may change places.
+        // Loop over the smaller one: n and m are interchangeable.
         let (steps, other) = (min(count, sampledPageCount), max(count, sampledPageCount))
         var allMissed = 1.0
         for step in 0..<steps {
@@ -42,14 +42,14 @@ public struct CaptureAudit: Hashable, Sendable {
 struct AuditCandidates {
     private let frames: [PageFrameNumber]
 
-    /// Draws frames of a layout, each set of them as likely as any other.
+    /// Draws frames of a layout; all subsets of this size are equally likely.
     init(_ layout: GuestLayout, count: Int) {
         let total = layout.pageCount
         var drawn: Set<Int> = []
         if count >= total {
             drawn = Set(0..<total)
         } else {
-            // Floyd: as many numbers as are wanted, and no list of all.
+            // Floyd's algorithm: one number per drawn frame, and no list of all frames.
             for limit in total - count..<total {
                 let number = Int.random(in: 0...limit)
                 if !drawn.insert(number).inserted { drawn.insert(limit) }
@@ -70,7 +70,7 @@ struct AuditCandidates {
         self.frames = frames
     }
 
-    /// Those that exist and are clean, as ascending runs.
+    /// The frames that exist and are clean, as ascending runs.
     func runs(in layout: GuestLayout, outside dirty: DirtyBitmap) -> [PageRange] {
         var runs: [PageRange] = []
         for frame in frames where !dirty.contains(frame) && layout.contains(frame) {
@@ -89,7 +89,7 @@ struct AuditSample: Sendable {
     let batches: [StagedBatch]
     let cleanPageCount: Int
 
-    /// Compares them with what the checkpoint says of them.
+    /// Compares them with the checkpoint's page map.
     func compare(with draft: CheckpointDraft) -> CaptureAudit {
         var classifier = PageClassifier()
         var (sampled, missed) = (0, 0)

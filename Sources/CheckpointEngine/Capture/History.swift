@@ -3,16 +3,16 @@ package import CheckpointStore
 package import GuestModel
 import PackStore
 
-/// Whether a checkpoint goes on with the guest of its lineage.
+/// Checks whether a checkpoint continues the guest of its lineage.
 package enum History {
-    /// Fails with a guest's error (`anotherGuest`) if a lineage is known to be another guest's, and
-    /// the options do not accept that.
+    /// Throws a guest's error (`anotherGuest`) if a lineage is known to belong to another guest,
+    /// and the options do not accept that.
     ///
     /// Reads the state of one checkpoint.
     ///
     /// - Parameters:
-    ///   - newest: the checkpoint that is gone on from; nil: none.
-    ///   - difference: in which way its state is another guest's; nil if it may be this one's.
+    ///   - newest: the checkpoint that the next one follows; nil: none.
+    ///   - difference: how its state is another guest's; nil if it may be this guest's.
     package static func check(
         _ newest: Checkpoint?, of repository: Repository, _ options: CaptureOptions,
         difference: (GuestState) -> String?

@@ -5,40 +5,39 @@ import PackStore
 
 /// A raw memory image whose parts can be read in any order, such as a file.
 public protocol ImageSource: Sendable {
-    /// Bytes in the image, as far as it was known when it was opened.
+    /// Bytes in the image, as known when it was opened.
     var byteCount: Int { get }
 
-    /// Fills a buffer from a place in the image on; throws if the image ends before that.
+    /// Fills a buffer from an offset in the image; throws if the image ends before that.
     ///
     /// Called from several threads at once. It blocks for the disk.
     func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: Int) throws
 
-    /// The first bytes from a place on that may be other than zero, and how far they go; nil if all
-    /// that follows is zero.
+    /// The next range, from an offset, whose bytes may be nonzero; nil if the rest is zero.
     ///
-    /// For images with holes, which are not read then. Without it all is read. Called on one
-    /// thread, ascending. What it says of bytes that somebody writes meanwhile may be wrong:
-    /// `checkUnchanged` finds that out.
+    /// For images with holes, which are then not read. Without it everything is read. Called on one
+    /// thread, with ascending offsets. For bytes that are written meanwhile the result may be
+    /// wrong: `checkUnchanged` detects that.
     func nextData(from offset: Int) throws -> Range<Int>?
 
-    /// Throws unless all that was read is one image: if somebody wrote to it meanwhile.
+    /// Throws unless all reads saw the same image, that is, if it was written to meanwhile.
     ///
     /// Called once, after the last read and before the checkpoint exists.
     func checkUnchanged() throws
 }
 
 extension ImageSource {
-    /// All is read.
+    /// Everything is read.
     public func nextData(from offset: Int) throws -> Range<Int>? { offset..<byteCount }
 }
 
-/// Takes images in as checkpoints.
+/// Imports images as checkpoints.
 public enum ImageImport {
-    /// Takes a raw memory image in, read from its beginning to its end.
+    /// Imports a raw memory image, read from beginning to end.
     ///
     /// Every page is compared with the lineage's newest checkpoint; only pages that differ are
-    /// stored. Memory: the page map and the pool. An image that can be read in any order is taken
-    /// in sooner by the other `run`: here one thread reads.
+    /// stored. Memory: the page map and the pool. For an image that can be read in any order the
+    /// other `run` is faster: here one thread reads.
     ///
     /// - Parameters:
     ///   - repository: opened for writing.
@@ -46,7 +45,7 @@ public enum ImageImport {
     ///   - label: a name for this one checkpoint.
     ///   - options: sizes and limits.
     ///   - progress: called with bytes read so far.
-    ///   - read: fills a buffer from where it stopped; returns how many bytes, 0 at the end.
+    ///   - read: fills a buffer from the current position; returns the byte count, 0 at the end.
     public static func run(
         into repository: Repository, lineage: String, label: String? = nil,
         options: CaptureOptions = CaptureOptions(), progress: ((_ byteCount: Int) -> Void)? = nil,
@@ -57,20 +56,20 @@ public enum ImageImport {
         }
     }
 
-    /// Takes a raw memory image in that can be read in any order.
+    /// Imports a raw memory image that can be read in any order.
     ///
     /// Every page is compared with the lineage's newest checkpoint; only pages that differ are
-    /// stored. Each worker reads what it compares, so reading takes all processors, and what is
-    /// compared is still in the caches. Holes are not read. Memory: the page map and the pool.
+    /// stored. Each worker reads what it compares, so all processors read, and the data is compared
+    /// while it is in the caches. Holes are not read. Memory: the page map and the pool.
     ///
     /// - Parameters:
-    ///   - image: read from several threads.
+    ///   - image: read on several threads.
     ///   - repository: opened for writing.
     ///   - lineage: the guest's history.
     ///   - label: a name for this one checkpoint.
     ///   - options: sizes and limits.
-    ///   - progress: called on the caller's thread with bytes that are being read or were; what it
-    ///     throws ends the import, and nothing is published.
+    ///   - progress: called on the caller's thread with the bytes read or being read; an error that
+    ///     it throws ends the import, and nothing is published.
     public static func run(
         _ image: some ImageSource, into repository: Repository, lineage: String,
         label: String? = nil, options: CaptureOptions = CaptureOptions(),
@@ -109,7 +108,7 @@ public enum ImageImport {
             throw CaptureError(error)
         }
         var options = options
-        // Nobody stands still meanwhile: what the workers have before them stays in the caches.
+        // No guest is paused meanwhile: a small pool keeps the data in the caches.
         options.poolByteCount = min(
             options.poolByteCount, 8 * max(1, options.workerCount) * StagingPool.slotByteCount)
         let stream = try StreamImport(into: repository, lineage: lineage, options: options)
@@ -118,7 +117,7 @@ public enum ImageImport {
             try History.check(stream.parent, of: repository, options) { state in
                 state.records.isEmpty
                     ? nil
-                    : "its newest checkpoint has state besides memory, and a raw image has none"
+                    : "its newest checkpoint has state other than memory, which a raw image lacks"
             }
             try stage(stream)
         } catch {
@@ -161,22 +160,22 @@ public enum ImageImport {
         guard byteCount % Page.byteCount == 0 else {
             throw CaptureError(
                 .sizeMismatch,
-                "the image has \(counted(byteCount, "byte")), which is no multiple of "
+                "the image has \(counted(byteCount, "byte")), which is not a multiple of "
                     + "\(Page.byteCount); it "
-                    + "is cut short or no raw memory image")
+                    + "is truncated or not a raw memory image")
         }
     }
 
-    /// An image has pages, and as many as its lineage's newest checkpoint.
+    /// An image must have pages, and as many as its lineage's newest checkpoint.
     private static func check(
         pageCount: Int, against parent: Checkpoint?
     ) throws(CaptureError) {
         guard pageCount > 0 else {
-            throw CaptureError(.sizeMismatch, "the image is empty; there is nothing to take in")
+            throw CaptureError(.sizeMismatch, "the image is empty; there is nothing to import")
         }
         guard UInt64(pageCount) <= PageMap.frameEndMax else {
             throw CaptureError(
-                .sizeMismatch, "the image has \(pageCount) pages, and at most 2^32 can be taken in")
+                .sizeMismatch, "the image has \(pageCount) pages, and at most 2^32 can be imported")
         }
         guard let parent, pageCount != parent.pageCount else { return }
         throw CaptureError(

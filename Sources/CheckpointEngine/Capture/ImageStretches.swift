@@ -1,6 +1,7 @@
 import GuestModel
 
-/// An image cut into stretches that are read, and holes that are not; ascending and without gaps.
+/// An image split into data stretches, which are read, and holes, which are not; ascending, without
+/// gaps.
 struct ImageStretches {
     struct Stretch: Equatable {
         let pages: Range<Int>
@@ -8,16 +9,16 @@ struct ImageStretches {
         let isHole: Bool
     }
 
-    /// A hole of fewer pages is read with what is around it: a batch of its own costs more.
+    /// A hole of fewer pages is read along with the data around it: a batch of its own costs more.
     static let holePageCountMin = 64
-    /// Pages of a hole that go to a worker at once.
+    /// The most pages of a hole in one batch.
     static let holePageCountMax = 16_384
 
     private let pageCount: Int
     private var first = 0
-    /// Where what is read ends; what follows was not asked for yet.
+    /// The end of the current data range; what follows was not looked up yet.
     private var dataEnd = 0
-    /// Where the hole ends that `first` is in.
+    /// The end of the hole that contains `first`.
     private var holeEnd = 0
 
     init(pageCount: Int) {
@@ -37,13 +38,13 @@ struct ImageStretches {
         return Stretch(pages: first..<end, isHole: isHole)
     }
 
-    /// Asks where the next data are.
+    /// Looks up the next data range.
     private mutating func look(_ image: some ImageSource) throws {
         guard let data = try image.nextData(from: first * Page.byteCount) else {
             holeEnd = pageCount
             return
         }
-        // A page of which any byte may be other than zero is read.
+        // A page with any byte that may be nonzero is read.
         let start = min(max(first, data.lowerBound / Page.byteCount), pageCount)
         let last = max(0, data.upperBound - 1) / Page.byteCount
         dataEnd = min(max(start, last) + 1, pageCount)

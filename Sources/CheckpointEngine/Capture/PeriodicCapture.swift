@@ -2,24 +2,24 @@ import CheckpointStore
 import PackStore
 import Synchronization
 
-// Checkpoints at an interval, on a thread of their own:
+// Takes checkpoints at an interval, on a thread of its own:
 //
 //   due -> begin -> handler(.taken)        the guest runs again
-//       -> wait for the one before -> handler(.published) or handler(.failed)
+//       -> wait for the previous one -> handler(.published) or handler(.failed)
 //       -> sleep until the next is due, or until asked to stop
 //   asked to stop, or enough taken -> wait for the last one -> handler -> ended
 //
-// A checkpoint is made durable while the next interval passes, so the interval bounds the time from
-// one pause to the next and not the time that a checkpoint takes.
+// A checkpoint is made durable during the next interval, so the interval bounds the time from one
+// pause to the next and not the time that a checkpoint takes.
 
-/// Captures a guest again and again, on a thread of its own, until it is stopped.
+/// Captures a guest repeatedly, on a thread of its own, until it is stopped.
 ///
-/// One that is late does not make those after it come closer together: the next is due an interval
-/// after it was begun. A capture that fails loses nothing: its pages are taken by the next one. The
-/// session stays the embedder's, who may capture and revert by it meanwhile, and closes it
-/// afterwards. Dropping the last reference stops it too, without waiting.
+/// A late capture does not bring later ones closer together: the next is due one interval after the
+/// start of the late one. A failed capture loses nothing: the next one takes its pages. The
+/// embedder keeps the session, may use it to capture and revert meanwhile, and closes it
+/// afterwards. Dropping the last reference also stops it, without waiting.
 public final class PeriodicCapture: Sendable {
-    /// What happens.
+    /// What happened.
     public enum Event: Sendable {
         /// A capture was taken and the guest runs again; the checkpoint does not exist yet.
         case taken(PendingCapture, lateness: Duration)
@@ -34,24 +34,24 @@ public final class PeriodicCapture: Sendable {
 
     /// What the handler wants next.
     public enum Decision: Sendable {
-        /// The next capture comes when it is due.
+        /// Take the next capture when it is due.
         case goOn
-        /// No further capture is begun; what is under way is waited for and reported.
+        /// Begin no further capture; what is in progress is waited for and reported.
         case stop
     }
 
     /// When captures are due.
     public struct Schedule: Sendable {
-        /// From the beginning of one capture to that of the next; zero: one after the other.
+        /// From the start of one capture to the start of the next; zero: back to back.
         ///
-        /// After one that failed the next comes a tenth of a second later at the earliest.
+        /// After a failed capture the next begins a tenth of a second later at the earliest.
         public var interval: Duration
-        /// Captures to begin at most; nil: no limit.
+        /// The most captures to begin; nil: no limit.
         public var countMax: Int?
         /// No capture is begun after this time; nil: no limit.
         public var timeMax: Duration?
 
-        /// Captures at an interval, without an end.
+        /// Captures at an interval, without end.
         ///
         /// - Parameter interval: zero or more.
         public init(every interval: Duration) {
@@ -68,16 +68,16 @@ public final class PeriodicCapture: Sendable {
 
     private let core: Core
 
-    /// Begins: the first capture is due at once.
+    /// Starts: the first capture is due immediately.
     ///
-    /// Fails with `invalidOption` if a time or number of the schedule is negative.
+    /// Fails with `invalidOption` if a time or count of the schedule is negative.
     ///
     /// - Parameters:
-    ///   - session: what captures. It is not closed at the end.
+    ///   - session: the session that captures. It is not closed at the end.
     ///   - schedule: when.
-    ///   - handler: called on the thread that captures, one call at a time. While it runs no
-    ///     capture is begun, so it must be quick; it must not call `stop` or `wait`, which wait for
-    ///     it, and returns `.stop` instead.
+    ///   - handler: called on the capturing thread, one call at a time. While it runs no capture is
+    ///     begun, so it must be fast; it must not call `stop` or `wait`, which wait for it, and
+    ///     returns `.stop` instead.
     public init(
         of session: CaptureSession, _ schedule: Schedule,
         handler: @escaping @Sendable (Event) -> Decision
@@ -93,23 +93,23 @@ public final class PeriodicCapture: Sendable {
 
     deinit { core.requestStop() }
 
-    /// Begins no further capture, and returns when what was under way is durable or failed and the
-    /// handler was told.
+    /// Begins no further capture, and returns when the one in progress is durable or has failed and
+    /// the handler was told.
     ///
-    /// Harmless when it has ended.
+    /// Harmless after it has ended.
     public func stop() {
         core.requestStop()
         core.join()
     }
 
-    /// Returns when it has ended: by its schedule, by its handler, or by `stop` of another thread.
+    /// Returns when it has ended: by its schedule, its handler, or `stop` on another thread.
     public func wait() { core.join() }
 
     /// True until it has ended.
     public var isRunning: Bool { core.isRunning }
 }
 
-/// What the thread holds, so that it does not keep the embedder's object.
+/// What the thread references, so that it does not keep the embedder's object alive.
 private final class Core: Sendable {
     private struct State {
         var isStopping = false
@@ -121,7 +121,7 @@ private final class Core: Sendable {
         let lateness: Duration
     }
 
-    /// What fails at once and always must not keep a processor busy.
+    /// A capture that always fails immediately must not keep a processor busy.
     private static let restAfterFailure = Duration.milliseconds(100)
 
     private let session: CaptureSession
@@ -178,7 +178,7 @@ private final class Core: Sendable {
         state.change { $0.hasEnded = true }
     }
 
-    /// False if it is asked to stop before then.
+    /// Returns false if a stop is requested before then.
     private func waits(until due: ContinuousClock.Instant) -> Bool {
         let limit = due - ContinuousClock.now
         return state.wait(atMost: limit) { $0.isStopping ? () : nil } == nil
@@ -191,7 +191,7 @@ private final class Core: Sendable {
             return Pending(capture: capture, lateness: lateness)
         } catch {
             tell(.failed(error))
-            // Nothing more can come of it.
+            // No later capture can succeed.
             if error.code == .closed { requestStop() }
             return nil
         }

@@ -3,14 +3,14 @@ public import CheckpointStore
 public import GuestModel
 import PackStore
 
-/// Takes memory in that comes as a stream of pages: one checkpoint after another.
+/// Imports memory that arrives as a stream of pages: one checkpoint after another.
 ///
-/// The first checkpoint is compared with the lineage's newest one and has the frames that came, no
-/// others. Each later one starts from the one before it. Memory: the page map and the pool,
-/// whatever the stream's length. One thread at a time; calls block while workers or the disk are
-/// behind.
+/// The first checkpoint is compared with the lineage's newest one and has only the frames that
+/// arrived. Each later one starts from the previous one. Memory: the page map and the pool,
+/// whatever the stream's length. One thread at a time; calls block while workers or the disk cannot
+/// keep up.
 ///
-/// After an error the import is over; checkpoints that were published stay.
+/// After an error the import has ended; published checkpoints stay.
 public final class StreamImport {
     private let lineage: String
     private let clock: @Sendable () -> Int64
@@ -21,7 +21,8 @@ public final class StreamImport {
     private var slot: StagingPool.Slot?
     private var runs: [PageRange] = []
     private var filledCount = 0
-    /// Frames that workers may still have: a second content of one must wait for the first.
+    /// Frames that workers may still process: a second content for one of them must wait for the
+    /// first.
     private var inFlight = DirtyBitmap()
     private var populated = DirtyBitmap()
     /// The checkpoint that the first one follows.
@@ -59,13 +60,13 @@ public final class StreamImport {
         pipeline.close()
     }
 
-    // MARK: - What frames hold
+    // MARK: - Frame contents
 
-    /// Hands in what frames hold; a frame that comes again has its last content.
+    /// Submits the contents of frames; for a frame that arrives again the last content counts.
     ///
     /// - Parameters:
     ///   - frames: in any order, below 2^32.
-    ///   - contents: 4096 bytes for each; copied.
+    ///   - contents: 4096 bytes for each; they are copied.
     public func write(
         _ frames: Span<PageFrameNumber>, _ contents: RawSpan
     ) throws(CaptureError) {
@@ -79,12 +80,12 @@ public final class StreamImport {
         }
     }
 
-    /// Hands in a frame of zeros.
+    /// Submits a frame of zeros.
     public func writeZero(_ frame: PageFrameNumber) throws(CaptureError) {
         try append(frame, nil)
     }
 
-    /// Says that a frame does not exist, or no longer.
+    /// Records that a frame does not exist, or no longer exists.
     public func remove(_ frame: PageFrameNumber) {
         if populated.contains(frame) { populated.remove(PageRange(first: frame, count: 1)) }
     }
@@ -95,7 +96,7 @@ public final class StreamImport {
         guard frame.rawValue < PageMap.frameEndMax else {
             throw CaptureError(
                 .sizeMismatch,
-                "the guest has a frame \(frame), and only frames below 2^32 can be checkpointed")
+                "the guest has frame \(frame), but only frames below 2^32 can be checkpointed")
         }
         if inFlight.contains(frame) {
             flush()
@@ -140,7 +141,7 @@ public final class StreamImport {
         filledCount = 0
     }
 
-    /// Fills a slot by itself: a source that reads needs no copy.
+    /// Fills a slot directly: a source that reads needs no copy.
     ///
     /// - Parameter fill: fills the slot's memory and returns the frames it filled.
     /// - Returns: the number of pages filled.
@@ -155,10 +156,10 @@ public final class StreamImport {
         return range.count
     }
 
-    /// Hands in frames that a worker reads.
+    /// Submits frames that a worker reads.
     ///
     /// - Parameters:
-    ///   - range: at most 256 frames, none handed in before.
+    ///   - range: at most 256 frames, none submitted before.
     ///   - filling: reads some of them into memory.
     func submit(
         _ range: PageRange, filling: @escaping StagedBatch.Filling
@@ -169,27 +170,27 @@ public final class StreamImport {
         openJob().submit(StagedBatch(slot: slot, runs: [range], filling: filling))
     }
 
-    /// Hands in frames that are zero, none handed in before.
+    /// Submits zero frames, none submitted before.
     func submitZeros(_ range: PageRange) throws(CaptureError) {
         if let failure = openJob().failure { throw failure }
         populated.insert(range)
-        // Frames that nobody had are zero from the beginning.
+        // Frames that were never submitted are already zero.
         guard parent != nil else { return try interruption.check() }
         openJob().submit(StagedBatch(slot: try pipeline.pool.take(interruption), zeros: range))
     }
 
-    /// Waits until workers have read all that was handed in.
+    /// Waits until workers have processed everything that was submitted.
     func drain() throws(CaptureError) {
         try openJob().drain(interruption)
     }
 
     // MARK: - Checkpoints
 
-    /// Publishes what was handed in: when this returns the checkpoint is durable.
+    /// Publishes what was submitted: when this returns the checkpoint is durable.
     ///
     /// - Parameters:
     ///   - label: a name for this one checkpoint.
-    ///   - state: the guest's state besides memory.
+    ///   - state: the guest's state other than memory.
     public func publish(
         label: String? = nil, state: GuestState = .empty
     ) throws(CaptureError) -> Checkpoint {
@@ -214,9 +215,9 @@ public final class StreamImport {
         return checkpoint
     }
 
-    /// Gives up what was handed in since the last checkpoint, and says why.
+    /// Abandons what was submitted since the last checkpoint, and returns the reason.
     ///
-    /// - Returns: the first failure: the pipeline's own, if that was before.
+    /// - Returns: the first failure: the pipeline's own, if that came earlier.
     func abandon(_ error: any Error) -> CaptureError {
         let failure = CaptureError(wrapping: error)
         guard let job else { return failure }
@@ -230,8 +231,8 @@ public final class StreamImport {
         }
     }
 
-    /// Fails unless a checkpoint of this import may have a label; asked before anything is handed
-    /// in.
+    /// Throws unless a checkpoint of this import may have a label; called before anything is
+    /// submitted.
     package func check(label: String?) throws(CaptureError) {
         do throws(RepositoryError) {
             try pipeline.repository.checkNames(lineage: lineage, label: label)

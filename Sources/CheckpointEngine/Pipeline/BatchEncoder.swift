@@ -2,11 +2,11 @@ import CheckpointFormat
 import CheckpointStore
 import GuestModel
 
-/// One worker's tools: finds out what the pages of a batch hold, and hands them to the store.
+/// One worker's tools: determines the contents of a batch's pages, and hands them to the store.
 ///
-/// Everything that is needed a page lives here and is used again.
+/// Everything that each page needs is here and is reused.
 struct BatchEncoder: ~Copyable {
-    /// Pages that are read at once and classified while they are in the caches: 256 KiB.
+    /// Pages that are read together and classified while they are in the caches: 256 KiB.
     private static let piecePageCount = 64
 
     private var storer = PageStorer()
@@ -24,7 +24,7 @@ struct BatchEncoder: ~Copyable {
         }
         do {
             try classify(batch)
-            // Spans would borrow all of this; the arrays are shared, not copied.
+            // Spans would borrow all of `self`; the arrays are shared, not copied.
             let (frames, contents) = (frames, classifier.contents)
             try storer.store(
                 UnsafeRawBufferPointer(batch.slot.bytes), of: frames.span,
@@ -34,7 +34,7 @@ struct BatchEncoder: ~Copyable {
         }
     }
 
-    /// Finds out what the pages of a batch hold, and reads them before if that is still to be done.
+    /// Determines the contents of a batch's pages, after reading them if that is still to be done.
     private mutating func classify(_ batch: StagedBatch) throws {
         frames.removeAll(keepingCapacity: true)
         for run in batch.runs { frames.append(contentsOf: run.frames) }

@@ -4,10 +4,9 @@ import GuestModel
 import PackStore
 import Synchronization
 
-/// One checkpoint on its way through the pipeline: what the capture thread hands in, and what
-/// becomes of it.
+/// One checkpoint on its way through the pipeline: what the capture thread submits, and the result.
 final class CaptureJob: Sendable {
-    /// What the capture thread says when everything is handed in.
+    /// What the capture thread passes when everything is submitted.
     struct Completion: Sendable {
         let layout: GuestLayout
         let state: GuestState
@@ -18,10 +17,10 @@ final class CaptureJob: Sendable {
 
     struct State: Sendable {
         var batches: [StagedBatch] = []
-        /// Batches handed in and not yet encoded.
+        /// Batches submitted and not yet encoded.
         var openBatchCount = 0
         var completion: Completion?
-        /// True once the capture thread will hand in nothing more.
+        /// True once the capture thread will submit nothing more.
         var isHandedOver = false
         var failure: CaptureError?
         var result: Result<Checkpoint, CaptureError>?
@@ -30,9 +29,9 @@ final class CaptureJob: Sendable {
     }
 
     let state = Monitor(State())
-    /// Which failures of the session had happened when it began.
+    /// The session's failure count when the job began.
     let generation: UInt64
-    /// Called on the pipeline's thread when it has ended, before anyone who waits is told.
+    /// Called on the pipeline's thread when it has ended, before any waiting thread is told.
     let ended: @Sendable (CaptureJob, Result<Checkpoint, CaptureError>) -> Void
 
     init(
@@ -43,27 +42,27 @@ final class CaptureJob: Sendable {
         self.ended = ended
     }
 
-    /// Moves the state machine.
+    /// Advances the state machine.
     func move(_ body: (inout CaptureMachine) -> Void) {
         state.change { body(&$0.machine) }
     }
 
-    /// The phase now.
+    /// The current phase.
     var phase: CapturePhase { state.read { $0.machine.phase } }
 
-    /// Hands in a batch.
+    /// Submits a batch.
     ///
-    /// It never blocks: the pool did that.
+    /// Never blocks: taking the slot did.
     func submit(_ batch: StagedBatch) {
         state.change { state in
-            // After a failure nobody encodes; dropping the batch gives its slot back.
+            // After a failure no worker encodes; dropping the batch frees its slot.
             guard state.failure == nil else { return }
             state.batches.append(batch)
             state.openBatchCount += 1
         }
     }
 
-    /// Waits until every batch handed in was encoded; throws if one could not be.
+    /// Waits until every submitted batch was encoded; throws if one could not be.
     func drain() throws(CaptureError) {
         let failure = state.wait(wakes: false) { state -> CaptureError?? in
             if let failure = state.failure { return .some(failure) }
@@ -72,7 +71,7 @@ final class CaptureJob: Sendable {
         if let failure { throw failure }
     }
 
-    /// Waits until every batch handed in was encoded; fails if the import is to end.
+    /// Waits until every submitted batch was encoded; throws if the import is to end.
     func drain(_ interruption: Interruption) throws(CaptureError) {
         while true {
             let end = state.wait(atMost: Interruption.interval) { state -> CaptureError?? in
@@ -85,7 +84,7 @@ final class CaptureJob: Sendable {
         }
     }
 
-    /// Says that everything was handed in; the pipeline publishes.
+    /// Marks everything as submitted; the pipeline publishes.
     func complete(_ completion: Completion) {
         state.change { state in
             state.completion = completion
@@ -93,13 +92,13 @@ final class CaptureJob: Sendable {
         }
     }
 
-    /// Gives it up from the capture thread, which hands in nothing more.
+    /// Ends the job from the capture thread, which submits nothing more.
     func abort(_ error: CaptureError) {
         fail(error)
         state.change { $0.isHandedOver = true }
     }
 
-    /// Gives it up: what is staged is dropped.
+    /// Ends the job with an error: what is staged is dropped.
     func fail(_ error: CaptureError) {
         state.change { state in
             if state.failure == nil && state.result == nil { state.failure = error }
@@ -108,10 +107,10 @@ final class CaptureJob: Sendable {
         }
     }
 
-    /// What the audit came to.
+    /// The result of the audit.
     var audit: CaptureAudit? { state.read { $0.audit } }
 
-    /// The failure so far, if there is one.
+    /// The failure so far, if any.
     var failure: CaptureError? { state.read { $0.failure } }
 
     /// Waits for the end.

@@ -7,16 +7,16 @@ import Synchronization
 
 // From staged pages to a published checkpoint.
 //
-//   capture thread -> ring -> job -> dispatcher thread -> workers -> packs
+//   capture thread -> pool -> job -> dispatcher thread -> workers -> packs
 //                                          |
 //                                          -> publisher thread: manifest, sync
 //                                                    |
 //                                                    -> indexer thread: index
 //
 // The dispatcher takes jobs in the order in which they began, one at a time: a job's draft starts
-// from the page map that the job before it left. Batches of one job go to all workers. While one
-// job is published the next one is encoded; it is prepared when its parent exists. A job ends when
-// the index has its checkpoint. When a job fails, jobs that began before its failure was known fail
+// from the page map that the previous job left. Batches of one job go to all workers. While one job
+// is published the next one is encoded; it is prepared when its parent exists. A job ends when the
+// index has its checkpoint. When a job fails, jobs that began before its failure was known fail
 // too: they lack its pages.
 
 /// Encodes and publishes the captures of one guest, in order.
@@ -25,34 +25,34 @@ final class CheckpointPipeline: Sendable {
         var jobs: [CaptureJob] = []
         /// Jobs that have not ended.
         var openCount = 0
-        /// What the publisher has to do, or is doing.
+        /// What the publisher has to publish, or is publishing.
         var publication: Publication?
         var isClosed = false
         /// True when the dispatcher has handed over the last publication.
         var isDrained = false
-        /// What exists and the indexer has to see to, in order.
+        /// Published checkpoints that the indexer has to add, in order.
         var published: [Published] = []
         /// True when the publisher has handed over the last one.
         var isPublished = false
         var failureCount: UInt64 = 0
     }
 
-    /// A job that is encoded: what is left to do.
+    /// A job that is encoded, with what is left to do.
     private struct Publication: Sendable {
         let job: CaptureJob
         let transaction: CheckpointTransaction
         let prepared: CheckpointTransaction.Prepared
-        /// What encoding took with nothing to wait for.
+        /// How long encoding would have taken without waiting.
         let busy: Duration
-        /// Since the job before it was begun with; nil for the first.
+        /// The time since the previous job was begun; nil for the first.
         let interval: Duration?
     }
 
-    /// A job whose checkpoint exists and is not in the index.
+    /// A job whose checkpoint exists and is not in the index yet.
     private struct Published: Sendable {
         let publication: Publication
         let checkpoint: Checkpoint
-        /// What encoding and publishing took with nothing to wait for.
+        /// How long encoding and publishing would have taken without waiting.
         let busy: Duration
     }
 
@@ -61,12 +61,12 @@ final class CheckpointPipeline: Sendable {
         var draft: CheckpointDraft?
         var transaction: CheckpointTransaction?
         var level = CompressionLevel.standard
-        /// What the job took of all workers' time so far, together.
+        /// The time of all workers together that the job took so far.
         var busy = Duration.zero
         var isClosed = false
     }
 
-    /// One item of work, and what goes with it.
+    /// One batch of work, and what it needs.
     private struct Task: Sendable {
         let batch: StagedBatch
         let job: CaptureJob
@@ -75,14 +75,15 @@ final class CheckpointPipeline: Sendable {
         let level: CompressionLevel
     }
 
-    /// What the next draft starts from; touched by dispatcher and publisher, or while no job is
+    /// What the next draft starts from; accessed by dispatcher and publisher, or while no job is
     /// open.
     private struct Base: ~Copyable {
-        /// The newest one that exists.
+        /// The newest checkpoint that exists.
         var parent: Checkpoint?
         /// Keeps the parent's pages from prune.
         var lease: SessionLease?
-        /// Of the job that was encoded last; nil: the parent's, to be read from the repository.
+        /// Left by the job that was encoded last; nil: the parent's, to be read from the
+        /// repository.
         var map: PageMap?
     }
 
@@ -96,8 +97,8 @@ final class CheckpointPipeline: Sendable {
     private let base: Mutex<Base>
     private let threads = Mutex<[Threads.Thread]>([])
 
-    /// - Parameter interruption: asked on the dispatcher's thread, from when a job's last batch is
-    ///   encoded until it is published.
+    /// - Parameter interruption: checked on the dispatcher's thread, from when a job's last batch
+    ///   is encoded until it is published.
     init(
         repository: Repository, parent: Checkpoint?, options: CaptureOptions,
         interruption: Interruption = Interruption(ask: nil)
@@ -113,7 +114,7 @@ final class CheckpointPipeline: Sendable {
             try repository.leaseForSession(parent)
         }
         base = Mutex(Base(parent: parent, lease: lease, map: parent == nil ? PageMap() : nil))
-        // The threads hold the pipeline; `close` ends them.
+        // The threads reference the pipeline; `close` ends them.
         threads.withLock { threads in
             threads.append(Threads.Thread { self.dispatch() })
             threads.append(Threads.Thread { self.runPublisher() })
@@ -150,7 +151,7 @@ final class CheckpointPipeline: Sendable {
     /// Jobs that have not ended.
     var openJobCount: Int { queue.read { $0.openCount } }
 
-    /// Waits until at most so many jobs have not ended.
+    /// Waits until at most `count` jobs have not ended.
     func waitForJobs(atMost count: Int) {
         queue.wait(wakes: false) { $0.openCount <= count ? () : nil }
     }
@@ -177,7 +178,7 @@ final class CheckpointPipeline: Sendable {
         }
     }
 
-    /// Lets prune have the parent: nothing will follow it.
+    /// Releases the parent to prune: nothing will follow it.
     func release() {
         base.withLock { $0.lease = nil }
     }
@@ -206,7 +207,7 @@ final class CheckpointPipeline: Sendable {
             } catch {
                 let failure = CaptureError(wrapping: error)
                 job.fail(failure)
-                // The capture thread may still be handing in: wait until it has noticed.
+                // The capture thread may still be submitting: wait until it has noticed.
                 job.state.wait(wakes: false) { $0.isHandedOver ? () : nil }
                 end(job, .failure(job.failure ?? failure))
             }
@@ -235,7 +236,7 @@ final class CheckpointPipeline: Sendable {
         }
     }
 
-    /// Says what became of a job.
+    /// Records the result of a job.
     private func end(_ job: CaptureJob, _ result: Result<Checkpoint, CaptureError>) {
         job.state.change { state in
             switch result {
@@ -243,7 +244,7 @@ final class CheckpointPipeline: Sendable {
             case .failure: state.machine.fail()
             }
         }
-        // Its pages are merged back before a job can begin that need not fail with it.
+        // Its pages are merged back before the next job that need not fail with it can begin.
         job.ended(job, result)
         queue.change { queue in
             if case .failure = result { queue.failureCount += 1 }
@@ -252,7 +253,7 @@ final class CheckpointPipeline: Sendable {
         job.state.change { $0.result = result }
     }
 
-    /// Encodes a job, and hands it to the publisher when the one before it is published.
+    /// Encodes a job, and hands it to the publisher when the previous one is published.
     private func encode(_ job: CaptureJob, interval: Duration?) throws {
         let draft = CheckpointDraft(map: try takeMap())
         do {
@@ -274,7 +275,7 @@ final class CheckpointPipeline: Sendable {
                 let prepared = try transaction.prepare(
                     draft, parent: parent, lease: lease, state: completion.state, completion.facts,
                     while: { self.goesOn(job) })
-                // The last time: what is published is there.
+                // The last check: once published, the checkpoint exists.
                 try interruption.check()
                 let encoding = work.read { $0.busy } / workerCount
                 publication = Publication(
@@ -288,13 +289,13 @@ final class CheckpointPipeline: Sendable {
             base.withLock { $0.map = map }
             queue.change { $0.publication = publication }
         } catch {
-            // The map holds parts of a checkpoint that does not exist: read it again.
+            // The map has parts of a checkpoint that does not exist: read it again.
             base.withLock { $0.map = nil }
             throw error
         }
     }
 
-    /// False if the job is to end; it has failed by that then.
+    /// Returns false if the job is to end; it has then failed.
     private func goesOn(_ job: CaptureJob) -> Bool {
         do throws(CaptureError) {
             try interruption.check()
@@ -320,7 +321,8 @@ final class CheckpointPipeline: Sendable {
                     queue.publication = nil
                 }
             } catch {
-                // In the order in which they began; and nothing is prepared before it is known.
+                // In the order in which they began; nothing is prepared before the outcome is
+                // known.
                 queue.wait(wakes: false) { $0.published.isEmpty ? () : nil }
                 end(publication.job, .failure(error))
                 queue.change { $0.publication = nil }
@@ -364,7 +366,7 @@ final class CheckpointPipeline: Sendable {
             let start = ContinuousClock.now
             let publication = published.publication
             publication.transaction.index()
-            // Before anybody hears of the checkpoint: a prune that follows finds the parent free.
+            // Before the checkpoint is announced: a prune that follows finds the parent free.
             publication.prepared.releaseParent()
             if let interval = publication.interval {
                 let busy = published.busy + (ContinuousClock.now - start)
@@ -385,7 +387,7 @@ final class CheckpointPipeline: Sendable {
         }
     }
 
-    /// Compares pages that the log called clean; a miss ends the job before it is published.
+    /// Compares pages that the log called clean; a miss fails the job before it is published.
     private func audit(
         _ job: CaptureJob, _ completion: CaptureJob.Completion, _ draft: CheckpointDraft
     ) throws(CaptureError) {
@@ -400,7 +402,7 @@ final class CheckpointPipeline: Sendable {
             return base.map
         }
         if let known { return known }
-        // What is being published may become the parent.
+        // The checkpoint that is being published may become the parent.
         waitForPublication()
         guard let parent else { return PageMap() }
         return try repository.pageMap(of: parent).map

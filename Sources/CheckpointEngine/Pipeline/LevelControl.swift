@@ -2,34 +2,35 @@ import CheckpointFormat
 import CheckpointStore
 import PackStore
 
-/// Chooses the compression level of the next checkpoint by what the last one took.
+/// Chooses the compression level of the next checkpoint from the time that the last one took.
 ///
-/// While a checkpoint leaves most of the interval free the level goes up by one a checkpoint; when
-/// it takes more than half, down by one; when it takes all of it, to the fastest at once, because
-/// captures wait then. Between a quarter and a half it stays, so that it does not swing.
+/// While a checkpoint takes less than a quarter of the interval, the level goes up by one per
+/// checkpoint; when it takes more than half, down by one; when it takes all of it, to the fastest
+/// at once, because captures then wait. Between a quarter and a half it stays, so that it does not
+/// oscillate.
 ///
-/// But when a checkpoint takes long and the processors have time all the same, it is the disk that
-/// is waited for, and fewer bytes help: the level goes up by one.
+/// But when a checkpoint takes long while the processors have time to spare, the disk is the
+/// bottleneck, and fewer bytes help: the level goes up by one.
 ///
-/// A function of what it is told alone: it has no clock.
+/// A pure function of its inputs: it has no clock.
 struct LevelControl: Sendable {
-    /// The processors are what is short from this part of their time on.
+    /// From this share on the processors are the bottleneck.
     private static let shortShare = 0.75
-    /// They have time to spare below this part.
+    /// Below this share they have time to spare.
     private static let spareShare = 0.6
-    /// Checkpoints at a level before the disk is a reason for the next one: as many as it takes
-    /// until the processors' part shows what the level costs.
+    /// Checkpoints at a level before the disk may raise it again: it takes this many until the
+    /// processors' share reflects the level's cost.
     private static let settlingCount = 8
 
     private let range: ClosedRange<CompressionLevel>
-    /// The part of all processors' time that the process takes, over the last few checkpoints.
+    /// The share of all processors' time that the process takes, over the last few checkpoints.
     private var processorShare = 1.0
-    /// Checkpoints since the level changed last.
+    /// Checkpoints since the level last changed.
     private var settledCount = 0
     /// The level for the next checkpoint.
     private(set) var level: CompressionLevel
 
-    /// Begins with a level; without a range it stays there.
+    /// Starts with a level; without a range it stays there.
     init(_ level: CompressionLevel, within range: ClosedRange<CompressionLevel>?) {
         let range = range ?? level...level
         self.range = range
@@ -39,13 +40,13 @@ struct LevelControl: Sendable {
     /// True if the level can change.
     var isAdaptive: Bool { range.lowerBound < range.upperBound }
 
-    /// Notes what a checkpoint took.
+    /// Records the cost of a checkpoint.
     ///
     /// - Parameters:
-    ///   - busy: how long it would have taken with nothing to wait for: encoding on all workers,
-    ///     and publishing.
-    ///   - interval: how long after the one before it it was begun.
-    ///   - share: the part of all processors' time that this process took since the last note.
+    ///   - busy: how long it would have taken without waiting: encoding on all workers, and
+    ///     publishing.
+    ///   - interval: the time from the start of the previous checkpoint to the start of this one.
+    ///   - share: the share of all processors' time that this process took since the last call.
     mutating func note(busy: Duration, interval: Duration, processorShare share: Double = 1) {
         processorShare += (share - processorShare) / 4
         let before = level
@@ -65,12 +66,12 @@ struct LevelControl: Sendable {
     private mutating func goUp() { level = min(level.slower, range.upperBound) }
 }
 
-/// Says what part of all processors' time this process takes.
+/// Measures the share of all processors' time that this process takes.
 struct ProcessorMeter {
     private var time = ContinuousClock.now
     private var used = Threads.processorTime
 
-    /// The part since the last call, or since this was made; at most 1.
+    /// The share since the last call, or since initialization; at most 1.
     mutating func take() -> Double {
         let (time, used) = (ContinuousClock.now, Threads.processorTime)
         defer { (self.time, self.used) = (time, used) }

@@ -2,27 +2,27 @@ import CPageKernels
 import CheckpointFormat
 import GuestModel
 
-/// Finds out what pages hold: zero, or a digest.
+/// Determines the contents of pages: zero, or a digest.
 ///
-/// Keeps its buffers.
+/// Its buffers are reused.
 struct PageClassifier {
     private var zeroFlags = [UInt8](repeating: 0, count: StagingPool.slotPageCount)
     private var digests: [PageDigest] = []
-    /// What the pages handed in since `removeAll` hold, in order.
+    /// The contents of the pages appended since `removeAll`, in order.
     private(set) var contents: [PageContent] = []
 
-    /// Forgets all pages, and keeps the buffers.
+    /// Removes all pages, and keeps the buffers.
     mutating func removeAll() {
         contents.removeAll(keepingCapacity: true)
     }
 
-    /// Makes `contents` what pages hold; at most 256 pages.
+    /// Replaces `contents` by those of the pages; at most 256 pages.
     mutating func classify(_ pages: UnsafeRawBufferPointer) {
         removeAll()
         append(pages)
     }
 
-    /// Appends what pages hold to `contents`; at most 256 pages a call.
+    /// Appends the contents of pages to `contents`; at most 256 pages a call.
     mutating func append(_ pages: UnsafeRawBufferPointer) {
         let count = pages.count / Page.byteCount
         precondition(count <= StagingPool.slotPageCount, "a batch has at most 256 pages")

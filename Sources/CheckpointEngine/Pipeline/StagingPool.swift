@@ -3,10 +3,10 @@ import Glibc
 import GuestModel
 import PackStore
 
-/// Memory between the guest and the workers: slots of 256 pages, handed out and given back.
+/// Memory between the guest and the workers: slots of 256 pages, taken and returned.
 ///
-/// Its size is the bound on what captures hold in memory beside the page map. The memory is
-/// touched only as far as it was ever needed at once: the slot given back last is used first.
+/// Its size bounds what captures hold in memory, apart from the page map. Only as much memory is
+/// touched as was ever needed at once: the slot that was returned last is used first.
 final class StagingPool: Sendable {
     /// Pages in a slot.
     static let slotPageCount = 256
@@ -15,26 +15,26 @@ final class StagingPool: Sendable {
 
     private struct Free: Sendable {
         var slots: [Int]
-        /// Slots whose memory the kernel has given.
+        /// True for slots whose memory the kernel has allocated.
         var isTouched: [Bool]
     }
 
     private let free: Monitor<Free>
-    // Never moves and is freed in deinit; each slot belongs to whoever took it.
+    // Never moves and is freed in deinit; each slot belongs to its taker.
     private nonisolated(unsafe) let memory: UnsafeMutableRawBufferPointer
     /// Slots in all.
     let slotCount: Int
 
     /// Reserves memory for at least `byteCount` bytes, and at least four slots.
     ///
-    /// Fails if this process may not have so much.
+    /// Fails if this process cannot have this much memory.
     init(byteCount: Int) throws(RepositoryError) {
         slotCount = max(4, (byteCount + StagingPool.slotByteCount - 1) / StagingPool.slotByteCount)
         let size = slotCount * StagingPool.slotByteCount
         guard let memory = PageMemory.allocateIfPossible(byteCount: size) else {
             throw RepositoryError(
                 .callFailed,
-                "there is no memory for a staging pool of \(size) bytes; give a smaller "
+                "cannot reserve memory for a staging pool of \(size) bytes; give a smaller "
                     + "poolByteCount", errno: ENOMEM)
         }
         self.memory = memory
@@ -51,7 +51,7 @@ final class StagingPool: Sendable {
     /// Pages in all slots.
     var pageCount: Int { slotCount * StagingPool.slotPageCount }
 
-    /// Slots that nobody has.
+    /// Slots that are free.
     var freeSlotCount: Int { free.read { $0.slots.count } }
 
     /// Takes a slot; blocks until one is free.
@@ -78,10 +78,10 @@ final class StagingPool: Sendable {
         }
     }
 
-    /// Blocks until so many slots are free; at most all are asked for.
+    /// Blocks until `count` slots are free, or all if there are fewer.
     ///
-    /// Those that are taken next have memory then: a page that the kernel must give and clear first
-    /// costs more than copying into it, and that is not for the pause.
+    /// The slots taken next then have memory: a page that the kernel must first allocate and clear
+    /// costs more than copying into it, and that must not happen in the pause.
     func waitForFree(_ count: Int) {
         free.wait(wakes: false) { free -> Void? in
             guard free.slots.count >= min(count, slotCount) else { return nil }
@@ -101,7 +101,7 @@ final class StagingPool: Sendable {
         }
     }
 
-    /// A slot that somebody has; it goes back to the pool when it is released.
+    /// A slot in use; it returns to the pool when it is released.
     final class Slot: Sendable {
         fileprivate let index: Int
         fileprivate let pool: StagingPool
@@ -130,13 +130,13 @@ struct StagedBatch: Sendable {
     /// Reads pages of one run into a part of the slot; called by one worker, ascending.
     typealias Filling = @Sendable (PageRange, UnsafeMutableRawBufferPointer) throws -> Void
 
-    /// Where the pages are, run after run.
+    /// Where the pages are, one run after another.
     let slot: StagingPool.Slot
-    /// Which frames they are, ascending; at most 256 together, or any number if all are zero.
+    /// Their frames, ascending; at most 256 in all, or any number if all are zero.
     let runs: [PageRange]
     /// True if all of them are zero; the slot holds nothing then.
     let isZero: Bool
-    /// How the worker has to fill the slot; nil: it holds the pages.
+    /// How the worker fills the slot; nil: it holds the pages.
     let filling: Filling?
 
     init(slot: StagingPool.Slot, runs: [PageRange], filling: Filling? = nil) {
@@ -147,7 +147,7 @@ struct StagedBatch: Sendable {
         isZero = false
     }
 
-    /// Pages that are zero; the slot only bounds how many batches wait.
+    /// Pages that are zero; the slot only limits how many batches wait.
     init(slot: StagingPool.Slot, zeros range: PageRange) {
         self.slot = slot
         runs = [range]
@@ -159,7 +159,7 @@ struct StagedBatch: Sendable {
     var pageCount: Int { runs.reduce(0) { $0 + $1.count } }
 }
 
-/// Cuts ascending runs into batches that fit a slot.
+/// Splits ascending runs into batches that fit in a slot.
 enum StagedBatches {
     /// Groups of runs of at most 256 pages each.
     static func cut(_ runs: [PageRange]) -> [[PageRange]] {

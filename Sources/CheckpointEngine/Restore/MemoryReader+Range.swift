@@ -4,22 +4,22 @@ import CheckpointStore
 public import GuestModel
 
 // Single pages and ranges of a checkpoint, in any order: for introspection and for serving a
-// checkpoint to others. Each read costs the pages that it asks for; only opening the reader costs
-// the guest's size, because the page map is read then.
+// checkpoint to others. Each read costs as much as the pages it requests; only opening the reader
+// takes time in proportion to the guest's size, because the page map is read then.
 
 extension MemoryReader {
     /// Reads the pages of some frames, each verified against its digest.
     ///
-    /// Frames that do not exist read as zeros; `layout` says which do. Blocks for the disk. A range
-    /// may be of any length; beside `destination` it needs 40 bytes of memory for each of at most
-    /// 8,192 pages at once. One read at a time: a reader is not for several threads at once.
+    /// Frames that do not exist read as zeros; `layout` lists those that do. Blocks for the disk. A
+    /// range may be of any length; apart from `destination` it needs 40 bytes of memory for each of
+    /// at most 8,192 pages at a time. A reader must not be used by several threads at once.
     ///
-    /// When it throws, `destination` holds verified pages, zeros, and what it held before; nothing
+    /// When it throws, `destination` holds verified pages, zeros, and its previous bytes; nothing
     /// unverified.
     ///
     /// - Parameters:
     ///   - range: the frames.
-    ///   - destination: exactly as long as they are, 4096 bytes each.
+    ///   - destination: exactly as long as the range, 4096 bytes per frame.
     public func read(
         _ range: PageRange, into destination: inout MutableRawSpan
     ) throws(CaptureError) {
@@ -32,13 +32,13 @@ extension MemoryReader {
         }
     }
 
-    /// Reads bytes of the guest's memory from an address on, as `read(_:into:)` reads pages.
+    /// Reads bytes of the guest's memory from an address, as `read(_:into:)` reads pages.
     ///
-    /// A page that is wanted in part is read and verified whole.
+    /// A page of which only a part is requested is read and verified whole.
     ///
     /// - Parameters:
     ///   - address: in bytes; frame times 4096.
-    ///   - destination: as long as what is wanted.
+    ///   - destination: as long as the bytes to read.
     public func readBytes(
         at address: UInt64, into destination: inout MutableRawSpan
     ) throws(CaptureError) {
@@ -51,12 +51,12 @@ extension MemoryReader {
             throw CaptureError(
                 .sizeMismatch,
                 "\(destination.byteCount) bytes from address 0x\(String(address, radix: 16)) on "
-                    + "end beyond 2^64; ask for less")
+                    + "end beyond 2^64; request less")
         }
         do {
             try destination.withUnsafeMutableBytes { bytes in
                 var done = 0
-                // A page of which the end is wanted, whole pages, one of which the beginning is.
+                // The end of a page, whole pages, the beginning of a page.
                 while done < bytes.count {
                     let rest = UnsafeMutableRawBufferPointer(rebasing: bytes[done...])
                     let inPage = done == 0 ? skipped : 0
@@ -70,9 +70,9 @@ extension MemoryReader {
         }
     }
 
-    /// Reads the first bytes that are wanted: whole pages, or a part of one.
+    /// Reads the first bytes of a request: whole pages, or a part of one.
     ///
-    /// - Returns: how many bytes.
+    /// - Returns: the byte count.
     private func readFirst(
         _ frame: PageFrameNumber, _ inPage: Int, _ bytes: UnsafeMutableRawBufferPointer
     ) throws -> Int {
@@ -90,7 +90,7 @@ extension MemoryReader {
         return count
     }
 
-    /// Reads a range, a window at a time.
+    /// Reads a range, one window at a time.
     private func read(_ range: PageRange, _ bytes: UnsafeMutableRawBufferPointer) throws {
         var done = 0
         while done < range.count {
@@ -123,7 +123,7 @@ extension MemoryReader {
     }
 }
 
-/// Memory of the caller that stands for consecutive frames.
+/// Memory of the caller for consecutive frames.
 private struct RangeTarget: PageTarget, @unchecked Sendable {
     // Unchecked: the memory outlives the call that fills it, and no two threads get one frame.
     let first: PageFrameNumber

@@ -8,9 +8,9 @@ import Synchronization
 /// Reads a checkpoint's memory, verified: all of it from its lowest frame to its highest, for
 /// formats that are written in that order and for pipes, or single ranges in any order.
 ///
-/// The checkpoint is leased while the reader lives: prune leaves it whole. Packs hold pages in the
-/// order in which they changed, so memory that is read as a whole is put in order in windows of
-/// 32 MiB: one is filled on all processors while the one before it is handed on.
+/// The checkpoint is leased while the reader lives: prune does not remove its pages. Packs hold
+/// pages in the order in which they changed, so memory that is read as a whole is put in order in
+/// windows of 32 MiB: one is filled on all processors while the previous one is delivered.
 public struct MemoryReader {
     /// Pages in a window.
     static let windowPageCount = 8192
@@ -21,7 +21,7 @@ public struct MemoryReader {
     let map: PageMap
     /// The checkpoint's frames.
     public let layout: GuestLayout
-    /// The checkpoint's state besides memory.
+    /// The checkpoint's state other than memory.
     public let state: GuestState
 
     /// Reads the checkpoint's page map and state.
@@ -38,12 +38,12 @@ public struct MemoryReader {
         layout = map.layout
     }
 
-    /// Pages side by side, of ascending frames.
+    /// Contiguous memory for pages of ascending frames.
     private final class Window: PageTarget {
         let runs: [PageRange]
         /// Where each run begins in the memory, in pages.
         private let starts: [Int]
-        // Filled by one thread for each page, then read; freed with the window.
+        // Each page is filled by one thread, then read; freed with the window.
         private nonisolated(unsafe) let memory: UnsafeMutableRawBufferPointer
 
         init(_ runs: [PageRange]) {
@@ -68,7 +68,7 @@ public struct MemoryReader {
             if !isPlaced { memory(of: range).copyMemory(from: bytes) }
         }
 
-        /// The place of frames that lie in one run.
+        /// The memory for frames that lie in one run.
         func memory(of range: PageRange) -> UnsafeMutableRawBufferPointer {
             var (low, high) = (0, runs.count)
             while high - low > 1 {
@@ -87,8 +87,9 @@ public struct MemoryReader {
     /// Blocks; `deliver` is called on this thread.
     ///
     /// - Parameters:
-    ///   - progress: called now and then with pages done and in all.
-    ///   - deliver: gets ascending runs and their contents without gaps, valid inside it only.
+    ///   - progress: called from time to time with pages done and in all.
+    ///   - deliver: gets ascending runs and their contents without gaps, valid only during the
+    ///     call.
     public func read(
         progress: ((_ done: Int, _ total: Int) -> Void)? = nil,
         deliver: (_ runs: [PageRange], _ contents: UnsafeRawBufferPointer) throws -> Void

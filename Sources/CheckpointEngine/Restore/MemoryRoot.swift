@@ -2,17 +2,17 @@ import CheckpointIndex
 import CheckpointStore
 public import GuestModel
 
-/// The identity of a guest's memory as it is now.
+/// The identity of a guest's current memory.
 public enum MemoryRoot {
-    /// The Merkle root of all of a guest's pages: equal to a checkpoint's `root` if and only if
-    /// the memory is.
+    /// The Merkle root of all of a guest's pages: equal to a checkpoint's `root` if and only if the
+    /// memory is equal.
     ///
-    /// Reads and digests every page on this thread. Hold the guest still meanwhile.
+    /// Reads and digests every page on this thread. The guest must be paused meanwhile.
     public static func of(_ guest: any Guest) throws(GuestError) -> PageDigest {
         try map(of: guest).root()
     }
 
-    /// The page map of a guest's memory as it is now.
+    /// The page map of a guest's current memory.
     static func map(of guest: any Guest) throws(GuestError) -> PageMap {
         let layout = try guest.layout()
         let map = PageMap()

@@ -4,35 +4,36 @@ import GuestModel
 import PackStore
 import Synchronization
 
-/// Where pages of a checkpoint go.
+/// The destination of a checkpoint's pages.
 ///
 /// Called from several threads at once, never for the same frame.
 protocol PageTarget: Sendable {
-    /// Memory that pages of consecutive frames may be unpacked in, and are verified in; nil if
-    /// there is none.
+    /// Memory in which pages of consecutive frames may be decompressed and verified; nil if there
+    /// is none.
     func place(_ range: PageRange) -> UnsafeMutableRawBufferPointer?
 
-    /// Takes verified pages; those that were unpacked in their place are there already.
+    /// Takes verified pages; those that were decompressed in place are already there.
     func take(_ range: PageRange, _ bytes: UnsafeRawBufferPointer, isPlaced: Bool) throws
 }
 
 /// Reads the pages of a checkpoint on all processors, verified.
 struct PageSupply: Sendable {
-    /// Pages whose places are sorted at once: 4 GiB of guest, 60 MB of memory.
+    /// Pages whose addresses are sorted at once: 4 GiB of guest, 60 MB of memory.
     static let windowPageCount = 1 << 20
 
-    // A few thousand pages keep a processor busy long enough to be worth a thread. Threads take a
-    // share at a time: pages of which the rest of the block is out of date take several times as
-    // long as others, and lie together.
+    // A thread is worth its cost from a few thousand pages on. Threads take one share at a time:
+    // pages whose blocks are otherwise out of date take several times as long as others, and are
+    // adjacent.
     private static let threadPageCountMin = 2048
     private static let sharePageCount = 1024
 
     let repository: Repository
     let checkpoint: Checkpoint
 
-    /// Reads pages, and hands them on in runs.
+    /// Reads pages, and passes them on in runs.
     ///
-    /// When it throws, memory that `target` gave holds verified pages, zeros, or what it held.
+    /// When it throws, memory that `target` returned holds verified pages, zeros, or its previous
+    /// bytes.
     ///
     /// - Returns: bytes read from packs.
     func read(

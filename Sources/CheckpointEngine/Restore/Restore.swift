@@ -4,7 +4,7 @@ public import CheckpointStore
 public import GuestModel
 import Synchronization
 
-/// What a restore came to.
+/// The result of a restore.
 public struct RestoreResult: Hashable, Sendable {
     /// Pages written into the guest.
     public let writtenPageCount: Int
@@ -12,7 +12,7 @@ public struct RestoreResult: Hashable, Sendable {
     public let mapsRead: Int
     /// Bytes read from packs for pages.
     public let bytesRead: Int
-    /// The page map's root; the memory has it now.
+    /// The page map's root; the memory now has it.
     public let root: PageDigest
 }
 
@@ -20,15 +20,15 @@ public struct RestoreResult: Hashable, Sendable {
 public enum Restore {
     /// Fills a guest with a checkpoint: its pages, each verified, then its state.
     ///
-    /// Reads packs from front to back on all processors, and unpacks them in the guest's memory
-    /// where this process can reach it. What fails its check there is cleared. When it throws, the
-    /// guest holds part of the checkpoint and must not run.
+    /// Reads packs sequentially on all processors, and decompresses pages in the guest's memory
+    /// where this process can access it. Pages that fail verification there are cleared. When it
+    /// throws, the guest holds part of the checkpoint and must not run.
     ///
     /// - Parameters:
-    ///   - checkpoint: which.
-    ///   - repository: where it is.
-    ///   - guest: a new guest, or one that nobody runs.
-    ///   - progress: called now and then with pages done and in all, from any thread.
+    ///   - checkpoint: the checkpoint to restore.
+    ///   - repository: the repository that has it.
+    ///   - guest: a new guest, or one that is not running.
+    ///   - progress: called from time to time with pages done and in all, on any thread.
     public static func run(
         _ checkpoint: Checkpoint, from repository: Repository, into guest: any WritableGuest,
         progress: (@Sendable (_ done: Int, _ total: Int) -> Void)? = nil
@@ -61,7 +61,7 @@ public enum Restore {
         }
     }
 
-    /// Splits a map into windows that fit memory.
+    /// Splits a map into windows that fit in memory.
     private static func forEachWindow(
         _ map: PageMap, _ layout: GuestLayout,
         _ body: ([(frame: PageFrameNumber, digest: PageDigest)], _ zeros: [PageRange]) throws ->

@@ -4,42 +4,42 @@ import CheckpointStore
 import GuestModel
 import Synchronization
 
-// Revert in place: the guest goes back to a checkpoint, and only pages that differ are written.
+// Reverts in place: the guest goes back to a checkpoint, and only pages that differ are written.
 //
 //   while it runs:   candidates = difference of the page maps + pages written since
 //                    their contents in the checkpoint are read, verified, and staged;
 //                    the same for pages that were written meanwhile, in rounds, until few come
 //   in the pause:    the pages written since the last round are staged too
 //                    every candidate is compared with the live page; those that differ are written
-//                    the state is put back
-//   after it:        the log is taken; pages in it that still are the checkpoint's are forgotten
+//                    the state is restored
+//   afterwards:      the log is taken; pages in it that equal the checkpoint's are removed
 //
 // Nothing is written before everything that will be written is staged and verified. So a damaged
-// repository leaves the guest as it was.
+// repository leaves the guest unchanged.
 
-/// What a revert came to.
+/// The result of a revert.
 public struct RevertResult: Sendable {
-    /// Pages that differed, and were written.
+    /// Pages that differed and were written.
     public let writtenPageCount: Int
     /// Pages that were compared.
     public let comparedPageCount: Int
-    /// How long the guest was held still.
+    /// How long the guest was paused.
     public let pause: Duration
     /// Bytes that were read from packs in the pause: pages first written after the last round.
     public let pausedReadByteCount: Int
 }
 
 extension CaptureSession {
-    /// Puts the guest back to a checkpoint, in place.
+    /// Reverts the guest to a checkpoint, in place.
     ///
     /// The next capture follows that checkpoint.
     ///
-    /// Waits for captures under way. Needs memory for the pages that may differ: those in which
+    /// Waits for captures in progress. Needs memory for the pages that may differ: those in which
     /// the two checkpoints differ, and those written since the last capture.
     ///
-    /// When it throws before writing, the guest goes on as it was. When writing itself fails the
-    /// guest runs with part of the pages: the message says so, and the next capture compares
-    /// every page.
+    /// When it throws before writing, the guest continues unchanged. When writing itself fails, the
+    /// guest runs with part of the pages: the message says so, and the next capture compares every
+    /// page.
     @discardableResult
     public func revert(to checkpoint: Checkpoint) throws(CaptureError) -> RevertResult {
         guard let writable = guest as? any WritableGuest else {
@@ -83,7 +83,7 @@ private struct RevertOperation {
         self.target = target
         let repository = session.pipeline.repository
         lease = try repository.leaseForSession(target)
-        // Back to the newest again and again, as a fuzzer goes: its map is in memory.
+        // Repeated reverts to the newest checkpoint, as a fuzzer does: its map is in memory.
         let isParent = session.pipeline.parent?.id == target.id
         map =
             isParent
@@ -109,7 +109,7 @@ private struct RevertOperation {
         do {
             try paused.resume()
         } catch {
-            // The memory is the target's, and the next capture does not follow it.
+            // The memory is the target's, but the next capture does not follow it.
             session.state.mergeBack(DirtyBitmap(), comparesAll: true)
             throw error
         }
@@ -143,8 +143,8 @@ private struct RevertOperation {
         return true
     }
 
-    /// Pages that may differ from the target, as far as can be known while the guest runs, and the
-    /// layout that this is known for; nil if every page must be compared in the pause.
+    /// Pages that may differ from the target, as far as is known while the guest runs, and the
+    /// layout that this applies to; nil if every page must be compared in the pause.
     private func candidatesWhileRunning() throws -> (DirtyBitmap, GuestLayout?) {
         guard let log = SessionLog(session) else { return (DirtyBitmap(), nil) }
         let (comparesAll, layout) = session.state.withLock { ($0.comparesAll, $0.layout) }
@@ -156,7 +156,7 @@ private struct RevertOperation {
             candidates.formUnion(session.state.withLock { $0.unsaved })
             return (candidates, layout)
         }
-        // Nothing is known of the memory: it is read while the guest runs, and what is written
+        // Nothing is known about the memory: it is read while the guest runs, and what is written
         // meanwhile is in the log.
         try log.begin()
         _ = try takeLog(log)
@@ -257,15 +257,15 @@ private struct RevertOperation {
             throw CaptureError(
                 .guest,
                 "the revert to \(target.id.short) failed after writing \(counted(written, "page")) "
-                    + "(\(error)); the guest runs with part of them: revert again or restore it")
+                    + "(\(error)); the guest runs with part of them; revert again or restore it")
         }
         return written
     }
 
-    /// Takes the log, and forgets what it says of our own writes.
+    /// Takes the log, and removes our own writes from it.
     ///
-    /// A page that is the target's after that needs no saving, because a later write is in the log
-    /// again. So the guest may run meanwhile.
+    /// A page that equals the target's after that need not be saved, because a later write is
+    /// logged again. So the guest may run meanwhile.
     private func forgetOwnWrites(_ candidates: DirtyBitmap) {
         var unsaved = DirtyBitmap()
         var comparesAll = true
@@ -289,9 +289,9 @@ private struct RevertOperation {
         }
     }
 
-    /// Those of some candidates that exist and are not what the target has.
+    /// Those candidates that exist and differ from the target.
     ///
-    /// Copied, not looked at where they are: a running guest may give memory back.
+    /// They are copied, not compared in place: a running guest may release memory.
     private func differing(_ frames: DirtyBitmap) throws(GuestError) -> DirtyBitmap {
         var frames = frames
         frames.formIntersection(DirtyBitmap(try guest.layout()))
@@ -303,7 +303,7 @@ private struct RevertOperation {
         return result
     }
 
-    /// Copies live pages to a slot, and calls `body` with the frames of those that differ.
+    /// Copies live pages to a slot, and calls `body` with the frames that differ.
     private func forEachDiffering(
         _ batch: [PageRange], _ slot: StagingPool.Slot, _ body: (PageFrameNumber) -> Void
     ) throws(GuestError) {
@@ -327,7 +327,7 @@ private struct RevertOperation {
         var differing: [PageRange] = []
         var end = 0
         try forEachDiffering(batch, slot) { frame in
-            // Differing pages are packed at the front of the slot, over pages done with.
+            // Differing pages are packed at the front of the slot, over pages that are done.
             let place = slot.bytes[end..<end + Page.byteCount]
             staged.copy(frame, to: UnsafeMutableRawBufferPointer(rebasing: place))
             end += Page.byteCount
@@ -437,9 +437,9 @@ private final class StagedPages {
         return byteCount
     }
 
-    /// Makes live pages the checkpoint's, in place.
+    /// Overwrites live pages with the checkpoint's, in place.
     ///
-    /// - Returns: how many were not.
+    /// - Returns: the number of pages that differed.
     func put(_ range: PageRange, to live: UnsafeMutableRawBufferPointer) -> Int {
         var written = 0
         forEachDiffering(range, from: live) { frame, page in
@@ -449,7 +449,7 @@ private final class StagedPages {
         return written
     }
 
-    /// Calls `body` with the frames whose live pages are not the checkpoint's, and these.
+    /// Calls `body` with the frames whose live pages differ from the checkpoint's, and those pages.
     func forEachDiffering(
         _ range: PageRange, from live: UnsafeMutableRawBufferPointer,
         _ body: (PageFrameNumber, UnsafeMutableRawBufferPointer) -> Void
@@ -465,10 +465,10 @@ private final class StagedPages {
         }
     }
 
-    /// Has a frame's page brought to the caches.
+    /// Prefetches a frame's page into the caches.
     func prefetch(_ frame: PageFrameNumber) { ckernels_prefetch(place(frame.rawValue)) }
 
-    /// Copies the checkpoint's page out.
+    /// Copies the checkpoint's page to `page`.
     func copy(_ frame: PageFrameNumber, to page: UnsafeMutableRawBufferPointer) {
         guard let place = place(frame.rawValue) else {
             page.initializeMemory(as: UInt8.self, repeating: 0)
@@ -477,7 +477,7 @@ private final class StagedPages {
         page.copyMemory(from: UnsafeRawBufferPointer(start: place, count: Page.byteCount))
     }
 
-    /// Where a frame's page is; nil: it is zero, or not in the layout.
+    /// The address of a frame's page; nil: it is zero, or not in the layout.
     private func place(_ frame: UInt64) -> UnsafeRawPointer? {
         for part in parts where part.contains(frame) { return UnsafeRawPointer(part.page(frame)) }
         return nil
@@ -489,12 +489,12 @@ private final class StagedPages {
     }
 }
 
-/// Room for the pages of a set, in the order of frames.
+/// Memory for the pages of a set, in the order of frames.
 private final class StagedPart: PageTarget {
     private let frames: DirtyBitmap
-    /// Frames of the set before each of its words.
+    /// For each word of the set, the number of frames before it.
     private let ranks: [Int]
-    // Filled by one thread for each page, then read; freed with this.
+    // Each page is filled by one thread, then read; freed with this.
     private nonisolated(unsafe) let bytes: UnsafeMutableRawBufferPointer
 
     init(_ frames: DirtyBitmap) {
@@ -514,7 +514,7 @@ private final class StagedPart: PageTarget {
 
     func contains(_ frame: UInt64) -> Bool { frames.contains(PageFrameNumber(frame)) }
 
-    /// The place of a frame of the set.
+    /// The memory of a frame of the set.
     func page(_ frame: UInt64) -> UnsafeMutableRawPointer {
         let word = Int(frame / 64)
         let below = frames.words[word] & ((1 << (frame % 64)) - 1)
@@ -523,7 +523,7 @@ private final class StagedPart: PageTarget {
     }
 
     func place(_ range: PageRange) -> UnsafeMutableRawBufferPointer? {
-        // Consecutive frames that are all in the set lie side by side.
+        // Consecutive frames that are all in the set are contiguous.
         UnsafeMutableRawBufferPointer(start: page(range.first.rawValue), count: range.byteCount)
     }
 

@@ -6,36 +6,36 @@ public import GuestModel
 public import PackStore
 import Synchronization
 
-// A ring of checkpoints: what the policy does not keep is forgotten while captures go on, and the
-// space comes back. On a thread of its own:
+// Retention: checkpoints that the policy does not keep are forgotten while captures go on, and
+// their space is freed. On a thread of its own:
 //
 //   published -> decide -> forget (one record, one sync)
 //                  -> a pack was sealed since the last prune: plan and execute one
 //
-// Whatever fails is counted and tried again after the next publication: nothing waits for it, and
-// no capture fails because of it.
+// A failure is counted and retried after the next publication: nothing waits for it, and no capture
+// fails because of it.
 
-/// What to keep of a lineage while it is captured.
+/// Which checkpoints of a lineage to keep while it is captured.
 public struct Retention: Sendable {
-    /// Which checkpoints stay; the newest always does.
+    /// The checkpoints to keep; the newest is always kept.
     public var policy: RetentionPolicy
     /// The least time from one thinning to the next.
     ///
     /// A second.
     public var interval = Duration.seconds(1)
-    /// Unused bytes, in percent of the store, that a prune leaves.
+    /// The unused bytes, in percent of the store, that a prune leaves.
     ///
-    /// More costs space, less costs writing. 20.
+    /// A higher value costs space, a lower one costs writing. 20.
     public var unusedPercentMax = 20.0
 
     /// Keeps what a policy keeps.
     ///
-    /// A policy that keeps nothing is refused by whoever is given it.
+    /// A policy that keeps nothing is rejected where it is used.
     public init(_ policy: RetentionPolicy) {
         self.policy = policy
     }
 
-    /// Fails with `invalidOption` if a value cannot be used.
+    /// Throws `invalidOption` if a value is invalid.
     func check() throws(RepositoryError) {
         try policy.check()
         try OptionCheck.check("interval", interval, in: .zero...OptionCheck.longest)
@@ -53,10 +53,10 @@ public struct RetentionReport: Sendable {
     public var freedByteCount = 0
     /// Checkpoints that the last thinning kept because their times are in doubt, oldest first.
     ///
-    /// See `TimeDoubt`. They stay until rules would not keep them whatever their times were, or
-    /// until they are forgotten by id.
+    /// See `TimeDoubt`. They stay until no rule would keep them whatever their times, or until they
+    /// are forgotten by id.
     public var inDoubt: [CheckpointID] = []
-    /// Thinnings that failed; each was tried again later.
+    /// Thinnings that failed; each was retried later.
     public var failureCount = 0
     /// The last failure.
     public var lastFailure: RepositoryError?
@@ -64,8 +64,8 @@ public struct RetentionReport: Sendable {
 
 /// Thins a lineage while it is captured, on a thread of its own.
 ///
-/// A session with `CaptureOptions.retention` has one; for what is captured without a session make
-/// one. Needs the repository open for writing.
+/// A session with `CaptureOptions.retention` has one; create one for captures without a session.
+/// Needs the repository open for writing.
 public final class RetentionKeeper: Sendable {
     private struct State {
         var isDue = false
@@ -80,7 +80,7 @@ public final class RetentionKeeper: Sendable {
     private let state = Monitor(State())
     private let thread = Mutex<Threads.Thread?>(nil)
 
-    /// Begins; nothing happens before the first publication.
+    /// Starts; nothing happens before the first publication.
     ///
     /// Fails with `invalidOption` if a value cannot be used.
     public convenience init(
@@ -91,7 +91,7 @@ public final class RetentionKeeper: Sendable {
             retention, of: repository, lineage: lineage, clock: CaptureOptions().clock)
     }
 
-    /// Begins with a clock that tells the present, in nanoseconds since 1970.
+    /// Starts with a clock that returns the present, in nanoseconds since 1970.
     package init(
         _ retention: Retention, of repository: Repository, lineage: String,
         clock: @escaping @Sendable () -> Int64
@@ -100,11 +100,11 @@ public final class RetentionKeeper: Sendable {
         self.repository = repository
         self.lineage = lineage
         self.retention = retention
-        // The thread holds the keeper; `close` ends it.
+        // The thread references the keeper; `close` ends it.
         thread.withLock { $0 = Threads.Thread { self.run() } }
     }
 
-    /// Says that the lineage has a new checkpoint; returns at once.
+    /// Reports that the lineage has a new checkpoint; returns immediately.
     public func checkpointPublished() {
         state.change { $0.isDue = true }
     }
@@ -112,7 +112,7 @@ public final class RetentionKeeper: Sendable {
     /// What was done so far.
     public var report: RetentionReport { state.read { $0.report } }
 
-    /// Thins once more, and ends; waits for what is under way.
+    /// Thins once more, and ends; waits for the thinning in progress.
     public func close() {
         let wasClosed = state.change { state in
             defer { state.isClosed = true }

@@ -1,8 +1,8 @@
 package import GuestModel
 
-/// Reads values in the format's encoding; no length is trusted before it is checked.
+/// Reads values in the format's encoding; lengths are validated before use.
 ///
-/// The bytes must stay valid while the reader is used: it is made inside `withUnsafeBytes`.
+/// The bytes must stay valid while the reader is used: create it inside `withUnsafeBytes`.
 package struct ByteReader {
     private let bytes: UnsafeRawBufferPointer
     /// Offset of the next byte.
@@ -12,16 +12,16 @@ package struct ByteReader {
         self.bytes = bytes
     }
 
-    /// Bytes left.
+    /// Number of bytes left.
     package var remaining: Int { bytes.count - position }
 
-    /// Reads a fixed-width integer, lowest byte first.
+    /// Reads a fixed-width little-endian integer.
     package mutating func read<T: FixedWidthInteger>(_ type: T.Type) throws(FormatError) -> T {
         let field = try read(raw: MemoryLayout<T>.size)
         return T(littleEndian: field.loadUnaligned(as: T.self))
     }
 
-    /// Reads an unsigned LEB128 number in its shortest form.
+    /// Reads an unsigned LEB128 number, which must be in its shortest form.
     package mutating func readVarint() throws(FormatError) -> UInt64 {
         let start = position
         var value: UInt64 = 0
@@ -34,7 +34,7 @@ package struct ByteReader {
             value |= UInt64(byte & 0x7f) << shift
             if byte & 0x80 == 0 {
                 if byte == 0 && shift > 0 {
-                    throw FormatError(offset: start, reason: "a number is not in its short form")
+                    throw FormatError(offset: start, reason: "a number is not in its shortest form")
                 }
                 return value
             }
@@ -52,7 +52,7 @@ package struct ByteReader {
         return Int(value)
     }
 
-    /// Reads a folded signed number.
+    /// Reads a zigzag-encoded signed number.
     package mutating func readZigzag() throws(FormatError) -> Int64 {
         let folded = try readVarint()
         return Int64(bitPattern: folded >> 1) ^ -Int64(bitPattern: folded & 1)
@@ -66,29 +66,29 @@ package struct ByteReader {
         return PageDigest(words: (first, second, third, try read(UInt64.self)))
     }
 
-    /// Reads a text with a 16-bit length.
+    /// Reads a string with a 16-bit length.
     package mutating func readText() throws(FormatError) -> String {
         let start = position
         let count = Int(try read(UInt16.self))
         let field = try read(raw: count)
         guard let text = String(validating: field, as: UTF8.self) else {
-            throw FormatError(offset: start, reason: "a text is not UTF-8")
+            throw FormatError(offset: start, reason: "a string is not UTF-8")
         }
         return text
     }
 
-    /// Takes the next bytes without copying them.
+    /// Returns the next bytes without copying them.
     package mutating func read(raw count: Int) throws(FormatError) -> UnsafeRawBufferPointer {
         guard count >= 0, count <= remaining else {
             throw FormatError(
-                offset: position, reason: "\(count) bytes are needed and \(remaining) are left")
+                offset: position, reason: "\(count) bytes are needed but \(remaining) are left")
         }
         let field = UnsafeRawBufferPointer(rebasing: bytes[position..<position + count])
         position += count
         return field
     }
 
-    /// Takes bytes that must be zero: reserved fields and padding.
+    /// Skips bytes that must be zero: reserved fields and padding.
     package mutating func readZeros(_ count: Int, _ what: String) throws(FormatError) {
         let start = position
         guard try read(raw: count).allSatisfy({ $0 == 0 }) else {
@@ -96,7 +96,7 @@ package struct ByteReader {
         }
     }
 
-    /// Fails unless every byte was read.
+    /// Fails if any bytes are left.
     package func expectEnd() throws(FormatError) {
         guard remaining == 0 else {
             throw FormatError(offset: position, reason: "\(remaining) bytes follow the last field")
@@ -105,7 +105,7 @@ package struct ByteReader {
 }
 
 extension ByteReader {
-    /// Runs a decoder over an array's bytes.
+    /// Runs a decoder over the bytes of an array.
     package static func decode<T>(
         _ bytes: [UInt8], _ body: (inout ByteReader) throws(FormatError) -> T
     ) throws(FormatError) -> T {

@@ -1,10 +1,10 @@
 import CPageKernels
 
-/// CRC-32C (Castagnoli), as in iSCSI and ext4: finds every burst of up to 32 bits.
+/// CRC-32C (Castagnoli), as in iSCSI and ext4: detects every error burst of up to 32 bits.
 ///
-/// It guards records against the disk; pages are guarded by their digests besides.
+/// It protects records against disk errors; pages are also protected by their digests.
 package enum Checksum {
-    /// The checksum of `bytes`, going on from `previous`.
+    /// The checksum of `bytes`, continued from `previous`.
     package static func crc32c(
         _ bytes: UnsafeRawBufferPointer, continuing previous: UInt32 = 0
     ) -> UInt32 {

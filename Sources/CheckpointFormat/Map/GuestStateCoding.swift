@@ -1,16 +1,16 @@
 package import GuestModel
 
-// A guest's state as bytes, cut into parts of at most 16 MiB, each the payload of a `guestState`
-// record:
+// A guest's state as bytes, divided into parts of at most 16 MiB, each the payload of a
+// `guestState` record:
 //   u32     records
 //   then for each: u16 length and UTF-8 of its kind, u64 length and bytes of its state
 
-/// Bytes <-> `GuestState`.
+/// Converts `GuestState` to bytes and back.
 package enum GuestStateCoding {
-    /// Bytes of a part at most.
+    /// Maximum size of a part in bytes.
     package static let partByteCountMax = 16 << 20
 
-    /// The state as one sequence of bytes.
+    /// Encodes the state as one sequence of bytes.
     package static func encode(_ state: GuestState) -> [UInt8] {
         var writer = ByteWriter()
         writer.write(UInt32(state.records.count))
@@ -22,7 +22,7 @@ package enum GuestStateCoding {
         return writer.bytes
     }
 
-    /// Reads what `encode` wrote.
+    /// Decodes the output of `encode`.
     package static func decode(_ bytes: [UInt8]) throws(FormatError) -> GuestState {
         try ByteReader.decode(bytes) { (reader) throws(FormatError) -> GuestState in
             let count = Int(try reader.read(UInt32.self))
@@ -35,7 +35,7 @@ package enum GuestStateCoding {
                 let length = try reader.read(UInt64.self)
                 guard length <= UInt64(reader.remaining) else {
                     throw FormatError(
-                        offset: reader.position, reason: "a state record is cut short")
+                        offset: reader.position, reason: "a state record is truncated")
                 }
                 let field = try reader.read(raw: Int(length))
                 records.append(GuestState.Record(kind: kind, bytes: Array(field)))

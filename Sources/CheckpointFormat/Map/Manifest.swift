@@ -1,24 +1,24 @@
 package import GuestModel
 
-// The payload of a publish record: what a checkpoint is. Its BLAKE3-256 digest is the checkpoint's
-// id, so an id names the memory, the state, the history and the moment.
+// The payload of a publish record: the description of a checkpoint. Its BLAKE3-256 digest is the
+// checkpoint's ID, so an ID covers the memory, the state, the history and the time.
 //
 //   size  field
-//     32  parent's id; zeros: none
+//     32  parent's ID; zeros: none
 //     32  root of the page map
 //      8  time of the pause, nanoseconds since 1970 (signed)
 //      8  transaction number
-//      4  position of this map in its series: 0 for a base map, the parent's + 1 else
+//      4  position of this map in its chain: 0 for a base map, otherwise the parent's + 1
 //      4  flags: bit 0: every page was compared
-//     32  id of the checkpoint that the delta map builds on; zeros for a base map
+//     32  ID of the checkpoint on which the delta map is based; zeros for a base map
 //      8  one more than the highest frame that exists
 //      8  frames that exist
 //      8  frames that exist and are zero
 //      8  frames whose content differs from the parent's
-//      8  pages that this transaction stored
-//      8  bytes that this transaction appended before this record
-//      8  of those, bytes that are not blocks of pages
-//      8  the pause in nanoseconds; 0: there was none
+//      8  pages stored by this transaction
+//      8  bytes appended by this transaction before this record
+//      8  how many of those are not blocks of pages
+//      8  duration of the pause in nanoseconds; 0: there was none
 //      4  precopy rounds
 //   2+n   lineage: length, UTF-8
 //   2+n   label: length, UTF-8; empty: none
@@ -26,9 +26,9 @@ package import GuestModel
 //      4  state parts, likewise
 //     32  digest of the guest's state: BLAKE3 of the state payloads' bytes, joined
 //
-// A manifest that contradicts itself, or the place where it lies, is not read: see `check`.
+// A manifest that contradicts itself or its own location is rejected: see `check`.
 
-/// Where a record lies.
+/// The location of a record.
 package struct RecordLocation: Hashable, Sendable {
     package let pack: UInt32
     package let offset: UInt32
@@ -152,13 +152,14 @@ package struct Manifest: Hashable, Sendable {
     }
 }
 
-// MARK: - What a manifest may say
+// MARK: - Validation of manifests
 
 extension Manifest {
-    /// Bytes that one transaction appends at most: 2^32 pages, and as much again besides.
+    /// Maximum number of bytes that one transaction appends: 2^32 pages, and as much again for the
+    /// rest.
     package static let addedByteCountMax: UInt64 = 1 << 45
 
-    /// The rules for a manifest by itself.
+    /// Validates a manifest by itself.
     private func check() throws(FormatError) {
         func refuse(_ offset: Int, _ reason: String) throws(FormatError) -> Never {
             throw FormatError(offset: offset, reason: reason)
@@ -181,44 +182,44 @@ extension Manifest {
         else { try refuse(152, "its counts of pages and bytes contradict each other") }
         guard NameForm.canBeStored(lineage), label.isEmpty || NameForm.canBeStored(label) else {
             let name = PrintableText.escape(NameForm.canBeStored(lineage) ? label : lineage)
-            try refuse(188, "'\(name.prefix(80))' cannot be a name")
+            try refuse(188, "'\(name.prefix(80))' is not a valid name")
         }
         for parts in [mapParts, stateParts] {
             guard Set(parts).count == parts.count else {
-                try refuse(192, "it names a record twice")
+                try refuse(192, "it refers to a record twice")
             }
         }
     }
 
-    /// The rules for a manifest that lies at a place: what it names comes before it.
+    /// Validates a manifest's location: everything that it refers to must precede it.
     package func check(at location: RecordLocation) throws(FormatError) {
         for part in mapParts + stateParts {
             guard part < location, part.pack > 0, part.offset >= UInt32(Envelope.byteCount) else {
                 throw FormatError(
                     offset: 192,
-                    reason: "it names a record at offset \(part.offset) of pack \(part.pack), "
-                        + "where none of its own can be")
+                    reason: "it refers to a record at offset \(part.offset) of pack \(part.pack), "
+                        + "where it cannot have one")
             }
         }
     }
 
-    /// Fails unless a record that it names is of its own transaction.
+    /// Fails unless a record that it refers to belongs to its own transaction.
     package func checkOwns(_ number: UInt64) throws(FormatError) {
         guard number == transaction else {
             throw FormatError(
                 offset: 16,
-                reason: "it is of transaction \(number), and the manifest that names it of "
+                reason: "it is of transaction \(number), but the manifest that refers to it is of "
                     + "\(transaction)")
         }
     }
 
-    /// The rules for a delta map over the map of another checkpoint.
+    /// Validates a delta map against the manifest of the map on which it is based.
     package func check(ancestor: Manifest) throws(FormatError) {
         guard mapPosition > 0, ancestor.mapPosition == MapChain.ancestor(of: mapPosition) else {
             throw FormatError(
                 offset: 80,
-                reason: "its page map has position \(mapPosition) and builds on one with position "
-                    + "\(ancestor.mapPosition)")
+                reason: "its page map has position \(mapPosition) but is based on one with "
+                    + "position \(ancestor.mapPosition)")
         }
         guard pageCount <= ancestor.pageCount + frameCountMax else {
             throw FormatError(
@@ -226,24 +227,24 @@ extension Manifest {
         }
     }
 
-    /// Frames that its own map can name at most.
+    /// Maximum number of frames that its own map can describe.
     private var frameCountMax: UInt64 {
         UInt64(mapParts.count) * UInt64(MapPart.frameCountMax)
     }
 }
 
-/// The rule for which map a delta map builds on.
+/// Determines on which map a delta map is based.
 package enum MapChain {
-    /// The position that the map at `position` builds on: its lowest digit in base 4 that is not
-    /// zero, less one.
+    /// The position of the map on which the map at `position` is based: its lowest non-zero digit
+    /// in base 4 is decremented.
     ///
     /// Position 0 is the base map.
     ///
-    /// A map at position n covers 4^j checkpoints, where j counts the zeros that n ends with: 0.75
-    /// a level and checkpoint on average, where clearing the lowest set bit costs 0.5 a level but
-    /// has twice the levels plus one.
+    /// A map at position n covers 4^j checkpoints, where j is the number of trailing zero digits of
+    /// n: 0.75 writes per level and checkpoint on average. Clearing the lowest set bit costs 0.5
+    /// per level, but has twice the levels plus one.
     package static func ancestor(of position: UInt32) -> UInt32 {
-        precondition(position > 0, "a base map builds on nothing")
+        precondition(position > 0, "a base map has no ancestor")
         let zeros = position.trailingZeroBitCount / 2 * 2
         return position - (1 << UInt32(zeros))
     }

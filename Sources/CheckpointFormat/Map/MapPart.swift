@@ -1,30 +1,30 @@
 package import GuestModel
 
-// The payload of a map part: an ascending stretch of a page map. A map is a sequence of parts;
-// each is decoded on its own.
+// The payload of a map part: a contiguous section of a page map. A map is a sequence of parts, and
+// each is decoded independently.
 //
 //   offset  size
-//        0     4  D, digests that follow
-//        4     4  Z, bytes of the runs as stored
-//        8     4  R, bytes of the runs unpacked; Z = R: stored as they are, else one zstd frame
+//        0     4  D, number of digests that follow
+//        4     4  Z, stored size of the runs in bytes
+//        8     4  R, uncompressed size of the runs; Z = R: stored raw, else one zstd frame
 //       12     4  zero
 //       16     Z  the runs
 //     16+Z  32*D  the digests of present frames, in frame order
 //
-// The runs, unpacked, until they end:
-//   varint  frames between the end of the run before (0 at first) and this one
+// The runs, uncompressed, until the end:
+//   varint  frames between the end of the previous run (0 at first) and this one
 //   varint  frames in the run, at least 1
 //   u8      content: 0 absent, 1 zero, 2 present and stored by this transaction,
 //                    3 present and stored before
-//   content 2 besides: zigzag  ordinal of the run's first page within the transaction, less the
-//                    one after the page named last (0 at first); the run's ordinals follow on
+//   content 2 only: zigzag  ordinal of the run's first page within the transaction, less one more
+//                    than that of the previous such page (0 at first); a run's ordinals ascend
 
-// A part names at most 131,072 frames: however few bytes it has, reading it costs no more than
-// these.
+// A part describes at most 131,072 frames, which bounds the cost of reading it, however few bytes
+// it has.
 
-/// One run of a map part; digests are kept beside the runs.
+/// One run of a map part; its digests are stored separately.
 package struct MapRun: Hashable, Sendable {
-    /// The content of a run's frames; the numbers are the format's.
+    /// The content of a run's frames; the numbers are those of the format.
     package enum Content: UInt8, Sendable {
         case absent = 0
         case zero = 1
@@ -37,7 +37,7 @@ package struct MapRun: Hashable, Sendable {
 
     package let range: PageRange
     package let content: Content
-    /// For `storedHere`: the ordinal of the first page.
+    /// For `storedHere`: the ordinal of the run's first page.
     package let firstOrdinal: UInt32
 
     package init(range: PageRange, content: Content, firstOrdinal: UInt32 = 0) {
@@ -47,20 +47,20 @@ package struct MapRun: Hashable, Sendable {
     }
 }
 
-/// A stretch of a page map, decoded.
+/// A decoded section of a page map.
 package struct MapPart: Hashable, Sendable {
     /// The runs, ascending.
     package let runs: [MapRun]
     /// The digests of the runs that have them, in frame order.
     package let digests: [PageDigest]
 
-    /// Frames that one part names at most: 4 MiB of digests.
+    /// Maximum number of frames in one part: 4 MiB of digests.
     package static let frameCountMax = 1 << 17
 
     package init(runs: [MapRun], digests: [PageDigest]) {
         precondition(
             runs.reduce(0) { $0 + ($1.content.hasDigests ? $1.range.count : 0) } == digests.count,
-            "a digest for each present frame")
+            "one digest per present frame")
         self.runs = runs
         self.digests = digests
     }
@@ -79,13 +79,13 @@ package struct MapPart: Hashable, Sendable {
 }
 
 extension MapPart {
-    /// The payload.
+    /// Encodes the payload.
     package func encoded(compressor: borrowing Compressor) -> [UInt8] {
         var columns = ByteWriter(reserving: runs.count * 5)
         var end: UInt64 = 0
         var ordinal: Int64 = 0
         for run in runs {
-            precondition(run.range.first.rawValue >= end, "runs ascend")
+            precondition(run.range.first.rawValue >= end, "runs must ascend")
             columns.writeVarint(run.range.first.rawValue - end)
             columns.writeVarint(UInt64(run.range.count))
             columns.write(run.content.rawValue)
@@ -117,7 +117,7 @@ extension MapPart {
         return count == nil ? columns : packed
     }
 
-    /// Reads a payload.
+    /// Decodes a payload.
     package static func decode(
         _ payload: UnsafeRawBufferPointer, decompressor: borrowing Decompressor
     ) throws(FormatError) -> MapPart {
@@ -126,9 +126,9 @@ extension MapPart {
         let storedCount = Int(try reader.read(UInt32.self))
         let columnCount = Int(try reader.read(UInt32.self))
         try reader.readZeros(4, "a reserved field of the page map")
-        // A run names a frame at least, and takes at most 14 bytes.
+        // A run has at least one frame, and takes at most 14 bytes.
         guard columnCount <= 16 * frameCountMax else {
-            throw FormatError(offset: 8, reason: "the runs claim \(columnCount) bytes")
+            throw FormatError(offset: 8, reason: "its runs claim \(columnCount) bytes")
         }
         let stored = try reader.read(raw: storedCount)
         let runs: [MapRun]
@@ -163,11 +163,11 @@ extension MapPart {
             let start = reader.position
             let (first, overflow) = end.addingReportingOverflow(try reader.readVarint())
             let count = try reader.readVarint(
-                limit: frameCountMax - frameCount, "the number of a part's frames")
+                limit: frameCountMax - frameCount, "the part's frame count")
             guard !overflow, count > 0, first < MapBounds.frameEndMax,
                 UInt64(count) <= MapBounds.frameEndMax - first
             else {
-                throw FormatError(offset: start, reason: "a run lies outside of all frames")
+                throw FormatError(offset: start, reason: "a run is out of range")
             }
             frameCount += count
             guard let content = MapRun.Content(rawValue: try reader.read(UInt8.self)) else {

@@ -1,6 +1,6 @@
 package import GuestModel
 
-// The logical page map is a Merkle tree of fan-out 64 over frame numbers. The input to BLAKE3 for
+// The logical page map is a Merkle tree with fan-out 64 over frame numbers. The BLAKE3 input for
 // one node:
 //
 //   offset size
@@ -12,26 +12,26 @@ package import GuestModel
 //       24 32*n  the digests of the children in the first mask, in order
 //
 // A node without children is not hashed and stands for "nothing exists here". The root is the
-// digest of the lowest node that covers every frame that exists, at frame 0; for a guest without
-// a frame, of a node of level 0 with two empty masks. A node is at most 2,072 bytes long, so it is
-// never taken for a page.
+// digest of the lowest node that begins at frame 0 and covers every frame that exists; for a guest
+// without frames, of a node of level 0 with two empty masks. A node is at most 2,072 bytes long, so
+// it cannot be mistaken for a page.
 
-/// A node of the page map's tree, as what is hashed.
+/// A node of the page map's Merkle tree, as hashed.
 package enum MerkleNode {
-    /// Children of a node.
+    /// Number of children of a node.
     package static let fanOut = 64
-    /// Bytes before the digests.
+    /// Size of the fields before the digests in bytes.
     package static let headByteCount = 24
-    /// Bytes of the longest node.
+    /// Maximum size of a node in bytes.
     package static let byteCountMax = headByteCount + fanOut * PageDigest.byteCount
 
-    /// Writes what is hashed for a node.
+    /// Writes the hash input of a node.
     ///
     /// - Parameters:
-    ///   - buffer: room for `byteCountMax` bytes.
-    ///   - children: the digests of the children by number; those whose bit in `present` is clear
-    ///     are not read.
-    /// - Returns: how many bytes.
+    ///   - buffer: space for `byteCountMax` bytes.
+    ///   - children: the digests of the children, indexed by child number; those whose bit in
+    ///     `present` is clear are not read.
+    /// - Returns: the number of bytes written.
     package static func encode(
         level: Int, present: UInt64, zero: UInt64, children: UnsafeBufferPointer<PageDigest>,
         into buffer: UnsafeMutableRawBufferPointer
@@ -44,7 +44,7 @@ package enum MerkleNode {
         var end = headByteCount
         var rest = present
         while rest != 0 {
-            // Children that are there come in long runs: of a guest's memory mostly all 64.
+            // Present children form long runs: in guest memory mostly all 64.
             let first = rest.trailingZeroBitCount
             let count = (~(rest >> UInt64(first))).trailingZeroBitCount
             let run = UnsafeRawBufferPointer(
@@ -57,7 +57,7 @@ package enum MerkleNode {
         return end
     }
 
-    /// The root of a guest without a frame.
+    /// The root of a guest without frames.
     package static let emptyRoot = withUnsafeTemporaryAllocation(
         byteCount: byteCountMax, alignment: 8
     ) { buffer in
@@ -67,7 +67,7 @@ package enum MerkleNode {
         return PageDigest(hashing: UnsafeRawBufferPointer(rebasing: buffer[..<end]))
     }
 
-    /// How many levels a tree over frames below `frameEnd` has; at least 1.
+    /// Number of levels of a tree over frames below `frameEnd`; at least 1.
     package static func levelCount(frameEnd: UInt64) -> Int {
         var levels = 1
         var covered: UInt64 = 64

@@ -1,16 +1,16 @@
-/// The forms that lineages and labels can have.
+/// The valid forms of lineages and labels.
 package enum NameForm {
-    /// Bytes of a name at most.
+    /// Maximum length of a name in bytes.
     package static let byteCountMax = 255
-    /// Hexadecimal digits of an id that name it: fewer are likely to be a slip.
+    /// Minimum number of hexadecimal digits in an ID prefix: shorter ones are probably mistakes.
     package static let idDigitCountMin = 4
-    /// Hexadecimal digits of a whole id.
+    /// Number of hexadecimal digits in a full ID.
     package static let idDigitCount = 64
 
-    /// True if it can name a lineage or a label.
+    /// True if the text is a valid lineage or label.
     ///
-    /// Letters, digits, `.`, `_`, `-`, `:`, `@`, `+` and letters beyond ASCII; not empty, and not
-    /// starting with `-`. So `~` and `/` stay free for `web~3` and for paths.
+    /// Letters, digits, `.`, `_`, `-`, `:`, `@`, `+` and non-ASCII letters; not empty, and not
+    /// starting with `-`. So `~` and `/` remain available for `web~3` and for paths.
     package static func isName(_ text: String) -> Bool {
         guard !text.isEmpty, text.utf8.count <= byteCountMax, !text.hasPrefix("-") else {
             return false
@@ -24,10 +24,11 @@ package enum NameForm {
         }
     }
 
-    /// True if two names are one.
+    /// True if two names are the same.
     ///
-    /// Byte for byte, as in the packs and the keys of the index. Swift's `==` takes two spellings
-    /// of one letter for the same (A with a ring, and the sign of the angstrom): two names here.
+    /// Compares bytes, like the packs and the index's keys. Swift's `==` treats canonically
+    /// equivalent spellings as equal (A with ring above, and the angstrom sign): here they are
+    /// different names.
     package static func areSame(_ first: String?, _ second: String?) -> Bool {
         switch (first, second) {
         case (let first?, let second?): first.utf8.elementsEqual(second.utf8)
@@ -36,11 +37,11 @@ package enum NameForm {
         }
     }
 
-    /// True if a record can have it for a name.
+    /// True if a record may contain the text as a name.
     ///
-    /// As `isName`, but it asks of letters beyond ASCII only that they are shown as they are: which
-    /// ones are letters changes with each version of Unicode, and a later program may have written
-    /// them.
+    /// Like `isName`, but accepts any non-ASCII character that is displayed as it is: the set of
+    /// letters changes with each version of Unicode, and a later version of this library may have
+    /// written the name.
     package static func canBeStored(_ text: String) -> Bool {
         guard !text.isEmpty, text.utf8.count <= byteCountMax, !text.hasPrefix("-") else {
             return false
@@ -56,7 +57,7 @@ package enum NameForm {
         }
     }
 
-    /// True if it can be the beginning of an id, or a whole one.
+    /// True if the text can be a prefix of an ID, or a full one.
     package static func isIDPrefix(_ text: String) -> Bool {
         (idDigitCountMin...idDigitCount).contains(text.utf8.count)
             && text.utf8.allSatisfy { Character(Unicode.Scalar($0)).isHexDigit }

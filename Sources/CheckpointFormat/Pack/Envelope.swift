@@ -1,24 +1,24 @@
-// The 64 bytes that begin every file of a repository that is not derived.
+// The first 64 bytes of every file of a repository that is not derived data.
 //
 //   offset size
 //        0    8  magic: "VARVEREP" the repository file, "VARVEPAK" a pack, "VARVEHED" the head
 //        8    4  format version
-//       12    4  bytes of this envelope: 64
-//       16   16  repository id
+//       12    4  size of this envelope: 64
+//       16   16  repository ID
 //       32    8  the repository's creation time (nanoseconds since 1970); the pack's number; in the
-//                head a pack's number, times 2^32, and an offset in it
-//       40    4  features, a bit each; a reader refuses bits that it does not know
+//                head a pack number, times 2^32, plus an offset in that pack
+//       40    4  features, one bit each; readers reject unknown bits
 //                bit 0: digests are keyed; bit 1: payloads are encrypted (both reserved, 0)
 //                bit 2, packs only: rewritten by prune; its records have addresses
-//       44    8  key id, for those features (reserved, 0)
+//       44    8  key ID, for those features (reserved, 0)
 //       52    8  zero
 //       60    4  CRC-32C of bytes 0 to 59
 //
 // All integers are little-endian.
 
-/// Says what a file is and which repository it belongs to.
+/// Identifies the kind of a file and the repository to which it belongs.
 package struct Envelope: Hashable, Sendable {
-    /// What kind of file.
+    /// The kind of file.
     package enum Kind: Sendable {
         case repository
         case pack
@@ -33,19 +33,19 @@ package struct Envelope: Hashable, Sendable {
         }
     }
 
-    /// Bytes of an envelope.
+    /// Size of an envelope in bytes.
     package static let byteCount = 64
     /// The version that this code writes, and the only one that it reads.
     package static let formatVersion: UInt32 = 1
 
-    /// What kind of file.
+    /// The kind of file.
     package let kind: Kind
     /// The repository.
     package let repository: RepositoryID
-    /// A pack's number, a repository's creation time in nanoseconds since 1970, or the place that a
-    /// head names.
+    /// A pack's number, a repository's creation time in nanoseconds since 1970, or the position
+    /// recorded in a head.
     package let number: UInt64
-    /// True for a pack that prune wrote anew: its records have addresses.
+    /// True for a pack that prune rewrote: its records have addresses.
     package let isRewritten: Bool
 
     private static let rewrittenFeature: UInt32 = 1 << 2
@@ -53,14 +53,14 @@ package struct Envelope: Hashable, Sendable {
     package init(
         kind: Kind, repository: RepositoryID, number: UInt64, isRewritten: Bool = false
     ) {
-        precondition(!isRewritten || kind == .pack, "only packs are rewritten")
+        precondition(!isRewritten || kind == .pack, "only packs can be rewritten")
         self.kind = kind
         self.repository = repository
         self.number = number
         self.isRewritten = isRewritten
     }
 
-    /// The 64 bytes.
+    /// The encoded 64 bytes.
     package var encoded: [UInt8] {
         var writer = ByteWriter(reserving: Envelope.byteCount)
         writer.write(raw: kind.magic)
@@ -74,25 +74,25 @@ package struct Envelope: Hashable, Sendable {
         return writer.bytes
     }
 
-    /// Why an envelope was refused.
+    /// Why an envelope was rejected.
     package enum Refusal: Error, Hashable, Sendable {
         /// Not a file of this kind.
         case foreign
-        /// A file of a later or unknown version.
+        /// The file has a later or unknown format version.
         case version(UInt32)
-        /// It uses features that this code does not know.
+        /// The file uses features that this code does not support.
         case features(UInt32)
-        /// It is of this kind, and damaged.
+        /// The file is of this kind, but damaged.
         case damaged(FormatError)
     }
 
-    /// True for what a crash leaves of an envelope that was being written to a new file.
+    /// True for what a crash may leave of an envelope that was being written to a new file.
     package static func isTorn(_ bytes: [UInt8], kind: Kind) -> Bool {
         if bytes.allSatisfy({ $0 == 0 }) { return true }
         return bytes.count < byteCount && kind.magic.starts(with: bytes.prefix(8))
     }
 
-    /// Reads an envelope of a kind.
+    /// Decodes an envelope of a given kind.
     package static func decode(_ bytes: [UInt8], kind: Kind) throws(Refusal) -> Envelope {
         guard bytes.count >= byteCount, bytes.starts(with: kind.magic) else { throw .foreign }
         do {
@@ -105,7 +105,7 @@ package struct Envelope: Hashable, Sendable {
         } catch let error as FormatError {
             throw .damaged(error)
         } catch {
-            preconditionFailure("an envelope fails in two ways only: \(error)")
+            preconditionFailure("unexpected error while decoding an envelope: \(error)")
         }
     }
 

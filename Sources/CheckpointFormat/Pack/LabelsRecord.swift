@@ -1,24 +1,24 @@
 package import GuestModel
 
-// The payload of a labels record: labels that checkpoints were given, or lost, after they were
-// published. When it is synced, they have them. Of several records that name one checkpoint the
-// last in the order of packs counts; a manifest's own label counts where there is none.
+// The payload of a labels record: labels that were set on checkpoints, or removed, after these were
+// published. They take effect once the record is synced. If several records list one checkpoint,
+// the last in pack order counts; without one, the manifest's own label counts.
 //
 //   offset size
-//        0    8  when, nanoseconds since 1970 (signed)
-//        8    4  changes, C
+//        0    8  time, nanoseconds since 1970 (signed)
+//        8    4  number of changes, C
 //       12    4  zero
-//       16       C times: id (32), bytes of the label (u16), label (UTF-8; empty: no label)
+//       16       C times: ID (32), length of the label (u16), label (UTF-8; empty: no label)
 
-/// The record that changes labels of checkpoints that exist.
+/// The record that changes labels of existing checkpoints.
 package struct LabelsRecord: Hashable, Sendable {
-    /// Changes that one record holds at most: with the longest labels they fit a payload.
+    /// Maximum number of changes in one record: with the longest labels they fit in a payload.
     package static let changeCountMax = 1 << 16
 
-    /// What one checkpoint's label becomes.
+    /// A change of one checkpoint's label.
     package struct Change: Hashable, Sendable {
         package let id: PageDigest
-        /// Empty: none.
+        /// The new label; empty: none.
         package let label: String
 
         package init(id: PageDigest, label: String) {
@@ -31,15 +31,15 @@ package struct LabelsRecord: Hashable, Sendable {
     package let changes: [Change]
 
     package init(timeNanoseconds: Int64, changes: [Change]) {
-        precondition(changes.count <= LabelsRecord.changeCountMax, "a record holds 65,536 changes")
+        precondition(changes.count <= LabelsRecord.changeCountMax, "too many changes for a record")
         self.timeNanoseconds = timeNanoseconds
         self.changes = changes
     }
 
-    /// Bytes of a change without its label.
+    /// Size of a change without its label in bytes.
     private static let changeByteCount = PageDigest.byteCount + 2
 
-    /// The payload.
+    /// Encodes the payload.
     package var encoded: [UInt8] {
         var writer = ByteWriter(reserving: 16 + changes.count * (LabelsRecord.changeByteCount + 16))
         writer.write(timeNanoseconds)
@@ -52,7 +52,7 @@ package struct LabelsRecord: Hashable, Sendable {
         return writer.bytes
     }
 
-    /// Reads a payload; fails if a label is none that a checkpoint can have.
+    /// Decodes a payload; fails if a label is not valid.
     package static func decode(_ payload: [UInt8]) throws(FormatError) -> LabelsRecord {
         try ByteReader.decode(payload) { (reader) throws(FormatError) -> LabelsRecord in
             let time = try reader.read(Int64.self)
@@ -68,7 +68,7 @@ package struct LabelsRecord: Hashable, Sendable {
                 let start = reader.position
                 let label = try reader.readText()
                 guard label.isEmpty || NameForm.canBeStored(label) else {
-                    throw FormatError(offset: start, reason: "a label cannot have this form")
+                    throw FormatError(offset: start, reason: "a label is malformed")
                 }
                 changes.append(Change(id: id, label: label))
             }

@@ -1,17 +1,17 @@
-// What seals a pack: one record of type `packIndex`, then a footer as the pack's last 32 bytes.
+// The seal of a pack: one record of type `packIndex`, then a footer as the pack's last 32 bytes.
 //
-// The record's payload says where every record before it lies, so that the repository's index is
+// The record's payload locates every record before it, so that the repository's index can be
 // rebuilt from it without reading pages:
-//   varint  entries
-//   then for each record, in order of offset (they follow each other without a gap):
+//   varint  number of entries
+//   then for each record, in order of offset (without gaps):
 //     u8      type
 //     varint  payload bytes
-//     zigzag  transaction, less that of the entry before
-//     in a rewritten pack besides:
-//       zigzag  address, less the address behind the record before (64 at first)
-//     for a page group besides:
+//     zigzag  transaction number, less that of the previous entry
+//     in a rewritten pack also:
+//       zigzag  address, less the end address of the previous record (64 at first)
+//     for a page group also:
 //       varint  first ordinal
-//       varint  blocks, then for each: varint stored bytes, varint pages
+//       varint  number of blocks, then for each: varint stored bytes, varint pages
 //
 // Footer:
 //   offset size
@@ -22,10 +22,10 @@
 //       24    4  zero
 //       28    4  CRC-32C of bytes 0 to 27
 //
-// Nothing that refers to a place in a pack changes when prune rewrites the pack: places are
-// addresses, and in a rewritten pack the index says where each address lies now. A page group of
-// which some blocks are gone becomes a record for each stretch of blocks that stayed, with an
-// address from which its blocks get the addresses that they had.
+// References to a position in a pack stay valid when prune rewrites the pack: positions are
+// addresses, and the index of a rewritten pack maps each address to its new offset. A page group
+// that lost some blocks becomes one record for each run of blocks that were kept, with an address
+// chosen so that its blocks keep theirs.
 
 /// The index of a pack: every record before it, in order.
 package struct PackIndex: Hashable, Sendable {
@@ -36,9 +36,10 @@ package struct PackIndex: Hashable, Sendable {
         package let offset: UInt32
         package let payloadCount: Int
         package let transaction: UInt64
-        /// Where references find the record: `offset`, unless the pack was rewritten.
+        /// The address by which references find the record: `offset`, unless the pack was
+        /// rewritten.
         package let address: UInt32
-        /// What a page group holds; nil for other records.
+        /// The table of a page group; nil for other records.
         package let frame: PageGroupTable?
 
         package init(
@@ -54,18 +55,19 @@ package struct PackIndex: Hashable, Sendable {
             self.frame = frame
         }
 
-        /// Offset of the record after this one.
+        /// Offset of the record that follows.
         ///
-        /// No pack holds one that ends beyond 2^32.
+        /// No pack contains a record that ends beyond 2^32.
         package var end: UInt32 {
             UInt32(
                 clamping: UInt64(offset)
                     + UInt64(RecordHeader.recordByteCount(payload: payloadCount)))
         }
 
-        /// Addresses that only this record has: its blocks' if it is a page group, else its own.
+        /// Addresses that belong to this record: its blocks' if it is a page group, otherwise its
+        /// own.
         ///
-        /// Records of a pack have them ascending and apart, also when page groups were cut.
+        /// These are ascending and disjoint in each pack, even if page groups were split.
         package var addresses: Range<UInt64> {
             guard let frame else {
                 return UInt64(address)..<UInt64(address) + UInt64(end - offset)
@@ -77,18 +79,18 @@ package struct PackIndex: Hashable, Sendable {
     }
 
     package let entries: [Entry]
-    /// True if prune wrote the pack anew.
+    /// True if prune rewrote the pack.
     package let isRewritten: Bool
 
     package init(entries: [Entry], isRewritten: Bool = false) {
         precondition(
             isRewritten || entries.allSatisfy { $0.address == $0.offset },
-            "only a rewritten pack has records elsewhere than they lie")
+            "only a rewritten pack has addresses that differ from offsets")
         self.entries = entries
         self.isRewritten = isRewritten
     }
 
-    /// The payload of the index record.
+    /// Encodes the payload of the index record.
     package var encoded: [UInt8] {
         var writer = ByteWriter(reserving: entries.count * 16)
         writer.writeVarint(UInt64(entries.count))
@@ -114,12 +116,12 @@ package struct PackIndex: Hashable, Sendable {
         return writer.bytes
     }
 
-    /// Reads the payload of an index record that begins at `recordOffset` in its pack.
+    /// Decodes the payload of an index record that begins at `recordOffset` in its pack.
     package static func decode(
         _ payload: UnsafeRawBufferPointer, recordOffset: UInt32, isRewritten: Bool
     ) throws(FormatError) -> PackIndex {
         var reader = ByteReader(payload)
-        // An entry takes at least 3 bytes, and its record 32: the count asks for no more than both.
+        // An entry takes at least 3 bytes, and its record 32: the count is limited by both.
         let count = try reader.readVarint(
             limit: min(payload.count / 3, Int(recordOffset) / RecordHeader.byteCount),
             "the number of entries")
@@ -129,7 +131,7 @@ package struct PackIndex: Hashable, Sendable {
         var context = Context(isRewritten: isRewritten)
         for _ in 0..<count {
             let entry = try decodeEntry(&reader, offset: offset, &context)
-            // What ends beyond 2^32 has its end there, and the index record itself lies before.
+            // An end beyond 2^32 is clamped to that, and the index record itself lies below it.
             guard entry.end <= recordOffset else {
                 throw FormatError(offset: reader.position, reason: "an entry ends past the index")
             }
@@ -143,13 +145,13 @@ package struct PackIndex: Hashable, Sendable {
         return PackIndex(entries: entries, isRewritten: isRewritten)
     }
 
-    /// What an entry is told relative to.
+    /// State for decoding values that are relative to the previous entry.
     private struct Context {
         let isRewritten: Bool
         var transaction: UInt64 = 0
-        /// The address behind the record before.
+        /// The end address of the previous record.
         var address = Int64(Envelope.byteCount)
-        /// Where the addresses of the record before end.
+        /// The end of the previous record's address range.
         var addressEnd = UInt64(Envelope.byteCount)
     }
 
@@ -162,7 +164,7 @@ package struct PackIndex: Hashable, Sendable {
             throw FormatError(offset: start, reason: "record type \(type.rawValue) is unknown")
         }
         let payloadCount = try reader.readVarint(
-            limit: RecordHeader.payloadLimit, "a payload's length")
+            limit: RecordHeader.payloadLimit, "the payload length")
         context.transaction &+= UInt64(bitPattern: try reader.readZigzag())
         guard context.transaction <= RecordHeader.transactions.upperBound else {
             throw FormatError(
@@ -179,14 +181,14 @@ package struct PackIndex: Hashable, Sendable {
         }
         var frame: PageGroupTable?
         if type == .pageGroup {
-            let firstOrdinal = try reader.readVarint(limit: Int(UInt32.max), "an ordinal")
+            let firstOrdinal = try reader.readVarint(limit: Int(UInt32.max), "the ordinal")
             let blockCount = try reader.readVarint(
                 limit: PageGroupTable.pageLimit, "the number of blocks")
             var blocks: [PageGroupTable.Block] = []
             for _ in 0..<blockCount {
-                let byteCount = try reader.readVarint(limit: 0xff_ffff, "a block's length")
+                let byteCount = try reader.readVarint(limit: 0xff_ffff, "the length of a block")
                 let pages = try reader.readVarint(
-                    limit: PageGroupTable.pageLimit, "a block's pages")
+                    limit: PageGroupTable.pageLimit, "the number of pages in a block")
                 blocks.append(
                     PageGroupTable.Block(byteCount: UInt32(byteCount), pageCount: UInt8(pages)))
             }
@@ -218,7 +220,7 @@ package struct PackFooter: Hashable, Sendable {
 
     /// Offset of the index record.
     package let indexOffset: UInt32
-    /// The pack's number, again.
+    /// The pack's number, repeated.
     package let pack: UInt64
 
     package init(indexOffset: UInt32, pack: UInt64) {
@@ -226,7 +228,7 @@ package struct PackFooter: Hashable, Sendable {
         self.pack = pack
     }
 
-    /// The 32 bytes.
+    /// The encoded 32 bytes.
     package var encoded: [UInt8] {
         var writer = ByteWriter(reserving: PackFooter.byteCount)
         writer.write(raw: PackFooter.magic)
@@ -238,7 +240,7 @@ package struct PackFooter: Hashable, Sendable {
         return writer.bytes
     }
 
-    /// Reads a footer; nil if the bytes are no footer at all.
+    /// Decodes a footer; nil if the bytes are not a footer.
     package static func decode(_ bytes: [UInt8]) throws(FormatError) -> PackFooter? {
         guard bytes.count == byteCount, bytes.starts(with: magic) else { return nil }
         return try ByteReader.decode(bytes) { (reader) throws(FormatError) -> PackFooter in

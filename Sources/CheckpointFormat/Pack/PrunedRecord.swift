@@ -1,13 +1,13 @@
-// The payload of a pruned record: all packs that prune ever removed from the repository, as ranges.
-// The newest record counts, and older ones say nothing that it does not say.
+// The payload of a pruned record: all packs that prune has ever removed from the repository, as
+// ranges. The newest record counts; it includes everything in older ones.
 //
-//   varint  ranges, then for each, ascending and with a gap between them:
-//     varint  first pack, less the pack behind the range before (0 at first)
-//     varint  packs in the range, at least 1
+//   varint  number of ranges, then for each, ascending and with a gap between them:
+//     varint  first pack, less the end of the previous range (0 at first)
+//     varint  number of packs in the range, at least 1
 
-/// The packs that are gone, and are not missed.
+/// The packs that were removed, as opposed to lost.
 package struct PrunedRecord: Hashable, Sendable {
-    /// Ascending, apart, none empty.
+    /// Ascending and disjoint; none is empty.
     package private(set) var ranges: [Range<UInt32>] = []
 
     package init() {}
@@ -22,7 +22,7 @@ package struct PrunedRecord: Hashable, Sendable {
         }
     }
 
-    /// - Parameter ranges: ascending and apart, but for those that touch.
+    /// - Parameter ranges: ascending and disjoint; they may be adjacent.
     package init(ranges: [ClosedRange<UInt32>]) {
         for range in ranges where range.upperBound < .max {
             if let last = self.ranges.last, last.upperBound == range.lowerBound {
@@ -43,10 +43,10 @@ package struct PrunedRecord: Hashable, Sendable {
         return low < ranges.count && ranges[low].contains(pack)
     }
 
-    /// This and other packs.
+    /// The union with other packs.
     package func union(_ packs: [UInt32]) -> PrunedRecord { union(PrunedRecord(packs)) }
 
-    /// What either names.
+    /// The union of both.
     package func union(_ other: PrunedRecord) -> PrunedRecord {
         let all = (ranges + other.ranges).sorted { $0.lowerBound < $1.lowerBound }
         var result = PrunedRecord()
@@ -61,7 +61,7 @@ package struct PrunedRecord: Hashable, Sendable {
         return result
     }
 
-    /// The payload.
+    /// Encodes the payload.
     package var encoded: [UInt8] {
         var writer = ByteWriter(reserving: 1 + ranges.count * 4)
         writer.writeVarint(UInt64(ranges.count))
@@ -74,15 +74,15 @@ package struct PrunedRecord: Hashable, Sendable {
         return writer.bytes
     }
 
-    /// Fails if it names the pack in which it lies, or a later one: prune and repair name packs in
-    /// a later one than all of them.
+    /// Fails if it lists the pack that contains it, or a later one: prune and repair write the
+    /// record to a pack later than all those it lists.
     package func check(in pack: UInt32) throws(FormatError) {
         guard let last = ranges.last, last.upperBound > pack else { return }
         throw FormatError(
-            offset: 0, reason: "it names pack \(last.upperBound - 1), and lies in pack \(pack)")
+            offset: 0, reason: "it lists pack \(last.upperBound - 1), but is in pack \(pack)")
     }
 
-    /// Reads a payload.
+    /// Decodes a payload.
     package static func decode(_ payload: [UInt8]) throws(FormatError) -> PrunedRecord {
         try ByteReader.decode(payload) { (reader) throws(FormatError) -> PrunedRecord in
             let count = try reader.readVarint(limit: payload.count / 2, "the number of ranges")
@@ -90,8 +90,8 @@ package struct PrunedRecord: Hashable, Sendable {
             var end = 0
             for _ in 0..<count {
                 let start = reader.position
-                let gap = try reader.readVarint(limit: Int(UInt32.max), "a pack's number")
-                let packs = try reader.readVarint(limit: Int(UInt32.max), "a range's packs")
+                let gap = try reader.readVarint(limit: Int(UInt32.max), "a pack number")
+                let packs = try reader.readVarint(limit: Int(UInt32.max), "a range's length")
                 guard packs > 0, gap > 0, end + gap + packs <= Int(UInt32.max) else {
                     throw FormatError(offset: start, reason: "a range of packs is out of order")
                 }

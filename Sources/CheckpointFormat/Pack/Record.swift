@@ -1,26 +1,26 @@
 import GuestModel
 
-// A record: the only thing a pack holds between its envelope and its footer.
+// A record: packs contain nothing else between their envelope and footer.
 //
 //   offset size
 //        0    4  magic "VREC"
 //        4    1  type
 //        5    3  zero
-//        8    4  payload bytes, L
+//        8    4  size of the payload in bytes, L
 //       12    4  confirmed: bytes of this pack that were known to be synced when the record was
 //                written; set in publish, mark, forget, pruned and labels records, zero in
 //                others
 //       16    8  transaction number
-//       24    4  address: 0 where the record lies; in a rewritten pack where it lay, or would have
-//                lain, in the pack as it was first written (`PackIndex`)
+//       24    4  address: 0 if equal to the offset; in a rewritten pack the offset that the record
+//                had, or would have had, in the original pack (`PackIndex`)
 //       28    4  CRC-32C of bytes 0 to 27, the payload and the padding
 //       32    L  payload
 //     32+L       zero padding up to a multiple of 8
 //
-// A damaged record before the highest `confirmed` of its pack is corruption. After it, it is what
-// a crash left of a transaction that was never acknowledged.
+// A damaged record before the highest `confirmed` of its pack is corruption. After it, it is what a
+// crash left of a transaction that was never acknowledged.
 
-/// The types of records; the numbers are the format's and never change.
+/// The types of records; the numbers are those of the format and never change.
 package struct RecordType: RawRepresentable, Hashable, Sendable {
     package let rawValue: UInt8
 
@@ -28,17 +28,17 @@ package struct RecordType: RawRepresentable, Hashable, Sendable {
         self.rawValue = rawValue
     }
 
-    /// Pages of one transaction: `PageGroup`.
+    /// Pages of one transaction: see `PageGroupTable`.
     package static let pageGroup = RecordType(rawValue: 1)
     /// A part of a page map: `MapPart`.
     package static let mapPart = RecordType(rawValue: 2)
-    /// A part of a guest's state: `GuestStatePart`.
+    /// A part of a guest's state: see `GuestStateCoding`.
     package static let guestState = RecordType(rawValue: 3)
     /// A checkpoint: `Manifest`.
     ///
-    /// Makes it exist.
+    /// The checkpoint exists once it is synced.
     package static let publish = RecordType(rawValue: 4)
-    /// No payload: only says what is confirmed.
+    /// No payload: it only records what is confirmed.
     package static let mark = RecordType(rawValue: 5)
     /// The index that seals a pack: `PackIndex`.
     package static let packIndex = RecordType(rawValue: 6)
@@ -46,7 +46,7 @@ package struct RecordType: RawRepresentable, Hashable, Sendable {
     package static let forget = RecordType(rawValue: 7)
     /// Packs that were removed: `PrunedRecord`.
     package static let pruned = RecordType(rawValue: 8)
-    /// Labels given after the fact: `LabelsRecord`.
+    /// Labels changed after publication: `LabelsRecord`.
     package static let labels = RecordType(rawValue: 9)
 
     package static let all: [RecordType] = [
@@ -54,14 +54,14 @@ package struct RecordType: RawRepresentable, Hashable, Sendable {
         .labels,
     ]
 
-    /// True if the record is written alone and synced: what lies before it in its pack counts.
+    /// True if the record is synced by itself and confirms what precedes it in its pack.
     package var isConfirming: Bool {
         [.publish, .mark, .forget, .pruned, .labels].contains(self)
     }
 }
 
 extension RecordType: CustomStringConvertible {
-    /// A word for messages.
+    /// The name used in messages.
     package var description: String {
         switch self {
         case .pageGroup: "page group"
@@ -78,34 +78,34 @@ extension RecordType: CustomStringConvertible {
     }
 }
 
-/// The fixed part of a record.
+/// The fixed-size header of a record.
 package struct RecordHeader: Hashable, Sendable {
     package static let byteCount = 32
     /// "VREC" as a little-endian number.
     package static let magic: UInt32 = 0x4345_5256
-    /// The largest payload: a record never makes a reader allocate more than this.
+    /// Maximum payload size: no record makes a reader allocate more than this.
     package static let payloadLimit = 32 << 20
-    /// The numbers of transactions: so many that none is left after two thousand years of one every
-    /// microsecond, and so few that the next one can always be counted.
+    /// Valid transaction numbers: enough for two thousand years of one every microsecond, and small
+    /// enough that the next one never overflows.
     package static let transactions: ClosedRange<UInt64> = 1...1 << 56
 
     package let type: RecordType
     package let payloadCount: Int
     package let confirmed: UInt32
     package let transaction: UInt64
-    /// Where references find it; 0: where it lies.
+    /// The address by which references find it; 0: its offset.
     package let address: UInt32
     package let checksum: UInt32
 
-    /// Bytes from this record's start to the next one's.
+    /// Distance from the start of this record to the next in bytes.
     package var recordByteCount: Int { RecordHeader.recordByteCount(payload: payloadCount) }
 
-    /// Bytes that a record with such a payload takes.
+    /// Size in bytes of a record with a payload of the given size.
     package static func recordByteCount(payload: Int) -> Int {
         byteCount + (payload + 7) & ~7
     }
 
-    /// Reads a header and checks all but the checksum, which needs the payload.
+    /// Decodes a header and validates all but the checksum, which needs the payload.
     package init(_ bytes: UnsafeRawBufferPointer) throws(FormatError) {
         var reader = ByteReader(bytes)
         guard try reader.read(UInt32.self) == RecordHeader.magic else {
@@ -118,7 +118,7 @@ package struct RecordHeader: Hashable, Sendable {
         try reader.readZeros(3, "a reserved field of the record")
         let count = Int(try reader.read(UInt32.self))
         guard count <= RecordHeader.payloadLimit else {
-            throw FormatError(offset: 8, reason: "the record claims \(count) bytes, over the limit")
+            throw FormatError(offset: 8, reason: "its length, \(count) bytes, is over the limit")
         }
         self.type = type
         payloadCount = count
@@ -131,7 +131,7 @@ package struct RecordHeader: Hashable, Sendable {
         checksum = try reader.read(UInt32.self)
     }
 
-    /// Checks the checksum over a whole record, header and padding included.
+    /// Verifies the checksum of a whole record, including header and padding.
     package static func check(_ record: UnsafeRawBufferPointer) throws(FormatError) {
         let before = UnsafeRawBufferPointer(rebasing: record[..<28])
         let after = UnsafeRawBufferPointer(rebasing: record[byteCount...])
@@ -141,21 +141,22 @@ package struct RecordHeader: Hashable, Sendable {
         guard found == expected else {
             throw FormatError(
                 offset: 28,
-                reason: "the checksum says 0x\(String(expected, radix: 16)) and the bytes give "
+                reason: "the checksum is 0x\(String(expected, radix: 16)), but the bytes give "
                     + "0x\(String(found, radix: 16))")
         }
     }
 }
 
-/// Builds records, one after the other, in one buffer.
+/// Builds consecutive records in one buffer.
 ///
-/// From the first page group on the buffer is in `PageMemory`.
+/// From the first page group on, the buffer is in `PageMemory`.
 package struct RecordWriter {
-    /// Whole and checksummed records, and behind `count` anything.
+    /// Complete records with checksums; the bytes after `count` are undefined.
     ///
-    /// Nothing is cleared that records are written over: that takes half as long as to copy a page.
+    /// Memory that records will overwrite is not cleared: that takes half as long as copying a
+    /// page.
     private var room = PageBuffer(byteCount: 0, isHidden: false)
-    /// Bytes of the records so far.
+    /// Size of the records so far in bytes.
     package private(set) var count = 0
 
     /// A copy of the records so far.
@@ -171,12 +172,12 @@ package struct RecordWriter {
         return try body(UnsafeRawBufferPointer(rebasing: room.bytes[..<count]))
     }
 
-    /// Empties the buffer and keeps its storage.
+    /// Empties the buffer but keeps its storage.
     package mutating func removeAll() {
         count = 0
     }
 
-    /// Sees to it that this one alone has a buffer of so many bytes.
+    /// Makes the buffer uniquely owned, with a capacity of at least `byteCount` bytes.
     private mutating func reserve(_ byteCount: Int, isHidden: Bool) {
         let isHidden = isHidden || room.isHidden
         if isKnownUniquelyReferenced(&room), room.bytes.count >= byteCount,
@@ -190,7 +191,7 @@ package struct RecordWriter {
         room = larger
     }
 
-    /// Appends one record whose payload `body` writes, at most `limit` bytes long.
+    /// Appends one record, whose payload `body` writes; the payload has at most `limit` bytes.
     ///
     /// - Returns: the record's bytes within the buffer.
     @discardableResult
@@ -224,7 +225,7 @@ package struct RecordWriter {
         return start..<count
     }
 
-    /// Appends one record with a payload at hand.
+    /// Appends one record with a given payload.
     @discardableResult
     package mutating func append(
         _ type: RecordType, transaction: UInt64, confirmed: UInt32 = 0, address: UInt32 = 0,

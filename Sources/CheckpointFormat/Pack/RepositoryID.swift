@@ -1,6 +1,6 @@
-/// The random name of a repository, in every pack: packs of two repositories cannot mix.
+/// The random ID of a repository, stored in every pack: packs of two repositories cannot mix.
 public struct RepositoryID: Hashable, Sendable {
-    /// Bytes in an id.
+    /// Size of an ID in bytes.
     package static let byteCount = 16
 
     package let words: (UInt64, UInt64)
@@ -9,17 +9,17 @@ public struct RepositoryID: Hashable, Sendable {
         self.words = words
     }
 
-    /// A new id from the system's random numbers.
+    /// Creates a new ID from the system's random numbers.
     package static func random() -> RepositoryID {
         RepositoryID(words: (.random(in: 1 ... .max), .random(in: 1 ... .max)))
     }
 
-    /// Ids are equal if all bytes are.
+    /// IDs are equal if all bytes are.
     public static func == (left: RepositoryID, right: RepositoryID) -> Bool {
         left.words.0 == right.words.0 && left.words.1 == right.words.1
     }
 
-    /// Feeds both words.
+    /// Hashes both words.
     public func hash(into hasher: inout Hasher) {
         hasher.combine(words.0)
         hasher.combine(words.1)

@@ -1,9 +1,9 @@
 import CZstd
 import Synchronization
 
-/// How hard to compress; zstd's own levels.
+/// How hard to compress, in zstd's levels.
 public struct CompressionLevel: RawRepresentable, Hashable, Sendable {
-    /// The level: 1 to 19, or negative for zstd's `--fast` levels; the least number for `stored`.
+    /// The level: 1 to 19, or negative for zstd's `--fast` levels; the minimum value for `stored`.
     public let rawValue: Int32
 
     /// Wraps a level.
@@ -11,15 +11,15 @@ public struct CompressionLevel: RawRepresentable, Hashable, Sendable {
         self.rawValue = rawValue
     }
 
-    /// Level 1, and level -1 for one to three pages alone: about 460 MB/s a core on guest memory in
-    /// frames of 64 KiB; on single pages 1.7 times as fast as level 1 would be.
+    /// Level 1, but level -1 for blocks of one to three pages: about 460 MB/s per core on guest
+    /// memory in blocks of 64 KiB; on single pages 1.7 times as fast as level 1 would be.
     public static let standard = CompressionLevel(rawValue: 1)
 
-    /// Level -1: twice as fast as level 1, and a ninth larger.
+    /// Level -1: twice as fast as level 1, with output a ninth larger.
     public static let fast = CompressionLevel(rawValue: -1)
 
-    /// Not compressed: pages are written as they are, which takes less of the processors than any
-    /// level and most of the disk.
+    /// Not compressed: pages are written as they are, which uses the least CPU time and the most
+    /// disk space.
     public static let stored = CompressionLevel(rawValue: .min)
 }
 
@@ -31,13 +31,13 @@ extension CompressionLevel: Comparable {
 
     /// The next slower level.
     package var slower: CompressionLevel {
-        // 0 is zstd's name for its default, which is level 3.
+        // Level 0 is zstd's name for its default, which is level 3.
         guard self != .stored else { return CompressionLevel(rawValue: CompressionLevel.fastest) }
         return CompressionLevel(rawValue: rawValue == -1 ? 1 : rawValue + 1)
     }
 
-    /// The last level before `stored`: those below save an eleventh of the time and cost a quarter
-    /// more bytes (levels to -40, on a guest's memory).
+    /// The last level before `stored`: lower ones save only an eleventh of the time and cost a
+    /// quarter more bytes (down to level -40, measured on guest memory).
     private static let fastest: Int32 = -7
 
     /// The next faster level; `stored` after -7.
@@ -47,16 +47,16 @@ extension CompressionLevel: Comparable {
     }
 }
 
-/// Contexts of zstd that nobody uses now, for the next one who needs one: making one costs as much
-/// as compressing some pages, and a restore or a checkpoint needs several.
+/// Idle zstd contexts, kept for reuse: creating one costs as much as compressing several pages, and
+/// a restore or a checkpoint needs several.
 private struct ContextPool: ~Copyable {
-    /// One that nobody else has.
+    /// A context with a single owner.
     struct Context: @unchecked Sendable {
-        // Unchecked: whoever took it from the pool is alone with it.
+        // Unchecked: the thread that took it from the pool has exclusive use of it.
         let pointer: OpaquePointer
     }
 
-    /// Enough for all processors of most machines; some hundred kilobytes each.
+    /// Enough for all processors of most machines; a context takes some hundred kilobytes.
     private static let countMax = 32
 
     private let idle = Mutex<[Context]>([])
@@ -65,7 +65,7 @@ private struct ContextPool: ~Copyable {
         idle.withLock { $0.popLast() }?.pointer
     }
 
-    /// - Returns: false if there are enough; the caller frees it then.
+    /// - Returns: false if the pool is full; the caller must then free the context.
     func giveBack(_ pointer: OpaquePointer) -> Bool {
         let context = Context(pointer: pointer)
         return idle.withLock { idle in
@@ -76,12 +76,12 @@ private struct ContextPool: ~Copyable {
     }
 }
 
-/// A zstd compressor with its tables; one for each worker, used by one thread at a time.
+/// A zstd compressor with its tables; each worker has its own, used by one thread at a time.
 package struct Compressor: ~Copyable {
     private static let pool = ContextPool()
 
     private let context: OpaquePointer
-    /// How hard it compresses from now on.
+    /// The level for subsequent calls.
     package var level: CompressionLevel
 
     package init(level: CompressionLevel) {
@@ -96,14 +96,14 @@ package struct Compressor: ~Copyable {
         if !Compressor.pool.giveBack(context) { ZSTD_freeCCtx(context) }
     }
 
-    /// Room that any result for `byteCount` bytes fits in.
+    /// Maximum compressed size of `byteCount` bytes.
     package static func bound(_ byteCount: Int) -> Int {
         ZSTD_compressBound(byteCount)
     }
 
-    /// Compresses `source` as one zstd frame; nil when the frame would not be shorter.
+    /// Compresses `source` as one zstd frame; nil if the frame would not be shorter.
     ///
-    /// - Parameter level: instead of the compressor's.
+    /// - Parameter level: overrides the compressor's level.
     package borrowing func compress(
         _ source: UnsafeRawBufferPointer, at level: CompressionLevel? = nil,
         into destination: UnsafeMutableRawBufferPointer
@@ -117,7 +117,7 @@ package struct Compressor: ~Copyable {
     }
 }
 
-/// A zstd decompressor; one for each worker, used by one thread at a time.
+/// A zstd decompressor; each worker has its own, used by one thread at a time.
 package struct Decompressor: ~Copyable {
     private static let pool = ContextPool()
 
@@ -134,7 +134,7 @@ package struct Decompressor: ~Copyable {
         if !Decompressor.pool.giveBack(context) { ZSTD_freeDCtx(context) }
     }
 
-    /// Fills `destination` exactly from one zstd frame.
+    /// Fills all of `destination` from one zstd frame.
     package borrowing func decompress(
         _ source: UnsafeRawBufferPointer, into destination: UnsafeMutableRawBufferPointer
     ) throws(FormatError) {
@@ -147,7 +147,7 @@ package struct Decompressor: ~Copyable {
         guard count == destination.count else {
             throw FormatError(
                 offset: 0,
-                reason: "it decompresses to \(count) bytes and should to \(destination.count)")
+                reason: "it decompresses to \(count) bytes instead of \(destination.count)")
         }
     }
 }

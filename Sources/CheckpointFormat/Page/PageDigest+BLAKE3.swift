@@ -2,7 +2,7 @@ import CPageKernels
 package import GuestModel
 
 extension PageDigest {
-    /// The BLAKE3-256 digest of any bytes.
+    /// Computes the BLAKE3-256 digest of arbitrary bytes.
     package init(hashing bytes: UnsafeRawBufferPointer) {
         self = .none
         withUnsafeMutableBytes(of: &words) { digest in
@@ -12,17 +12,17 @@ extension PageDigest {
         }
     }
 
-    /// The digests of inputs of equal length, many at a time: the fast way.
+    /// Computes the digests of many inputs of equal length: the fast way.
     ///
     /// - Parameters:
-    ///   - inputs: where each input begins; the memory must stay valid during the call.
-    ///   - byteCount: the length of each.
-    ///   - digests: room for as many digests as there are inputs.
+    ///   - inputs: the start of each input; the memory must stay valid during the call.
+    ///   - byteCount: the length of each input.
+    ///   - digests: space for one digest per input.
     package static func hash(
         _ inputs: UnsafeBufferPointer<UnsafeRawPointer?>, byteCount: Int,
         into digests: UnsafeMutableBufferPointer<PageDigest>
     ) {
-        precondition(digests.count >= inputs.count, "room for every digest")
+        precondition(digests.count >= inputs.count, "the digests do not fit")
         guard let base = digests.baseAddress, !inputs.isEmpty else { return }
         ckernels_blake3_many(
             inputs.baseAddress, byteCount, inputs.count,

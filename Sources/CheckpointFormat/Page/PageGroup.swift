@@ -5,28 +5,28 @@ import GuestModel
 //
 //   offset  size
 //        0     4  ordinal of the first page within its transaction
-//        4     1  pages, P: 1 to 64
-//        5     1  blocks, B: 1 to P
+//        4     1  number of pages, P: 1 to 64
+//        5     1  number of blocks, B: 1 to P
 //        6     2  zero
-//        8   4*B  for each block: bits 0 to 23 its stored bytes, bits 24 to 31 its pages
-//    8+4*B        the blocks, one after the other
+//        8   4*B  for each block: bits 0 to 23 stored size in bytes, bits 24 to 31 number of pages
+//    8+4*B        the blocks, consecutively
 //
-// A block is pages that were adjacent in the guest, as one zstd frame; or, when that is no shorter,
-// the pages themselves (stored bytes = 4096 * pages). One page can be read with its block alone.
-// Ordinals count the pages that a transaction stores; its page maps name them (`MapPart`), so that
-// no digest is written twice.
+// A block is a run of pages that were adjacent in the guest, as one zstd frame; or, if that is not
+// shorter, the raw pages (stored size = 4096 * pages). Reading one page requires only its block.
+// Ordinals number the pages that a transaction stores; its page maps refer to them (`MapPart`), so
+// that no digest is stored twice.
 
-/// Where one page lies: within a block, within a pack.
+/// The location of a page: within a block, within a pack.
 package struct PageLocation: Hashable, Sendable {
     /// The pack's number.
     package var pack: UInt32
     /// Byte offset of the block in the pack.
     package var blockOffset: UInt32
-    /// Stored bytes of the block.
+    /// Stored size of the block in bytes.
     package var blockByteCount: UInt32
-    /// Pages in the block: 1 to 64.
+    /// Number of pages in the block: 1 to 64.
     package var blockPageCount: UInt8
-    /// Which of them this page is.
+    /// Index of this page in the block.
     package var slot: UInt8
 
     package init(
@@ -40,13 +40,13 @@ package struct PageLocation: Hashable, Sendable {
         self.slot = slot
     }
 
-    /// Bytes of a location in the index.
+    /// Size of a location in the index in bytes.
     package static let byteCount = 14
 }
 
-/// What a page group holds, without the pages.
+/// The structure of a page group, without the pages.
 package struct PageGroupTable: Hashable, Sendable {
-    /// One block's size.
+    /// The sizes of one block.
     package struct Block: Hashable, Sendable {
         package let byteCount: UInt32
         package let pageCount: UInt8
@@ -57,9 +57,9 @@ package struct PageGroupTable: Hashable, Sendable {
         }
     }
 
-    /// Most pages a frame holds.
+    /// Maximum number of pages in a page group.
     ///
-    /// The writer stops at 16.
+    /// The writer uses at most 16.
     package static let pageLimit = 64
 
     /// The first page's ordinal within its transaction.
@@ -72,16 +72,16 @@ package struct PageGroupTable: Hashable, Sendable {
         self.blocks = blocks
     }
 
-    /// Pages in all blocks.
+    /// Number of pages in all blocks.
     package var pageCount: Int { blocks.reduce(0) { $0 + Int($1.pageCount) } }
 
-    /// Bytes of the payload before the first block.
+    /// Size of the payload before the first block in bytes.
     package var headByteCount: Int { 8 + 4 * blocks.count }
 
-    /// Bytes of the whole payload.
+    /// Size of the whole payload in bytes.
     package var payloadCount: Int { blocks.reduce(headByteCount) { $0 + Int($1.byteCount) } }
 
-    /// The locations of the pages, in ordinal order, for a frame whose record begins at `offset`.
+    /// Calls `body` with the locations of the pages, in ordinal order, for a record at `offset`.
     package func forEachLocation<E: Error>(
         pack: UInt32, recordOffset offset: UInt32, _ body: (PageLocation) throws(E) -> Void
     ) throws(E) {
@@ -108,7 +108,7 @@ package struct PageGroupTable: Hashable, Sendable {
         return writer.bytes
     }
 
-    /// Reads the table at the head of a payload; `payloadCount` is the record's.
+    /// Decodes the table at the start of a payload; `payloadCount` is the record's payload size.
     package static func decode(
         _ payload: UnsafeRawBufferPointer, payloadCount: Int
     ) throws(FormatError) -> PageGroupTable {
@@ -137,7 +137,7 @@ package struct PageGroupTable: Hashable, Sendable {
         return table
     }
 
-    /// The rules for a table from wherever it was read.
+    /// Validates a table from any source.
     package func check() throws(FormatError) {
         guard !blocks.isEmpty, pageCount <= PageGroupTable.pageLimit else {
             throw FormatError(
@@ -158,7 +158,7 @@ package struct PageGroupTable: Hashable, Sendable {
     }
 }
 
-/// A block of a frame to be encoded: adjacent pages in memory.
+/// A block to be encoded: adjacent pages in memory.
 package struct PageBlockSource {
     /// The pages; 1 to 16 times 4096 bytes.
     package let bytes: UnsafeRawBufferPointer
@@ -167,20 +167,20 @@ package struct PageBlockSource {
         self.bytes = bytes
     }
 
-    /// Pages in the block.
+    /// Number of pages in the block.
     package var pageCount: Int { bytes.count / Page.byteCount }
 }
 
 /// Encodes page groups.
 package enum PageGroupEncoder {
-    /// Pages that the writer puts into one frame.
+    /// Number of pages that the writer puts into one page group.
     package static let pageCount = 16
-    /// Pages of the smallest block that is compressed at level 1 if that is the level.
+    /// At the standard level, smaller blocks than this many pages are compressed at level -1.
     private static let tablePageCount = 4
 
-    /// Appends one frame record.
+    /// Appends one page group record.
     ///
-    /// - Returns: the frame's table.
+    /// - Returns: the page group's table.
     package static func append(
         _ blocks: [PageBlockSource], firstOrdinal: UInt32, transaction: UInt64,
         compressor: borrowing Compressor, to records: inout RecordWriter
@@ -202,7 +202,7 @@ package enum PageGroupEncoder {
                 end += stored
             }
             let pages = sizes.reduce(0) { $0 + Int($1.pageCount) }
-            precondition(pages <= PageGroupTable.pageLimit, "a frame holds at most 64 pages")
+            precondition(pages <= PageGroupTable.pageLimit, "a page group holds at most 64 pages")
             payload.storeBytes(of: firstOrdinal.littleEndian, as: UInt32.self)
             payload.storeBytes(of: UInt8(pages), toByteOffset: 4, as: UInt8.self)
             payload.storeBytes(of: UInt8(blocks.count), toByteOffset: 5, as: UInt8.self)
@@ -217,8 +217,9 @@ package enum PageGroupEncoder {
         return PageGroupTable(firstOrdinal: firstOrdinal, blocks: sizes)
     }
 
-    /// Level 1 is for blocks that are worth a table of symbols: for a page or two its table takes
-    /// longer to make and to read than the page, twice over, and saves a seventh (decision 0013).
+    /// Level 1 pays off for blocks that are worth a symbol table: for a page or two, building and
+    /// reading the table takes twice as long as the page itself, and saves a seventh (decision
+    /// 0013).
     private static func level(
         of block: PageBlockSource, _ compressor: borrowing Compressor
     ) -> CompressionLevel {
@@ -231,7 +232,8 @@ package enum PageGroupEncoder {
         into rest: UnsafeMutableRawBufferPointer
     ) -> Int {
         let bytes = block.bytes
-        // Encrypted and compressed memory is known by its looks, six times as fast as by trying.
+        // Encrypted and compressed memory is recognized by a sample, six times as fast as by
+        // trying.
         if compressor.level != .stored, !ckernels_is_incompressible(bytes.baseAddress, bytes.count),
             let count = compressor.compress(bytes, at: level(of: block, compressor), into: rest)
         {

@@ -2,12 +2,12 @@ package import CheckpointFormat
 package import GuestModel
 
 extension MapPart {
-    /// Calls `body` with each frame and what it holds.
+    /// Calls `body` with each frame and its content.
     func forEachContent(_ body: (PageFrameNumber, PageContent) -> Void) {
         forEachRun { run, digests in MapPart.forEachContent(of: run, digests, body) }
     }
 
-    /// Calls `body` with each frame of a run and what it holds.
+    /// Calls `body` with each frame of a run and its content.
     static func forEachContent(
         of run: MapRun, _ digests: ArraySlice<PageDigest>,
         _ body: (PageFrameNumber, PageContent) -> Void
@@ -26,15 +26,15 @@ extension MapPart {
 }
 
 extension Manifest {
-    /// The checkpoint on whose page map its own builds.
+    /// The checkpoint on whose page map this one's is based.
     var ancestor: CheckpointID? { mapPosition == 0 ? nil : CheckpointID(mapAncestor) }
 }
 
 extension Checkpoint {
-    /// The checkpoint on whose page map its own builds.
+    /// The checkpoint on whose page map this one's is based.
     package var mapAncestor: CheckpointID? { manifest.ancestor }
 
-    /// Where the records lie that only it has: its page map, its state and its manifest.
+    /// The locations of the records that belong to it alone: page map, state and manifest.
     package var recordLocations: [RecordLocation] {
         manifest.mapParts + manifest.stateParts + [location]
     }

@@ -2,9 +2,9 @@ import CheckpointFormat
 import GuestModel
 package import PackStore
 
-/// What is checked of lineages and labels.
+/// Validation of lineages and labels.
 package enum Names {
-    /// Fails unless `name` can name a lineage or a label.
+    /// Fails unless `name` is a valid lineage or label.
     package static func check(_ name: String, kind: String) throws(RepositoryError) {
         guard NameForm.isName(name) else {
             throw RepositoryError(
@@ -14,14 +14,14 @@ package enum Names {
         }
     }
 
-    private static let markHint = "; an accent is part of its letter (NFC), and no mark of its own"
+    private static let markHint = "; an accent must be part of its letter (NFC)"
 
-    /// True if a character of it is a mark that combines with the one before.
+    /// True if it contains a combining mark.
     private static func hasMark(_ name: String) -> Bool {
         name.unicodeScalars.contains { $0.properties.canonicalCombiningClass != .notReordered }
     }
 
-    /// Fails if a new name would look like an id.
+    /// Fails if a new name could be mistaken for an ID.
     package static func checkNew(_ name: String, kind: String) throws(RepositoryError) {
         guard NameForm.isIDPrefix(name) else { return }
         throw RepositoryError(
@@ -30,10 +30,10 @@ package enum Names {
                 + "choose another, for example '\(kind)-\(name)'")
     }
 
-    /// The name among some that is most like another one; nil if none is like it.
+    /// The name most similar to another one; nil if none is similar.
     ///
-    /// Like it are names that up to three characters, and no more than a third of them, make
-    /// different: changed, missing, added or in each other's place. O(names x length squared).
+    /// Names are similar if they differ in at most three characters, and in at most a third of
+    /// them: changed, missing, added or transposed. O(names x length squared).
     package static func nearest(to name: String, among names: some Sequence<String>) -> String? {
         let wanted = Array(name.lowercased().unicodeScalars)
         let limit = min(3, max(1, wanted.count / 3))
@@ -47,7 +47,7 @@ package enum Names {
         return best?.name
     }
 
-    /// Single-character edits between two texts (optimal string alignment).
+    /// The number of single-character edits between two strings (optimal string alignment).
     private static func distance(_ first: [Unicode.Scalar], _ second: [Unicode.Scalar]) -> Int {
         var before: [Int] = []
         var last = Array(0...second.count)

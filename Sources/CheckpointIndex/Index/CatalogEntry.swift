@@ -2,24 +2,24 @@ package import CheckpointFormat
 package import GuestModel
 import LMDBTables
 
-/// What the index knows of one manifest: all that lists, names and statistics need.
+/// What the index stores of one manifest: all that lists, names and statistics need.
 package struct CatalogEntry: Hashable, Sendable {
     package let id: CheckpointID
     package let location: RecordLocation
     package let order: UInt64
-    /// True if the checkpoint was forgotten, and its manifest is still in the packs.
+    /// True if the checkpoint was forgotten while its manifest is still in the packs.
     package private(set) var isForgotten: Bool
-    /// The pack of the record that says so; 0 if it is not forgotten.
+    /// The pack of the forget record; 0 if it was not forgotten.
     private(set) var forgetPack: UInt32
-    // As the manifest has them.
+    // Copied from the manifest.
     let timeNanoseconds: Int64
     package let pageCount: UInt64
     package let zeroPageCount: UInt64
     package let changedPageCount: UInt64
     let lineage: String
-    /// The label that it has now; empty: none.
+    /// The current label; empty: none.
     package private(set) var label: String
-    /// The pack of the labels record that says so; 0 if the manifest does.
+    /// The pack of the labels record that set the label; 0 if the manifest did.
     package private(set) var labelPack: UInt32
 
     init(
@@ -40,23 +40,23 @@ package struct CatalogEntry: Hashable, Sendable {
         labelPack = 0
     }
 
-    /// The same of a checkpoint that is forgotten.
+    /// The entry of the checkpoint after it is forgotten.
     ///
-    /// - Parameter pack: where the record lies that says so.
+    /// - Parameter pack: the pack of the forget record.
     func forgotten(in pack: UInt32) -> CatalogEntry {
         var entry = self
         (entry.isForgotten, entry.forgetPack) = (true, pack)
         return entry
     }
 
-    /// The same of a checkpoint whose label a record in `pack` changes; an empty one is none.
+    /// The entry after a record in `pack` changes the label; an empty label means none.
     func labelled(_ label: String, in pack: UInt32) -> CatalogEntry {
         var entry = self
         (entry.label, entry.labelPack) = (label, pack)
         return entry
     }
 
-    /// Reads a value of the index.
+    /// Decodes a value of the index.
     init(id: CheckpointID, indexed bytes: UnsafeRawBufferPointer) throws(LMDBError) {
         self.id = id
         do throws(FormatError) {
@@ -80,7 +80,7 @@ package struct CatalogEntry: Hashable, Sendable {
         guard order < Index.numberMax else { throw .damagedValue("catalog entry") }
     }
 
-    /// The value.
+    /// Encodes the value.
     var encoded: [UInt8] {
         var value = ByteWriter(reserving: 61 + lineage.utf8.count + label.utf8.count)
         value.write(location.pack)
@@ -98,7 +98,7 @@ package struct CatalogEntry: Hashable, Sendable {
         return value.bytes
     }
 
-    /// True if it says what a manifest does.
+    /// True if it matches a manifest.
     package func agrees(with manifest: Manifest) -> Bool {
         timeNanoseconds == manifest.timeNanoseconds && pageCount == manifest.pageCount
             && zeroPageCount == manifest.zeroPageCount
@@ -108,10 +108,9 @@ package struct CatalogEntry: Hashable, Sendable {
     }
 }
 
-/// The keys of names: the checkpoints with one lie side by side, in the order of publication.
+/// Keys of the name tables: checkpoints with the same name are adjacent, in publication order.
 enum NameKey {
-    /// The key of one checkpoint; nil for a name that is longer than any writer gives: it is in no
-    /// table.
+    /// The key of one checkpoint; nil for a name longer than any writer allows: no table has it.
     static func key(_ name: String, _ order: UInt64) -> [UInt8]? {
         guard name.utf8.count <= NameForm.byteCountMax else { return nil }
         var writer = ByteWriter(reserving: 9 + name.utf8.count)
@@ -121,7 +120,7 @@ enum NameKey {
         return writer.bytes
     }
 
-    /// A key that lies after all of a name.
+    /// A key that follows all keys of a name.
     static func end(of name: String) -> [UInt8]? { key(name, .max) }
 
     /// The name in a key.
@@ -132,7 +131,7 @@ enum NameKey {
         return name
     }
 
-    /// True if a key is of a name with as many bytes, and these.
+    /// True if a key belongs to this name.
     static func isKey(_ key: UnsafeRawBufferPointer, of name: String) -> Bool {
         key.count == name.utf8.count + 9 && Int(key[0]) == name.utf8.count
             && key[1..<key.count - 8].elementsEqual(name.utf8)

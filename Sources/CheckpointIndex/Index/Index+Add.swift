@@ -8,13 +8,13 @@ package struct Publication: Sendable {
     package let id: CheckpointID
     package let manifest: Manifest
     package let location: RecordLocation
-    /// The frames in which it may differ from its parent; nil if only the packs say it.
+    /// The frames in which it may differ from its parent; nil if that must be read from the packs.
     package var changed: DirtyBitmap?
-    /// The pack of a record that forgets it: it is kept for the page maps that build on its own.
+    /// The pack of its forget record; it is kept because other page maps are based on its own.
     package var forgetPack: UInt32?
-    /// Packs that were removed: what they held of a forgotten checkpoint is not missed.
+    /// Packs that prune removed: it is not an error if they held parts of a forgotten checkpoint.
     package var pruned = PrunedRecord()
-    /// True if parts of its page map that are damaged are passed over.
+    /// True to skip damaged parts of its page map.
     package var toleratesDamage = false
 
     package init(
@@ -31,7 +31,7 @@ package struct Publication: Sendable {
         self.toleratesDamage = toleratesDamage
     }
 
-    /// True if a record forgets it.
+    /// True if it was forgotten.
     var isForgotten: Bool { forgetPack != nil }
 
     package var checkpoint: Checkpoint {
@@ -40,13 +40,13 @@ package struct Publication: Sendable {
 }
 
 extension Index {
-    /// Adds a published checkpoint: its pages first, and the catalog's entry last.
+    /// Adds a published checkpoint: its pages first, and the catalog entry last.
     ///
-    /// Pages that prune has taken are passed over; so are the page maps of a forgotten checkpoint.
-    /// One that is in the catalog is not added again: its references are counted. One that was
-    /// added in part is gone on with.
+    /// Pages that prune removed are skipped; so are the page maps of a forgotten checkpoint. If the
+    /// checkpoint is already in the catalog, nothing is done: its references are counted. An
+    /// interrupted addition is resumed.
     ///
-    /// - Parameter condemned: digests that prune is about to delete: the new place counts.
+    /// - Parameter condemned: digests that prune is about to delete: their new locations count.
     package func add(
         _ publication: Publication, frames: inout TransactionGroups,
         chain: inout MapChainReader, readMark: ReadMark?, highestTransaction: UInt64,
@@ -67,7 +67,7 @@ extension Index {
         }
     }
 
-    /// A checkpoint's owned frames: those that it was given when its adding began, or new ones.
+    /// A checkpoint's owned frames: those recorded when its addition began, or new ones.
     private func ownedFrames(
         of publication: Publication, _ chain: inout MapChainReader
     ) throws -> OwnedFrames {
@@ -80,7 +80,7 @@ extension Index {
         if let changed = publication.changed, predecessor != nil || parent == .none {
             return OwnedFrames(predecessor: predecessor, frames: changed)
         }
-        // Its parent was pruned, and the newest of its lineage is likely to be like it.
+        // Its parent was pruned, and the newest checkpoint of its lineage is probably similar.
         if predecessor == nil, let newest = try newest(lineage: publication.manifest.lineage),
             try hasOwnedFrames(newest)
         {
@@ -105,31 +105,31 @@ extension Index {
         try setValue(transaction, "read", mark.bytes)
     }
 
-    /// Moves the read mark forward over records that need no indexing.
+    /// Advances the read mark past records that need no indexing.
     ///
-    /// - Parameter highestTransaction: the highest number that any of them has. It must not be
-    ///   given out again: pages of an abandoned transaction may stay in the packs.
+    /// - Parameter highestTransaction: the highest transaction number among them. It must not be
+    ///   reused: pages of an abandoned transaction may remain in the packs.
     package func advance(to mark: ReadMark, highestTransaction: UInt64) throws {
         try environment.write { try setMarks(mark, highestTransaction, $0) }
     }
 }
 
-/// A checkpoint on its way into the index, some pages at a time.
+/// The addition of a checkpoint to the index, in batches of pages.
 private struct IndexAddition {
-    /// A page that the checkpoint's page map names.
+    /// A page in the checkpoint's page map.
     private struct Entry {
         let digest: PageDigest
-        /// Where the checkpoint's own transaction stored it; nil if it did not.
+        /// Its location if the checkpoint's own transaction stored it; otherwise nil.
         let location: PageLocation?
         let isCondemned: Bool
-        /// True if the checkpoint owns its frame.
+        /// True if the checkpoint owns the frame.
         let isOwned: Bool
     }
 
-    /// Pages of 4 KiB that one write transaction of LMDB may write, and keeps in memory until then:
-    /// 32 MiB.
+    /// Maximum number of 4 KiB pages that one write txn of LMDB modifies and keeps in memory: 32
+    /// MiB.
     private static let leafCountMax = 8192
-    /// Pages that a leaf of the index's tables has at least when it is half full.
+    /// Number of entries in a half-full leaf of the index's tables.
     private static let leafPageCount = 32
     private static let progressKey = "adding"
 
@@ -137,13 +137,13 @@ private struct IndexAddition {
     private let id: CheckpointID
     private let ownedFrames: OwnedFrames?
     private var batch: [Entry] = []
-    /// Entries that the next write transaction takes.
+    /// Maximum number of entries in the next write txn.
     private var batchCountMax = 0
-    /// Entries that the index has taken, or had when this began.
+    /// Number of entries already in the index, including those from before a restart.
     private var doneCount: UInt64
-    /// Entries that were handed in so far.
+    /// Number of entries handed in so far.
     private var count: UInt64 = 0
-    /// Pages in the transaction's page groups that the page map names.
+    /// Number of pages in the transaction's page groups that the page map refers to.
     private var placedCount = 0
 
     init(_ id: CheckpointID, _ ownedFrames: OwnedFrames?, index: Index) throws {
@@ -162,10 +162,10 @@ private struct IndexAddition {
         }
     }
 
-    /// Entries that one write transaction of LMDB may take: each may write another leaf, but there
-    /// are no more leaves than the tables have after it.
+    /// Maximum number of entries in one write txn: each may modify another leaf, but no more leaves
+    /// than the tables have afterwards.
     ///
-    /// The more at once, the more of them go to one leaf.
+    /// Larger batches put more entries into the same leaf.
     private static func batchCountMax(
         _ index: Index, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) -> Int {
@@ -176,8 +176,8 @@ private struct IndexAddition {
         return max(leafCountMax, (leafCountMax * leafPageCount - known) / 2)
     }
 
-    /// Hands in what a page map says, in its order, and then what it takes from those it builds on
-    /// though the checkpoint owns the frame.
+    /// Adds the entries of the page map, in order, and then those that it inherits from the maps on
+    /// which it is based in frames that the checkpoint owns.
     mutating func addPages(
         of publication: Publication, _ frames: inout TransactionGroups,
         _ chain: inout MapChainReader, _ condemned: Set<PageDigest>
@@ -250,7 +250,7 @@ private struct IndexAddition {
 
     private mutating func append(_ entry: Entry) throws {
         count += 1
-        // The index has taken it before a failure.
+        // Already indexed before a failure.
         guard count > doneCount else { return }
         batch.append(entry)
         guard batch.count >= batchCountMax else { return }
@@ -266,7 +266,7 @@ private struct IndexAddition {
         batch.removeAll(keepingCapacity: true)
     }
 
-    /// The rest, and the catalog's entry.
+    /// Adds the remaining entries and the catalog entry.
     func finish(
         _ publication: Publication, _ frames: TransactionGroups,
         _ transaction: borrowing LMDBTxn
@@ -282,7 +282,7 @@ private struct IndexAddition {
             try index.link(ancestor, id, in: .builders, transaction)
         }
         if publication.isForgotten {
-            // Nobody knows what of it is needed.
+            // It is not known how much of it is needed.
             let parts = manifest.mapParts + manifest.stateParts + [publication.location]
             for pack in Set(parts.map(\.pack)) { try index.addCandidate(pack, transaction) }
         }
@@ -293,7 +293,7 @@ private struct IndexAddition {
 
     private func put(_ transaction: borrowing LMDBTxn) throws {
         if let ownedFrames { try index.setOwnedFrames(ownedFrames, of: id, transaction) }
-        // What comes of the entries does not depend on their order.
+        // The result does not depend on the order of the entries.
         let order = Index.keyOrder(batch.count) { batch[$0].digest }
         let stored = order.filter { batch[$0].location != nil }
         let window = try index.recentWindow(transaction)
@@ -306,28 +306,28 @@ private struct IndexAddition {
                 try index.reference(entry.digest, transaction)
                 continue
             }
-            // A page may come twice in one batch.
+            // A page may occur twice in one batch.
             let earlier = new.last?.digest == entry.digest ? new.last?.location : nil
             if let known = known[position] ?? earlier {
                 try put(entry, location, known: known, transaction)
                 continue
             }
             new.append(PlacedPage(digest: entry.digest, location: location))
-            // The page's entry is its first reference.
+            // The page's entry counts as its first reference.
             if !entry.isOwned { try index.placeUnreferenced(entry.digest, transaction) }
         }
         try index.add(new, transaction)
     }
 
-    /// A page that has a place.
+    /// Adds a page whose location is known.
     private func put(
         _ entry: Entry, _ location: PageLocation, known: PageLocation,
         _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
         if entry.isOwned { try index.reference(entry.digest, transaction) }
         guard known != location else { return }
-        // A page that two transactions stored is read from one place: the first, unless prune
-        // is about to take it.
+        // A page stored by two transactions is read from the first location, unless prune is about
+        // to remove that.
         if entry.isCondemned { try index.setLocation(location, of: entry.digest, transaction) }
         try index.addCandidate(entry.isCondemned ? known.pack : location.pack, transaction)
     }

@@ -3,7 +3,7 @@ package import GuestModel
 import LMDBTables
 
 extension Index {
-    /// Where a checkpoint's manifest lies; nil if there is none of that id.
+    /// The catalog entry of a checkpoint; nil if there is none with that ID.
     package func entry(_ id: CheckpointID) throws -> CatalogEntry? {
         try environment.read { try entry(id, $0) }
     }
@@ -28,12 +28,12 @@ extension Index {
         return try result.get()
     }
 
-    /// All checkpoints that exist, in the order of publication.
+    /// All checkpoints that exist, in order of publication.
     package func catalog() throws -> [CatalogEntry] {
         try catalog(CheckpointSelection())
     }
 
-    /// All manifests in the packs, also of forgotten checkpoints, in the order of the packs.
+    /// All manifests in the packs, including those of forgotten checkpoints, in pack order.
     package func manifests() throws -> [CatalogEntry] {
         var entries = try environment.read { transaction in
             var entries: [CatalogEntry] = []
@@ -55,12 +55,12 @@ extension Index {
         try environment.read { try newest(of: lineage, in: .lineages, $0) }
     }
 
-    /// The checkpoint with a label; the newest if several were given it.
+    /// The checkpoint with a label; the newest if several have it.
     package func labelled(_ label: String) throws -> CheckpointID? {
         try environment.read { try newest(of: label, in: .labels, $0) }
     }
 
-    /// The names of lineages and of labels, so many of each at most.
+    /// The names of lineages and of labels, at most `limit` of each.
     package func names(limit: Int) throws -> [String] {
         try environment.read { transaction in
             var found: [String] = []
@@ -75,7 +75,7 @@ extension Index {
         }
     }
 
-    /// Calls `body` with the names in a table, each once, until it returns false.
+    /// Calls `body` with the distinct names in a table, until it returns false.
     private func forEachName(
         in names: Table, _ transaction: borrowing LMDBTxn,
         _ body: (String) throws(LMDBError) -> Bool
@@ -94,7 +94,7 @@ extension Index {
 
     /// The names of all lineages with their newest checkpoints, in byte order.
     ///
-    /// Looks at one checkpoint of each.
+    /// Reads one entry per lineage.
     package func lineages() throws -> [(name: String, newest: CheckpointID)] {
         let found = try environment.read { transaction in
             var found: [(name: String, newest: CheckpointID)] = []
@@ -110,7 +110,7 @@ extension Index {
         return found.sorted { $0.name.utf8.lexicographicallyPrecedes($1.name.utf8) }
     }
 
-    /// Ids that begin with hexadecimal digits; stops at `limit`.
+    /// IDs that begin with the given hexadecimal digits, at most `limit`.
     package func ids(prefix: String, limit: Int) throws -> [CheckpointID] {
         let digits = prefix.compactMap { $0.hexDigitValue }
         guard digits.count == prefix.utf8.count, !digits.isEmpty, digits.count <= 64 else {
@@ -134,7 +134,7 @@ extension Index {
         }
     }
 
-    /// Adds one published checkpoint to the catalog, inside a write transaction.
+    /// Adds one published checkpoint to the catalog, inside a write txn.
     func addToCatalog(
         _ transaction: borrowing LMDBTxn, _ id: CheckpointID, _ manifest: Manifest,
         at location: RecordLocation, isForgotten: Bool, forgetPack: UInt32
@@ -152,7 +152,7 @@ extension Index {
         if !isForgotten { try addToLists(entry, transaction) }
     }
 
-    /// Adds a checkpoint to the lists, and what names it.
+    /// Adds a checkpoint to the lists and the name tables.
     func addToLists(
         _ entry: CatalogEntry, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
@@ -167,7 +167,7 @@ extension Index {
         }
     }
 
-    /// Removes a checkpoint from the lists, and what names it.
+    /// Removes a checkpoint from the lists and the name tables.
     func removeFromLists(
         _ entry: CatalogEntry, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
@@ -180,7 +180,7 @@ extension Index {
         }
     }
 
-    /// Calls `body` with the tables that list a checkpoint which exists, and its key in each.
+    /// Calls `body` with the tables that list an existing checkpoint, and its key in each.
     private func forEachKey(
         of entry: CatalogEntry, _ body: (Table, [UInt8]) throws(LMDBError) -> Void
     ) throws(LMDBError) {
@@ -214,7 +214,7 @@ extension Index {
 }
 
 extension CheckpointID {
-    /// A digest as it lies in the index.
+    /// Decodes a digest stored in the index.
     init(indexed bytes: UnsafeRawBufferPointer) throws(LMDBError) {
         guard bytes.count == PageDigest.byteCount else { throw .damagedValue("digest") }
         self.init(PageDigest(bytes: bytes))

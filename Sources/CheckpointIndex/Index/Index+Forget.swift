@@ -2,15 +2,15 @@ package import CheckpointFormat
 package import GuestModel
 import LMDBTables
 
-// What forgetting and pruning change in the index.
+// Changes of the index by forget and prune.
 
 extension Index {
-    /// Makes checkpoints cease to exist: they are in no list and have no name.
+    /// Removes checkpoints from all lists and names: they no longer exist.
     ///
-    /// The newest of a lineage, or of those that share a label, gives its place to the one before.
-    /// Ids that are unknown or forgotten already are passed over.
+    /// If the newest of a lineage, or of those that share a label, is forgotten, the one before
+    /// takes its place. IDs that are unknown or already forgotten are skipped.
     ///
-    /// - Parameter pack: where the record lies that forgets them.
+    /// - Parameter pack: the pack of the forget record.
     package func forget(_ ids: [CheckpointID], in pack: UInt32) throws {
         try environment.write { transaction in
             for id in ids {
@@ -23,7 +23,7 @@ extension Index {
         }
     }
 
-    /// The packs that were removed.
+    /// The packs that prune removed.
     package func pruned() throws -> PrunedRecord {
         try environment.read { transaction in
             guard let bytes = try value(transaction, "pruned") else { return PrunedRecord() }
@@ -31,7 +31,7 @@ extension Index {
         }
     }
 
-    /// Notes that packs were removed.
+    /// Records that packs were removed.
     package func setPruned(_ record: PrunedRecord) throws {
         try environment.write { try setValue($0, "pruned", record.encoded) }
     }

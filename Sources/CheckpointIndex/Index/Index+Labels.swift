@@ -2,14 +2,14 @@ package import CheckpointFormat
 package import GuestModel
 import LMDBTables
 
-// Labels that checkpoints were given after they were published.
+// Labels that were set after publication.
 
 extension Index {
-    /// Gives checkpoints other labels, in one step.
+    /// Changes the labels of checkpoints, in one txn.
     ///
-    /// Checkpoints that are unknown or forgotten are passed over. Doing it twice changes nothing.
+    /// Checkpoints that are unknown or forgotten are skipped. Repeating it changes nothing.
     ///
-    /// - Parameter pack: where the record lies that says so.
+    /// - Parameter pack: the pack of the labels record.
     package func setLabels(_ changes: [LabelsRecord.Change], in pack: UInt32) throws {
         try environment.write { transaction in
             for change in changes {
@@ -25,7 +25,7 @@ extension Index {
         }
     }
 
-    /// True if a checkpoint that exists has the label that a change gave it.
+    /// True if an existing checkpoint has the label that a change gave it.
     package func hasLabel(_ change: LabelsRecord.Change) throws -> Bool {
         guard let entry = try entry(CheckpointID(change.id)), !entry.isForgotten else {
             return false
@@ -33,7 +33,7 @@ extension Index {
         return entry.labelPack > 0 && NameForm.areSame(entry.label, change.label)
     }
 
-    /// The checkpoints with a label that were published after one, the newest first; stops at
+    /// The checkpoints with a label that were published after a given one, newest first, at most
     /// `limit`.
     package func labelled(_ label: String, after entry: CatalogEntry, limit: Int) throws
         -> [CheckpointID]

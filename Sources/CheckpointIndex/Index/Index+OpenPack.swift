@@ -1,13 +1,13 @@
 import CheckpointFormat
 import LMDBTables
 
-// Bytes in the open pack of pages that left the index: prune frees nothing in a pack before it is
-// sealed.
+// Counts the bytes, in the open pack, of pages that left the index: prune frees nothing in a pack
+// before it is sealed.
 
 extension Index {
     private static let droppedKey = "open"
 
-    /// Bytes in a pack of pages that left the index while it was open.
+    /// Bytes of pages that left the index while their pack was open.
     package func droppedByteCount(in pack: UInt32) throws -> Int {
         try environment.read { transaction in
             let known = try dropped(transaction)
@@ -26,10 +26,10 @@ extension Index {
         return (words[0], Int(words[1]))
     }
 
-    /// Notes pages that left the index in the same transaction, if they lay in the open pack.
+    /// Counts pages that leave the index in this txn, if they are in the open pack.
     ///
-    /// - Parameter openPack: the open pack, or one before it: others with higher numbers were begun
-    ///   since. The highest counts.
+    /// - Parameter openPack: the open pack, or one before it: packs with higher numbers were
+    ///   created since. Only the highest pack is counted.
     func noteDropped(
         _ locations: [PageLocation], from openPack: UInt32,
         _ transaction: borrowing LMDBTxn
@@ -48,6 +48,6 @@ extension Index {
 }
 
 extension PageLocation {
-    /// A page's share of its block.
+    /// The page's share of its block in bytes.
     package var shareByteCount: Int { Int(blockByteCount) / max(1, Int(blockPageCount)) }
 }

@@ -2,17 +2,17 @@ import CheckpointFormat
 import LMDBTables
 package import PackStore
 
-// An index may be older than the packs: a copy of the repository, or a restore from a backup, took
-// both at different times. What packs were given since is read when the index is brought up to
-// date. What prune took is in no record; but every rewriting makes a pack shorter. So the index
-// knows how long each sealed pack is, and one with a rewritten pack of another length is stale: it
-// names pages that are gone.
+// An index may be older than the packs: a copy of the repository, or a restore from a backup, may
+// have captured the two at different times. Packs that grew since are read when the index is
+// brought up to date. What prune removed is recorded nowhere; but every rewrite makes a pack
+// shorter. So the index stores the length of each sealed pack, and an index in which a rewritten
+// pack has another length is stale: it refers to pages that are gone.
 //
-// A pack has no length here before it is sealed, while prune rewrites it, and until the next
-// opening for writing after it was sealed.
+// No length is stored for a pack before it is sealed, while prune rewrites it, and from its sealing
+// until the next open for writing.
 
 extension Index {
-    /// The lengths in bytes of sealed packs.
+    /// The lengths of sealed packs in bytes.
     func packSizes() throws -> [UInt32: UInt32] {
         try environment.read { transaction in
             var found: [UInt32: UInt32] = [:]
@@ -26,7 +26,7 @@ extension Index {
         }
     }
 
-    /// Notes the lengths of packs; nil for one that is about to be rewritten or removed.
+    /// Stores the lengths of packs; nil for one that is about to be rewritten or removed.
     package func setPackSizes(_ sizes: [UInt32: UInt32?]) throws {
         guard !sizes.isEmpty else { return }
         try environment.write { transaction in
@@ -47,9 +47,9 @@ extension Index {
         }
     }
 
-    /// True if a pack that was read was rewritten since, and this index knows nothing of it.
+    /// True if an indexed pack was rewritten since without this index being updated.
     ///
-    /// Opens each pack for its length: some microseconds a pack.
+    /// Opens each pack to get its length: some microseconds per pack.
     package func isStale(_ packs: [UInt32], _ reader: PackReader) throws -> Bool {
         let mark = try readMark()
         guard mark.namesBytes else { return false }
@@ -62,7 +62,7 @@ extension Index {
                 guard file.isRewritten else { continue }
                 if try PackScan.scan(file, isNewest: false).isSealed { return true }
             } catch let error as RepositoryError where error.corruption != nil {
-                // Damage is no reason to forget what the index knows; reading the pack names it.
+                // Damage is no reason to discard the index; reading the pack reports it.
                 continue
             } catch let error as FileError where error.isMissing || error.isOdd {
                 continue
@@ -71,7 +71,7 @@ extension Index {
         return false
     }
 
-    /// Notes the lengths of sealed packs that have none yet.
+    /// Stores the lengths of sealed packs that have none yet.
     package func notePackSizes(_ sealed: [UInt32], _ reader: PackReader) throws {
         let known = try packSizes()
         var sizes: [UInt32: UInt32?] = [:]

@@ -2,13 +2,13 @@ package import CheckpointFormat
 package import GuestModel
 package import LMDBTables
 
-// What prune asks of the index, and changes in it.
+// Prune's queries and changes of the index.
 
-/// A forgotten checkpoint that prune is not done with.
+/// A forgotten checkpoint that prune has not finished removing.
 package enum PendingPrune: Hashable, Sendable {
-    /// It has its owned frames still.
+    /// It still has its owned frames.
     case hasOwnedFrames
-    /// Its manifest was about to go from the packs.
+    /// Its manifest was about to be removed from the packs.
     case isLeaving(transaction: UInt64, mapAncestor: CheckpointID?)
 
     fileprivate init(indexed bytes: UnsafeRawBufferPointer) throws(LMDBError) {
@@ -37,7 +37,7 @@ package enum PendingPrune: Hashable, Sendable {
     }
 }
 
-/// What prune found when it last looked at a pack.
+/// What prune found when it last examined a pack.
 package struct PackUse: Hashable, Sendable {
     package let byteCount: Int
     package let unusedByteCount: Int
@@ -49,7 +49,7 @@ package struct PackUse: Hashable, Sendable {
 }
 
 extension Index {
-    /// The number of the index's state: it grows with each change.
+    /// The ID of the index's current state: it grows with each change.
     package func moment() throws -> UInt64 { try environment.read { $0.moment } }
 
     // MARK: - Checkpoints
@@ -65,7 +65,7 @@ extension Index {
         }
     }
 
-    /// Forgotten checkpoints that prune is not done with.
+    /// Forgotten checkpoints that prune has not finished removing.
     package func pending() throws -> [CheckpointID: PendingPrune] {
         try environment.read { transaction in
             var found: [CheckpointID: PendingPrune] = [:]
@@ -96,7 +96,7 @@ extension Index {
         }
     }
 
-    /// Drops entries of forgotten checkpoints whose manifests are not in the packs any more.
+    /// Removes the entries of forgotten checkpoints whose manifests are no longer in the packs.
     package func drop(_ leaving: [CheckpointID: PendingPrune]) throws {
         guard !leaving.isEmpty else { return }
         try environment.write { transaction in
@@ -112,21 +112,21 @@ extension Index {
                     _ = try transaction.delete(table(.transactions), key)
                 }
                 if let ancestor { try removeLink(ancestor, id, in: .builders, transaction) }
-                // The record that forgot it may be needed no longer.
+                // The forget record may now be garbage.
                 if entry.forgetPack > 0 { try addCandidate(entry.forgetPack, transaction) }
             }
         }
     }
 
-    /// Takes the owned frames from checkpoints, as was planned.
+    /// Transfers the owned frames of checkpoints, as planned.
     ///
-    /// - Returns: false if the index says something else than the plan: nothing may be committed
+    /// - Returns: false if the index no longer matches the plan: the txn must not be committed
     ///   then.
     package func transferOwnership(
         _ steps: ArraySlice<OwnershipTransfer>, _ transaction: borrowing LMDBTxn
     ) throws -> Bool {
         let window = try recentWindow(transaction)
-        // One who follows several of them is written once.
+        // A successor of several of them is written once.
         var changed: [CheckpointID: OwnedFrames] = [:]
         for step in steps {
             guard
@@ -137,9 +137,7 @@ extension Index {
             else { return false }
             for successor in step.successors {
                 guard var own = try changed[successor] ?? self.ownedFrames(successor, transaction)
-                else {
-                    return false
-                }
+                else { return false }
                 own.frames.formUnion(ownedFrames.frames)
                 own.predecessor = ownedFrames.predecessor
                 changed[successor] = own
@@ -166,7 +164,7 @@ extension Index {
 
     // MARK: - Pages
 
-    /// Calls `body` with every page and its place, in the order of digests.
+    /// Calls `body` with every page and its location, in digest order.
     package func forEachPage(_ body: (PageDigest, PageLocation) -> Void) throws {
         try environment.read { transaction in
             var others = try pagesInRuns(transaction)[...]
@@ -184,10 +182,11 @@ extension Index {
         }
     }
 
-    /// Deletes pages that nobody refers to and that are still where they were.
+    /// Deletes pages without references that have not moved.
     ///
-    /// - Parameter openPack: from this pack on none is sealed; what dies there is noted.
-    /// - Returns: false if somebody refers to one where it was.
+    /// - Parameter openPack: no pack from this one on is sealed; bytes that become garbage there
+    ///   are counted.
+    /// - Returns: false if a page at its old location has a reference.
     package func deletePages(
         _ pages: [PageDigest: PageLocation], openFrom openPack: UInt32 = .max
     ) throws -> Bool {
@@ -199,7 +198,7 @@ extension Index {
                 var buried: [RecentPlace] = []
                 var dropped: [PageLocation] = []
                 for (digest, location) in rest.prefix(1 << 16) {
-                    // One that was stored anew stays.
+                    // A page that was stored again is kept.
                     let now = try self.location(digest, in: window, transaction)
                     guard now == location else { continue }
                     let isDead = try Index.withKey(digest) { (key) throws(LMDBError) in
@@ -228,7 +227,7 @@ extension Index {
 
     // MARK: - Packs
 
-    /// Notes that something in a pack may be unused.
+    /// Records that a pack may contain garbage.
     package func addCandidate(
         _ pack: UInt32, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
@@ -246,7 +245,7 @@ extension Index {
         }
     }
 
-    /// Packs in which something may be unused, and since when.
+    /// Packs that may contain garbage, and since when.
     package func candidates() throws -> [UInt32: UInt64] {
         try environment.read { transaction in
             var found: [UInt32: UInt64] = [:]
@@ -260,7 +259,7 @@ extension Index {
         }
     }
 
-    /// What prune found when it last looked at each pack.
+    /// What prune found when it last examined each pack.
     package func packUses() throws -> [UInt32: PackUse] {
         try environment.read { transaction in
             var found: [UInt32: PackUse] = [:]
@@ -279,11 +278,11 @@ extension Index {
         }
     }
 
-    /// Notes what prune found in packs; nil for one that is gone.
+    /// Records what prune found in packs; nil for one that is gone.
     ///
     /// - Parameters:
-    ///   - settled: packs that it looked at.
-    ///   - moment: suspicions of these up to it are settled.
+    ///   - settled: the packs that it examined.
+    ///   - moment: candidate entries of these packs up to it are removed.
     package func setPackUses(
         _ uses: [UInt32: PackUse?], settled: Set<UInt32>, upTo moment: UInt64
     ) throws {

@@ -2,9 +2,9 @@ package import CheckpointFormat
 package import GuestModel
 package import LMDBTables
 
-// How many references a page has:
+// The reference count of a page:
 //
-//   its count in `references`, and one more if the index knows a place for it and it is not in
+//   its count in `references`, plus one if the index has a location for it and it is not in
 //   `unreferenced`
 
 extension Index {
@@ -14,7 +14,7 @@ extension Index {
         try withKey(CheckpointID(digest), body)
     }
 
-    /// A page's references.
+    /// A page's reference count.
     func referenceCount(
         _ digest: PageDigest, in window: RecentWindow?, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) -> Int {
@@ -40,7 +40,7 @@ extension Index {
         }
     }
 
-    /// Takes one reference from a page.
+    /// Removes one reference to a page.
     func dereference(
         _ digest: PageDigest, in window: RecentWindow?, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
@@ -51,9 +51,9 @@ extension Index {
         }
     }
 
-    /// Gives a page that nobody refers to a place.
+    /// Gives a location to a page without references.
     ///
-    /// References that were there before it count on.
+    /// References that already existed remain.
     package func placeUnreferenced(
         _ digest: PageDigest, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
@@ -67,7 +67,7 @@ extension Index {
         }
     }
 
-    /// Notes that a page has no reference.
+    /// Records that a page has no reference.
     private func note(
         _ key: UnsafeRawBufferPointer, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
@@ -98,7 +98,7 @@ extension Index {
         try result.get()
     }
 
-    /// Pages that nobody refers to, and where they lie.
+    /// Pages without references, and their locations.
     package func unreferencedPages() throws -> [PageDigest: PageLocation] {
         try environment.read { transaction in
             let window = try recentWindow(transaction)
@@ -113,9 +113,9 @@ extension Index {
         }
     }
 
-    /// Of some pages, those that would have no reference left, and where they lie.
+    /// Of the given pages, those that would have no references left, and their locations.
     ///
-    /// - Parameter changes: what is added to each page's references.
+    /// - Parameter changes: the changes of the pages' reference counts.
     package func pagesWithoutReferences(
         after changes: [PageDigest: Int]
     ) throws -> [PageDigest: PageLocation] {

@@ -2,12 +2,12 @@ import CheckpointFormat
 import GuestModel
 import LMDBTables
 
-// Lists of checkpoints, read from their end: what a list costs follows what it shows.
+// Lists of checkpoints, read from the end: the cost of a list depends on the length of its output.
 
 extension Index {
-    /// The checkpoints of a selection, in the order of publication.
+    /// The checkpoints of a selection, in order of publication.
     ///
-    /// Looks at no more of them than it returns, unless the selection names times: then at those
+    /// Reads no more of them than it returns, unless the selection has times: then it reads those
     /// of the lineage before `before`, until there are enough.
     package func catalog(_ selection: CheckpointSelection) throws -> [CatalogEntry] {
         if let count = selection.newest, count <= 0 { return [] }
@@ -25,8 +25,8 @@ extension Index {
         return found
     }
 
-    /// Calls `body` with the checkpoints of a lineage, or all, that lie before one, the newest
-    /// first, until it returns false.
+    /// Calls `body` with the checkpoints of a lineage, or all, before a given one, newest first,
+    /// until it returns false.
     private func forEachNewest(
         _ selection: CheckpointSelection, _ transaction: borrowing LMDBTxn,
         _ body: (CatalogEntry) throws(LMDBError) -> Bool
@@ -54,7 +54,7 @@ extension Index {
         }
     }
 
-    /// The newest checkpoint that has a name.
+    /// The newest checkpoint with a name.
     func newest(
         of name: String, in names: Table, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) -> CheckpointID? {
@@ -67,14 +67,14 @@ extension Index {
         return found
     }
 
-    /// A key that lies after all orders.
+    /// A key that follows all keys of orders.
     static let orderEnd = orderKey(.max)
 
     static func orderKey(_ order: UInt64) -> [UInt8] {
         withUnsafeBytes(of: order.bigEndian) { Array($0) }
     }
 
-    /// The order in a key, or in the end of one.
+    /// The order in a key, or at the end of one.
     static func order(
         in key: some Collection<UInt8>
     ) throws(LMDBError) -> UInt64 {
@@ -84,7 +84,7 @@ extension Index {
         return order
     }
 
-    /// The numbers of the transactions that published something.
+    /// The numbers of all transactions that published a checkpoint.
     package func publishedTransactions() throws -> Set<UInt64> {
         try environment.read { transaction in
             var found: Set<UInt64> = []

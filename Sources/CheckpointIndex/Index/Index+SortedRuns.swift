@@ -2,41 +2,42 @@ package import CheckpointFormat
 package import GuestModel
 package import LMDBTables
 
-// New pages do not go to the table of pages at once: digests are random, so that each would have
-// LMDB write a leaf of 4 KiB anew. They go to `recent` first, all of one transaction as one run,
-// and from there to the table of pages in the order of digests, some of that order at a time:
+// New pages are not added to the page table at once: digests are random, so each would make LMDB
+// rewrite a leaf of 4 KiB. They go to `recent` first, those of one transaction as one run, and from
+// there to the page table in digest order, one section of the digest space at a time:
 //
-//   order of digests   0 ...........position.................. 2^64
+//   digest space       0 ...........position.................. 2^64
 //   runs up to limit     in pages  |  in runs only
 //   newer runs           in runs only
 //
-//  - Each page that is added moves `position` by a share of the order, 1 in `drainCount`. A leaf of
-//    the table takes several pages then when it is written.
-//  - At the end the runs up to `limit` go, and it begins again with those that there are then. So
-//    there are twice `drainCount` pages in runs at most, and what an addition costs does not swing.
-//  - The table of pages counts where both know a page: one that was stored anew is put there.
-//  - A page that prune takes is taken from both (`bury`).
+//  - Each added page moves `position` by a share of the digest space, 1 in `drainCount`, so that
+//    each write of a leaf of the table covers several pages.
+//  - At the end the runs up to `limit` are removed, and draining begins again with those that exist
+//    then. So at most twice `drainCount` pages are in runs, and the cost of an addition does not
+//    fluctuate.
+//  - The page table has precedence for pages in both: a page that is stored again is put there.
+//  - A page that prune removes is removed from both (`bury`).
 //
-// All of it happens in the transactions of the index, so that every process sees the same.
+// All of this happens in the index's txns, so that every process sees the same.
 
 extension Index {
-    /// How far runs are drained.
+    /// The progress of draining.
     private struct Drain {
-        /// The number of the newest run that is drained; 0: none.
+        /// The number of the newest run being drained; 0: none.
         var limit: UInt64 = 0
-        /// The place in the order of digests up to which it was.
+        /// The position in the digest space up to which they were drained.
         var position: UInt64 = 0
-        /// Pages that were added since it was moved.
+        /// Pages added since the position was last moved.
         var owedCount: UInt64 = 0
     }
 
     private static let drainKey = "drain"
 
-    // MARK: - Looking up
+    // MARK: - Lookup
 
-    /// The runs that there are; whoever looks for pages in them asks this first.
+    /// The existing runs; lookups of pages in them need this first.
     ///
-    /// Not to be asked in a transaction that has added a run.
+    /// Must not be called in a txn that has added a run.
     package func recentWindow(
         _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) -> RecentWindow? {
@@ -49,12 +50,12 @@ extension Index {
             first = try Index.runNumber(key)
             return false
         }
-        // Without the right to lock, runs may be written over while they are read: what was read
-        // goes with the transaction then.
+        // Without permission to lock, runs may be overwritten while they are read: what was read is
+        // discarded with the txn then.
         let runs = environment.isReadOnly ? SortedRuns() : recent
         try runs.withPages { (pages) throws(LMDBError) in
             pages.removeRuns(before: first)
-            // Older ones too: this transaction may see what a later one has seen go.
+            // Older ones too: this txn may see runs that a later one no longer sees.
             if let known = pages.known {
                 if first < known.lowerBound {
                     try read(first...min(known.lowerBound - 1, last), &pages, transaction)
@@ -80,17 +81,17 @@ extension Index {
         }
     }
 
-    /// Where a page stands in the runs, and lies; nil if it is in none.
+    /// A page's position in the runs, and its location; nil if it is in none.
     private func find(
         _ digest: PageDigest, in window: RecentWindow, _ pages: borrowing RecentPages,
         _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) -> (place: RecentPlace, location: PageLocation)? {
         try pages.find(digest) {
             (place) throws(LMDBError) -> (place: RecentPlace, location: PageLocation)? in
-            // Another thread may have read runs that this transaction does not see.
+            // Another thread may have read runs that this txn does not see.
             guard place.run >= window.first, place.run <= window.last else { return nil }
             let found = try Index.withKey(order: place.run) { (key) throws(LMDBError) in
-                // Its checksum was right when the run was read.
+                // The checksum was verified when the run was read.
                 try transaction.get(table(.recent), key, isChecked: false) {
                     (run) throws(LMDBError) -> PageLocation? in
                     guard place.position < (try SortedRun.count(run)),
@@ -104,7 +105,7 @@ extension Index {
         }
     }
 
-    /// Where a page lies; nil if the index does not know it.
+    /// The location of a page; nil if it is not in the index.
     func location(
         _ digest: PageDigest, in window: RecentWindow?, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) -> PageLocation? {
@@ -117,11 +118,11 @@ extension Index {
         }
     }
 
-    /// Where pages lie, by the positions of their digests.
+    /// The locations of pages, by the indexes of their digests.
     ///
     /// - Parameters:
-    ///   - order: positions, in the order of digests.
-    ///   - count: above all positions.
+    ///   - order: indexes, sorted by digest.
+    ///   - count: an upper bound of all indexes.
     func locations(
         _ order: [Int], of count: Int, _ digest: (Int) -> PageDigest, in window: RecentWindow?,
         _ transaction: borrowing LMDBTxn
@@ -149,7 +150,7 @@ extension Index {
 
     // MARK: - Adding
 
-    /// Puts a page into the table of pages, where it counts whatever runs say.
+    /// Puts a page into the page table, which has precedence over the runs.
     package func setLocation(
         _ location: PageLocation, of digest: PageDigest, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
@@ -162,7 +163,7 @@ extension Index {
         }
     }
 
-    /// Makes a filter of the table of pages; in a write transaction.
+    /// Builds a filter of the page table; in a write txn.
     func makeFilter(_ transaction: borrowing LMDBTxn) throws(LMDBError) {
         var new = PageFilter(count: try transaction.count(table(.pages)))
         try transaction.scan(table(.pages), from: []) { (key, _) throws(LMDBError) in
@@ -172,8 +173,8 @@ extension Index {
         filter.set(new)
     }
 
-    /// Adds pages that the index does not know, in the order of digests, and moves others on; the
-    /// last thing that a transaction does with pages.
+    /// Adds pages that are not in the index, in digest order, and drains others; must be the txn's
+    /// last operation on pages.
     func add(
         _ pages: [PlacedPage], _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
@@ -186,7 +187,7 @@ extension Index {
         if filter.isDue(try transaction.count(table(.pages))) { try makeFilter(transaction) }
     }
 
-    /// True if so many new pages are to become a run.
+    /// True if this many new pages should become a run.
     private func makesRun(
         of count: Int, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) -> Bool {
@@ -196,7 +197,7 @@ extension Index {
         return try count < transaction.count(table(.pages)) / limits.bulkPart
     }
 
-    /// Puts pages, in the order of digests, into the table of pages, but for those that are there.
+    /// Inserts pages, in digest order, into the page table, except for existing ones.
     private func insert(
         _ pages: [PlacedPage], _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
@@ -223,7 +224,7 @@ extension Index {
         }
     }
 
-    /// Pages that are added while all of the order is drained once.
+    /// Number of pages added while the whole digest space is drained once.
     private func drainCount(_ transaction: borrowing LMDBTxn) throws(LMDBError) -> UInt64 {
         let range = recent.limits.drainCounts
         let wanted = try transaction.count(table(.pages)) / 8
@@ -236,8 +237,8 @@ extension Index {
         var drain = try self.drain(transaction)
         drain.owedCount += UInt64(added)
         let count = try drainCount(transaction)
-        // Not in smaller steps: each looks into all runs. Nor in larger ones, which captures would
-        // wait for.
+        // Smaller steps would cost more, because each searches all runs; captures would have to
+        // wait for larger ones.
         if drain.owedCount >= count / 256 {
             let share = (UInt64.max / count).multipliedReportingOverflow(by: drain.owedCount)
             let end = drain.position.addingReportingOverflow(share.partialValue)
@@ -277,11 +278,11 @@ extension Index {
         }
     }
 
-    /// Puts the pages of some of the order of digests into the table of pages.
+    /// Moves the pages of a section of the digest space to the page table.
     ///
     /// - Parameters:
-    ///   - end: the place before which they are; nil: to the end.
-    ///   - limit: the number of the newest run to look into.
+    ///   - end: the end of the section; nil: the end of the digest space.
+    ///   - limit: the number of the newest run to include.
     private func moveToPages(
         from start: UInt64, to end: UInt64?, limit: UInt64,
         _ transaction: borrowing LMDBTxn
@@ -315,9 +316,9 @@ extension Index {
         }
     }
 
-    // MARK: - Taking away
+    // MARK: - Removal
 
-    /// Where pages stand in runs.
+    /// The positions of pages in the runs.
     func recentPlace(
         _ digest: PageDigest, in window: RecentWindow?, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) -> RecentPlace? {
@@ -327,7 +328,7 @@ extension Index {
         }
     }
 
-    /// Takes pages from runs; all others keep their positions.
+    /// Removes pages from runs; all others keep their positions.
     func bury(
         _ places: [RecentPlace], _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
@@ -344,9 +345,9 @@ extension Index {
         }
     }
 
-    // MARK: - All of them
+    // MARK: - Enumeration
 
-    /// Pages that are in runs only, in the order of digests.
+    /// Pages that are only in runs, in digest order.
     package func pagesInRuns(
         _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) -> [PlacedPage] {
@@ -365,7 +366,7 @@ extension Index {
         return pages
     }
 
-    /// Calls `body` with the runs of some numbers, in order.
+    /// Calls `body` with the runs of a range of numbers, in order.
     private func forEachRun(
         in numbers: ClosedRange<UInt64>, _ transaction: borrowing LMDBTxn,
         _ body: (UInt64, UnsafeRawBufferPointer) throws(LMDBError) -> Void
@@ -387,7 +388,7 @@ extension Index {
     }
 }
 
-/// Calls `body` with room for an encoded location.
+/// Calls `body` with space for an encoded location.
 func withLocationBytes(
     _ body: (UnsafeMutableRawBufferPointer) throws(LMDBError) -> Void
 ) throws(LMDBError) {

@@ -5,20 +5,20 @@ package import LMDBTables
 package import PackStore
 import Synchronization
 
-// The derived index: where each digest's page lies, and the catalog of checkpoints. It can be
-// deleted while nobody has it open; `IndexReplay` makes it from the packs. It never points at
-// anything that is not published.
+// The derived index: the location of the page of each digest, and the catalog of checkpoints. It
+// can be deleted while no process has it open; `IndexReplay` rebuilds it from the packs. It never
+// refers to anything that is not published.
 //
 //   table        key                        value
 //   pages        digest, 32 bytes           location: pack u32, block offset u32, block bytes u32,
 //                                           block pages u8, slot u8
-//   recent       run's number u64,          digest and location of each page that came lately, in
-//                big-endian                 the order of digests (`Index+Recent`)
+//   recent       run's number u64,          digest and location of each recently added page, in
+//                big-endian                 digest order (`Index+SortedRuns`)
 //   checkpoints  id, 32 bytes               what lists need of it (`CatalogEntry`): pack u32,
 //                                           offset u32 of the manifest, order u64; u8: 1 if it was
 //                                           forgotten: then it has no order and no name; packs u32
-//                                           of the record that forgets it and of the one that gave
-//                                           it its label, or 0; time i64; pages, zero pages and
+//                                           of the record that forgot it and of the one that set
+//                                           its label, or 0; time i64; pages, zero pages and
 //                                           changed pages u64; lineage, label
 //   order        order u64, big-endian      id
 //   lineages     length u8 and bytes of the id
@@ -29,31 +29,31 @@ import Synchronization
 //                "read"                     pack u32, offset u32: how far packs were read
 //                "transaction"              u64: the highest number seen
 //                "pruned"                   the newest pruned record's payload
-//                "adding"                   id, u64: a checkpoint that is added in several steps,
-//                                           and how many of its pages were
-//                "drain"                    run's number u64, place in the order of digests u64,
-//                                           pages u64: how far runs went to the table of pages
-//                "open"                     pack u32, bytes u32: what pages took that were dropped
-//                                           while it was open
+//                "adding"                   id, u64: a checkpoint that is being added in several
+//                                           steps, and how many of its entries were added
+//                "drain"                    run's number u64, position in the digest space u64,
+//                                           pages u64: how far runs were moved to the page table
+//                "open"                     pack u32, bytes u32: size of the pages that left the
+//                                           index while the pack was open
 //
-// And what prune asks, so that it need not look through the repository (`OwnedFrames`):
+// And what prune needs, so that it need not read the whole repository (`OwnedFrames`):
 //
 //   ownedFrames  id                         predecessor's id or zeros, then the frames as runs
 //   successors   predecessor's id, id       nothing
 //   references   digest                     u32: references beyond the first
 //   unreferenced digest                     nothing: a page that no checkpoint has
 //   builders     id, id of a checkpoint     nothing
-//                whose map builds on its
+//                whose map is based on it
 //   transactions number u64, big-endian     id
-//   pending      id of a forgotten one      u8: 0 while it owns frames; 1 if its manifest was about
-//                                           to go: then transaction u64, map ancestor's id
-//   packs        pack u32, big-endian       bytes u32, unused bytes u32, when prune last looked
-//   candidates   pack u32, big-endian       u64: since then something in it may be unused
+//   pending      id of a forgotten one      u8: 0 if it still has owned frames; 1 if its manifest
+//                                           was to be removed: then transaction u64, ancestor's id
+//   packs        pack u32, big-endian       bytes u32, unused bytes u32, as last seen by prune
+//   candidates   pack u32, big-endian       u64: since when it may contain garbage
 //   sizes        pack u32, big-endian       u32: bytes of a sealed pack (`Index+PackSizes`)
 //
-// Each value has a checksum besides (`SealedValue`).
+// Each value also has a checksum (`SealedValue`).
 
-/// How far into the packs the index has read.
+/// The position in the packs up to which the index has read.
 package typealias ReadMark = RecordLocation
 
 /// The derived index of a repository.
@@ -80,15 +80,15 @@ package final class Index: Sendable {
 
     static let version: UInt32 = 7
 
-    /// Orders and numbers of runs are at most this: sums of them do not overflow.
+    /// Upper bound of orders and run numbers: their sums do not overflow.
     static let numberMax = UInt64(Int64.max)
 
-    // The register keeps it, and closes it when the last index is released.
+    // The registry owns it, and closes it when the last index is released.
     package unowned let environment: LMDBEnvironment
     private let key: IndexEnvironments.Key
     /// What this process has read of the runs.
     package let recent = SortedRuns()
-    /// What the table of pages does not hold; made by whoever writes.
+    /// A filter for absent pages; built by the writer.
     package let filter = WriterFilter()
 
     private init(_ opened: (key: IndexEnvironments.Key, environment: LMDBEnvironment)) {
@@ -102,7 +102,7 @@ package final class Index: Sendable {
 
     /// Opens the index in a directory.
     ///
-    /// Throws `LMDBError`, or `FileError` if one of its files is not what LMDB made.
+    /// Throws `LMDBError`, or `FileError` if one of its files was not created by LMDB.
     static func open(in directory: OpenDirectory, _ access: LMDBAccess) throws -> Index {
         let names = Table.allCases.map { "\($0)" }
         return Index(
@@ -114,12 +114,12 @@ package final class Index: Sendable {
         try open(in: try files.openDirectory(StoreDirectory.index), access)
     }
 
-    /// Fails if LMDB's files in a directory of a repository's files are odd or another user's.
+    /// Fails if LMDB's files in a repository are of the wrong kind or another user's.
     package static func checkFiles(_ files: any RepositoryFiles) throws(FileError) {
         try LMDBEnvironment.checkFiles(try files.openDirectory(StoreDirectory.index))
     }
 
-    /// Makes an index of this process alone, which goes with it.
+    /// Creates an index private to this process, which is removed with it.
     package static func makePrivate(repository: RepositoryID) throws -> Index {
         let names = Table.allCases.map { "\($0)" }
         let index = Index(try IndexEnvironments.openPrivate(tables: names))
@@ -127,7 +127,7 @@ package final class Index: Sendable {
         return index
     }
 
-    /// Makes a copy of this process alone, as it is at one moment.
+    /// Creates a private copy of a snapshot of this index.
     package func makePrivateCopy() throws -> Index {
         let names = Table.allCases.map { "\($0)" }
         return Index(try IndexEnvironments.openPrivate(tables: names, copyOf: environment))
@@ -135,9 +135,9 @@ package final class Index: Sendable {
 
     package func table(_ table: Table) -> LMDBTableID { environment.tables[table.rawValue] }
 
-    // MARK: - What it is
+    // MARK: - Identity
 
-    /// True if it belongs to the repository and is of this version.
+    /// True if it belongs to the repository and has this version.
     package func isSound(repository: RepositoryID) throws -> Bool {
         try environment.read { transaction in
             var expected = ByteWriter()
@@ -149,7 +149,7 @@ package final class Index: Sendable {
         }
     }
 
-    /// Empties it and stamps it for the repository: the first step of a rebuild.
+    /// Empties it and assigns it to the repository: the first step of a rebuild.
     package func reset(repository: RepositoryID) throws {
         filter.clear()
         try environment.write { transaction in
@@ -163,7 +163,7 @@ package final class Index: Sendable {
         }
     }
 
-    /// Brings it to the disk.
+    /// Writes it to the disk.
     package func sync() throws { try environment.sync() }
 
     // MARK: - State values
@@ -194,7 +194,7 @@ package final class Index: Sendable {
         }
     }
 
-    /// How far packs were read.
+    /// The position up to which packs were read.
     package func readMark() throws -> ReadMark {
         try environment.read { transaction in
             guard let bytes = try value(transaction, "read") else {
@@ -214,7 +214,7 @@ package final class Index: Sendable {
             let number = try ByteReader.decode(bytes) { (reader) throws(FormatError) in
                 try reader.read(UInt64.self)
             }
-            // Records have no such number (`TransactionNumbers`).
+            // No record has such a number (`TransactionNumbers`).
             guard TransactionNumbers.hasRoom(after: number) else {
                 throw LMDBError.damagedValue("highest transaction")
             }
@@ -226,9 +226,10 @@ package final class Index: Sendable {
 // MARK: - Pages
 
 extension Index {
-    /// Where pages lie, for a batch of digests: one moment of the index, results in order.
+    /// The locations of a batch of digests, from one snapshot of the index; results are in order.
     ///
-    /// Looked up in the order of digests: thousands at a time cost a fraction of as many alone.
+    /// Lookups are done in digest order: thousands at a time cost a fraction of as many single
+    /// ones.
     package func locations(
         of digests: Span<PageDigest>, _ body: (_ index: Int, PageLocation?) -> Void
     ) throws {
@@ -241,7 +242,7 @@ extension Index {
         for position in digests.indices { body(position, found[position]) }
     }
 
-    /// Positions in the order of their digests, which are keys: neighbours share a page of LMDB.
+    /// Indexes sorted by digest, which is the key: neighbours share a page of LMDB.
     static func keyOrder(_ count: Int, _ digest: (Int) -> PageDigest) -> [Int] {
         var keys: [(order: UInt64, position: Int)] = []
         keys.reserveCapacity(count)
@@ -253,7 +254,7 @@ extension Index {
         return keys.map(\.position)
     }
 
-    /// How many different pages are stored.
+    /// Number of distinct pages stored.
     package func pageCount() throws -> Int {
         try environment.read { try $0.count(table(.pages)) + pagesInRuns($0).count }
     }
@@ -283,11 +284,11 @@ extension PageLocation {
     }
 }
 
-// MARK: - One environment a process
+// MARK: - One environment per process
 
 /// The open environments of this process, by the directory's device and inode.
 ///
-/// Opened and closed under one lock: LMDB forbids two at a time, even for moments.
+/// Opened and closed under one lock: LMDB forbids two at a time, even briefly.
 private enum IndexEnvironments {
     private struct Entry {
         let environment: LMDBEnvironment
@@ -295,17 +296,17 @@ private enum IndexEnvironments {
     }
 
     struct Key: Hashable {
-        /// Of the directory; nil: private, and told apart by its number.
+        /// The directory's identity; nil: private, and distinguished by number.
         var identity: Identity?
         var number: UInt = 0
         let isReadOnly: Bool
     }
 
     private static let open = Mutex<[Key: Entry]>([:])
-    /// Private environments have no name to tell them apart by.
+    /// Private environments have no name that could distinguish them.
     private static let privateCount = Atomic<UInt>(0)
 
-    /// Opens an environment, or finds it open; `release` gives it back.
+    /// Opens an environment, or returns an open one; `release` must be called for each.
     static func open(
         _ directory: OpenDirectory, tables: [String], _ access: LMDBAccess
     ) throws -> (key: Key, environment: LMDBEnvironment) {
@@ -324,9 +325,9 @@ private enum IndexEnvironments {
         return (key, environment)
     }
 
-    /// Opens an environment in files that have no name any more.
+    /// Opens an environment in unlinked files.
     ///
-    /// - Parameter original: what they are a copy of; nil: they are new.
+    /// - Parameter original: the environment to copy; nil to create an empty one.
     static func openPrivate(
         tables: [String], copyOf original: LMDBEnvironment? = nil
     ) throws -> (key: Key, environment: LMDBEnvironment) {
@@ -352,7 +353,7 @@ private enum IndexEnvironments {
         return (key, environment)
     }
 
-    /// Gives an environment back; the last holder closes it.
+    /// Releases an environment; the last release closes it.
     static func release(_ key: Key) {
         open.withLock { entries in
             entries[key]?.holderCount -= 1

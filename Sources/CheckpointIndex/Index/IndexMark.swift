@@ -1,17 +1,18 @@
 import Glibc
 package import PackStore
 
-// The file `index/open`: the index may hold what is not on the disk yet.
+// The file `index/open`: the index may contain data that is not on the disk yet.
 //
-// LMDB does not sync the index while it is open, so a power cut leaves any version of each of its
-// pages. A lost page reads as an earlier one, and an earlier one says that all is well: nothing
-// inside LMDB's file can tell. So the mark lies beside it. It holds the boot id, and
+// LMDB does not sync the index while it is open, so a power failure leaves an arbitrary version of
+// each of its pages. A lost page reads as an earlier version, which is valid by itself: nothing
+// inside LMDB's file can show the loss. So a mark is kept beside it. It contains the boot ID, and
 //
-//  - is made and synced before anything is written to the index,
-//  - is removed after the index was synced, by a writer that closes.
+//  - is created and synced before anything is written to the index,
+//  - is removed by a writer that closes, after the index was synced.
 //
-// An index with the mark of another boot is deleted before LMDB looks at it. Whoever meets damage
-// in the index writes a mark of no boot at all, so the next one that may write makes it anew.
+// An index with the mark of another boot is deleted before LMDB opens it. When damage is found in
+// the index, a mark with no boot ID is written, so that the next process that may write rebuilds
+// it.
 
 /// The mark beside an open index.
 package enum IndexMark {
@@ -19,8 +20,8 @@ package enum IndexMark {
     private static let path = "\(StoreDirectory.index)/\(name)"
     private static let byteCountMax = 64
 
-    /// True if the machine lost power, or was reset, while the index was open, or if somebody met
-    /// damage in it.
+    /// True if the machine lost power or was reset while the index was open, or if damage was found
+    /// in the index.
     package static func isForeign(_ files: any RepositoryFiles) throws(FileError) -> Bool {
         guard let bytes = try read(files) else { return false }
         return bytes != files.bootID
@@ -35,13 +36,13 @@ package enum IndexMark {
         }
     }
 
-    /// Sets the mark; when this returns the index may be written.
+    /// Sets the mark; the index may be written once this returns.
     ///
-    /// A mark that cannot be written is taken away again, with no harm done: nobody has written to
-    /// the index, or it was deleted before. Half of one would make every reader make the index
-    /// anew, for which a full disk has no room.
+    /// A mark that cannot be written is removed again, which is safe: the index was not written to,
+    /// or it was deleted before. A partial mark would make every reader rebuild the index, for
+    /// which a full disk has no space.
     package static func set(_ files: any RepositoryFiles) throws(FileError) {
-        // One of this boot is there if a writer died; it may not have synced it.
+        // A mark of this boot exists if a writer died; it may not have synced the mark.
         let isThere = try read(files) == files.bootID
         let file = try files.open(path, isThere ? .update : .create)
         do throws(FileError) {
@@ -54,7 +55,7 @@ package enum IndexMark {
         }
     }
 
-    /// Makes the next opening make the index anew.
+    /// Makes the next open rebuild the index.
     package static func condemn(_ files: any RepositoryFiles) throws(FileError) {
         let file = try files.open(path, .create)
         try file.write(Array("damaged".utf8), at: 0)
@@ -62,9 +63,9 @@ package enum IndexMark {
         try files.syncDirectory(StoreDirectory.index)
     }
 
-    /// Takes the mark away, if it is of this boot; the index was synced before.
+    /// Removes the mark if it is of this boot; the index must be synced before.
     ///
-    /// Where somebody has removed the index with its mark, the next opening makes both.
+    /// If the index was removed together with its mark, the next open creates both.
     package static func remove(_ files: any RepositoryFiles) throws(FileError) {
         if try isForeign(files) { return }
         do throws(FileError) {
@@ -79,7 +80,7 @@ package enum IndexMark {
         }
     }
 
-    /// Deletes the index, but for the mark.
+    /// Deletes the index, except for the mark.
     package static func deleteIndex(_ files: any RepositoryFiles) throws(FileError) {
         for file in try files.list(StoreDirectory.index) where file != name {
             try files.remove("\(StoreDirectory.index)/\(file)")

@@ -2,41 +2,41 @@ package import CheckpointFormat
 package import GuestModel
 package import PackStore
 
-// Reads packs into the index: what follows the read mark, or everything. Needs the writer's lock,
-// because only its holder knows that nothing is being appended.
+// Reads packs into the index: what follows the read mark, or everything. Requires the writer's
+// lock, because only its holder knows that nothing is being appended.
 //
-// The read mark lies behind the last publication whose transaction and all before it are indexed.
-// Adding the same publication twice changes nothing, so a mark that lags is harmless.
+// The read mark is the end of the last publication such that its transaction and all before it are
+// indexed. Adding the same publication twice changes nothing, so a mark that lags is harmless.
 //
-// What was acknowledged is known by the mark and by the head, whichever lies further on: packs that
-// end before it are damaged, and packs before it that are not there are missing.
+// The mark and the head, whichever is later, tell what was acknowledged: packs that end before it
+// are damaged, and packs before it that do not exist are missing.
 
-/// Brings the index up to what is published.
+/// Brings the index up to date with what is published.
 package struct IndexReplay {
     private let reader: PackReader
     private let index: Index
     private let head: StoreHead
     private var pending: [UInt64: TransactionGroups] = [:]
     private var highestTransaction: UInt64
-    /// Packs of the records of transactions that nothing read so far published.
+    /// Packs with records of transactions for which no publication was read yet.
     private var unpublished: [UInt64: Set<UInt32>] = [:]
-    /// Ids in the forget records of the packs that are read, and the pack of each record.
+    /// IDs in the forget records of the packs being read, and the pack of each record.
     private var forgotten: [CheckpointID: UInt32] = [:]
     private var chain: MapChainReader
     private var pruned: PrunedRecord
-    /// Checkpoints whose manifests contradict those before them.
+    /// Checkpoints whose manifests contradict earlier ones.
     private var refused: Set<CheckpointID> = []
-    /// The newest pack's contents: they were read once, and may be the whole pack.
+    /// The newest pack's contents: kept because scanning it may have read the whole pack.
     private var newest: (pack: UInt32, scan: PackScan)?
-    /// True if what is whole is indexed beside what is damaged: for an index that nobody keeps.
+    /// True to index the undamaged parts despite damage: only for a temporary index.
     private let toleratesDamage: Bool
-    /// What was passed over.
+    /// The damage that was skipped.
     package private(set) var damage: [Corruption] = []
 
-    /// Beside a writer it comes before the packs are listed, because it reads the head.
+    /// When there is a concurrent writer, create this before listing the packs: it reads the head.
     ///
-    /// - Parameter toleratesDamage: true to read past damage and to collect it in `damage`. The
-    ///   order of checkpoints may not be that of publication then, so the index must not be kept.
+    /// - Parameter toleratesDamage: true to read past damage and collect it in `damage`. The order
+    ///   of checkpoints may then differ from that of publication, so the index must not be kept.
     package init(reader: PackReader, index: Index, toleratesDamage: Bool = false) throws {
         self.reader = reader
         self.index = index
@@ -47,18 +47,18 @@ package struct IndexReplay {
         pruned = try index.pruned()
     }
 
-    /// What replay found at the end of the packs.
+    /// The state at the end of the packs.
     package struct End: Sendable {
-        /// The newest record that was written alone and synced; nil if there is none.
+        /// The newest confirming record; nil if there is none.
         package let lastConfirming: RecordLocation?
-        /// The place behind it.
+        /// The end of that record.
         package let confirmedEnd: RecordLocation?
-        /// What is in the pack of that record.
+        /// The contents of the pack of that record.
         package let scan: PackScan?
-        /// Packs that hold nothing published and come after it.
+        /// Later packs, which contain nothing published.
         package let abandonedPacks: [UInt32]
-        /// The number of the pack to make if `lastConfirming` is nil: above every pack that stays,
-        /// and above what was read before.
+        /// The number of the pack to create if `lastConfirming` is nil: above every pack that is
+        /// kept, and above those read before.
         package let nextPack: UInt32
         /// Packs that prune was about to remove.
         package let prunedPacks: [UInt32]
@@ -66,7 +66,7 @@ package struct IndexReplay {
         package let highestTransaction: UInt64
     }
 
-    /// Reads on from the read mark.
+    /// Reads from the read mark on.
     package mutating func run(packs: [UInt32]) throws -> End {
         let mark = try index.readMark()
         let acknowledged = max(mark, head.confirmed ?? mark)
@@ -104,7 +104,7 @@ package struct IndexReplay {
             }
         }
         newest = nil
-        // What nothing published has, and records that forget what may have gone.
+        // Records of unpublished transactions, and forget records that may no longer be needed.
         try index.addCandidate(
             unpublished.values.reduce(Set(forgotten.values)) { $0.union($1) })
         let gone = Set(abandoned + hollow)
@@ -121,10 +121,10 @@ package struct IndexReplay {
             highestTransaction: highestTransaction)
     }
 
-    /// Finds out what was forgotten and which packs were removed, before anything is indexed.
+    /// Determines what was forgotten and which packs were removed, before anything is indexed.
     ///
-    /// What is gone for good reasons is not missed then, and what prune was about to remove is not
-    /// indexed.
+    /// So data that was removed on purpose is not reported missing, and data that prune was about
+    /// to remove is not indexed.
     private mutating func readAhead(_ packs: [UInt32], _ acknowledged: ReadMark) throws {
         var isNewest = true
         var hasPruned = false
@@ -149,7 +149,7 @@ package struct IndexReplay {
         if hasPruned { try index.setPruned(pruned) }
     }
 
-    /// Runs `body`; damage that it meets is thrown, or collected if it is tolerated.
+    /// Runs `body`; damage that it finds is thrown, or collected if tolerated.
     private mutating func tolerating(_ body: (inout IndexReplay) throws -> Void) throws {
         do {
             try body(&self)
@@ -159,8 +159,8 @@ package struct IndexReplay {
         }
     }
 
-    /// Looks at the newest packs' envelopes: a file that is no pack of this repository is named
-    /// itself, and not the pack before it for not being sealed.
+    /// Checks the envelopes of the newest packs, so that a file that is not a pack of this
+    /// repository is reported itself, and not the pack before it for not being sealed.
     private mutating func dropForeign(
         _ packs: inout [UInt32], _ acknowledged: ReadMark
     ) throws {
@@ -172,17 +172,17 @@ package struct IndexReplay {
         }
     }
 
-    /// Fails if a pack is not there that must be.
+    /// Fails if a pack that must exist does not.
     ///
-    /// A pack gets its name, durably, before the next one is made; packs without anything
-    /// published are removed from the highest down, and others only after a record named them.
+    /// A pack gets its name, durably, before the next one is created; packs without published data
+    /// are removed from the highest down, and others only after a record lists them.
     private mutating func findMissing(_ packs: [UInt32], upTo newest: UInt32) throws {
         for gap in PackGaps.missing(packs, pruned, upTo: newest) {
             try tolerating { _ throws in throw PackFile.missing(gap) }
         }
     }
 
-    /// What is in a pack; nil if it was damaged beyond reading, and that is tolerated.
+    /// The contents of a pack; nil if it is unreadable, and that is tolerated.
     private mutating func scan(
         _ pack: UInt32, isNewest: Bool, _ acknowledged: ReadMark
     ) throws -> PackScan? {
@@ -200,12 +200,12 @@ package struct IndexReplay {
         return scan
     }
 
-    /// What is in a pack; throws if anything acknowledged is damaged.
+    /// The contents of a pack; throws if acknowledged data is damaged.
     private func scanWhole(
         _ pack: UInt32, isNewest: Bool, _ acknowledged: ReadMark
     ) throws -> PackScan {
         let scan = try PackScan.scan(reader, pack: pack, isNewest: isNewest)
-        // It is an address: a sealed pack may have been rewritten shorter.
+        // The mark is an address: a sealed pack may have been rewritten to a shorter one.
         let isCut =
             !scan.isSealed && acknowledged.pack == pack && acknowledged.offset > scan.validEnd
         let isDamaged = scan.isCorrupted || isCut || (!scan.isSealed && !isNewest)
@@ -213,12 +213,12 @@ package struct IndexReplay {
             throw RepositoryError(
                 Corruption(
                     file: PackName.path(pack), offset: UInt64(scan.validEnd), object: "record",
-                    reason: scan.tail?.reason ?? "the pack ends before what it held"))
+                    reason: scan.tail?.reason ?? "the pack ends before acknowledged data"))
         }
         return scan
     }
 
-    /// Fails if a manifest contradicts those before it.
+    /// Fails if a manifest contradicts earlier ones.
     private mutating func check(_ checkpoint: Checkpoint) throws {
         if let other = try index.checkpoint(of: checkpoint.manifest.transaction),
             other != checkpoint.id, try index.entry(other) != nil
@@ -230,7 +230,8 @@ package struct IndexReplay {
         let (reader, refused, pruned) = (reader, refused, pruned)
         try tolerating { replay throws in
             try replay.chain.checkAncestor(of: checkpoint) { id, last in
-                // What was refused, or lies in a pack that is gone though it is there, is not had.
+                // A refused one, or one in a pack that was removed but still exists, is not
+                // available.
                 guard !refused.contains(id) else { return false }
                 return try ManifestReader.isInPacks(
                     id, before: last.location, notIn: pruned, reader)
@@ -238,7 +239,7 @@ package struct IndexReplay {
         }
     }
 
-    /// The address behind a record.
+    /// The end address of a record.
     private func end(of entry: PackIndex.Entry, in pack: UInt32) -> RecordLocation {
         RecordLocation(pack: pack, offset: entry.address + (entry.end - entry.offset))
     }
@@ -255,7 +256,7 @@ package struct IndexReplay {
             try check(Checkpoint(id: id, manifest: manifest, location: location))
             unpublished[entry.transaction] = nil
             var frames = pending.removeValue(forKey: entry.transaction) ?? TransactionGroups()
-            // The mark may go past frames of other transactions only if none waits.
+            // The mark may pass page groups of other transactions only if none is unpublished.
             try index.add(
                 Publication(
                     id: id, manifest: manifest, location: location,
@@ -264,11 +265,11 @@ package struct IndexReplay {
                 readMark: pending.isEmpty ? end(of: entry, in: pack) : nil,
                 highestTransaction: highestTransaction)
         case .forget:
-            // Those that were indexed before; `readAhead` saw to the others.
+            // Those indexed before; `readAhead` handled the others.
             let record = try ForgetRecord.read(reader, at: location)
             try index.forget(record.ids.map { CheckpointID($0) }, in: pack)
         case .labels:
-            // Read in the order of packs: the last of those that name a checkpoint counts.
+            // Read in pack order: the last record that lists a checkpoint counts.
             let record = try LabelsRecord.read(reader, at: location)
             try index.setLabels(record.changes, in: pack)
         case .mapPart, .guestState:
@@ -280,7 +281,7 @@ package struct IndexReplay {
 }
 
 extension PackReader {
-    /// Reads a record and what it says; a payload that cannot be is corruption of the record.
+    /// Reads and decodes a record; an invalid payload is corruption of the record.
     fileprivate func payload<T>(
         at location: RecordLocation, _ type: RecordType,
         _ decode: ([UInt8]) throws(FormatError) -> T
@@ -327,7 +328,7 @@ extension PrunedRecord {
 
 /// Reads manifests from packs.
 package enum ManifestReader {
-    /// The error for a manifest with the transaction number of another one.
+    /// The error for a manifest with the transaction number of another.
     static func sharedTransaction(
         _ checkpoint: Checkpoint, with other: CheckpointID, _ reader: PackReader
     ) -> RepositoryError {
@@ -337,9 +338,9 @@ package enum ManifestReader {
                 offset: 72, reason: "its transaction number is that of checkpoint \(other.short)"))
     }
 
-    /// True if a checkpoint's manifest is in the packs before a place, whatever the index says.
+    /// True if a checkpoint's manifest is in the packs before a location, whatever the index says.
     ///
-    /// Reads every manifest there: only asked when something is damaged.
+    /// Reads every manifest there: called only if something is damaged.
     static func isInPacks(
         _ id: CheckpointID, before end: RecordLocation, notIn pruned: PrunedRecord,
         _ reader: PackReader
@@ -357,7 +358,7 @@ package enum ManifestReader {
         return false
     }
 
-    /// Reads and checks one manifest; its id is the digest of its bytes.
+    /// Reads and validates one manifest; its ID is the digest of its bytes.
     package static func read(
         _ reader: PackReader, at location: RecordLocation
     ) throws(RepositoryError) -> (id: CheckpointID, manifest: Manifest) {
@@ -373,7 +374,7 @@ package enum ManifestReader {
         } catch let error as FormatError {
             throw reader.corrupted(location, .publish, error)
         } catch {
-            preconditionFailure("decoding fails in one way only: \(error)")
+            preconditionFailure("unexpected error while decoding: \(error)")
         }
     }
 }

@@ -2,21 +2,21 @@ import CheckpointFormat
 package import GuestModel
 import LMDBTables
 
-// Which checkpoint refers to which page, so that prune need not read the page maps of all.
+// Which checkpoint refers to which page, so that prune need not read all page maps.
 //
-// Each checkpoint, until it was forgotten and pruned, has a predecessor, as a rule its parent, and
+// Each checkpoint, until it is forgotten and pruned, has a predecessor, normally its parent, and
 // owned frames: the frames in which it may differ from the predecessor.
 //
-//   1. In a frame that it does not own, a checkpoint has what its predecessor has.
+//   1. In a frame that it does not own, a checkpoint has the same content as its predecessor.
 //   2. For each frame that it owns, it holds one reference to the page there.
 //
 // So each checkpoint reaches a page through exactly one reference: its own, or that of its nearest
 // predecessor that owns the frame. A page without references is garbage. A capture adds references
-// for the pages that it changed and no others. The first reference to a page is not written down,
-// because the page's own entry stands for it.
+// only for the pages that it changed. The first reference to a page is not stored, because the
+// page's own entry stands for it.
 //
-// A checkpoint that is pruned transfers the frames that it owns to its successors. Its reference to
-// its page in a frame f
+// A checkpoint that is pruned transfers its owned frames to its successors. Its reference to its
+// page in a frame f
 //
 //   P          P        passes to F if that is the only successor and does not own f
 //   |          |        is dropped  if that is the only successor and owns f
@@ -24,15 +24,15 @@ import LMDBTables
 //   |                   is dropped  if there is no successor
 //   F
 //
-// That reads sets of frames alone; page maps are read only for the frames whose reference is
+// That requires only sets of frames; page maps are read only for the frames whose references are
 // dropped.
 //
-// An index that is rebuilt cannot know the checkpoints that were pruned, and has other predecessors
-// and other owned frames. Any will do as long as the two rules hold.
+// A rebuilt index does not know the checkpoints that were pruned, and has other predecessors and
+// other owned frames. Any are correct as long as the two rules hold.
 
-/// The frames in which a checkpoint holds a reference of its own.
+/// The frames in which a checkpoint holds its own references.
 package struct OwnedFrames: Sendable {
-    /// Whose pages it has everywhere else; nil: there are none.
+    /// The checkpoint whose pages it has in all other frames; nil: there are none.
     package var predecessor: CheckpointID?
     package var frames: DirtyBitmap
 
@@ -41,7 +41,7 @@ package struct OwnedFrames: Sendable {
         self.frames = frames
     }
 
-    /// Reads a value of the index.
+    /// Decodes a value of the index.
     init(indexed bytes: UnsafeRawBufferPointer) throws(LMDBError) {
         do throws(FormatError) {
             var reader = ByteReader(bytes)
@@ -64,8 +64,8 @@ package struct OwnedFrames: Sendable {
         }
     }
 
-    /// The value: the predecessor, then for each run of frames the frames before it since the run
-    /// before, and its own.
+    /// Encodes the value: the predecessor, then for each run the number of frames since the end of
+    /// the previous run, and its length.
     var encoded: [UInt8] {
         var writer = ByteWriter(reserving: PageDigest.byteCount + 64)
         writer.write(predecessor?.digest ?? .none)
@@ -80,7 +80,7 @@ package struct OwnedFrames: Sendable {
 }
 
 extension Index {
-    /// A checkpoint's owned frames; nil if it has none because it was pruned, or never was.
+    /// A checkpoint's owned frames; nil if it was pruned, or never existed.
     func ownedFrames(
         _ id: CheckpointID, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) -> OwnedFrames? {
@@ -102,7 +102,7 @@ extension Index {
         }
     }
 
-    /// Notes a checkpoint's owned frames, and whom it follows.
+    /// Stores a checkpoint's owned frames and its predecessor.
     func setOwnedFrames(
         _ ownedFrames: OwnedFrames, of id: CheckpointID, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) {
@@ -117,12 +117,12 @@ extension Index {
         }
     }
 
-    /// Those whose predecessor a checkpoint is.
+    /// The checkpoints whose predecessor is the given one.
     package func successors(of id: CheckpointID) throws -> Set<CheckpointID> {
         try environment.read { try linked(id, in: .successors, $0) }
     }
 
-    /// Those whose page maps build on a checkpoint's own.
+    /// The checkpoints whose page maps are based on the given one's.
     package func builders(on id: CheckpointID) throws -> Set<CheckpointID> {
         try environment.read { try linked(id, in: .builders, $0) }
     }
@@ -147,7 +147,7 @@ extension Index {
         }
     }
 
-    /// The second ones of the pairs with a first one.
+    /// The second elements of the pairs with the given first element.
     func linked(
         _ first: CheckpointID, in pairs: Table, _ transaction: borrowing LMDBTxn
     ) throws(LMDBError) -> Set<CheckpointID> {

@@ -1,14 +1,14 @@
 import CheckpointFormat
 package import GuestModel
 
-/// One checkpoint that gives its owned frames to those that follow it, as a prune planned it.
+/// The transfer of one checkpoint's owned frames to its successors, as planned by a prune.
 package struct OwnershipTransfer: Sendable {
     package let id: CheckpointID
     package let predecessor: CheckpointID?
     package let successors: Set<CheckpointID>
-    /// Pages of which a reference goes; some may be named several times.
+    /// Pages that lose a reference each; some may be listed several times.
     package var lost: [PageDigest] = []
-    /// Pages that get references: several successors go on from one that it had.
+    /// Pages that gain references: several successors inherit one that the checkpoint had.
     package var gained: [PageDigest: UInt32] = [:]
 
     package init(id: CheckpointID, predecessor: CheckpointID?, successors: Set<CheckpointID>) {

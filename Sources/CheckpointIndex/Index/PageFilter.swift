@@ -1,22 +1,22 @@
 import GuestModel
 import Synchronization
 
-/// Says of most pages that are not in the table of pages that they are not, without a look at it.
+/// Rules out, for most pages absent from the page table, that they are in it, without a lookup.
 ///
-/// A look costs some cold lines of memory, and most of the pages that a guest wrote are new.
+/// A lookup causes several cache misses, and most of the pages that a guest wrote are new.
 ///
-/// A Bloom filter whose bits of one page lie in one word (F. Putze, P. Sanders, J. Singler,
-/// "Cache-, Hash- and Space-Efficient Bloom Filters", WEA 2007): four of 64, and twelve bits a page
-/// when it is full; some few of a hundred absent pages are not known to be so then.
+/// A blocked Bloom filter (F. Putze, P. Sanders, J. Singler, "Cache-, Hash- and Space-Efficient
+/// Bloom Filters", WEA 2007): four bits of one 64-bit word per page, and twelve bits per page when
+/// full; the false positive rate is then a few percent.
 package struct PageFilter: Sendable {
     private static let bitsPerPage = 12
 
     private var words: [UInt64]
-    /// Pages that it takes.
+    /// Number of pages for which it has capacity.
     private let capacity: Int
     private(set) var count = 0
 
-    /// An empty one with room for so many pages, and half of that again.
+    /// Creates an empty filter for `count` pages and half as many again.
     package init(count: Int) {
         capacity = max(count + count / 2, 1 << 16)
         words = Array(repeating: 0, count: capacity * PageFilter.bitsPerPage / 64)
@@ -29,7 +29,7 @@ package struct PageFilter: Sendable {
         count += 1
     }
 
-    /// False: it was never inserted.
+    /// False: the digest was never inserted.
     func mayContain(_ digest: PageDigest) -> Bool {
         let bits = PageFilter.bits(digest)
         return words[position(digest)] & bits == bits
@@ -46,33 +46,33 @@ package struct PageFilter: Sendable {
     }
 }
 
-/// The filter of the one who writes the index.
+/// The filter of the index's writer.
 ///
-/// It holds every page of the table of pages: it is made in a write transaction, each page is
-/// inserted before the transaction that puts it there is committed, and pages that go stay in it.
-/// Nobody else may write meanwhile.
+/// It contains every page of the page table: it is built in a write txn, each page is inserted
+/// before the txn that adds it to the table is committed, and removed pages stay in it. No other
+/// process may write meanwhile.
 package final class WriterFilter: Sendable {
     private struct State {
-        /// The last one takes what is inserted; each twice as large as all before it, so that what
-        /// is in the table need not be read again.
+        /// New pages are inserted into the last one; each is twice as large as all before it
+        /// together, so that the table need not be read again.
         var filters: [PageFilter] = []
         var isWriter = false
     }
 
     private let state = Mutex(State())
-    /// Pages that were looked for in the table, and not there, since there was no filter.
+    /// Number of lookups of absent pages in the table since there was no filter.
     private let missCount = Atomic<Int>(0)
 
-    /// Misses from which on a filter of some pages is worth the reading of all of them.
+    /// Minimum number of misses that justifies reading all pages to build a filter.
     private static func missCountMin(_ pageCount: Int) -> Int { max(pageCount / 8, 1 << 14) }
 
-    /// From now on nobody else writes.
+    /// Call when no other process can write.
     package func begin() { state.withLock { $0.isWriter = true } }
 
-    /// From now on others may write.
+    /// Call when others may write again.
     package func end() { state.withLock { $0 = State() } }
 
-    /// True if it is to be made for a table of so many pages.
+    /// True if a filter should be built for a table of `pageCount` pages.
     func isDue(_ pageCount: Int) -> Bool {
         state.withLock { state in
             guard state.isWriter, state.filters.isEmpty else { return false }
@@ -92,7 +92,7 @@ package final class WriterFilter: Sendable {
         missCount.store(0, ordering: .relaxed)
     }
 
-    /// Notes pages that are being put into the table.
+    /// Inserts pages that are being added to the table.
     func insert(_ digests: some Sequence<PageDigest>) {
         state.withLock { state in
             guard !state.filters.isEmpty else { return }
@@ -106,11 +106,11 @@ package final class WriterFilter: Sendable {
         }
     }
 
-    /// Calls `body` with the positions of those that may be in the table.
+    /// Calls `body` with the indexes of those that may be in the table.
     func forEachCandidate<E: Error>(
         _ order: [Int], _ digest: (Int) -> PageDigest, _ body: (Int) throws(E) -> Bool
     ) throws(E) {
-        // The answers first, so that nobody waits for a look at the table.
+        // Query the filter first, so that the lock is not held during lookups in the table.
         let candidates = state.withLock { state in
             let filters = state.filters
             guard !filters.isEmpty else { return [Int]?.none }

@@ -3,10 +3,10 @@ package import GuestModel
 import LMDBTables
 import Synchronization
 
-// A run: pages that one write transaction added, in the order of digests. Its value in the table
-// `recent`, for each page: its digest, its location. A location of zeros: prune has taken the page.
+// A run: the pages that one write txn added, in digest order. Its value in the table `recent` has
+// for each page its digest and its location. A location of zeros: prune removed the page.
 
-/// The entries of one run, where they lie or as they are gathered.
+/// The entries of a run, in place or while they are gathered.
 enum SortedRun {
     static let entryByteCount = PageDigest.byteCount + PageLocation.byteCount
 
@@ -25,7 +25,7 @@ enum SortedRun {
         }
     }
 
-    /// How many entries a run has.
+    /// Number of entries in a run.
     static func count(_ run: UnsafeRawBufferPointer) throws(LMDBError) -> Int {
         guard run.count % entryByteCount == 0 else { throw .damagedValue("run") }
         return run.count / entryByteCount
@@ -36,7 +36,7 @@ enum SortedRun {
         return PageDigest(words: run.loadUnaligned(fromByteOffset: start, as: Words.self))
     }
 
-    /// An entry's location; nil if prune has taken the page.
+    /// An entry's location; nil if prune removed the page.
     static func location(
         _ run: UnsafeRawBufferPointer, _ position: Int
     ) throws(LMDBError) -> PageLocation? {
@@ -46,7 +46,7 @@ enum SortedRun {
         return try PageLocation(indexed: bytes)
     }
 
-    /// The first entry whose digest is not before a place in the order of digests.
+    /// The first entry whose digest is not below a position in the digest space.
     static func firstPosition(
         _ run: UnsafeRawBufferPointer, from order: UInt64
     ) throws(LMDBError) -> Int {
@@ -61,10 +61,10 @@ enum SortedRun {
 }
 
 extension PageDigest {
-    /// The first eight bytes as a number, which ascends as digests do.
+    /// The first eight bytes as a number, which orders like the digests.
     var order: UInt64 { words.0.byteSwapped }
 
-    /// True if it comes before another in the order of their bytes.
+    /// True if it precedes another in byte order.
     package func precedes(_ other: PageDigest) -> Bool {
         (order, words.1.byteSwapped, words.2.byteSwapped, words.3.byteSwapped)
             < (
@@ -74,13 +74,13 @@ extension PageDigest {
     }
 }
 
-/// A page, and where it lies.
+/// A page and its location.
 package struct PlacedPage: Hashable {
     package let digest: PageDigest
     package let location: PageLocation
 }
 
-/// Where one page stands: the run's number, and its position there.
+/// The position of a page in the runs: the run's number, and the position in that run.
 struct RecentPlace: Hashable {
     let run: UInt64
     let position: Int
@@ -88,17 +88,17 @@ struct RecentPlace: Hashable {
 
 /// Finds pages in runs by the first eight bytes of their digests.
 ///
-/// Tables with open addressing, 16 bytes a slot, at most half of them taken. Whoever finds
-/// something compares the rest of the digest where it stands. It says nothing that is not in the
-/// index, and is made by reading runs.
+/// Hash tables with open addressing, 16 bytes per slot, at most half full. On a hit, the caller
+/// compares the rest of the digest in the run. They contain only data from the index, and are built
+/// by reading runs.
 struct RecentPages {
     private struct Slot {
         var prefix: UInt64 = 0
-        /// The run's ordinal, from 1 on, in the upper half, and the position in the lower; 0: free.
+        /// The run's ordinal, from 1, in the upper half, and the position in the lower; 0: free.
         var place: UInt64 = 0
     }
 
-    /// The slots of some of all prefixes.
+    /// The slots of a part of the prefixes.
     private struct Table {
         var slots: [Slot] = []
         var takenCount = 0
@@ -112,22 +112,22 @@ struct RecentPages {
         }
     }
 
-    // Many, because one that is full is made anew while captures wait: a million entries at once
+    // Many, because a full one is rebuilt while captures wait: rebuilding a million entries at once
     // took 50 to 100 ms.
     private static let tableBits = 8
     private var tables = [Table](repeating: Table(), count: 1 << tableBits)
-    /// The runs' numbers by their ordinals, which are given out as runs are read.
+    /// The runs' numbers by their ordinals, which are assigned as runs are read.
     private var runs: [UInt64: UInt64] = [:]
     private var lastOrdinal: UInt64 = 0
     /// Numbers of the runs that were read.
     private var numbers: Set<UInt64> = []
     private var oldest = UInt64.max
-    /// Numbers between which all runs were read that any transaction sees.
+    /// A range of numbers in which every run that any txn sees was read.
     private(set) var known: ClosedRange<UInt64>?
-    /// How many look at runs from a number on.
+    /// Number of viewers of the runs from a number on.
     private var viewers: [UInt64: Int] = [:]
 
-    /// Adds a run; one that was read before is passed over.
+    /// Adds a run; one that was read before is skipped.
     mutating func add(
         _ run: UnsafeRawBufferPointer, number: UInt64
     ) throws(LMDBError) {
@@ -146,12 +146,12 @@ struct RecentPages {
         }
     }
 
-    /// Which table a prefix belongs to: the bits that say which slot are others.
+    /// Selects the table of a prefix; other bits select the slot.
     private static func table(of prefix: UInt64) -> Int { Int(prefix >> UInt64(64 - tableBits)) }
 
-    /// Notes that all runs were read that a transaction sees, or were known.
+    /// Records that all runs that a txn sees were read or were known.
     ///
-    /// Runs go from the oldest on, so a transaction before it sees others only with lower numbers.
+    /// Runs are removed from the oldest on, so an earlier txn sees others only with lower numbers.
     mutating func didRead(_ seen: ClosedRange<UInt64>) {
         guard let known else {
             self.known = seen
@@ -161,12 +161,12 @@ struct RecentPages {
             self.known =
                 min(known.lowerBound, seen.lowerBound)...max(known.upperBound, seen.upperBound)
         } else if seen.lowerBound > known.upperBound {
-            // Between them runs may have come and gone that an earlier transaction sees.
+            // In between, runs that an earlier txn sees may have been added and removed.
             self.known = seen
         }
     }
 
-    /// Keeps runs from a number on until `endViewing`, whatever becomes of them.
+    /// Keeps runs from a number on until `endViewing`, even if they are removed from the index.
     mutating func beginViewing(from number: UInt64) { viewers[number, default: 0] += 1 }
 
     mutating func endViewing(from number: UInt64) {
@@ -174,11 +174,11 @@ struct RecentPages {
         viewers[number] = count > 1 ? count - 1 : nil
     }
 
-    /// Forgets runs with lower numbers, unless somebody looks at them.
+    /// Forgets runs with lower numbers, unless they are being viewed.
     mutating func removeRuns(before number: UInt64) {
         let bound = viewers.keys.reduce(number) { min($0, $1) }
         guard oldest < bound else { return }
-        // Their slots go when their tables are made anew.
+        // Their slots are freed when their tables are rebuilt.
         runs = runs.filter { $0.value >= bound }
         numbers = numbers.filter { $0 >= bound }
         oldest = numbers.min() ?? .max
@@ -186,7 +186,7 @@ struct RecentPages {
         self.known = known.upperBound < bound ? nil : bound...known.upperBound
     }
 
-    /// Calls `body` with places where a page may stand, until it returns something.
+    /// Calls `body` with possible positions of a page, until it returns a value.
     func find<T>(
         _ digest: PageDigest, _ body: (RecentPlace) throws(LMDBError) -> T?
     ) throws(LMDBError) -> T? {
@@ -207,7 +207,7 @@ struct RecentPages {
         return nil
     }
 
-    /// Makes room in a table, and drops entries of runs that are gone.
+    /// Makes space in a table, and drops entries of runs that are gone.
     private mutating func makeRoom(_ table: Int) {
         let live = tables[table].slots.filter { $0.place != 0 && runs[$0.place >> 32] != nil }
         var size = 16
@@ -217,38 +217,38 @@ struct RecentPages {
     }
 }
 
-/// When pages are worth a run, and how many are in runs.
+/// When pages become a run, and how many pages may be in runs.
 package struct RecentLimits {
-    /// New pages of a transaction from which on they become a run.
+    /// Minimum number of new pages in a transaction that become a run.
     ///
-    /// Fewer go to the table of pages at once: each step of draining looks into all runs.
+    /// Fewer go to the page table directly: each step of draining searches all runs.
     package var entryCountMin = 256
-    /// New pages that are this part of all pages, or more, go to the table at once too: a leaf
-    /// takes as many of them as it would when runs are drained.
+    /// If the new pages are at least this fraction of all pages, they also go to the table
+    /// directly: a leaf takes as many of them as it would when runs are drained.
     ///
     /// 0: never.
     var bulkPart = 8
-    /// Pages that are added while all runs are drained once: an eighth of the pages there are,
-    /// which is some seven for each leaf of their table, within these.
+    /// Number of pages added while all runs are drained once: an eighth of all pages, which is
+    /// about seven per leaf of their table, clamped to this range.
     ///
-    /// Twice as many are in runs at most; looking for them takes up to 100 bytes of memory each.
+    /// At most twice as many are in runs; their hash tables take up to 100 bytes of memory each.
     var drainCounts = 1 << 15...1 << 19
-    /// Entries of a checkpoint that one transaction takes; nil: as many as memory allows.
+    /// Entries of a checkpoint in one txn; nil: as many as memory allows.
     package var additionCountMax: Int?
 }
 
-/// What was read of the runs, for all who look for pages in them.
+/// What was read of the runs, shared by all lookups in them.
 package final class SortedRuns: Sendable {
     private let pages = Mutex(RecentPages())
     private let limitsNow = Mutex(RecentLimits())
 
-    /// For tests: others than `RecentLimits()`.
+    /// For tests: to override `RecentLimits()`.
     package var limits: RecentLimits {
         get { limitsNow.withLock { $0 } }
         set { limitsNow.withLock { $0 = newValue } }
     }
 
-    /// Runs `body` alone.
+    /// Runs `body` under the lock.
     func withPages<T>(
         _ body: (inout RecentPages) throws(LMDBError) -> T
     ) throws(LMDBError) -> T {
@@ -260,13 +260,13 @@ package final class SortedRuns: Sendable {
     }
 }
 
-/// The runs that one transaction sees.
+/// The runs that one txn sees.
 package final class RecentWindow: Sendable {
     package let first: UInt64
     let last: UInt64
     let runs: SortedRuns
 
-    /// - Parameter runs: where viewing from the first one began.
+    /// - Parameter runs: viewing from the first one on has already begun there.
     init(_ numbers: ClosedRange<UInt64>, of runs: SortedRuns) {
         first = numbers.lowerBound
         last = numbers.upperBound

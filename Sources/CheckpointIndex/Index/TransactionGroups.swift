@@ -1,6 +1,6 @@
 package import CheckpointFormat
 
-/// The page groups that one transaction appended: where the page of each ordinal lies.
+/// The page groups that one transaction appended: maps ordinals to page locations.
 package struct TransactionGroups: Sendable {
     private struct Frame {
         let firstOrdinal: UInt32
@@ -8,27 +8,27 @@ package struct TransactionGroups: Sendable {
         let table: PageGroupTable
     }
 
-    // Sorted by ordinal when asked first; workers append out of order.
+    // Sorted by ordinal on the first lookup; workers append out of order.
     private var frames: [Frame] = []
     private var isSorted = true
 
     package init() {}
 
-    /// Notes a frame.
+    /// Adds a page group.
     package mutating func append(_ table: PageGroupTable, at location: RecordLocation) {
         if let last = frames.last, last.firstOrdinal > table.firstOrdinal { isSorted = false }
         frames.append(
             Frame(firstOrdinal: table.firstOrdinal, location: location, table: table))
     }
 
-    /// The packs that they lie in.
+    /// The packs that contain them.
     var packs: Set<UInt32> { Set(frames.map(\.location.pack)) }
 
-    /// Pages in them.
+    /// Number of pages in them.
     var pageCount: Int { frames.reduce(0) { $0 + $1.table.pageCount } }
 
     /// Calls `body` with the locations of `count` pages from an ordinal on; nil for a page that is
-    /// in no frame.
+    /// in no page group.
     package mutating func forEachLocation<E: Error>(
         from ordinal: UInt32, count: Int, _ body: (PageLocation?) throws(E) -> Void
     ) throws(E) {
@@ -69,7 +69,7 @@ package struct TransactionGroups: Sendable {
         }
     }
 
-    /// The last frame whose first ordinal is not above `ordinal`.
+    /// The last page group whose first ordinal is at most `ordinal`.
     private func index(of ordinal: UInt32) -> Int? {
         var low = 0
         var high = frames.count

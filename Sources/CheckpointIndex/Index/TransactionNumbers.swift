@@ -1,18 +1,18 @@
 import CheckpointFormat
 package import PackStore
 
-/// The numbers that transactions are given.
+/// Assignment of transaction numbers.
 package enum TransactionNumbers {
-    /// Numbers that one opening for writing may use.
+    /// Numbers available to a writer after each open.
     private static let roomMin: UInt64 = 1 << 32
-    /// How far a number may lie above all that were seen before it: writers give them out one
-    /// after the other, a hundred a second for 90,000 years.
+    /// Maximum distance of a number from all seen before it: writers assign them consecutively, a
+    /// hundred per second for 90,000 years.
     private static let leapMax: UInt64 = 1 << 48
 
-    /// The highest number that writers have given out, when one more was seen.
+    /// The highest number that writers have assigned, given one more that was seen.
     ///
-    /// What leaps further was forged. It is passed over: counting on from it would end writing for
-    /// ever, and no writer will come to it.
+    /// A number further ahead was forged. It is ignored: counting on from it could exhaust the
+    /// numbers, and no writer will reach it.
     package static func highest(_ known: UInt64, and seen: UInt64) -> UInt64 {
         seen > known && seen - known <= leapMax ? seen : known
     }
@@ -23,13 +23,12 @@ package enum TransactionNumbers {
             && RecordHeader.transactions.upperBound - highest >= roomMin
     }
 
-    /// Fails if too few numbers are left for a writer: only a store that somebody forged has used
-    /// them up.
+    /// Fails if too few numbers are left for a writer, which only a forged store can cause.
     package static func requireRoom(after highest: UInt64) throws(RepositoryError) {
         guard !hasRoom(after: highest) else { return }
         throw RepositoryError(
             .readOnly,
             "a record has transaction number \(highest), and too few numbers are left to write; "
-                + "make a new repository, and import its checkpoints there")
+                + "create a new repository and import its checkpoints there")
     }
 }

@@ -3,9 +3,9 @@ package import GuestModel
 import LMDBTables
 package import PackStore
 
-/// Reads page maps along their chain, and remembers those that it read last.
+/// Reads page maps along their chain, and caches the most recently read ones.
 package struct MapChainReader {
-    /// Digests of maps that are remembered: 32 MiB.
+    /// Maximum number of digests in cached maps: 32 MiB.
     private static let digestCountMax = 1 << 20
     private static let checkpointCountMax = 1 << 12
 
@@ -22,7 +22,7 @@ package struct MapChainReader {
         self.reader = reader
     }
 
-    /// A checkpoint whose manifest is in the packs, whether it was forgotten or not.
+    /// A checkpoint whose manifest is in the packs, forgotten or not.
     package mutating func checkpoint(_ id: CheckpointID) throws -> Checkpoint {
         if let known = checkpoints[id] { return known }
         guard let entry = try index.entry(id) else {
@@ -42,7 +42,7 @@ package struct MapChainReader {
 
     /// A checkpoint's own map, base or delta.
     ///
-    /// - Parameter pruned: packs that were removed, if parts that prune took are passed over.
+    /// - Parameter pruned: packs that were removed, if parts that prune removed are to be skipped.
     package mutating func map(
         of checkpoint: Checkpoint, passingOver pruned: PrunedRecord? = nil
     ) throws -> [MapPart] {
@@ -66,7 +66,7 @@ package struct MapChainReader {
         return parts
     }
 
-    /// A checkpoint and those that its page map builds on, up to the base map.
+    /// A checkpoint and the ancestors of its page map, up to the base map.
     mutating func chain(from checkpoint: Checkpoint) throws -> [Checkpoint] {
         var result = [checkpoint]
         while let last = result.last, let ancestor = last.mapAncestor {
@@ -77,11 +77,11 @@ package struct MapChainReader {
         return result
     }
 
-    /// Fails unless a checkpoint's page map can build on what it says that it builds on, up to the
-    /// base map.
+    /// Fails unless a checkpoint's page map can be based on the stated ancestors, up to the base
+    /// map.
     ///
-    /// - Parameter packsHold: asked whether the packs hold a manifest that the index lacks before
-    ///   that of a checkpoint: then the index is damaged, else the packs are.
+    /// - Parameter packsHold: called to check whether the packs contain a manifest that the index
+    ///   lacks, before that of a checkpoint: if so, the index is damaged, otherwise the packs are.
     mutating func checkAncestor(
         of checkpoint: Checkpoint,
         packsHold: (CheckpointID, _ before: Checkpoint) throws -> Bool
@@ -100,9 +100,9 @@ package struct MapChainReader {
         }
     }
 
-    /// Calls `body` with the pages that a checkpoint has in some frames, each once.
+    /// Calls `body` with the distinct pages of a checkpoint in the given frames.
     ///
-    /// Reads its maps until each of the frames was named.
+    /// Reads its maps until each of the frames was found.
     package mutating func forEachPage(
         of id: CheckpointID, in frames: DirtyBitmap,
         _ body: (PageFrameNumber, PageDigest) throws -> Void
@@ -129,7 +129,7 @@ package struct MapChainReader {
         }
     }
 
-    /// Calls `body` with every page that a checkpoint has.
+    /// Calls `body` with every page of a checkpoint.
     package mutating func forEachPage(
         of id: CheckpointID, _ body: (PageFrameNumber, PageDigest) throws -> Void
     ) throws {
@@ -144,12 +144,12 @@ package struct MapChainReader {
 // MARK: - Differences
 
 extension MapChainReader {
-    /// Frames in which a checkpoint may differ from another one: all in which it does, and few
+    /// Frames in which a checkpoint may differ from another: all those in which it does, and few
     /// others.
     ///
-    /// Reads the maps between the two and the first one that both build on.
+    /// Reads the maps between each of the two and their first common ancestor.
     ///
-    /// - Parameter other: nil: the frames that exist.
+    /// - Parameter other: nil to get the frames that exist.
     mutating func differing(
         _ checkpoint: Checkpoint, from other: CheckpointID?
     ) throws -> DirtyBitmap {
@@ -176,13 +176,14 @@ extension MapChainReader {
             }
             seen.formUnion(try frames(of: [step]))
         }
-        // What only the other names: there this one has what both build on, or nothing.
+        // Frames only in the other's maps: there this one has the common ancestor's content, or
+        // none.
         named.subtract(seen)
         result.formUnion(named)
         return result
     }
 
-    /// The frames that the maps of some checkpoints name.
+    /// The frames in the maps of the given checkpoints.
     private mutating func frames(of steps: [Checkpoint]) throws -> DirtyBitmap {
         var frames = DirtyBitmap()
         for step in steps {

@@ -1,9 +1,9 @@
 import CheckpointFormat
 import GuestModel
 
-/// The leaves of a page map: what each frame holds, and which leaves changed.
+/// The leaves of a page map: the content of each frame, and which leaves changed.
 ///
-/// A struct, so that a whole batch of frames is one access to it. Its owner frees it.
+/// A struct, so that setting a batch of frames is one access to it. Its owner frees it.
 struct MapLeaves {
     private static let leavesPerChunk = 512
     private static let noSlot = UInt32.max
@@ -15,14 +15,14 @@ struct MapLeaves {
     private var slotCount: UInt32 = 0
     /// Leaves whose nodes are stale.
     var dirty = DirtyBitmap()
-    /// The frames that exist, as runs; nil if they changed since somebody asked.
+    /// The frames that exist, as runs; nil if they changed since they were last computed.
     private var knownLayout: GuestLayout?
-    /// Frames that exist.
+    /// Number of frames that exist.
     private(set) var pageCount = 0
-    /// Frames that exist and are zero.
+    /// Number of frames that exist and are zero.
     private(set) var zeroPageCount = 0
 
-    /// Gives its memory back; nothing may be asked of it then.
+    /// Frees its memory; it must not be used afterwards.
     func deallocate() {
         for chunk in chunks { chunk.deallocate() }
     }
@@ -38,7 +38,7 @@ struct MapLeaves {
 
     /// The frames that exist.
     ///
-    /// O(leaves) when they changed since the last call.
+    /// O(leaves) if they changed since the last call.
     var layout: GuestLayout {
         mutating get {
             if let knownLayout { return knownLayout }
@@ -51,7 +51,7 @@ struct MapLeaves {
         }
     }
 
-    /// What a frame holds.
+    /// The content of a frame.
     subscript(frame: PageFrameNumber) -> PageContent {
         let leaf = Int(frame.rawValue / 64)
         let bit = UInt64(1) << (frame.rawValue % 64)
@@ -60,9 +60,9 @@ struct MapLeaves {
         return zero[leaf] & bit != 0 ? .zero : .absent
     }
 
-    /// Sets what a frame holds.
+    /// Sets the content of a frame.
     ///
-    /// - Returns: true if that differs from before.
+    /// - Returns: true if the content changed.
     @discardableResult
     mutating func set(_ frame: PageFrameNumber, _ content: PageContent) -> Bool {
         let leaf = Int(frame.rawValue / 64)
@@ -98,7 +98,7 @@ struct MapLeaves {
         return true
     }
 
-    /// Sets what frames hold, in order.
+    /// Sets the contents of frames, in order.
     mutating func set(
         _ frames: Span<UInt64>, _ contents: Span<PageContent>,
         changed: (Int, PageContent) -> Void
@@ -110,11 +110,12 @@ struct MapLeaves {
         }
     }
 
-    /// Makes frames zero, leaf by leaf: a hole costs no more than its leaves and what it replaces.
+    /// Sets frames to zero, leaf by leaf: a hole costs only its leaves and what it replaces.
     ///
     /// - Parameters:
-    ///   - replaced: called with each frame that had a digest, and the digest.
-    ///   - changed: called with the number of each leaf in which frames were not zero, and these.
+    ///   - replaced: called with each frame that had a digest, and that digest.
+    ///   - changed: called with the number of each leaf in which frames were not zero, and their
+    ///     mask.
     mutating func setZero(
         _ range: PageRange, replaced: (PageFrameNumber, PageDigest) -> Void = { _, _ in },
         changed: (Int, UInt64) -> Void
@@ -140,9 +141,9 @@ struct MapLeaves {
         }
     }
 
-    /// How many frames from one on are zero, without a gap, at most `limit`.
+    /// Number of consecutive zero frames from a frame on, at most `limit`.
     ///
-    /// O(leaves of the answer).
+    /// O(leaves in the result).
     func zeroCount(from first: PageFrameNumber, atMost limit: Int) -> Int {
         var count = 0
         while count < limit {
@@ -156,11 +157,11 @@ struct MapLeaves {
         return min(count, limit)
     }
 
-    /// Makes the frames of a layout, and only those, exist; new ones are zero until set.
+    /// Makes exactly the frames of a layout exist; new ones are zero until set.
     ///
     /// O(leaves); O(runs) if nothing changes.
     ///
-    /// - Returns: the frames that this changed.
+    /// - Returns: the frames that changed.
     mutating func adopt(_ layout: GuestLayout) -> DirtyBitmap {
         guard layout != self.layout else { return DirtyBitmap() }
         let wanted = DirtyBitmap(layout)

@@ -2,12 +2,12 @@ package import CheckpointFormat
 package import GuestModel
 package import PackStore
 
-// How a page map is reached: from the checkpoint back over `mapAncestor` to a base map, then
-// forward again, each delta over the one before. The number of maps is the digit sum of the
-// position in base 4 plus one: at most 3 * log4(n) + 1 for the n-th map of a chain.
+// How a page map is read: from the checkpoint back through `mapAncestor` to a base map, then
+// forward again, applying each delta to the previous map. The number of maps is the digit sum of
+// the position in base 4 plus one: at most 3 * log4(n) + 1 for the n-th map of a chain.
 
-// Each manifest on the way is held to that rule, and each part to its manifest (`MapCheck`), before
-// anything in memory is made as large as they say.
+// Each manifest on the way is checked against that rule, and each part against its manifest
+// (`MapCheck`), before memory is allocated for the sizes that they state.
 
 /// Reads page maps from packs.
 package enum MapReader {
@@ -29,7 +29,7 @@ package enum MapReader {
 
     /// Applies a checkpoint's own map, base or delta, to `map`.
     ///
-    /// - Returns: how many frames this changed.
+    /// - Returns: the number of frames that changed.
     @discardableResult
     package static func apply(
         _ reader: PackReader, _ manifest: Manifest, to map: PageMap
@@ -39,9 +39,10 @@ package enum MapReader {
         return changed
     }
 
-    /// Calls `body` with the parts of a checkpoint's own map, in order, each held to the manifest.
+    /// Calls `body` with the parts of a checkpoint's own map, in order, each validated against the
+    /// manifest.
     ///
-    /// - Parameter passesOver: asked about each part before it is read; true: it is left out.
+    /// - Parameter passesOver: called before each part is read; true to skip it.
     package static func forEachPart(
         _ reader: PackReader, _ manifest: Manifest,
         passingOver passesOver: (RecordLocation) throws(RepositoryError) -> Bool = { _ in false },
@@ -59,7 +60,7 @@ package enum MapReader {
         }
     }
 
-    /// Fails unless a checkpoint's delta map can build on the map of another one.
+    /// Fails unless a checkpoint's delta map can be based on the map of another one.
     package static func check(
         _ checkpoint: Checkpoint, ancestor: Checkpoint, _ reader: PackReader
     ) throws(RepositoryError) {
@@ -71,7 +72,7 @@ package enum MapReader {
         }
     }
 
-    /// The error for a checkpoint whose page map builds on one that no pack holds.
+    /// The error for a checkpoint whose page map is based on one that is in no pack.
     package static func lostAncestor(
         of checkpoint: Checkpoint, _ reader: PackReader
     ) -> RepositoryError {
@@ -80,19 +81,19 @@ package enum MapReader {
             checkpoint.location, .publish,
             FormatError(
                 offset: 88,
-                reason: "its page map builds on checkpoint \(name), and no pack holds its manifest "
+                reason: "its page map is based on checkpoint \(name), and no pack has its manifest "
                     + "before this one")
         ).attributed(to: checkpoint.id)
     }
 
-    /// Applies a stretch of a map to `map`.
+    /// Applies a part of a map to `map`.
     ///
-    /// - Returns: how many frames this changed.
+    /// - Returns: the number of frames that changed.
     @discardableResult
     package static func apply(_ part: MapPart, to map: PageMap) -> Int {
         var changed = 0
         part.forEachRun { run, digests in
-            // Holes are long, and most of some maps.
+            // Holes are long, and some maps consist mostly of them.
             if run.content == .zero {
                 map.setZero(run.range) { changed += $1.nonzeroBitCount }
             } else {
@@ -104,7 +105,7 @@ package enum MapReader {
         return changed
     }
 
-    /// The frames that a checkpoint's own map names.
+    /// The frames in a checkpoint's own map.
     package static func frames(
         _ reader: PackReader, _ manifest: Manifest
     ) throws(RepositoryError) -> DirtyBitmap {
@@ -117,12 +118,12 @@ package enum MapReader {
 }
 
 extension Checkpoint {
-    /// Fails unless this one's delta map can build on the map of another one.
+    /// Fails unless this one's delta map can be based on the map of another one.
     package func check(ancestor: Checkpoint) throws(FormatError) {
         guard ancestor.location < location else {
             throw FormatError(
                 offset: 88,
-                reason: "its page map builds on checkpoint \(ancestor.id.short), which was "
+                reason: "its page map is based on checkpoint \(ancestor.id.short), which was "
                     + "published after it")
         }
         try manifest.check(ancestor: ancestor.manifest)

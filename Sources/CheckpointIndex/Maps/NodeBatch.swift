@@ -1,8 +1,8 @@
 import CheckpointFormat
 import GuestModel
 
-/// Nodes of one level on their way to the digest kernel, which takes inputs of equal length side by
-/// side: most nodes of a map are full, and so equally long.
+/// Collects nodes of one level for the digest kernel, which hashes inputs of equal length in
+/// parallel: most nodes of a map are full, and so of equal length.
 final class NodeBatch {
     private static let nodeCountMax = 64
 
@@ -16,21 +16,21 @@ final class NodeBatch {
         buffer.deallocate()
     }
 
-    /// True if it must be flushed before the next node.
+    /// True if it must be flushed before another node is added.
     var isFull: Bool { waiting.count == NodeBatch.nodeCountMax }
 
-    /// Adds a node; `encode` writes what is hashed and returns its length.
+    /// Adds a node; `encode` writes the hash input and returns its length.
     func append(_ node: Int, encode: (UnsafeMutableRawBufferPointer) -> Int) {
-        precondition(!isFull, "the batch is flushed when it is full")
+        precondition(!isFull, "a full batch must be flushed first")
         let start = waiting.count * MerkleNode.byteCountMax
         let place = UnsafeMutableRawBufferPointer(
             rebasing: buffer[start..<start + MerkleNode.byteCountMax])
         waiting.append((node, start, encode(place)))
     }
 
-    /// Digests the nodes, and empties the batch.
+    /// Hashes the nodes, and empties the batch.
     func flush(_ deliver: (_ node: Int, PageDigest) -> Void) {
-        // Nodes of equal length go together; their order does not matter.
+        // Nodes of equal length are hashed together; their order does not matter.
         waiting.sort { $0.byteCount < $1.byteCount }
         var start = 0
         while start < waiting.count {

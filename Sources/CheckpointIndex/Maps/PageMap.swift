@@ -9,17 +9,18 @@ package import GuestModel
 //   blocks   [ slot / 512 ]   -> 512 leaves of 64 digests, allocated as needed
 //   nodes    [ level ][ n ]   -> digest of each node; stale where `dirty` says so
 //
-// About 0.8 % of the guest's memory. A leaf without a digest has no block, so holes and zero pages
-// cost nothing. One thread writes at a time; the owner sees to that.
+// It takes about 0.8 % of the guest's memory. A leaf without a digest has no block, so holes and
+// zero pages cost nothing. The owner ensures that only one thread writes at a time.
 
-/// A checkpoint's page map, in memory, that can be changed.
+/// The mutable page map of a checkpoint in memory.
 ///
-/// Unchecked: it goes from owner to owner (session, draft, reader), and only the owner touches it.
+/// Unchecked: it passes from owner to owner (session, draft, reader), and only the owner accesses
+/// it.
 package final class PageMap: @unchecked Sendable {
-    /// Frames are below this: 16 TiB of guest.
+    /// Frame numbers are below this: 16 TiB of guest memory.
     ///
-    /// The map has some bytes for every 64 frames up to the highest one, so a hostile number must
-    /// not choose how many (`MapBounds`).
+    /// The map takes some bytes for every 64 frames up to the highest one, so a hostile number must
+    /// not determine its size (`MapBounds`).
     package static let frameEndMax = MapBounds.frameEndMax
 
     private var leaves = MapLeaves()
@@ -31,10 +32,10 @@ package final class PageMap: @unchecked Sendable {
         leaves.deallocate()
     }
 
-    /// Frames that exist.
+    /// Number of frames that exist.
     package var pageCount: Int { leaves.pageCount }
 
-    /// Frames that exist and are zero.
+    /// Number of frames that exist and are zero.
     package var zeroPageCount: Int { leaves.zeroPageCount }
 
     /// One more than the highest frame that exists.
@@ -42,24 +43,24 @@ package final class PageMap: @unchecked Sendable {
 
     /// The frames that exist.
     ///
-    /// O(leaves) when they changed since the last call.
+    /// O(leaves) if they changed since the last call.
     package var layout: GuestLayout { leaves.layout }
 
-    /// What a frame holds.
+    /// The content of a frame.
     package subscript(frame: PageFrameNumber) -> PageContent { leaves[frame] }
 
-    /// Sets what a frame holds.
+    /// Sets the content of a frame.
     ///
-    /// - Returns: true if that differs from before.
+    /// - Returns: true if the content changed.
     @discardableResult
     package func set(_ frame: PageFrameNumber, _ content: PageContent) -> Bool {
         leaves.set(frame, content)
     }
 
-    /// Sets what frames hold, in order.
+    /// Sets the contents of frames, in order.
     ///
-    /// - Parameter changed: called with the position of each frame whose content differs from
-    ///   before, and what it held.
+    /// - Parameter changed: called with the index of each frame whose content changed, and its
+    ///   previous content.
     package func set(
         _ frames: Span<UInt64>, _ contents: Span<PageContent>,
         changed: (Int, PageContent) -> Void
@@ -67,14 +68,14 @@ package final class PageMap: @unchecked Sendable {
         leaves.set(frames, contents, changed: changed)
     }
 
-    /// Makes frames zero.
+    /// Sets frames to zero.
     ///
-    /// O(leaves of the range), and what is replaced.
+    /// O(leaves of the range), plus what is replaced.
     ///
     /// - Parameters:
-    ///   - replaced: called with each frame that had a digest, and the digest.
-    ///   - changed: called with the number of each 64 frames of which some were not zero, and the
-    ///     mask of these.
+    ///   - replaced: called with each frame that had a digest, and that digest.
+    ///   - changed: called with the number of each group of 64 frames in which some were not zero,
+    ///     and the mask of these.
     package func setZero(
         _ range: PageRange, replaced: (PageFrameNumber, PageDigest) -> Void = { _, _ in },
         changed: (Int, UInt64) -> Void
@@ -82,25 +83,25 @@ package final class PageMap: @unchecked Sendable {
         leaves.setZero(range, replaced: replaced, changed: changed)
     }
 
-    /// How many frames from one on are zero, without a gap, at most `limit`.
+    /// Number of consecutive zero frames from a frame on, at most `limit`.
     ///
-    /// A sixty-fourth of a step for each.
+    /// Costs a sixty-fourth of a step per frame.
     package func zeroCount(from first: PageFrameNumber, atMost limit: Int) -> Int {
         leaves.zeroCount(from: first, atMost: limit)
     }
 
-    /// Makes the frames of a layout, and only those, exist; new ones are zero until set.
+    /// Makes exactly the frames of a layout exist; new ones are zero until set.
     ///
     /// O(leaves); O(runs) if nothing changes.
     ///
-    /// - Returns: the frames that this changed.
+    /// - Returns: the frames that changed.
     package func adopt(_ layout: GuestLayout) -> DirtyBitmap { leaves.adopt(layout) }
 }
 
 // MARK: - The Merkle tree
 
 extension PageMap {
-    /// The root; brings nodes over changed leaves up to date.
+    /// The root; recomputes the nodes above changed leaves.
     ///
     /// O(changed leaves * levels).
     package func root() -> PageDigest {
@@ -136,7 +137,7 @@ extension PageMap {
             }
             count = (count + 63) / 64
         }
-        // A new level covers nodes that were there before it: make them all over.
+        // A new level covers existing nodes: recompute them all.
         if levels > hadLevels && hadLevels > 0 {
             for leaf in leaves.present.indices
             where leaves.present[leaf] | leaves.zero[leaf] != 0 {
@@ -145,7 +146,7 @@ extension PageMap {
         }
     }
 
-    /// Hands one node to the batch, or notes that nothing is below it.
+    /// Adds one node to the batch, or records that nothing exists below it.
     private func encode(level: Int, node: Int, into batch: NodeBatch) {
         if batch.isFull { batch.flush { nodes[level][$0] = $1 } }
         if level == 0 {
@@ -179,7 +180,7 @@ extension PageMap {
 
     /// Frames whose content differs between two maps.
     ///
-    /// O(leaves), digests only where leaves differ.
+    /// O(leaves); compares digests only where leaves differ.
     package func difference(from other: PageMap) -> DirtyBitmap {
         _ = root()
         _ = other.root()

@@ -4,14 +4,14 @@ public import GuestModel
 public import PackStore
 
 extension Repository {
-    /// Makes checkpoints cease to exist: all of them or, if this throws, none.
+    /// Forgets checkpoints, so that they no longer exist: all of them or, if this throws, none.
     ///
-    /// One record and one sync. Every other checkpoint stays what it is, also those that follow a
-    /// forgotten one. Their space comes back with `planPrune`. What a session goes on from may be
-    /// forgotten, and what somebody reads; prune waits for them. Should the disk fail the sync and
-    /// the taking back too, what is found when the repository is next opened counts.
+    /// Costs one record and one sync. All other checkpoints are unaffected, including descendants
+    /// of a forgotten one. `planPrune` reclaims the space. Checkpoints in use by sessions or
+    /// readers may be forgotten; prune waits for those. If the disk fails both the sync and the
+    /// removal of the record, the next open determines the outcome.
     ///
-    /// - Parameter ids: checkpoints that exist; at most 524,288.
+    /// - Parameter ids: existing checkpoints; at most 524,288.
     public func forget(_ ids: [CheckpointID]) throws(RepositoryError) {
         let writer = try openWriter()
         try catchUp()
@@ -30,7 +30,7 @@ extension Repository {
         }
         let record = ForgetRecord(
             timeNanoseconds: Int64(WallClock.nanoseconds), ids: unique.map(\.digest))
-        // The read mark stays before the record until the index has it.
+        // The read mark stays before the record until it is indexed.
         let number = nextTransaction(of: writer)
         defer { didEnd(transaction: number) }
         let location = try writer.appendAlone(.forget, payload: record.encoded)

@@ -4,22 +4,22 @@ public import GuestModel
 public import PackStore
 
 extension Repository {
-    /// Gives a checkpoint another label, or none: it has it durably when this returns, and its old
-    /// one if this throws.
+    /// Changes or removes a checkpoint's label: the change is durable when this returns; if it
+    /// throws, the old label remains.
     ///
-    /// The label refers to this checkpoint from then on: those of the lineage that were published
-    /// later lose it, and those before keep it, for when this one is forgotten. The checkpoint's
-    /// id stays what it is. One record and one sync; waits for the disk. Values of `Checkpoint`
-    /// that were looked up before keep the label that they had.
+    /// From then on the label refers to this checkpoint: later ones of the lineage lose it, and
+    /// earlier ones keep it, in case this one is forgotten. The checkpoint's ID does not change.
+    /// Costs one record and one sync; blocks on the disk. `Checkpoint` values that were looked up
+    /// before keep their label.
     ///
-    /// Fails with `invalidName` if the text cannot be a label, is the name of a lineage, or is the
-    /// label of another lineage's checkpoint, with `unknownName` if the checkpoint does not exist,
-    /// and with `readOnly` if the repository is not open for writing.
+    /// Fails with `invalidName` if the text is not a valid label, is the name of a lineage, or is
+    /// the label of a checkpoint of another lineage; with `unknownName` if the checkpoint does not
+    /// exist; and with `readOnly` if the repository is not open for writing.
     ///
     /// - Parameters:
     ///   - label: 1 to 255 bytes of letters, digits and `. _ - : @ +`; nil to remove the label.
-    ///   - id: a checkpoint that exists.
-    /// - Returns: the checkpoint with its label.
+    ///   - id: an existing checkpoint.
+    /// - Returns: the checkpoint with its new label.
     @discardableResult
     public func setLabel(
         _ label: String?, of id: CheckpointID
@@ -35,7 +35,7 @@ extension Repository {
         }
         let record = LabelsRecord(
             timeNanoseconds: Int64(WallClock.nanoseconds), changes: changes)
-        // The read mark stays before the record until the index has it.
+        // The read mark stays before the record until it is indexed.
         let number = nextTransaction(of: writer)
         defer { didEnd(transaction: number) }
         let location = try writer.appendAlone(.labels, payload: record.encoded)
@@ -43,7 +43,7 @@ extension Repository {
         return checkpoint.labelled(label ?? "")
     }
 
-    /// The checkpoints that have a label and were published after one.
+    /// The checkpoints that have a label and were published after a given one.
     private func later(
         than id: CheckpointID, with label: String?
     ) throws(RepositoryError) -> [CheckpointID] {

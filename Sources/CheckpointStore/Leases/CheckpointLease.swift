@@ -3,27 +3,28 @@ import CheckpointIndex
 package import GuestModel
 package import PackStore
 
-// A reader in another process says what it reads, so that prune leaves it alone:
+// A reader in another process announces what it reads, so that prune leaves it alone:
 //
-//   reader:  make leases/N.new -> lock it -> write the ids -> rename to leases/N
-//            -> look whether any of them was forgotten
+//   reader:  create leases/N.new -> lock it -> write the IDs -> rename to leases/N
+//            -> check whether any of them was forgotten
 //   pruner:  read the catalog -> list the leases
 //
-// Whoever has the second step later sees the first step of the other: either prune finds the lease,
-// or the reader finds its checkpoint forgotten. The lock goes with the reader's process, so a lease
-// whose lock can be had is a dead one's, and is removed by whoever has the lock. A file that is
-// removed before its reader had locked it cannot be renamed: the reader makes another.
+// Whichever process does its second step later sees the first step of the other: either prune finds
+// the lease, or the reader finds its checkpoint forgotten. The lock ends with the reader's process,
+// so a lease whose lock is free belongs to a dead one, and is removed by the process that gets the
+// lock. A file that is removed before its reader has locked it cannot be renamed: the reader
+// creates another.
 
-/// Keeps checkpoints from prune, in whatever process that runs, as long as it lives.
+/// Protects checkpoints from prune in any process until it is released.
 package final class CheckpointLease: Sendable {
     // nil where none can be written.
     private let lease: (files: any RepositoryFiles, path: String, file: any RepositoryFile)?
 
-    /// Tells every pruner of some checkpoints.
+    /// Announces checkpoints to all pruners.
     fileprivate init(_ ids: [CheckpointID], _ files: any RepositoryFiles) {
         var bytes = ByteWriter(reserving: ids.count * PageDigest.byteCount)
         for id in ids { bytes.write(id.digest) }
-        // A failing disk is one more reason to read what can be read.
+        // If the disk is failing, reading what can be read matters more.
         lease = try? CheckpointLease.make(bytes.bytes, files)
     }
 
@@ -50,17 +51,17 @@ package final class CheckpointLease: Sendable {
     }
 
     deinit {
-        // A file that stays is taken for a dead reader's.
+        // A file that remains is treated as a dead reader's.
         if let lease { try? lease.files.remove(lease.path) }
     }
 }
 
 extension Repository {
-    /// Keeps checkpoints that are to be read from every prune as long as the result lives.
+    /// Protects checkpoints from every prune while they are read, until the result is released.
     ///
-    /// Where no lease can be written (a read-only medium, a full or failing disk) there is none: a
-    /// page that is pruned meanwhile is an error when it is read, never a wrong page. Fails if a
-    /// checkpoint was forgotten.
+    /// Where no lease can be written (a read-only medium, a full or failing disk) there is no
+    /// protection: reading a page that was pruned in the meantime is an error, but never returns a
+    /// wrong page. Fails if a checkpoint was forgotten.
     package func lease(_ ids: [CheckpointID]) throws(RepositoryError) -> CheckpointLease {
         let lease = CheckpointLease(ids, files)
         for id in ids {
@@ -70,7 +71,7 @@ extension Repository {
         return lease
     }
 
-    /// The checkpoints that readers of any process have leased; removes leases of dead ones.
+    /// The checkpoints leased by readers in any process; removes the leases of dead readers.
     func leased() throws(RepositoryError) -> Set<CheckpointID> {
         var result: Set<CheckpointID> = []
         let names: [String]

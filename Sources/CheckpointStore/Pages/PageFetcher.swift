@@ -4,11 +4,11 @@ package import GuestModel
 package import PackStore
 import Synchronization
 
-// Reading pages back. Requests are sorted by place, so that a pack is read from front to back;
-// blocks that lie near each other are read in one call. Each page is checked against its digest
-// before it is handed on.
+// Reads pages back. Requests are sorted by location, so that a pack is read sequentially; blocks
+// close to each other are read in one call. Each page is verified against its digest before it is
+// delivered.
 
-/// A page to be read: what for, what it must be, and where it is.
+/// A page to be read: its frame, its digest and its location.
 package struct PageRequest: Sendable {
     package let frame: PageFrameNumber
     package let digest: PageDigest
@@ -22,12 +22,12 @@ package struct PageRequest: Sendable {
 }
 
 extension Repository {
-    // Digests that one thread looks up; fewer are not worth a thread.
+    // Number of digests that one thread looks up; fewer are not worth a thread.
     private static let lookupCount = 8192
 
-    /// Finds where pages lie, sorted by place; looks digests up on all processors.
+    /// Finds the locations of pages, sorted by location; uses all processors.
     ///
-    /// - Parameter pages: ascending frames.
+    /// - Parameter pages: pages with ascending frames.
     package func locate(
         _ pages: [(frame: PageFrameNumber, digest: PageDigest)]
     ) throws(RepositoryError) -> [PageRequest] {
@@ -43,13 +43,13 @@ extension Repository {
         var requests: [PageRequest] = []
         requests.reserveCapacity(pages.count)
         for thread in 0..<threadCount { requests += try found[thread]?.get() ?? [] }
-        // Sorting small keys takes a third of the time of sorting requests.
+        // Sorting small keys takes a third of the time of sorting the requests.
         var keys = requests.enumerated().map { (place: $1.location.place, index: $0) }
         keys.sort { ($0.place, $0.index) < ($1.place, $1.index) }
         return keys.map { requests[$0.index] }
     }
 
-    /// Finds those of some pages that the index knows, sorted by place.
+    /// Finds those of the given pages that are in the index, sorted by location.
     package func locateKnown(
         _ pages: [(frame: PageFrameNumber, digest: PageDigest)]
     ) throws(RepositoryError) -> [PageRequest] {
@@ -63,7 +63,7 @@ extension Repository {
         return try locate(known)
     }
 
-    /// Where one page lies now.
+    /// The current location of one page.
     package func location(of digest: PageDigest) throws(RepositoryError) -> PageLocation? {
         var found: PageLocation?
         try withIndex { index in
@@ -96,48 +96,48 @@ extension Repository {
 }
 
 extension Repository {
-    /// The error for a page that the index does not know.
+    /// The error for a page that is not in the index.
     private func lost(_ page: (frame: PageFrameNumber, digest: PageDigest)) -> RepositoryError {
         guard let known = damage.first else {
             if temporaryIndex?.isFromPacks == true {
                 return RepositoryError(
                     Corruption(
                         file: StoreDirectory.packs, offset: 0, object: "page",
-                        reason: "no pack holds the page \(page.digest)", frame: page.frame))
+                        reason: "no pack has the page \(page.digest)", frame: page.frame))
             }
             return RepositoryError(
                 Corruption(
                     file: "index", offset: 0, object: "page",
-                    reason: "no pack holds the page \(page.digest); 'varve verify' finds out "
-                        + "whether the index is to blame, and has it made anew then",
+                    reason: "no pack has the page \(page.digest); 'varve verify' finds out "
+                        + "whether the index is at fault, and then has it rebuilt",
                     frame: page.frame))
         }
         return RepositoryError(
             Corruption(
                 file: known.file, offset: known.offset, object: known.object,
-                reason: "nothing that can be read holds the page \(page.digest)",
+                reason: "no readable pack has the page \(page.digest)",
                 frame: page.frame))
     }
 }
 
 extension PageLocation {
-    /// The block's place as one number, in the order of packs and offsets.
+    /// The block's position as one number, ordered by pack and offset.
     package var place: UInt64 { UInt64(pack) << 32 | UInt64(blockOffset) }
 
-    /// True if both pages lie in one block: then the block of either has both slots.
+    /// True if both pages are in the same block, which then contains both slots.
     fileprivate func isInBlock(of other: PageLocation) -> Bool {
         pack == other.pack && blockOffset == other.blockOffset
             && blockByteCount == other.blockByteCount && blockPageCount == other.blockPageCount
     }
 }
 
-/// Reads pages; one for each thread.
+/// Reads pages; each thread has its own.
 ///
-/// Blocks are unpacked in batches of up to 128 pages, which are digested at once: one page alone
-/// takes six times as long to digest as one of sixteen. A block whose pages are wanted for
-/// consecutive frames is unpacked right where they are wanted, if there is such a place.
+/// Blocks are decompressed in batches of up to 128 pages, which are hashed together: one page alone
+/// takes six times as long to hash as one of sixteen. A block whose pages are wanted for
+/// consecutive frames is decompressed directly into their destination, if there is one.
 package struct PageFetcher: ~Copyable {
-    // A read spans at most this, and skips gaps of at most that: the heads between page groups.
+    // A read has at most the first size and skips gaps of at most the second: page group headers.
     private static let readByteCountMax = 1 << 20
     private static let gapByteCountMax = 256
     private static let batchPageCount = 2 * PageGroupTable.pageLimit
@@ -146,33 +146,33 @@ package struct PageFetcher: ~Copyable {
     private struct Unpacked {
         let request: PageRequest
         let bytes: UnsafeMutableRawPointer
-        /// True if it is where it was wanted.
+        /// True if it is at its destination.
         let isPlaced: Bool
     }
 
-    /// Takes pages: the frames, their verified contents, valid inside it only, and whether these
-    /// are where `place` said.
+    /// Receives pages: the frames, their verified contents, valid only during the call, and whether
+    /// these are at the destination returned by `place`.
     package typealias Delivery = (PageRange, UnsafeRawBufferPointer, _ isPlaced: Bool) throws ->
         Void
 
-    /// Says where the pages of consecutive frames are wanted; nil: nowhere in particular.
+    /// Returns the destination of the pages of consecutive frames; nil: none.
     package typealias Placing = (PageRange) -> UnsafeMutableRawBufferPointer?
 
     private let repository: Repository
     private let decompressor = Decompressor()
     private let stored: UnsafeMutableRawBufferPointer
-    /// Pages of the batch that have no place.
+    /// Buffer for pages of the batch without a destination.
     private let pages: UnsafeMutableRawBufferPointer
     private var batch: [Unpacked] = []
-    /// Pages of `pages` that are taken.
+    /// Number of pages used in `pages`.
     private var bufferedCount = 0
     private var inputs: [UnsafeRawPointer?] = []
     private var digests: [PageDigest]
-    /// Where the blocks of the requests that are read now lie in their pack's file.
+    /// Offsets in the pack file of the blocks of the requests being read.
     private var offsets: [UInt64] = []
-    /// Pages that prune has put elsewhere since they were looked up.
+    /// Pages that prune has moved since they were looked up.
     private var moved: [PageRequest] = []
-    /// Bytes read from packs so far.
+    /// Number of bytes read from packs so far.
     package private(set) var bytesRead = 0
 
     package init(_ repository: Repository) {
@@ -188,13 +188,13 @@ package struct PageFetcher: ~Copyable {
         PageMemory.deallocate(pages)
     }
 
-    /// Reads pages that are sorted by place.
+    /// Reads pages that are sorted by location.
     ///
     /// - Parameters:
     ///   - requests: the pages.
-    ///   - place: where they are wanted. What is unpacked there is verified there; what turns out
-    ///     to be damaged is cleared, and so is, when this throws, what was not verified by then.
-    ///   - damaged: called for each page that cannot be had; it may throw to stop.
+    ///   - place: returns their destinations. Pages decompressed there are verified in place;
+    ///     damaged ones are cleared, and if this throws, so are those not verified by then.
+    ///   - damaged: called for each unavailable page; it may throw to stop.
     ///   - deliver: called with runs of frames.
     package mutating func fetch(
         _ requests: ArraySlice<PageRequest>, place: Placing = { _ in nil },
@@ -202,11 +202,11 @@ package struct PageFetcher: ~Copyable {
     ) throws {
         do {
             try fetchOnce(requests, place: place, damaged: damaged, deliver: deliver)
-            // Each page moves at most once while it is looked for: from a copy that prune takes to
-            // the one that the index names now.
+            // Each page moves at most once while it is looked for: from a copy that prune removes
+            // to the one that is now in the index.
             var rounds = 0
             while !moved.isEmpty {
-                precondition(rounds < 1000, "a page does not move for ever")
+                precondition(rounds < 1000, "a page cannot keep moving")
                 rounds += 1
                 let again = moved
                 moved.removeAll()
@@ -219,7 +219,7 @@ package struct PageFetcher: ~Copyable {
         }
     }
 
-    /// Leaves nothing unverified where a page was wanted.
+    /// Clears an unverified page at its destination.
     private static func clear(_ page: Unpacked) {
         guard page.isPlaced else { return }
         page.bytes.initializeMemory(as: UInt8.self, repeating: 0, count: Page.byteCount)
@@ -236,7 +236,7 @@ package struct PageFetcher: ~Copyable {
                 let file = try repository.reader.file(first.location.pack)
                 let near = near(requests[start...], in: file)
                 if near.isEmpty {
-                    let gone = corruption(first, "page group", "prune has taken it")
+                    let gone = corruption(first, "page group", "prune removed it")
                     try miss(first, gone, damaged: damaged)
                 } else {
                     try read(
@@ -254,7 +254,7 @@ package struct PageFetcher: ~Copyable {
         }
     }
 
-    /// Looks again for a page that is not where it was said to be.
+    /// Looks up again a page that is not at its location.
     private mutating func miss(
         _ request: PageRequest, _ corruption: Corruption,
         damaged: (Corruption, PageRequest) throws -> Void
@@ -269,8 +269,8 @@ package struct PageFetcher: ~Copyable {
         }
     }
 
-    /// The first requests whose blocks one read spans, and in `offsets` where these lie; none if
-    /// the first one's block is not in the pack.
+    /// The first requests whose blocks fit in one read, with their offsets in `offsets`; none if
+    /// the first block is not in the pack.
     private mutating func near(
         _ requests: ArraySlice<PageRequest>, in file: PackFile
     ) -> ArraySlice<PageRequest> {
@@ -284,7 +284,7 @@ package struct PageFetcher: ~Copyable {
             else { break }
             let end = offset + UInt64(place.blockByteCount)
             if let first = offsets.first {
-                // In order of addresses, and so of offsets in a pack that is what it should be.
+                // Ascending addresses mean ascending offsets in an intact pack.
                 guard offset >= first, offset <= limit + UInt64(PageFetcher.gapByteCountMax),
                     end - first <= UInt64(PageFetcher.readByteCountMax)
                 else { break }
@@ -295,7 +295,7 @@ package struct PageFetcher: ~Copyable {
         return requests.prefix(offsets.count)
     }
 
-    /// Reads blocks with one call, and unpacks them.
+    /// Reads blocks with one call, and decompresses them.
     private mutating func read(
         _ requests: ArraySlice<PageRequest>, from file: PackFile, place: Placing,
         damaged: (Corruption, PageRequest) throws -> Void, deliver: Delivery
@@ -332,7 +332,7 @@ package struct PageFetcher: ~Copyable {
         }
     }
 
-    /// The place for all pages of a block, if they are wanted for consecutive frames.
+    /// The destination of all pages of a block, if they are wanted for consecutive frames.
     private func wanted(
         _ requests: ArraySlice<PageRequest>, _ place: Placing
     ) -> UnsafeMutableRawBufferPointer? {
@@ -345,7 +345,7 @@ package struct PageFetcher: ~Copyable {
         return place(PageRange(first: first.frame, count: requests.count))
     }
 
-    /// Unpacks one block: to its place, or into the batch's own pages.
+    /// Decompresses one block: to its destination, or into the batch's own pages.
     private mutating func unpack(
         _ requests: ArraySlice<PageRequest>, from bytes: UnsafeRawBufferPointer, at offset: Int,
         to place: UnsafeMutableRawBufferPointer?
@@ -388,7 +388,7 @@ package struct PageFetcher: ~Copyable {
             object: object, reason: reason, frame: request.frame)
     }
 
-    /// Where a request's block lies in the file as it is now, for messages.
+    /// The offset of a request's block in the current file, for messages.
     private func offset(of request: PageRequest) -> UInt64 {
         let place = request.location
         let file = try? repository.reader.file(place.pack)
@@ -396,7 +396,7 @@ package struct PageFetcher: ~Copyable {
             ?? UInt64(place.blockOffset)
     }
 
-    /// Checks the batch's digests and delivers its pages in runs.
+    /// Verifies the digests of the batch and delivers its pages in runs.
     private mutating func flush(
         damaged: (Corruption, PageRequest) throws -> Void, deliver: Delivery
     ) throws {
@@ -414,7 +414,7 @@ package struct PageFetcher: ~Copyable {
                 PageFetcher.clear(page)
                 try deliverRun()
                 let reason =
-                    "its digest is \(digests[index]) and should be \(page.request.digest)"
+                    "its digest is \(digests[index]) instead of \(page.request.digest)"
                 try damaged(corruption(page.request, "page", reason), page.request)
                 continue
             }
@@ -432,7 +432,7 @@ package struct PageFetcher: ~Copyable {
         bufferedCount = 0
     }
 
-    /// Digests the pages of the batch; one page may be wanted for many frames.
+    /// Hashes the pages of the batch; one page may be wanted for many frames.
     private mutating func hash() {
         inputs.removeAll(keepingCapacity: true)
         for page in batch { inputs.append(UnsafeRawPointer(page.bytes)) }

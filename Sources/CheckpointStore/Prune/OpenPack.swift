@@ -2,21 +2,21 @@ import CheckpointFormat
 import CheckpointIndex
 import PackStore
 
-// The open pack in the eyes of prune.
+// How prune treats the open pack.
 //
-// Nothing in it is freed before it is sealed, so a plan that wants its space back is made as though
-// it were, from what is known of it: the writer has its table in memory, a reader reads it. Only if
-// the plan then does something about it is it sealed.
+// Nothing in it is freed before it is sealed, so a plan that wants its space treats it as sealed,
+// using what is known of it: the writer has its table in memory, a reader reads it. It is sealed
+// only if the plan then changes it.
 //
-// Pages that died in it leave the index all the same. What they took is noted with that, by their
-// share of each block; a rebuilt index has the pages again, without references, and the note
-// is empty. So the sum of both says what is unused.
+// Pages in it that became garbage leave the index nevertheless. Their size, by their share of each
+// block, is recorded then; a rebuilt index contains the pages again, without references, and no
+// recorded size. So the sum of both is the unused size.
 
-/// The open pack, as it will be when it is sealed.
+/// The open pack as it will be once sealed.
 struct OpenPackScan: Sendable {
     let pack: UInt32
     let entries: [PackIndex.Entry]
-    /// Its bytes with its index and footer.
+    /// Its size with its index and footer in bytes.
     let byteCount: Int
 
     /// - Parameter entries: its records, all confirmed.
@@ -31,7 +31,7 @@ struct OpenPackScan: Sendable {
 
     /// What a reader finds in it; nil if there is nothing.
     ///
-    /// What was appended after the newest confirming record belongs to a transaction under way.
+    /// What was appended after the newest confirming record belongs to a transaction in progress.
     init?(reading pack: UInt32, _ reader: PackReader) throws {
         guard try PackName.list(reader.files).contains(pack),
             try !PackScan.isHollow(reader.files, pack: pack)
@@ -44,7 +44,7 @@ struct OpenPackScan: Sendable {
 }
 
 extension PrunePreparation {
-    /// About how much of the open pack is unused: what died before, and what dies now.
+    /// Approximate unused size of the open pack: earlier garbage, and what this plan adds.
     var openUnusedByteCount: Int {
         survey.dead.values.reduce(droppedByteCount) { sum, location in
             location.pack == openPack ? sum + location.shareByteCount : sum
@@ -53,11 +53,11 @@ extension PrunePreparation {
 }
 
 extension PrunePlan {
-    /// True if so much of the open pack is unused that sealing it may be worth it.
+    /// True if enough of the open pack is unused that sealing it may be worthwhile.
     ///
-    /// Unless everything is wanted back, less than a sixteenth of a full pack is left to grow: a
-    /// ring that is pruned often would consist of small packs. As much must have been added since
-    /// a plan looked at it in vain, so that such a ring does not look each time.
+    /// Unless everything is to be freed, at least a sixteenth of a full pack must be unused:
+    /// otherwise a store that is pruned often would consist of small packs. As much must have been
+    /// added since a plan last considered it in vain, so that not every prune considers it again.
     func wantsOpenPack(ofAtMost packByteCountMax: Int) -> Bool {
         let unused = openUnusedByteCount
         let options = preparation.options
@@ -65,13 +65,13 @@ extension PrunePlan {
         guard percent > 0 else { return unused >= options.rewriteByteCountMin }
         let useless = preparation.repository.activity.read { $0.uselessSeal }
         let known = useless?.pack == preparation.openPack ? useless?.unusedByteCount ?? 0 : 0
-        // Both together: what may stay would else be twice as much as the options say.
+        // Counted together: otherwise twice as much as the options allow might stay.
         let left = packs.reduce(unused) { $1.fate == .kept ? $0 + $1.unusedByteCount : $0 }
         return unused - known >= packByteCountMax / 16
             && Double(left) * 100 > percent * Double(byteCount - freedByteCount)
     }
 
-    /// True if something is done about a pack.
+    /// True if the plan changes a pack.
     func changes(_ pack: UInt32) -> Bool {
         packs.contains { $0.number == pack && $0.fate != .kept }
     }

@@ -3,52 +3,52 @@ import CheckpointIndex
 import GuestModel
 import PackStore
 
-// Which packs are looked at, and what stays of them.
+// Determines which packs to examine, and what to keep of them.
 //
-// Only packs in which something may be unused are looked at: those that hold a dead page, those
-// that hold records of a checkpoint whose standing changed, and the index's candidates. Of the
-// others the index says what was found when they were looked at last, and of packs that never
-// were noted nothing is unused. That may be wrong only to the cost of space.
+// Only packs that may contain garbage are examined: those with a dead page, those with records of a
+// checkpoint whose standing changed, and the index's candidates. For the others, the index has the
+// result of the last examination, and packs never recorded contain no garbage. An error in that
+// costs only space.
 //
-// What stays of a pack that is looked at is decided by what is read here: its own index says which
-// blocks it has and which transaction wrote each, that transaction's page map which digest each
-// page has, and the repository's index whether the digest is at this place.
+// What to keep of an examined pack is decided by data read here: its index says which blocks it has
+// and which transaction wrote each, that transaction's page map which digest each page has, and the
+// repository's index whether the page of that digest is at this location.
 
-/// What of the sealed packs stays.
+/// What to keep of the sealed packs.
 struct PruneAssessment: Sendable {
     /// One sealed pack.
     struct Pack: Sendable {
         let number: UInt32
         let byteCount: Int
-        /// Bytes if it is written anew; 0 if nothing of it stays.
+        /// Size if it is rewritten; 0 if nothing of it is kept.
         let cutByteCount: Int
-        /// True if it holds a list of removed packs, which a newer one must take over.
+        /// True if it contains a list of removed packs, which a newer one must replace.
         var holdsPruned = false
 
-        /// Bytes that nobody needs.
+        /// Number of unneeded bytes.
         ///
-        /// Heads of page groups that were cut can outweigh them; then it stays as it is.
+        /// Headers of page groups that are split can outweigh them; then the pack is kept as it is.
         var unusedByteCount: Int { max(0, byteCount - cutByteCount) }
     }
 
-    /// What stays of a pack that was looked at.
+    /// What to keep of an examined pack.
     private struct Kept: Sendable {
         /// Addresses of blocks.
         var blocks: Set<UInt32> = []
         /// Addresses of page maps, states and manifests.
         var records: Set<UInt32> = []
-        /// Forgotten checkpoints whose manifests do not stay.
+        /// Forgotten checkpoints whose manifests are not kept.
         var leaving: [CheckpointID: PendingPrune] = [:]
     }
 
     /// Sealed packs, ascending.
     var packs: [Pack] { known.values.sorted { $0.number < $1.number } }
-    /// Bytes in them that nobody needs.
+    /// Number of unneeded bytes in them.
     var unusedByteCount: Int { known.values.reduce(0) { $0 + $1.unusedByteCount } }
-    /// Bytes of all packs, the open one's too.
+    /// Size of all packs, including the open one.
     private(set) var byteCount = 0
     private var known: [UInt32: Pack] = [:]
-    /// Packs that stay candidates: the open one, and those of which somebody reads something.
+    /// Packs that remain candidates: the open one, and those with data that is being read.
     private(set) var unsettled: Set<UInt32> = []
     private let recorded: Set<UInt32>
     private var kept: [UInt32: Kept] = [:]
@@ -56,12 +56,12 @@ struct PruneAssessment: Sendable {
     private let survey: PruneSurvey
     private let transactions: Set<UInt64>
     private let openPack: UInt32
-    /// The pack before it if that is not sealed, and only taken for it.
+    /// The pack before it if that is not sealed, but treated as sealed.
     private let sealing: OpenPackScan?
 
     /// Assesses the packs before `openPack`.
     ///
-    /// - Parameter transactions: those under way in this process: all that they wrote stays.
+    /// - Parameter transactions: those in progress in this process: all that they wrote is kept.
     init(
         _ survey: PruneSurvey, openPack: UInt32, sealing: OpenPackScan? = nil,
         transactions: Set<UInt64>, repository: Repository
@@ -93,7 +93,7 @@ struct PruneAssessment: Sendable {
         unsettled.formUnion(standing.unsettled)
     }
 
-    /// Looks at more packs.
+    /// Examines more packs.
     mutating func assess(_ packs: Set<UInt32>, of repository: Repository) throws {
         var standing = try Standing(
             survey, openPack: openPack, sealing: sealing, repository: repository)
@@ -101,16 +101,16 @@ struct PruneAssessment: Sendable {
         unsettled.formUnion(standing.unsettled)
     }
 
-    /// True if the pack was looked at.
+    /// True if the pack was examined.
     func wasAssessed(_ pack: UInt32) -> Bool { kept[pack] != nil }
 
-    /// True if the index knows all that is known of a pack.
+    /// True if the index has all that is known of a pack.
     func isRecorded(_ pack: UInt32) -> Bool { recorded.contains(pack) && kept[pack] == nil }
 
-    /// The packs that were looked at.
+    /// The packs that were examined.
     var assessedPacks: Set<UInt32> { Set(kept.keys) }
 
-    /// Forgotten checkpoints whose manifests go with a pack if it is written anew or removed.
+    /// Forgotten checkpoints whose manifests go with a pack if it is rewritten or removed.
     func leaving(with pack: UInt32) -> [CheckpointID: PendingPrune] { kept[pack]?.leaving ?? [:] }
 
     private mutating func assess(_ packs: Set<UInt32>, _ standing: inout Standing) throws {
@@ -137,7 +137,7 @@ struct PruneAssessment: Sendable {
         return scan.isSealed ? scan.entries : nil
     }
 
-    /// Finds out what stays of a pack.
+    /// Determines what to keep of a pack.
     private func keep(
         _ entries: [PackIndex.Entry], of pack: UInt32, _ standing: inout Standing,
         _ waiting: inout Set<UInt32>
@@ -175,7 +175,7 @@ struct PruneAssessment: Sendable {
         return kept
     }
 
-    /// What stays of a pack that was looked at.
+    /// The rewrite of an examined pack.
     func cut(_ pack: UInt32, _ index: Index) throws -> PackRewrite {
         try cut(pack, try PackScan.scan(reader, pack: pack, isNewest: false).entries, index)
     }
@@ -184,7 +184,7 @@ struct PruneAssessment: Sendable {
         _ pack: UInt32, _ entries: [PackIndex.Entry], _ index: Index
     ) throws -> PackRewrite {
         guard let kept = kept[pack] else {
-            preconditionFailure("only a pack that was looked at is cut")
+            preconditionFailure("only an examined pack can be rewritten")
         }
         return try PackRewrite(
             entries,
@@ -194,22 +194,22 @@ struct PruneAssessment: Sendable {
             keepsRecord: { entry in
                 switch entry.type {
                 case .forget:
-                    // As long as a manifest is in the packs, something must say that it counts no
-                    // more.
+                    // As long as a manifest is in the packs, some record must say that its
+                    // checkpoint was forgotten.
                     let location = RecordLocation(pack: pack, offset: entry.address)
                     return try ForgetRecord.read(reader, at: location).ids.contains {
                         try index.entry(CheckpointID($0)) != nil
                     }
                 case .labels:
-                    // Only what still is some checkpoint's label. The last record that names a
-                    // checkpoint always stays, so none that stays can bring back an older label.
+                    // Only labels still in use. The last record that lists a checkpoint is always
+                    // kept, so no kept record can bring back an older label.
                     let location = RecordLocation(pack: pack, offset: entry.address)
                     return try LabelsRecord.read(reader, at: location).changes.contains {
                         try index.hasLabel($0)
                     }
                 case .mark, .pruned:
-                    // A sealed pack is confirmed by its footer; removals are stated anew before it
-                    // goes.
+                    // A sealed pack is confirmed by its footer; removals are listed in a new record
+                    // before it goes.
                     return false
                 default:
                     return transactions.contains(entry.transaction)

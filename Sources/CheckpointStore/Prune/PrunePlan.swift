@@ -1,29 +1,29 @@
 import CheckpointFormat
 
-/// What a prune may leave.
+/// What a prune may leave unused.
 public struct PruneOptions: Hashable, Sendable {
-    /// Unused bytes that may stay in sealed packs, in percent of all packs' bytes: 0 to 100.
+    /// Unused bytes that may remain in sealed packs, in percent of the size of all packs: 0 to 100.
     ///
-    /// Rewriting a pack copies what stays of it: to free the last bytes costs most. A pack of which
-    /// less than 4 KiB would be freed stays as it is, also with 0.
+    /// Rewriting a pack copies what is kept of it: the last bytes are the most expensive to free. A
+    /// pack of which less than 4 KiB would be freed is kept as it is, even with 0.
     public var unusedPercentMax: Double
 
-    /// Bytes that must be freed for a pack to be rewritten.
+    /// Minimum number of bytes freed for a pack to be rewritten.
     package var rewriteByteCountMin = 4 << 10
 
-    /// Makes options.
+    /// Creates options.
     public init(unusedPercentMax: Double = 5) {
         self.unusedPercentMax = unusedPercentMax
     }
 }
 
-/// What a prune will do, pack by pack; nothing is done yet.
+/// What a prune will do, pack by pack; planning changes nothing.
 public struct PrunePlan: Sendable {
-    /// What becomes of a sealed pack.
+    /// What happens to a sealed pack.
     public enum Fate: Hashable, Sendable {
-        /// It stays as it is.
+        /// It is kept as it is.
         case kept
-        /// What is needed of it is written anew, in its place.
+        /// It is replaced by a copy with only what is needed.
         case rewritten
         /// Nothing of it is needed.
         case removed
@@ -33,14 +33,14 @@ public struct PrunePlan: Sendable {
     public struct Pack: Hashable, Sendable {
         /// Its number.
         public let number: UInt32
-        /// What becomes of it.
+        /// What happens to it.
         public let fate: Fate
-        /// Its bytes now.
+        /// Its current size in bytes.
         public let byteCount: Int
-        /// Bytes in it that nobody needs.
+        /// Number of unneeded bytes in it.
         public let unusedByteCount: Int
 
-        /// Its bytes afterwards.
+        /// Its size afterwards in bytes.
         public var byteCountAfter: Int {
             fate == .kept ? byteCount : byteCount - unusedByteCount
         }
@@ -48,18 +48,17 @@ public struct PrunePlan: Sendable {
 
     /// The sealed packs, ascending.
     ///
-    /// The open pack is not among them, unless what is to be done is worth sealing it
-    /// (`Repository.planPrune`). Of packs in which nothing was
-    /// forgotten since they were sealed, the few bytes of records that say nothing any more are not
-    /// counted as unused.
+    /// The open pack is included only if the planned changes are worth sealing it
+    /// (`Repository.planPrune`). In packs in which nothing was forgotten since they were sealed,
+    /// the few bytes of obsolete records are not counted as unused.
     public let packs: [Pack]
-    /// Bytes of all packs, the open one's too.
+    /// Size of all packs in bytes, including the open one.
     public let byteCount: Int
-    /// Different pages that the index will lose.
+    /// Number of distinct pages that the index will lose.
     public let deadPageCount: Int
     let preparation: PrunePreparation
 
-    /// Decides what becomes of each pack; looks at those that change and were not looked at.
+    /// Decides what happens to each pack; examines those that change and were not examined yet.
     init(_ preparation: PrunePreparation) throws {
         var preparation = preparation
         byteCount = preparation.assessment.byteCount
@@ -82,8 +81,8 @@ public struct PrunePlan: Sendable {
         self.preparation = preparation
     }
 
-    /// Removes packs of which nothing is needed, and writes the sparsest others anew until little
-    /// enough is unused.
+    /// Removes packs of which nothing is needed, and rewrites the sparsest others until few enough
+    /// bytes are unused.
     private static func choose(
         _ packs: [PruneAssessment.Pack], _ byteCount: Int, _ options: PruneOptions,
         openUnusedByteCount: Int
@@ -115,23 +114,23 @@ public struct PrunePlan: Sendable {
         }
     }
 
-    /// Bytes in sealed packs that nobody would need if no reader of a forgotten checkpoint held a
-    /// lease, and no session went on from one: a prune after they have ended frees these too.
+    /// Bytes in sealed packs that are needed only because of leases of readers and sessions on
+    /// forgotten checkpoints: a prune after these have ended frees them too.
     public var leasedByteCount: Int { preparation.leasedByteCount }
 
-    /// Bytes in sealed packs that nobody needs; without those that are held.
+    /// Unneeded bytes in sealed packs, without those that are leased.
     public var unusedByteCount: Int { packs.reduce(0) { $0 + $1.unusedByteCount } }
 
-    /// About how many bytes of the open pack are unused, if it is not among `packs`: the shares of
-    /// the pages that died in it.
+    /// Approximate number of unused bytes in the open pack, if it is not in `packs`: the shares of
+    /// its pages that became garbage.
     ///
-    /// They can be freed when it is sealed.
+    /// They can be freed once it is sealed.
     public var openUnusedByteCount: Int { preparation.openUnusedByteCount }
 
-    /// Bytes that the packs will have less.
+    /// Number of bytes by which the packs will shrink.
     public var freedByteCount: Int { packs.reduce(0) { $0 + $1.byteCount - $1.byteCountAfter } }
 
-    /// Bytes that will be written for it.
+    /// Number of bytes that will be written.
     public var copiedByteCount: Int {
         packs.reduce(0) { $0 + ($1.fate == .rewritten ? $1.byteCountAfter : 0) }
     }

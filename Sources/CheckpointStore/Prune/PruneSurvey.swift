@@ -4,20 +4,21 @@ import GuestModel
 import LMDBTables
 import PackStore
 
-/// Which checkpoints give up their owned frames, and which pages die of it.
+/// Determines which checkpoints give up their owned frames, and which pages become garbage.
 ///
-/// Reads what the index says of the forgotten ones and of those that follow them, and the page maps
-/// that name the pages which lose a reference: nothing of the others.
+/// Reads the index entries of the forgotten checkpoints and their successors, and the page maps
+/// that contain pages which lose a reference: nothing of other checkpoints.
 struct PruneSurvey: Sendable {
-    /// In the order in which they are to be done.
+    /// The transfers, in the order in which they must be done.
     private(set) var steps: [OwnershipTransfer] = []
-    /// Pages that nobody refers to afterwards, and where they lie.
+    /// Pages without references afterwards, and their locations.
     private(set) var dead: [PageDigest: PageLocation] = [:]
-    /// Forgotten checkpoints that the index knows and whose manifests are gone.
+    /// Forgotten checkpoints that are in the index but whose manifests are gone.
     let vanished: [CheckpointID: PendingPrune]
-    /// Forgotten checkpoints without owned frames whose pages must stay, because a reader has them.
+    /// Forgotten checkpoints without owned frames whose pages must be kept nevertheless, because
+    /// they are being read.
     let guarded: Set<CheckpointID>
-    /// Packs that were removed before.
+    /// Packs that were removed earlier.
     let pruned: PrunedRecord
     /// The checkpoints of `steps`.
     let leaving: Set<CheckpointID>
@@ -27,8 +28,8 @@ struct PruneSurvey: Sendable {
     private var changes: [PageDigest: Int] = [:]
 
     /// - Parameters:
-    ///   - pending: forgotten checkpoints that prune is not done with.
-    ///   - kept: checkpoints that somebody holds or reads.
+    ///   - pending: forgotten checkpoints that prune has not finished removing.
+    ///   - kept: checkpoints that are leased.
     init(
         _ pending: [CheckpointID: PendingPrune], kept: Set<CheckpointID>, repository: Repository
     ) throws {
@@ -47,8 +48,8 @@ struct PruneSurvey: Sendable {
         guarded = try kept.filter { id in
             try index.entry(id)?.isForgotten == true && !index.hasOwnedFrames(id)
         }
-        // The newest first: then none is given frames by another before it gives away its own, and
-        // the pages in the frames that it owns are named by its own page map.
+        // Newest first: then none receives owned frames from another before it gives away its own,
+        // and the pages in its owned frames are all in its own page map.
         forgotten.sort { $0.order > $1.order }
         leaving = Set(forgotten.map(\.id))
         var chain = MapChainReader(index: index, reader: repository.reader)
@@ -66,12 +67,12 @@ struct PruneSurvey: Sendable {
         }
     }
 
-    /// Leaves only pages dead that an earlier survey said of.
+    /// Keeps only those pages dead that an earlier survey also lists.
     mutating func restrict(to other: PruneSurvey) {
         dead = dead.filter { other.dead[$0.key] != nil }
     }
 
-    /// Makes the step of one checkpoint.
+    /// Plans the transfer of one checkpoint.
     private mutating func transferOwnership(
         _ id: CheckpointID, _ index: Index, _ chain: inout MapChainReader
     ) throws {
@@ -79,7 +80,7 @@ struct PruneSurvey: Sendable {
         let following = try successors(of: id, index)
         var lost = own.frames
         var inherited = DirtyBitmap()
-        // For each successor but the first that goes on from one of its references.
+        // One for each further successor that inherits one of its references.
         var copies: [DirtyBitmap] = []
         for successor in following {
             guard let theirs = try ownedFrames(of: successor, index) else {
@@ -119,7 +120,7 @@ struct PruneSurvey: Sendable {
         successors[id] = nil
     }
 
-    /// OwnedFrames as the steps so far leave them.
+    /// A checkpoint's owned frames after the steps so far.
     private mutating func ownedFrames(of id: CheckpointID, _ index: Index) throws -> OwnedFrames? {
         if let known = ownedFrames[id] { return known }
         let found = try index.ownedFrames(id)
@@ -127,7 +128,7 @@ struct PruneSurvey: Sendable {
         return found
     }
 
-    /// Followers as the steps so far leave them.
+    /// A checkpoint's successors after the steps so far.
     private mutating func successors(
         of id: CheckpointID, _ index: Index
     ) throws -> Set<CheckpointID> {

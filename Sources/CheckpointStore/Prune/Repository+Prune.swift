@@ -4,64 +4,66 @@ import GuestModel
 import LMDBTables
 public import PackStore
 
-// A prune beside captures and readers:
+// How a prune runs beside captures and readers:
 //
-//   1. The dead pages are condemned: a transaction that begins from now on stores them anew.
-//   2. Transactions that had begun are waited for; they may count on a condemned page.
-//   3. If the index changed since the plan, it is made again: what was published may name a page.
-//   4. The forgotten checkpoints give up the frames that they own, one by one. Then the dead pages
-//      leave the index, unless they were stored again meanwhile.
-//   5. The packs to be removed are named in a record, which is synced.
-//   6. Packs are written anew, or removed; the folder is synced.
-//   7. Forgotten checkpoints whose manifests went leave the index.
+//   1. The dead pages are condemned: a transaction that begins from now on stores them again.
+//   2. It waits for transactions that had already begun: they may rely on a condemned page.
+//   3. If the index changed since the plan, it plans again: a new checkpoint may refer to a page.
+//   4. The forgotten checkpoints give up their owned frames, one by one. Then the dead pages leave
+//      the index, unless they were stored again in the meantime.
+//   5. The packs to be removed are listed in a record, which is synced.
+//   6. Packs are rewritten or removed; the directory is synced.
+//   7. Forgotten checkpoints whose manifests are gone leave the index.
 //
-// A crash anywhere leaves packs that read as before: the index lacks dead pages at most, a pack is
-// there in its old or its new form, and a pack that is gone was named first. Dead pages leave the
-// index before the record is written: the next writer removes the packs that it names, and must not
-// find pages there. Packs that are about to change are candidates until they have.
+// A crash at any point leaves packs that read as before: the index lacks at most dead pages, each
+// pack exists in its old or its new form, and a removed pack was listed first. Dead pages leave the
+// index before the record is written: the next writer removes the packs that it lists, and there
+// must be no pages in them. Packs that are about to change are candidates until they have changed.
 
-/// What a plan was made from.
+/// The data from which a plan was made.
 struct PrunePreparation: Sendable {
     let repository: Repository
-    /// Forgotten checkpoints that prune was not done with.
+    /// Forgotten checkpoints that prune had not finished removing.
     let pending: [CheckpointID: PendingPrune]
-    /// Checkpoints that somebody held or read.
+    /// Checkpoints that were leased.
     let kept: Set<CheckpointID>
     var survey: PruneSurvey
     var assessment: PruneAssessment
     let options: PruneOptions
-    /// From this pack on nothing is touched.
+    /// The first pack that is not touched.
     var openPack: UInt32
-    /// Transactions that were under way.
+    /// Transactions that were in progress.
     let transactions: Set<UInt64>
-    /// Prunes that this process had done.
+    /// Number of prunes begun by this process.
     let pruneCount: Int
     /// The index's state before anything was read.
     let moment: UInt64
-    /// Bytes in sealed packs that stay only because of `kept`.
+    /// Bytes in sealed packs that are kept only because of `kept`.
     let leasedByteCount: Int
-    /// Bytes in the open pack of pages that died before.
+    /// Bytes in the open pack of pages that became garbage earlier.
     let droppedByteCount: Int
-    /// True if what is unused in the open pack, which stays, is part of what may stay unused.
+    /// True if the unused bytes in the open pack, which is kept, count towards the allowed unused
+    /// bytes.
     var countsOpenPack = false
 }
 
 extension Repository {
-    /// Finds out what a prune would do.
+    /// Determines what a prune would do.
     ///
-    /// Reads the page maps of what was forgotten, and the indexes and page maps of the packs in
-    /// which something of it lies: no page, and nothing of the rest of the repository but the names
-    /// and sizes of its packs. Needs some 100 bytes of memory for each page that dies, and 32 MiB.
+    /// Reads the page maps of forgotten checkpoints, and the indexes and page maps of the packs
+    /// that contain parts of them: no pages, and of the rest of the repository only the names and
+    /// sizes of its packs. Needs about 100 bytes of memory per page that becomes garbage, plus 32
+    /// MiB.
     ///
-    /// Packs that are not sealed stay as they are. But the plan is made as though the open pack
-    /// were sealed if more would stay unused, its bytes included, than the options allow, and if at
-    /// least a sixteenth of a full pack of that, or 4 KiB if nothing may stay unused, is in the
-    /// open pack. If the plan then changes that pack, and the repository is open for writing, it is
+    /// Packs that are not sealed are kept as they are. But the open pack is treated as sealed if
+    /// otherwise more than the options allow would remain unused, including its bytes, and if it
+    /// contains at least a sixteenth of a full pack of unused bytes, or 4 KiB if nothing may remain
+    /// unused. If the plan then changes that pack, and the repository is open for writing, it is
     /// sealed: one write and one sync. Nothing is sealed while a checkpoint is being taken.
     ///
-    /// Of a repository that is open for reading it is an estimate while another process writes;
-    /// where the repository's own index cannot be used, one is made for it, which reads every page
-    /// map.
+    /// If the repository is open for reading, the plan is an estimate while another process is
+    /// writing; if the repository's own index cannot be used, a temporary one is built, which reads
+    /// every page map.
     public func planPrune(
         _ options: PruneOptions = PruneOptions()
     ) throws(RepositoryError) -> PrunePlan {
@@ -83,7 +85,7 @@ extension Repository {
         guard sealed.changes(openPack) else {
             let unused = plan.openUnusedByteCount
             activity.change { $0.uselessSeal = (openPack, unused) }
-            // It is better to rewrite others.
+            // It is better to rewrite other packs.
             var preparation = plan.preparation
             preparation.countsOpenPack = true
             return try PrunePlan(preparation)
@@ -93,22 +95,23 @@ extension Repository {
         return try self.plan(options)
     }
 
-    /// What is in the open pack; nil if it cannot be sealed.
+    /// The contents of the open pack; nil if it cannot be sealed.
     private func openPackScan(_ pack: UInt32) throws -> OpenPackScan? {
         guard isWritable else { return try OpenPackScan(reading: pack, reader) }
         guard let entries = try openWriter().quietEntries(of: pack) else { return nil }
         return OpenPackScan(pack: pack, entries: entries)
     }
 
-    /// - Parameter scan: the open pack, to be taken for sealed.
+    /// - Parameter scan: the open pack, to be treated as sealed.
     private func plan(
         _ options: PruneOptions, sealing scan: OpenPackScan? = nil
     ) throws -> PrunePlan {
-        // Before all else: what was published later may name a page that the survey finds dead.
+        // Before everything else: later publications may refer to a page that the survey finds
+        // dead.
         let moment = try withIndex { try $0.moment() }
-        // The holds and the catalog of one moment: a session that goes on from one checkpoint
-        // to the next has either in it. Leases come after: who leases later sees what is
-        // forgotten.
+        // Session leases and catalog of one moment: a session that moves from one checkpoint to the
+        // next has one of them in it. Reader leases are read afterwards: a later lease sees what
+        // was forgotten.
         let (pending, held, transactions, count) = try activity.read { activity in
             Result { (try self.withIndex { try $0.pending() }, activity) }
         }.map {
@@ -136,11 +139,11 @@ extension Repository {
                 droppedByteCount: try withIndex { try $0.droppedByteCount(in: openPack) }))
     }
 
-    /// The pack from which on nothing is touched.
+    /// The first pack that must not be touched.
     private func prunableEnd() throws(RepositoryError) -> UInt32 {
         if isWritable { return try openWriter().openPack }
         let newest = try withIndex { try $0.readMark() }.pack
-        // A writer may have sealed it and not begun another one.
+        // A writer may have sealed it without beginning another one.
         guard let file = try? reader.file(newest) else { return newest }
         let scan = try? PackScan.scanSeal(file.file, pack: newest, isRewritten: file.isRewritten)
         return scan == nil ? newest : newest + 1
@@ -148,13 +151,13 @@ extension Repository {
 }
 
 extension PrunePlan {
-    /// Does what was planned.
+    /// Carries out a plan.
     ///
-    /// Captures and readers go on; transactions that had begun are waited for, so this must not be
-    /// called by one who has one open. If this throws, what was done is done, nothing that is
+    /// Captures and readers continue; it waits for transactions that had already begun, so the
+    /// caller must not have one open. If this throws, completed steps remain done, nothing that is
     /// needed is lost, and a new plan does the rest.
     ///
-    /// - Parameter progress: called with packs done and in all.
+    /// - Parameter progress: called with the number of packs done and the total.
     /// - Returns: what was done; it differs from the plan by what was published since.
     @discardableResult
     public func execute(
@@ -190,10 +193,11 @@ extension PrunePlan {
         }
     }
 
-    /// Condemns what dies, waits for who may count on it, and looks at what they published.
+    /// Condemns the dead pages, waits for transactions that may rely on them, and accounts for what
+    /// these published.
     private func settled(_ writer: PackWriter) throws -> PrunePlan {
         let repository = preparation.repository
-        // From now on no sealed pack is taken back, whoever gives up a transaction.
+        // From now on no sealed pack is taken back, even if a transaction is abandoned.
         writer.leaveSealedPacks()
         let openPack = writer.openPack
         let condemned = Set(preparation.survey.dead.keys)
@@ -216,8 +220,8 @@ extension PrunePlan {
             && openPack >= preparation.openPack
         guard !isUnchanged else { return self }
         preparation.openPack = min(openPack, preparation.openPack)
-        // The same ones go. Nobody can have come to hold one of them, and what was published since
-        // goes on from none.
+        // The same checkpoints go. None of them can have been leased in the meantime, and nothing
+        // published since is based on them.
         var survey = try PruneSurvey(
             preparation.pending, kept: preparation.kept, repository: repository)
         survey.restrict(to: preparation.survey)
@@ -236,7 +240,7 @@ extension PrunePlan {
     }
 }
 
-/// A settled plan on its way.
+/// A settled plan being carried out.
 private struct PruneOperation {
     private let plan: PrunePlan
     private let writer: PackWriter
@@ -258,7 +262,7 @@ private struct PruneOperation {
         for pack in touched {
             leaving.merge(plan.preparation.assessment.leaving(with: pack.number)) { $1 }
         }
-        // LMDB asks nobody.
+        // LMDB does not check this itself.
         try files.checkPlace(writing: nil)
         let moment = try changeIndex(leaving)
         try nameRemoved()
@@ -280,7 +284,7 @@ private struct PruneOperation {
         progress?(touched.count, touched.count)
     }
 
-    /// Takes the owned frames of the forgotten, and the dead pages, from the index.
+    /// Removes the owned frames of forgotten checkpoints, and the dead pages, from the index.
     ///
     /// - Returns: the index's state since which packs that change are candidates.
     private func changeIndex(_ leaving: [CheckpointID: PendingPrune]) throws -> UInt64 {
@@ -302,9 +306,8 @@ private struct PruneOperation {
                 end += 1
             }
             try index.environment.write { transaction in
-                guard try index.transferOwnership(steps[..<end], transaction) else {
-                    throw changedSince()
-                }
+                guard try index.transferOwnership(steps[..<end], transaction)
+                else { throw changedSince() }
             }
             steps = steps[end...]
         }
@@ -317,7 +320,7 @@ private struct PruneOperation {
         return moment
     }
 
-    /// Changes that one write transaction of LMDB takes.
+    /// Number of changes in one write txn of LMDB.
     private static let changeCountMax = 65_536
 
     private func changedSince() -> RepositoryError {
@@ -325,7 +328,7 @@ private struct PruneOperation {
             .busy, "the repository changed since this prune was planned; plan it again")
     }
 
-    /// Notes what was found in each pack, and that those that changed have nothing unused.
+    /// Records what was found in each pack, and that those that changed contain no garbage.
     private func noteUses(upTo moment: UInt64) throws {
         let assessment = plan.preparation.assessment
         var uses: [UInt32: PackUse?] = [:]
@@ -345,7 +348,7 @@ private struct PruneOperation {
         try index.setPackUses(uses, settled: settled, upTo: moment)
     }
 
-    /// States which packs are gone, before they are.
+    /// Lists the packs to be removed in a record, before they are removed.
     private func nameRemoved() throws {
         let removed = plan.packs.filter { $0.fate == .removed }.map(\.number)
         let rewritten = Set(plan.packs.filter { $0.fate == .rewritten }.map(\.number))
@@ -362,7 +365,7 @@ private struct PruneOperation {
         do throws(FileError) {
             try files.remove(PackName.path(pack))
         } catch  where error.isMissing {
-            // Somebody was quicker; it is gone.
+            // Another process removed it first.
         }
         repository.reader.drop(pack)
     }

@@ -3,20 +3,21 @@ import CheckpointIndex
 import GuestModel
 import PackStore
 
-/// What checkpoints are to a prune, found out one by one.
+/// The standing of checkpoints in a prune, determined on demand.
 struct Standing {
-    /// What of a checkpoint's records stays.
+    /// What to keep of a checkpoint's records.
     enum Kind {
-        /// All: it exists, or somebody reads it.
+        /// All: it exists, or it is leased.
         case exists
-        /// Page map and manifest: a page map builds on its own, or pages that it stored stay.
+        /// Page map and manifest: another page map is based on its own, or pages that it stored are
+        /// kept.
         case isNeeded
         /// Nothing.
         case isLeaving
     }
 
     let index: Index
-    /// Packs with records of checkpoints that may come to leave without anything being forgotten.
+    /// Packs with records of checkpoints that may become removable without another forget.
     private(set) var unsettled: Set<UInt32> = []
     private let survey: PruneSurvey
     private let openPack: UInt32
@@ -27,12 +28,12 @@ struct Standing {
     private var builtOn: [CheckpointID: Bool] = [:]
     private var scans: [UInt32: [PackIndex.Entry]] = [:]
 
-    /// Packs whose indexes are remembered.
+    /// Maximum number of cached pack indexes.
     private static let scanCountMax = 8
-    /// Pages that are looked up at a time where one of them is enough.
+    /// Number of pages looked up at a time when finding one of them is enough.
     private static let lookUpCount = 64
 
-    /// - Parameter sealing: a pack that is taken for sealed.
+    /// - Parameter sealing: a pack that is treated as sealed.
     init(
         _ survey: PruneSurvey, openPack: UInt32, sealing: OpenPackScan?, repository: Repository
     ) throws {
@@ -44,7 +45,7 @@ struct Standing {
         chain = MapChainReader(index: index, reader: reader)
     }
 
-    /// The checkpoint that a transaction published; nil if it published none.
+    /// The checkpoint that a transaction published; nil if there is none.
     mutating func checkpoint(of number: UInt64) throws -> Checkpoint? {
         guard let id = try index.checkpoint(of: number), survey.vanished[id] == nil else {
             return nil
@@ -52,7 +53,7 @@ struct Standing {
         return try chain.checkpoint(id)
     }
 
-    /// Notes packs of which less stays since a checkpoint gave up its owned frames.
+    /// Adds packs of which less is kept since a checkpoint gave up its owned frames.
     mutating func changed(_ id: CheckpointID, _ packs: inout Set<UInt32>) throws {
         var next: CheckpointID? = id
         while let id = next, try !exists(id) {
@@ -62,7 +63,7 @@ struct Standing {
             case .isNeeded: packs.formUnion(checkpoint.manifest.stateParts.map(\.pack))
             case .isLeaving: packs.formUnion(checkpoint.recordLocations.map(\.pack))
             }
-            // Those that it builds on may be needed by it alone.
+            // Its ancestors may be needed only by it.
             if try isBuiltOn(id) { return }
             next = checkpoint.mapAncestor
         }
@@ -77,7 +78,7 @@ struct Standing {
         } else if try isBuiltOn(checkpoint.id) {
             kind = .isNeeded
         } else if checkpoint.location.pack >= openPack {
-            // It goes as a whole, when the open pack is sealed.
+            // It is removed as a whole, once the open pack is sealed.
             kind = .isNeeded
             unsettle(checkpoint)
         } else {
@@ -96,7 +97,7 @@ struct Standing {
         return try !survey.leaving.contains(id) && index.hasOwnedFrames(id)
     }
 
-    /// True if the page map of one that exists builds on a checkpoint's own, however far.
+    /// True if the page map of an existing checkpoint is based on a given one, directly or not.
     private mutating func isBuiltOn(_ id: CheckpointID) throws -> Bool {
         if let known = builtOn[id] { return known }
         var found = false
@@ -114,8 +115,8 @@ struct Standing {
 
     // MARK: - Blocks
 
-    /// The pages that a checkpoint's transaction stored; of one that left in part, those that the
-    /// rest of its page map names.
+    /// The pages that a checkpoint's transaction stored; for one that was partly removed, those in
+    /// the rest of its page map.
     private mutating func stored(
         by checkpoint: Checkpoint
     ) throws -> [(run: MapRun, digests: ArraySlice<PageDigest>)] {
@@ -128,8 +129,8 @@ struct Standing {
         return found
     }
 
-    /// Finds the blocks in some page groups of a checkpoint's transaction that stay: those where
-    /// the index finds a page that does not die.
+    /// Finds the blocks to keep in some page groups of a checkpoint's transaction: those with a
+    /// page whose location in the index is there and which is not dead.
     mutating func keepBlocks(
         of checkpoint: Checkpoint, _ frames: inout TransactionGroups, into blocks: inout Set<UInt32>
     ) throws {
@@ -141,7 +142,7 @@ struct Standing {
                 next += 1
             }
         }
-        // The index has them in the order of digests.
+        // The index stores them in digest order.
         pages.sort { $0.digest.words.0.byteSwapped < $1.digest.words.0.byteSwapped }
         let digests = pages.map(\.digest)
         try index.locations(of: digests.span) { position, location in
@@ -151,8 +152,8 @@ struct Standing {
         }
     }
 
-    /// True if a page that a checkpoint's transaction stored is read from where it stored it: then
-    /// its page map says which page that is.
+    /// True if a page that a checkpoint's transaction stored is still read from there: then its
+    /// page map is needed to tell which page that is.
     private mutating func hasBlocks(_ checkpoint: Checkpoint) throws -> Bool {
         for (_, digests) in try stored(by: checkpoint) {
             var rest = digests
@@ -172,7 +173,7 @@ struct Standing {
         return false
     }
 
-    /// True if a transaction wrote the block, which is all in sealed packs.
+    /// True if the block is in a sealed pack and a given transaction wrote it.
     private mutating func isStored(_ location: PageLocation, by number: UInt64) throws -> Bool {
         if location.pack >= openPack { return false }
         let address = UInt64(location.blockOffset)

@@ -3,10 +3,10 @@ package import CheckpointIndex
 package import GuestModel
 import Synchronization
 
-/// A checkpoint being made: the parent's page map, changed as pages come in.
+/// A checkpoint in preparation: the parent's page map, updated as pages are added.
 ///
-/// Workers call it from several threads, each for other frames. Two copies of one frame must be
-/// handed in one after the other; the last one counts.
+/// Workers call it from several threads, each for different frames. Two versions of one frame must
+/// be added one after the other; the last one counts.
 package final class CheckpointDraft: Sendable {
     struct State: Sendable {
         var map: PageMap
@@ -16,14 +16,14 @@ package final class CheckpointDraft: Sendable {
 
     private let state: Mutex<State>
 
-    /// Starts from the parent's map, which belongs to the draft from now on.
+    /// Starts from the parent's map, which then belongs to the draft.
     package init(map: PageMap) {
         state = Mutex(State(map: map))
     }
 
     /// Makes the frames of a layout exist.
     ///
-    /// New ones are zero until they are handed in.
+    /// New ones are zero until they are set.
     package func adopt(_ layout: GuestLayout) {
         state.withLock { state in
             let before = state.map.layout
@@ -33,12 +33,12 @@ package final class CheckpointDraft: Sendable {
         }
     }
 
-    /// Hands in what frames hold now.
+    /// Sets the current contents of frames.
     ///
     /// - Parameters:
-    ///   - frames: the frames, as numbers.
-    ///   - contents: what each holds.
-    ///   - changed: gets the position of each frame whose content is not what it was.
+    ///   - frames: the frame numbers.
+    ///   - contents: the content of each.
+    ///   - changed: receives the index of each frame whose content changed.
     package func update(
         _ frames: Span<UInt64>, _ contents: Span<PageContent>, changed: inout [Int]
     ) {
@@ -54,7 +54,7 @@ package final class CheckpointDraft: Sendable {
         }
     }
 
-    /// Hands in frames that are zero now, at a cost by the 64 and by what they replace.
+    /// Sets frames to zero; costs one step per 64 frames, plus what is replaced.
     package func updateZeros(_ range: PageRange) {
         state.withLock { state in
             state.map.setZero(range) { frame, digest in
@@ -65,7 +65,7 @@ package final class CheckpointDraft: Sendable {
         }
     }
 
-    /// The positions of frames that the draft says hold something else.
+    /// The indexes of frames whose content differs from the draft.
     package func differing(
         _ frames: Span<UInt64>, from contents: Span<PageContent>
     ) -> [Int] {
@@ -79,8 +79,8 @@ package final class CheckpointDraft: Sendable {
         }
     }
 
-    /// Notes that the transaction stored what consecutive frames hold, with consecutive ordinals
-    /// from one on.
+    /// Records that the transaction stored the contents of consecutive frames, with consecutive
+    /// ordinals from one on.
     package func recordStored(_ runs: [(range: PageRange, ordinal: UInt32)]) {
         state.withLock { state in
             for (range, first) in runs {
@@ -91,7 +91,7 @@ package final class CheckpointDraft: Sendable {
         }
     }
 
-    /// The root of what was handed in so far.
+    /// The root of the page map so far.
     package func root() -> PageDigest {
         state.withLock { $0.map.root() }
     }
@@ -102,7 +102,7 @@ package final class CheckpointDraft: Sendable {
         try state.withLock { (state) throws(E) -> T in try body(&state) }
     }
 
-    /// Ends the draft: its map, for the next one.
+    /// Ends the draft and returns its map, for the next one.
     package func finish() -> PageMap {
         state.withLock { state in
             let map = state.map

@@ -4,20 +4,20 @@ package import GuestModel
 package import PackStore
 import Synchronization
 
-// One checkpoint on its way into the packs.
+// The writing of one checkpoint to the packs.
 //
 //   begin -> append page groups (any thread, any order) -> prepare -> publish: it exists
-//                                                       -> abandon: nothing of it is ever seen
+//                                                       -> abandon: it is never visible
 //
-// `prepare` appends the page map and the state; the draft is free then, for the checkpoint after
-// this one. `publish` appends the manifest and syncs once; `index` has every reader find it.
-// Everything the manifest names was appended before it, to the same pack or to one that is sealed
-// and synced.
+// `prepare` appends the page map and the state; the draft is then free for the next checkpoint.
+// `publish` appends the manifest and syncs once; `index` makes it visible to every reader.
+// Everything that the manifest refers to was appended before it, to the same pack or to one that is
+// sealed and synced.
 //
-// A transaction may begin and append before its parent is published: the parent is named to
-// `prepare`, and exists then.
+// A transaction may begin and append before its parent is published; the parent is passed to
+// `prepare`, and must exist by then.
 
-/// What a checkpoint is called and how it came about.
+/// The names of a checkpoint and how it was taken.
 package struct CheckpointFacts: Sendable {
     package var lineage: String
     package var label: String?
@@ -49,12 +49,12 @@ package final class CheckpointTransaction: Sendable {
         var appendedBytes: UInt64 = 0
         var blockBytes: UInt64 = 0
         var isOpen = true
-        /// Packs that it appended to.
+        /// Packs to which it appended.
         var packs: Set<UInt32> = []
     }
 
-    /// Digests that are remembered as stored by this transaction; beyond it a page that comes
-    /// twice may be stored twice.
+    /// Maximum number of digests remembered as stored by this transaction; beyond that, a duplicate
+    /// page may be stored twice.
     private static let claimCountMax = 1 << 19
 
     package let number: UInt64
@@ -76,12 +76,12 @@ package final class CheckpointTransaction: Sendable {
         abandon()
     }
 
-    /// Finds out which of some pages must be stored: those that are neither in the repository nor
-    /// claimed by this transaction before.
+    /// Determines which of the given pages must be stored: those that are neither in the repository
+    /// nor already claimed by this transaction.
     ///
-    /// They are claimed now.
+    /// This claims them.
     ///
-    /// - Parameter mustStore: gets the position of each.
+    /// - Parameter mustStore: receives the index of each.
     package func claim(
         _ digests: Span<PageDigest>, mustStore: inout [Int]
     ) throws(RepositoryError) {
@@ -90,7 +90,7 @@ package final class CheckpointTransaction: Sendable {
         let condemned = repository.activity.read { $0.condemned }
         try repository.withIndex { index in
             try index.locations(of: digests) { position, location in
-                // A page that prune is about to take is stored anew.
+                // A page that prune is about to remove is stored again.
                 let isGoing = condemned.contains(digests[position])
                 if location == nil || isGoing { unknown.append(position) }
             }
@@ -105,7 +105,7 @@ package final class CheckpointTransaction: Sendable {
         }
     }
 
-    /// Reserves ordinals for pages about to be encoded.
+    /// Reserves ordinals for pages to be encoded.
     package func reserveOrdinals(_ count: Int) throws(RepositoryError) -> UInt32 {
         let first = state.withLock { state -> UInt32? in
             let first = state.nextOrdinal
@@ -122,7 +122,7 @@ package final class CheckpointTransaction: Sendable {
 
     /// Appends encoded page groups.
     ///
-    /// Any thread; blocks for the write.
+    /// Thread-safe; blocks for the write.
     package func append(
         _ frames: [PendingRecord], of bytes: UnsafeRawBufferPointer
     ) throws(RepositoryError) {
@@ -139,23 +139,23 @@ package final class CheckpointTransaction: Sendable {
         }
     }
 
-    /// A checkpoint of which everything but the manifest is in the packs.
+    /// A checkpoint of which all but the manifest is in the packs.
     package struct Prepared: Sendable {
         fileprivate let manifest: Manifest
         fileprivate let changed: DirtyBitmap
         fileprivate let parentLease: SessionLease?
 
-        /// Lets prune have the parent: the checkpoint is in the index, and keeps what it needs.
+        /// Releases the parent to prune: the checkpoint is in the index, which keeps what it needs.
         package func releaseParent() { parentLease?.release() }
     }
 
-    /// Appends the page map and the state; the last look at the draft.
+    /// Appends the page map and the state; this is the last use of the draft.
     ///
     /// - Parameters:
-    ///   - parent: a checkpoint that exists; the draft began with its page map.
-    ///   - lease: what keeps the parent from prune while its page map is built upon.
-    ///   - goesOn: asked before each part of the page map; false: nothing more is appended, and it
-    ///     fails with `cancelled`.
+    ///   - parent: an existing checkpoint; the draft began with its page map.
+    ///   - lease: protects the parent from prune while this page map is being based on its own.
+    ///   - goesOn: called before each part of the page map; if it returns false, nothing more is
+    ///     appended, and this fails with `cancelled`.
     package func prepare(
         _ draft: CheckpointDraft, parent: Checkpoint?, lease: SessionLease?,
         state guestState: GuestState, _ facts: CheckpointFacts,
@@ -176,8 +176,8 @@ package final class CheckpointTransaction: Sendable {
             else {
                 throw RepositoryError(
                     .abandoned,
-                    "a guest of \(manifest.pageCount) pages has one at frame "
-                        + "\(manifest.frameEnd - 1), and a repository holds guests with larger "
+                    "a guest of \(manifest.pageCount) pages has a page at frame "
+                        + "\(manifest.frameEnd - 1), but a repository supports guests with larger "
                         + "holes only below frame \(MapBounds.holeEndMax); move its memory there")
             }
             let frames = try chooseMap(&manifest, parent, state)
@@ -194,17 +194,17 @@ package final class CheckpointTransaction: Sendable {
         return Prepared(manifest: manifest, changed: changed, parentLease: lease)
     }
 
-    /// A checkpoint that exists.
+    /// A published checkpoint.
     package struct Published: Sendable {
         package let checkpoint: Checkpoint
-        /// What keeps it from prune for one who goes on from it.
+        /// Protects it from prune for a session that continues from it.
         package let lease: SessionLease
     }
 
-    /// Publishes: when this returns the checkpoint exists and is durable.
+    /// Publishes the checkpoint: when this returns, it exists and is durable.
     ///
-    /// `index` must follow: no reader finds it before. On failure the transaction is over, and
-    /// nothing of it is ever seen.
+    /// `index` must follow: until then no reader finds it. On failure the transaction ends, and
+    /// nothing of it is ever visible.
     package func publish(_ prepared: Prepared) throws(RepositoryError) -> Published {
         let payload = prepared.manifest.encoded
         let location = try writer.publish(payload, transaction: number, epoch: epoch)
@@ -216,22 +216,22 @@ package final class CheckpointTransaction: Sendable {
             return state.frames
         }
         writer.end(wasPublished: true)
-        // Held before the index knows it, so before anyone can forget it.
+        // Leased before the index contains it, so before it can be forgotten.
         let lease = SessionLease(unchecked: id, in: repository)
         repository.didPublish(publication, transaction: number, frames: frames)
         return Published(checkpoint: publication.checkpoint, lease: lease)
     }
 
-    /// Has the index take what was published, so that every reader finds it.
+    /// Adds what was published to the index, so that every reader finds it.
     ///
-    /// After `publish`, from any thread. Blocks for those published before.
+    /// Call after `publish`, from any thread. Waits for earlier publications.
     package func index() {
         repository.indexPublished(by: number)
     }
 
-    /// Gives the transaction up.
+    /// Abandons the transaction.
     ///
-    /// Harmless after `publish`.
+    /// Does nothing after `publish`.
     package func abandon() {
         let (wasOpen, packs) = state.withLock { state in
             defer { state.isOpen = false }
@@ -244,7 +244,7 @@ package final class CheckpointTransaction: Sendable {
     }
 
     private static let cancelled = RepositoryError(
-        .cancelled, "the checkpoint was given up before it was whole; nothing of it is stored")
+        .cancelled, "the checkpoint was cancelled before it was complete; nothing of it is stored")
 
     private func manifest(_ facts: CheckpointFacts, _ parent: Checkpoint?) -> Manifest {
         var manifest = Manifest()
@@ -263,7 +263,7 @@ package final class CheckpointTransaction: Sendable {
 
     // MARK: - The page map
 
-    /// Chooses base or delta, and returns the frames that the map must name.
+    /// Chooses base or delta, and returns the frames that the map must contain.
     private func chooseMap(
         _ manifest: inout Manifest, _ parent: Checkpoint?,
         _ draft: borrowing CheckpointDraft.State

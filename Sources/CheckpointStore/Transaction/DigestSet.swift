@@ -1,18 +1,18 @@
 import GuestModel
 
-/// Digests, each once: a table with open addressing, at most half of it taken.
+/// A set of digests: a hash table with open addressing, at most half full.
 ///
-/// A `Set` hashes once more what is uniform already. Where a digest goes depends on a number drawn
-/// for each table, so that a guest cannot choose pages that collide.
+/// A `Set` would hash again what is already uniform. The slot of a digest depends on a random
+/// number per table, so that a guest cannot choose pages that collide.
 struct DigestSet: Sendable {
-    // A free slot holds `.none`, which no page has.
+    // A free slot contains `.none`, which is not the digest of any page.
     private var slots: [PageDigest] = []
     private let factor = UInt64.random(in: .min ... .max) | 1
     private(set) var count = 0
 
-    /// Inserts a digest of a page.
+    /// Inserts the digest of a page.
     ///
-    /// - Returns: false if it was there.
+    /// - Returns: false if it was already there.
     mutating func insert(_ digest: PageDigest) -> Bool {
         if count * 2 >= slots.count { grow() }
         let index = place(digest)
@@ -22,17 +22,17 @@ struct DigestSet: Sendable {
         return true
     }
 
-    /// Empties the table, and keeps its memory.
+    /// Empties the table but keeps its memory.
     mutating func removeAll() {
         for index in slots.indices { slots[index] = .none }
         count = 0
     }
 
-    /// Where a digest is, or would be.
+    /// The index at which a digest is, or would be.
     private func place(_ digest: PageDigest) -> Int {
         precondition(digest != .none, "no page has this digest")
         let mask = slots.count - 1
-        // Each bit of a product depends on the word's bits up to it, and so on 33 or more here.
+        // Bits of a product depend on all lower bits of the word, so on 33 or more of them here.
         var index = Int((digest.words.0 &* factor) >> 32) & mask
         while slots[index] != .none, slots[index] != digest { index = (index + 1) & mask }
         return index

@@ -2,7 +2,7 @@ import CheckpointFormat
 import GuestModel
 import PackStore
 
-/// Turns frames of a page map into parts, stretch by stretch.
+/// Divides frames of a page map into parts.
 struct MapBuilder {
     private var runs: [MapRun] = []
     private var digests: [PageDigest] = []
@@ -13,7 +13,7 @@ struct MapBuilder {
         self.emit = emit
     }
 
-    /// Adds one frame; frames come in ascending order.
+    /// Adds one frame; frames must ascend.
     mutating func append(
         _ frame: PageFrameNumber, _ content: PageContent, ordinal: UInt32?
     ) throws(RepositoryError) {
@@ -30,7 +30,7 @@ struct MapBuilder {
         extend(PageRange(first: frame, count: 1), kind, ordinal)
     }
 
-    /// Adds frames that are zero, at the cost of one for each part that names some of them.
+    /// Adds zero frames, at the cost of one frame per part that contains some of them.
     mutating func append(zeros range: PageRange) throws(RepositoryError) {
         var first = range.first.rawValue
         while first < range.end.rawValue {
@@ -42,7 +42,7 @@ struct MapBuilder {
         }
     }
 
-    /// Adds frames to the last run if they go on with it, else a run.
+    /// Appends frames to the last run if they continue it, otherwise starts a new run.
     private mutating func extend(
         _ range: PageRange, _ content: MapRun.Content, _ ordinal: UInt32?
     ) {

@@ -2,11 +2,11 @@ package import CheckpointFormat
 package import GuestModel
 package import PackStore
 
-/// Stores the pages of a checkpoint under way: drops what did not change and what the repository
-/// has, and groups, compresses and appends the rest.
+/// Stores the pages of a checkpoint: skips unchanged pages and those already in the repository, and
+/// groups, compresses and appends the rest.
 ///
-/// One belongs to one thread. Its buffers are kept: what is allocated is a table for each page
-/// group, and a handful of arrays for each batch of pages.
+/// Each instance belongs to one thread. Its buffers are reused: it allocates only a table per page
+/// group, and a few arrays per batch of pages.
 package struct PageStorer: ~Copyable {
     private var compressor = Compressor(level: .standard)
     private var records = RecordWriter()
@@ -19,14 +19,14 @@ package struct PageStorer: ~Copyable {
 
     package init() {}
 
-    /// Hands pages in to a draft, and stores those whose content is new to the repository.
+    /// Adds pages to a draft, and stores those whose content is new to the repository.
     ///
-    /// Blocks for the write. Pages that are stored keep the order of their frames.
+    /// Blocks for the write. Stored pages keep the order of their frames.
     ///
     /// - Parameters:
-    ///   - pages: the bytes of all pages, one after the other; those of zero pages are not read.
+    ///   - pages: the bytes of all pages, consecutively; those of zero pages are not read.
     ///   - frames: the frame of each page, ascending.
-    ///   - contents: what each page holds: its digest, or zero.
+    ///   - contents: the content of each page: its digest, or zero.
     ///   - level: how hard to compress.
     package mutating func store(
         _ pages: UnsafeRawBufferPointer, of frames: Span<UInt64>,
@@ -49,12 +49,12 @@ package struct PageStorer: ~Copyable {
         try transaction.claim(candidates.span, mustStore: &mustStore)
         guard !mustStore.isEmpty else { return }
         for index in mustStore.indices { mustStore[index] = candidatePositions[mustStore[index]] }
-        // Groups keep the order of frames, whatever order claims come in.
+        // Groups keep the order of frames, whatever the order of claims.
         mustStore.sort()
         try append(mustStore, of: pages, frames, draft: draft, transaction: transaction)
     }
 
-    /// Groups, compresses and appends the pages at some positions, ascending.
+    /// Groups, compresses and appends the pages at the given indexes, which ascend.
     private mutating func append(
         _ positions: [Int], of pages: UnsafeRawBufferPointer, _ frames: Span<UInt64>,
         draft: CheckpointDraft, transaction: CheckpointTransaction
@@ -68,7 +68,7 @@ package struct PageStorer: ~Copyable {
         while index < positions.count {
             let position = positions[index]
             var count = 1
-            // Pages adjacent in the guest share a block: they are alike and change together.
+            // Pages adjacent in the guest share a block: they are similar and change together.
             while index + count < positions.count,
                 groupPageCount + count < PageGroupEncoder.pageCount,
                 positions[index + count] == position + count,
@@ -89,11 +89,11 @@ package struct PageStorer: ~Copyable {
         try records.withUnsafeBytes { (bytes) throws(RepositoryError) in
             try transaction.append(pending, of: bytes)
         }
-        // Only now: the draft must name no page that an error kept out of the packs.
+        // Only now: the draft must not refer to a page that an error kept out of the packs.
         draft.recordStored(stored)
     }
 
-    /// Makes a page group of the blocks.
+    /// Encodes the blocks as a page group.
     private mutating func encodeGroup(firstOrdinal: UInt32, _ transaction: UInt64) {
         let start = records.count
         let table = PageGroupEncoder.append(

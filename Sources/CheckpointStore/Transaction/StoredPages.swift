@@ -1,22 +1,22 @@
 package import GuestModel
 
-/// Which pages a transaction stored, by the frame that held them: ordinals for the page map.
+/// The pages that a transaction stored, by the frame that contained them: ordinals for the page
+/// map.
 ///
-/// A page that was stored for one frame may be named by another frame meanwhile. When the first
-/// frame changes again its page becomes an orphan that the map can still name; without that the
-/// other frame would have a digest that no map says the place of.
+/// A page stored for one frame may by now also be the content of another frame. When the first
+/// frame changes again, its page becomes an orphan that the map can still refer to; otherwise the
+/// other frame would have a digest whose location is in no map.
 package struct StoredPages: Sendable {
     private static let none = UInt32.max
 
-    // 64 ordinals a leaf, side by side in the order in which leaves came; nothing is allocated for
-    // each.
+    // 64 ordinals per leaf, adjacent in order of creation; nothing is allocated per leaf.
     private var leaves: [UInt32] = []
     private var ordinals: [UInt32] = []
     private var orphans: [PageDigest: UInt32] = [:]
 
     package init() {}
 
-    /// Notes that the content that `frame` has now was stored with an ordinal.
+    /// Records that the current content of `frame` was stored with an ordinal.
     package mutating func insert(_ frame: PageFrameNumber, ordinal: UInt32) {
         let leaf = Int(frame.rawValue / 64)
         if leaf >= leaves.count {
@@ -34,14 +34,14 @@ package struct StoredPages: Sendable {
         Int(leaves[leaf]) * 64 + Int(frame.rawValue % 64)
     }
 
-    /// Notes that `frame` no longer holds `digest`.
+    /// Records that `frame` no longer contains `digest`.
     package mutating func forget(_ frame: PageFrameNumber, holding digest: PageDigest) {
         guard let ordinal = ordinal(frame) else { return }
         orphans[digest] = ordinal
         ordinals[place(Int(frame.rawValue / 64), frame)] = StoredPages.none
     }
 
-    /// The ordinal of the page that `frame` holds, if this transaction stored it for that frame.
+    /// The ordinal of the content of `frame`, if this transaction stored it for that frame.
     package func ordinal(_ frame: PageFrameNumber) -> UInt32? {
         let leaf = Int(frame.rawValue / 64)
         guard leaf < leaves.count, leaves[leaf] != StoredPages.none else { return nil }
@@ -49,7 +49,7 @@ package struct StoredPages: Sendable {
         return ordinal == StoredPages.none ? nil : ordinal
     }
 
-    /// Gives an orphan a frame again: its ordinal, once.
+    /// Assigns an orphan to a frame again: returns its ordinal, once.
     package mutating func adopt(_ digest: PageDigest) -> UInt32? {
         orphans.removeValue(forKey: digest)
     }

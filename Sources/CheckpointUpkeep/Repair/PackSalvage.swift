@@ -3,43 +3,43 @@ import CheckpointIndex
 import GuestModel
 import PackStore
 
-// What is whole in the file of one pack, whatever happened to it.
+// Finds what is undamaged in the file of one pack, whatever happened to it.
 //
-// A pack's own index says where each record lies, so one that is damaged is passed over exactly.
-// Without the index, a damaged record ends where its header says if a whole record begins there;
-// otherwise the next whole record is looked for at multiples of 8. In the newest pack the end that
-// a crash left is no damage: what follows the first place that is not whole, and that nothing says
-// was confirmed, was never acknowledged.
+// A pack's own index locates each record, so a damaged record is skipped exactly. Without the
+// index, a damaged record ends where its header says, if a whole record begins there; otherwise the
+// next whole record is searched for at multiples of 8. In the newest pack, the tail left by a crash
+// is not damage: what follows the first place that is not whole, and was not confirmed according to
+// any record, was never acknowledged.
 
-/// The whole records in one file in the folder of packs, and the places that are not whole.
+/// The whole records in one file of the directory of packs, and the damaged places.
 struct PackSalvage: Sendable {
-    /// A stretch of the file that is not whole.
+    /// A damaged range of the file.
     struct Damage: Sendable {
         let range: Range<UInt64>
-        /// What lay there, as far as the pack's index or what is left of a header tells.
+        /// The type of what was there, as far as the pack index or the rest of a header shows.
         let type: RecordType?
         let reason: String
-        /// What the pack's index, or the record's own head, says of it.
+        /// Its entry in the pack index, or one made from its own header.
         let entry: PackIndex.Entry?
 
         var object: String { type?.description ?? "record" }
     }
 
-    /// What the file is.
+    /// The kind of the file.
     enum Kind: Sendable {
-        /// The pack of the number, or damaged beyond telling otherwise.
+        /// The pack of this number, or too damaged to tell otherwise.
         case pack
-        /// Another pack of this repository than the name says.
+        /// A pack of this repository other than the file name says.
         case misplaced
-        /// No pack of this repository.
+        /// Not a pack of this repository.
         case foreign(String)
-        /// A pack that was being made when the writer died: nothing can be in it.
+        /// A pack that was being created when the writer died: it cannot hold data.
         case hollow
     }
 
     /// The file's name.
     let name: String
-    /// The pack's number: the envelope's if that is whole, else the name's.
+    /// The pack's number: from the envelope if that is whole, otherwise from the name.
     let number: UInt32
     let byteCount: UInt64
     private(set) var kind = Kind.pack
@@ -47,19 +47,19 @@ struct PackSalvage: Sendable {
     /// The whole records, in order.
     private(set) var entries: [PackIndex.Entry] = []
     private(set) var damages: [Damage] = []
-    /// Why the envelope cannot be read.
+    /// Why the envelope is unreadable.
     private(set) var envelopeProblem: String?
-    /// Why the pack is not sealed, or its seal not to be believed.
+    /// Why the pack is not sealed, or its seal not trusted.
     private(set) var sealProblem: String?
-    /// True if the pack's index was read and is right.
+    /// True if the pack index was read and is correct.
     private(set) var hasSeal = false
-    /// Bytes at the end that a crash left.
+    /// Number of bytes at the end that a crash left.
     private(set) var abandonedByteCount: UInt64 = 0
-    /// The records among these: nobody was told of them, but pages in them are pages.
+    /// The records in these bytes: they were never acknowledged, but pages in them are usable.
     private(set) var abandoned: [PackIndex.Entry] = []
 
     var path: String { "\(StoreDirectory.packs)/\(name)" }
-    /// True if it may stand before other packs as it is.
+    /// True if it may precede other packs unchanged.
     var isSealedAndWhole: Bool {
         hasSeal && damages.isEmpty && envelopeProblem == nil && abandonedByteCount == 0
     }
@@ -67,9 +67,9 @@ struct PackSalvage: Sendable {
     /// Reads a file.
     ///
     /// - Parameters:
-    ///   - number: of the pack that it is, as `number(_:name:)` says.
-    ///   - isNewest: true if no pack with a higher number is there.
-    ///   - acknowledged: how far the packs were confirmed; nil if nobody says so.
+    ///   - number: the number of the pack in the file, from `number(_:name:)`.
+    ///   - isNewest: true if there is no pack with a higher number.
+    ///   - acknowledged: how far the packs were confirmed; nil if unknown.
     init(
         _ files: RepairFiles, name: String, number: UInt32, isNewest: Bool,
         acknowledged: RecordLocation?
@@ -97,8 +97,8 @@ struct PackSalvage: Sendable {
         try read(file, refusal, isNewest: isNewest, acknowledged: acknowledged)
     }
 
-    /// The number of the pack that a file is: as its envelope says, or else its footer, or else the
-    /// manifests in it, or else its name; nil if none of these does.
+    /// The number of the pack in a file: from its envelope, or else its footer, or else the
+    /// manifests in it, or else its name; nil if there is none.
     static func number(_ files: RepairFiles, name: String) throws -> UInt32? {
         let file = try files.open("\(StoreDirectory.packs)/\(name)")
         let head = try file.readBytes(Envelope.byteCount, at: 0)
@@ -116,10 +116,10 @@ struct PackSalvage: Sendable {
         return try numberInManifests(file, byteCount) ?? PackName.number(name)
     }
 
-    static let noPack = "it has no name of a pack and does not begin like one"
-    static let noFile = "it is no file"
+    static let noPack = "it has neither the name nor the beginning of a pack"
+    static let noFile = "it is not a regular file"
 
-    /// What is wrong with a file among the packs that has no name of a pack; nil if it is gone.
+    /// What is wrong with a file among the packs without a pack's name; nil if it is gone.
     static func oddity(_ files: RepairFiles, name: String) throws -> Corruption? {
         let path = "\(StoreDirectory.packs)/\(name)"
         do {
@@ -132,18 +132,18 @@ struct PackSalvage: Sendable {
         } catch let error as FileError where error.isForbidden {
             return Corruption(
                 file: path, offset: 0, object: "file",
-                reason: "it has no name of a pack and cannot be read")
+                reason: "it does not have a pack's name and cannot be read")
         } catch let error as FileError where error.isMissing {
             return nil
         }
     }
 
-    /// The number, if a pack can have it.
+    /// The number, if it is a valid pack number.
     private static func possible(_ number: UInt64) -> UInt32? {
         UInt32(exactly: number).flatMap { 1...PackName.numberMax ~= $0 ? $0 : nil }
     }
 
-    /// The pack in which manifests in a file say that page maps are which are in it; nil without.
+    /// The pack that manifests in a file give for page maps in the same file; nil if there is none.
     private static func numberInManifests(
         _ file: any RepositoryFile, _ byteCount: UInt64
     ) throws -> UInt32? {
@@ -174,7 +174,7 @@ struct PackSalvage: Sendable {
         return votes.max { ($0.value, $1.key) < ($1.value, $0.key) }?.key
     }
 
-    /// What is wrong with an envelope; throws if it is right, and of a later program.
+    /// What is wrong with an envelope; throws if it is valid but of a later format.
     private static func sentence(
         _ refusal: Envelope.Refusal, _ head: [UInt8], _ path: String
     ) throws(RepositoryError) -> String {
@@ -185,8 +185,8 @@ struct PackSalvage: Sendable {
         case .version, .features:
             throw RepositoryError(
                 .version,
-                "\(path) is of a format that this program does not know; repair it with one that "
-                    + "does")
+                "\(path) has a format that this program does not support; repair it with a version "
+                    + "that does")
         }
     }
 
@@ -206,12 +206,12 @@ struct PackSalvage: Sendable {
         }
         try readRecords(file)
         if envelopeProblem != nil, entries.isEmpty {
-            // Nothing in it is ours.
+            // Nothing in it belongs to this repository.
             (damages, sealProblem) = ([], nil)
             kind = .foreign(envelopeProblem ?? "")
             return
         }
-        // If a later pack was confirmed, this one was sealed, and the newest one is lost.
+        // If a later pack was confirmed, this one was sealed, and the newest pack is lost.
         guard isNewest, !isRewritten, acknowledged.map({ $0.pack <= number }) ?? true else {
             return
         }
@@ -223,12 +223,12 @@ struct PackSalvage: Sendable {
             damages = [
                 Damage(
                     range: UInt64(end)..<UInt64(read), type: nil,
-                    reason: "the pack ends before what was published in it", entry: nil)
+                    reason: "the pack ends before published data", entry: nil)
             ]
         }
     }
 
-    /// How much of the pack was synced, by all that says so.
+    /// How much of the pack was synced, according to all sources.
     private static func confirmed(
         _ file: any RepositoryFile, _ entries: [PackIndex.Entry], _ read: UInt32
     ) throws -> UInt64 {
@@ -268,7 +268,7 @@ struct PackSalvage: Sendable {
         dropDisordered()
     }
 
-    /// Reads the records that the pack's index names; false if it does not agree with them.
+    /// Reads the records listed in the pack index; false if the two disagree.
     private mutating func readKnown(
         _ file: any RepositoryFile, _ known: [PackIndex.Entry]
     ) throws -> Bool {
@@ -279,7 +279,7 @@ struct PackSalvage: Sendable {
                     header, record, at: entry.offset, isRewritten: isRewritten)
                 guard found == entry else {
                     (entries, damages) = ([], [])
-                    sealProblem = "the pack's index does not agree with its records"
+                    sealProblem = "the pack index does not match the records"
                     return false
                 }
                 entries.append(entry)
@@ -293,7 +293,7 @@ struct PackSalvage: Sendable {
         return true
     }
 
-    /// Reads records one after the other, and goes on behind what is not whole.
+    /// Reads records in sequence, and continues after damage.
     private mutating func walk(_ file: any RepositoryFile) throws {
         var offset = UInt64(Envelope.byteCount)
         while offset < byteCount, let start = UInt32(exactly: offset) {
@@ -311,7 +311,7 @@ struct PackSalvage: Sendable {
         }
     }
 
-    /// Where the next whole record begins behind one that is not; nil if there is none.
+    /// The offset of the next whole record after a damaged one; nil if there is none.
     private func next(_ file: any RepositoryFile, after start: UInt32) throws -> UInt64? {
         func isWhole(_ offset: UInt64) throws -> Bool {
             guard let place = UInt32(exactly: offset) else { return false }
@@ -325,7 +325,7 @@ struct PackSalvage: Sendable {
             }
         }
         let head = try file.readBytes(RecordHeader.byteCount, at: UInt64(start))
-        // Page contents may look like records, so the damaged header's word comes first.
+        // Page contents may look like records, so the damaged header is consulted first.
         if let header = try? head.withUnsafeBytes({ try RecordHeader($0) }) {
             let end = UInt64(start) + UInt64(header.recordByteCount)
             let successor = try file.readBytes(RecordHeader.byteCount, at: end)
@@ -348,7 +348,7 @@ struct PackSalvage: Sendable {
         return nil
     }
 
-    /// What the bytes of a place that is not whole still tell.
+    /// What can still be read at a damaged place.
     private func damage(
         _ file: any RepositoryFile, _ range: Range<UInt64>, _ reason: String
     ) throws -> Damage {
@@ -356,7 +356,7 @@ struct PackSalvage: Sendable {
         let header = try? bytes.withUnsafeBytes { try RecordHeader($0) }
         var type = header?.type
         var entry: PackIndex.Entry?
-        // The head of a page group says itself how long the record is.
+        // The header of a page group also states how long the record is.
         let table = try? bytes.dropFirst(RecordHeader.byteCount).withUnsafeBytes { payload in
             let blockCount = payload.count > 5 ? Int(payload[5]) : 0
             guard payload.count >= 8 + 4 * blockCount else {
@@ -368,7 +368,7 @@ struct PackSalvage: Sendable {
             }
             return try PageGroupTable.decode(payload, payloadCount: sum)
         }
-        // One that the file's end cut off is longer than what is left, and then its header says so.
+        // A record cut off by the end of the file is longer than what is left, as its header shows.
         if let table, type == nil || type == .pageGroup,
             RecordHeader.recordByteCount(payload: table.payloadCount) <= range.count
                 || header?.payloadCount == table.payloadCount
@@ -387,7 +387,7 @@ struct PackSalvage: Sendable {
         return Damage(range: range, type: type, reason: reason, entry: entry)
     }
 
-    /// Drops records whose addresses do not follow those before: page contents taken for records.
+    /// Drops records whose addresses are out of order: page contents mistaken for records.
     private mutating func dropDisordered() {
         var end = UInt64(Envelope.byteCount)
         entries.removeAll { entry in
@@ -397,7 +397,7 @@ struct PackSalvage: Sendable {
         }
     }
 
-    /// True if the first record that can be read has an address of its own.
+    /// True if the first readable record has an address of its own.
     private static func looksRewritten(
         _ file: any RepositoryFile, _ byteCount: UInt64
     ) throws -> Bool {
@@ -422,11 +422,11 @@ struct PackSalvage: Sendable {
 }
 
 extension PackSalvage {
-    /// The whole record, or the damaged place, in which an address lies.
+    /// The damaged place that contains an address; nil if there is none.
     func damage(at address: UInt32) -> Damage? {
         damages.first { damage in
             guard let entry = damage.entry else {
-                // Without a header nothing tells the addresses of a rewritten pack.
+                // Without a header the addresses in a rewritten pack are unknown.
                 return !isRewritten && damage.range.contains(UInt64(address))
             }
             return entry.address == address
@@ -435,7 +435,7 @@ extension PackSalvage {
 }
 
 extension PackSalvage {
-    /// Where a block with an address lies in a rewritten pack.
+    /// The offset of the block with an address in a rewritten pack.
     func offset(ofBlock address: UInt64) -> UInt64? {
         let near = entries.first(endingBehind: address) { $0.addresses.upperBound }
         let entry = ([near] + damages.map(\.entry)).compactMap { $0 }.first {
@@ -446,6 +446,6 @@ extension PackSalvage {
 }
 
 extension ReadMark {
-    /// True if anything was read in its pack besides the envelope.
+    /// True if anything but the envelope was read in its pack.
     var namesRecords: Bool { offset > UInt32(Envelope.byteCount) }
 }

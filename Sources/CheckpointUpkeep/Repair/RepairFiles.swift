@@ -2,9 +2,9 @@ import CheckpointFormat
 import PackStore
 import Synchronization
 
-/// Open files of a repository that is being repaired.
+/// Open files of a repository under repair.
 ///
-/// From any thread; it keeps some open.
+/// Thread-safe; it keeps some files open.
 final class RepairFiles: Sendable {
     private struct State {
         var open: [String: any RepositoryFile] = [:]
@@ -22,7 +22,7 @@ final class RepairFiles: Sendable {
         self.repository = repository
     }
 
-    /// Opens a file for reading, or finds it open.
+    /// Opens a file for reading, or returns an open one.
     func open(_ path: String) throws(FileError) -> any RepositoryFile {
         if let file = state.withLock({ $0.open[path] }) { return file }
         let file = try files.open(path, .read)
@@ -37,7 +37,7 @@ final class RepairFiles: Sendable {
         return file
     }
 
-    /// Closes all.
+    /// Closes all files.
     func close() {
         state.withLock { $0 = State() }
     }

@@ -6,26 +6,26 @@ import LMDBTables
 import PackStore
 import SystemPackage
 
-/// What the index and the head still know and damaged packs do not say any more.
+/// What the index and the head still know that damaged packs no longer show.
 struct RepairHints: Sendable {
-    /// How far the index read the packs; nil if it cannot be read.
+    /// How far the index has read the packs; nil if it is unreadable.
     private(set) var mark: ReadMark?
-    /// What the head says.
+    /// The contents of the head.
     private(set) var head: StoreHead
-    /// The manifests that it knows.
+    /// The manifests in the index.
     private(set) var manifests: [CatalogEntry] = []
     private(set) var pruned = PrunedRecord()
     private(set) var highestTransaction: UInt64 = 0
-    /// Why it cannot be read though it is there.
+    /// Why an existing index is unreadable.
     private(set) var problem: String?
-    /// Released before the index is made anew.
+    /// Released before the index is rebuilt.
     private(set) var index: Index?
 
-    /// Asks the index of a repository, with the lock held.
+    /// Reads the index of a repository; the lock must be held.
     ///
-    /// A disk that cannot be read is thrown, not taken for an index that is not there.
+    /// A disk error is thrown, not treated as a missing index.
     ///
-    /// - Parameter writes: false where nothing may be written, not even LMDB's table of readers.
+    /// - Parameter writes: false if nothing may be written, not even LMDB's reader table.
     init(_ files: RepairFiles, path: FilePath, writes: Bool = true) throws(FileError) {
         head = try StoreHead(files.files, files.repository)
         do throws(FileError) {
@@ -50,7 +50,7 @@ struct RepairHints: Sendable {
         } catch let error as LMDBError where error.code == ENOMEM {
             throw FileError(call: error.call, path: StoreDirectory.index, errno: ENOMEM)
         } catch let error as FileError {
-            // Another user's index is not followed; that is no damage to it.
+            // Another user's index is not read; that is not damage to it.
             guard writes || error.isOdd else { return }
             self = RepairHints(head, problem: RepositoryError(error).message)
         } catch let error as LMDBError {
@@ -65,13 +65,13 @@ struct RepairHints: Sendable {
         self.problem = problem
     }
 
-    /// What lies before it was acknowledged; nil if nobody says so.
+    /// Everything before it was acknowledged; nil if unknown.
     var acknowledged: RecordLocation? {
         guard let mark, let confirmed = head.confirmed else { return mark ?? head.confirmed }
         return max(mark, confirmed)
     }
 
-    /// Where pages lie that no whole page map says the place of.
+    /// The locations of pages that no whole page map locates.
     func locations(of digests: [PageDigest]) -> [PageDigest: PageLocation] {
         var found: [PageDigest: PageLocation] = [:]
         try? index?.locations(of: digests.span) { position, location in

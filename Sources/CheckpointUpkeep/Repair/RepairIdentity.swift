@@ -1,14 +1,15 @@
 import CheckpointFormat
 import PackStore
 
-// Which repository it is, in spite of the file `repository`. That is 64 bytes, and a store is all
-// of its packs: a file that was copied from elsewhere must not make strangers of them.
+// Determines the repository's identity if the file `repository` is wrong. That file has only 64
+// bytes, while a store consists of all its packs: copying the file from another store must not turn
+// all of them into foreign packs.
 
-/// Which repository packs say that they belong to.
+/// The repository to which the packs say that they belong.
 struct RepairIdentity {
     private var votes: [RepositoryID: Int] = [:]
 
-    /// Reads the envelopes of all packs; one that cannot be read says nothing.
+    /// Reads the envelopes of all packs; unreadable ones do not count.
     init(_ files: any RepositoryFiles) {
         for name in (try? files.list(StoreDirectory.packs)) ?? [] where PackName.number(name) != nil
         {
@@ -26,7 +27,7 @@ struct RepairIdentity {
         votes[envelope.repository, default: 0] += 1
     }
 
-    /// What more than half say; nil without.
+    /// The ID that more than half state; nil if there is none.
     var majority: RepositoryID? {
         guard let best = votes.max(by: { $0.value < $1.value }),
             best.value * 2 > votes.values.reduce(0, +)
@@ -34,10 +35,10 @@ struct RepairIdentity {
         return best.key
     }
 
-    /// What most packs say, against a whole file `repository`; nil if they do not.
+    /// The ID that most packs state, if it contradicts a whole file `repository`; otherwise nil.
     ///
-    /// The head is heard too, so that the only pack of a store, replaced by another store's, does
-    /// not make it that one.
+    /// The head counts too, so that the only pack of a store, replaced by another store's, does not
+    /// change the store's identity.
     static func contradicting(
         _ id: RepositoryID, _ files: any RepositoryFiles
     ) -> RepositoryID? {
@@ -47,8 +48,8 @@ struct RepairIdentity {
         return identity.majority == packs ? packs : nil
     }
 
-    /// The words for a file `repository` that packs contradict.
+    /// The message for a file `repository` that contradicts the packs.
     static func sentence(_ id: RepositoryID, _ packs: RepositoryID) -> String {
-        "it says that this is repository \(id), and the packs are of \(packs)"
+        "it says that this is repository \(id), but the packs are of \(packs)"
     }
 }

@@ -2,22 +2,22 @@ import CheckpointFormat
 import CheckpointIndex
 import GuestModel
 
-/// The labels that checkpoints were given after they were published, as far as anything says them.
+/// The labels that were set after publication, as far as they are known.
 struct RepairLabels {
     private let mark: ReadMark?
-    /// What records say; a later one replaces an earlier one.
+    /// Labels from records; a later record replaces an earlier one.
     private var labels: [CheckpointID: String] = [:]
-    /// Checkpoints that a record names which the index may not have read.
+    /// Checkpoints in a record that the index may not have read.
     private var isNewer: Set<CheckpointID> = []
-    /// What only the index says.
+    /// Labels that only the index has.
     private(set) var byHint: [LabelsRecord.Change] = []
 
-    /// - Parameter mark: how far the index read the packs; nil if there is no index.
+    /// - Parameter mark: how far the index has read the packs; nil if there is no index.
     init(mark: ReadMark?) {
         self.mark = mark
     }
 
-    /// Adds a record; to be called in the order of places.
+    /// Adds a record; must be called in order of location.
     mutating func add(_ record: LabelsRecord, at location: RecordLocation) {
         for change in record.changes {
             let id = CheckpointID(change.id)
@@ -28,7 +28,7 @@ struct RepairLabels {
         }
     }
 
-    /// Adds what the index says and no record does: the record was lost.
+    /// Adds labels that are in the index but in no record: the record was lost.
     mutating func add(_ entries: [CatalogEntry]) {
         for entry in entries
         where entry.labelPack != 0 && !entry.isForgotten && !isNewer.contains(entry.id)
@@ -39,7 +39,7 @@ struct RepairLabels {
         }
     }
 
-    /// The checkpoint with the label that it has.
+    /// The checkpoint with its current label.
     func apply(to checkpoint: Checkpoint) -> Checkpoint {
         labels[checkpoint.id].map(checkpoint.labelled) ?? checkpoint
     }

@@ -4,35 +4,36 @@ import CheckpointStore
 import GuestModel
 public import PackStore
 
-// A repair, in an order in which a crash anywhere loses nothing that is whole:
+// A repair, in an order in which a crash at any point loses nothing that is whole:
 //
-//   1. Files that are no packs get a second name in the folder `damaged`, which is synced; then
-//      their first names go. Misplaced packs get names of their own, then the right ones.
-//   2. What is lost is forgotten, what is saved is stored again, and what is missing is named, as a
-//      writer would: after what is in the open pack, or in a new one if that is sealed; it is
-//      synced.
-//   3. Each pack that is rewritten gets a second name in the folder `damaged`, which is synced;
-//      then the new one is written beside it, and synced.
-//   4. The index, which may be all that knows of a page until then, is emptied, and the new packs
-//      take their places.
-//   5. The head is removed. The repository is opened, which makes the index, and verified; when it
-//      is closed it has a head again.
+//   1. Files that are not packs get a second name in the directory `damaged`, which is synced; then
+//      their first names are removed. Misplaced packs get temporary names, then the right ones.
+//   2. Lost checkpoints are forgotten, saved pages are stored again, and missing packs are listed,
+//      as a writer would do it: after the records of the open pack, or in a new one if that is
+//      sealed; it is synced.
+//   3. Each pack that is rewritten gets a second name in the directory `damaged`, which is synced;
+//      then the new version is written beside it, and synced.
+//   4. The index, which until then may be the only source for a page, is emptied, and the new packs
+//      replace the old ones.
+//   5. The head is removed. The repository is opened, which rebuilds the index, and verified;
+//      closing it creates a new head.
 //
 // Until the last pack is in its place the repository is damaged, and the next repair does the rest.
-// If this ends before step 4, a writer can write as before, with the index as it was; all that
-// needs room on the disk but the last index comes before that. In step 4, which is one
-// transaction of LMDB and a few renames, damage is met again that the index had read past.
+// If this ends before step 4, a writer can write as before, with the old index; everything that
+// needs disk space, except for the last index, happens before that. After a failure in step 4,
+// which is one txn of LMDB and a few renames, damage that the old index had read past is found
+// again.
 
 extension RepairPlan {
-    /// Does what was planned, and verifies every byte afterwards.
+    /// Carries out a plan, and then verifies every byte.
     ///
-    /// If this throws, what was done is done, nothing that was whole is lost, and a new plan does
-    /// the rest. A plan is executed once.
+    /// If this throws, completed steps remain done, nothing that was whole is lost, and a new plan
+    /// does the rest. A plan can be executed only once.
     ///
     /// - Parameters:
-    ///   - keepsOriginals: whether the packs as they were stay in the folder `damaged`. Files that
-    ///     are no packs are kept in any case.
-    ///   - progress: called with packs done and in all.
+    ///   - keepsOriginals: whether the original packs are kept in the directory `damaged`. Files
+    ///     that are not packs are always kept.
+    ///   - progress: called with the number of packs done and the total.
     public func execute(
         keepsOriginals: Bool = true, progress: ((_ done: Int, _ total: Int) -> Void)? = nil
     ) throws(RepositoryError) -> RepairOutcome {
@@ -59,13 +60,13 @@ extension RepairPlan {
             guard failure.code == .noSpace else { throw failure }
             throw RepositoryError(
                 .noSpace,
-                "no space is left to repair \(preparation.path); what was whole is whole, so free "
-                    + "some and repair it again", errno: failure.errno)
+                "no space is left to repair \(preparation.path); nothing intact was lost; free "
+                    + "some space and repair it again", errno: failure.errno)
         }
     }
 }
 
-/// A plan on its way.
+/// A plan being carried out.
 private struct RepairOperation {
     private static let pagesOfFrame = PageGroupEncoder.pageCount
 
@@ -105,7 +106,7 @@ private struct RepairOperation {
         if !misplaced.isEmpty { try files.syncDirectory(StoreDirectory.packs) }
     }
 
-    /// A name that is no pack's, until the right one is free.
+    /// A temporary name that is not a pack's, until the right one is free.
     private func foundPath(_ pack: UInt32) -> String { PackName.path(pack) + ".found" }
 
     private mutating func rewriteEnvelope() throws {
@@ -119,10 +120,10 @@ private struct RepairOperation {
         try files.replace("repository", with: envelope.encoded)
     }
 
-    /// Gives a file a second name in the folder `damaged`, durably.
+    /// Gives a file a second name in the directory `damaged`, durably.
     ///
-    /// - Parameter isMoved: true if the first name is to go anyway.
-    /// - Returns: false if it is gone.
+    /// - Parameter isMoved: true if the first name is to be removed anyway.
+    /// - Returns: false if the file is gone.
     @discardableResult
     private mutating func keep(
         _ path: String, as name: String, isMoved: Bool = false
@@ -144,7 +145,7 @@ private struct RepairOperation {
         } catch {
             guard error.isNotSupported else { throw error }
             if isMoved {
-                // Folders have one name only; nothing is lost if a crash keeps either.
+                // Directories cannot have two names; nothing is lost if a crash keeps either.
                 try files.rename(path, to: "\(directory)/\(free)")
                 isThere = false
             } else {
@@ -174,7 +175,7 @@ private struct RepairOperation {
 
     // MARK: - Records
 
-    /// Writes what must be known before any pack changes.
+    /// Writes the records that must exist before any pack changes.
     func writeRecords() throws {
         guard preparation.needsPack else { return }
         let writer = try makeWriter()
@@ -202,7 +203,7 @@ private struct RepairOperation {
             _ = try writer.appendAlone(.labels, payload: record.encoded)
         }
         if let manifest {
-            // Forgotten before it exists: it is there for its page map alone.
+            // Forgotten before it exists: only its page map is needed.
             _ = try writer.publish(
                 manifest, transaction: preparation.nextTransaction, epoch: epoch)
         }
@@ -211,9 +212,9 @@ private struct RepairOperation {
         }
     }
 
-    /// A writer that goes on in the open pack, or makes the next one.
+    /// A writer that continues in the open pack, or creates the next one.
     ///
-    /// A later pack beside one that is not sealed is damage, which keeps all writers away.
+    /// A later pack beside an unsealed one is damage, which keeps all writers away.
     private func makeWriter() throws -> PackWriter {
         let limit = preparation.packByteCountMax - Repository.packIndexReserve
         guard let end = openPack else {
@@ -226,10 +227,10 @@ private struct RepairOperation {
         let scan = try PackScan.scanRecords(
             file.file, pack: end.pack, isRewritten: file.isRewritten)
         guard scan.validEnd == end.offset else { throw changedSince() }
-        // Also what was never confirmed: pages in it may be stored nowhere else.
+        // Including what was never confirmed: it may contain the only copies of pages.
         let writer = try Repository.resume(
             reader, end.pack, scan, keeping: scan.entries, limit: limit)
-        // One that is rewritten or removed afterwards would lose what is added to it now.
+        // A pack that is rewritten or removed afterwards would lose what is appended to it now.
         let changed = preparation.rewrites.map(\.pack) + removed
         guard try !changed.contains(end.pack) || writer.sealQuietPack() else {
             throw changedSince()
@@ -242,9 +243,9 @@ private struct RepairOperation {
             .callFailed, "a pack has changed since the repair was planned; plan it again")
     }
 
-    /// Stores saved pages anew.
+    /// Stores saved pages again.
     ///
-    /// - Returns: the manifest that says which they are.
+    /// - Returns: the manifest that refers to them.
     private func storePages(_ writer: PackWriter, _ epoch: UInt64) throws -> [UInt8] {
         let transaction = preparation.nextTransaction
         let saved = preparation.saved
@@ -296,7 +297,7 @@ private struct RepairOperation {
         }
     }
 
-    /// Writes the page map and the state of a checkpoint that holds saved pages.
+    /// Writes the page map and the state of a checkpoint that contains saved pages.
     private func describe(
         _ map: PageMap, _ writer: PackWriter, _ epoch: UInt64
     ) throws -> [UInt8] {
@@ -367,7 +368,7 @@ private struct RepairOperation {
 }
 
 extension RepairPreparation {
-    /// The paths of the survey's files now that misplaced ones have their right names.
+    /// The paths of the survey's files after misplaced ones got their right names.
     fileprivate var presentPaths: [String] {
         let names = Dictionary(
             uniqueKeysWithValues: misplaced.map {
@@ -378,6 +379,6 @@ extension RepairPreparation {
 }
 
 extension FileError {
-    /// True if the file system gives no file a second name.
+    /// True if the file system does not support hard links.
     fileprivate var isNotSupported: Bool { [1, 18, 31, 38, 95].contains(errno) }
 }

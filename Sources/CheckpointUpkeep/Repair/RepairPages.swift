@@ -3,11 +3,11 @@ import GuestModel
 import PackStore
 import Synchronization
 
-/// Where a block of pages lies, damaged or not.
+/// The location of a block of pages, damaged or not.
 struct BlockPlace: Hashable, Sendable {
-    /// The file, by its position in the survey.
+    /// The index of the file in the survey.
     let file: Int
-    /// Byte offset in the file, not the address.
+    /// The offset in the file, not the address.
     let offset: UInt64
     let byteCount: UInt32
     let pageCount: UInt8
@@ -19,7 +19,7 @@ struct PagePlace: Hashable, Sendable {
     let slot: UInt8
 }
 
-/// Unpacks and digests blocks, on all processors.
+/// Decompresses and hashes blocks, on all processors.
 struct RepairPages: Sendable {
     private static let sliceCountMin = 32
 
@@ -27,7 +27,7 @@ struct RepairPages: Sendable {
     /// The paths of the survey's files.
     let paths: [String]
 
-    /// The digests of the pages of blocks, in order; nil for a block that cannot be unpacked.
+    /// The digests of the pages of blocks, in order; nil for a block that cannot be decompressed.
     func digests(of blocks: [BlockPlace]) throws -> [[PageDigest]?] {
         let threadCount = min(
             Threads.processorCount, 1 + blocks.count / RepairPages.sliceCountMin)
@@ -49,7 +49,7 @@ struct RepairPages: Sendable {
         return try (0..<threadCount).flatMap { try found[$0]?.get() ?? [] }
     }
 
-    /// Calls `body` with the pages of a block; nil if it cannot be unpacked.
+    /// Calls `body` with the pages of a block; nil if it cannot be decompressed.
     func pages<T>(
         _ block: BlockPlace, _ unpacker: borrowing BlockUnpacker,
         _ body: (UnsafeRawBufferPointer) -> T
@@ -60,7 +60,7 @@ struct RepairPages: Sendable {
     }
 }
 
-/// Buffers to unpack one block at a time; one for each thread.
+/// Buffers for decompressing one block at a time; each thread has its own.
 struct BlockUnpacker: ~Copyable {
     private static let byteCountMax = PageGroupTable.pageLimit * Page.byteCount
 
@@ -78,7 +78,7 @@ struct BlockUnpacker: ~Copyable {
         PageMemory.deallocate(unpacked)
     }
 
-    /// The pages of a block, until the next one is unpacked; nil if it is damaged.
+    /// The pages of a block, valid until the next call; nil if it is damaged.
     func unpack(
         _ block: BlockPlace, _ file: any RepositoryFile
     ) throws(FileError) -> UnsafeRawBufferPointer? {
@@ -87,7 +87,7 @@ struct BlockUnpacker: ~Copyable {
             return nil
         }
         let source = UnsafeMutableRawBufferPointer(rebasing: stored[..<Int(block.byteCount)])
-        // What a cut file lacks reads as zeros: whole pages before the cut are had.
+        // What a truncated file lacks reads as zeros: whole pages before that point are recovered.
         let count = try file.read(into: source, at: block.offset)
         for position in count..<source.count { source[position] = 0 }
         let pages = UnsafeMutableRawBufferPointer(rebasing: unpacked[..<byteCount])

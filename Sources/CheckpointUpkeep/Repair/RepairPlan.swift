@@ -3,25 +3,25 @@ public import CheckpointIndex
 public import GuestModel
 public import PackStore
 
-/// What a repair will do; nothing is done yet.
+/// What a repair will do; planning changes nothing.
 ///
-/// It holds the writer's lock as long as it lives.
+/// The plan holds the writer's lock for as long as it exists.
 public struct RepairPlan: Sendable {
-    /// What is done about a damaged place.
+    /// How a damaged place is repaired.
     public enum Remedy: String, Hashable, Sendable {
-        /// The pack is written anew without it.
+        /// The pack is rewritten without it.
         case rewritten
         /// The pack is removed: nothing in it is whole.
         case removed
-        /// The file is moved to the folder `damaged`.
+        /// The file is moved to the directory `damaged`.
         case moved
-        /// The file gets the name of the pack that it is.
+        /// The file is renamed to the pack that it is.
         case renamed
-        /// The pack is named as removed: nothing of it is there.
+        /// The missing pack is recorded as removed.
         case named
-        /// It is made anew from what is whole.
+        /// It is rebuilt from undamaged data.
         case rebuilt
-        /// The checkpoint is forgotten: nothing is damaged but what it says of itself.
+        /// The checkpoint is forgotten: only its own description is damaged.
         case forgotten
     }
 
@@ -29,62 +29,63 @@ public struct RepairPlan: Sendable {
     public struct Finding: Hashable, Sendable {
         /// The file, the offset, and what is wrong.
         public let corruption: Corruption
-        /// Where in the file it ends, if it is a part of one.
+        /// Where the damage ends in the file, if it covers only part of it.
         public let end: UInt64?
-        /// What is done about it.
+        /// How it is repaired.
         public let remedy: Remedy
-        /// Checkpoints that are lost by it.
+        /// Checkpoints that are lost because of it.
         public internal(set) var affectedCheckpoints: [CheckpointID] = []
     }
 
     /// A checkpoint that cannot be restored bit for bit.
     public struct Loss: Hashable, Sendable {
-        /// Its identity.
+        /// Its ID.
         public let id: CheckpointID
-        /// What its manifest says; nil if that is lost too.
+        /// The checkpoint as its manifest describes it; nil if that is lost too.
         public let checkpoint: Checkpoint?
-        /// The first place that makes it unreadable.
+        /// The first damaged place that makes it unreadable.
         public let reason: Corruption
-        /// The guest's frames whose pages are lost; empty if its page map or state is.
+        /// The guest's frames whose pages are lost; empty if its page map or state is lost.
         public let frames: [PageRange]
     }
 
-    /// Everything that is wrong.
+    /// All damage found.
     public internal(set) var findings: [Finding] = []
-    /// Checkpoints that are lost, in the order of publication; they are forgotten.
+    /// Checkpoints that are lost, in order of publication; they are forgotten.
     public internal(set) var losses: [Loss] = []
-    /// Checkpoints that stay, and can be restored bit for bit, in the order of publication.
+    /// Checkpoints that are kept and can be restored bit for bit, in order of publication.
     public internal(set) var wholeCheckpoints: [Checkpoint] = []
-    /// Packs that are written anew, in their places.
+    /// Packs that are rewritten in place.
     public internal(set) var rewrittenPacks: [UInt32] = []
     /// Packs that are removed.
     public internal(set) var removedPacks: [UInt32] = []
-    /// Packs that are not there and are missed no more, as ascending ranges.
+    /// Packs that are missing and will no longer be reported, as ascending ranges.
     public internal(set) var missingPacks: [ClosedRange<UInt32>] = []
-    /// Files in the folder of packs that are moved to the folder `damaged`.
+    /// Files in the directory of packs that are moved to the directory `damaged`.
     public internal(set) var movedFiles: [String] = []
-    /// Pages that are stored anew, because their places in page groups are lost.
+    /// Number of pages that are stored again because their places in page groups are lost.
     public var savedPageCount: Int { preparation.saved.count }
-    /// Bytes in the folder `damaged` afterwards, if originals of packs are kept.
+    /// Size of the directory `damaged` afterwards, if the original packs are kept.
     public internal(set) var keptByteCount = 0
-    /// Bytes that are written.
+    /// Number of bytes written.
     public internal(set) var copiedByteCount = 0
     package let preparation: RepairPreparation
-    /// The newest pack and where its records end, if a writer would go on there: so does repair.
+    /// The newest pack and the end of its records, if a writer would continue there: repair does
+    /// too.
     var openPack: RecordLocation?
 
     init(_ preparation: RepairPreparation) {
         self.preparation = preparation
     }
 
-    /// True if nothing is wrong.
+    /// True if nothing is damaged.
     public var isEmpty: Bool { findings.isEmpty }
 }
 
-/// What a repair did.
+/// The result of a repair.
 public struct RepairOutcome: Sendable {
-    /// What a verification of all bytes found afterwards.
+    /// The result of verifying every byte afterwards.
     public let report: VerifyReport
-    /// Bytes that were moved to the folder `damaged`, or kept there.
+    /// Number of bytes moved to the directory `damaged`, or kept there.
     public let keptByteCount: Int
 }

@@ -3,28 +3,28 @@ import CheckpointIndex
 import GuestModel
 import PackStore
 
-/// Turns a survey into a plan.
+/// Converts a survey to a plan.
 struct RepairPlanner {
     private let survey: RepairSurvey
     private let stock: RepairStock
     private let verdicts: [RepairVerdict]
-    /// Where the pages are that are stored again.
+    /// The locations of pages that are stored again.
     private var found: [PageDigest: PagePlace]
     private var plan: RepairPlan
     private var preparation: RepairPreparation
     private var emptied: [UInt32: Set<RecordLocation>] = [:]
-    /// Lost checkpoints, by the place that lost them.
+    /// Lost checkpoints, by the damaged place that caused the loss.
     private var affected: [Place: [CheckpointID]] = [:]
-    /// Damaged page groups by the transactions that stored their pages.
+    /// Damaged page groups, by the transactions that stored their pages.
     private let damagedFrames: [UInt64: [(ordinals: Range<UInt64>, corruption: Corruption)]]
-    /// Manifests of lost checkpoints of which nothing else is damaged.
+    /// Manifests of lost checkpoints that have no other damage.
     private var blamed: [(location: RecordLocation, corruption: Corruption)] = []
-    /// Page groups that go though their records are whole, by file and offset: what they say of
-    /// themselves, and what page maps or other page groups say, cannot both be.
+    /// Page groups to be removed although their records are whole, by file and offset: they
+    /// contradict page maps or other page groups.
     private var strays: [Int: [UInt32: Corruption]] = [:]
-    /// Where the index says that lost pages were.
+    /// The locations of lost pages according to the index.
     private let hinted: [PageDigest: PageLocation]
-    /// Blocks that do not hold what they should, by file.
+    /// Blocks with unexpected contents, by file.
     private let wrongBlocks: [Int: Set<UInt64>]
 
     private struct Place: Hashable {
@@ -135,8 +135,8 @@ struct RepairPlanner {
         }
     }
 
-    /// Takes the page group in which alone a page was found for damaged, if nothing else explains
-    /// why the page is not where the page map says: the frame's transaction or ordinal is wrong.
+    /// Treats the only page group that contains a page as damaged, if nothing else explains why the
+    /// page is not where the page map says: the page group's transaction or ordinal is wrong.
     private mutating func noteStray(_ digest: PageDigest) {
         guard let block = found[digest]?.block, let origin = stock.origins[digest],
             survey.missing.isEmpty, stock.wrongPlaces[digest] == nil,
@@ -148,12 +148,12 @@ struct RepairPlanner {
         else { return }
         let reason =
             if entry.transaction != origin.transaction {
-                "it is of transaction \(entry.transaction), and its pages are of "
+                "it is of transaction \(entry.transaction), but its pages are of "
                     + "\(origin.transaction)"
             } else if survey.isLate(entry, in: block.file) {
                 "it comes after the manifest of its transaction"
             } else {
-                "its first page has ordinal \(frame.firstOrdinal), and the page map says another"
+                "its first page has ordinal \(frame.firstOrdinal), but the page map says another"
             }
         takeForStray(entry, in: block.file, reason)
     }
@@ -166,9 +166,9 @@ struct RepairPlanner {
             object: entry.type.description, reason: reason)
     }
 
-    /// Takes all page groups of a transaction for damaged if some have ordinals that others have
-    /// too, and blocks of any of them go: in what is left, ordinals that had their right page or
-    /// none could come to have another's.
+    /// Treats all page groups of a transaction as damaged if some have the same ordinals as others,
+    /// and blocks of any of them are removed: in what is left, ordinals that had the right page or
+    /// none could get the wrong one.
     private mutating func noteOverlapping() {
         guard !strays.isEmpty || !wrongBlocks.isEmpty else { return }
         var frames: [UInt64: [(file: Int, entry: PackIndex.Entry, table: PageGroupTable)]] = [:]
@@ -200,7 +200,7 @@ struct RepairPlanner {
         }
     }
 
-    /// Has pages stored again of which page maps say the right place, and whose page groups go.
+    /// Saves pages that page maps locate correctly but whose page groups are removed.
     private mutating func save(_ saved: inout Set<PageDigest>) throws {
         for (file, offsets) in strays.sorted(by: { $0.key < $1.key }) {
             let blocks = survey.salvages[file].entries.filter { offsets[$0.offset] != nil }
@@ -214,7 +214,7 @@ struct RepairPlanner {
         }
     }
 
-    /// The damaged page group in which a page map says that a page is.
+    /// The damaged page group that contains a page according to a page map.
     private func damagedFrame(of digest: PageDigest) -> Corruption? {
         guard let origin = stock.origins[digest] else { return nil }
         return damagedFrames[origin.transaction]?.first {
@@ -229,8 +229,8 @@ struct RepairPlanner {
         }
     }
 
-    /// Takes a lost checkpoint's manifest for what is damaged, unless a damaged place is named that
-    /// lost it.
+    /// Reports a lost checkpoint's manifest as damaged, unless a damaged place that caused the loss
+    /// is reported.
     private mutating func blame(_ checkpoint: Checkpoint, _ reasons: [Corruption]) {
         guard let first = reasons.first, !reasons.contains(where: survey.isNamed),
             !reasons.contains(where: isWrongBlock),
@@ -242,7 +242,7 @@ struct RepairPlanner {
         let isItself = first.file == file && first.offset == offset
         let corruption = Corruption(
             file: file, offset: offset, object: RecordType.publish.description,
-            reason: isItself ? first.reason : "what it names cannot be had: \(first)",
+            reason: isItself ? first.reason : "what it refers to is unavailable: \(first)",
             checkpoint: checkpoint.id)
         blamed.append((checkpoint.location, corruption))
         affected[Place(corruption), default: []].append(checkpoint.id)
@@ -262,9 +262,9 @@ struct RepairPlanner {
             RepairPlan.Loss(id: id, checkpoint: checkpoint, reason: reasons[0], frames: frames))
     }
 
-    private static let wrongBlock = "the block does not hold the pages that the page map says"
+    private static let wrongBlock = "the block does not contain the pages that the page map lists"
 
-    /// The place that lost a page.
+    /// The damaged place that lost a page.
     private func reason(
         for page: (frame: PageFrameNumber, digest: PageDigest)
     ) -> Corruption {
@@ -287,7 +287,7 @@ struct RepairPlanner {
                 PackName.path(location.pack), 0, "pack", "the file is missing")
         }
         return corruption(
-            StoreDirectory.packs, 0, "page", "no pack holds the page \(page.digest)")
+            StoreDirectory.packs, 0, "page", "no pack has the page \(page.digest)")
     }
 
     // MARK: - Files
@@ -334,11 +334,11 @@ struct RepairPlanner {
             note(
                 Corruption(
                     file: "index", offset: 0, object: "index",
-                    reason: "it does not agree with the packs"), nil, .rebuilt)
+                    reason: "it does not match the packs"), nil, .rebuilt)
         }
     }
 
-    /// True if the index, if there is one, says of whole checkpoints and pages what the packs say.
+    /// True if the index, if there is one, agrees with the packs on whole checkpoints and pages.
     private var isIndexRight: Bool {
         guard survey.hints.index != nil else { return true }
         let living = survey.hints.manifests.filter { !$0.isForgotten }
@@ -357,7 +357,7 @@ struct RepairPlanner {
     private mutating func planRecords() {
         let hollow = survey.salvages.filter { if case .hollow = $0.kind { true } else { false } }
         let highest = max(survey.highestPack, hollow.map(\.number).max() ?? 0)
-        // A hollow pack is removed first, and its number is free.
+        // A hollow pack is removed first, which frees its number.
         preparation.nextPack = hollow.isEmpty ? highest + 1 : survey.highestPack + 1
         preparation.nextTransaction = survey.highestTransaction + 1
         if !survey.missing.isEmpty || survey.prunedIsLost {
@@ -380,18 +380,18 @@ struct RepairPlanner {
         guard preparation.needsPack else { return }
         let touched = Set(preparation.rewrites.map(\.pack) + plan.removedPacks)
         plan.openPack = openPack(touched)
-        // Only the newest pack may lack its seal.
+        // Only the newest pack may be unsealed.
         for (pack, file) in packs where !touched.contains(pack) && pack != plan.openPack?.pack {
             let salvage = survey.salvages[file]
             if !salvage.isSealedAndWhole { plan(pack, salvage, file, isDamaged: false) }
         }
     }
 
-    /// The newest pack and where its records end, if a writer would go on there.
+    /// The newest pack and the end of its records, if a writer would continue there.
     ///
-    /// Not if pages to be saved lie in the end that a crash left: a writer would cut that off, and
-    /// they must be stored first. Then a later pack is made, which keeps writers away until all is
-    /// repaired.
+    /// Not if pages to be saved are in the tail that a crash left: a writer would truncate that,
+    /// and they must be stored first. Then a later pack is created, which keeps writers away until
+    /// everything is repaired.
     private func openPack(_ touched: Set<UInt32>) -> RecordLocation? {
         guard let (pack, file) = survey.packs.max(by: { $0.key < $1.key }),
             pack >= survey.highestPack
@@ -400,7 +400,7 @@ struct RepairPlanner {
         guard !salvage.hasSeal || salvage.abandonedByteCount > 0, !salvage.isRewritten,
             salvage.damages.isEmpty, salvage.envelopeProblem == nil, salvage.sealProblem == nil
         else { return nil }
-        // One that is rewritten is sealed first, and without records it cannot be.
+        // A pack that is rewritten gets sealed first, which is impossible without records.
         guard !salvage.entries.isEmpty || !touched.contains(pack) else { return nil }
         let end = salvage.entries.last?.end ?? UInt32(Envelope.byteCount)
         let isLast = preparation.saved.contains {
@@ -493,7 +493,7 @@ struct RepairPlanner {
 }
 
 extension RepairSurvey {
-    /// The transaction of the checkpoint whose page map has a part.
+    /// The transaction of the checkpoint whose page map contains a part.
     func transaction(ofPart location: RecordLocation) -> UInt64 {
         let owner = members.first { $0.checkpoint.manifest.mapParts.contains(location) }
         return owner?.checkpoint.manifest.transaction ?? 0

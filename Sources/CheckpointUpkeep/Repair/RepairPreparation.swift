@@ -6,14 +6,14 @@ import PackStore
 import Synchronization
 import SystemPackage
 
-/// The writer's lock: the plan's until the repaired repository has it.
+/// The writer's lock: owned by the plan until the repaired repository takes it.
 final class RepairLock: Sendable {
     private let held: Mutex<(any RepositoryFile)?>
 
-    /// Why it could not be had, and the plan cannot be executed; nil if it was.
+    /// Why the lock could not be taken, so that the plan cannot be executed; nil if it was taken.
     let refusal: RepositoryError?
 
-    /// Takes the lock; where this process may not write, keeps the reason.
+    /// Takes the lock; if this process may not write, records the reason.
     init(
         _ path: FilePath, _ files: any RepositoryFiles, _ waiting: LockWaiting
     ) throws(RepositoryError) {
@@ -31,7 +31,7 @@ final class RepairLock: Sendable {
     /// True if the plan was not executed yet.
     var isHeld: Bool { held.withLock { $0 != nil } }
 
-    /// Gives the lock away.
+    /// Hands over the lock.
     func take() -> (any RepositoryFile)? {
         held.withLock { lock in
             defer { lock = nil }
@@ -40,13 +40,13 @@ final class RepairLock: Sendable {
     }
 }
 
-/// What a plan was made from, and everything that its execution needs.
+/// The data from which a plan was made, and everything that its execution needs.
 package struct RepairPreparation: Sendable {
-    /// A pack that is written anew.
+    /// A pack that is rewritten.
     struct Rewrite: Sendable {
         let pack: UInt32
         let cut: PackRewrite
-        /// Empty parts of page maps, by the offset that stands for them in the cut.
+        /// Empty parts of page maps, by the placeholder offsets used for them in the rewrite.
         let payloads: [UInt32: [UInt8]]
         /// True if something in it is damaged, so that the original is worth keeping.
         let isDamaged: Bool
@@ -57,30 +57,30 @@ package struct RepairPreparation: Sendable {
     let repository: RepositoryID
     let lock: RepairLock
     let packByteCountMax: Int
-    /// What is wrong with the file `repository`; nil if nothing is.
+    /// What is wrong with the file `repository`; nil if it is intact.
     var envelopeProblem: String?
     /// True if the file `repository` must be rebuilt.
     var envelopeIsLost: Bool { envelopeProblem != nil }
     var rewrites: [Rewrite] = []
-    /// Files in the folder of packs and the packs that they are.
+    /// Files in the directory of packs, and the packs that they contain.
     var misplaced: [(name: String, pack: UInt32)] = []
-    /// Files that hold nothing.
+    /// Files without contents.
     var hollow: [String] = []
-    /// Checkpoints that the forget record names.
+    /// Checkpoints in the forget record.
     var forgotten: [CheckpointID] = []
-    /// Labels that the labels record gives.
+    /// Label changes in the labels record.
     var labels: [LabelsRecord.Change] = []
-    /// Pages that are stored anew, in the order of their places.
+    /// Pages that are stored again, in order of location.
     var saved: [(digest: PageDigest, place: PagePlace)] = []
     /// The list of removed packs, if it changes.
     var pruned: PrunedRecord?
-    /// The number of the pack in which these are written.
+    /// The number of the pack to which these are written.
     var nextPack: UInt32 = 1
     var nextTransaction: UInt64 = 1
-    /// The paths of the files in which saved pages lie, before anything is renamed.
+    /// The paths of the files that contain saved pages, before anything is renamed.
     var paths: [String] = []
 
-    /// True if a new pack must be begun.
+    /// True if a new pack must be created.
     package var needsPack: Bool {
         !forgotten.isEmpty || !labels.isEmpty || !saved.isEmpty || pruned != nil
     }

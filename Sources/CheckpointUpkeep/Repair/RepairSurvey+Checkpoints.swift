@@ -3,19 +3,19 @@ import CheckpointIndex
 import GuestModel
 import PackStore
 
-/// What becomes of one checkpoint.
+/// The verdict on one checkpoint.
 struct RepairVerdict: Sendable {
     let checkpoint: Checkpoint
-    /// Why its state or page map cannot be read; nil if they can.
+    /// Why its state or page map is unreadable; nil if both are readable.
     var problem: Corruption?
-    /// Frames whose pages are not in stock.
+    /// Frames whose pages are unavailable.
     var missing: [(frame: PageFrameNumber, digest: PageDigest)] = []
-    /// Lost parts of page maps that say nothing that is needed: an empty part does as well.
+    /// Lost parts of page maps with nothing that is needed: an empty part can replace them.
     var emptied: [RecordLocation] = []
 }
 
 extension RepairSurvey {
-    /// Reads each checkpoint that exists as a restore would.
+    /// Reads each existing checkpoint as a restore would.
     func judge(_ stock: RepairStock) throws -> [RepairVerdict] {
         var verdicts: [RepairVerdict] = []
         var last: (id: CheckpointID, map: PageMap)?
@@ -51,7 +51,7 @@ extension RepairSurvey {
         let digest = bytes.withUnsafeBytes { PageDigest(hashing: $0) }
         guard digest == checkpoint.manifest.stateDigest else {
             throw unreadable(
-                location, .guestState, "the state's digest is not what the manifest states")
+                location, .guestState, "the state's digest is not the one in the manifest")
         }
         do throws(FormatError) {
             _ = try GuestStateCoding.decode(bytes)
@@ -73,17 +73,17 @@ extension RepairSurvey {
 
     // MARK: - Page maps
 
-    /// A checkpoint's page map, and lost parts that it does without.
+    /// A checkpoint's page map, and lost parts that it does not need.
     private func map(
         of checkpoint: Checkpoint, after last: (id: CheckpointID, map: PageMap)?
     ) throws -> (PageMap, emptied: [RecordLocation], differing: Int?) {
-        // The rule for what it builds on comes first: a map in memory is as large as its parts say.
+        // Its chain is checked first: a map in memory is as large as its parts say.
         let (chain, lost) = try self.chain(of: checkpoint)
         if let last, checkpoint.parent == last.id, !checkpoint.hasBaseMap,
             checkpoint.manifest.mapParts.allSatisfy({ records[$0] != nil })
         {
             let changed = try apply(checkpoint, to: last.map)
-            // It names every frame that differs from its parent.
+            // It contains every frame that differs from its parent.
             if lost.isEmpty, last.map.root() == checkpoint.root { return (last.map, [], changed) }
         }
         let map = PageMap()
@@ -91,7 +91,7 @@ extension RepairSurvey {
         guard map.root() == checkpoint.root else {
             if let first = lost.first { throw Unreadable(corruption: self.lost(first, .mapPart)) }
             throw unreadable(
-                checkpoint.location, .publish, "the page map's root is not what it states")
+                checkpoint.location, .publish, "the page map's root is not the stated one")
         }
         // An empty part must have a place in its pack.
         for location in lost where !canEmpty(location) {
@@ -100,7 +100,7 @@ extension RepairSurvey {
         return (map, lost, nil)
     }
 
-    /// Holds a manifest to what it counts.
+    /// Checks a manifest against what it counts.
     private func checkCounts(
         of checkpoint: Checkpoint, _ map: PageMap, differing: Int?
     ) throws {
@@ -114,8 +114,8 @@ extension RepairSurvey {
         }
     }
 
-    /// The checkpoints whose maps make one's own, newest first, and the parts of these that are
-    /// lost.
+    /// The checkpoints whose maps make up one's own, newest first, and those of their parts that
+    /// are lost.
     private func chain(
         of checkpoint: Checkpoint
     ) throws -> (members: [Checkpoint], lost: [RecordLocation]) {
@@ -135,7 +135,7 @@ extension RepairSurvey {
         return (chain, chain.flatMap(\.manifest.mapParts).filter { records[$0] == nil })
     }
 
-    /// True if a plan names a place by itself, whatever it lost.
+    /// True if a plan reports a damaged place by itself, whatever it lost.
     func isNamed(_ corruption: Corruption) -> Bool {
         if wrong.values.contains(where: {
             $0.file == corruption.file && $0.offset == corruption.offset
@@ -152,24 +152,25 @@ extension RepairSurvey {
         }
     }
 
-    /// True if prune took a record: its pack was removed, or is whole and was rewritten without it.
+    /// True if prune removed a record: its pack was removed, or is whole and was rewritten without
+    /// it.
     func isPruned(_ location: RecordLocation) -> Bool {
         if pruned.contains(location.pack) { return true }
         guard let file = packs[location.pack], records[location] == nil else { return false }
         return salvages[file].isRewritten && salvages[file].damages.isEmpty
     }
 
-    /// Where the manifest of a checkpoint was, as far as it is known.
+    /// Where the manifest of a checkpoint was, as far as known.
     func lostManifest(_ id: CheckpointID) -> Corruption {
         if let entry = hints.manifests.first(where: { $0.id == id }) {
             return lost(entry.location, .publish)
         }
         return Corruption(
             file: StoreDirectory.packs, offset: 0, object: RecordType.publish.description,
-            reason: "no pack holds the manifest \(id.short), on whose page map it builds")
+            reason: "no pack has the manifest of \(id.short), on whose page map its own is based")
     }
 
-    /// - Returns: how many frames this changed.
+    /// - Returns: the number of frames that changed.
     @discardableResult
     private func apply(_ checkpoint: Checkpoint, to map: PageMap) throws -> Int {
         var changed = 0

@@ -2,26 +2,26 @@ import CheckpointFormat
 import CheckpointIndex
 import GuestModel
 
-/// Which pages can be had, and where the others should be.
+/// Which pages are available, and where the others should be.
 struct RepairStock: Sendable {
-    /// Pages that a whole page map says the right place of.
+    /// Pages that a whole page map locates correctly.
     var available: Set<PageDigest> = []
-    /// Blocks with a page that is not what the map says; they are left out of their packs.
+    /// Blocks with a page that differs from the map; they are left out of their packs.
     var wrong: Set<BlockPlace> = []
-    /// The block that should hold a page and does not.
+    /// The block that should contain a page but does not.
     var wrongPlaces: [PageDigest: BlockPlace] = [:]
-    /// Pages that needed page maps name and that are not available.
+    /// Pages in needed page maps that are not available.
     var missing: Set<PageDigest> = []
     /// The transaction and the ordinal with which a missing page was stored.
     var origins: [PageDigest: (transaction: UInt64, ordinal: UInt32)] = [:]
-    /// True if the index names a wrong place for an available page, or none.
+    /// True if the index has a wrong location for an available page, or none.
     var indexIsWrong = false
 }
 
 extension RepairSurvey {
     private static let batchCountMax = 1 << 14
 
-    /// Unpacks and digests every page that a whole page map says the place of.
+    /// Decompresses and hashes every page that a whole page map locates.
     mutating func takeStock(_ progress: (Int, Int) -> Void) throws -> RepairStock {
         var stock = RepairStock()
         var batch: [StoredPage] = []
@@ -45,7 +45,7 @@ extension RepairSurvey {
             progress(members.count + position, 2 * members.count)
         }
         try check(batch, &stock)
-        // The blocks go whole; what is right in them is looked for like everything else.
+        // The blocks are removed as a whole; good pages in them are searched for like all others.
         for (block, found) in zip(stock.wrong, try pages.digests(of: Array(stock.wrong))) {
             precondition(block.pageCount > 0, "a block has pages")
             for digest in found ?? [] { stock.available.remove(digest) }
@@ -77,15 +77,15 @@ extension RepairSurvey {
         return result
     }
 
-    /// A page that a page map says the place of.
+    /// A page that a page map locates.
     private struct StoredPage {
         let digest: PageDigest
         let place: PagePlace
-        /// True if the index must know a place of it too.
+        /// True if the index must also have a location for it.
         let isIndexed: Bool
     }
 
-    /// True if the index must know the pages of a checkpoint.
+    /// True if the index must have the pages of a checkpoint.
     private func isIndexed(_ member: Member) -> Bool {
         let location = member.checkpoint.location
         guard hints.index != nil, let mark = hints.mark, !member.isForgotten else { return false }
@@ -107,7 +107,7 @@ extension RepairSurvey {
         for page in batch {
             if isAt(page.place, page.digest) {
                 stock.available.insert(page.digest)
-                // Where the index names another place, that one must do as well.
+                // If the index has another location, the page must be there too.
                 if page.isIndexed, !(places[page.digest].map { isAt($0, page.digest) } ?? false) {
                     stock.indexIsWrong = true
                 }
@@ -118,7 +118,7 @@ extension RepairSurvey {
         }
     }
 
-    /// Finds the pages that needed page maps name and that are nowhere in stock.
+    /// Finds the pages in needed page maps that are not in stock.
     private func findMissing(_ stock: inout RepairStock) throws {
         for member in members where member.isNeeded {
             let manifest = member.checkpoint.manifest
@@ -139,7 +139,7 @@ extension RepairSurvey {
 
     // MARK: - Saving
 
-    /// Looks for pages wherever a block may be that no whole page map says the place of.
+    /// Searches for pages in all blocks that no whole page map locates.
     func search(
         for wanted: Set<PageDigest>, _ stock: RepairStock
     ) throws -> [PageDigest: PagePlace] {
@@ -149,7 +149,7 @@ extension RepairSurvey {
         let likely = candidates(wanted, stock, known)
         try search(Array(likely), for: wanted, &found)
         guard found.count < wanted.count else { return found }
-        // A frame may say a transaction that is not its own.
+        // A page group may state a wrong transaction.
         var others: Set<BlockPlace> = []
         for file in packs.values {
             for entry in salvages[file].entries where known.contains(entry.transaction) {
@@ -177,7 +177,7 @@ extension RepairSurvey {
         }
     }
 
-    /// Transactions of which every page has a place: these places are looked through already.
+    /// Transactions whose pages all have locations: these were searched already.
     private var known: Set<UInt64> {
         var known: Set<UInt64> = []
         for member in members {
@@ -206,7 +206,7 @@ extension RepairSurvey {
         return blocks
     }
 
-    /// The blocks of a page group; none of another record.
+    /// The blocks of a page group; none for another record.
     static func blocks(of entry: PackIndex.Entry, in file: Int) -> [BlockPlace] {
         guard let frame = entry.frame else { return [] }
         var offset =
@@ -218,7 +218,7 @@ extension RepairSurvey {
         }
     }
 
-    /// Where the index says that a page lies; nil if nothing tells where that is in the file.
+    /// The place of a page according to the index; nil if its offset in the file is unknown.
     private func place(at location: PageLocation) -> PagePlace? {
         guard let file = packs[location.pack], location.slot < location.blockPageCount else {
             return nil
@@ -236,7 +236,7 @@ extension RepairSurvey {
 }
 
 extension PagePlace {
-    /// The place of a page of the survey's frames, whose packs are positions of files.
+    /// The place of a page of the survey's page groups, whose pack numbers are indexes of files.
     fileprivate init(_ location: PageLocation) {
         self.init(
             block: BlockPlace(

@@ -3,19 +3,19 @@ import CheckpointIndex
 import GuestModel
 import PackStore
 
-// What a repair goes by. Nothing here is taken from the index alone but hints; all else is what
-// whole records in the packs say:
+// The basis of a repair. The index alone provides only hints; everything else comes from whole
+// records in the packs:
 //
-//   1. Every file in the folder of packs is read: what in it is whole (`PackSalvage`).
+//   1. Every file in the directory of packs is read for what is whole in it (`PackSalvage`).
 //   2. Manifests, forget records and lists of removed packs are read.
-//   3. Every page that a whole page map says the place of is unpacked and digested. What is right
-//      is available.
+//   3. Every page that a whole page map locates is decompressed and hashed. If it is correct, it is
+//      available.
 //   4. Each checkpoint is read as a restore would: state, page map, root. The pages that it lacks
-//      are looked for everywhere: in blocks of damaged page groups, of transactions whose maps
-//      are lost, of maps' places that hold something else. What is found is saved: stored anew.
-//   5. A checkpoint that lacks nothing then is whole; every other one is lost.
+//      are searched for everywhere: in blocks of damaged page groups, of transactions whose maps
+//      are lost, and where maps point to something else. Those found are saved: stored again.
+//   5. A checkpoint that then lacks nothing is whole; every other one is lost.
 //
-// It holds in memory the indexes of all packs, and 50 bytes for each different page.
+// It keeps in memory the indexes of all packs, and 50 bytes per distinct page.
 
 /// What is whole in a damaged repository, and what is not.
 struct RepairSurvey: Sendable {
@@ -23,53 +23,53 @@ struct RepairSurvey: Sendable {
     struct Member: Sendable {
         let checkpoint: Checkpoint
         let isForgotten: Bool
-        /// True if its page map is needed, by itself or by one that builds on it.
+        /// True if its page map is needed, by itself or by one that is based on it.
         var isNeeded: Bool
     }
 
-    /// Where a whole record lies.
+    /// The location of a whole record.
     struct RecordPlace: Sendable {
         let file: Int
         let entry: PackIndex.Entry
     }
 
-    /// Why something cannot be read.
+    /// Why something is unreadable.
     struct Unreadable: Error {
         let corruption: Corruption
     }
 
     let files: RepairFiles
     let hints: RepairHints
-    /// All files in the folder of packs.
+    /// All files in the directory of packs.
     private(set) var salvages: [PackSalvage] = []
-    /// The file that is each pack.
+    /// The file that contains each pack.
     private(set) var packs: [UInt32: Int] = [:]
-    /// Files that are no pack, and why.
+    /// Files that are not packs, and why.
     private(set) var junk: [(name: String, reason: String)] = []
-    /// Packs that should be there and are not.
+    /// Packs that are missing.
     private(set) var missing: [ClosedRange<UInt32>] = []
-    /// The highest number of any pack that there was.
+    /// The highest number of any pack that ever existed.
     private(set) var highestPack: UInt32 = 0
     private(set) var records: [RecordLocation: RecordPlace] = [:]
-    /// Records with right checksums that say what cannot be.
+    /// Records with correct checksums but impossible contents.
     private(set) var wrong: [RecordLocation: Corruption] = [:]
     /// Checkpoints whose manifests are such records.
     private(set) var condemned: [Checkpoint] = []
     private(set) var members: [Member] = []
     private(set) var positions: [CheckpointID: Int] = [:]
-    /// Checkpoints of which only the index knows that they were forgotten.
+    /// Checkpoints that were forgotten according to the index only.
     private(set) var forgottenByHint: [CheckpointID] = []
-    /// Labels of which only the index knows that they were given after the fact.
+    /// Labels set after publication according to the index only.
     private(set) var labelsByHint: [LabelsRecord.Change] = []
     private(set) var pruned = PrunedRecord()
-    /// True if no record says any more which packs were removed.
+    /// True if no remaining record says which packs were removed.
     private(set) var prunedIsLost = false
     private(set) var highestTransaction: UInt64 = 0
-    /// What the packs hold of each transaction; nil if anything was taken from them or is damaged.
+    /// What the packs contain of each transaction; nil if anything was removed or is damaged.
     private(set) var totals: [UInt64: TransactionTotals]?
-    /// Where the manifest of each transaction is.
+    /// The location of the manifest of each transaction.
     private var manifests: [UInt64: RecordLocation] = [:]
-    /// The page groups of each transaction before its manifest; their places are those in the
+    /// The page groups of each transaction before its manifest; their locations are those in the
     /// files.
     var frames: [UInt64: TransactionGroups] = [:]
     let pages: RepairPages
@@ -87,7 +87,7 @@ struct RepairSurvey: Sendable {
         readRecords()
         try readManifests()
         if packs.keys.contains(where: { pruned.contains($0) }) {
-            // What prune was about to remove is gone, though it is there.
+            // Packs that prune was about to remove count as removed, though they still exist.
             packs = packs.filter { !pruned.contains($0.key) }
             (records, members, positions) = ([:], [], [:])
             (wrong, condemned, forgottenByHint, labelsByHint) = ([:], [], [], [])
@@ -121,7 +121,7 @@ struct RepairSurvey: Sendable {
                 junk.append((name, PackSalvage.noFile))
             }
         }
-        // From the highest down: the first that is a pack is the newest.
+        // From the highest down: the first one that is a pack is the newest.
         numbered.sort { ($0.number, $0.name) > ($1.number, $1.name) }
         let total = numbered.reduce(0) { $0 + $1.byteCount }
         var (salvages, done) = ([PackSalvage](), 0)
@@ -189,8 +189,8 @@ struct RepairSurvey: Sendable {
         }
     }
 
-    /// True if a record comes after the manifest of its transaction, where no one looks for its
-    /// pages.
+    /// True if a record comes after the manifest of its transaction, where its pages are not looked
+    /// for.
     func isLate(_ entry: PackIndex.Entry, in file: Int) -> Bool {
         guard let manifest = manifests[entry.transaction] else { return false }
         return manifest < RecordLocation(pack: salvages[file].number, offset: entry.address)
@@ -272,7 +272,7 @@ struct RepairSurvey: Sendable {
             object: place.entry.type.description, reason: error.reason)
     }
 
-    /// Takes a record for damaged that its checksum calls whole.
+    /// Treats a record as damaged although its checksum is correct.
     mutating func noteWrong(_ location: RecordLocation, _ error: FormatError) {
         wrong[location] = noteWrongCorruption(location, error)
         records[location] = nil
@@ -304,9 +304,9 @@ struct RepairSurvey: Sendable {
         self.totals = totals
     }
 
-    // MARK: - Manifests that name what is not theirs
+    // MARK: - Manifests that refer to the wrong records
 
-    /// Takes manifests for damaged that name records which are not their own, or that never were.
+    /// Treats manifests as damaged that refer to records which are not their own or never existed.
     private mutating func condemnManifests() throws {
         var kept: [Member] = []
         for member in members {
@@ -341,7 +341,7 @@ struct RepairSurvey: Sendable {
             do {
                 part = try mapPart(at: location)
             } catch is FormatError {
-                // Named itself when the pages are looked for.
+                // Reported by itself when the pages are looked for.
                 continue
             }
             do throws(FormatError) {
@@ -354,17 +354,17 @@ struct RepairSurvey: Sendable {
         return nil
     }
 
-    /// What is wrong with a part of a page map that a manifest names, if its place itself is whole.
+    /// What is wrong with a part of a page map in a manifest, if its location itself is intact.
     ///
-    /// Nobody who reads the packs would get past it, forgotten or not. What else a manifest may say
-    /// wrong is `RepairVerdict.problem`.
+    /// Such a manifest would stop every reader of the packs, forgotten or not. Other errors in a
+    /// manifest are in `RepairVerdict.problem`.
     private func problem(with location: RecordLocation, of member: Member) -> String? {
         let name = "the page map at offset \(location.offset) of pack \(location.pack)"
         if let entry = records[location]?.entry {
             guard entry.type == .mapPart else { return "\(name) is a \(entry.type)" }
             let (owner, own) = (entry.transaction, member.checkpoint.manifest.transaction)
             return owner == own
-                ? nil : "\(name) is of transaction \(owner), and its own is \(own)"
+                ? nil : "\(name) is of transaction \(owner), but its own is \(own)"
         }
         if wrong[location] != nil { return nil }
         guard let file = packs[location.pack] else {
@@ -374,7 +374,7 @@ struct RepairSurvey: Sendable {
         }
         let salvage = salvages[file]
         if salvage.isRewritten, member.isForgotten { return nil }
-        // Whatever is damaged may have been what it names.
+        // The manifest may refer to anything that is damaged.
         let isWhole =
             salvage.damages.isEmpty && salvage.envelopeProblem == nil
             && salvage.abandonedByteCount == 0
@@ -412,7 +412,7 @@ struct RepairSurvey: Sendable {
         return part
     }
 
-    /// What became of a record that is not there, and where.
+    /// What happened to a record that is missing, and where.
     func lost(_ location: RecordLocation, _ type: RecordType) -> Corruption {
         if let wrong = wrong[location] { return wrong }
         let path = PackName.path(location.pack)
@@ -432,6 +432,6 @@ struct RepairSurvey: Sendable {
 }
 
 extension FileError {
-    /// True if what was opened is a folder or the like.
+    /// True if the object opened is a directory or of another wrong kind.
     var isNoFile: Bool { isOdd || [21, 6, 40].contains(errno) }
 }

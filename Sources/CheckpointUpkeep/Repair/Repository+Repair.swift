@@ -7,15 +7,15 @@ public import PackStore
 public import SystemPackage
 
 extension Repository {
-    /// Finds out what a repair of a damaged repository would do.
+    /// Determines what a repair of a damaged repository would do.
     ///
-    /// Takes the writer's lock, and holds it as long as the plan lives. Where this process may not
+    /// Takes the writer's lock, and holds it until the plan is released. If this process may not
     /// write, the plan is made without the lock and cannot be executed. Reads every byte of every
-    /// pack and every page, and changes nothing. Needs memory for the indexes of all packs, some 50
-    /// bytes for each different page, and the page maps of two checkpoints. A repository that
-    /// cannot be opened any more can be repaired all the same.
+    /// pack and every page, and changes nothing. Needs memory for the indexes of all packs, about
+    /// 50 bytes per distinct page, and the page maps of two checkpoints. Also works for a
+    /// repository that can no longer be opened.
     ///
-    /// - Parameter progress: called now and then with work done and in all.
+    /// - Parameter progress: called now and then with the work done and the total.
     public static func planRepair(
         at path: FilePath, waiting: LockWaiting = .none,
         progress: ((_ done: Int, _ total: Int) -> Void)? = nil
@@ -50,8 +50,8 @@ extension Repository {
         }
     }
 
-    /// Fails if something odd lies where a repair makes files or folders, which it would find only
-    /// when half of its work is done.
+    /// Fails if an object of the wrong kind is in the place of a file or directory that a repair
+    /// creates, which would otherwise fail half-way.
     static func checkRepairable(
         _ path: FilePath, _ files: any RepositoryFiles
     ) throws(FileError) {
@@ -70,9 +70,9 @@ extension Repository {
         if try root.status(of: StoreDirectory.index) != nil { try Index.checkFiles(files) }
     }
 
-    /// Which repository it is: the file `repository` says so, or else its packs.
+    /// The repository's identity: from the file `repository`, or else from its packs.
     ///
-    /// - Returns: the id, and what is wrong with the file; nil if nothing is.
+    /// - Returns: the ID, and what is wrong with the file; nil if it is intact.
     private static func repairableIdentity(
         _ path: FilePath, _ files: any RepositoryFiles
     ) throws(RepositoryError) -> (RepositoryID, problem: String?) {
@@ -85,13 +85,13 @@ extension Repository {
                 throw error
             }
             if let packs = RepairIdentity(files).majority {
-                return (packs, "it cannot be read, and the packs say what it was")
+                return (packs, "it cannot be read, but the packs contain its ID")
             }
             guard error.corruption != nil else { throw error }
             throw RepositoryError(
                 .foreign,
                 "nothing says which repository \(path) is: neither its file 'repository' nor the "
-                    + "head of a pack can be read; restore one of them from a copy")
+                    + "start of a pack can be read; restore one of them from a copy")
         }
     }
 }

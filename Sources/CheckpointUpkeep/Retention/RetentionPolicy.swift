@@ -2,40 +2,41 @@ public import CheckpointIndex
 import CheckpointStore
 package import PackStore
 
-// Which checkpoints stay and which go. Pure: it reads nothing and forgets nothing.
+// Decides which checkpoints to keep. Pure: it reads nothing and forgets nothing.
 //
-// Each lineage is looked at by itself, newest first; the newest is the one published last. Calendar
-// periods are those of UTC: a day is 86,400 seconds from midnight, a week begins on Monday, a month
-// on its first day. The clock that times checkpoints may be wrong or be set; what a time is worth
-// is decided in `CheckpointTimes`, and no checkpoint goes because of a time that may be wrong.
+// Each lineage is considered by itself, newest first; the newest is the one published last.
+// Calendar periods are in UTC: a day is 86,400 seconds from midnight, a week begins on Monday, a
+// month on its first day. The clock that times checkpoints may be wrong or be set;
+// `CheckpointTimes` decides how far a time can be trusted, and no checkpoint is dropped because of
+// a time that may be wrong.
 
 /// Which checkpoints of a lineage to keep.
 ///
-/// A checkpoint stays if any rule keeps it; one with a label always stays. `keepHourly: 24` keeps
-/// the newest checkpoint of each of the newest 24 hours that have one.
+/// A checkpoint is kept if any rule keeps it; one with a label is always kept. `keepHourly: 24`
+/// keeps the newest checkpoint of each of the newest 24 hours that have one.
 ///
 /// Rules that use the time trust it only as far as the order of publication and the present time
-/// allow: see `TimeDoubt`. A checkpoint whose time is in doubt stays as long as a right clock could
-/// have had it stay.
+/// allow: see `TimeDoubt`. A checkpoint whose time is in doubt is kept as long as it might be kept
+/// with the correct time.
 public struct RetentionPolicy: Hashable, Sendable {
-    /// The newest so many.
+    /// Number of newest checkpoints to keep.
     public var keepLast: Int
-    /// All that are at most so much older than the lineage's newest whose time is not in doubt.
+    /// Keeps all that are at most this much older than the lineage's newest with a certain time.
     public var keepWithin: Duration?
-    /// One for each of so many seconds.
+    /// Number of seconds to keep one checkpoint for.
     public var keepSecondly: Int
-    /// One for each of so many minutes.
+    /// Number of minutes to keep one checkpoint for.
     public var keepMinutely: Int
-    /// One for each of so many hours.
+    /// Number of hours to keep one checkpoint for.
     public var keepHourly: Int
-    /// One for each of so many days.
+    /// Number of days to keep one checkpoint for.
     public var keepDaily: Int
-    /// One for each of so many weeks.
+    /// Number of weeks to keep one checkpoint for.
     public var keepWeekly: Int
-    /// One for each of so many months.
+    /// Number of months to keep one checkpoint for.
     public var keepMonthly: Int
 
-    /// Makes a policy; what is not named keeps nothing.
+    /// Creates a policy; rules not given keep nothing.
     public init(
         keepLast: Int = 0, keepWithin: Duration? = nil, keepSecondly: Int = 0,
         keepMinutely: Int = 0, keepHourly: Int = 0, keepDaily: Int = 0, keepWeekly: Int = 0,
@@ -51,9 +52,9 @@ public struct RetentionPolicy: Hashable, Sendable {
         self.keepMonthly = keepMonthly
     }
 
-    /// True if it keeps nothing but what has a label.
+    /// True if it keeps only labelled checkpoints.
     ///
-    /// Never what anyone means: refuse it.
+    /// Never intended: reject it.
     public var isEmpty: Bool {
         keepWithin == nil
             && [
@@ -62,81 +63,81 @@ public struct RetentionPolicy: Hashable, Sendable {
             ].allSatisfy { $0 <= 0 }
     }
 
-    /// Why a checkpoint stays.
+    /// Why a checkpoint is kept.
     public enum Reason: Hashable, Sendable {
         /// It has a label.
         case label(String)
-        /// It is one of the newest.
+        /// It is one of the newest checkpoints (`keepLast`).
         case last
-        /// It is young enough.
+        /// It is recent enough (`keepWithin`).
         case within
         /// It is the newest of its second, minute, hour, day, week or month.
         case period(Period)
-        /// Its time is in doubt, and a right one could have it stay.
+        /// Its time is in doubt, and it might be kept with the correct time.
         case timeInDoubt(TimeDoubt)
     }
 
-    /// A stretch of the calendar.
+    /// A calendar period.
     public enum Period: String, Hashable, Sendable, CaseIterable {
-        /// A second of UTC.
+        /// A second in UTC.
         case second
-        /// A minute of UTC.
+        /// A minute in UTC.
         case minute
-        /// An hour of UTC.
+        /// An hour in UTC.
         case hour
-        /// A day of UTC.
+        /// A day in UTC.
         case day
-        /// A week of UTC; it begins on Monday.
+        /// A week in UTC; it begins on Monday.
         case week
-        /// A month of UTC.
+        /// A month in UTC.
         case month
     }
 
-    /// What becomes of a checkpoint.
+    /// The decision on a checkpoint.
     public struct Decision: Sendable {
         /// The checkpoint.
         public let checkpoint: Checkpoint
-        /// Why it stays; empty: it goes.
+        /// Why it is kept; empty: it is not kept.
         public let reasons: [Reason]
         /// True if the clock jumped forward by more than a year after it was taken.
         ///
-        /// The rules that use the time count what was taken before such a jump by itself, as if
+        /// The rules that use the time treat checkpoints before such a jump separately, as if
         /// nothing had come after it.
         public let isBeforeClockJump: Bool
 
-        /// Makes a decision.
+        /// Creates a decision.
         public init(checkpoint: Checkpoint, reasons: [Reason], isBeforeClockJump: Bool = false) {
             self.checkpoint = checkpoint
             self.reasons = reasons
             self.isBeforeClockJump = isBeforeClockJump
         }
 
-        /// Why its time is in doubt, if it stays because of that; otherwise nil.
+        /// Why its time is in doubt, if it is kept because of that; otherwise nil.
         public var timeDoubt: TimeDoubt? {
             for case .timeInDoubt(let doubt) in reasons { return doubt }
             return nil
         }
 
-        /// True if it stays.
+        /// True if it is kept.
         public var isKept: Bool { !reasons.isEmpty }
     }
 
-    /// Decides for each checkpoint; times later than the system's clock are in doubt.
+    /// Decides on each checkpoint; times later than the system's clock are in doubt.
     ///
-    /// - Parameter checkpoints: in the order of publication, of one lineage or many.
+    /// - Parameter checkpoints: in order of publication, of one lineage or many.
     /// - Returns: a decision for each, in the same order.
     public func decide(_ checkpoints: [Checkpoint]) -> [Decision] {
         decide(checkpoints, nowNanoseconds: Int64(clamping: WallClock.nanoseconds))
     }
 
-    /// Decides for each checkpoint at a given present.
+    /// Decides on each checkpoint as of a given time.
     ///
     /// - Parameters:
-    ///   - checkpoints: in the order of publication, of one lineage or many.
-    ///   - nowNanoseconds: the present, in nanoseconds since 1970; later times are in doubt.
+    ///   - checkpoints: in order of publication, of one lineage or many.
+    ///   - nowNanoseconds: the present time, in nanoseconds since 1970; later times are in doubt.
     /// - Returns: a decision for each, in the same order.
     public func decide(_ checkpoints: [Checkpoint], nowNanoseconds: Int64) -> [Decision] {
-        // By bytes: Swift takes two spellings of a name for one.
+        // By bytes: Swift treats two spellings of a name as equal.
         var lineages: [[UInt8]: [Int]] = [:]
         for (index, checkpoint) in checkpoints.enumerated() {
             lineages[Array(checkpoint.lineage.utf8), default: []].append(index)
@@ -155,26 +156,26 @@ public struct RetentionPolicy: Hashable, Sendable {
         return checkpoints.indices.compactMap { decisions[$0] }
     }
 
-    /// What the rules look at.
+    /// What the rules consider.
     package struct Fact {
         package let timeNanoseconds: Int64
         let label: String?
     }
 
-    /// What becomes of a fact.
+    /// The verdict on a fact.
     struct Verdict {
         let reasons: [Reason]
         let isBeforeClockJump: Bool
     }
 
-    /// Decides for one lineage, oldest first.
+    /// Decides on one lineage, oldest first.
     func decide(_ facts: [Fact], now: Int64) -> [Verdict] {
         let times = CheckpointTimes(facts.map(\.timeNanoseconds), now: now)
         var ring = Ring(policy: self)
         return zip(facts, times.findings).reversed().map { ring.decide($0, $1) }.reversed()
     }
 
-    /// True if a rule looks at the time.
+    /// True if a rule uses the time.
     private var usesTime: Bool {
         keepWithin != nil || Period.allCases.contains { limit($0) > 0 }
     }
@@ -190,14 +191,14 @@ public struct RetentionPolicy: Hashable, Sendable {
         }
     }
 
-    /// One lineage, from its newest checkpoint back.
+    /// The evaluation of one lineage, from its newest checkpoint back.
     private struct Ring {
         let policy: RetentionPolicy
         private var count = 0
         private var labels: Set<[UInt8]> = []
-        /// The newest certain time of the stretch, which ages are measured from.
+        /// The newest certain time of the stretch, from which ages are measured.
         private var newestTime: Int64?
-        /// The certain time that was looked at last: what is older was taken before it.
+        /// The certain time considered last: older checkpoints were taken before it.
         private var lastTime: Int64?
         private var seen: [Period: Set<Int64>] = [:]
         private var hasJumped = false
@@ -206,10 +207,10 @@ public struct RetentionPolicy: Hashable, Sendable {
             self.policy = policy
         }
 
-        /// Decides for the next older one.
+        /// Decides on the next older checkpoint.
         mutating func decide(_ fact: Fact, _ finding: CheckpointTimes.Finding) -> Verdict {
             var reasons: [Reason] = []
-            // A label is the newest one's that was given it.
+            // A label refers to the newest checkpoint that has it.
             if let label = fact.label, labels.insert(Array(label.utf8)).inserted {
                 reasons.append(.label(label))
             }
@@ -250,7 +251,7 @@ public struct RetentionPolicy: Hashable, Sendable {
             return reasons
         }
 
-        /// True if some time before `lastTime` would have a checkpoint stay.
+        /// True if some time before `lastTime` would keep a checkpoint.
         private var couldStay: Bool {
             guard let newestTime, let lastTime else { return true }
             if let within = policy.keepWithin,
@@ -264,7 +265,7 @@ public struct RetentionPolicy: Hashable, Sendable {
 }
 
 extension RetentionPolicy.Period {
-    /// Which second, minute and so on a time falls into.
+    /// The number of the period, such as the hour, that contains a time.
     package func number(_ nanoseconds: Int64) -> Int64 {
         func floor(_ value: Int64, _ unit: Int64) -> Int64 {
             value >= 0 ? value / unit : (value + 1) / unit - 1
@@ -282,9 +283,9 @@ extension RetentionPolicy.Period {
         }
     }
 
-    /// Months since the beginning of year 0, by the proleptic Gregorian calendar.
+    /// Months since the beginning of year 0 of the proleptic Gregorian calendar.
     ///
-    /// H. Hinnant, chrono-Compatible Low-Level Date Algorithms: years that begin in March.
+    /// H. Hinnant, chrono-Compatible Low-Level Date Algorithms: years begin in March.
     private static func month(ofDay day: Int64) -> Int64 {
         let shifted = day + 719_468
         let era = (shifted >= 0 ? shifted : shifted - 146_096) / 146_097
@@ -298,7 +299,7 @@ extension RetentionPolicy.Period {
 }
 
 extension RetentionPolicy.Reason: CustomStringConvertible {
-    /// A word or two.
+    /// A short description.
     public var description: String {
         switch self {
         case .label(let label): "label \(label)"
@@ -311,7 +312,7 @@ extension RetentionPolicy.Reason: CustomStringConvertible {
 }
 
 extension RetentionPolicy {
-    /// Fails with `invalidOption` if a number is negative, or if it keeps nothing.
+    /// Fails with `invalidOption` if a number is negative, or if the policy keeps nothing.
     package func check() throws(RepositoryError) {
         let counts = [
             ("keepLast", keepLast), ("keepSecondly", keepSecondly), ("keepMinutely", keepMinutely),

@@ -4,13 +4,13 @@ import CheckpointStore
 import GuestModel
 import PackStore
 
-// A checkpoint's page map may build on the map of one that was forgotten. What that one's own map
-// names is then named by no checkpoint that exists, though the later ones have pages from it.
+// A checkpoint's page map may be based on the map of a forgotten one. The contents of that map are
+// then in the map of no existing checkpoint, although later ones have pages from it.
 
 extension Verification {
-    /// Looks up the pages that a checkpoint has from the page maps of forgotten ones.
+    /// Looks up the pages that a checkpoint inherits from the page maps of forgotten ones.
     ///
-    /// Pages from the maps of checkpoints that exist were looked up with those.
+    /// Pages from the maps of existing checkpoints were looked up with those.
     func checkInherited(
         by checkpoint: Checkpoint, _ map: PageMap, _ forgotten: Set<CheckpointID>
     ) throws(RepositoryError) {

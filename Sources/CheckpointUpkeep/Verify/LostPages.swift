@@ -5,15 +5,16 @@ import GuestModel
 import PackStore
 import Synchronization
 
-// Pages that cannot be read though no one has tried: their pack is gone, or nothing that can be
-// read says any more where they are. They are noted by digest, as damaged pages are, because
-// the checkpoint that stored them may be lost too, and none that holds them can be restored.
+// Pages that are known to be unreadable without trying: their pack is gone, or nothing readable
+// gives their location any more. They are recorded by digest, like damaged pages, because the
+// checkpoint that stored them may be lost too, and no checkpoint that contains them can be
+// restored.
 
 extension Verification {
-    /// Finds where pages lie, sorted by place, and notes those that have none.
+    /// Finds the locations of pages, sorted by location, and reports those without one.
     ///
-    /// That a pack has something at the place is asked too where all packs are whole: an index that
-    /// is older than the packs names pages that prune took since.
+    /// The presence in the pack is checked even if all packs are whole: an index older than the
+    /// packs refers to pages that prune has since removed.
     func find(
         _ pages: [(frame: PageFrameNumber, digest: PageDigest)], for checkpoint: CheckpointID
     ) throws(RepositoryError) -> [PageRequest] {
@@ -32,9 +33,9 @@ extension Verification {
         return try withPlaces(requests, for: checkpoint)
     }
 
-    /// Those of some pages whose packs reach to where they lie; notes the others.
+    /// Those of the given pages whose packs contain their locations; reports the others.
     ///
-    /// - Parameter requests: sorted by place.
+    /// - Parameter requests: sorted by location.
     private func withPlaces(
         _ requests: [PageRequest], for checkpoint: CheckpointID
     ) throws(RepositoryError) -> [PageRequest] {
@@ -54,7 +55,7 @@ extension Verification {
                 kept.append(request)
                 continue
             }
-            // Prune may have put it elsewhere since it was looked up, or taken it.
+            // Prune may have moved or removed it since it was looked up.
             guard try repository.location(of: request.digest) == request.location else { continue }
             findings.note(corruption, request.digest, storedBy: checkpoint)
         }
@@ -76,11 +77,11 @@ extension Verification {
         }
     }
 
-    /// Hands in the pages that page maps name and that were not read, because the map is lost that
-    /// says that its checkpoint stored them.
+    /// Submits the pages in page maps that were not read, because the map that says which
+    /// checkpoint stored them is lost.
     ///
-    /// Asked only once something is damaged: it reads the page maps again, and needs some 16 bytes
-    /// of memory for each block of pages.
+    /// Called only after damage was found: it reads the page maps again, and needs about 16 bytes
+    /// of memory per block of pages.
     func checkUnread(_ catalog: [CatalogEntry], _ pages: VerifyPages) throws(RepositoryError) {
         guard depth != .structure else { return }
         var read = ReadPages()
@@ -96,7 +97,7 @@ extension Verification {
         }
     }
 
-    /// Calls `body` with pages of a checkpoint's own map, as far as it can be read.
+    /// Calls `body` with pages of a checkpoint's own map, as far as it is readable.
     private func forEachRequest(
         of entry: CatalogEntry, _ content: MapRun.Content, _ body: ([PageRequest]) -> Void
     ) throws(RepositoryError) {
@@ -111,17 +112,17 @@ extension Verification {
                 body(try withPlaces(known, for: entry.id))
             }
         } catch {
-            // Named already; or pruned meanwhile.
+            // Already reported; or pruned in the meantime.
             guard error.corruption != nil || error.code == .unknownName else { throw error }
         }
     }
 
     // MARK: - Checkpoints
 
-    /// Checkpoints that the repository's own index knows, and that are in no pack any more, though
-    /// they were not forgotten; and those of which only it knows that they were forgotten.
+    /// Checkpoints that are in the repository's own index but no longer in any pack, although they
+    /// were not forgotten; and those that were forgotten according to that index only.
     ///
-    /// - Parameter known: all that the packs say.
+    /// - Parameter known: all checkpoints in the packs.
     func lostCheckpoints(
         _ known: [CatalogEntry]
     ) throws -> (lost: [CatalogEntry], forgotten: Set<CheckpointID>) {
@@ -139,7 +140,7 @@ extension Verification {
         return (lost, Set(hints.manifests.filter(\.isForgotten).map(\.id)))
     }
 
-    /// True if prune took a record, and the index that names it is older than that.
+    /// True if prune removed a record that an older index still refers to.
     private func isPruned(
         _ location: RecordLocation, _ pruned: PrunedRecord
     ) throws(RepositoryError) -> Bool {
@@ -154,12 +155,12 @@ extension Verification {
         }
     }
 
-    /// Finds and notes checkpoints whose manifests are whole, and which no index has because what
-    /// they name cannot be read.
+    /// Finds and reports checkpoints whose manifests are whole, but which no index has because what
+    /// they refer to is unreadable.
     ///
     /// - Parameters:
-    ///   - known: all that an index knows.
-    ///   - forgotten: those of which only the repository's own index knows that they were.
+    ///   - known: all checkpoints in an index.
+    ///   - forgotten: those that were forgotten according to the repository's own index only.
     func unindexedCheckpoints(
         _ known: [CatalogEntry], _ forgotten: Set<CheckpointID>
     ) throws(RepositoryError) -> [(CheckpointID, RecordLocation)] {
@@ -189,16 +190,16 @@ extension Verification {
                 }
                 ?? reader.corrupted(
                     location, .publish,
-                    FormatError(offset: 0, reason: "what it names cannot be read")
+                    FormatError(offset: 0, reason: "what it refers to cannot be read")
                 ).attributed(to: id).corruption
             if let corruption { findings.note(corruption, for: id) }
         }
         return found
     }
 
-    /// What a record at a place in the file holds; nil if it cannot be read.
+    /// The payload of a record at an offset in the file; nil if it is unreadable.
     ///
-    /// In a damaged pack that was rewritten, addresses may lead nowhere.
+    /// In a damaged rewritten pack, addresses may not resolve.
     private func payload(
         at offset: UInt32, of pack: UInt32
     ) throws(RepositoryError) -> [UInt8]? {
@@ -213,12 +214,12 @@ extension Verification {
         } catch let error as FileError {
             throw RepositoryError(error)
         } catch {
-            // Named when its pack was read.
+            // Reported when its pack was read.
             return nil
         }
     }
 
-    /// Notes what lost a checkpoint of which only the index knows.
+    /// Reports what lost a checkpoint that only the index has.
     func note(lost entry: CatalogEntry) throws(RepositoryError) {
         do throws(RepositoryError) {
             let (found, _) = try ManifestReader.read(reader, at: entry.location)
@@ -235,12 +236,12 @@ extension Verification {
     }
 }
 
-/// What there is of a pack.
+/// What exists of a pack.
 private enum PackPlace {
     case file(PackFile, byteCount: UInt64)
     case lost(Corruption)
 
-    /// Why nothing can be at a place; nil if something may be.
+    /// Why nothing can be at a location; nil if something may be.
     func corruption(at location: PageLocation) -> Corruption? {
         switch self {
         case .lost(let corruption): return corruption
@@ -256,12 +257,12 @@ private enum PackPlace {
     }
 }
 
-/// Pages that were read, by their places.
+/// Pages that were read, by location.
 private struct ReadPages {
-    /// The slots of each block: it has 64 at most.
+    /// The slots of each block: at most 64.
     private var slots: [UInt64: UInt64] = [:]
 
-    /// - Returns: true if it was not in it.
+    /// - Returns: true if it was not yet contained.
     @discardableResult
     mutating func insert(_ location: PageLocation) -> Bool {
         let bit = UInt64(1) << UInt64(location.slot)

@@ -2,15 +2,15 @@ import CheckpointFormat
 import CheckpointIndex
 import GuestModel
 
-// A manifest's counts against what they count. The id is a digest of the manifest, so a count that
-// is wrong was written so: by a program that errs, or by somebody who forges.
+// Checks a manifest's counts against what they count. The ID is a digest of the manifest, so a
+// wrong count was written that way: by a faulty program, or by a forger.
 
-/// What the packs hold of one transaction besides its manifest.
+/// What the packs contain of one transaction, apart from its manifest.
 struct TransactionTotals: Hashable, Sendable {
     private(set) var pageCount: UInt64 = 0
     private(set) var byteCount: UInt64 = 0
     private(set) var blockByteCount: UInt64 = 0
-    /// What lies behind the manifest is none of its own.
+    /// Records after the manifest do not belong to it.
     private var isPublished = false
 
     /// Adds the next record.
@@ -26,7 +26,7 @@ struct TransactionTotals: Hashable, Sendable {
         blockByteCount += UInt64(frame.payloadCount - frame.headByteCount)
     }
 
-    /// Adds what the next pack holds.
+    /// Adds the contents of the next pack.
     mutating func add(_ other: TransactionTotals) {
         guard !isPublished else { return }
         pageCount += other.pageCount
@@ -37,31 +37,32 @@ struct TransactionTotals: Hashable, Sendable {
 }
 
 extension Manifest {
-    /// Fails unless it counts the frames of its page map right.
+    /// Fails unless its counts match the frames of its page map.
     ///
-    /// - Parameter differing: frames that differ from its parent, if that is known. It may state
-    ///   more: a frame that changed and changed back was counted when it changed.
+    /// - Parameter differing: the number of frames that differ from its parent, if known. The
+    ///   manifest may state more: a frame that changed and changed back was counted when it
+    ///   changed.
     func check(_ map: PageMap, differing: Int?) throws(FormatError) {
         let (pages, zeros) = (UInt64(map.pageCount), UInt64(map.zeroPageCount))
         guard frameEnd == map.frameEnd, pageCount == pages, zeroPageCount == zeros else {
             throw FormatError(
                 offset: 120,
                 reason: "it states \(pageCount) pages below frame \(frameEnd), "
-                    + "\(zeroPageCount) of them zero, and its page map has \(pages) below "
+                    + "\(zeroPageCount) of them zero, but its page map has \(pages) below "
                     + "\(map.frameEnd), \(zeros) zero")
         }
         let least = UInt64(parent == .none ? map.pageCount : differing ?? 0)
         guard changedPageCount >= least else {
             throw FormatError(
                 offset: 144,
-                reason: "it states \(changedPageCount) changed pages, and its page map has "
+                reason: "it states \(changedPageCount) changed pages, but its page map has "
                     + "\(least)")
         }
     }
 
-    /// Fails unless it counts what its transaction stored right.
+    /// Fails unless its counts match what its transaction stored.
     ///
-    /// - Parameter totals: of packs from which nothing was taken.
+    /// - Parameter totals: totals of packs from which nothing was removed.
     func check(_ totals: TransactionTotals) throws(FormatError) {
         let metadata = totals.byteCount - totals.blockByteCount
         guard storedPageCount == totals.pageCount, addedByteCount == totals.byteCount,
@@ -70,7 +71,7 @@ extension Manifest {
             throw FormatError(
                 offset: 152,
                 reason: "it states \(storedPageCount) pages stored in \(addedByteCount) bytes, "
-                    + "\(metadataByteCount) of them metadata, and the packs hold "
+                    + "\(metadataByteCount) of them metadata, but the packs have "
                     + "\(totals.pageCount) in \(totals.byteCount), \(metadata) metadata")
         }
     }

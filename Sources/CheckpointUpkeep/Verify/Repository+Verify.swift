@@ -5,29 +5,29 @@ import GuestModel
 public import PackStore
 import Synchronization
 
-// Verification in two passes.
+// Verification has two passes.
 //
-//  1. Every pack is read from its first byte to its last: envelope, each record's checksum, each
-//     page group's table, the pack's index against its records, the footer. Packs side by side on
-//     all processors. If only the structure is looked at, page groups are passed over.
-//  2. Every checkpoint in the order of publication: manifest and id, page map and Merkle root, the
-//     guest's state, and each page that it stored: decompressed, and digested, on all processors
-//     while the maps of the next ones are read. A page that an earlier checkpoint stored must be in
-//     the index, and in a pack that is there.
+//  1. Every pack is read from beginning to end: envelope, each record's checksum, each page group's
+//     table, the pack index against the records, the footer. Packs are read in parallel on all
+//     processors. If only the structure is verified, page groups are skipped.
+//  2. Every checkpoint in order of publication: manifest and ID, page map and Merkle root, the
+//     guest's state, and each page that it stored: decompressed and hashed on all processors while
+//     the maps of the next ones are read. A page that an earlier checkpoint stored must be in the
+//     index, and in an existing pack.
 //
-// Where something is damaged, the page maps are read once more: for pages that were not read, and
-// for every checkpoint that holds a page which cannot be read.
+// If damage is found, the page maps are read once more: for pages that were not read, and for every
+// checkpoint that contains an unreadable page.
 //
-// What a writer appends meanwhile lies behind the index's read mark and is left alone.
+// What a writer appends meanwhile is beyond the index's read mark and is ignored.
 
 extension Repository {
-    /// Reads a repository and checks it, on all processors.
+    /// Reads and verifies a repository, on all processors.
     ///
-    /// Damage is collected, not thrown; what is thrown is a disk that cannot be read.
+    /// Damage is collected, not thrown; only errors of the disk are thrown.
     ///
     /// - Parameters:
     ///   - depth: every byte, the structure, or a sample.
-    ///   - progress: called now and then, from any thread, with bytes done and in all.
+    ///   - progress: called now and then, from any thread, with the bytes done and the total.
     public func verify(
         _ depth: VerifyDepth = .full,
         progress: (@Sendable (_ done: Int, _ total: Int) -> Void)? = nil
@@ -36,7 +36,7 @@ extension Repository {
         try checkIdentity()
         let (report, arePacksWhole) = try look(depth, progress)
         guard arePacksWhole, !report.isClean else { return report }
-        // Only what the index says is wrong: the packs are asked without it.
+        // Only the index is wrong: the packs are verified without it.
         do {
             let (second, _) = try withoutIndex().look(depth, progress)
             guard second.isClean else { return second }
@@ -46,7 +46,7 @@ extension Repository {
         throw IndexFailure.condemn(report.corruptions[0].description, at: path, files)
     }
 
-    /// Fails if the file `repository` is another repository's: all that is here would be damage.
+    /// Fails if the file `repository` is another repository's: everything else would be damage.
     private func checkIdentity() throws(RepositoryError) {
         guard let packs = RepairIdentity.contradicting(id, files) else { return }
         throw RepositoryError(
@@ -56,12 +56,12 @@ extension Repository {
                     + "; restore the file from a copy, or have 'varve repair' rebuild it"))
     }
 
-    /// - Returns: what was found, and true if no pack is damaged by itself.
+    /// - Returns: the findings, and true if no pack is damaged by itself.
     private func look(
         _ depth: VerifyDepth, _ progress: (@Sendable (_ done: Int, _ total: Int) -> Void)?
     ) throws(RepositoryError) -> (report: VerifyReport, arePacksWhole: Bool) {
         let head = try head()
-        // A pack that a record says is gone is no part of the repository, though it is there yet.
+        // A pack listed as removed is not part of the repository, even if it still exists.
         let gone = try withIndex { try $0.pruned() }
         let packs = try PackName.list(reader.files).filter { !gone.contains($0) }
         let mark = try acknowledgedEnd(head)
@@ -105,16 +105,16 @@ extension Repository {
 }
 
 extension Repository {
-    /// Where what was acknowledged ends: all before it must be whole.
+    /// The end of acknowledged data: everything before it must be whole.
     ///
-    /// The writer knows it. Who reads beside a writer has the index's read mark, which may lie a
-    /// few records before it, and the head.
+    /// The writer knows it. A reader beside a writer has the index's read mark, which may precede
+    /// it by a few records, and the head.
     private func acknowledgedEnd(_ head: StoreHead) throws(RepositoryError) -> RecordLocation {
         let read = try withCurrentIndex { try $0.readMark() }
         let mark = max(read, head.confirmed ?? read)
         guard isWritable else { return mark }
         let end = try openWriter().confirmedEnd
-        // The next pack is not made yet.
+        // The next pack is not created yet.
         return end.offset == 0 ? mark : max(mark, end)
     }
 
@@ -126,34 +126,34 @@ extension Repository {
         }
     }
 
-    /// All checkpoints, and a lease of them.
+    /// All checkpoints, with a lease on them.
     private func leaseAll() throws(RepositoryError) -> ([CatalogEntry], CheckpointLease) {
         while true {
             let catalog = try withIndex { try $0.catalog() }
             do throws(RepositoryError) {
                 return (catalog, try lease(catalog.map(\.id)))
             } catch {
-                // One was forgotten just now: the catalog lacks it already.
+                // One was just forgotten: the catalog no longer has it.
                 if error.code != .unknownName { throw error }
             }
         }
     }
 }
 
-/// One verification under way.
+/// A verification in progress.
 final class Verification: Sendable {
     struct State: Sendable {
         var report: VerifyReport
         var done = 0
         var total = 0
-        /// Manifests and forget records that were met, and where they lie in their files.
+        /// Manifests and forget records that were read, and their offsets in their files.
         var manifests: [(location: RecordLocation, offset: UInt32)] = []
         var forgets: [(location: RecordLocation, offset: UInt32)] = []
         /// False once a pack is known to be damaged or missing.
         var arePacksWhole = true
-        /// What each pack holds of each transaction.
+        /// What each pack contains of each transaction.
         var packTotals: [UInt32: [UInt64: TransactionTotals]] = [:]
-        /// What all packs hold; nil if prune or repair took anything.
+        /// What all packs contain; nil if prune or repair removed anything.
         var totals: [UInt64: TransactionTotals]? = [:]
     }
 
@@ -176,9 +176,9 @@ final class Verification: Sendable {
         state = Mutex(State(report: VerifyReport(depth: depth)))
     }
 
-    /// Says that all is done.
+    /// Ends the verification and returns the report.
     ///
-    /// - Parameter catalog: all checkpoints in the order of publication.
+    /// - Parameter catalog: all checkpoints in order of publication.
     func finish(_ catalog: [CheckpointID]) -> VerifyReport {
         let (findings, affected) = findings.result(catalog)
         return state.withLock { state in
@@ -198,7 +198,7 @@ final class Verification: Sendable {
         progress?(min(done, total), total)
     }
 
-    /// Notes the records of transactions that were read, for the counts in their manifests.
+    /// Records the records of transactions that were read, to check the counts in their manifests.
     func note(_ entries: [PackIndex.Entry], in pack: UInt32, isRewritten: Bool) {
         var totals: [UInt64: TransactionTotals] = [:]
         for entry in entries { totals[entry.transaction, default: .init()].add(entry) }
@@ -216,9 +216,9 @@ final class Verification: Sendable {
         }
     }
 
-    /// Adds up what the packs hold, in their order.
+    /// Adds up the contents of the packs, in order.
     ///
-    /// - Parameter isUntouched: false if something was taken from them, or is damaged.
+    /// - Parameter isUntouched: false if something was removed from them, or is damaged.
     func addUpTotals(isUntouched: Bool) {
         state.withLock { state in
             if !isUntouched { state.totals = nil }
@@ -235,7 +235,7 @@ final class Verification: Sendable {
     func measure(_ packs: [UInt32]) throws {
         var total = 0
         for pack in packs {
-            // One that prune has removed since has none.
+            // A pack that prune has removed since has no size.
             total += (try? repository.byteCount(of: pack)) ?? 0
         }
         let sum = total
@@ -254,7 +254,7 @@ final class Verification: Sendable {
             try walk(forgotten: forgotten, pages)
             if !findings.isEmpty { try checkUnread(catalog + forgotten, pages) }
         } catch {
-            // The threads end before the error goes on.
+            // Let the threads end before throwing the error.
             _ = try? pages.finish()
             throw error
         }
@@ -268,7 +268,7 @@ final class Verification: Sendable {
         var last: (id: CheckpointID, map: PageMap)?
         for entry in catalog {
             try noting(entry) {
-                // Leased, so it is there also if it is forgotten meanwhile.
+                // It is leased, so it exists even if it is forgotten meanwhile.
                 let checkpoint = try repository.ancestor(entry.id)
                 let isWhole = try noting(entry) {
                     last = try checkMap(checkpoint, after: last, forgotten)
@@ -276,13 +276,13 @@ final class Verification: Sendable {
                     _ = try repository.state(of: checkpoint)
                 }
                 if !isWhole { last = nil }
-                // Others may have pages from one that cannot be restored itself.
+                // Others may have pages of a checkpoint that cannot itself be restored.
                 try checkPages(of: checkpoint, pages)
             }
         }
     }
 
-    /// Notes what makes a checkpoint unreadable; false if anything does.
+    /// Reports what makes a checkpoint unreadable; false if anything does.
     @discardableResult
     private func noting(_ entry: CatalogEntry, _ body: () throws -> Void) throws -> Bool {
         do {
@@ -296,9 +296,9 @@ final class Verification: Sendable {
         }
     }
 
-    /// Checks what is still there of forgotten checkpoints: the pages that others have from them.
+    /// Checks what is left of forgotten checkpoints: the pages that others inherit from them.
     ///
-    /// Their page maps, where others build on them, were read with those.
+    /// Their page maps, if others are based on them, were read with those.
     private func walk(forgotten: [CatalogEntry], _ check: VerifyPages) throws {
         let pruned = try repository.withIndex { try $0.pruned() }
         for entry in forgotten {
@@ -314,7 +314,7 @@ final class Verification: Sendable {
                 }
                 advance(checkpoint.addedByteCount)
             } catch {
-                // A damaged record was named when its pack was read; what prune took is no damage.
+                // A damaged record was reported when its pack was read; a pruned one is not damage.
                 guard error.corruption != nil || error.code == .unknownName else { throw error }
             }
         }
@@ -322,14 +322,14 @@ final class Verification: Sendable {
 
     /// Checks a page map against its root.
     ///
-    /// Where the checkpoint follows the one before, its delta over that one's map is enough: it
-    /// names every frame that differs.
+    /// If the checkpoint's parent is the previous one, its delta over that one's map suffices: it
+    /// contains every frame that differs.
     private func checkMap(
         _ checkpoint: Checkpoint, after last: (id: CheckpointID, map: PageMap)?,
         _ forgotten: Set<CheckpointID>
     ) throws -> (CheckpointID, PageMap) {
         if let last, checkpoint.parent == last.id, !checkpoint.hasBaseMap {
-            // The rule for what it builds on.
+            // Checks the rule for its ancestor.
             _ = try repository.mapAncestor(of: checkpoint)
             let changed = try MapReader.apply(reader, checkpoint.manifest, to: last.map)
             if last.map.root() == checkpoint.root {
@@ -337,14 +337,14 @@ final class Verification: Sendable {
                 return (checkpoint.id, last.map)
             }
         }
-        // Read as a restore would; it throws if the root is wrong.
+        // Reads it as a restore would; this throws if the root is wrong.
         let map = try repository.pageMap(of: checkpoint).map
         try checkInherited(by: checkpoint, map, forgotten)
         try checkCounts(of: checkpoint, map, differing: nil)
         return (checkpoint.id, map)
     }
 
-    /// - Parameter differing: frames that differ from its parent, if that is known.
+    /// - Parameter differing: the number of frames that differ from its parent, if known.
     private func checkCounts(
         of checkpoint: Checkpoint, _ map: PageMap, differing: Int?
     ) throws(RepositoryError) {
@@ -367,7 +367,7 @@ final class Verification: Sendable {
         }
     }
 
-    /// Hands in the pages that a checkpoint stored; looks up the others.
+    /// Submits the pages that a checkpoint stored; looks up the others.
     private func checkPages(of checkpoint: Checkpoint, _ pages: VerifyPages) throws {
         try MapReader.forEachPart(reader, checkpoint.manifest) {
             (part) throws(RepositoryError) in
@@ -388,7 +388,7 @@ final class Verification: Sendable {
         }
     }
 
-    /// Finds the checkpoints that hold a damaged page, whoever stored it.
+    /// Finds the checkpoints that contain a damaged page, even if another one stored it.
     func findAffected(_ catalog: [CatalogEntry]) {
         let damaged = findings.damagedDigests
         guard !damaged.isEmpty else { return }
@@ -410,7 +410,7 @@ final class Verification: Sendable {
 }
 
 extension MapPart {
-    /// The frames of one kind and their digests.
+    /// The frames of one kind with their digests.
     func pages(_ content: MapRun.Content) -> [(frame: PageFrameNumber, digest: PageDigest)] {
         var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
         forEachRun { run, digests in

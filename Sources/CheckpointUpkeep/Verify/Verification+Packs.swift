@@ -13,7 +13,7 @@ extension Verification {
                 let position = next.add(1, ordering: .relaxed).oldValue
                 guard position < packs.count else { return }
                 do {
-                    // Where the newest one is lost, the one before it was sealed and synced.
+                    // If the newest pack is lost, the one before it was sealed and synced.
                     let isNewest =
                         position == packs.count - 1 && packs[position] >= self.mark.pack
                     try self.readPack(packs[position], isNewest: isNewest)
@@ -24,7 +24,7 @@ extension Verification {
                 } catch let error as FileError {
                     failure.withLock { $0 = RepositoryError(error) }
                 } catch {
-                    preconditionFailure("reading a pack fails in two ways only: \(error)")
+                    preconditionFailure("unexpected error while reading a pack: \(error)")
                 }
             }
         }
@@ -40,13 +40,13 @@ extension Verification {
         }
         if pack > mark.pack {
             if repository.damage.contains(where: { $0.file == path }) { return }
-            // Nothing in it was published: it is a live writer's, or what a crash left of one.
-            // The writer may have taken it back just now.
+            // Nothing in it was published: it belongs to a running writer, or a crash left it. The
+            // writer may just have removed it.
             guard let size = try abandonedByteCount(path) else { return }
             state.withLock { $0.report.abandonedByteCount += size }
             return advance(size)
         }
-        // Not through the reader's cache: the envelope is read from the disk once more.
+        // Bypasses the reader's cache: the envelope is read from the disk again.
         reader.drop(pack)
         let file: PackFile
         do throws(RepositoryError) {
@@ -82,7 +82,7 @@ extension Verification {
         let found = try readRecords(file, end: end, known: sealed?.entries, damage)
         note(found, in: pack, isRewritten: file.isRewritten)
         if let sealed, sealed.entries != found {
-            damage(0, "pack index", "it does not agree with the pack's records")
+            damage(0, "pack index", "it does not match the pack's records")
         }
         if sealed == nil {
             checkUnsealed(pack, isNewest: isNewest, found, size: size, damage)
@@ -90,7 +90,7 @@ extension Verification {
         advance(Int(size))
     }
 
-    /// Bytes of a pack in which nothing was published; nil if it is not there any more.
+    /// Size of a pack in which nothing was published; nil if it no longer exists.
     private func abandonedByteCount(_ path: String) throws(FileError) -> Int? {
         do throws(FileError) {
             return Int(try reader.files.open(path, .read).byteCount())
@@ -100,7 +100,7 @@ extension Verification {
         }
     }
 
-    /// Reads records up to `end`; goes on behind damage where the pack's index knows the next one.
+    /// Reads records up to `end`; continues after damage where the pack index has the next one.
     private func readRecords(
         _ file: PackFile, end: UInt64, known: [PackIndex.Entry]?,
         _ damage: (UInt32, String, String, UInt32?) -> Void
@@ -112,7 +112,7 @@ extension Verification {
         var offset = UInt32(Envelope.byteCount)
         let size = try file.file.byteCount()
         while UInt64(offset) < end {
-            // Records come in the order of the pack's index.
+            // Records come in the order of the pack index.
             while let first = known.first, first.offset < offset { known.removeFirst() }
             let expected = known.first?.offset == offset ? known.first : nil
             if let expected, expected.type == .pageGroup, depth != .full {
@@ -138,7 +138,7 @@ extension Verification {
                     offset = next
                     continue
                 }
-                // The index's word stands in for the record, so that its pages are looked at.
+                // The index entry replaces the damaged record, so that its pages are checked.
                 entries.append(entry)
                 offset = entry.end
             }
@@ -154,7 +154,7 @@ extension Verification {
         if !isNewest && pack < mark.pack {
             damage(end, "pack index", "the pack is not sealed, and later packs exist", nil)
         } else if pack == mark.pack && end < mark.offset {
-            damage(end, "record", "the pack ends before what was published in it", nil)
+            damage(end, "record", "the pack ends before published data", nil)
         }
         let kept = UInt64(mark.offset)
         if pack == mark.pack && size > kept {
@@ -162,7 +162,7 @@ extension Verification {
         }
     }
 
-    /// Names files among the packs that have no name of a pack.
+    /// Reports files among the packs without a pack's name.
     func noteOddFiles() throws {
         let files = RepairFiles(reader.files, reader.repository)
         for name in try PackName.names(reader.files).sorted() {
@@ -173,7 +173,7 @@ extension Verification {
         }
     }
 
-    /// Names packs that are not there and that prune did not remove.
+    /// Reports packs that are missing and were not removed by prune.
     func noteMissingPacks(_ packs: [UInt32], _ pruned: PrunedRecord) {
         let newest = mark.offset > 0 ? mark.pack : max(1, mark.pack) - 1
         for gap in PackGaps.missing(packs, pruned, upTo: newest) {

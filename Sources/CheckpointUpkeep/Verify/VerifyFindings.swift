@@ -3,7 +3,7 @@ import GuestModel
 import PackStore
 import Synchronization
 
-/// What a verification has found so far; from any thread.
+/// The findings of a verification so far; thread-safe.
 final class VerifyFindings: Sendable {
     private struct Place: Hashable {
         let file: String
@@ -13,14 +13,14 @@ final class VerifyFindings: Sendable {
 
     private struct State: Sendable {
         var findings: [VerifyFinding] = []
-        /// Where a damaged record ends, so that damage to its pages is known to be the same.
+        /// Where damaged records end, so that damage to their pages is known to be the same.
         var ends: [Int: UInt64] = [:]
         var places: [Place: Int] = [:]
-        /// The places that hold each damaged page.
+        /// The damaged places of each page.
         var digests: [PageDigest: Set<Int>] = [:]
         var affected: [CheckpointID: Set<Int>] = [:]
 
-        /// The position of a finding; one place is named once.
+        /// The index of a finding; each place is reported once.
         mutating func position(_ corruption: Corruption) -> Int {
             let place = Place(
                 file: corruption.file, offset: corruption.offset, object: corruption.object)
@@ -33,7 +33,7 @@ final class VerifyFindings: Sendable {
 
     private let state = Mutex(State())
 
-    /// Notes a damaged record or file.
+    /// Records a damaged record or file.
     ///
     /// - Parameter end: where the record ends.
     func note(_ corruption: Corruption, end: UInt64? = nil) {
@@ -43,10 +43,10 @@ final class VerifyFindings: Sendable {
         }
     }
 
-    /// Notes what made a checkpoint unreadable.
+    /// Records what made a checkpoint unreadable.
     func note(_ corruption: Corruption, for checkpoint: CheckpointID) {
         state.withLock { state in
-            // The record may have been named when its pack was read, under another name.
+            // The record may have been reported when its pack was read, under another name.
             let known = state.findings.firstIndex {
                 $0.corruption.file == corruption.file && $0.corruption.offset == corruption.offset
             }
@@ -55,7 +55,7 @@ final class VerifyFindings: Sendable {
         }
     }
 
-    /// Notes a damaged page.
+    /// Records a damaged page.
     func note(_ corruption: Corruption, _ digest: PageDigest, storedBy checkpoint: CheckpointID) {
         var named = corruption
         named.checkpoint = checkpoint
@@ -68,10 +68,10 @@ final class VerifyFindings: Sendable {
     /// True if nothing was found yet.
     var isEmpty: Bool { state.withLock { $0.findings.isEmpty } }
 
-    /// Pages that cannot be had.
+    /// Pages that are unavailable.
     var damagedDigests: Set<PageDigest> { state.withLock { Set($0.digests.keys) } }
 
-    /// Notes that a checkpoint holds damaged pages.
+    /// Records that a checkpoint contains damaged pages.
     func note(_ digests: Set<PageDigest>, heldBy checkpoint: CheckpointID) {
         state.withLock { state in
             for digest in digests {
@@ -80,7 +80,7 @@ final class VerifyFindings: Sendable {
         }
     }
 
-    /// All of it; checkpoints in the order of publication.
+    /// All findings; checkpoints in order of publication.
     func result(
         _ catalog: [CheckpointID]
     ) -> (findings: [VerifyFinding], affected: [CheckpointID]) {
@@ -90,7 +90,7 @@ final class VerifyFindings: Sendable {
             for id in catalog {
                 guard var positions = state.affected[id] else { continue }
                 affected.append(id)
-                // Damage within a damaged record: both name the checkpoint.
+                // Damage within a damaged record: both list the checkpoint.
                 for (outer, end) in state.ends {
                     let record = findings[outer].corruption
                     let isHit = positions.contains { position in

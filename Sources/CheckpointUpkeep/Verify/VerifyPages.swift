@@ -4,7 +4,7 @@ import GuestModel
 import PackStore
 import Synchronization
 
-/// Decompresses and digests pages on all processors, while the caller goes on reading page maps.
+/// Decompresses and hashes pages on all processors while the caller continues to read page maps.
 final class VerifyPages: Sendable {
     private struct Batch: Sendable {
         let checkpoint: CheckpointID
@@ -18,7 +18,7 @@ final class VerifyPages: Sendable {
         var pageCount = 0
     }
 
-    /// Pages of a batch, and batches that wait: some MiB of memory for each processor.
+    /// Pages per batch, and queued batches: some MiB of memory per processor.
     private static let batchPageCount = 4096
     private static let waitingCountMax = 64
 
@@ -37,7 +37,7 @@ final class VerifyPages: Sendable {
         }
     }
 
-    /// Hands in pages that a checkpoint stored, sorted by place; blocks while many wait.
+    /// Submits pages that a checkpoint stored, sorted by location; blocks while many are queued.
     func submit(_ requests: [PageRequest], of checkpoint: CheckpointID) {
         var start = 0
         while start < requests.count {
@@ -52,7 +52,7 @@ final class VerifyPages: Sendable {
         }
     }
 
-    /// Waits until all pages were read; returns how many.
+    /// Waits until all pages were read; returns their number.
     func finish() throws(RepositoryError) -> Int {
         queue.change { $0.isClosed = true }
         let threads = threads.withLock { threads in
@@ -75,7 +75,7 @@ final class VerifyPages: Sendable {
             guard let batch = next else { return }
             do {
                 try fetcher.fetch(batch.requests[...]) { corruption, request in
-                    // A page of a forgotten checkpoint may have been pruned just now.
+                    // A page of a forgotten checkpoint may just have been pruned.
                     guard try repository.location(of: request.digest) != nil else { return }
                     findings.note(corruption, request.digest, storedBy: batch.checkpoint)
                 } deliver: { _, _, _ in

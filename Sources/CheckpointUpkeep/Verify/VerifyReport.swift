@@ -2,33 +2,33 @@ import CheckpointFormat
 public import GuestModel
 public import PackStore
 
-/// One damaged place, and what depends on it.
+/// A damaged place, and what depends on it.
 public struct VerifyFinding: Hashable, Sendable {
     /// The place: pack, offset, and what is wrong.
     public let corruption: Corruption
-    /// Checkpoints that need what is damaged, in the order of publication.
+    /// Checkpoints that need what is damaged, in order of publication.
     ///
-    /// None if it is only a pack's index, or belongs to nothing that exists.
+    /// Empty if it is only a pack index, or belongs to nothing that exists.
     public internal(set) var affectedCheckpoints: [CheckpointID] = []
 }
 
-/// What a verification found.
+/// The result of a verification.
 public struct VerifyReport: Sendable {
-    /// How much was read.
+    /// How much was verified.
     public let depth: VerifyDepth
-    /// Checkpoints that were walked and are whole, as far as they were read.
+    /// Number of checkpoints that are whole, as far as they were read.
     public var checkpointCount = 0
-    /// Packs that were looked at.
+    /// Number of packs examined.
     public var packCount = 0
-    /// Bytes of the packs whose records were read and checked.
+    /// Size in bytes of the packs whose records were read and checked.
     public var byteCount = 0
-    /// Pages that were decompressed and digested.
+    /// Number of pages that were decompressed and hashed.
     public var pageCount = 0
-    /// Bytes behind the newest publication, left by an abandoned transaction.
+    /// Bytes after the newest publication, left by an abandoned transaction.
     ///
-    /// They are no damage, and the next writer cuts them off.
+    /// They are not damage, and the next writer truncates them.
     public var abandonedByteCount = 0
-    /// Everything that is wrong, in the order in which it was found.
+    /// All damage, in the order in which it was found.
     public var findings: [VerifyFinding] = []
     /// Checkpoints that cannot be restored bit for bit.
     public var affectedCheckpoints: [CheckpointID] = []
@@ -40,6 +40,6 @@ public struct VerifyReport: Sendable {
     /// The damaged places.
     public var corruptions: [Corruption] { findings.map(\.corruption) }
 
-    /// True if nothing is wrong.
+    /// True if nothing is damaged.
     public var isClean: Bool { findings.isEmpty }
 }

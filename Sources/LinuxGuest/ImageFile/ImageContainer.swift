@@ -1,21 +1,21 @@
-/// A known form of file that is not raw memory, told from its first bytes.
+/// A known file format other than raw memory, recognized by its first bytes.
 ///
-/// Frame n of a raw image is bytes 4096 * n and on. A dump, a disk or a compressed file that is
-/// taken for one is stored without complaint where its length is a multiple of 4096, and no guest
-/// comes back from it. Memory may begin with anything, so that a raw image may look like one of
-/// these; where a form's mark is short, more bytes are asked for.
+/// Frame n of a raw image starts at byte 4096 * n. A dump, a disk or a compressed file that is
+/// mistaken for one would be stored without complaint if its length is a multiple of 4096, but no
+/// guest can be restored from it. Memory may begin with anything, so a raw image may look like one
+/// of these; where a format's magic number is short, more bytes are checked.
 public struct ImageContainer: Hashable, Sendable {
-    /// What it is, with its article: `a qcow2 disk image`.
+    /// The name of the format, with its article: `a qcow2 disk image`.
     public let name: String
-    /// What to do to have raw memory; a sentence's part.
+    /// How to get raw memory from it; part of a sentence.
     public let remedy: String
 
-    /// Bytes that must be seen to tell.
+    /// Bytes that are needed to detect a format.
     public static let byteCount = 4096
 
-    /// Tells the form; nil if it is none that is known.
+    /// Detects the format; nil if it is not a known one.
     ///
-    /// - Parameter bytes: the first bytes of the file, up to `byteCount`; all of a shorter one.
+    /// - Parameter bytes: the first bytes of the file, up to `byteCount`; all of a shorter file.
     public init?(detecting bytes: UnsafeRawBufferPointer) {
         guard let mark = ImageContainer.marks.first(where: { $0.isIn(bytes) }) else { return nil }
         name = mark.name
@@ -26,15 +26,15 @@ public struct ImageContainer: Hashable, Sendable {
 
     private enum Remedy: String {
         case core = """
-            take raw memory instead (QEMU's monitor: pmemsave 0 SIZE FILE), or export a checkpoint \
+            save raw memory instead (QEMU's monitor: pmemsave 0 SIZE FILE), or export a checkpoint \
             as raw or xl
             """
         case dump = "make a raw image of it (layerwriter of Volatility 3), or acquire one"
-        case disk = "it holds a disk; take the guest's memory in"
-        case saved = "take raw memory instead (QEMU's monitor: pmemsave 0 SIZE FILE)"
+        case disk = "it holds a disk; import the guest's memory instead"
+        case saved = "save raw memory instead (QEMU's monitor: pmemsave 0 SIZE FILE)"
         case lime = "acquire it with LiME's format=padded"
         case avml = "convert it with avml-convert --format raw"
-        case vmware = "take in the .vmem file beside it, which is raw memory"
+        case vmware = "import the .vmem file next to it, which is raw memory"
         case xend = "convert it with convert-legacy-stream of Xen 4.6 or later"
         case gzip = "decompress it first (gzip -dc)"
         case xz = "decompress it first (xz -dc)"
@@ -43,7 +43,7 @@ public struct ImageContainer: Hashable, Sendable {
         case lz4 = "decompress it first (lz4 -dc)"
         case lzop = "decompress it first (lzop -dc)"
         case unpack = "unpack it first"
-        case part = "it is part of a Varve repository; export a checkpoint of that"
+        case part = "it is part of a Varve repository; export a checkpoint of it"
     }
 
     private struct Mark {
@@ -51,7 +51,7 @@ public struct ImageContainer: Hashable, Sendable {
         let remedy: Remedy
         let offset: Int
         let bytes: [UInt8]
-        /// Asked besides, of the whole head.
+        /// An additional check of the whole head.
         var condition: (@Sendable (UnsafeRawBufferPointer) -> Bool)?
 
         init(

@@ -5,16 +5,17 @@ public import SystemPackage
 
 /// A raw memory image: frame n is bytes 4096 * n to 4096 * n + 4095 of a file.
 ///
-/// It has no dirty log, so capturing it compares every page, and no state. Made for reading, or for
-/// filling from a checkpoint; frames that do not exist are holes, and so are zero pages.
+/// It has no dirty log, so capturing it compares every page, and no state. It is opened for
+/// reading, or created to be filled from a checkpoint; frames that do not exist are holes, and so
+/// are zero pages.
 ///
-/// A new image gets its name in `finish` (`NewFile`). Without it nothing is left behind, and a file
-/// that has the name stays as it is.
+/// A new image gets its name in `finish` (`NewFile`). Without `finish` nothing remains, and a file
+/// that has the name is unchanged.
 public final class ImageFile: WritableGuest {
     private enum Role {
         case reading
         case writing(NewFile)
-        /// A device that is written as it is; its path if it is a block device.
+        /// A device that is written in place; its path if it is a block device.
         case device(FilePath?)
         case finished
     }
@@ -28,7 +29,7 @@ public final class ImageFile: WritableGuest {
 
     private let descriptor: Int32
     private let path: String
-    /// True if it takes less of the disk than it has bytes.
+    /// True if it occupies less disk space than its size.
     private let mayHaveHoles: Bool
     private let state: Mutex<State>
 
@@ -55,14 +56,14 @@ public final class ImageFile: WritableGuest {
         }
     }
 
-    /// Makes an image to be filled from a checkpoint.
+    /// Creates an image to be filled from a checkpoint.
     ///
     /// - Parameters:
-    ///   - path: its name (`OutputPlace`). A block or character device is written in place; what
-    ///     takes one byte after the other only, as a pipe does, is refused.
+    ///   - path: its name (`OutputPlace`). A block or character device is written in place; one
+    ///     that is written only sequentially, such as a pipe, is refused.
     ///   - replacing: whether a regular file that has the name may be replaced.
-    ///   - byteCount: bytes that will be written at least, besides holes, if that is known: what
-    ///     has no room for them is refused now.
+    ///   - byteCount: the least number of bytes that will be written, without holes, if that is
+    ///     known; a file system without that much room is refused now.
     public convenience init(
         creating path: FilePath, replacing: Bool = false, byteCount: Int? = nil
     ) throws(GuestError) {
@@ -70,7 +71,7 @@ public final class ImageFile: WritableGuest {
             creating: try OutputPlace(path), replacing: replacing, byteCount: byteCount)
     }
 
-    /// Makes an image to be filled from a checkpoint, at a place that was looked at before.
+    /// Creates an image to be filled from a checkpoint, at a place that was examined before.
     public init(
         creating place: OutputPlace, replacing: Bool = false, byteCount: Int? = nil
     ) throws(GuestError) {
@@ -99,14 +100,14 @@ public final class ImageFile: WritableGuest {
         GuestError(
             code: .unavailable,
             message:
-                "\(name) takes one byte after the other, and an image is written in any order; "
-                + "name a file, or export it as raw from front to back")
+                "\(name) can only be written sequentially, but an image is written in any order; "
+                + "name a file, or export it as raw, which is sequential")
     }
 
     deinit {
         let isNew = state.withLock { $0.file != nil }
         abandon()
-        // A new file closes its own.
+        // A new file closes its own descriptor.
         if !isNew { system_close(descriptor) }
     }
 
@@ -119,7 +120,7 @@ public final class ImageFile: WritableGuest {
         guard kind == S_IFREG || kind == S_IFBLK else {
             throw GuestError(
                 code: .unavailable,
-                message: "\(path) is neither a file nor a block device; a memory image is needed")
+                message: "\(path) is neither a file nor a block device; name a memory image")
         }
         let byteCount =
             kind == S_IFBLK ? Int(lseek(descriptor, 0, SEEK_END)) : Int(status.st_size)
@@ -127,15 +128,15 @@ public final class ImageFile: WritableGuest {
             throw GuestError(
                 code: .sizeMismatch,
                 message:
-                    "\(path) has \(counted(byteCount, "byte")), which is no positive multiple of "
-                    + "4096; it is cut short or no raw memory image")
+                    "\(path) has \(counted(byteCount, "byte")), not a positive multiple of "
+                    + "4096; it is truncated or not a raw memory image")
         }
         return byteCount
     }
 
     /// Makes a new image durable and gives it its name.
     ///
-    /// Nothing for an image that is read.
+    /// Does nothing for an image opened for reading.
     public func finish() throws(GuestError) {
         try state.withLock { (state) throws(GuestError) in
             switch state.role {
@@ -174,17 +175,17 @@ public final class ImageFile: WritableGuest {
     /// nil: a file does not say what changed.
     public var dirtyTracking: (any DirtyTracking)? { nil }
 
-    /// Nothing: nobody runs an image.
+    /// Does nothing: an image does not run.
     ///
-    /// Whoever writes to it meanwhile spoils the capture.
+    /// Writes to it meanwhile corrupt the capture.
     public func pause() {}
 
-    /// Nothing.
+    /// Does nothing.
     public func resume() {}
 
     /// Reads pages.
     ///
-    /// A file that was cut meanwhile is an error.
+    /// Throws if the file was truncated meanwhile.
     public func copyPages(
         _ runs: Span<PageRange>, into destination: inout MutableRawSpan
     ) throws(GuestError) {
@@ -216,18 +217,19 @@ public final class ImageFile: WritableGuest {
                 throw GuestError(
                     code: .unavailable,
                     message:
-                        "\(path) ends at byte \(offset + done), sooner than it did when it was "
-                        + "opened; take it in again when nobody changes it")
+                        "\(path) ends at byte \(offset + done), earlier than when it was "
+                        + "opened; import it again when nothing changes it")
             }
             done += count
         }
     }
 
-    /// True if bytes are in a hole of the file, which is not read then; false if that is not known.
+    /// True if the range lies in a hole of the file, which is then not read; false if that is
+    /// unknown.
     private func isHole(_ range: Range<Int>) -> Bool {
         let start = system_seekData(descriptor, range.lowerBound)
         if start >= range.upperBound { return true }
-        // A file that was cut meanwhile has no data either: reading it says so.
+        // A file that was truncated meanwhile has no data either: reading it reports that.
         guard start < 0, errno == ENXIO else { return false }
         var status = stat()
         return system_fstat(descriptor, &status) == 0 && Int(status.st_size) >= range.upperBound
@@ -238,7 +240,7 @@ public final class ImageFile: WritableGuest {
 
     // MARK: - WritableGuest
 
-    /// Gives a new image its size; an image that is read must have it.
+    /// Gives a new image its size; an image opened for reading must already have it.
     public func adoptLayout(_ layout: GuestLayout) throws(GuestError) {
         try state.withLock { (state) throws(GuestError) in
             switch state.role {
@@ -254,7 +256,7 @@ public final class ImageFile: WritableGuest {
                 guard state.layout == layout else {
                     throw GuestError(
                         code: .sizeMismatch,
-                        message: "\(path) has \(counted(state.layout.pageCount, "page")) and the "
+                        message: "\(path) has \(counted(state.layout.pageCount, "page")), but the "
                             + "checkpoint has \(layout.pageCount)")
                 }
             }
@@ -262,7 +264,7 @@ public final class ImageFile: WritableGuest {
         }
     }
 
-    /// Writes zeros where there is no frame, up to the last one: a device holds what it held.
+    /// Writes zeros where there is no frame, up to the last frame: a device keeps old contents.
     private func writeGaps(of layout: GuestLayout) throws(GuestError) {
         let zeros = [UInt8](repeating: 0, count: 1 << 20)
         var end = 0
@@ -279,7 +281,7 @@ public final class ImageFile: WritableGuest {
         }
     }
 
-    /// True for a new file; a device holds what it held.
+    /// True for a new file; a device has old contents.
     public var startsZeroed: Bool {
         state.withLock { state in
             if case .writing = state.role { return true }
@@ -311,6 +313,6 @@ public final class ImageFile: WritableGuest {
         }
     }
 
-    /// Nothing: a raw image cannot hold state, and what a checkpoint has of it is left out.
+    /// Does nothing: a raw image cannot hold state, so a checkpoint's state is left out.
     public func restoreState(_ state: GuestState) {}
 }

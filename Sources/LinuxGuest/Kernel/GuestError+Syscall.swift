@@ -1,10 +1,10 @@
 import Glibc
 import GuestModel
 
-// The sentence for each call that can fail, with the remedy.
+// One sentence for each call that can fail, with the remedy.
 
 extension GuestError {
-    /// A call that failed in a way that needs no advice.
+    /// A call that failed in a way that needs no specific advice.
     static func call(_ name: String, _ subject: String, errno code: Int32 = Glibc.errno)
         -> GuestError
     {
@@ -19,7 +19,7 @@ extension GuestError {
         let remedy =
             switch code {
             case EFBIG:
-                "; raise the limit of file sizes (ulimit -f), or use a file system that holds "
+                "; raise the limit of file sizes (ulimit -f), or use a file system that allows "
                     + "larger files"
             case EROFS, EACCES, EPERM: "; check the mount and the permissions"
             case ENOENT, ENOTDIR: "; check the path"
@@ -50,7 +50,7 @@ extension GuestError {
         }
     }
 
-    /// `UFFDIO_API` answers EINVAL for features that the kernel lacks.
+    /// `UFFDIO_API` returns EINVAL for features that the kernel lacks.
     static func writeProtect(errno code: Int32 = Glibc.errno) -> GuestError {
         guard code == EINVAL else { return call("UFFDIO_API", "this process", errno: code) }
         return GuestError(
@@ -60,7 +60,7 @@ extension GuestError {
             errno: code)
     }
 
-    /// `PAGEMAP_SCAN` answers ENOTTY on kernels before 6.7.
+    /// `PAGEMAP_SCAN` returns ENOTTY on kernels before 6.7.
     static func pagemapScan(errno code: Int32 = Glibc.errno) -> GuestError {
         guard code == ENOTTY || code == EINVAL else {
             return call("PAGEMAP_SCAN", "/proc/self/pagemap", errno: code)

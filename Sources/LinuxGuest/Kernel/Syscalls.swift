@@ -3,18 +3,18 @@ import Glibc
 import Synchronization
 import SystemPackage
 
-// Every kernel call that this module makes, one function each; nothing else here calls the kernel.
+// Every kernel call of this module, one function each; nothing else here calls the kernel.
 // `KernelFault` sees each of them first, so that a test can count, trace and fail them.
 
-/// A test's hand on this module's kernel calls, those of the test's own thread.
+/// Lets a test intercept this module's kernel calls on the test's own thread.
 package enum KernelFault {
-    /// Asked before each call with its name; an error number makes the call fail with it.
+    /// Called before each call with its name; an error number makes the call fail with it.
     package typealias Hook = @Sendable (_ call: String) -> Int32?
 
     private static let isSet = Atomic(false)
     private static let hooks = Mutex<[pthread_t: Hook]>([:])
 
-    /// Sets or removes the hook of this thread: other tests run beside.
+    /// Sets or removes the hook of this thread only, because other tests run in parallel.
     package static func set(_ hook: Hook?) {
         hooks.withLock { hooks in
             hooks[pthread_self()] = hook
@@ -42,8 +42,8 @@ private func retrying<T: FixedWidthInteger & SignedInteger>(
     }
 }
 
-/// The same for a call that may make a file larger: past the limit of file sizes it fails with
-/// EFBIG, and does not end the process (`setrlimit(2)`, RLIMIT_FSIZE).
+/// Like `retrying`, for a call that may enlarge a file: beyond the file size limit it fails with
+/// EFBIG instead of ending the process (`setrlimit(2)`, RLIMIT_FSIZE).
 private func growing<T: FixedWidthInteger & SignedInteger>(
     _ name: String, _ call: () -> T
 ) -> T {
@@ -134,7 +134,7 @@ func system_stat(_ path: FilePath, _ status: inout stat) -> Int32 {
     retrying("stat") { path.withPlatformString { stat($0, &status) } }
 }
 
-/// `readlink(2)`; nil if it is no symbolic link, or is not there.
+/// `readlink(2)`; nil if it is not a symbolic link, or does not exist.
 func system_readlink(_ path: FilePath) -> [UInt8]? {
     var buffer = [CChar](repeating: 0, count: Int(PATH_MAX))
     let room = buffer.count
@@ -164,7 +164,7 @@ func system_fstat(_ descriptor: Int32, _ status: inout stat) -> Int32 {
     retrying("fstat") { fstat(descriptor, &status) }
 }
 
-/// `fchown(2)`; `.max` leaves an owner or a group as it is.
+/// `fchown(2)`; `.max` leaves the owner or group unchanged.
 func system_fchown(_ descriptor: Int32, _ owner: uid_t, _ group: gid_t) -> Int32 {
     retrying("fchown") { fchown(descriptor, owner, group) }
 }
@@ -184,9 +184,9 @@ func system_fsync(_ descriptor: Int32) -> Int32 {
     retrying("fsync") { fsync(descriptor) }
 }
 
-/// `lseek(2)`, SEEK_DATA: where the next data are; -1 and ENXIO if none follow.
+/// `lseek(2)`, SEEK_DATA: the offset of the next data; -1 and ENXIO if there is none.
 func system_seekData(_ descriptor: Int32, _ offset: Int) -> Int {
-    // Linux's number; the headers have it behind _GNU_SOURCE.
+    // Linux's number; the headers hide it under _GNU_SOURCE.
     retrying("lseek") { lseek(descriptor, offset, 3) }
 }
 
@@ -218,7 +218,7 @@ func system_renameNoReplace(_ path: FilePath, _ newPath: FilePath) -> Int32 {
     }
 }
 
-/// `linkat(2)`, following a link at `path`: gives a file a second name, and fails if it is taken.
+/// `linkat(2)`, following a link at `path`: gives a file a second name, and fails if it exists.
 func system_link(_ path: FilePath, _ newPath: FilePath) -> Int32 {
     retrying("link") {
         path.withPlatformString { old in

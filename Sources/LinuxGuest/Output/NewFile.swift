@@ -4,19 +4,19 @@ public import GuestModel
 import Synchronization
 public import SystemPackage
 
-/// A file that is written under no name, and gets its name when it is whole.
+/// A file that is written without a name, and gets its name when it is complete.
 ///
-/// Without `finish` nothing is left behind, whatever ends the process: the file has no name until
-/// then (`O_TMPFILE`, open(2)). Where a file system has no such files, or they cannot be given a
-/// name, it is written beside its name as `NAME.N.part` (`.varve.N.part` if that is too long),
-/// which only a process that is killed leaves behind.
+/// Without `finish` nothing remains, however the process ends: the file has no name until then
+/// (`O_TMPFILE`, open(2)). Where a file system has no such files, or they cannot be given a name,
+/// it is written next to its final name as `NAME.N.part` (`.varve.N.part` if that is too long),
+/// which remains only if the process is killed.
 ///
-/// What the last step needs is tried before the work, with an empty file.
+/// The operations of the last step are tried before the work, with an empty file.
 ///
-/// It may hold a guest's memory, so nobody but its owner can read it, whatever the umask is. A file
-/// that replaces another takes over the other's owner, group and permissions; where the path is a
-/// symbolic link, the file that it leads to is replaced. Another hard link to a file that was
-/// replaced keeps the old contents.
+/// It may hold a guest's memory, so only its owner can read it, whatever the umask. A file that
+/// replaces another takes over the other's owner, group and permissions; where the path is a
+/// symbolic link, its target is replaced. Other hard links to a replaced file keep the old
+/// contents.
 public final class NewFile: Sendable {
     private let path: FilePath
     private let isReplacing: Bool
@@ -24,25 +24,25 @@ public final class NewFile: Sendable {
     private let state: Mutex<State>
 
     private struct State {
-        /// Where it lies meanwhile; nil: nowhere.
+        /// Its temporary name; nil: it has none.
         var temporary: FilePath?
         var isOpen = true
     }
 
-    /// Opens a file to be written.
+    /// Opens a file for writing.
     ///
     /// - Parameters:
     ///   - path: its name.
     ///   - replacing: whether a file that has the name may be replaced.
-    ///   - byteCount: bytes that will be written at least, if that is known: what has no room for
-    ///     them is refused now.
+    ///   - byteCount: the least number of bytes that will be written, if that is known; a file
+    ///     system without that much room is refused now.
     public init(
         _ path: FilePath, replacing: Bool = false, byteCount: Int? = nil
     ) throws(GuestError) {
         guard case .file(let target, let exists) = try OutputPlace(path) else {
             throw GuestError(
                 code: .unavailable,
-                message: "\(path.printable) is no regular file, and cannot be replaced by one")
+                message: "\(path.printable) is not a regular file, so it cannot be replaced by one")
         }
         if exists && !replacing { throw NewFile.taken(path) }
         self.path = target
@@ -73,12 +73,12 @@ public final class NewFile: Sendable {
     /// Permissions of a new file.
     private static let mode: mode_t = 0o600
 
-    // MARK: - Before the work
+    // MARK: - Before writing
 
-    /// True if a file without a name can be given one in a directory: an empty file is.
+    /// True if a nameless file can be given a name in a directory; tried with an empty file.
     ///
-    /// A file system may have no such files, /proc may not be mounted, by which they are named, and
-    /// a security module may forbid it.
+    /// A file system may have no such files, /proc, by which they are named, may not be mounted,
+    /// and a security module may forbid it.
     private static func canName(in directory: FilePath) -> Bool {
         let descriptor = system_openNameless(directory, mode)
         guard descriptor >= 0 else { return false }
@@ -92,7 +92,7 @@ public final class NewFile: Sendable {
         FilePath("/proc/self/fd/\(descriptor)")
     }
 
-    /// Refuses a file that no other can take the place of.
+    /// Refuses a file that cannot be replaced.
     private static func checkReplaceable(_ path: FilePath) throws(GuestError) {
         func refusal(_ reason: String) -> GuestError {
             GuestError(
@@ -104,7 +104,7 @@ public final class NewFile: Sendable {
             let bits = UInt64(attributes)
             if bits & UInt64(CLINUX_IMMUTABLE) != 0 { throw refusal("may not be changed (chattr)") }
             if bits & UInt64(CLINUX_MOUNT_ROOT) != 0 {
-                throw refusal("is a mount point of its own")
+                throw refusal("is a mount point")
             }
         }
         var (file, directory) = (stat(), stat())
@@ -118,14 +118,14 @@ public final class NewFile: Sendable {
         }
     }
 
-    /// Refuses a file that is larger than the process may write, the file system has, or is free.
+    /// Refuses a size that exceeds the process's limit, the file system's limit, or the free space.
     ///
-    /// Only file systems that store every byte are asked what is free.
+    /// Free space is checked only on file systems that store every byte.
     private func checkRoom(_ byteCount: Int) throws(GuestError) {
         func refusal(_ code: Int32, _ reason: String) -> GuestError {
             GuestError(
                 code: .callFailed,
-                message: "\(path.printable) will have \(byteCount) bytes at least, and \(reason)",
+                message: "\(path.printable) needs at least \(byteCount) bytes, but \(reason)",
                 errno: code)
         }
         var limit = rlimit()
@@ -133,23 +133,23 @@ public final class NewFile: Sendable {
             UInt64(limit.rlim_cur) < UInt64(byteCount)
         {
             throw refusal(
-                EFBIG, "this process may write \(limit.rlim_cur) (ulimit -f); raise the limit")
+                EFBIG, "this process may write only \(limit.rlim_cur) (ulimit -f); raise it")
         }
         var (free, largest) = (UInt64.max, UInt64.max)
         guard clinux_room(descriptorNumber, &free, &largest) == 0 else { return }
         if largest < UInt64(byteCount) {
             throw refusal(
-                EFBIG, "its file system holds \(largest) in one file; name a file on another one")
+                EFBIG, "its file system allows \(largest) per file; name a file on another one")
         }
         if free < UInt64(byteCount) {
-            throw refusal(ENOSPC, "\(free) are free there; free some and try again")
+            throw refusal(ENOSPC, "only \(free) are free there; free some space and try again")
         }
     }
 
-    /// Takes over owner, group and permissions of the file that is to be replaced.
+    /// Takes over owner, group and permissions of the file that will be replaced.
     ///
-    /// Fails if it cannot be given to that owner. If it cannot be given to that group, the group's
-    /// permissions are left out: they would be another group's.
+    /// Throws if it cannot be given to that owner. If it cannot be given to that group, the group's
+    /// permissions are dropped: they would apply to another group.
     private func takeOver() throws(GuestError) {
         var (old, new) = (stat(), stat())
         guard system_stat(path, &old) == 0, old.st_mode & S_IFMT == S_IFREG else { return }
@@ -171,7 +171,7 @@ public final class NewFile: Sendable {
         }
     }
 
-    /// A name beside a file's, no longer than names may be (`NAME_MAX`).
+    /// A temporary name next to a file's, no longer than names may be (`NAME_MAX`).
     private static func temporaryName(_ path: FilePath) -> FilePath {
         let suffix = Array(".\(UInt32.random(in: .min ... .max)).part".utf8)
         let name = path.name
@@ -192,7 +192,7 @@ public final class NewFile: Sendable {
             } else if let temporary = state.temporary {
                 try giveName(to: temporary)
             } else {
-                // A name that somebody took meanwhile is not taken from them.
+                // A name that was taken meanwhile is not overwritten.
                 guard system_link(NewFile.ownName(descriptorNumber), path) == 0 else {
                     throw failure("link")
                 }
@@ -219,9 +219,8 @@ public final class NewFile: Sendable {
         }
     }
 
-    /// Gives a file its name unless the name is taken, in the way that the file system has: by
-    /// `RENAME_NOREPLACE`; by a hard link, which FAT and exFAT have none of; or by taking the name
-    /// first.
+    /// Gives a file its name unless the name exists, in a way that the file system supports: by
+    /// `RENAME_NOREPLACE`; by a hard link, which FAT and exFAT lack; or by creating the name first.
     private func giveName(to temporary: FilePath) throws(GuestError) {
         if system_renameNoReplace(temporary, path) == 0 { return }
         guard [EINVAL, ENOSYS, EOPNOTSUPP].contains(errno) else { throw failure("rename") }
@@ -242,7 +241,7 @@ public final class NewFile: Sendable {
         }
     }
 
-    /// Leaves nothing of it behind; harmless after `finish`.
+    /// Removes it completely; harmless after `finish`.
     public func abandon() {
         state.withLock { state in
             if state.isOpen, let temporary = state.temporary { _ = system_unlink(temporary) }

@@ -2,16 +2,16 @@ import Glibc
 public import GuestModel
 import SystemPackage
 
-/// Output from front to back, to whatever a path names.
+/// Sequential output to whatever a path names.
 ///
-/// A regular file gets its name when it is whole (`NewFile`); pipes, devices and open descriptors
-/// are written to as they are.
+/// A regular file gets its name when it is complete (`NewFile`); pipes, devices and open
+/// descriptors are written in place.
 public final class OutputFile: Sendable {
     private enum Target {
         case file(NewFile)
         /// Opened here, and closed here.
         case opened(isBlockDevice: Bool)
-        /// Somebody else's.
+        /// Owned by the caller.
         case borrowed
     }
 
@@ -21,13 +21,13 @@ public final class OutputFile: Sendable {
 
     /// Opens the place.
     ///
-    /// Opening a pipe waits for somebody who reads it.
+    /// Opening a pipe waits for a reader.
     ///
     /// - Parameters:
-    ///   - place: where to.
+    ///   - place: the destination.
     ///   - replacing: whether a file may be replaced.
-    ///   - byteCount: bytes that will be written at least, if that is known: what they do not fit
-    ///     is refused now.
+    ///   - byteCount: the least number of bytes that will be written, if that is known; a place
+    ///     without that much room is refused now.
     public init(
         _ place: OutputPlace, replacing: Bool = false, byteCount: Int? = nil
     ) throws(GuestError) {
@@ -79,7 +79,8 @@ public final class OutputFile: Sendable {
 
     // MARK: - Opening
 
-    /// Opens what is no regular file; one that has taken its name meanwhile is left alone.
+    /// Opens what is not a regular file; a regular file that has meanwhile got its name is left
+    /// alone.
     private static func openSpecial(
         _ path: FilePath, _ flags: Int32 = 0
     ) throws(GuestError) -> Int32 {
@@ -90,7 +91,7 @@ public final class OutputFile: Sendable {
             system_close(descriptor)
             throw GuestError(
                 code: .unavailable,
-                message: "\(path.printable) became a file meanwhile; try again")
+                message: "\(path.printable) was replaced by a regular file meanwhile; try again")
         }
         return descriptor
     }
@@ -130,7 +131,7 @@ public final class OutputFile: Sendable {
         guard byteCount <= end else {
             throw GuestError(
                 code: .sizeMismatch,
-                message: "\(path.printable) has \(end) bytes, and \(byteCount) at least are to be "
+                message: "\(path.printable) has \(end) bytes, but at least \(byteCount) are to be "
                     + "written; name a larger device, or a file")
         }
     }

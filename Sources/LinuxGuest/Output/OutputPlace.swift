@@ -2,17 +2,17 @@ import Glibc
 public import GuestModel
 public import SystemPackage
 
-/// What a path names as a place to write to, found out before any work is done.
+/// What a path names as an output, determined before any work is done.
 ///
-/// Only a regular file is ever replaced. Pipes and devices are written to as they are, and a path
-/// that names an open descriptor of this process means that descriptor.
+/// Only a regular file is ever replaced. Pipes and devices are written in place, and a path that
+/// names an open descriptor of this process refers to that descriptor.
 public enum OutputPlace: Hashable, Sendable {
-    /// A regular file, or a name that is free.
+    /// A regular file, or a name that does not exist.
     ///
-    /// The path is that of the file itself: a symbolic link at the end of the path that was given
-    /// has been followed, and stays what it is.
+    /// The path is that of the file itself: a symbolic link at the end of the given path has been
+    /// followed, and is kept.
     case file(FilePath, exists: Bool)
-    /// A pipe with a name: one byte after the other.
+    /// A named pipe, which is written sequentially.
     case pipe(FilePath)
     /// A block device, which is written in place.
     case blockDevice(FilePath)
@@ -21,10 +21,10 @@ public enum OutputPlace: Hashable, Sendable {
     /// An open descriptor of this process: `/dev/stdout`, `/dev/fd/3`, `/proc/self/fd/3`.
     case descriptor(Int32)
 
-    /// Looks at a path.
+    /// Examines a path.
     ///
-    /// Throws `GuestError` for a directory, a socket, a symbolic link to nothing, an open file of
-    /// another process, a name that is too long, and what cannot be looked at.
+    /// Throws `GuestError` for a directory, a socket, a dangling symbolic link, an open file of
+    /// another process, a name that is too long, and a path that cannot be examined.
     public init(_ path: FilePath) throws(GuestError) {
         guard !path.isEmpty else { throw OutputPlace.refusal("an empty path", "names no file") }
         var target = path
@@ -43,7 +43,7 @@ public enum OutputPlace: Hashable, Sendable {
             target = next.isAbsolute ? next : target.directory.pushing(next)
         }
         var status = stat()
-        // The path that was given: the kernel may forbid to follow a link that is somebody else's.
+        // The given path: the kernel may forbid following another user's link.
         if system_stat(path, &status) != 0 {
             guard errno == ENOENT else { throw GuestError.call("stat", path.printable) }
             guard target == path else {
@@ -68,7 +68,7 @@ public enum OutputPlace: Hashable, Sendable {
         }
     }
 
-    /// As the kernel follows them (path_resolution(7)).
+    /// The kernel's limit (path_resolution(7)).
     private static let linkCountMax = 40
 
     private static func refusal(_ subject: String, _ reason: String) -> GuestError {
@@ -91,7 +91,7 @@ public enum OutputPlace: Hashable, Sendable {
         return nil
     }
 
-    /// True for what leads to an open file without a path: its text may name something else.
+    /// True for a link that leads to an open file without a path: its text may name something else.
     private static func isOfProcess(_ path: FilePath) -> Bool {
         let parts = path.components.map(\.string)
         return path.isAbsolute && parts.count >= 4 && parts[0] == "proc"
@@ -103,10 +103,10 @@ public enum OutputPlace: Hashable, Sendable {
     ) throws(GuestError) {
         let flags = system_descriptorFlags(descriptor)
         guard flags >= 0 else {
-            throw refusal(path.printable, "is not open; lead it somewhere, or name a file")
+            throw refusal(path.printable, "is not open; redirect it, or name a file")
         }
         guard flags & O_ACCMODE != O_RDONLY else {
-            throw refusal(path.printable, "is open for reading alone; name another place")
+            throw refusal(path.printable, "is open only for reading; name another place")
         }
     }
 }

@@ -1,12 +1,12 @@
 public import GuestModel
 
-/// A region of the own process that is checkpointed.
+/// A region of the process's own memory that is checkpointed.
 public struct MemoryRegion: @unchecked Sendable {
-    // Unchecked: the memory is the embedder's to share between threads; the value only names it.
+    // Unchecked: the embedder shares the memory between threads; the value only names it.
 
     /// The memory; page-aligned, a multiple of 4096 bytes, valid as long as its `ProcessMemory`.
     public let bytes: UnsafeMutableRawBufferPointer
-    /// The frames that stand for it.
+    /// The frames of this region.
     public let pages: PageRange
     /// True if the `ProcessMemory` mapped it and unmaps it.
     let isOwned: Bool

@@ -3,17 +3,17 @@ import Glibc
 public import GuestModel
 import Synchronization
 
-/// Regions of the own process as a guest.
+/// Regions of the process's own memory as a guest.
 ///
-/// Frames are numbered from 0 in the order in which regions come. Writes are tracked by the kernel:
-/// the first write to a page after it was taken costs about 1.5 us, later ones nothing. Memory
+/// Frames are numbered from 0 in the order in which regions are added. Writes are tracked by the
+/// kernel: the first write to a page after each take costs about 1.5 us, later ones nothing. Memory
 /// that is never written costs nothing.
 ///
-/// What tracking sees (tried on Linux 6.18): stores of all threads; the kernel's own writes on the
+/// What tracking sees (tested on Linux 6.18): stores of all threads; the kernel's own writes on the
 /// process's behalf (`read` into a region); pages never touched (they are in the first set);
 /// `MADV_DONTNEED` of anonymous memory. What it does not see: writes to a shared region by another
 /// process, through another mapping or through the descriptor, and `MADV_REMOVE` of it; remapping
-/// a region. A child of `fork` has its own memory and its own fate.
+/// of a region. A child of `fork` has its own memory, which is not checkpointed.
 public final class ProcessMemory: WritableGuest {
     /// How changed pages are found.
     public enum Tracking: Sendable {
@@ -23,7 +23,7 @@ public final class ProcessMemory: WritableGuest {
         case compareAll
     }
 
-    /// What a region is made of.
+    /// The kind of memory that a region has.
     public enum Backing: Sendable {
         /// Private memory.
         case anonymous
@@ -40,15 +40,16 @@ public final class ProcessMemory: WritableGuest {
     /// That of the regions: asked for in every pause, so it is there.
     private let currentLayout = Mutex(GuestLayout.empty)
 
-    /// Makes a guest without a region.
+    /// Creates a guest without regions.
     ///
     /// - Parameters:
     ///   - tracking: how changed pages are found.
-    ///   - hold: stops every thread that writes to the regions, and returns when none does. When
-    ///     it throws, all must be running.
-    ///   - release: lets them run on. Called once for each `hold` that returned.
-    ///   - saveState: state to keep with each checkpoint; called while held, so be quick.
-    ///   - restoreState: puts such state back; called while held, after the pages.
+    ///   - hold: stops every thread that writes to the regions, and returns when none does. When it
+    ///     throws, all must be running.
+    ///   - release: resumes them. Called once for each `hold` that returned.
+    ///   - saveState: returns state to keep with each checkpoint; called in the pause, so it must
+    ///     be fast.
+    ///   - restoreState: restores such state; called in the pause, after the pages.
     public init(
         tracking: Tracking = .writeProtect,
         hold: @escaping @Sendable () throws -> Void = {},
@@ -70,7 +71,7 @@ public final class ProcessMemory: WritableGuest {
         }
     }
 
-    /// Fails with one sentence if this kernel cannot track writes.
+    /// Throws one sentence if this kernel cannot track writes.
     public static func checkSupport() throws(GuestError) {
         let tracker = WriteTracker()
         defer { tracker.stop() }
@@ -89,9 +90,9 @@ public final class ProcessMemory: WritableGuest {
     /// The regions, in frame order.
     public var allRegions: [MemoryRegion] { regions.withLock { $0 } }
 
-    /// Maps zeroed memory and makes it a region.
+    /// Maps zeroed memory and adds it as a region.
     ///
-    /// It is unmapped with this guest.
+    /// It is unmapped when this guest is released.
     ///
     /// - Parameter byteCount: a positive multiple of 4096.
     public func allocate(
@@ -100,7 +101,7 @@ public final class ProcessMemory: WritableGuest {
         guard byteCount > 0, byteCount % Page.byteCount == 0 else {
             throw GuestError(
                 code: .invalidRange,
-                message: "a region has a positive multiple of 4096 bytes, not \(byteCount)")
+                message: "a region needs a positive multiple of 4096 bytes, not \(byteCount)")
         }
         var descriptor: Int32?
         defer { if let descriptor { system_close(descriptor) } }
@@ -124,9 +125,9 @@ public final class ProcessMemory: WritableGuest {
         }
     }
 
-    /// Makes memory that the embedder mapped a region.
+    /// Adds memory that the embedder mapped as a region.
     ///
-    /// It must stay mapped while this guest lives, and stays the embedder's.
+    /// It must stay mapped while this guest lives, and is not unmapped with it.
     ///
     /// - Parameter bytes: page-aligned, a positive multiple of 4096 bytes, in no other region.
     public func register(
@@ -138,7 +139,7 @@ public final class ProcessMemory: WritableGuest {
         else {
             throw GuestError(
                 code: .invalidRange,
-                message: "a region begins at a page and has a positive multiple of 4096 bytes")
+                message: "a region must be page-aligned, with a positive multiple of 4096 bytes")
         }
         let isTaken = regions.withLock { regions in
             regions.contains { region in
@@ -149,7 +150,7 @@ public final class ProcessMemory: WritableGuest {
         }
         guard !isTaken else {
             throw GuestError(
-                code: .invalidRange, message: "the memory overlaps a region that is there already")
+                code: .invalidRange, message: "the memory overlaps an existing region")
         }
         return try add(bytes, isOwned: false)
     }
@@ -162,7 +163,7 @@ public final class ProcessMemory: WritableGuest {
             let region = MemoryRegion(
                 bytes: bytes, pages: PageRange(first: first, count: bytes.count / Page.byteCount),
                 isOwned: isOwned)
-            // A session that holds this guest holds its new memory too, if nobody else does.
+            // A session that owns this guest owns its new memory too, if no other session does.
             try GuestClaim.extend(of: self, to: UnsafeRawBufferPointer(bytes))
             do throws(GuestError) {
                 try tracker?.add(region)
@@ -178,15 +179,15 @@ public final class ProcessMemory: WritableGuest {
 
     // MARK: - Guest
 
-    /// One run a region that is not adjacent, from frame 0.
+    /// One run for all regions, from frame 0.
     public func layout() -> GuestLayout {
         currentLayout.withLock { $0 }
     }
 
-    /// Claims the regions, those to come included: no other `ProcessMemory` over a byte of them
-    /// has an owner meanwhile.
+    /// Claims the regions, including later ones: no other `ProcessMemory` that includes a byte of
+    /// them can be claimed meanwhile.
     ///
-    /// Memory that is mapped twice is two memories here, as it is for the log of writes.
+    /// Memory that is mapped twice counts as two memories here, as it does for the log of writes.
     public func claim() throws(GuestError) -> GuestClaim {
         try regions.withLock { (regions) throws(GuestError) in
             try GuestClaim(of: self, memory: regions.map { UnsafeRawBufferPointer($0.bytes) })
@@ -204,8 +205,7 @@ public final class ProcessMemory: WritableGuest {
             try hold()
         } catch {
             throw GuestError(
-                code: .pauseFailed, message: "the process's own threads could not be held: \(error)"
-            )
+                code: .pauseFailed, message: "the process's threads could not be paused: \(error)")
         }
     }
 
@@ -218,7 +218,7 @@ public final class ProcessMemory: WritableGuest {
             return try saveState()
         } catch {
             throw GuestError(
-                code: .unavailable, message: "the process's own state could not be saved: \(error)")
+                code: .unavailable, message: "the process's state could not be saved: \(error)")
         }
     }
 
@@ -236,8 +236,8 @@ public final class ProcessMemory: WritableGuest {
         }
     }
 
-    /// Copies scattered pieces, some at a time: past the caches, which are the guest's, and with
-    /// the next piece asked for ahead.
+    /// Copies scattered pieces, up to 32 at a time: past the caches, which are the guest's, and
+    /// with the next piece prefetched.
     private struct PieceCopy {
         private var target: UnsafeMutableRawPointer
         private var pieces = InlineArray<32, ckernels_piece>(repeating: ckernels_piece())
@@ -245,7 +245,7 @@ public final class ProcessMemory: WritableGuest {
         private var byteCount = 0
 
         init(to bytes: UnsafeMutableRawBufferPointer) {
-            // Nothing is added if there is no room.
+            // If `bytes` is empty, nothing is added.
             target = bytes.baseAddress ?? UnsafeMutableRawPointer(bitPattern: 1).unsafelyUnwrapped
         }
 
@@ -269,18 +269,18 @@ public final class ProcessMemory: WritableGuest {
 
     // MARK: - WritableGuest
 
-    /// A process cannot change its own layout for a checkpoint: it must have the same one.
+    /// A process cannot change its own layout for a checkpoint: it must have the same layout.
     public func adoptLayout(_ layout: GuestLayout) throws(GuestError) {
         let mine = self.layout()
         guard layout == mine else {
             throw GuestError(
                 code: .sizeMismatch,
-                message: "the checkpoint has \(counted(layout.pageCount, "page")) and the regions "
-                    + "have \(mine.pageCount); register the regions that it was taken of")
+                message: "the checkpoint has \(counted(layout.pageCount, "page")), but the regions "
+                    + "have \(mine.pageCount); register the regions that it was taken from")
         }
     }
 
-    /// False: regions hold whatever they hold.
+    /// False: regions have old contents.
     public var startsZeroed: Bool { false }
 
     /// Copies pages into the regions.
@@ -317,7 +317,7 @@ public final class ProcessMemory: WritableGuest {
         } catch {
             throw GuestError(
                 code: .stateRejected,
-                message: "the process would not take its state back: \(error)")
+                message: "the process rejected its state: \(error)")
         }
     }
 
@@ -330,7 +330,7 @@ public final class ProcessMemory: WritableGuest {
         while frame < run.end {
             guard let region = regions.first(where: { $0.pages.contains(frame) }) else {
                 throw GuestError(
-                    code: .invalidRange, message: "frame \(frame) is in no region of the process")
+                    code: .invalidRange, message: "frame \(frame) is not in any of the regions")
             }
             let end = min(run.end, region.pages.end)
             let count = Int(end.rawValue - frame.rawValue) * Page.byteCount
@@ -341,16 +341,17 @@ public final class ProcessMemory: WritableGuest {
 }
 
 extension ProcessMemory: DirtyTracking {
-    /// Protects all regions.
+    /// Write-protects all regions.
     ///
-    /// Throws `busy` if another userfaultfd of this process has one of them.
+    /// Throws `busy` if another userfaultfd of this process has registered one of them.
     public func start() throws(GuestError) -> DirtyLog {
         guard let tracker else {
             throw GuestError(
                 code: .unsupported,
-                message: "this memory was made without a log of writes; make it with .writeProtect")
+                message: "this memory was created without a log of writes; use .writeProtect")
         }
-        // Under the lock: a region that is added meanwhile is either in the array or added after.
+        // Under the lock: a region that is added concurrently is either in the array or added
+        // afterwards.
         return try regions.withLock { (regions) throws(GuestError) in try tracker.start(regions) }
     }
 
@@ -364,7 +365,7 @@ extension ProcessMemory: DirtyTracking {
         try scan(log, clear: true) { bitmap.insert($0) }
     }
 
-    /// Reads the log without clearing it: pages in it stay writable without a fault.
+    /// Reads the log without clearing it: logged pages stay writable without a fault.
     public func readDirty(
         _ log: DirtyLog, into bitmap: inout DirtyBitmap, isFinal: Bool
     ) throws(GuestError) -> DirtyKnowledge {
@@ -380,14 +381,14 @@ extension ProcessMemory: DirtyTracking {
 
     /// Counts the log without clearing it: the same scan.
     ///
-    /// All pages for a log that has ended.
+    /// All pages, for a log that has ended.
     public func peekDirtyCount(_ log: DirtyLog) throws(GuestError) -> Int {
         var count = 0
         let knowledge = try scan(log, clear: false) { count += $0.count }
         return knowledge == .complete ? count : layout().pageCount
     }
 
-    /// Ends the protection.
+    /// Removes the protection.
     public func stop(_ log: DirtyLog) {
         tracker?.stop(log)
     }

@@ -6,10 +6,10 @@ import Synchronization
 // The kernel's log of written pages.
 //
 // A region is registered with a userfaultfd in write-protect mode. With UFFD_FEATURE_WP_ASYNC the
-// kernel resolves a write to a protected page by itself: it lifts the protection and goes on.
+// kernel itself resolves a write to a protected page: it removes the protection and continues.
 // `PAGEMAP_SCAN` finds the pages without protection ("written") and protects them again in the same
-// step, under the page table's lock: a write comes either before, and is in this set, or after,
-// and is in the next. Documentation/admin-guide/mm/pagemap.rst of Linux 6.7.
+// step, under the page table's lock: a write comes either before that, and is in this set, or
+// after, and is in the next. Documentation/admin-guide/mm/pagemap.rst of Linux 6.7.
 //
 // A page that was never touched counts as written until it is protected (WP_UNPOPULATED), so the
 // first take of a region has all of its pages. A huge page is split when it is protected, so
@@ -21,12 +21,12 @@ final class WriteTracker: Sendable {
         var userfaultfd: Int32 = -1
         var pagemap: Int32 = -1
         var regions: [MemoryRegion] = []
-        /// The log that runs; nil if none does.
+        /// The running log; nil if there is none.
         var log: DirtyLog?
         var isOpen: Bool { userfaultfd >= 0 }
     }
 
-    // Runs of written pages that one call of the kernel hands over.
+    // Runs of written pages that one kernel call can return.
     private static let regionCount = 1024
 
     private let state = Mutex(State())
@@ -40,14 +40,14 @@ final class WriteTracker: Sendable {
         found.deallocate()
     }
 
-    /// Begins a log; one that runs ends with it.
+    /// Begins a log; a running one ends.
     ///
-    /// - Parameter regions: all that there are; those added after it are tracked by `add`.
+    /// - Parameter regions: all current regions; `add` tracks later ones.
     func start(_ regions: [MemoryRegion]) throws(GuestError) -> DirtyLog {
         try state.withLock { (state) throws(GuestError) -> DirtyLog in
             let log = DirtyLog()
-            // Protected already: the new log begins with pages that were written before, which is
-            // more than it owes.
+            // Already protected: the new log begins with pages that were written before, which is
+            // more than required.
             guard !state.isOpen else {
                 state.log = log
                 return log
@@ -73,17 +73,17 @@ final class WriteTracker: Sendable {
 
     /// Tracks one more region; all its pages are in the next set.
     ///
-    /// Nothing before `start`.
+    /// Does nothing before `start`.
     func add(_ region: MemoryRegion) throws(GuestError) {
         try state.withLock { (state) throws(GuestError) in
             if state.isOpen { try WriteTracker.register(region, &state) }
         }
     }
 
-    /// Calls `body` with runs of the pages written since the log was cleared last, in order.
+    /// Calls `body` with runs of the pages written since the log was last cleared, in order.
     ///
     /// - Parameter clear: true to clear it in the same step.
-    /// - Returns: false, and nothing is done, if this log does not run.
+    /// - Returns: false, without doing anything, if this log is not running.
     func scan(
         _ log: DirtyLog, clear: Bool, _ body: (PageRange) -> Void
     ) throws(GuestError) -> Bool {
@@ -96,16 +96,16 @@ final class WriteTracker: Sendable {
         }
     }
 
-    /// Ends a log: the kernel lifts all protection.
+    /// Ends a log: the kernel removes all protection.
     ///
-    /// Nothing if it has ended already.
+    /// Does nothing if it has already ended.
     func stop(_ log: DirtyLog) {
         state.withLock { state in
             if state.log == log { WriteTracker.close(&state) }
         }
     }
 
-    /// Ends whatever log runs, at the tracker's own end.
+    /// Ends any running log, when the tracker is released.
     func stop() {
         state.withLock { WriteTracker.close(&$0) }
     }

@@ -1,22 +1,22 @@
 import Glibc
 
-/// A system call on a repository's file that failed.
+/// A failed system call on a file of the repository.
 package struct FileError: Error, Hashable, Sendable {
     /// The call: `pwrite`.
     package let call: String
-    /// The file, as messages name it.
+    /// The file, as shown in messages.
     package let path: String
     package let errno: Int32
-    /// What was found besides, if no call failed.
+    /// What was found instead, if no call failed.
     package let finding: Finding?
 
-    /// What is wrong though the system does not say so.
+    /// A problem that the system does not report as an error.
     package enum Finding: Hashable, Sendable {
-        /// It is not what a store keeps there: `a symbolic link, not a regular file`.
+        /// The file is not of the expected kind: `a symbolic link, not a regular file`.
         case odd(String)
-        /// Another user's: its owner's number.
+        /// It belongs to another user: the owner's UID.
         case foreign(UInt32)
-        /// The path of the store leads to something else now: what that is.
+        /// The path of the store now leads elsewhere: what happened to it.
         case moved(String)
         /// The file `lock` is not the one that was locked.
         case lockLost
@@ -29,7 +29,7 @@ package struct FileError: Error, Hashable, Sendable {
         finding = nil
     }
 
-    /// - Parameter errno: what the system would say, for whoever asks for that only.
+    /// - Parameter errno: the equivalent system error, for callers that want only that.
     package init(_ finding: Finding, path: String, errno: Int32) {
         call = "open"
         self.path = path
@@ -39,7 +39,7 @@ package struct FileError: Error, Hashable, Sendable {
 }
 
 extension RepositoryError {
-    /// The sentence for a failed call.
+    /// The message for a failed call.
     package init(_ error: FileError) {
         if let finding = error.finding {
             self.init(finding, error)
@@ -49,8 +49,8 @@ extension RepositoryError {
         if error.call == FileError.makingTemporary {
             self.init(
                 error.isFull ? .noSpace : .callFailed,
-                "no temporary index can be made in \(error.path) (\(reason)); set TMPDIR to a "
-                    + "directory that can be written to, with room for an index",
+                "no temporary index can be created in \(error.path) (\(reason)); set TMPDIR to a "
+                    + "writable directory with enough space for an index",
                 errno: error.errno)
             return
         }
@@ -58,14 +58,14 @@ extension RepositoryError {
         case ENOSPC, EDQUOT:
             self.init(
                 .noSpace,
-                "no space is left for \(error.path) (\(error.call): \(reason)); free some and try "
-                    + "again, all checkpoints taken so far are safe",
+                "no space is left for \(error.path) (\(error.call): \(reason)); free some space "
+                    + "and try again; all checkpoints taken so far are safe",
                 errno: error.errno)
         case EFBIG:
             self.init(
                 .callFailed,
-                "\(error.path) may not become so large (\(error.call): \(reason)); raise the limit "
-                    + "of file sizes (ulimit -f), or use a file system that holds larger files; "
+                "\(error.path) would exceed the file size limit (\(error.call): \(reason)); raise "
+                    + "the limit (ulimit -f), or use a file system that allows larger files; "
                     + "all checkpoints taken so far are safe",
                 errno: error.errno)
         case EROFS, EACCES, EPERM:
@@ -89,30 +89,30 @@ extension RepositoryError {
         case .odd(let what):
             self.init(
                 .odd,
-                "\(error.path) is \(what); it was neither followed nor read nor written; find out "
+                "\(error.path) is \(what); it was not followed, read or written; find out "
                     + "who put it there and move it away",
                 errno: error.errno)
         case .foreign(let owner):
             self.init(
                 .notOwner,
-                "\(error.path) belongs to another user (number \(owner)), whom files written here "
-                    + "would lock out; run this as that user, or give all of the repository to one "
-                    + "user (chown -R)",
+                "\(error.path) belongs to another user (UID \(owner)), who would be locked out "
+                    + "by files written here; run this as that user, or give the whole repository "
+                    + "to one user (chown -R)",
                 errno: error.errno)
         case .moved(let what):
             self.init(
                 .moved,
-                "\(error.path) \(what) since it was opened; nothing was written to what is there "
-                    + "now, and a checkpoint that was being published is not stored; open the "
-                    + "repository where it is now and try again",
+                "\(error.path) \(what) since it was opened; nothing was written to what is "
+                    + "there now, and a checkpoint that was being published is not stored; open "
+                    + "the repository where it is now and try again",
                 errno: error.errno)
         case .lockLost:
             self.init(
                 .lockLost,
-                "\(error.path) was removed or replaced while this process had it locked, so "
-                    + "another one may write there too; nothing was changed since that was seen, "
-                    + "and the list of checkpoints says whether one that was being published is "
-                    + "stored; open the repository again, and never remove that file",
+                "\(error.path) was removed or replaced while this process held its lock, so "
+                    + "another one may be writing too; nothing was changed after that was "
+                    + "detected, and the list of checkpoints shows whether one that was being "
+                    + "published was stored; open the repository again, and never remove that file",
                 errno: error.errno)
         }
     }
@@ -125,21 +125,21 @@ extension FileError {
         case EEXIST: "it was left as it is; find out whose it is and move it away"
         case ENAMETOOLONG: "choose a shorter name"
         case ELOOP: "a symbolic link leads to itself; remove it"
-        case EISDIR, ENOTDIR: "something else than a repository has lies there; move it away"
-        case ENOENT: "somebody removed it; open the repository again"
+        case EISDIR, ENOTDIR: "a path of the repository is of the wrong kind; move it away"
+        case ENOENT: "it was removed; open the repository again"
         case EMFILE, ENFILE: "raise the limit of open files"
         case ENOMEM: "free some memory and try again"
         default: "check the disk and the system's log, then try again"
         }
     }
 
-    /// The call that begins a temporary index.
+    /// The call that creates a temporary index.
     package static let makingTemporary = "mkdtemp"
 
-    /// True if the mount, the permissions or the owner forbid it.
+    /// True if the mount, the permissions or the ownership forbids it.
     package var isForbidden: Bool { [EROFS, EACCES, EPERM].contains(errno) }
 
-    /// True if something else lies where a file should.
+    /// True if an object of another kind is where a file should be.
     package var isOdd: Bool {
         guard case .odd = finding else { return false }
         return true
@@ -150,7 +150,7 @@ extension FileError {
 
     /// True if the file or a directory on its path does not exist.
     ///
-    /// That of a temporary directory is another matter: it is no part of a store.
+    /// A missing temporary directory does not count: it is not part of a store.
     package var isMissing: Bool {
         finding == nil && call != FileError.makingTemporary
             && (errno == ENOENT || errno == ENOTDIR)

@@ -2,37 +2,38 @@ import Glibc
 import GuestModel
 import Synchronization
 
-// Large writes go past the page cache (`open(2)`, O_DIRECT).
+// Large writes bypass the page cache (`open(2)`, O_DIRECT).
 //
-// A pack is written once, and most of it is never read. Through the cache, each of its pages is
-// copied into memory that must be found first, and drives out one that somebody may still want: a
-// store would come to hold a second copy of the guest's memory there. Past it, a page takes a tenth
-// of the processor's time. What is read is cached as ever.
+// A pack is written once, and most of it is never read. A write through the cache copies each page
+// into memory that must be allocated first and that evicts pages still in use: a second copy of the
+// guest's memory would end up in the cache. Bypassing it costs a tenth of the CPU time per page.
+// Reads are cached as usual.
 //
 //   through the cache |       past it        | through the cache
 //   offset ........ aligned .............. aligned ...... end
 //
-// So each block of the file is written past the cache or through it, never both, and `fdatasync`
-// makes durable what went either way: the disk's own cache is flushed in both cases.
+// So each block of the file is written either past the cache or through it, never both, and
+// `fdatasync` makes both kinds durable: the disk's own cache is flushed in either case.
 
-/// Writes the middles of large writes to one file past the page cache, if its file system can.
+/// Writes the middle of each large write to a file past the page cache, if the file system allows
+/// it.
 package final class LargeWrites: Sendable {
-    /// Which writes, and how.
+    /// Which writes bypass the cache, and how.
     package struct Limits {
-        /// Bytes from which on a write is large.
+        /// Writes of at least this many bytes are large.
         ///
-        /// A small checkpoint stays in the cache: whoever goes back and forth between such, as a
-        /// fuzzer does, reads them soon and often.
+        /// A small checkpoint stays in the cache: a fuzzer, which goes back and forth between such
+        /// checkpoints, reads them soon and often.
         var byteCountMin = 256 << 10
-        /// What offsets, lengths and memory are multiples of: the largest block of disks, and the
-        /// smallest of most file systems.
+        /// Alignment of offsets, lengths and memory in bytes: the largest block size of disks, and
+        /// the smallest of most file systems.
         var alignment = 4096
     }
 
     private struct Direct {
-        /// nil: not opened yet; less than 0: the file system cannot.
+        /// nil: not opened yet; negative: the file system does not support it.
         var descriptor: Int32?
-        /// True if it could be opened, and not be written to.
+        /// True if it was opened but cannot be written.
         ///
         /// It stays open: another thread may be about to write to it.
         var isRefused = false
@@ -42,7 +43,7 @@ package final class LargeWrites: Sendable {
     private let limits: Limits
     private let direct = Mutex(Direct())
 
-    /// - Parameter file: a descriptor; its owner keeps it open.
+    /// - Parameter file: a descriptor; its owner must keep it open.
     package init(to file: Int32, _ limits: Limits) {
         self.file = file
         self.limits = limits
@@ -54,7 +55,8 @@ package final class LargeWrites: Sendable {
         }
     }
 
-    /// What of a write goes past the cache, as positions in its bytes; empty if nothing does.
+    /// The part of a write that bypasses the cache, as positions in its bytes; empty if there is
+    /// none.
     func middle(of byteCount: Int, at offset: Int) -> Range<Int> {
         guard byteCount >= limits.byteCountMin, descriptor() != nil else { return 0..<0 }
         let mask = limits.alignment - 1
@@ -63,10 +65,10 @@ package final class LargeWrites: Sendable {
         return start < end ? start - offset..<end - offset : 0..<0
     }
 
-    /// Writes a middle.
+    /// Writes the middle of a large write.
     ///
-    /// - Returns: the bytes that were written, fewer if the file system cannot, and the number of
-    ///   the error; 0 if there was none.
+    /// - Returns: the number of bytes written, fewer if the file system does not support it, and
+    ///   the error number; 0 if there was no error.
     func write(_ bytes: UnsafeRawBufferPointer, at offset: Int) -> (count: Int, errno: Int32) {
         guard let descriptor = descriptor() else { return (0, 0) }
         return AlignedBuffer.withOne { buffer in
@@ -84,7 +86,7 @@ package final class LargeWrites: Sendable {
                     return (done, 0)
                 }
                 done += count
-                // As much as there was room for.
+                // Only as much as there was space for.
                 if count < piece.count { break }
             }
             return (done, 0)
@@ -100,9 +102,9 @@ package final class LargeWrites: Sendable {
     }
 }
 
-/// Memory that a disk can read from; kept for the next one who needs it.
+/// Aligned memory for direct I/O; kept for reuse.
 private struct AlignedBuffer: @unchecked Sendable {
-    // Unchecked: whoever took it from the idle ones is alone with it.
+    // Unchecked: the thread that took it from the idle buffers has exclusive use of it.
     private let bytes: UnsafeMutableRawBufferPointer
 
     private static let byteCount = 1 << 20

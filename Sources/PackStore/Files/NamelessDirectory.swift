@@ -1,11 +1,11 @@
 import Glibc
 
-/// A directory for files that lose their names when it is dropped; who has them open keeps them.
+/// A directory for files whose names are removed when it is dropped; open descriptors stay valid.
 ///
 /// In $TMPDIR, or `/tmp`.
 package struct NamelessDirectory: ~Copyable {
     package let path: String
-    /// What it lies in.
+    /// The parent directory.
     package let parent: String
 
     package init() throws(FileError) {

@@ -1,18 +1,18 @@
 package import Glibc
 
-/// A directory that is held open: it stays the same one, whatever becomes of its path.
+/// An open directory: it remains the same one even if its path changes.
 ///
-/// Files in it are named relative to it, and no symbolic link is followed on the way.
+/// Files in it are named relative to it, and symbolic links are never followed.
 package final class OpenDirectory: Sendable {
     package let descriptor: Int32
-    /// As messages name it.
+    /// The path, as shown in messages.
     package let path: String
-    /// Where it was when it was opened; nil if the process's own directory was gone.
+    /// Its path when it was opened; nil if the process's working directory was gone.
     private let absolutePath: String?
 
-    /// Opens a directory as a user names it: symbolic links on the way to it are followed.
+    /// Opens a directory by a user's path: symbolic links on the way to it are followed.
     ///
-    /// - Parameter name: as messages name it, if otherwise.
+    /// - Parameter name: the name for messages, if it differs from the path.
     package init(_ path: String, named name: String? = nil) throws(FileError) {
         descriptor = system_openDirectory(path)
         guard descriptor >= 0 else { throw FileError(call: "open", path: path, errno: errno) }
@@ -20,7 +20,7 @@ package final class OpenDirectory: Sendable {
         absolutePath = OpenDirectory.absolute(path)
     }
 
-    /// Opens a directory in an open one.
+    /// Opens a subdirectory of an open directory.
     init(_ name: String, in parent: OpenDirectory) throws(FileError) {
         path = "\(parent.path)/\(name)"
         absolutePath = parent.absolutePath.map { "\($0)/\(name)" }
@@ -40,13 +40,13 @@ package final class OpenDirectory: Sendable {
         if descriptor >= 0 { system_close(descriptor) }
     }
 
-    /// A path as it is wherever the process goes; nil if its own directory is gone.
+    /// The absolute form of a path; nil if the working directory is gone.
     static func absolute(_ path: String) -> String? {
         if path.hasPrefix("/") { return path }
         return system_currentDirectory().map { "\($0)/\(path)" }
     }
 
-    /// What it is to the system.
+    /// Its `fstat(2)` result.
     package func status() throws(FileError) -> stat {
         var status = stat()
         guard system_fstat(descriptor, &status) == 0 else {
@@ -55,7 +55,7 @@ package final class OpenDirectory: Sendable {
         return status
     }
 
-    /// What lies in it under a name, a symbolic link as such; nil: nothing.
+    /// The status of an entry, without following symbolic links; nil if there is none.
     package func status(of name: String) throws(FileError) -> stat? {
         var status = stat()
         if system_stat(name, at: descriptor, &status) == 0 { return status }
@@ -63,10 +63,10 @@ package final class OpenDirectory: Sendable {
         throw FileError(call: "fstatat", path: "\(path)/\(name)", errno: errno)
     }
 
-    /// Opens a regular file in it; anything else is left as it is.
+    /// Opens a regular file in it; anything else is left untouched.
     ///
-    /// Looked at before it is opened, because opening a device may do something; and afterwards,
-    /// because it may have been replaced.
+    /// Its kind is checked before it is opened, because opening a device may have side effects, and
+    /// again afterwards, because it may have been replaced.
     package func open(_ name: String, _ flags: Int32, _ mode: mode_t = 0) throws(FileError) -> Int32
     {
         if let status = try status(of: name) { try check(status, name) }
@@ -95,11 +95,11 @@ package final class OpenDirectory: Sendable {
         }
     }
 
-    /// A path by which a library finds it that takes paths only.
+    /// A path to it, for libraries that accept only paths.
     ///
     /// Its name in /proc, which leads to it wherever it is moved. Where /proc is not mounted, the
-    /// path at which it was opened, if that leads to it now: whoever moves it between this and its
-    /// use is noticed by `Identity`, not prevented.
+    /// path at which it was opened, if that still leads to it: a move between this call and the use
+    /// of the path is detected by `Identity`, not prevented.
     package func systemPath() throws(FileError) -> String {
         let own = Identity(try status())
         for path in ["/proc/self/fd/\(descriptor)", absolutePath].compactMap({ $0 }) {
@@ -110,7 +110,7 @@ package final class OpenDirectory: Sendable {
     }
 }
 
-/// Which file or directory something is.
+/// Identifies a file or a directory.
 package struct Identity: Hashable, Sendable {
     private let device: UInt
     private let inode: UInt
@@ -122,7 +122,7 @@ package struct Identity: Hashable, Sendable {
 }
 
 extension FileError {
-    /// The error for something else where a file or a directory should be.
+    /// The error for an object of the wrong kind.
     package static func odd(_ path: String, _ status: stat, not expected: String) -> FileError {
         let (what, code): (String, Int32) =
             switch status.st_mode & S_IFMT {

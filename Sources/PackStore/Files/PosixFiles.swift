@@ -2,25 +2,25 @@ import Glibc
 import Synchronization
 package import SystemPackage
 
-// The directory is opened once, and everything in it is named relative to that: neither `chdir` nor
-// a rename on the path leads a session to other files. Nothing but regular files is opened in it,
-// and no symbolic link is followed, so a store that somebody else has made reaches nothing outside
-// itself. While a writer has the lock, nothing is changed without a look whether it has it still
-// (`StoreLock`). What is made is for the owner alone, whatever the umask says; packs also for those
-// who may read the file `repository`.
+// The directory is opened once, and everything in it is named relative to it: neither `chdir` nor a
+// rename of a directory on the path leads a session to other files. Only regular files are opened
+// in it, and no symbolic link is followed, so a store created by another user reaches nothing
+// outside itself. While a writer has the lock, each change first checks that it still has it
+// (`StoreLock`). New files are accessible to the owner only, whatever the umask; packs also to
+// those who may read the file `repository`.
 
-/// Files of a directory of the system.
+/// The files of a directory of the file system.
 package final class PosixFiles: RepositoryFiles {
     private struct State: Sendable {
-        /// nil until it is there.
+        /// nil until the directory exists.
         var directory: OpenDirectory?
-        /// The file that says which repository it is; nil until it was read.
+        /// The file that identifies the repository; nil until it was read.
         var envelope: Seen?
-        /// The packs that were opened to be written.
+        /// The packs that were opened for writing.
         var packs: [String: Identity] = [:]
     }
 
-    /// A small file as it was seen.
+    /// A small file as it was last read.
     private struct Seen: Sendable {
         static let byteCountMax = 4096
 
@@ -29,7 +29,7 @@ package final class PosixFiles: RepositoryFiles {
         let changeNanoseconds: Int
         let bytes: [UInt8]
 
-        /// True if nobody can have changed it since.
+        /// True if the file cannot have changed since.
         func isUnchanged(_ status: stat) -> Bool {
             Identity(status) == identity && status.st_ctim.tv_sec == changeSeconds
                 && status.st_ctim.tv_nsec == changeNanoseconds
@@ -43,19 +43,20 @@ package final class PosixFiles: RepositoryFiles {
     private let lock: StoreLock
     private let state = Mutex(State())
 
-    /// - Parameter root: the directory; it need not exist yet. If it is relative, then to where the
-    ///   process is now.
+    /// - Parameter root: the directory; it need not exist yet. A relative path is resolved against
+    ///   the current working directory.
     package convenience init(root: FilePath) {
         self.init(root: root, largeWrites: LargeWrites.Limits())
     }
 
-    /// - Parameter locksDirectory: for tests: false: as on a file system that locks no directories.
+    /// - Parameter locksDirectory: for tests: false to behave as on a file system without directory
+    ///   locks.
     package convenience init(root: FilePath, locksDirectory: Bool) {
         self.init(
             root: root, largeWrites: LargeWrites.Limits(), locksDirectory: locksDirectory)
     }
 
-    /// - Parameter largeWrites: for tests: which writes go past the page cache, and how.
+    /// - Parameter largeWrites: for tests: which writes bypass the page cache, and how.
     init(root: FilePath, largeWrites: LargeWrites.Limits, locksDirectory: Bool = true) {
         self.root = root
         absoluteRoot = OpenDirectory.absolute(root.string)
@@ -66,7 +67,7 @@ package final class PosixFiles: RepositoryFiles {
 
     // MARK: - Directories
 
-    /// The directory, opened the first time.
+    /// The directory, opened on first use.
     private func rootDirectory(_ call: String) throws(FileError) -> OpenDirectory {
         try state.withLock { (state) throws(FileError) in
             if let directory = state.directory { return directory }
@@ -153,12 +154,12 @@ package final class PosixFiles: RepositoryFiles {
         return try StoreLockFile(file, in: directory, lock, locksDirectory: locksDirectory)
     }
 
-    /// False for files that belong to whoever made them, and not to the writer.
+    /// False for files that belong to the process that created them and not to the writer.
     private static func isGuarded(_ path: String) -> Bool {
         !path.hasPrefix("\(StoreDirectory.leases)/")
     }
 
-    /// Fails if a file may be another writer's by now.
+    /// Fails if a file may by now belong to another writer.
     private func checkLock(_ path: String) throws(FileError) {
         if PosixFiles.isGuarded(path) { try lock.check() }
     }
@@ -175,15 +176,15 @@ package final class PosixFiles: RepositoryFiles {
         return descriptor
     }
 
-    /// What was asked for, whatever the umask says; without it the file is its owner's alone.
+    /// Applies the requested mode whatever the umask; on failure the file stays owner-only.
     private static func permit(_ descriptor: Int32, _ mode: mode_t) {
         if mode != ownerOnly { _ = system_fchmod(descriptor, mode) }
     }
 
-    /// Makes a file, or empties one.
+    /// Creates a file, or truncates an existing one.
     ///
-    /// One that has another name besides is removed instead: the other may be a file of somebody's
-    /// own, which the store has no business with.
+    /// A file with more than one link is removed instead: the other link may be a user's own file,
+    /// which the store must not change.
     private func create(
         _ name: String, in directory: OpenDirectory, _ mode: mode_t
     ) throws(FileError) -> Int32 {
@@ -205,8 +206,8 @@ package final class PosixFiles: RepositoryFiles {
     /// Permissions of a new file.
     private static let ownerOnly: mode_t = 0o600
 
-    /// Packs and the head are for those who may read the file that says which repository it is: an
-    /// owner who gives others that, and the packs so far, need not do so again for each new pack.
+    /// Packs and the head are readable by those who may read the file `repository`: an owner who
+    /// grants access to that file and the existing packs need not do so again for each new pack.
     private func permissions(of path: String) throws(FileError) -> mode_t {
         guard path.hasPrefix("\(StoreDirectory.packs)/") || path == StoreHead.path + ".new",
             let status = try rootDirectory("open").status(of: PosixFiles.envelopeName)
@@ -242,7 +243,7 @@ package final class PosixFiles: RepositoryFiles {
 
     private static let envelopeName = "repository"
 
-    /// Notes what `checkPlace` asks about later.
+    /// Records what `checkPlace` checks later.
     private func note(
         _ file: PosixFile, _ path: String, _ mode: FileMode
     ) throws(FileError) {
@@ -280,7 +281,7 @@ package final class PosixFiles: RepositoryFiles {
             throw moved("was removed or emptied")
         }
         if envelope.isUnchanged(status) { return }
-        // Somebody has changed its owner, say, or put a copy in its place.
+        // Its owner was changed, for example, or a copy was put in its place.
         let now = try see(
             PosixFile(
                 descriptor: try directory.open(PosixFiles.envelopeName, O_RDONLY),
@@ -307,7 +308,7 @@ package final class PosixFiles: RepositoryFiles {
         return bytes.isEmpty ? Array("unknown".utf8) : bytes
     }()
 
-    /// The error for the call that failed last.
+    /// The error for the most recent failed call.
     private func failure(_ call: String, _ path: String) -> FileError {
         let code = errno
         return FileError(call: call, path: absolute(path), errno: code)
@@ -318,14 +319,14 @@ package final class PosixFiles: RepositoryFiles {
     }
 }
 
-/// An open file of the system.
+/// An open file of the file system.
 final class PosixFile: RepositoryFile {
     private let descriptor: Int32
     private let path: String
     private let lock: StoreLock?
     private let largeWrites: LargeWrites
 
-    /// - Parameter lock: what must be held whenever it is changed; nil: nothing.
+    /// - Parameter lock: the lock that must be held for each change; nil if none is needed.
     init(descriptor: Int32, path: String, _ limits: LargeWrites.Limits, lock: StoreLock?) {
         self.descriptor = descriptor
         self.path = path
@@ -337,7 +338,7 @@ final class PosixFile: RepositoryFile {
         system_close(descriptor)
     }
 
-    /// What it is to the system.
+    /// Its `fstat(2)` result.
     func status() throws(FileError) -> stat {
         var status = stat()
         if system_fstat(descriptor, &status) != 0 { throw failure("fstat") }
@@ -369,7 +370,8 @@ final class PosixFile: RepositoryFile {
         let (done, code) = largeWrites.write(
             UnsafeRawBufferPointer(rebasing: bytes[middle]), at: Int(offset) + middle.lowerBound)
         guard code == 0 else { throw FileError(call: "pwrite", path: path, errno: code) }
-        // What could not go past the cache goes through it, and says what is wrong if anything is.
+        // What could not bypass the cache is written through it, which reports the error if there
+        // is one.
         let rest = bytes[(middle.lowerBound + done)...]
         try writeCached(
             UnsafeRawBufferPointer(rebasing: rest), at: offset + UInt64(rest.startIndex))
@@ -383,7 +385,7 @@ final class PosixFile: RepositoryFile {
             let rest = UnsafeRawBufferPointer(rebasing: bytes[done...])
             let count = system_pwrite(descriptor, rest, Int(offset) + done)
             if count < 0 { throw failure("pwrite") }
-            // Never seen for a file; without this it would be tried for ever.
+            // Never seen for a file; without this check it would be retried forever.
             if count == 0 { throw FileError(call: "pwrite", path: path, errno: EIO) }
             done += count
         }
@@ -404,9 +406,9 @@ final class PosixFile: RepositoryFile {
 
     func tryLock() throws(FileError) -> Bool {
         if system_flock(descriptor) == 0 {
-            // Nobody can see a lock of `flock` without trying to take it, which a writer that
-            // begins at that moment would meet. Best effort: who does not see it reads on all the
-            // same.
+            // A lock of `flock` cannot be seen without trying to take it, which could make a writer
+            // that starts at that moment fail. Best effort: a reader that does not see it reads on
+            // regardless.
             _ = system_announceLock(descriptor)
             return true
         }

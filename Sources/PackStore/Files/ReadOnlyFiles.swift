@@ -1,16 +1,16 @@
-/// The files of another user's store: whatever would change it fails before it is tried.
+/// The files of another user's store: changes fail before they are attempted.
 package final class ReadOnlyFiles: RepositoryFiles {
     private let inner: any RepositoryFiles
     private let owner: UInt32
 
-    /// - Parameter owner: whose store it is.
+    /// - Parameter owner: the UID of the store's owner.
     package init(_ inner: any RepositoryFiles, owner: UInt32) {
         self.inner = inner
         self.owner = owner
     }
 
     private func refusal(_ path: String) -> FileError {
-        // EPERM, as the system would say it.
+        // EPERM, as the system would report it.
         FileError(.foreign(owner), path: path, errno: 1)
     }
 

@@ -1,56 +1,58 @@
-// The one seam between the store and the disk. All of the store's own file access goes through it,
-// so that tests can put a disk there that fails, tears writes and forgets what was not synced.
-// LMDB reaches its files by itself; what it holds is derived and can be lost.
+// The only interface between the store and the disk. All of the store's own file access goes
+// through it, so that tests can substitute a disk that fails, tears writes and loses what was not
+// synced. LMDB accesses its files directly; the index is derived data and may be lost.
 //
 // What the store relies on:
-//  - A write is durable once `sync()` of its file returned; a file's existence and name once
-//    `syncDirectory` of its directory returned. Nothing else is.
-//  - A failed or short write may have left any part of itself behind.
-//  - After a failed `sync()` nothing written since the last good one may be relied on.
+//  - A write is durable once `sync()` of its file has returned; a file's existence and name once
+//    `syncDirectory` of its directory has returned. Nothing else is durable.
+//  - A failed or short write may have written any part of its data.
+//  - After a failed `sync()`, nothing written since the last successful one may be relied on.
 
 /// A directory of files; paths are relative to the repository.
 package protocol RepositoryFiles: AnyObject, Sendable {
-    /// Opens a regular file; anything else is a failure (`FileError.isOdd`), and is not touched.
+    /// Opens a regular file; anything else is an error (`FileError.isOdd`) and is not touched.
     func open(_ path: String, _ mode: FileMode) throws(FileError) -> any RepositoryFile
-    /// Makes a directory; one that exists is fine.
+    /// Creates a directory; an existing one is accepted.
     func createDirectory(_ path: String) throws(FileError)
-    /// The names in a directory, without `.` and `..`, in no order.
+    /// The names in a directory, without `.` and `..`, unordered.
     func list(_ directory: String) throws(FileError) -> [String]
-    /// Makes names in a directory durable.
+    /// Makes the names in a directory durable.
     func syncDirectory(_ path: String) throws(FileError)
-    /// Gives a file another name, over one that has it.
+    /// Renames a file, replacing any file of the new name.
     func rename(_ path: String, to newPath: String) throws(FileError)
-    /// Gives a file a second name, which nothing has.
+    /// Gives a file a second name, which must be unused.
     ///
-    /// Both names stand for the same bytes; either can go. Not every file system can.
+    /// Both names refer to the same file, and either can be removed. Not all file systems support
+    /// this.
     func link(_ path: String, to newPath: String) throws(FileError)
     /// Removes a file.
     func remove(_ path: String) throws(FileError)
-    /// Fails (`FileError.Finding.moved`) if the path at which the store was opened leads to
-    /// something else now, or if the file `repository` or a pack in it was replaced; or
+    /// Fails (`FileError.Finding.moved`) if the path at which the store was opened now leads
+    /// elsewhere, or if the file `repository` or a pack in it was replaced; or
     /// (`FileError.Finding.lockLost`) if the lock is held and its file was removed or replaced.
     ///
-    /// Four calls of the system. It says what is true at some moment between call and return.
+    /// Costs four system calls. The answer was true at some moment between call and return.
     ///
-    /// - Parameter pack: the path of a pack that was opened to be written; nil: none.
+    /// - Parameter pack: the path of a pack that was opened for writing; nil: none.
     func checkPlace(writing pack: String?) throws(FileError)
-    /// The number of the user whose store it is, if it is not this process's own.
+    /// The UID of the store's owner if it is not this process's own; nil otherwise.
     ///
-    /// By the owner of its directory: whoever may write there in another user's name (the system's
-    /// administrator) would make files that lock the owner out.
+    /// Decided by the owner of the directory: a user who may write there without being the owner
+    /// (root) would create files that lock the owner out.
     func foreignOwner() throws(FileError) -> UInt32?
-    /// Opens a directory, for LMDB: it reaches its files past this seam.
+    /// Opens a directory, for LMDB, which accesses its files without this interface.
     func openDirectory(_ path: String) throws(FileError) -> OpenDirectory
-    /// Which run of the machine this is: what was written in another one and not synced may be
-    /// lost. The index, which LMDB writes past this seam, is trusted by it.
+    /// Identifies the boot of the machine: what was written during another one and not synced may
+    /// be lost. The index, which LMDB writes without this interface, is trusted only within one
+    /// boot.
     var bootID: [UInt8] { get }
 }
 
 extension RepositoryFiles {
-    /// Replaces a small file of the store's own directory, or makes it, and syncs.
+    /// Replaces or creates a small file in the store's directory, and syncs.
     ///
-    /// If this throws, the file has its old bytes or the new ones, and `NAME.new` may be left,
-    /// which the next replacement empties.
+    /// If this throws, the file has either its old or its new contents, and `NAME.new` may remain,
+    /// which the next replacement overwrites.
     package func replace(_ name: String, with bytes: [UInt8]) throws(FileError) {
         let file = try open(name + ".new", .create)
         try file.write(bytes, at: 0)
@@ -60,44 +62,44 @@ extension RepositoryFiles {
     }
 }
 
-/// How a file is opened.
+/// How to open a file.
 package enum FileMode: Sendable {
-    /// It must exist.
+    /// The file must exist.
     case read
-    /// It must exist.
+    /// The file must exist.
     case update
-    /// It is made, empty; one that exists is emptied.
+    /// The file is created empty; an existing one is truncated.
     case create
-    /// It is made, empty; one that exists is a failure, `EEXIST`, and stays as it is.
+    /// The file is created empty; an existing one is an error, `EEXIST`, and is left unchanged.
     case createNew
-    /// It is made if it does not exist.
+    /// The file is created if it does not exist.
     case lock
 }
 
 /// An open file.
 ///
-/// Calls may come from several threads at once. It closes when it is released.
+/// Methods may be called from several threads at once. The file is closed on release.
 package protocol RepositoryFile: AnyObject, Sendable {
-    /// Bytes in the file.
+    /// The size of the file in bytes.
     func byteCount() throws(FileError) -> UInt64
     /// Fills `buffer` from `offset`; returns fewer bytes only at the end of the file.
     func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws(FileError)
         -> Int
     /// Writes all of `bytes`.
     func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(FileError)
-    /// Asks the system to begin bringing bytes to the disk, so that a later `sync()` finds little
+    /// Asks the system to start writing a range to the disk, so that a later `sync()` has little
     /// left to do.
     ///
-    /// A hint: nothing is durable by it, it is no barrier, and what goes wrong shows in `sync()`.
+    /// A hint: it makes nothing durable, it is no barrier, and errors appear in `sync()`.
     func startWriteback(_ range: Range<UInt64>)
-    /// Cuts the file.
+    /// Truncates the file.
     func truncate(to byteCount: UInt64) throws(FileError)
-    /// Returns when all that was written is durable. `fdatasync`.
+    /// Blocks until all that was written is durable. `fdatasync`.
     func sync() throws(FileError)
-    /// Takes the lock on the file, or says that another holder has it. The lock goes with the
-    /// file's closing, so a dead process leaves none. `flock`.
+    /// Takes the lock on the file; false if another holder has it. The lock ends when the file is
+    /// closed, so a dead process leaves none. `flock`.
     func tryLock() throws(FileError) -> Bool
-    /// True if somebody else holds the lock, as far as the system tells; takes nothing, so nobody
-    /// ever waits for who asks.
+    /// True if another holder has the lock, as far as the system can tell; does not take it, so it
+    /// never delays a writer.
     func isLocked() throws(FileError) -> Bool
 }

@@ -1,11 +1,11 @@
 /// The directories of a repository, relative to it.
 package enum StoreDirectory {
-    /// The packs: the truth.
+    /// The packs: the authoritative data.
     package static let packs = "packs"
     /// LMDB's files: derived from the packs.
     package static let index = "index"
-    /// What readers in any process keep from prune.
+    /// Leases: what readers in any process protect from prune.
     package static let leases = "leases"
-    /// Where repair moves what it takes out of the packs.
+    /// Where repair moves what it removes from the packs.
     package static let damaged = "damaged"
 }

@@ -1,21 +1,21 @@
 import Glibc
 import Synchronization
 
-// The writer's lock is two locks, because each alone can be got around:
+// The writer's lock consists of two locks, because either alone can be circumvented:
 //
-//  - `flock` of the file `lock`, which readers see without taking it. Whoever takes the file for a
-//    stale one and removes it lets the next writer lock another file of that name.
-//  - `flock` of the store's directory, which nobody can replace without moving the store. Some
-//    file systems (NFS) lock no directories.
+//  - `flock` of the file `lock`, which readers can see without taking it. If a user removes the
+//    file as stale, the next writer locks another file of that name.
+//  - `flock` of the store's directory, which cannot be replaced without moving the store. Some file
+//    systems (NFS) do not lock directories.
 //
-// Where the second cannot be had, the first is looked at besides: the file that was locked is known
-// by device and inode, and every call that would change a file of the store asks first whether
-// `lock` is still that file. Between the question and the change lies no lock, only the time of
-// one call of the system.
+// Where the second is unavailable, the first is also verified: the file that was locked is
+// identified by device and inode, and every call that would change a file of the store first checks
+// that `lock` is still that file. Only the time of one system call lies between the check and the
+// change.
 
-/// The writer's lock on a store, as long as this process has it.
+/// The writer's lock on a store, held by this process.
 package final class StoreLock: Sendable {
-    /// The file's name in the store's directory.
+    /// The name of the lock file in the store's directory.
     package static let name = "lock"
 
     private struct Held: Sendable {
@@ -28,17 +28,17 @@ package final class StoreLock: Sendable {
     private let held = Mutex<Held?>(nil)
 
     /// - Parameters:
-    ///   - root: the store's directory, as messages name it.
-    ///   - absoluteRoot: where it was when it was named; nil if that cannot be told.
+    ///   - root: the store's directory, as shown in messages.
+    ///   - absoluteRoot: its absolute path when it was opened; nil if unknown.
     init(root: String, absoluteRoot: String?) {
         self.root = root
         self.absoluteRoot = absoluteRoot
     }
 
-    /// Notes the file that was locked.
+    /// Records the file that was locked.
     ///
-    /// - Returns: false if it is not, or no longer, the one of that name: whoever removed it meant
-    ///   others to lock another.
+    /// - Returns: false if the file does not, or no longer, have that name: it was removed so that
+    ///   others lock another file.
     func take(_ file: stat, in directory: OpenDirectory) throws(FileError) -> Bool {
         let identity = Identity(file)
         guard let named = try directory.status(of: StoreLock.name), Identity(named) == identity
@@ -47,13 +47,13 @@ package final class StoreLock: Sendable {
         return true
     }
 
-    /// Notes that the lock is about to be given up.
+    /// Records that the lock is about to be released.
     func release() { held.withLock { $0 = nil } }
 
-    /// Fails if the lock is held, and its file was removed or replaced: another writer may have
-    /// come in, and whatever lies in the store may be its.
+    /// Fails if the lock is held and its file was removed or replaced: another writer may have
+    /// opened the store, and any file in it may be that writer's.
     ///
-    /// If all of the store is gone, that is what is said.
+    /// If the whole store is gone, the error says so instead.
     func check() throws(FileError) {
         guard let held = held.withLock({ $0 }) else { return }
         guard let named = try held.directory.status(of: StoreLock.name),
@@ -65,7 +65,7 @@ package final class StoreLock: Sendable {
         }
     }
 
-    /// Fails if the path at which the store was opened leads to something else now.
+    /// Fails if the path at which the store was opened now leads elsewhere.
     func checkRoot(_ directory: OpenDirectory) throws(FileError) {
         guard let absoluteRoot else { return }
         func moved(_ what: String) -> FileError {
@@ -85,18 +85,18 @@ package final class StoreLock: Sendable {
     }
 }
 
-/// The file `lock`, open: one try at the writer's lock.
+/// The file `lock`, open: one attempt at the writer's lock.
 ///
-/// What it has locked is given up when it is released.
+/// Its locks end when it is released.
 final class StoreLockFile: RepositoryFile {
     private let file: PosixFile
     private let directory: OpenDirectory
     private let lock: StoreLock
-    /// The store's directory, open to be locked; nil if it is not to be.
+    /// The store's directory, opened for locking; nil if it is not to be locked.
     private let directoryDescriptor: Int32?
     private let isTaken = Atomic<Bool>(false)
 
-    /// - Parameter locksDirectory: false: as if the file system could not.
+    /// - Parameter locksDirectory: false to behave as if the file system did not support it.
     init(
         _ file: PosixFile, in directory: OpenDirectory, _ lock: StoreLock, locksDirectory: Bool
     ) throws(FileError) {
@@ -122,7 +122,7 @@ final class StoreLockFile: RepositoryFile {
     }
 
     func tryLock() throws(FileError) -> Bool {
-        // Any other answer: directories are not locked there.
+        // Any other error: directories cannot be locked there.
         if let directoryDescriptor, system_flock(directoryDescriptor) != 0, errno == EWOULDBLOCK {
             return false
         }

@@ -1,8 +1,8 @@
 import CLinux
 package import Glibc
 
-// Every system call that the store makes, one function each; nothing else in this module calls
-// libc for files. Results are the kernel's, -1 with errno set on failure.
+// All system calls of the store, one function each; nothing else in this module calls libc for
+// files. Results are the kernel's: -1 with errno set on failure.
 
 private func retrying<T: FixedWidthInteger & SignedInteger>(_ call: () -> T) -> T {
     while true {
@@ -11,8 +11,8 @@ private func retrying<T: FixedWidthInteger & SignedInteger>(_ call: () -> T) -> 
     }
 }
 
-/// The same for a call that may make a file larger: past the limit of file sizes it fails with
-/// EFBIG, and does not end the process (`setrlimit(2)`, RLIMIT_FSIZE).
+/// The same for a call that may grow a file: beyond the file size limit it fails with EFBIG instead
+/// of ending the process (`setrlimit(2)`, RLIMIT_FSIZE).
 private func growing<T: FixedWidthInteger & SignedInteger>(_ call: () -> T) -> T {
     let held = HeldSizeSignal()
     let result = retrying(call)
@@ -20,24 +20,24 @@ private func growing<T: FixedWidthInteger & SignedInteger>(_ call: () -> T) -> T
     return result
 }
 
-/// SIGXFSZ held on this thread, so that writes past the limit of file sizes fail as others do.
+/// SIGXFSZ blocked on this thread, so that writes beyond the file size limit fail like any others.
 ///
-/// `release` must follow on the same thread. The process's own handling of the signal, and a signal
-/// that came before, stay as they are.
+/// `release` must follow on the same thread. The process's signal handler and a signal that was
+/// already pending are not affected.
 package struct HeldSizeSignal {
     private var before = clinux_size_signal()
 
     package init() { clinux_hold_size_signal(&before) }
 
-    /// - Parameter mayHaveCome: false if no call failed with EFBIG meanwhile.
+    /// - Parameter mayHaveCome: false if no call failed with EFBIG in between.
     package func release(mayHaveCome: Bool = true) {
         withUnsafePointer(to: before) { clinux_release_size_signal($0, mayHaveCome ? 1 : 0) }
     }
 }
 
-/// The limit of file sizes if a file of so many bytes is close to it (`getrlimit(2)`).
+/// True if a file is close to the file size limit (`getrlimit(2)`).
 ///
-/// A write that the limit cut short is reported by LMDB as one that failed.
+/// LMDB reports a write that the limit cut short as a failed one.
 package func system_isNearSizeLimit(_ name: String, in directory: Int32) -> Bool {
     var limit = rlimit()
     var status = stat()
@@ -54,7 +54,7 @@ func system_open(_ path: String, _ flags: Int32, _ mode: mode_t) -> Int32 {
 
 /// `openat(2)`, with O_CLOEXEC and O_NOFOLLOW: a symbolic link is an error, ELOOP.
 ///
-/// Without waiting for anything: a pipe's other end, a device's carrier.
+/// Never blocks on a pipe's other end or a device's carrier.
 func system_openat(
     _ directory: Int32, _ name: String, _ flags: Int32, _ mode: mode_t = 0
 ) -> Int32 {
@@ -62,25 +62,25 @@ func system_openat(
     return retrying { openat(directory, name, all, mode) }
 }
 
-/// Opens a directory for nothing but finding files in it: `open(2)`, O_PATH.
+/// Opens a directory only for access to files in it: `open(2)`, O_PATH.
 func system_openDirectory(_ path: String) -> Int32 {
     retrying { open(path, pathFlag | O_DIRECTORY | O_CLOEXEC) }
 }
 
-/// The same for one in an open directory; a symbolic link is an error.
+/// The same for a subdirectory of an open directory; a symbolic link is an error.
 func system_openDirectory(at directory: Int32, _ name: String) -> Int32 {
     retrying { openat(directory, name, pathFlag | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW) }
 }
 
-/// O_PATH of asm-generic/fcntl.h, which the C library's module hides.
+/// O_PATH of asm-generic/fcntl.h, which the C library module does not expose.
 private let pathFlag: Int32 = 0o10_000_000
 
-/// Opens an open file once more, for writing past the page cache: `open(2)`, O_DIRECT.
+/// Opens an open file again, for writing past the page cache: `open(2)`, O_DIRECT.
 func system_openDirect(_ descriptor: Int32) -> Int32 {
     retrying { clinux_open_direct(descriptor) }
 }
 
-/// `close(2)`; not retried: on Linux the descriptor is gone whatever it answers.
+/// `close(2)`; not retried: on Linux the descriptor is closed whatever the result.
 package func system_close(_ descriptor: Int32) {
     _ = close(descriptor)
 }
@@ -99,17 +99,16 @@ package func system_pwrite(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer,
     growing { pwrite(descriptor, bytes.baseAddress, bytes.count, offset) }
 }
 
-/// Has the file system keep room for a file's first bytes, and leaves its size as it is
-/// (`fallocate(2)`).
+/// Reserves disk space for a file's first bytes without changing its size (`fallocate(2)`).
 ///
-/// - Returns: 0 or the error's number; 0 where files are made of no blocks that could be kept.
+/// - Returns: 0 or the error number; 0 where the file system does not support it.
 package func system_reserve(_ descriptor: Int32, _ byteCount: Int) -> Int32 {
     let result = growing { clinux_reserve(descriptor, UInt64(byteCount)) }
     let code = result == 0 ? 0 : errno
     return code == EOPNOTSUPP || code == ENOSYS ? 0 : code
 }
 
-/// True if a file system has next to no room (`fstatvfs(3)`): a write was cut short by that.
+/// True if a file system has almost no space left (`fstatvfs(3)`), which explains a short write.
 package func system_isFull(_ descriptor: Int32) -> Bool {
     var status = statvfs()
     guard fstatvfs(descriptor, &status) == 0 else { return false }
@@ -121,10 +120,10 @@ func system_fdatasync(_ descriptor: Int32) -> Int32 {
     retrying { fdatasync(descriptor) }
 }
 
-/// `sync_file_range(2)`, beginning to write only.
+/// `sync_file_range(2)`, starting the writeback only.
 ///
-/// The flags that wait are never used: they take a write error away from the next `fdatasync`. A
-/// failure changes nothing, and not every file system can.
+/// The flags that wait are never used: they would consume a write error that the next `fdatasync`
+/// must report. Failures are harmless, and not all file systems support the call.
 package func system_startWriteback(_ descriptor: Int32, _ range: Range<UInt64>) {
     _ = retrying {
         clinux_start_writeback(descriptor, range.lowerBound, UInt64(range.count))
@@ -162,9 +161,9 @@ func system_announceLock(_ descriptor: Int32) -> Int32 {
     retrying { clinux_announce_lock(descriptor) }
 }
 
-/// `fcntl(2)`, F_OFD_GETLK: true if somebody has a write lock on some bytes; takes none itself.
+/// `fcntl(2)`, F_OFD_GETLK: true if another holder has a write lock on the range; takes none.
 ///
-/// - Parameter byteCount: 0: all that follow.
+/// - Parameter byteCount: 0: to the end of the file.
 package func system_isLocked(_ descriptor: Int32, at offset: Int, _ byteCount: Int) -> Bool? {
     let result = retrying { clinux_is_locked(descriptor, Int64(offset), Int64(byteCount)) }
     return result < 0 ? nil : result == 1
@@ -178,19 +177,19 @@ func system_fchmod(_ descriptor: Int32, _ mode: mode_t) -> Int32 {
 /// `geteuid(2)`.
 package func system_user() -> UInt32 { geteuid() }
 
-/// `getcwd(3)`; nil if the directory is gone or cannot be seen.
+/// `getcwd(3)`; nil if the directory is gone or inaccessible.
 func system_currentDirectory() -> String? {
     guard let path = getcwd(nil, 0) else { return nil }
     defer { free(path) }
     return String(cString: path)
 }
 
-/// `mkdir(2)`, for the owner alone.
+/// `mkdir(2)`, accessible to the owner only.
 func system_mkdir(_ path: String) -> Int32 {
     mkdir(path, 0o700)
 }
 
-/// `mkdirat(2)`, for the owner alone.
+/// `mkdirat(2)`, accessible to the owner only.
 func system_mkdirat(_ directory: Int32, _ name: String) -> Int32 {
     mkdirat(directory, name, 0o700)
 }
@@ -238,7 +237,7 @@ func system_names(in directory: Int32) -> [String]? {
     return names(stream)
 }
 
-/// Reads a directory to its end, and closes it.
+/// Reads all names of a directory, and closes it.
 private func names(_ directory: OpaquePointer) -> [String]? {
     defer { closedir(directory) }
     var names: [String] = []
@@ -253,7 +252,7 @@ private func names(_ directory: OpaquePointer) -> [String]? {
     return errno == 0 ? names : nil
 }
 
-/// `mkdtemp(3)`: makes a directory whose name begins with a path; nil with errno set.
+/// `mkdtemp(3)`: creates a directory whose path begins with `prefix`; nil with errno set.
 func system_mkdtemp(_ prefix: String) -> String? {
     var template = Array((prefix + "XXXXXX").utf8CString)
     guard mkdtemp(&template) != nil else { return nil }

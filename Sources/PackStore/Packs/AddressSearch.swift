@@ -1,6 +1,6 @@
 extension Array {
-    /// The first element that ends behind an address, in an array of which the ends ascend; nil if
-    /// all end before it.
+    /// The first element that ends after an address, in an array sorted by end; nil if all end
+    /// before it.
     package func first(endingBehind address: UInt64, _ end: (Element) -> UInt64) -> Element? {
         var (low, high) = (0, count)
         while low < high {

@@ -1,9 +1,8 @@
 import CheckpointFormat
 
 extension RecordLocation {
-    /// True if, as the end of what was read or written, it has anything of its pack besides the
-    /// envelope before it.
+    /// True if anything but the envelope of its pack lies before this position.
     ///
-    /// A pack with nothing in it is removed by the next writer, and no mark knows of that.
+    /// The next writer removes a pack without records, and no mark records that.
     package var namesBytes: Bool { offset > UInt32(Envelope.byteCount) }
 }

@@ -1,14 +1,14 @@
 package import CheckpointFormat
 
-/// One open pack: the file, and where addresses lie in it.
+/// An open pack: the file, and the mapping from addresses to file offsets.
 ///
-/// Both come from one opening, so a pack that is replaced meanwhile is never read with the
-/// addresses of another writing of it: this one stays readable as long as it is held.
+/// Both come from the same open, so a pack that is replaced meanwhile is never read with the
+/// addresses of another version of it: this version stays readable until it is released.
 package final class PackFile: Sendable {
-    /// Addresses that lie side by side in the file.
+    /// Addresses that are contiguous in the file.
     private struct Segment {
         let addresses: Range<UInt64>
-        /// Where the first of them lies.
+        /// The file offset of the first of them.
         let offset: UInt64
         /// True for blocks of a page group.
         let isFrame: Bool
@@ -17,7 +17,7 @@ package final class PackFile: Sendable {
     /// The pack's number.
     package let pack: UInt32
     package let file: any RepositoryFile
-    /// True if prune wrote it anew.
+    /// True if prune rewrote it.
     package let isRewritten: Bool
     // Ascending; empty unless it was rewritten.
     private let segments: [Segment]
@@ -50,10 +50,10 @@ package final class PackFile: Sendable {
         segments = isRewritten ? try PackFile.segments(file, pack: pack) : []
     }
 
-    /// The error for a pack that is not there.
+    /// The error for a missing pack.
     package static func missing(_ pack: UInt32) -> RepositoryError { missing(pack...pack) }
 
-    /// The error for packs that are not there.
+    /// The error for missing packs.
     package static func missing(_ packs: ClosedRange<UInt32>) -> RepositoryError {
         RepositoryError(
             Corruption(
@@ -71,7 +71,7 @@ package final class PackFile: Sendable {
             scan = try PackScan.scan(file, pack: pack, isRewritten: true, isNewest: false)
         } catch {
             guard error.corruption != nil else { throw error }
-            // Its index is damaged, and the records say the same.
+            // Its index is damaged, but the records hold the same data.
             scan = try PackScan.scanRecords(file, pack: pack, isRewritten: true)
         }
         return scan.entries.map { entry in
@@ -83,7 +83,7 @@ package final class PackFile: Sendable {
         }
     }
 
-    /// True if it ends before an address that was read in it once.
+    /// True if it ends before an address that was read from it before.
     package func ends(before address: UInt32) throws(RepositoryError) -> Bool {
         if isRewritten { return false }
         do throws(FileError) {
@@ -93,9 +93,9 @@ package final class PackFile: Sendable {
         }
     }
 
-    /// Where the record with an address begins; nil if it is not in the pack any more.
+    /// The offset of the record with an address; nil if it is no longer in the pack.
     ///
-    /// Not for page groups, of which only the blocks have addresses that stay.
+    /// Not for page groups, of which only the blocks have permanent addresses.
     package func offset(ofRecord address: UInt32) -> UInt64? {
         guard isRewritten else { return UInt64(address) }
         guard let segment = segment(UInt64(address)), !segment.isFrame,
@@ -104,7 +104,7 @@ package final class PackFile: Sendable {
         return segment.offset
     }
 
-    /// Where a block lies; nil if it is not in the pack any more.
+    /// The offset of a block; nil if it is no longer in the pack.
     package func offset(ofBlock address: UInt32, byteCount: UInt32) -> UInt64? {
         guard isRewritten else { return UInt64(address) }
         guard let segment = segment(UInt64(address)), segment.isFrame,

@@ -2,14 +2,14 @@ package import CheckpointFormat
 
 /// Packs that are missing.
 ///
-/// Numbers of packs are what files and records say, so a gap may have any width. Up to `namedMax`
-/// packs are named one by one, and a wider gap as a whole.
+/// Pack numbers come from file names and records, so a gap may have any width. Up to `namedMax`
+/// missing packs are named one by one, and a wider gap as a whole.
 package enum PackGaps {
     private static let namedMax = 64
 
-    /// The packs up to a number that neither are there nor were removed, ascending.
+    /// The packs up to a number that are neither present nor were removed, ascending.
     ///
-    /// - Parameter packs: those that are there, ascending.
+    /// - Parameter packs: those that are present, ascending.
     package static func missing(
         _ packs: some Collection<UInt32>, _ pruned: PrunedRecord, upTo newest: UInt32
     ) -> [ClosedRange<UInt32>] {
@@ -36,7 +36,7 @@ package enum PackGaps {
         }
     }
 
-    /// What is said of a gap, in the name of its first pack.
+    /// The description of a gap, reported for its first pack.
     package static func words(_ gap: ClosedRange<UInt32>) -> String {
         gap.count == 1
             ? "the file is missing" : "the file and the \(gap.count - 1) after it are missing"

@@ -1,6 +1,6 @@
 /// The names of packs: eight hexadecimal digits.
 package enum PackName {
-    /// The highest number of a pack: 128 PiB of packs lie below it, and it has a successor.
+    /// The highest pack number: 128 PiB of packs lie below it, and it has a successor.
     package static let numberMax = UInt32(Int32.max)
 
     /// The path of a pack: `packs/0000002a.pack`.
@@ -8,21 +8,21 @@ package enum PackName {
         "\(StoreDirectory.packs)/\(String(pack, hexadecimalDigits: 8)).pack"
     }
 
-    /// The path at which prune writes a pack anew, before it takes the place of the old one.
+    /// The path at which prune writes a new version of a pack, before it replaces the old one.
     package static func newPath(_ pack: UInt32) -> String { path(pack) + ".new" }
 
-    /// True for what a prune that was cut short has left.
+    /// True for a file left by an interrupted prune.
     package static func isStray(_ name: String) -> Bool {
         name.hasSuffix(".new") && number(String(name.dropLast(4))) != nil
     }
 
-    /// True for what is neither a pack nor in the way of one: what prune has left, and what NFS
-    /// keeps of a file that was removed while it was open.
+    /// True for a file that is not a pack and may be ignored: one left by prune, or one that NFS
+    /// keeps for a file that was removed while it was open.
     package static func isPassedOver(_ name: String) -> Bool {
         isStray(name) || name.hasPrefix(".nfs")
     }
 
-    /// The number in a file's name, from 1 to `numberMax`; nil if it is not a pack's.
+    /// The number in a pack's file name, from 1 to `numberMax`; nil for any other name.
     package static func number(_ name: String) -> UInt32? {
         guard name.hasSuffix(".pack"), name.utf8.count == 13 else { return nil }
         let digits = name.prefix(8)
@@ -35,7 +35,8 @@ package enum PackName {
         try names(files).compactMap { number($0) }.sorted()
     }
 
-    /// The names in the folder of packs, in no order; without the folder all packs are lost.
+    /// The names in the directory of packs, unordered; if the directory is missing, all packs are
+    /// lost.
     package static func names(_ files: any RepositoryFiles) throws(RepositoryError) -> [String] {
         do throws(FileError) {
             do throws(FileError) {
@@ -53,7 +54,7 @@ package enum PackName {
                 reason: "it is missing, and all packs with it; restore it from a copy"))
     }
 
-    /// The highest number of a pack that is there; 0 if none is, or if the folder is not there.
+    /// The highest number of a pack that is present; 0 if there is none or no directory.
     static func newest(_ files: any RepositoryFiles) throws(FileError) -> UInt32 {
         do throws(FileError) {
             return try files.list(StoreDirectory.packs).compactMap { number($0) }.max() ?? 0

@@ -2,9 +2,9 @@ package import CheckpointFormat
 package import GuestModel
 import Synchronization
 
-/// Reads records and blocks of packs, and checks each before it hands it on.
+/// Reads records and blocks of packs, and verifies each before returning it.
 ///
-/// Any number of threads. It keeps up to `openLimit` packs open.
+/// Thread-safe. It keeps up to `openLimit` packs open.
 package final class PackReader: Sendable {
     private struct State {
         var packs: [UInt32: PackFile] = [:]
@@ -22,7 +22,7 @@ package final class PackReader: Sendable {
         self.repository = repository
     }
 
-    /// Opens a pack, or finds it open; its envelope was checked.
+    /// Returns an open pack, opening it if necessary; its envelope has been verified.
     package func file(_ pack: UInt32) throws(RepositoryError) -> PackFile {
         if let open = state.withLock({ $0.packs[pack] }) { return open }
         let file = try PackFile(files, pack: pack, repository: repository)
@@ -37,9 +37,9 @@ package final class PackReader: Sendable {
         }
     }
 
-    /// Forgets an open pack whose file was cut, replaced or removed.
+    /// Closes an open pack whose file was truncated, replaced or removed.
     ///
-    /// Who has it goes on reading what it was.
+    /// Holders of it continue to read the old version.
     package func drop(_ pack: UInt32) {
         state.withLock { state in
             state.packs[pack] = nil
@@ -47,7 +47,7 @@ package final class PackReader: Sendable {
         }
     }
 
-    /// True if prune took a record: its pack was removed, or written anew without it.
+    /// True if prune removed a record: its pack was removed, or rewritten without it.
     ///
     /// - Parameter pruned: the packs that were removed.
     package func isPruned(
@@ -73,7 +73,7 @@ package final class PackReader: Sendable {
         } catch {
             switch error {
             case .foreign:
-                throw corrupted("it does not begin like a pack; move it away if it is none")
+                throw corrupted("it does not begin like a pack; move it away if it is not one")
             case .version(let version): throw corrupted("its format version is \(version)")
             case .features(let bits): throw corrupted("it claims unknown features \(bits)")
             case .damaged(let error): throw corrupted(error.reason)
@@ -88,18 +88,18 @@ package final class PackReader: Sendable {
         return envelope
     }
 
-    /// Reads one record whole, and checks type and checksum.
+    /// Reads a whole record, and checks its type and checksum.
     package func record(
         at location: RecordLocation, _ type: RecordType
     ) throws(RepositoryError) -> (header: RecordHeader, payload: [UInt8]) {
         let file = try file(location.pack)
         do {
             guard let offset = file.offset(ofRecord: location.offset) else {
-                throw FormatError(offset: 0, reason: "prune has taken it")
+                throw FormatError(offset: 0, reason: "prune removed it")
             }
             let (header, bytes) = try PackReader.readRecord(file.file, at: UInt32(offset))
             guard header.type == type else {
-                throw FormatError(offset: 4, reason: "a \(type) should be here, not \(header.type)")
+                throw FormatError(offset: 4, reason: "expected a \(type), found a \(header.type)")
             }
             guard header.address == (file.isRewritten ? location.offset : 0) else {
                 throw FormatError(offset: 24, reason: "its address is \(header.address)")
@@ -115,7 +115,7 @@ package final class PackReader: Sendable {
         } catch let error as FileError {
             throw RepositoryError(error)
         } catch {
-            preconditionFailure("reading a record fails in two ways only: \(error)")
+            preconditionFailure("unexpected error while reading a record: \(error)")
         }
     }
 
@@ -165,9 +165,9 @@ extension RepositoryFile {
         return bytes
     }
 
-    /// The same of what may be pages, as they are or packed.
+    /// The same for data that may contain pages, raw or compressed.
     ///
-    /// - Parameter isHidden: false if it is none.
+    /// - Parameter isHidden: false if it contains none.
     package func readPages(
         _ count: Int, at offset: UInt64, isHidden: Bool = true
     ) throws(FileError) -> PageBytes {
@@ -176,7 +176,7 @@ extension RepositoryFile {
         }
     }
 
-    /// Writes all of some bytes.
+    /// Writes all bytes of a buffer.
     package func write(_ bytes: PageBytes, at offset: UInt64) throws(FileError) {
         try bytes.withUnsafeBytes { (buffer) throws(FileError) in try write(buffer, at: offset) }
     }

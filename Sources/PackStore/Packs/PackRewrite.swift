@@ -1,34 +1,35 @@
 package import CheckpointFormat
 import GuestModel
 
-/// What stays of a sealed pack when prune writes it anew.
+/// What prune keeps of a sealed pack when it rewrites it.
 ///
-/// Blocks keep the addresses that they had: each stretch of blocks that stayed becomes a page group
-/// with the address from which its first block is where it was.
+/// Blocks keep their addresses: each run of blocks that are kept becomes a page group whose address
+/// is chosen so that its first block keeps its own.
 package struct PackRewrite: Sendable {
     /// A record of the new pack.
     struct Piece: Sendable {
-        /// Its entry in the new pack's index.
+        /// Its entry in the index of the new pack.
         let entry: PackIndex.Entry
-        /// The record that it comes from.
+        /// The record that it is copied from.
         let source: PackIndex.Entry
-        /// Of a page group, the blocks that it takes.
+        /// For a page group, the blocks that are copied.
         let blocks: Range<Int>
     }
 
-    /// Dead bytes between two blocks that stay, from which on a head of their own is shorter.
+    /// Maximum number of dead bytes between two kept blocks of one page group: with more, starting
+    /// a new page group is shorter.
     static let bridgeByteCountMax = RecordHeader.byteCount + 32
 
     private(set) var pieces: [Piece] = []
     private var end = UInt32(Envelope.byteCount)
 
-    /// Decides what stays.
+    /// Decides what to keep.
     ///
     /// - Parameters:
     ///   - entries: the pack's records.
-    ///   - bridgeByteCountMax: dead bytes that may stay between two blocks.
-    ///   - keepsBlock: whether the block with an address stays.
-    ///   - keepsRecord: whether a record other than a page group stays.
+    ///   - bridgeByteCountMax: maximum number of dead bytes kept between two blocks.
+    ///   - keepsBlock: whether to keep the block with an address.
+    ///   - keepsRecord: whether to keep a record other than a page group.
     package init(
         _ entries: [PackIndex.Entry], bridgeByteCountMax: Int = PackRewrite.bridgeByteCountMax,
         keepsBlock: (PackIndex.Entry, UInt32) -> Bool,
@@ -60,7 +61,7 @@ package struct PackRewrite: Sendable {
         }
     }
 
-    /// - Parameter address: a record's own, or that of the first block.
+    /// - Parameter address: that of the record, or of the first block of a page group.
     private mutating func append(
         _ source: PackIndex.Entry, blocks: Range<Int>, address: UInt32
     ) {
@@ -79,10 +80,10 @@ package struct PackRewrite: Sendable {
         pieces.append(Piece(entry: entry, source: source, blocks: blocks))
     }
 
-    /// The new pack's index.
+    /// The index of the new pack.
     package var index: PackIndex { PackIndex(entries: pieces.map(\.entry), isRewritten: true) }
 
-    /// Bytes of the new pack; 0 if nothing stays.
+    /// Size of the new pack in bytes; 0 if nothing is kept.
     package var byteCount: Int {
         guard !pieces.isEmpty else { return 0 }
         return Int(end) + RecordHeader.recordByteCount(payload: index.encoded.count)
@@ -93,7 +94,7 @@ package struct PackRewrite: Sendable {
 extension PackRewrite {
     private static let bufferByteCount = 4 << 20
 
-    /// Writes the new pack and puts it in the old one's place.
+    /// Writes the new pack and replaces the old one.
     package func write(
         pack: UInt32, from source: any RepositoryFile, _ files: any RepositoryFiles,
         repository: RepositoryID
@@ -102,10 +103,10 @@ extension PackRewrite {
         try PackRewrite.putInPlace(pack, files)
     }
 
-    /// Puts a new pack in the old one's place; if that fails, it is removed.
+    /// Replaces the old pack by the new one; if that fails, the new one is removed.
     ///
-    /// The rename is durable once the folder is synced, which is left to the caller; until then a
-    /// crash brings the old pack back, which is as good.
+    /// The rename becomes durable when the caller syncs the directory; until then a crash may
+    /// restore the old pack, which is equally valid.
     package static func putInPlace(
         _ pack: UInt32, _ files: any RepositoryFiles
     ) throws(RepositoryError) {
@@ -117,22 +118,22 @@ extension PackRewrite {
         }
     }
 
-    /// Removes a new pack that does not get the old one's place.
+    /// Removes a new pack that does not replace the old one.
     ///
-    /// It may have taken the last room on the disk. One that stays all the same is removed by the
-    /// next writer.
+    /// It may have taken the last free space of the disk. If the removal fails, the next writer
+    /// removes the file.
     package static func discardNew(_ pack: UInt32, _ files: any RepositoryFiles) {
         try? files.remove(PackName.newPath(pack))
     }
 
-    /// Writes the new pack beside the old one, and syncs it; if that fails, nothing stays of it.
+    /// Writes the new pack beside the old one, and syncs it; if that fails, it is removed.
     ///
-    /// Every record that stays is checked against its checksum.
+    /// The checksum of every record that is kept is verified.
     ///
     /// - Parameters:
-    ///   - pack: its number.
-    ///   - source: the old one.
-    ///   - payloads: what stands in for the payloads of map parts, by their offset in the old one.
+    ///   - pack: the pack number.
+    ///   - source: the old pack.
+    ///   - payloads: replacements for payloads of map parts, by their offsets in the old pack.
     package func writeNew(
         pack: UInt32, from source: any RepositoryFile, _ files: any RepositoryFiles,
         repository: RepositoryID, payloads: [UInt32: [UInt8]] = [:]
@@ -171,7 +172,7 @@ extension PackRewrite {
         } catch let error as FileError {
             throw RepositoryError(error)
         } catch {
-            preconditionFailure("writing a pack anew fails in two ways only: \(error)")
+            preconditionFailure("unexpected error while rewriting a pack: \(error)")
         }
     }
 
@@ -184,7 +185,7 @@ extension PackRewrite {
             (header, record) = try PackReader.readRecord(source, at: piece.source.offset)
             guard header.type == piece.source.type,
                 header.payloadCount == piece.source.payloadCount
-            else { throw FormatError(offset: 4, reason: "the pack index says something else") }
+            else { throw FormatError(offset: 4, reason: "it differs from the pack index") }
         } catch let error as FormatError {
             throw RepositoryError(
                 Corruption(

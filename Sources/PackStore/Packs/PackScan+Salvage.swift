@@ -1,22 +1,22 @@
 package import CheckpointFormat
 import GuestModel
 
-// Reading past damage, for readers: what is whole is shown, and what is not is named. A writer
-// never goes by it.
+// Reading past damage, for readers: undamaged records are returned, and damage is reported. Writers
+// never use this.
 //
-// Behind a damaged record the next one is where the damaged one's header says that it ends, or else
-// the next multiple of 8 at which a whole record begins. Records behind damage count only as far as
-// a whole record says that the damaged place was confirmed: otherwise a crash may have left them.
+// The record after a damaged one begins where the damaged one's header says that it ends, or else
+// at the next multiple of 8 at which a whole record begins. Records after damage count only up to
+// the point that a whole record states to be confirmed: the rest may have been left by a crash.
 
 extension PackScan {
-    /// Reads the whole records of a pack, and names the places that are not whole.
+    /// Reads the whole records of a pack, and reports the damaged places.
     ///
     /// Throws `corrupted` only if the envelope is damaged.
     package static func salvage(
         _ reader: PackReader, pack: UInt32
     ) throws -> (scan: PackScan, damage: [Corruption]) {
         let file = try reader.file(pack)
-        // No record begins beyond 2^32.
+        // No record begins above 2^32.
         let size = min(try file.file.byteCount(), UInt64(UInt32.max))
         var entries: [PackIndex.Entry] = []
         var damage: [Corruption] = []
@@ -45,7 +45,7 @@ extension PackScan {
                 offset = next
             }
         }
-        // Rewritten packs are whole and synced before they have their name.
+        // Rewritten packs are complete and synced before they get their names.
         if file.isRewritten { confirmed = UInt32(size) }
         if let torn = damage.first(where: { $0.offset >= UInt64(confirmed) }) {
             entries.removeAll { UInt64($0.offset) > torn.offset }
@@ -57,10 +57,10 @@ extension PackScan {
         return (scan, damage)
     }
 
-    /// True if a record is the pack's index at the end of a file: nothing can follow it but the
-    /// footer, or what is left of one.
+    /// True if a record is the pack index at the end of a file: nothing follows it but the footer
+    /// or a part of one.
     ///
-    /// Fails if it is a pack index anywhere else.
+    /// Fails if it is a pack index in any other place.
     package static func isSeal(
         _ header: RecordHeader, at offset: UInt32, size: UInt64
     ) throws(FormatError) -> Bool {
@@ -74,11 +74,11 @@ extension PackScan {
 
     private static let windowByteCount = 1 << 20
 
-    /// Where the next whole record behind a damaged one begins; nil if there is none.
+    /// The offset of the next whole record after a damaged one; nil if there is none.
     package static func nextRecord(
         _ file: any RepositoryFile, after offset: UInt32, size: UInt64
     ) throws -> UInt32? {
-        // Page contents may look like records, so the damaged header's word comes first.
+        // Page contents may look like records, so the damaged header is consulted first.
         let head = try file.readBytes(RecordHeader.byteCount, at: UInt64(offset))
         if let header = try? head.withUnsafeBytes({ try RecordHeader($0) }),
             let end = UInt32(exactly: UInt64(offset) + UInt64(header.recordByteCount)),
@@ -89,7 +89,7 @@ extension PackScan {
         return try nextWhole(file, from: UInt64(offset) + 8, size: size)?.offset
     }
 
-    /// The first whole record at a multiple of 8 bytes from a place on; nil if there is none.
+    /// The first whole record at a multiple of 8 bytes at or after an offset; nil if there is none.
     ///
     /// Reads 1 MiB at a time.
     static func nextWhole(
@@ -114,7 +114,7 @@ extension PackScan {
         return nil
     }
 
-    /// The header of a record that is whole; nil if none begins there.
+    /// The header of a whole record; nil if none begins there.
     private static func whole(
         _ file: any RepositoryFile, at offset: UInt32
     ) throws -> RecordHeader? {

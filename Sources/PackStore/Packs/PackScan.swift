@@ -1,14 +1,14 @@
 package import CheckpointFormat
 package import GuestModel
 
-// What is in a pack, read from its index if it is sealed and from its records otherwise.
+// The contents of a pack, read from its index if it is sealed and from its records otherwise.
 //
-// An unsealed pack is read from the front to the first bytes that are no whole record: its valid
-// part. What follows is either what a crash left of a transaction that nobody was told of, and may
-// be cut; or damage to something acknowledged. It is damage if any whole record after it says
-// `confirmed` beyond it, or if the repository's index remembers a publication beyond it.
+// An unsealed pack is read from the start to the first bytes that are not a whole record: its valid
+// part. The rest is either left by a crash from a transaction that was never acknowledged, and may
+// be truncated; or damage to acknowledged data. It is damage if any whole record after it has a
+// `confirmed` beyond it, or if the repository's index records a publication beyond it.
 
-/// What is in a pack.
+/// The contents of a pack.
 package struct PackScan: Sendable {
     /// The records, in order.
     package let entries: [PackIndex.Entry]
@@ -16,9 +16,9 @@ package struct PackScan: Sendable {
     package let validEnd: UInt32
     /// True if the pack has its index and footer.
     package let isSealed: Bool
-    /// Bytes in the file.
+    /// Size of the file in bytes.
     package let fileByteCount: UInt64
-    /// The highest `confirmed` that a whole record states.
+    /// The highest `confirmed` of any whole record.
     package let confirmed: UInt32
     /// Why the valid part ends before the file does; nil if it does not.
     package let tail: FormatError?
@@ -35,10 +35,10 @@ package struct PackScan: Sendable {
         self.tail = tail
     }
 
-    /// True if the tail is damage to something acknowledged.
+    /// True if the tail is damage to acknowledged data.
     package var isCorrupted: Bool { tail != nil && confirmed > validEnd }
 
-    /// True if a crash came between making a pack and syncing its envelope: nothing can be in it.
+    /// True if a crash came between creating a pack and syncing its envelope: it cannot hold data.
     package static func isHollow(
         _ files: any RepositoryFiles, pack: UInt32
     ) throws(RepositoryError) -> Bool {
@@ -51,20 +51,20 @@ package struct PackScan: Sendable {
         }
     }
 
-    /// Reads what is in a pack: the index of a sealed one, all of an unsealed one.
+    /// Reads the contents of a pack: the index of a sealed one, all of an unsealed one.
     ///
     /// Throws `corrupted` only when a sealed pack's index cannot be read.
     ///
-    /// - Parameter isNewest: true for the newest pack, whose seal is not trusted: a power cut may
-    ///   have kept the seal and lost records before it. The next pack is made only after the seal
-    ///   was synced.
+    /// - Parameter isNewest: true for the newest pack, whose seal is not trusted: a power failure
+    ///   may have kept the seal and lost records before it. The next pack is created only after the
+    ///   seal was synced.
     package static func scan(
         _ reader: PackReader, pack: UInt32, isNewest: Bool
     ) throws(RepositoryError) -> PackScan {
         try scan(try reader.file(pack), isNewest: isNewest)
     }
 
-    /// The same for a pack that is open.
+    /// The same for an open pack.
     package static func scan(
         _ file: PackFile, isNewest: Bool
     ) throws(RepositoryError) -> PackScan {
@@ -77,7 +77,7 @@ package struct PackScan: Sendable {
     ) throws(RepositoryError) -> PackScan {
         try naming(pack) {
             let size = try file.byteCount()
-            // A rewritten pack got its name when it was whole and synced.
+            // A rewritten pack gets its name only when it is complete and synced.
             if !isNewest || isRewritten,
                 let sealed = try scanSealed(file, pack: pack, size: size, isRewritten: isRewritten)
             {
@@ -118,7 +118,7 @@ package struct PackScan: Sendable {
         } catch let error as FileError {
             throw RepositoryError(error)
         } catch {
-            preconditionFailure("scanning a pack fails in two ways only: \(error)")
+            preconditionFailure("unexpected error while scanning a pack: \(error)")
         }
     }
 
@@ -203,7 +203,7 @@ package struct PackScan: Sendable {
             confirmed: confirmed, tail: tail)
     }
 
-    /// One record as an entry of a pack's index.
+    /// Converts a record to an entry of a pack index.
     package static func entry(
         _ header: RecordHeader, _ record: PageBytes, at offset: UInt32, isRewritten: Bool
     ) throws(FormatError) -> PackIndex.Entry {

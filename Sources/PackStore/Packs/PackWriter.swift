@@ -3,34 +3,36 @@ import Glibc
 
 // The open pack, and the order of writes.
 //
-//  1. Records are appended; nobody is told of them.
+//  1. Records are appended; they are not acknowledged yet.
 //  2. A publish record is appended last and states how much of the pack was confirmed before.
-//  3. The pack is synced, and looked for at the path at which the store was opened. Now the
-//     checkpoint exists. (If the store was moved meanwhile it is cut off, as after a failed sync.)
-//  4. A pack that has reached its size gets its index and footer and is synced, and only then is
-//     the next pack made, its envelope synced, and its name synced.
-//  5. The first time in each pack, and when a writer closes, the file `head` is told how far the
-//     packs are confirmed. It may lag, so nothing fails if that fails but the closing.
+//  3. The pack is synced, and checked to be at the path at which the store was opened. Now the
+//     checkpoint exists. (If the store was moved meanwhile, the pack is truncated, as after a
+//     failed sync.)
+//  4. A pack that has reached its size gets its index and footer and is synced; only then is the
+//     next pack created, its envelope synced, and its name synced.
+//  5. When a pack's first confirming record is synced, and when a writer closes, the file `head` is
+//     updated with how far the packs are confirmed. It may lag, so a failure to update it is an
+//     error only when closing.
 //
-// While much is appended the system is asked, every 8 MiB, to begin writing it: otherwise all of a
-// burst waits for one sync, and so do a small checkpoint after it and the guest's own writes.
-// Nothing relies on that.
+// During large appends the system is asked, every 8 MiB, to start writing them: otherwise the whole
+// burst would wait for one sync, and so would a small checkpoint after it and the guest's own
+// writes. Correctness does not depend on that.
 //
-// While step 3 waits for the disk, other transactions append on behind it: the next checkpoint's
-// pages need not wait for this one's sync. All else that changes the pack or syncs it waits,
-// because the system reports a write that it lost to one sync only.
+// While step 3 waits for the disk, other transactions append after it: the next checkpoint's pages
+// need not wait for this one's sync. Anything else that changes or syncs the pack waits, because
+// the system reports a lost write to one sync only.
 //
 // After any failed write or sync nothing beyond `confirmed` is trusted: the next transaction begins
-// by cutting the pack there, and every transaction that was under way is lost (its epoch is over).
+// by truncating the pack there, and every transaction in progress is lost (its epoch ends).
 //
-// Packs that were begun since the newest confirming record hold nothing but what was abandoned,
-// once nobody writes. They are removed from the highest down, each durably, so that a crash leaves
-// no gap in the numbers; then the pack of that record is opened again, cut behind it. A crash
-// anywhere leaves what a crash in the middle of the transaction would have left.
+// Packs begun after the newest confirming record contain only abandoned data once no transaction is
+// in progress. They are removed from the highest down, each durably, so that a crash leaves no gap
+// in the numbers; then the pack of that record is reopened and truncated after it. A crash at any
+// point leaves the same as a crash in the middle of the transaction.
 
-/// A record to be appended, encoded.
+/// An encoded record to be appended.
 package struct PendingRecord: Sendable {
-    /// Its bytes within the buffer it comes in.
+    /// Its bytes within the buffer that contains it.
     package let range: Range<Int>
     package let type: RecordType
     package let transaction: UInt64
@@ -49,42 +51,42 @@ package struct PendingRecord: Sendable {
 
 /// Appends records to the newest pack of a repository.
 ///
-/// Any thread; calls exclude each other.
+/// Thread-safe; calls are serialized.
 package final class PackWriter: Sendable {
     private struct State: Sendable {
         var pack: UInt32
-        /// nil until the first append makes the pack.
+        /// nil until the first append creates the pack.
         var file: (any RepositoryFile)?
-        /// The next pack's file, if making it failed after it had its name.
+        /// The next pack's file, if creating it failed after it got its name.
         var unfinished: (any RepositoryFile)?
         var end: UInt32
         var confirmed: UInt32
-        /// How far the system was asked to bring the open pack to the disk.
+        /// Offset in the open pack up to which writeback was started.
         var writtenBack: UInt32
         var entries: [PackIndex.Entry]
         var epoch: UInt64 = 0
         var isBroken = false
-        /// True when the lock was given up: the packs may be another writer's.
+        /// True once the lock was released: the packs may now belong to another writer.
         var isClosed = false
-        /// The newest confirming record's pack if it is sealed, and what is confirmed of it.
+        /// The pack of the newest confirming record, if sealed, and what is confirmed of it.
         var lastConfirmed: Sealed?
-        /// From this pack on nothing is confirmed.
+        /// The first pack in which nothing is confirmed.
         var firstUnconfirmed: UInt32
-        /// The highest pack that was made.
+        /// The highest pack created so far.
         var highestMade: UInt32
-        /// True while somebody waits for the disk without the lock.
+        /// True while a thread waits for the disk without the lock.
         var isSyncing = false
-        /// What ended the epoch before this one; each transaction of it is told the same.
+        /// The failure that ended the previous epoch; reported to each of its transactions.
         var lastFailure: FileError?
         var activeTransactions = 0
         var head: StoreHead
 
         static func always(_ state: State) -> Bool { true }
 
-        /// True if there are packs that hold nothing but what was abandoned, once nobody writes.
+        /// True if some packs would contain only abandoned data once no transaction is in progress.
         var hasAbandonedPacks: Bool { lastConfirmed != nil || highestMade >= firstUnconfirmed }
 
-        /// Goes to a pack that is to be made.
+        /// Moves on to a pack that is yet to be created.
         mutating func beginPack(_ number: UInt32) {
             pack = number
             file = nil
@@ -94,7 +96,7 @@ package final class PackWriter: Sendable {
             writtenBack = 0
         }
 
-        /// True if all that is in the open pack is confirmed and nobody is about to add to it.
+        /// True if everything in the open pack is confirmed and no thread is about to append to it.
         var canBeSealed: Bool {
             !isClosed && activeTransactions == 0 && file != nil && !entries.isEmpty
                 && end == confirmed
@@ -110,16 +112,16 @@ package final class PackWriter: Sendable {
         }
     }
 
-    /// A sealed pack that can be opened again.
+    /// A sealed pack that can be reopened.
     private struct Sealed: Sendable {
         let pack: UInt32
         let confirmed: UInt32
-        /// Its records up to there.
+        /// Its records up to that point.
         let entries: [PackIndex.Entry]
     }
 
-    /// Bytes appended without a sync before the system is asked to write them: long enough for a
-    /// disk to write at its full speed, short enough to be written in a tenth of a second.
+    /// Bytes appended without a sync before the system is asked to write them: enough for a disk to
+    /// write at full speed, few enough to be written in a tenth of a second.
     private static let writebackByteCount: UInt32 = 8 << 20
 
     private let files: any RepositoryFiles
@@ -128,13 +130,13 @@ package final class PackWriter: Sendable {
     private let didRemove: @Sendable (UInt32) -> Void
     private let state: Monitor<State>
 
-    /// A writer that goes on where a scan ended.
+    /// Creates a writer that continues where a scan ended.
     ///
     /// - Parameters:
-    ///   - pack: the number of the open pack, or of one to be made.
-    ///   - scan: what is in the open pack, all of it confirmed; nil if it is to be made.
-    ///   - didRemove: called with the number of a pack that was removed, for others who have it
-    ///     open: the next pack may get the number.
+    ///   - pack: the number of the open pack, or of one to be created.
+    ///   - scan: the contents of the open pack, all confirmed; nil if it is to be created.
+    ///   - didRemove: called with the number of a removed pack, so that others close it: the next
+    ///     pack may get the same number.
     package init(
         files: any RepositoryFiles, repository: RepositoryID, pack: UInt32, scan: PackScan?,
         packByteCountMax: Int, didRemove: @escaping @Sendable (UInt32) -> Void = { _ in }
@@ -159,9 +161,9 @@ package final class PackWriter: Sendable {
                 highestMade: scan == nil ? pack - 1 : pack, head: head))
     }
 
-    /// Begins a transaction: repairs what a failure left.
+    /// Begins a transaction, after cleaning up an earlier failure.
     ///
-    /// - Returns: the epoch, to be named by each append.
+    /// - Returns: the epoch, to be passed to each append.
     package func begin() throws(RepositoryError) -> UInt64 {
         let pack = state.read { $0.file == nil ? nil : PackName.path($0.pack) }
         do {
@@ -178,8 +180,8 @@ package final class PackWriter: Sendable {
 
     /// Ends a transaction.
     ///
-    /// What an abandoned one appended behind the newest publication is taken back if nobody else
-    /// writes, with the packs that it filled; otherwise prune takes it.
+    /// What an abandoned transaction appended after the newest publication is removed, with the
+    /// packs that it filled, if no other is in progress; otherwise it is left to prune.
     package func end(wasPublished: Bool) {
         state.wait(wakes: false) { state -> Void? in
             let isLast = state.activeTransactions == 1
@@ -191,7 +193,7 @@ package final class PackWriter: Sendable {
             do throws(FileError) {
                 try cut(&state)
             } catch {
-                // Tried again, and reported, by the next `begin`.
+                // The next `begin` retries this and reports any failure.
                 state.isBroken = true
                 state.lastFailure = error
             }
@@ -201,9 +203,9 @@ package final class PackWriter: Sendable {
 
     /// Appends records in order.
     ///
-    /// Blocks for the write; for another's sync only if the pack is full.
+    /// Blocks for the write; waits for another transaction's sync only if the pack is full.
     ///
-    /// - Returns: where each record lies.
+    /// - Returns: the location of each record.
     package func append(
         _ records: [PendingRecord], of bytes: UnsafeRawBufferPointer, epoch: UInt64
     ) throws(RepositoryError) -> [RecordLocation] {
@@ -218,7 +220,7 @@ package final class PackWriter: Sendable {
 
     /// Appends a publish record, and syncs.
     ///
-    /// When this returns the checkpoint exists.
+    /// The checkpoint exists when this returns.
     ///
     /// - Parameter payload: the manifest's bytes.
     package func publish(
@@ -234,8 +236,8 @@ package final class PackWriter: Sendable {
         return try finish(sync)
     }
 
-    /// States in the open pack, and in the head, that all of it is confirmed, so that later damage
-    /// to its last checkpoint, or its loss, is never taken for a crash.
+    /// Records in the open pack and in the head that all of it is confirmed, so that later damage
+    /// to its last checkpoint, or its loss, is never taken for the effect of a crash.
     ///
     /// Called when a writer closes.
     package func mark() throws(RepositoryError) {
@@ -253,15 +255,16 @@ package final class PackWriter: Sendable {
             do throws(FileError) {
                 try state.head.raise(to: end, self.files, self.repository)
             } catch {
-                // What is forgotten on a full disk is forgotten; the head may lag.
+                // Forgetting works on a full disk all the same; the head may lag.
                 if !error.isFull { throw error }
             }
         }
     }
 
-    /// Ends writing; nothing is written or removed afterwards, whoever still has a transaction.
+    /// Ends writing; nothing is written or removed afterwards, even if transactions are in
+    /// progress.
     ///
-    /// `mark` came before it.
+    /// `mark` must be called first.
     package func close() {
         let failure = FileError(call: "append", path: StoreDirectory.packs, errno: EBADF)
         state.wait(wakes: false) { state -> Void? in
@@ -272,7 +275,7 @@ package final class PackWriter: Sendable {
         }
     }
 
-    /// Leaves all packs before the open one to prune: none of them is taken back or opened again.
+    /// Leaves all packs before the open one to prune: none of them is removed or reopened.
     package func leaveSealedPacks() {
         state.change { state in
             state.lastConfirmed = nil
@@ -281,7 +284,7 @@ package final class PackWriter: Sendable {
     }
 
     /// The open pack's records if it could be sealed now (`sealQuietPack`); nil if it could not, or
-    /// is another one.
+    /// if another pack is open.
     package func quietEntries(of pack: UInt32) -> [PackIndex.Entry]? {
         state.read { state in
             guard state.pack == pack, !state.isBroken, state.canBeSealed else { return nil }
@@ -289,18 +292,18 @@ package final class PackWriter: Sendable {
         }
     }
 
-    /// Seals the open pack, however small, unless a transaction is under way.
+    /// Seals the open pack, whatever its size, unless a transaction is in progress.
     ///
-    /// For prune, which looks at sealed packs only. The next record begins another pack. One write
-    /// and one sync; a crash leaves the pack sealed, or as it was.
+    /// For prune, which considers only sealed packs. The next record begins a new pack. Costs one
+    /// write and one sync; after a crash the pack is either sealed or unchanged.
     ///
-    /// - Returns: true if it is sealed.
+    /// - Returns: true if the pack was sealed.
     package func sealQuietPack() throws(RepositoryError) -> Bool {
         try locked { (state) throws(FileError) -> Bool in
             if state.isBroken { try self.cut(&state) }
             guard state.canBeSealed, let file = state.file else { return false }
             try self.seal(file, &state)
-            // No transaction that is given up opens it again.
+            // No abandoned transaction may reopen it.
             state.lastConfirmed = nil
             state.firstUnconfirmed = state.pack
             return true
@@ -309,11 +312,11 @@ package final class PackWriter: Sendable {
 
     /// Appends one record that belongs to no transaction, and syncs.
     ///
-    /// When this throws the record does not count, unless the pack cannot be cut either.
+    /// If this throws, the record does not count, unless the pack cannot be truncated either.
     package func appendAlone(
         _ type: RecordType, payload: [UInt8]
     ) throws(RepositoryError) -> RecordLocation {
-        precondition(type.isConfirming, "it is synced, so it says what was before it")
+        precondition(type.isConfirming, "a record that is synced is a confirming one")
         do throws(RepositoryError) {
             let sync = try locked { (state) throws(FileError) -> Sync in
                 if state.isBroken { try self.cut(&state) }
@@ -323,8 +326,9 @@ package final class PackWriter: Sendable {
             }
             return try finish(sync)
         } catch {
-            // It may be whole in the file: nobody must read it there after this was said to fail.
-            // Whoever began since has cut it off, and a cut now would take what they appended.
+            // The record may be complete in the file: it must not be read after this has failed. If
+            // a transaction began since, it has truncated the pack, and truncating it now would
+            // remove what that one appended.
             try? locked { (state) throws(FileError) in
                 if state.isBroken { try self.cut(&state) }
             }
@@ -332,10 +336,10 @@ package final class PackWriter: Sendable {
         }
     }
 
-    /// The pack that records are appended to; all before it are sealed.
+    /// The pack to which records are appended; all before it are sealed.
     package var openPack: UInt32 { state.read { $0.pack } }
 
-    /// Where the confirmed part of the open pack ends.
+    /// The end of the confirmed part of the open pack.
     package var confirmedEnd: RecordLocation {
         state.read { RecordLocation(pack: $0.pack, offset: $0.confirmed) }
     }
@@ -344,7 +348,7 @@ package final class PackWriter: Sendable {
 
     /// Runs `body` under the lock; a failure ends the epoch.
     ///
-    /// - Parameter mustWait: asked while somebody syncs; true: not before that has ended.
+    /// - Parameter mustWait: called while a sync is in progress; true to wait until that has ended.
     private func locked<T>(
         whileSyncing mustWait: (State) -> Bool = State.always,
         _ body: (inout State) throws(FileError) -> T
@@ -368,8 +372,8 @@ package final class PackWriter: Sendable {
         _ epoch: UInt64, whileSyncing mustWait: (State) -> Bool = State.always,
         _ body: (inout State) throws(FileError) -> T
     ) throws(RepositoryError) -> T {
-        // A straggler of an ended epoch must not end the one that runs now, so its failure is
-        // returned past `locked`.
+        // A straggler of an ended epoch must not end the current one, so its failure is not thrown
+        // inside `locked`.
         let isHeldUp = { (state: State) in state.isEpoch(epoch) && mustWait(state) }
         let result = try locked(whileSyncing: isHeldUp) {
             (state) throws(FileError) -> Result<T, FileError> in
@@ -385,11 +389,11 @@ package final class PackWriter: Sendable {
         }
     }
 
-    /// A confirming record that was appended, and the sync that it waits for.
+    /// A confirming record that was appended, and the sync that it needs.
     private struct Sync {
         let file: any RepositoryFile
         let location: RecordLocation
-        /// Where the record ends.
+        /// The offset at which the record ends.
         let end: UInt32
     }
 
@@ -401,7 +405,7 @@ package final class PackWriter: Sendable {
         }
         var head = state.read { $0.head }
         if case .success = result, head.confirmed?.pack ?? 0 < sync.location.pack {
-            // One that lags harms nothing: the next confirming record, or closing, tries again.
+            // A head that lags is harmless: the next confirming record, or closing, updates it.
             let end = RecordLocation(pack: sync.location.pack, offset: sync.end)
             try? head.raise(to: end, files, repository)
         }
@@ -410,7 +414,7 @@ package final class PackWriter: Sendable {
             state.head = head
             switch result {
             case .success:
-                // Whatever failed meanwhile came after it.
+                // Any failure in the meantime concerns later records.
                 state.confirmed = sync.end
                 state.lastConfirmed = nil
                 state.firstUnconfirmed = sync.location.pack + 1
@@ -458,7 +462,7 @@ package final class PackWriter: Sendable {
         return locations
     }
 
-    /// Appends a record that says what was before it; `finish` must follow, without the lock.
+    /// Appends a confirming record; `finish` must be called afterwards, without the lock.
     private func writeConfirming(
         _ type: RecordType, payload: [UInt8], transaction: UInt64, _ state: inout State
     ) throws(FileError) -> Sync {
@@ -480,7 +484,8 @@ package final class PackWriter: Sendable {
             && (state.entries.isEmpty || Int(state.end) + byteCount <= packByteCountMax)
     }
 
-    /// The open pack, with room for `byteCount` more; seals a full one and makes the next.
+    /// Returns the open pack with space for `byteCount` more; seals a full one and creates the
+    /// next.
     @discardableResult
     private func makeRoom(
         for byteCount: Int, _ state: inout State
@@ -508,7 +513,7 @@ package final class PackWriter: Sendable {
     }
 
     private func make(_ state: inout State) throws(FileError) -> any RepositoryFile {
-        // Whatever else has the name is never written over: it may hold checkpoints.
+        // An existing file of that name is never overwritten: it may hold checkpoints.
         let file: any RepositoryFile
         if let unfinished = state.unfinished {
             file = unfinished
@@ -518,7 +523,7 @@ package final class PackWriter: Sendable {
                     call: "open", path: PackName.path(state.pack), errno: EOVERFLOW)
             }
             file = try files.open(PackName.path(state.pack), .createNew)
-            // Only now: what else has the name is not this writer's to take back.
+            // Only now: an existing file of that name is not this writer's to remove.
             state.highestMade = state.pack
             state.unfinished = file
         }
@@ -534,7 +539,7 @@ package final class PackWriter: Sendable {
         return file
     }
 
-    /// Takes the packs back to what is confirmed.
+    /// Truncates the packs to what is confirmed.
     private func cut(_ state: inout State) throws(FileError) {
         guard !state.isClosed else {
             throw FileError(call: "append", path: StoreDirectory.packs, errno: EBADF)
@@ -550,7 +555,7 @@ package final class PackWriter: Sendable {
         state.isBroken = false
     }
 
-    /// Removes the packs in which nothing is confirmed, and opens the one before them again.
+    /// Removes the packs in which nothing is confirmed, and reopens the one before them.
     private func takeBack(_ state: inout State) throws(FileError) {
         while state.highestMade >= state.firstUnconfirmed {
             let pack = state.highestMade
@@ -559,7 +564,7 @@ package final class PackWriter: Sendable {
             do throws(FileError) {
                 try files.remove(PackName.path(pack))
             } catch {
-                // It was removed before, and its name's going could not be made durable.
+                // It was removed earlier, but the removal could not be made durable.
                 if !error.isMissing { throw error }
             }
             try files.syncDirectory(StoreDirectory.packs)

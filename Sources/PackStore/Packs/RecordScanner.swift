@@ -1,20 +1,20 @@
 package import CheckpointFormat
 import GuestModel
 
-/// Reads the records of a pack one behind the other, in pieces of 1 MiB.
+/// Reads the records of a pack in sequence, 1 MiB at a time.
 ///
-/// A record read by itself takes two calls and memory of its own.
+/// Reading records one by one costs two calls and an allocation each.
 package struct RecordScanner: ~Copyable {
     private static let pieceByteCount = 1 << 20
 
     private let file: any RepositoryFile
     private let size: UInt64
-    /// As large as a piece, or as the largest record so far.
+    /// Its size is that of a chunk, or of the largest record so far.
     private var buffer: UnsafeMutableRawBufferPointer
-    /// The bytes of the file that the buffer holds.
+    /// The range of the file that is in the buffer.
     private var held: Range<UInt64> = 0..<0
 
-    /// - Parameter size: bytes in the file; what it has grown by since is not read.
+    /// - Parameter size: size of the file; later appends are not read.
     package init(_ file: any RepositoryFile, size: UInt64) {
         self.file = file
         self.size = size
@@ -24,7 +24,7 @@ package struct RecordScanner: ~Copyable {
 
     deinit { PageMemory.deallocate(buffer) }
 
-    /// Calls `body` with the record at a place, checked, and valid inside it only.
+    /// Calls `body` with the record at an offset, verified; it is valid only during the call.
     ///
     /// Throws `FormatError` or `FileError`, as `PackReader.readRecord` does.
     package mutating func withRecord<T>(

@@ -1,32 +1,32 @@
 package import CheckpointFormat
 
-// The file `head` says how far the packs were confirmed. Packs cannot tell that a newer one is
-// lost, and the index, which can, may be lost together with it.
+// The file `head` records how far the packs were confirmed. The packs cannot show that a newer one
+// is lost, and the index, which can, may be lost together with it.
 //
 // It is written after the first confirming record of a pack was synced, and when a writer closes.
-// So it names the newest pack in which anything is confirmed, and a place within that pack which
-// may lie before the last confirming record. A head that lags, or is missing, says less and is no
-// damage; one that says too much never exists, because what is confirmed is never taken back.
+// So it names the newest pack in which anything is confirmed, and a position in that pack which may
+// precede the last confirming record. A head that lags or is missing is not damage; a head is never
+// ahead, because confirmed records are never removed.
 //
-// It is replaced whole each time, so a crash leaves the old one or the new one, and a copy of the
+// It is always replaced as a whole, so a crash leaves the old or the new one, and a copy of the
 // store that shares its files by hard links keeps the old one.
 
-/// How far the packs were confirmed, as far as the file `head` was told.
+/// How far the packs were confirmed according to the file `head`.
 package struct StoreHead: Sendable {
     package static let path = "head"
-    /// Packs that may be lost at once, 64 TiB of them; a head that names one further on is wrong.
+    /// Most packs that can be lost at once, 64 TiB; a head that names a later pack is wrong.
     private static let lostPackCountMax: UInt32 = 1 << 20
 
-    /// The place behind a confirming record, in a pack in which nothing newer was confirmed when
-    /// it was written; nil if the file says nothing.
+    /// The end of a confirming record, in the newest pack in which anything was confirmed when it
+    /// was written; nil if the file does not say.
     package private(set) var confirmed: RecordLocation?
-    /// Why it cannot be read though it is there.
+    /// Why an existing file cannot be read.
     package private(set) var problem: FormatError?
 
-    /// Reads the file; one that is missing, or may not be read, says nothing.
+    /// Reads the file; a missing or unreadable one yields no position.
     ///
-    /// Who reads beside a writer lists the packs after this: a writer confirms nothing in a pack
-    /// before it has its name.
+    /// A reader beside a writer lists the packs after this: a writer confirms nothing in a pack
+    /// before the pack has its name.
     package init(
         _ files: any RepositoryFiles, _ repository: RepositoryID
     ) throws(FileError) {
@@ -40,13 +40,13 @@ package struct StoreHead: Sendable {
         guard let place = StoreHead.place(bytes, repository) else {
             problem = FormatError(
                 offset: 0,
-                reason: "it is no head of this repository, and the next writer replaces it")
+                reason: "it is not a head of this repository, and the next writer replaces it")
             return
         }
         let newest = try PackName.newest(files)
         guard place.pack <= newest || place.pack - newest <= StoreHead.lostPackCountMax else {
             problem = FormatError(
-                offset: 32, reason: "it names pack \(place.pack), and the newest is \(newest)")
+                offset: 32, reason: "it names pack \(place.pack), but the newest is \(newest)")
             return
         }
         confirmed = place
@@ -64,9 +64,10 @@ package struct StoreHead: Sendable {
         return RecordLocation(pack: pack, offset: offset)
     }
 
-    /// States that the packs are confirmed up to a place, and syncs; does nothing if it says so.
+    /// Records that the packs are confirmed up to a position, and syncs; does nothing if the file
+    /// already says so.
     ///
-    /// If this throws, the file says what it said, or this.
+    /// If this throws, the file has either its old contents or the new.
     package mutating func raise(
         to location: RecordLocation, _ files: any RepositoryFiles, _ repository: RepositoryID
     ) throws(FileError) {
@@ -79,7 +80,7 @@ package struct StoreHead: Sendable {
         problem = nil
     }
 
-    /// Removes the file: packs were repaired, and the next writer that closes makes it.
+    /// Removes the file after a repair of the packs; the next writer that closes creates it.
     package static func remove(_ files: any RepositoryFiles) throws(FileError) {
         do throws(FileError) {
             try files.remove(path)
@@ -89,7 +90,7 @@ package struct StoreHead: Sendable {
         try files.syncDirectory("")
     }
 
-    /// What is damaged; nil if nothing is.
+    /// The damage to the file; nil if there is none.
     package var corruption: Corruption? {
         problem.map {
             Corruption(

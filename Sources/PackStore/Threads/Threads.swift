@@ -1,29 +1,29 @@
 import Glibc
 import Synchronization
 
-/// Threads of our own: the store and the engine block for the disk, which Swift's cooperative pool
-/// must not.
+/// The library's own threads: the store and the engine block on the disk, which Swift's cooperative
+/// pool must not.
 package enum Threads {
-    /// Processors that this process may run on.
+    /// Number of processors that this process may run on.
     package static var processorCount: Int {
         max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))))
     }
 
-    /// Processor time that this process took so far, on all of its threads and in the kernel.
+    /// CPU time used by this process so far, over all threads, user and kernel.
     package static var processorTime: Duration {
         var time = timespec()
         clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time)
         return .seconds(time.tv_sec) + .nanoseconds(time.tv_nsec)
     }
 
-    /// Runs `body` on `count` threads, the caller's among them, and returns when all have ended.
+    /// Runs `body` on `count` threads, including the caller's, and returns when all have ended.
     package static func concurrently(_ count: Int, _ body: @escaping @Sendable (Int) -> Void) {
         let threads = (1..<max(count, 1)).map { index in Thread { body(index) } }
         body(0)
         for thread in threads { thread.join() }
     }
 
-    /// One thread.
+    /// A single thread.
     package final class Thread: Sendable {
         private let handle: Mutex<pthread_t?>
 
@@ -60,9 +60,9 @@ package enum Threads {
     }
 }
 
-/// A value that threads change under a lock, and wait for.
+/// A value that threads change under a lock and wait for.
 package final class Monitor<Value: Sendable>: @unchecked Sendable {
-    // Unchecked: `value` is touched with the mutex held only.
+    // Unchecked: `value` is accessed only with the mutex held.
     private var value: Value
     private let mutex: UnsafeMutablePointer<pthread_mutex_t>
     private let condition: UnsafeMutablePointer<pthread_cond_t>
@@ -74,7 +74,7 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
         pthread_mutex_init(mutex, nil)
         condition = .allocate(capacity: 1)
         condition.initialize(to: pthread_cond_t())
-        // Time limits are of a clock that nobody sets.
+        // Timeouts use the monotonic clock.
         var attributes = pthread_condattr_t()
         pthread_condattr_init(&attributes)
         pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
@@ -89,7 +89,7 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
         mutex.deallocate()
     }
 
-    /// Changes the value, and wakes every thread that waits.
+    /// Changes the value, and wakes all waiting threads.
     package func change<T>(_ body: (inout Value) -> T) -> T {
         pthread_mutex_lock(mutex)
         defer {
@@ -99,9 +99,9 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
         return body(&value)
     }
 
-    /// Changes the value, and wakes the threads that wait if `body` says that one may go on.
+    /// Changes the value, and wakes the waiting threads if `body` returns true.
     ///
-    /// Waking one that cannot go on costs two switches of context.
+    /// Waking a thread that cannot continue costs two context switches.
     package func update(_ body: (inout Value) -> Bool) {
         pthread_mutex_lock(mutex)
         if body(&value) { pthread_cond_broadcast(condition) }
@@ -115,11 +115,11 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
         return body(value)
     }
 
-    /// Blocks until `body` returns something, and returns that.
+    /// Blocks until `body` returns a value, and returns that.
     ///
     /// `body` may change the value; it is called again after each change.
     ///
-    /// - Parameter wakes: false if nobody waits for what `body` changes.
+    /// - Parameter wakes: false if no thread waits for what `body` changes.
     package func wait<T>(wakes: Bool = true, _ body: (inout Value) -> T?) -> T {
         pthread_mutex_lock(mutex)
         defer {
@@ -132,13 +132,13 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
         }
     }
 
-    /// Blocks until `body` returns something, and returns that; nil after `limit`.
+    /// Blocks until `body` returns a value, and returns that; nil after `limit`.
     ///
     /// `body` may change the value; it is called again after each change, and once at the end.
     package func wait<T>(atMost limit: Duration, _ body: (inout Value) -> T?) -> T? {
         var end = timespec()
         clock_gettime(CLOCK_MONOTONIC, &end)
-        // A limit of more than a century is none.
+        // A limit of more than a century counts as none.
         let (seconds, attoseconds) = min(max(limit, .zero), .seconds(1 << 32)).components
         let nanoseconds = end.tv_nsec + Int(attoseconds / 1_000_000_000)
         end.tv_sec += Int(seconds) + nanoseconds / 1_000_000_000

@@ -11,26 +11,26 @@ import XenStream
 public enum XenRestore {
     /// How a domain is started.
     public struct Options: Sendable {
-        /// Another name, with a new uuid: needed while the original runs.
+        /// Another name, with a new uuid: required while the original runs.
         public var name: String?
-        /// It stays paused until `xl unpause`.
+        /// The domain stays paused until `xl unpause`.
         public var isPaused = false
-        /// JSON as `xl save` writes it, or an xl.cfg, instead of the checkpoint's own.
+        /// JSON as `xl save` writes it, or an xl.cfg, to replace the checkpoint's own.
         public var configuration: [UInt8]?
         /// The program, looked up in PATH.
         public var xl = "xl"
 
-        /// The defaults: as it was, running.
+        /// The defaults: the original's name, running.
         public init() {}
     }
 
-    /// Starts a checkpoint; every page is checked against its digest before.
+    /// Starts a checkpoint; every page is verified against its digest first.
     ///
-    /// Blocks until xl has built the domain. When it throws, xl has taken down what it began. A
+    /// Blocks until xl has built the domain. When it throws, xl has removed what it began. A
     /// checkpoint that was taken under a later version of Xen than this host's is refused before
     /// (`GuestError.Code.stateRejected`).
     ///
-    /// - Parameter progress: called now and then with pages done and in all.
+    /// - Parameter progress: called from time to time with pages done and in all.
     /// - Returns: the new domain.
     public static func run(
         _ checkpoint: Checkpoint, from repository: Repository, options: Options = Options(),
@@ -43,7 +43,7 @@ public enum XenRestore {
         if let name, try host.domains().contains(where: { $0.name == name }) {
             throw GuestError(
                 code: .busy,
-                message: "a domain '\(name)' is there already; give the new one another name "
+                message: "a domain '\(name)' exists already; give the new one another name "
                     + "(--name)")
         }
         let before = Set(try host.domains().map(\.domainID))
@@ -58,19 +58,19 @@ public enum XenRestore {
             failure = error
         }
         let status = process.wait()
-        // What xl says explains a pipe that it closed.
+        // xl's messages explain a pipe that it closed.
         if let failure, !(failure is GuestError) { throw failure }
         guard status == 0, failure == nil else {
             let lines = process.collectedLines.filter { $0.contains("rror") }
             throw GuestError(
                 code: .callFailed,
                 message: "xl restore failed with status \(status): "
-                    + (lines.last ?? "it said nothing"))
+                    + (lines.last ?? "no message"))
         }
         let new = try host.domains().filter { !before.contains($0.domainID) }
         guard let domain = new.first(where: { name == nil || $0.name == name }) ?? new.first else {
             throw GuestError(
-                code: .gone, message: "xl restored the domain, and it has ended already")
+                code: .gone, message: "xl restored the domain, but it has already ended")
         }
         return domain
     }
@@ -82,7 +82,7 @@ public enum XenRestore {
             throw GuestError(
                 code: .stateRejected,
                 message: "the checkpoint was taken by pause: the guest did not prepare itself to "
-                    + "be started anew; revert its domain in place, or take checkpoints by "
+                    + "be started again; revert its domain in place, or take checkpoints by "
                     + "suspend")
         }
         let own = state.bytes(ofKind: XenStateKind.configuration)
@@ -92,7 +92,7 @@ public enum XenRestore {
             if options.name == nil { return (text, nil) }
             throw GuestError(
                 code: .unsupported,
-                message: "a name goes with JSON alone; write it into the xl.cfg")
+                message: "a name requires JSON; write it into the xl.cfg")
         }
         var configuration = XenConfiguration(text)
         if let name = options.name {

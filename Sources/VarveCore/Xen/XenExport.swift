@@ -3,35 +3,35 @@ public import CheckpointStore
 import GuestModel
 import XenStream
 
-/// Writes checkpoints as files that Xen's tools and others read, in one pass from front to back.
+/// Writes checkpoints as files that Xen's tools and others read, sequentially in one pass.
 public enum XenExport {
-    /// The forms in which a checkpoint can be written in one pass.
+    /// The formats in which a checkpoint can be written in one pass.
     public enum Format: Sendable {
         /// A file that `xl restore` starts.
         ///
-        /// The configuration is the checkpoint's own, or the one given: JSON as `xl save` writes
+        /// The configuration is the checkpoint's own, or the given one: JSON as `xl save` writes
         /// it, or an xl.cfg.
         case xl(configuration: [UInt8]?)
         /// The bare libxc stream, version 3.
         case libxc
         /// The core format of `xl dump-core`.
         case elf
-        /// Memory as it is, from frame 0; holes are zeros.
+        /// Raw memory, from frame 0; holes are zeros.
         case raw
     }
 
-    /// Writes a checkpoint; every page is checked against its digest before.
+    /// Writes a checkpoint; every page is verified against its digest first.
     ///
     /// Blocks as `sink` does. Memory: the page map and 64 MiB. Throws `XenStreamError` before the
     /// first byte if the checkpoint lacks what the format needs; otherwise `CaptureError`, or what
     /// `sink` throws.
     ///
     /// - Parameters:
-    ///   - checkpoint: which.
-    ///   - repository: where it is.
-    ///   - format: how.
-    ///   - progress: called now and then with pages done and in all.
-    ///   - sink: takes the bytes in order; valid inside the call only.
+    ///   - checkpoint: the checkpoint to write.
+    ///   - repository: the repository that has it.
+    ///   - format: the output format.
+    ///   - progress: called from time to time with pages done and in all.
+    ///   - sink: gets the bytes in order; valid only during the call.
     public static func run(
         _ checkpoint: Checkpoint, from repository: Repository, as format: Format,
         progress: ((_ done: Int, _ total: Int) -> Void)? = nil,

@@ -3,42 +3,43 @@ public import CheckpointStore
 import GuestModel
 public import XenStream
 
-/// What became of a stream that was taken in.
+/// The result of importing a stream.
 public struct XenImportResult: Sendable {
     /// The checkpoints, one for each whole epoch; a plain stream is one epoch.
     public let checkpoints: [Checkpoint]
-    /// What the stream was.
+    /// A summary of the stream.
     public let summary: XenStreamSummary
     /// Where a checkpointed stream ended without an end record; nil if it had one.
     ///
     /// Its sender died, or the guest failed over.
     public let cutShort: XenStreamError?
-    /// What follows the stream and was not taken; nil: nothing, as far as that was looked at.
+    /// What follows the stream and was not read; nil: nothing, as far as was examined.
     public let trailer: XenStreamTrailer?
 }
 
-/// Takes Xen's own streams in: each whole epoch becomes a checkpoint.
+/// Imports Xen's own streams: each whole epoch becomes a checkpoint.
 public enum XenImport {
     /// Reads a stream to its end.
     ///
     /// Pages are compared with the lineage's newest checkpoint, and only what differs is stored. A
-    /// checkpoint is durable when `published` is called; a part epoch at the stream's end is
-    /// dropped. Blocks as `source` does. Memory: the page map, the ring and the guest's state.
+    /// checkpoint is durable when `published` is called; an incomplete epoch at the stream's end is
+    /// dropped. Blocks as `source` does. Memory: the page map, the staging pool and the guest's
+    /// state.
     ///
     /// Throws `XenStreamError`, `CaptureError`, or what `source` and `published` throw; checkpoints
     /// that `published` was called with stay.
     ///
     /// - Parameters:
-    ///   - format: what the stream is.
+    ///   - format: the stream's format.
     ///   - repository: opened for writing.
     ///   - lineage: the guest's history.
     ///   - label: a name for the first checkpoint.
-    ///   - configuration: xl's JSON, for a bare stream, which brings none.
+    ///   - configuration: xl's JSON, for a bare stream, which has none.
     ///   - options: sizes and limits.
     ///   - published: called with each checkpoint, as its epoch ends.
-    ///   - trailing: reads on where `source` stopped, to see whether something follows the stream.
-    ///     nil: only what was read along with the stream is looked at.
-    ///   - source: fills a buffer from where it stopped; returns how many bytes, 0 at the end.
+    ///   - trailing: continues reading where `source` stopped, to find whether something follows
+    ///     the stream. nil: only what was read along with the stream is examined.
+    ///   - source: fills a buffer from the current position; returns the byte count, 0 at the end.
     public static func run(
         _ format: XenStreamFormat, into repository: Repository, lineage: String,
         label: String? = nil, configuration: [UInt8]? = nil,
@@ -74,7 +75,7 @@ public enum XenImport {
     }
 }
 
-/// Hands what a stream holds to an import.
+/// Passes the contents of a stream to an import.
 private final class ImportVisitor: XenStreamVisitor {
     private let target: StreamImport
     private var label: String?
@@ -100,7 +101,7 @@ private final class ImportVisitor: XenStreamVisitor {
     }
 
     func frame(_ frame: PageFrameNumber, isPopulated: Bool) throws {
-        // The content of a page that is only allocated is nobody's business: it is stored as zero.
+        // The content of a page that is only allocated is irrelevant: it is stored as zero.
         if isPopulated { try target.writeZero(frame) } else { target.remove(frame) }
     }
 

@@ -3,26 +3,26 @@ import Glibc
 public import GuestModel
 import Synchronization
 
-/// A program that runs beside this one, with a pipe to its standard input.
+/// A child process with a pipe to its standard input.
 ///
-/// Every call to the kernel for it is here.
+/// All kernel calls for it are here.
 public final class ChildProcess: Sendable {
     private let identifier: pid_t
     private let input: Mutex<Int32>
     private let output: Int32
     private let status = Mutex<Int32?>(nil)
-    /// A file without a name that collects what it prints; -1 if nothing is collected.
+    /// A nameless file that collects what it prints; -1 if nothing is collected.
     private let collected: Int32
 
     /// Starts a program; the first word is its path, or a name to look up in PATH.
     ///
     /// - Parameters:
     ///   - command: the program and its arguments.
-    ///   - readsOutput: its standard output comes by a pipe, for `readByte`; else it is this
-    ///     process's standard error.
-    ///   - collectsOutput: all that it prints is kept for `collectedLines`.
+    ///   - readsOutput: its standard output is a pipe, for `readByte`; else it is this process's
+    ///     standard error.
+    ///   - collectsOutput: everything that it prints is kept for `collectedLines`.
     ///   - inNewSession: signals to this process's group do not reach it.
-    ///   - inherited: an open file that it gets under the same number, at least 3.
+    ///   - inherited: an open file that it inherits under the same number, at least 3.
     public init(
         _ command: [String], readsOutput: Bool = false, collectsOutput: Bool = false,
         inNewSession: Bool = false, inherited: Int32? = nil
@@ -47,12 +47,13 @@ public final class ChildProcess: Sendable {
         let outputTarget = readsOutput ? outputEnds[1] : file >= 0 ? file : STDERR_FILENO
         posix_spawn_file_actions_adddup2(&actions, outputTarget, STDOUT_FILENO)
         if file >= 0 { posix_spawn_file_actions_adddup2(&actions, file, STDERR_FILENO) }
-        // To the same number: posix_spawn leaves it open in the child (glibc 2.29 and later).
+        // To the same number: posix_spawn then leaves it open in the child (glibc 2.29 and later).
         if let inherited { posix_spawn_file_actions_adddup2(&actions, inherited, inherited) }
         var attributes = posix_spawnattr_t()
         posix_spawnattr_init(&attributes)
         defer { posix_spawnattr_destroy(&attributes) }
-        // Signals that this process blocks or ignores must not stay so in the child.
+        // Signals that this process blocks or ignores must not stay blocked or ignored in the
+        // child.
         var (none, all) = (sigset_t(), sigset_t())
         sigemptyset(&none)
         sigfillset(&all)
@@ -87,8 +88,8 @@ public final class ChildProcess: Sendable {
         if isRunning { ChildProcess.reap(identifier) }
     }
 
-    /// Waits for a program that nobody waits for, on a thread of its own: its entry in the process
-    /// table would stay as long as this process lives.
+    /// Waits for a program, on a thread of its own, when no one else does: its entry in the process
+    /// table would otherwise remain as long as this process lives.
     private static func reap(_ identifier: pid_t) {
         var thread = pthread_t()
         let code = pthread_create(
@@ -102,7 +103,7 @@ public final class ChildProcess: Sendable {
         if code == 0 { pthread_detach(thread) }
     }
 
-    /// The last lines that it printed, 4096 bytes at most.
+    /// The last lines that it printed, at most 4096 bytes.
     public var collectedLines: [String] {
         var bytes = [UInt8](repeating: 0, count: 4096)
         let end = lseek(collected, 0, SEEK_END)
@@ -153,7 +154,7 @@ public final class ChildProcess: Sendable {
         return count
     }
 
-    /// Writes one byte; a program that is dead does not get it.
+    /// Writes one byte; an error, such as after the program's death, is ignored.
     func write(_ byte: UInt8) {
         withUnsafeBytes(of: byte) { try? write($0) }
     }
@@ -161,7 +162,7 @@ public final class ChildProcess: Sendable {
     /// Reads one byte of its output; nil at its end.
     func readByte() -> UInt8? { ChildProcess.readByte(output) }
 
-    /// Ends its standard input.
+    /// Closes its standard input.
     public func closeInput() {
         input.withLock { descriptor in
             if descriptor >= 0 { close(descriptor) }
@@ -180,8 +181,8 @@ public final class ChildProcess: Sendable {
         }
     }
 
-    /// Ends its standard input, waits for its end, and returns its exit status; 128 and the
-    /// signal's number if one ended it.
+    /// Closes its standard input, waits for its end, and returns its exit status; 128 plus the
+    /// signal's number if a signal ended it.
     @discardableResult
     public func wait() -> Int32 {
         closeInput()

@@ -3,10 +3,10 @@ import Glibc
 package import GuestModel
 import Synchronization
 
-/// The calls, made to the libraries of the installed Xen.
+/// The calls, implemented with the libraries of the installed Xen.
 ///
-/// The handles may be used by several threads (libxenctrl: one hypercall buffer cache with a lock),
-/// but `waitForRelease` by one.
+/// Several threads may use the handles (libxenctrl: one hypercall buffer cache with a lock), but
+/// only one may call `waitForRelease`.
 package final class LibxenCalls: XenCalls {
     private nonisolated(unsafe) let control: OpaquePointer
     private nonisolated(unsafe) let memory: OpaquePointer
@@ -18,9 +18,9 @@ package final class LibxenCalls: XenCalls {
 
     private struct Handle: @unchecked Sendable { let pointer: OpaquePointer }
 
-    /// Opens all that is needed.
+    /// Opens all handles.
     ///
-    /// Fails with one sentence where there is no Xen, or without the right.
+    /// Throws one sentence if there is no Xen, or no permission.
     package init() throws(GuestError) {
         guard LibxenCalls.hasPrivilegedDevice else {
             throw GuestError(
@@ -79,7 +79,8 @@ package final class LibxenCalls: XenCalls {
         access("/dev/xen/privcmd", F_OK) == 0 || access("/proc/xen/privcmd", F_OK) == 0
     }
 
-    /// Failures are told by the errors of this class; the libraries' own lines would repeat them.
+    /// Failures are reported by the errors of this class; the libraries' own lines would repeat
+    /// them.
     private static func makeLogger() -> UnsafeMutablePointer<xentoollog_logger>? {
         guard let file = fdopen(STDERR_FILENO, "w") else { return nil }
         guard let logger = xtl_createlogger_stdiostream(file, XTL_CRITICAL, 0) else { return nil }
@@ -93,7 +94,7 @@ package final class LibxenCalls: XenCalls {
         let remedy =
             switch code {
             case EPERM, EACCES: "; run it as root in dom0"
-            case ENOENT, ENXIO, ECONNREFUSED: "; is Xen's tool stack running?"
+            case ENOENT, ENXIO, ECONNREFUSED: "; is Xen's toolstack running?"
             default: ""
             }
         return GuestError(
@@ -108,13 +109,13 @@ package final class LibxenCalls: XenCalls {
 
     // MARK: - Domains
 
-    // `xc_domain_getinfolist` is in every version of Xen that Varve is built against;
-    // `xc_domain_getinfo` went with 4.18.
+    // `xc_domain_getinfolist` is in every version of Xen that Varve is built with;
+    // `xc_domain_getinfo` was removed in 4.18.
 
     package func facts(_ domain: UInt32) throws(GuestError) -> DomainFacts? {
         var info = xc_domaininfo_t()
         let count = xc_domain_getinfolist(control, domain, 1, &info)
-        // It answers with the next domain when the asked one is gone.
+        // It returns the next domain if the requested one is gone.
         if count == 0 || (count < 0 && errno == ESRCH) { return nil }
         if count < 0 { throw LibxenCalls.failure("xc_domain_getinfolist", domain) }
         return UInt32(info.domain) == domain ? LibxenCalls.facts(info) : nil
@@ -190,7 +191,7 @@ package final class LibxenCalls: XenCalls {
             xc_shadow_control(control, domain, operation, nil, 0))
     }
 
-    /// What `DECLARE_HYPERCALL_BUFFER` and `xc_hypercall_buffer_alloc_pages` make in C.
+    /// What `DECLARE_HYPERCALL_BUFFER` and `xc_hypercall_buffer_alloc_pages` do in C.
     private final class Buffer: LogBuffer, @unchecked Sendable {
         // Unchecked: used by one thread at a time, see `LogBuffer`.
         private let owner: LibxenCalls
@@ -224,7 +225,7 @@ package final class LibxenCalls: XenCalls {
         isFinal: Bool
     ) throws(GuestError) -> Int {
         guard let buffer = buffer as? Buffer else {
-            preconditionFailure("a log buffer of other calls")
+            preconditionFailure("a log buffer of another instance")
         }
         var stats = xc_shadow_op_stats_t()
         let code =
@@ -238,7 +239,7 @@ package final class LibxenCalls: XenCalls {
         guard count == frameCount else {
             throw GuestError(
                 code: .callFailed,
-                message: "the dirty log of domain \(domain) answered for \(count) of \(frameCount) "
+                message: "the dirty log of domain \(domain) covered \(count) of \(frameCount) "
                     + "frames; begin again")
         }
         return Int(stats.dirty_count)
@@ -411,7 +412,7 @@ package final class LibxenCalls: XenCalls {
             throw GuestError(
                 code: .callFailed,
                 message: "libxl has no configuration of domain \(domain) (error \(code)); was it "
-                    + "made by another tool stack?")
+                    + "created by another toolstack?")
         }
         defer { free(text) }
         return Array(UnsafeRawBufferPointer(start: text, count: strlen(text)))
@@ -434,7 +435,7 @@ package final class LibxenCalls: XenCalls {
         _ domain: UInt32, to descriptor: Int32, isCheckpointed: Bool, isLive: Bool,
         _ steps: SaveSteps
     ) throws(GuestError) {
-        // The callbacks get the steps by address, for as long as the call lasts.
+        // The callbacks get the address of the steps, which is valid during the call.
         let result = withUnsafePointer(to: steps) { pointer in
             var callbacks = save_callbacks()
             callbacks.suspend = { data in LibxenCalls.steps(data).suspend() ? 1 : 0 }

@@ -26,7 +26,7 @@ final class Pipe: Sendable {
         closeWriting()
     }
 
-    /// Fills a buffer from where it stopped; 0 at the end.
+    /// Fills a buffer from the current position; returns 0 at the end.
     func read(_ buffer: UnsafeMutableRawBufferPointer) throws(GuestError) -> Int {
         while true {
             let count = Glibc.read(readingEnd, buffer.baseAddress, buffer.count)
@@ -56,7 +56,7 @@ final class Pipe: Sendable {
     }
 }
 
-/// A thread for one long call, in which a broken pipe is an error and no signal.
+/// A thread for one long call, in which a broken pipe is an error instead of a signal.
 struct CallThread {
     private final class Body: Sendable {
         let run: @Sendable () -> Void

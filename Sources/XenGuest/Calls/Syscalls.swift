@@ -1,7 +1,7 @@
 import CXen
 import Glibc
 
-// System calls on the locks of domains, one function each. Results are the kernel's, -1 with errno
+// System calls for the locks of domains, one function each. Results are the kernel's, -1 with errno
 // set on failure.
 
 private func retrying(_ call: () -> Int32) -> Int32 {
@@ -11,15 +11,15 @@ private func retrying(_ call: () -> Int32) -> Int32 {
     }
 }
 
-/// `mkdir(2)`, for this user alone.
+/// `mkdir(2)`, accessible only to this user.
 func system_makeDirectory(_ path: String) -> Int32 { mkdir(path, 0o700) }
 
-/// `open(2)` of a directory that is no link.
+/// `open(2)` of a directory, not following a symbolic link.
 func system_openDirectory(_ path: String) -> Int32 {
     retrying { open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) }
 }
 
-/// `openat(2)` of a file that is no link, for this user alone, made if it is not there.
+/// `openat(2)` of a file, not following a link, accessible only to this user, created if missing.
 ///
 /// The descriptor is at least 3.
 func system_openAt(_ directory: Int32, _ name: String) -> Int32 {
@@ -33,7 +33,7 @@ func system_openAt(_ directory: Int32, _ name: String) -> Int32 {
     return moved
 }
 
-/// `close(2)`; not retried: on Linux the descriptor is gone whatever it answers.
+/// `close(2)`; not retried: on Linux the descriptor is closed whatever it returns.
 func system_close(_ descriptor: Int32) { _ = close(descriptor) }
 
 /// `fstat(2)`: a regular file.
@@ -42,7 +42,7 @@ func system_isRegularFile(_ descriptor: Int32) -> Bool {
     return fstat(descriptor, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
 }
 
-/// `fstat(2)`: this user's, and writable by nobody else.
+/// `fstat(2)`: owned by this user, and not writable by others.
 func system_isPrivate(_ descriptor: Int32) -> Bool {
     var status = stat()
     return fstat(descriptor, &status) == 0 && status.st_uid == geteuid()
@@ -54,20 +54,19 @@ func system_lock(_ descriptor: Int32) -> Int32 {
     retrying { flock(descriptor, LOCK_EX | LOCK_NB) }
 }
 
-/// `flock(2)`: unlocks, although other processes may have descriptors of the same open file.
+/// `flock(2)`: unlocks, even if other processes have descriptors of the same open file.
 func system_unlock(_ descriptor: Int32) {
     _ = retrying { flock(descriptor, LOCK_UN) }
 }
 
-/// `pread(2)` of a file's beginning, 32 bytes at most.
+/// `pread(2)` of a file's beginning, at most 32 bytes.
 func system_readText(_ descriptor: Int32) -> String {
     var bytes = [UInt8](repeating: 0, count: 32)
     let count = pread(descriptor, &bytes, bytes.count, 0)
     return count > 0 ? String(decoding: bytes[..<count], as: UTF8.self) : ""
 }
 
-/// `pwrite(2)` of all that a file has to say; a failure is nobody's concern, because it is only
-/// what people are told.
+/// `pwrite(2)` of a file's whole text; failures are ignored, because the text is only for messages.
 func system_writeText(_ descriptor: Int32, _ text: String) {
     let bytes = Array(text.utf8)
     _ = ftruncate(descriptor, 0)

@@ -1,10 +1,10 @@
 package import GuestModel
 
-// Every call to Xen's libraries that this module makes, one function each; nothing else here calls
-// them. `LibxenCalls` makes them; a test puts something else in its place, to count, trace and fail
-// each.
+// Every call of this module to Xen's libraries, one function each; nothing else here calls them.
+// `LibxenCalls` implements them; a test substitutes another implementation, to count, trace and
+// fail each.
 
-/// What the hypervisor says of a domain: `xc_domaininfo_t` of xenctrl.h.
+/// The hypervisor's information about a domain: `xc_domaininfo_t` of xenctrl.h.
 package struct DomainFacts: Hashable, Sendable {
     package var domain: UInt32
     /// The uuid, 16 bytes.
@@ -12,7 +12,7 @@ package struct DomainFacts: Hashable, Sendable {
     package var isHVM = false
     package var isPaused = false
     package var isDying = false
-    /// Why it stands still for good, or for a suspension; nil while it lives.
+    /// Why it has stopped, for good or for a suspension; nil while it runs.
     package var shutdown: ShutdownReason?
     package var pageCount = 0
     package var vcpuCount = 1
@@ -33,7 +33,7 @@ package enum ShutdownReason: UInt32, Hashable, Sendable {
     case other = 255
 }
 
-/// What is asked of the dirty log.
+/// An operation on the dirty log.
 package enum LogOperation: Sendable {
     /// Copy and clear: `XEN_DOMCTL_SHADOW_OP_CLEAN`.
     case clean
@@ -53,16 +53,16 @@ package struct TSCFacts: Hashable, Sendable {
 
 /// Memory that Xen fills with bits: a hypercall buffer.
 ///
-/// Bits above what was asked for are zero. Used by one thread at a time.
+/// Bits above the requested frames are zero. Used by one thread at a time.
 package protocol LogBuffer: AnyObject, Sendable {
     var words: UnsafeBufferPointer<UInt64> { get }
 }
 
-/// What a stream that libxenguest writes asks on its way.
+/// What libxenguest asks while it writes a stream.
 package struct SaveSteps {
-    /// Suspends the domain; false gives up.
+    /// Suspends the domain; false aborts the save.
     package var suspend: () -> Bool
-    /// The pages are copied: resumes the domain; false gives up.
+    /// The pages are copied: resumes the domain; false aborts the save.
     package var postcopy: () -> Bool
     /// An epoch is written: true begins another.
     package var checkpoint: () -> Bool
@@ -79,7 +79,7 @@ package struct SaveSteps {
 
 /// The libraries' calls: each blocks as long as Xen takes, each failure is a `GuestError`.
 package protocol XenCalls: AnyObject, Sendable {
-    /// Where the locks of this hypervisor's domains lie, if nobody names another place.
+    /// The default directory for the locks of this hypervisor's domains.
     var lockDirectory: String { get }
 
     // Domains: libxenctrl.
@@ -98,29 +98,29 @@ package protocol XenCalls: AnyObject, Sendable {
     func enableLog(_ domain: UInt32) throws(GuestError)
     func disableLog(_ domain: UInt32) throws(GuestError)
     func makeLogBuffer(frameCount: Int) throws(GuestError) -> any LogBuffer
-    /// Fills the buffer for frames from 0, and returns how many bits are set.
+    /// Fills the buffer for frames from 0, and returns the number of set bits.
     func readLog(
         _ domain: UInt32, _ operation: LogOperation, into buffer: any LogBuffer, frameCount: Int,
         isFinal: Bool
     ) throws(GuestError) -> Int
-    /// How many bits are set, without a copy.
+    /// The number of set bits, without a copy.
     func logCount(_ domain: UInt32, frameCount: Int) throws(GuestError) -> Int
 
     // Memory: libxenctrl, libxenforeignmemory.
 
     /// One more than the highest frame number.
     func frameCount(_ domain: UInt32) throws(GuestError) -> Int
-    /// Replaces each frame number by what it is: bits 28 to 31 as in `XEN_DOMCTL_PFINFO_*`.
+    /// Replaces each frame number by its type: bits 28 to 31 as in `XEN_DOMCTL_PFINFO_*`.
     func frameTypes(
         _ domain: UInt32, _ frames: UnsafeMutableBufferPointer<UInt>
     ) throws(GuestError)
-    /// Maps frames side by side; `errors` gets an error number for each.
+    /// Maps frames contiguously; `errors` gets an error number for each.
     func map(
         _ domain: UInt32, _ frames: UnsafeBufferPointer<UInt>, isWritable: Bool,
         errors: UnsafeMutableBufferPointer<Int32>
     ) throws(GuestError) -> UnsafeMutableRawPointer
     func unmap(_ address: UnsafeMutableRawPointer, pageCount: Int)
-    /// Entries of the grant table. In one of version 2, where the mapping's bits lie elsewhere,
+    /// Entries of the grant table. In a table of version 2, where the mapping's bits are elsewhere,
     /// every entry that allows writing counts as written.
     func grantTable(_ domain: UInt32) throws(GuestError) -> [GrantEntry]
 
@@ -134,9 +134,9 @@ package protocol XenCalls: AnyObject, Sendable {
     func tsc(_ domain: UInt32) throws(GuestError) -> TSCFacts
     /// `xen_cpuid_leaf_t` and `xen_msr_entry_t` of the domain, as a stream has them.
     func policies(_ domain: UInt32) throws(GuestError) -> (cpuid: [UInt8], msr: [UInt8])
-    /// The configuration as `xl save` would write it: JSON.
+    /// The configuration as JSON, as `xl save` would write it.
     func configuration(_ domain: UInt32) throws(GuestError) -> [UInt8]
-    /// Writes the domain's stream into a descriptor: `xc_domain_save`.
+    /// Writes the domain's stream to a descriptor: `xc_domain_save`.
     func save(
         _ domain: UInt32, to descriptor: Int32, isCheckpointed: Bool, isLive: Bool,
         _ steps: SaveSteps
@@ -149,13 +149,13 @@ package protocol XenCalls: AnyObject, Sendable {
     func write(_ path: String, _ value: String) throws(GuestError)
     func list(_ path: String) throws(GuestError) -> [String]
     /// Returns when a domain was suspended, shut down or destroyed since the last call, or after
-    /// the time.
+    /// the timeout.
     func waitForRelease(milliseconds: Int) throws(GuestError)
     /// Tells xenstored that a suspended domain runs again.
     func announceResumed(_ domain: UInt32) throws(GuestError)
 }
 
-/// `grant_entry_v1` or `_v2` of xen/include/public/grant_table.h, as far as it matters here.
+/// `grant_entry_v1` or `_v2` of xen/include/public/grant_table.h, as far as needed here.
 package struct GrantEntry: Hashable, Sendable {
     /// `GTF_*`.
     package var flags: UInt16

@@ -2,26 +2,26 @@ import Glibc
 import GuestModel
 import Synchronization
 
-// A domain has one owner among all processes of dom0: who has its lock file.
+// Among all processes of dom0, a domain's owner is the one that has its lock file.
 //
-//   /run/varve                  0700, of this user, writable by nobody else
-//   /run/varve/domain-7.lock    0600; held by flock(2), says the owner's process number
+//   /run/varve                  0700, owned by this user
+//   /run/varve/domain-7.lock    0600; locked by flock(2), contains the owner's process ID
 //
-// The kernel ends a lock with the last descriptor of its file, so a process that dies leaves none.
-// The guard inherits the descriptor: the domain is nobody else's before the guard is done with it,
-// though the checkpointer is dead. The file stays, empty of meaning: removing it would let two
-// processes hold two files of one name.
+// The kernel releases a lock with the last descriptor of its file, so a process that dies leaves
+// none. The guard inherits the descriptor: even if the checkpointer is dead, no other process owns
+// the domain before the guard is done with it. The file stays, without meaning: removing it would
+// let two processes lock two files of one name.
 
 /// The lock of one domain, until this is released.
 final class DomainLock: Sendable {
-    /// At least 3, so that a child's standard streams never take its place.
+    /// At least 3, so that it is never one of a child's standard streams.
     let descriptor: Int32
     private let isLeft = Atomic<Bool>(false)
 
-    /// Takes the lock; makes directory and file if they are not there.
+    /// Takes the lock; creates directory and file if they are missing.
     ///
     /// - Throws: `busy` if a process holds it, this one included; `unavailable` if directory or
-    ///   file cannot be made, or are not safe to use: no domain is taken charge of then.
+    ///   file cannot be created, or are not safe to use: the domain is not taken over then.
     init(of domain: UInt32, in directory: String) throws(GuestError) {
         let path = "\(directory)/domain-\(domain).lock"
         let folder = try DomainLock.open(directory, domain)
@@ -32,7 +32,7 @@ final class DomainLock: Sendable {
             system_close(file)
             throw GuestError(
                 code: .unavailable,
-                message: "\(path), the lock of domain \(domain), is no regular file; remove it")
+                message: "\(path), the lock of domain \(domain), is not a regular file; remove it")
         }
         guard system_lock(file) == 0 else {
             let code = errno
@@ -46,8 +46,8 @@ final class DomainLock: Sendable {
     }
 
     deinit {
-        // Closing is not enough: a program that another thread is starting has every descriptor for
-        // a moment.
+        // Closing is not enough: a program that another thread is starting briefly has every
+        // descriptor.
         if !isLeft.load(ordering: .relaxed) { system_unlock(descriptor) }
         system_close(descriptor)
     }
@@ -55,7 +55,7 @@ final class DomainLock: Sendable {
     /// From here on the lock is held as long as the guard has its descriptor.
     func leaveToGuard() { isLeft.store(true, ordering: .relaxed) }
 
-    /// Opens the directory, and makes it if it is not there.
+    /// Opens the directory, and creates it if it is missing.
     private static func open(_ directory: String, _ domain: UInt32) throws(GuestError) -> Int32 {
         if system_makeDirectory(directory) != 0 && errno != EEXIST {
             throw unavailable(directory, domain, errno)
@@ -66,8 +66,8 @@ final class DomainLock: Sendable {
             system_close(folder)
             throw GuestError(
                 code: .unavailable,
-                message: "\(directory), which keeps the locks of domains, is another user's or may "
-                    + "be written by others; make it this user's with mode 0700")
+                message: "\(directory), which has the locks of domains, is another user's or may "
+                    + "be written by others; give it to this user with mode 0700")
         }
         return folder
     }
@@ -79,7 +79,7 @@ final class DomainLock: Sendable {
             ? "this process" : process.map { "process \($0), or its guard," } ?? "another process"
         return GuestError(
             code: .busy,
-            message: "\(holder) has charge of domain \(domain) already (\(path)); end that first: "
+            message: "\(holder) already owns domain \(domain) (\(path)); end that first: "
                 + "two checkpointers would take pages from each other's log")
     }
 
@@ -88,7 +88,7 @@ final class DomainLock: Sendable {
     ) -> GuestError {
         GuestError(
             code: .unavailable,
-            message: "\(path), which keeps a second checkpointer from domain \(domain), cannot be "
+            message: "\(path), which excludes a second checkpointer of domain \(domain), cannot be "
                 + "opened: \(String(cString: strerror(code))); run as root, or name a directory "
                 + "that all checkpointers of this host use (XenDomain.Options.lockDirectory)",
             errno: code)

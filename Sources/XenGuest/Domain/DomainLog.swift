@@ -2,27 +2,27 @@ import Glibc
 public import GuestModel
 import Synchronization
 
-// What the log of a domain does not say, and what is done about it:
+// What the log of a domain does not report, and how that is handled:
 //
 //   a failed allocation in the hypervisor (ENOMEM)   off and on again; every page is compared
-//   another domctl on the log at the same time       EBUSY: tried again for a second
+//   another domctl on the log at the same time       EBUSY: retried for a second
 //   the log is on already                            refused, or taken over by option
 //   the log is off though it was turned on           on again; every page is compared. A log that
 //                                                    is off reads as empty, and "xl save" or
 //                                                    "xl migrate" turn it off when they end
 //   a PCI device is assigned                         no log: every page is compared
-//   writes through a grant that stays mapped         marked at unmap alone (grant_table.c,
+//   writes through a grant that stays mapped         marked only at unmap (grant_table.c,
 //                                                    unmap_common_complete), so every frame with a
 //                                                    writable mapping counts as dirty each time
-//   frames that came since the layout was scanned    a bit outside the layout: scanned again
+//   frames that were added since the layout scan     a bit outside the layout: scanned again
 
 extension XenDomain: DirtyTracking {
     private static let busyTries = 100
 
     /// Turns log-dirty mode on.
     ///
-    /// The hypervisor splits superpages; a guest with nested paging runs a few per cent slower. A
-    /// second log begins with what the first one had not handed out.
+    /// The hypervisor splits superpages; a guest with nested paging runs a few percent slower. A
+    /// second log begins with what the first one had not returned.
     public func start() throws(GuestError) -> DirtyLog {
         if state.withLock({ $0.log == nil }) { try turnOn() }
         let log = DirtyLog()
@@ -32,7 +32,7 @@ extension XenDomain: DirtyTracking {
 
     /// True from `start` to the next `start` or `stop` of this object.
     ///
-    /// That somebody else turned the log off is found when it is taken.
+    /// If another tool turns the log off, that is found at the next take.
     public func isRunning(_ log: DirtyLog) -> Bool { state.withLock { $0.log == log } }
 
     private func turnOn() throws(GuestError) {
@@ -49,7 +49,7 @@ extension XenDomain: DirtyTracking {
                 throw GuestError(
                     code: .busy,
                     message: "log-dirty mode of domain \(domainID) is on already: a migration, a "
-                        + "save or another checkpointer is at work, or died; wait for it, or take "
+                        + "save or another checkpointer is running, or died; wait for it, or take "
                         + "the log over (--take-over)", errno: error.errno)
             }
             try restartLog()
@@ -61,30 +61,28 @@ extension XenDomain: DirtyTracking {
         case EOPNOTSUPP, ENOSYS:
             GuestError(
                 code: .unsupported,
-                message:
-                    "this hypervisor logs no writes of domain \(domainID): it was built without "
-                    + "shadow paging; compare every page instead (--compare-all)",
+                message: "this hypervisor logs no writes of domain \(domainID): it is built "
+                    + "without shadow paging; compare every page instead (--compare-all)",
                 errno: error.errno)
         case ENOMEM:
             GuestError(
                 code: .callFailed,
-                message:
-                    "the hypervisor has no memory for the dirty log of domain \(domainID); give "
-                    + "it some (xl mem-set 0), or compare every page (--compare-all)",
+                message: "the hypervisor lacks memory for the dirty log of domain \(domainID); "
+                    + "give it some (xl mem-set 0), or compare every page (--compare-all)",
                 errno: error.errno)
         default: error
         }
     }
 
-    /// Turns the log off and on: whatever it held is lost.
+    /// Turns the log off and on: what it held is lost.
     ///
-    /// If it stays off, the next take finds it so.
+    /// If it stays off, the next take finds that.
     private func restartLog() throws(GuestError) {
         try retrying { () throws(GuestError) in try calls.disableLog(domainID) }
         try retrying { () throws(GuestError) in try calls.enableLog(domainID) }
     }
 
-    /// Turns the log on if somebody, or a restart that failed, left it off; false if it was on.
+    /// Turns the log on if another tool, or a restart that failed, left it off; false if it was on.
     private func enableIfOff() throws(GuestError) -> Bool {
         do throws(GuestError) {
             try retrying { () throws(GuestError) in try calls.enableLog(domainID) }
@@ -95,7 +93,7 @@ extension XenDomain: DirtyTracking {
         }
     }
 
-    /// Takes and clears the log, and adds what it cannot know.
+    /// Takes and clears the log, and adds what it does not report.
     public func takeDirty(
         _ log: DirtyLog, into bitmap: inout DirtyBitmap, isFinal: Bool
     ) throws(GuestError) -> DirtyKnowledge {
@@ -122,7 +120,7 @@ extension XenDomain: DirtyTracking {
             try restartLog()
             return .unknown
         }
-        // After the take: what is found on now was on when it was read.
+        // After the take: if it is on now, it was on when it was read.
         if try enableIfOff() { return .unknown }
         bitmap.formUnion(words: buffer.words.span)
         for entry in try calls.grantTable(domainID)
@@ -133,7 +131,7 @@ extension XenDomain: DirtyTracking {
         return .complete
     }
 
-    /// Room for the log; made anew when the domain has other frames.
+    /// The buffer for the log; created again when the domain has a different number of frames.
     private func logBuffer(_ frameCount: Int) throws(GuestError) -> any LogBuffer {
         if let kept = state.withLock({ $0.logBuffer }), kept.frameCount == frameCount {
             return kept.buffer
@@ -143,7 +141,7 @@ extension XenDomain: DirtyTracking {
         return buffer
     }
 
-    /// Forgets the layout if pages are dirty that it does not have.
+    /// Drops the layout if it lacks frames of dirty pages.
     private func noticeNewFrames(_ bitmap: DirtyBitmap) throws(GuestError) {
         guard let layout = state.withLock({ $0.scan?.layout }) else { return }
         var strange = bitmap
@@ -162,7 +160,7 @@ extension XenDomain: DirtyTracking {
 
     /// Counts the log without clearing it.
     ///
-    /// All pages for a log that has ended, as for one that has failed.
+    /// All pages, for a log that has ended or failed.
     public func peekDirtyCount(_ log: DirtyLog) throws(GuestError) -> Int {
         try explaining { () throws(GuestError) in
             isRunning(log) ? try countLog() : try layout().pageCount
@@ -190,8 +188,8 @@ extension XenDomain: DirtyTracking {
             state.withLock { $0.log = nil }
             pauser.note(.notLogging)
         } catch {
-            // It logs on, and this log has not ended: a second `stop` tries again, this object's
-            // end too, and the guard when this process ends.
+            // Logging is still on, and this log has not ended: a second `stop` tries again, as do
+            // this object's deinit, and the guard when this process ends.
         }
     }
 

@@ -3,32 +3,32 @@ import GuestModel
 import Synchronization
 import XenStream
 
-/// How long one hold took.
+/// The durations of one pause.
 public struct PauseTimes: Hashable, Sendable {
-    /// From the request until the domain stood still: the guest's own way to its suspension.
+    /// From the request until the domain was paused: the time that the guest takes to suspend.
     public var request = Duration.zero
-    /// How long it stood still.
+    /// How long it was paused.
     public var downtime = Duration.zero
 }
 
-/// Holds a domain still and lets it run: by its own suspension, or by a pause.
+/// Pauses and resumes a domain: by its own suspension, or by the hypervisor.
 ///
-/// Nobody else has one of the same domain meanwhile (`DomainLock`).
+/// It has the domain to itself (`DomainLock`).
 ///
-/// With a guard, whatever happens to this process in between is put right.
+/// With a guard, the domain is resumed if this process dies in between.
 final class DomainPauser: Sendable {
     let domainID: UInt32
     let kind: XenPauseMode
     private let timeout: Duration
     private let calls: any XenCalls
-    /// Makes the domain ours; the guard has it too.
+    /// Makes this process the domain's owner; the guard has it too.
     private let lock: DomainLock
     private let guardian: XenGuard?
     private let state = Mutex(State())
 
     private struct State {
         var isPaused = false
-        /// A suspension that was asked for and did not come in time may come yet.
+        /// A suspension that was requested and timed out may still come.
         var mayComeLate = false
         var pausedSince: ContinuousClock.Instant?
         var times = PauseTimes()
@@ -58,7 +58,7 @@ final class DomainPauser: Sendable {
     deinit {
         try? resumeLateSuspension()
         guard let guardian else { return }
-        // A guard whose pipe ends without a farewell looks after a suspension that comes late.
+        // A guard whose pipe closes without a farewell byte waits for a late suspension.
         if state.withLock({ $0.mayComeLate }) {
             lock.leaveToGuard()
         } else {
@@ -66,7 +66,7 @@ final class DomainPauser: Sendable {
         }
     }
 
-    /// True between `hold` and `release`.
+    /// True between `pause` and `release`.
     var isPaused: Bool { state.withLock { $0.isPaused } }
 
     /// Tells the guard a step.
@@ -74,7 +74,7 @@ final class DomainPauser: Sendable {
 
     private var controlPath: String { "/local/domain/\(domainID)/control/shutdown" }
 
-    /// Holds the domain still.
+    /// Pauses the domain.
     func pause() throws(GuestError) {
         try resumeLateSuspension()
         try checkAlive()
@@ -103,10 +103,10 @@ final class DomainPauser: Sendable {
         }
     }
 
-    /// How long the last hold took.
+    /// The durations of the last pause.
     var times: PauseTimes { state.withLock { $0.times } }
 
-    /// Lets the domain run on; may be called again if it throws.
+    /// Resumes the domain; may be called again if it throws.
     func release() throws(GuestError) {
         // Xen 4.17 panics when a vCPU's context is set in a domain that is being destroyed
         // (hvmemul_cancel), as the fast resume does: seen in the rig.
@@ -119,7 +119,7 @@ final class DomainPauser: Sendable {
             try calls.unpause(domainID)
             stopClock()
         case .suspend:
-            // Resuming a domain that does not stand in its suspend call corrupts its eax.
+            // Resuming a domain that is not in its suspend call corrupts its eax.
             if facts.shutdown == .suspend { try calls.resumeSuspended(domainID) }
             stopClock()
             try calls.announceResumed(domainID)
@@ -141,7 +141,7 @@ final class DomainPauser: Sendable {
         state.withLock { $0.isPaused = false }
     }
 
-    /// Throws unless the domain lives and is nobody else's.
+    /// Throws unless the domain is running and not suspended by another tool.
     private func checkAlive() throws(GuestError) {
         guard let facts = try calls.facts(domainID), !facts.isDying else {
             throw XenDomain.gone(domainID)
@@ -150,13 +150,13 @@ final class DomainPauser: Sendable {
         guard reason == .suspend else { throw DomainPauser.ended(domainID, reason) }
         throw GuestError(
             code: .busy,
-            message: "domain \(domainID) is suspended already, by somebody else (xl save?); wait "
+            message: "domain \(domainID) is already suspended by another tool (xl save?); wait "
                 + "for it")
     }
 
-    /// What a failed call comes from, if it is the domain's own end; else the failure itself.
+    /// The cause of a failed call, if it is the domain's own end; else the failure itself.
     ///
-    /// The errors of calls on a domain that dies meanwhile are many (ESRCH, EINVAL, EFAULT).
+    /// Calls on a domain that dies meanwhile fail with many errors (ESRCH, EINVAL, EFAULT).
     func cause(of error: GuestError) -> GuestError {
         guard error.code == .callFailed else { return error }
         do throws(GuestError) {
@@ -187,8 +187,8 @@ final class DomainPauser: Sendable {
 
     /// Asks the guest to suspend itself, and waits.
     ///
-    /// The guest acknowledges by emptying the node, stops its devices' front ends without taking
-    /// them down, and calls SCHEDOP_shutdown(SUSPEND).
+    /// The guest acknowledges by emptying the node, stops its devices' front ends without
+    /// disconnecting them, and calls SCHEDOP_shutdown(SUSPEND).
     private func suspend() throws(GuestError) {
         try calls.write(controlPath, "suspend")
         do throws(GuestError) {
@@ -224,11 +224,11 @@ final class DomainPauser: Sendable {
         state.withLock { $0.mayComeLate = true }
         throw GuestError(
             code: .timedOut,
-            message: "domain \(domainID) took the request to suspend and did not suspend within "
-                + "\(timeout); it is resumed if it does so later; hold it by pause")
+            message: "domain \(domainID) took the request to suspend but did not suspend within "
+                + "\(timeout); it is resumed if it does so later; use pause instead")
     }
 
-    /// Takes an unanswered request back; returns if the guest had just suspended after all.
+    /// Withdraws an unanswered request; returns if the guest has suspended after all.
     private func withdraw() throws(GuestError) {
         try calls.write(controlPath, "")
         let facts = try calls.facts(domainID)
@@ -241,12 +241,12 @@ final class DomainPauser: Sendable {
             code: .timedOut,
             message: "domain \(domainID) did not answer the request to suspend within "
                 + "\(timeout)"
-                + (canSuspend ? "" : ", and does not say that it can (no control/feature-suspend)")
-                + "; hold it by pause, which needs no cooperation")
+                + (canSuspend ? "" : "; it does not announce support (no control/feature-suspend)")
+                + "; use pause instead, which needs no cooperation")
     }
 
-    /// A call failed after the guest was asked: takes the request back, or waits for the suspension
-    /// of a guest that has read it, and resumes it.
+    /// Called when a call failed after the request: withdraws the request, or waits for the
+    /// suspension of a guest that has read it, and resumes the guest.
     private func giveUp() {
         state.withLock { $0.mayComeLate = true }
         let deadline = ContinuousClock.now + timeout
@@ -268,13 +268,13 @@ final class DomainPauser: Sendable {
         }
     }
 
-    /// Resumes the domain if an earlier request was answered after its time.
+    /// Resumes the domain if an earlier request was answered after its timeout.
     private func resumeLateSuspension() throws(GuestError) {
         guard state.withLock({ $0.mayComeLate }) else { return }
         guard let facts = try calls.facts(domainID), !facts.isDying,
             facts.shutdown == nil || facts.shutdown == .suspend
         else {
-            // It ended otherwise.
+            // It ended for another reason.
             state.withLock { $0.mayComeLate = false }
             return
         }
@@ -287,7 +287,7 @@ final class DomainPauser: Sendable {
         try DomainPauser.twice { () throws(GuestError) in try calls.announceResumed(domainID) }
     }
 
-    /// Tries once more what failed, as the engine does with `release`.
+    /// Retries a failed call once, as the engine does with `release`.
     private static func twice(_ body: () throws(GuestError) -> Void) throws(GuestError) {
         do throws(GuestError) { try body() } catch { try body() }
     }

@@ -2,20 +2,20 @@ import GuestModel
 
 /// Which frames of a domain have a page.
 struct FrameScan: Sendable {
-    /// Frames a hypercall takes at most: `XEN_DOMCTL_getpageframeinfo3` refuses more.
+    /// The most frames per hypercall: `XEN_DOMCTL_getpageframeinfo3` refuses more.
     static let batchFrameCount = 1024
     private static let typeMask: UInt = 0xf << 28
     /// `XEN_DOMCTL_PFINFO_XALLOC`, `_BROKEN` and `_XTAB`: nothing to copy.
     private static let typesWithout: Set<UInt> = [0xd << 28, 0xe << 28, 0xf << 28]
 
-    /// The domain's pages as the hypervisor counted them then.
+    /// The hypervisor's count of the domain's pages at that time.
     let pageCount: Int
-    /// One more than the highest frame number then.
+    /// One more than the highest frame number at that time.
     let frameCount: Int
-    /// What was found.
+    /// The frames that were found.
     let layout: GuestLayout
 
-    /// Asks for each frame from 0.
+    /// Queries each frame from 0.
     init(
         _ domain: UInt32, _ calls: any XenCalls, pageCount: Int, frameCount: Int
     ) throws(GuestError) {

@@ -1,5 +1,5 @@
-/// The records of an HVM context, apart: {u16 type, u16 instance, u32 length, body}*, from HEADER
-/// to END (xen/include/public/hvm/save.h).
+/// The individual records of an HVM context: {u16 type, u16 instance, u32 length, body}*, from
+/// HEADER to END (xen/include/public/hvm/save.h).
 struct HVMRecords {
     struct Record {
         let type: UInt16
@@ -17,7 +17,7 @@ struct HVMRecords {
         static let interrupts: ClosedRange<UInt16> = 3...13
     }
 
-    /// Offsets in `struct hvm_hw_cpu`, which has been so since Xen 4.7.
+    /// Offsets in `struct hvm_hw_cpu`, unchanged since Xen 4.7.
     struct Field {
         let rawValue: Int
 
@@ -51,7 +51,7 @@ struct HVMRecords {
 
     private var records: [Record] = []
 
-    /// nil if the bytes are of another layout.
+    /// nil if the bytes have another layout.
     init?(_ context: [UInt8]) {
         var offset = 0
         func number<T: FixedWidthInteger & BitwiseCopyable>(_ at: Int, as: T.Type) -> T {
@@ -76,12 +76,12 @@ struct HVMRecords {
         else { return nil }
     }
 
-    /// Numbers of the processors that are not down.
+    /// Numbers of the processors that are online.
     var processors: [UInt16] {
         records.filter { $0.type == RecordType.processor }.map(\.instance)
     }
 
-    /// The vector that a processor's local APIC has for interrupts without a cause.
+    /// The spurious-interrupt vector of a processor's local APIC.
     ///
     /// 0xff, as after a reset, if the context has no local APIC.
     func spuriousVector(of processor: UInt16) -> UInt8 {
@@ -103,7 +103,7 @@ struct HVMRecords {
         return ["AuthenticAMD", "HygonGenuine"].contains(name)
     }
 
-    /// A context that loads nothing but processors' records, each as `change` makes it.
+    /// A context that loads only processors' records, each as `change` returns it.
     func processorsOnly(_ change: (_ processor: UInt16, _ record: [UInt8]) -> [UInt8]) -> [UInt8] {
         let kept = [RecordType.header, RecordType.processor, RecordType.end]
         return bytes(
@@ -116,8 +116,8 @@ struct HVMRecords {
             })
     }
 
-    /// A context in which each local APIC also requests the vectors that it requests, or serves, in
-    /// another one; but not its vector for interrupts without a cause.
+    /// A context in which each local APIC also requests the vectors that it requests, or services,
+    /// in another one, except for its spurious-interrupt vector.
     func requesting(interruptsOf other: HVMRecords) -> [UInt8] {
         // `struct hvm_hw_lapic_regs`: 256 bits each, 32 of them in each 16 bytes.
         let (serviced, requested) = (0x100, 0x200)
@@ -139,7 +139,7 @@ struct HVMRecords {
             })
     }
 
-    /// A context that leaves interrupt controllers as they are.
+    /// A context that leaves interrupt controllers unchanged.
     var withoutInterrupts: [UInt8] {
         bytes(of: records.filter { !RecordType.interrupts.contains($0.type) })
     }

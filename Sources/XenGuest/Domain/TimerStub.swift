@@ -1,17 +1,16 @@
 import Glibc
 import GuestModel
 
-// A timer that a guest sets by hypercall (VCPUOP_set_singleshot_timer) is in no state that Xen
-// gives out, and only the processor itself can set it. A guest that is put back to where it slept
-// until such a timer would sleep for ever if the timer has run out meanwhile.
+// A timer that a guest sets by hypercall (VCPUOP_set_singleshot_timer) is not in any state that Xen
+// exposes, and only the processor itself can set it. A guest that is reverted to a point where it
+// slept until such a timer would sleep forever if the timer has expired meanwhile.
 //
-// So each processor sets it itself before it is given its registers: it runs 16 bytes of code,
-// without paging and with interrupts off, that set the timer to a moment that is past. The event
-// pends when the guest's own registers are there; the guest's handler finds out what is due, and
-// sets the timer anew. A guest that does not use this timer has bound no event to it, and gets
-// none.
+// So each processor sets it itself before it gets its registers: it runs 16 bytes of code, without
+// paging and with interrupts off, that set the timer to a time in the past. The event is pending
+// when the guest's own registers are loaded; the guest's handler finds what is due, and sets the
+// timer again. A guest that does not use this timer has bound no event to it, and gets none.
 
-/// Code that runs for a moment on a domain's processors in place of the guest's.
+/// Code that runs briefly on a domain's processors in place of the guest's.
 struct TimerStub {
     // The start of a page: code, the timer's setting, then two words for each processor.
     private static let settingOffset = 16
@@ -23,17 +22,17 @@ struct TimerStub {
     /// `VCPUOP_set_singleshot_timer` of xen/include/public/vcpu.h.
     private static let setSingleshotTimer: UInt64 = 8
 
-    /// Where the code lies in the guest's memory.
+    /// The address of the code in the guest's memory.
     let address: UInt64
-    /// The processors that are to run it.
+    /// The processors that run it.
     let processors: [UInt16]
-    /// What the guest's page begins with meanwhile.
+    /// The temporary contents of the page's beginning.
     let bytes: [UInt8]
 
     /// - Parameters:
     ///   - frame: a page of the guest, below 4 GiB.
     ///   - processors: numbers of virtual processors.
-    ///   - isAMD: the processor's own instruction for a hypercall is VMMCALL; else VMCALL.
+    ///   - isAMD: true if the processor's hypercall instruction is VMMCALL; else VMCALL.
     init(frame: PageFrameNumber, processors: [UInt16], isAMD: Bool) {
         address = frame.rawValue * UInt64(Page.byteCount)
         precondition(address < 1 << 32, "the code runs without paging")
@@ -45,14 +44,14 @@ struct TimerStub {
             0xf3, 0x90,  // pause
             0xeb, 0xfc,  // jmp to the pause
         ]
-        // struct vcpu_set_singleshot_timer: at nanosecond 0, and it may be past.
+        // struct vcpu_set_singleshot_timer: at nanosecond 0, which may be in the past.
         bytes += [UInt8](repeating: 0, count: TimerStub.answersOffset - TimerStub.settingOffset)
         bytes += [UInt8](repeating: 0, count: processors.count * TimerStub.answerByteCount)
         precondition(bytes.count <= Page.byteCount, "at most 508 processors")
         self.bytes = bytes
     }
 
-    /// A processor's record with the registers that it begins with; the rest stays.
+    /// A processor's record with the registers that it starts with; the rest is unchanged.
     func registers(of processor: UInt16, in record: [UInt8]) -> [UInt8] {
         var record = record
         func set<T: FixedWidthInteger>(_ field: HVMRecords.Field, _ value: T) {
@@ -101,7 +100,7 @@ struct TimerStub {
 
     /// Waits until every processor has set its timer; false if one has not within a second.
     ///
-    /// - Parameter page: where the code lies, as the processors see it.
+    /// - Parameter page: the page of the code, as the processors see it.
     func waitForAnswers(_ page: UnsafeRawBufferPointer) -> Bool {
         let deadline = ContinuousClock.now + .seconds(1)
         while true {

@@ -2,24 +2,24 @@ import Glibc
 public import GuestModel
 import XenStream
 
-// State besides memory, put back in a revert to a checkpoint by pause:
+// State other than memory, as it is restored in a revert to a checkpoint by pause:
 //
 //   prepareState   before the pages   The whole context. An event that Xen delivers after this
-//                                     keeps its interrupt. The other way round its bit in memory
+//                                     keeps its interrupt. In the other order its bit in memory
 //                                     would stay without the interrupt, and Xen would send no
 //                                     other. What is requested now stays requested: Xen's own
 //                                     writes are in no dirty log, so a bit that it has set may
-//                                     stay in memory. An interrupt too many finds nothing to do.
+//                                     stay in memory. A spurious interrupt does no harm.
 //   the pages
 //   restoreState                      Each processor sets its timer (TimerStub). Then all of the
 //                                     context but the interrupt controllers.
 //
-// A guest that has suspended itself sets its timers and event channels up again when it is resumed:
-// its context is put back once, after the pages.
+// A guest that has suspended itself sets up its timers and event channels again when it is resumed:
+// its context is restored once, after the pages.
 
 extension XenDomain {
-    /// Puts the interrupt controllers back, and wakes processors that wait for an interrupt: one
-    /// that is put back to where it was at work would wait on.
+    /// Restores the interrupt controllers, and wakes processors that wait for an interrupt: one
+    /// that is reverted to a point where it was running would keep waiting.
     public func prepareState(_ state: GuestState) throws(GuestError) {
         let context = try context(of: state)
         guard options.pauseMode == .pause, let records = HVMRecords(context) else { return }
@@ -27,16 +27,16 @@ extension XenDomain {
             try calls.interrupt(
                 domainID, processor: processor, vector: records.spuriousVector(of: processor))
         }
-        // Nothing between these two: a request that comes there is lost.
+        // Nothing may come between these two: a request that arrives there is lost.
         let live = HVMRecords(try calls.hvmContext(domainID))
         try calls.setHVMContext(
             domainID, live.map { records.requesting(interruptsOf: $0) } ?? context)
     }
 
-    /// Puts the processors and their interrupt controllers back.
+    /// Restores the processors and their interrupt controllers.
     ///
-    /// After a revert to a checkpoint by pause the guest finds its timer run out, and the event of
-    /// that pending.
+    /// After a revert to a checkpoint by pause the guest finds its timer expired, with the event
+    /// pending.
     public func restoreState(_ state: GuestState) throws(GuestError) {
         let context = try context(of: state)
         guard options.pauseMode == .pause, let records = HVMRecords(context) else {
@@ -44,8 +44,8 @@ extension XenDomain {
             return
         }
         try runTimerStub(records)
-        // The balloon driver watches this node; the same value again asks nothing of it. What came
-        // from xenstore while the guest was being put back is seen then.
+        // The balloon driver watches this node; writing the same value has no effect except that
+        // the guest sees what arrived from xenstore during the revert.
         let target = "/local/domain/\(domainID)/memory/target"
         if let value = try calls.read(target) { try calls.write(target, value) }
     }
@@ -53,14 +53,14 @@ extension XenDomain {
     private func context(of state: GuestState) throws(GuestError) -> [UInt8] {
         guard let context = XenOrigin.hvmContext(state) else {
             throw GuestError(
-                code: .stateRejected, message: "the checkpoint has no state of a domain")
+                code: .stateRejected, message: "the checkpoint has no domain state")
         }
         return context
     }
 
-    /// Lets each processor set its timer, and puts its registers and the page of the code back.
+    /// Makes each processor set its timer, and restores its registers and the page of the code.
     ///
-    /// What fails on the way leaves the registers and the page as the checkpoint has them.
+    /// After a failure the registers and the page are as in the checkpoint.
     private func runTimerStub(_ records: HVMRecords) throws(GuestError) {
         let stub = TimerStub(
             frame: try stubFrame(), processors: records.processors,
@@ -94,7 +94,7 @@ extension XenDomain {
                 + "on; revert again")
     }
 
-    /// A page in the middle of the guest's low memory: no special one.
+    /// A page in the middle of the guest's low memory, which is not a special page.
     private func stubFrame() throws(GuestError) -> PageFrameNumber {
         let runs = try layout().runs.filter { $0.end.rawValue <= 1 << 20 }
         guard let run = runs.max(by: { $0.count < $1.count }) else {
@@ -124,7 +124,7 @@ extension XenDomain {
         return UnsafeMutableRawBufferPointer(start: address, count: Page.byteCount)
     }
 
-    /// Makes a call again for a second if it fails: the guest cannot be left in between.
+    /// Retries a failing call for a second: the guest cannot be left in between.
     private func persistently(_ body: () throws(GuestError) -> Void) throws(GuestError) {
         for _ in 1..<100 {
             do throws(GuestError) { return try body() } catch { usleep(10_000) }

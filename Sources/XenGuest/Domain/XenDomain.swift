@@ -4,40 +4,40 @@ public import XenStream
 
 /// A running PVH domain of Xen as a guest.
 ///
-/// Needs root in dom0. Memory is read through foreign mappings, so no second copy of it is made;
-/// what changed comes from the hypervisor's log-dirty mode; nothing is torn down, and no device
-/// notices. All state besides memory that `xl restore` needs goes along.
+/// Needs root in dom0. Memory is read through foreign mappings, so it is not copied twice; changes
+/// come from the hypervisor's log-dirty mode; nothing is torn down, and devices are not affected.
+/// All state other than memory that `xl restore` needs is included.
 ///
 /// The domain runs again on every path out of a call, and with a guard (`Options.guardCommand`)
 /// also when this process dies. Methods block and may be called from any thread, one at a time.
 ///
-/// Sources of facts: xenctrl.h and xenguest.h of Xen 4.17, xen/common/grant_table.c,
+/// Sources: xenctrl.h and xenguest.h of Xen 4.17, xen/common/grant_table.c,
 /// tools/libs/guest/xg_resume.c, tools/libs/light/libxl_dom_suspend.c.
 public final class XenDomain: Sendable {
     /// How a domain is handled.
     public struct Options: Sendable {
-        /// How it is held still; see `XenPauseMode`.
+        /// How it is paused; see `XenPauseMode`.
         public var pauseMode = XenPauseMode.suspend
-        /// How long a guest may take to suspend itself, from the request to its acknowledgement and
-        /// from there to the suspension.
+        /// How long a guest may take to suspend itself: from the request to its acknowledgement,
+        /// and from there to the suspension.
         ///
         /// 60 s each, as in libxl; zero to a day.
         public var suspendTimeout = Duration.seconds(60)
-        /// Log-dirty mode that is found on is turned off and on again: right if the one who
-        /// turned it on is dead, and fatal to a migration that is under way.
+        /// If log-dirty mode is already on, it is turned off and on again: right if the tool that
+        /// turned it on is dead, and fatal to a running migration.
         public var takesLogOver = false
-        /// Does without the log: every checkpoint compares every page in the pause.
+        /// Works without the log: every checkpoint compares every page in the pause.
         public var comparesAll = false
         /// The program and arguments of the guard, for example `["/usr/bin/varve", "xen",
         /// "guard"]`; the domain ID follows.
         ///
         /// Such a program calls `XenGuard.run`. Without one, a domain whose checkpointer dies in
-        /// the pause stays still.
+        /// the pause stays paused.
         public var guardCommand: [String]?
-        /// Where the locks of domains lie; nil: `/run/varve`.
+        /// The directory for the locks of domains; nil: `/run/varve`.
         ///
-        /// Made with mode 0700 if it is not there; its parent must be there. All checkpointers of a
-        /// host must name the same one, or none: a lock elsewhere keeps nobody out.
+        /// Created with mode 0700 if it is missing; its parent must exist. All checkpointers of a
+        /// host must name the same one, or none: a lock elsewhere excludes no one.
         public var lockDirectory: String?
 
         /// The defaults: suspend, with the log, without a guard.
@@ -54,7 +54,7 @@ public final class XenDomain: Sendable {
     let calls: any XenCalls
     let pauser: DomainPauser
     let state = Mutex(State())
-    /// What does not change while the domain lives, as records of its state.
+    /// What does not change while the domain runs, as records of its state.
     let constant: XenLiveState
 
     struct Mapping: @unchecked Sendable {
@@ -66,19 +66,19 @@ public final class XenDomain: Sendable {
         var scan: FrameScan?
         /// The log that this object turned on; nil if it is off.
         var log: DirtyLog?
-        /// Room for the log of so many frames, kept from one read to the next.
+        /// The buffer for the log of this many frames, kept from one read to the next.
         var logBuffer: (frameCount: Int, buffer: any LogBuffer)?
-        /// Mappings made in the pause, taken down after it.
+        /// Mappings made in the pause, unmapped after it.
         var retired: [Mapping] = []
     }
 
-    /// Takes charge of a domain; it runs on untouched until the first capture.
+    /// Takes ownership of a domain, which runs unaffected until the first capture.
     ///
-    /// The domain is this object's until the object is gone: nobody else takes charge of it
-    /// meanwhile, in this process or another one (`Options.lockDirectory`).
+    /// This object owns the domain until it is released: no other one, in this process or another,
+    /// can own it meanwhile (`Options.lockDirectory`).
     ///
-    /// Throws a sentence with the remedy if it cannot be checkpointed: `busy` if somebody else has
-    /// charge of it, `unavailable` if it cannot be locked.
+    /// Throws a sentence with the remedy if it cannot be checkpointed: `busy` if it has another
+    /// owner, `unavailable` if it cannot be locked.
     public convenience init(
         _ domainID: UInt32, options: Options = Options()
     ) throws(GuestError) {
@@ -97,7 +97,7 @@ public final class XenDomain: Sendable {
         try XenDomain.checkKind(facts, calls)
         uuid = facts.handle
         if options.comparesAll {
-            comparesAllBecause = "it was asked for"
+            comparesAllBecause = "it was requested"
         } else if try !calls.list("/local/domain/\(domainID)/device/pci").isEmpty {
             comparesAllBecause = "a PCI device is assigned to it, and Xen logs no writes then"
         } else {
@@ -117,7 +117,7 @@ public final class XenDomain: Sendable {
         unmapRetired()
     }
 
-    /// Refuses what cannot be checkpointed whole.
+    /// Refuses domains that cannot be checkpointed completely.
     private static func checkKind(
         _ facts: DomainFacts, _ calls: any XenCalls
     ) throws(GuestError) {
@@ -134,13 +134,12 @@ public final class XenDomain: Sendable {
         guard try calls.list("/local/domain/0/device-model/\(domainID)").isEmpty else {
             throw GuestError(
                 code: .unsupported,
-                message:
-                    "domain \(domainID) has a device model (QEMU), whose state and dirty pages "
-                    + "are not taken; use a PVH domain, or 'xl save -c' and 'varve import'")
+                message: "domain \(domainID) has a device model (QEMU), whose state and dirty "
+                    + "pages are not captured; use PVH, or 'xl save -c' and 'varve import'")
         }
     }
 
-    /// Runs `body`; a failure that comes from the domain's end says so.
+    /// Runs `body`; a failure that comes from the domain's end is reported as that.
     func explaining<T: ~Copyable>(
         _ body: () throws(GuestError) -> T
     ) throws(GuestError) -> T {
@@ -163,9 +162,8 @@ extension XenDomain: WritableGuest {
     /// The frames that exist.
     ///
     /// Scanned at first, about 1,000 hypercalls for 4 GiB of frame numbers, and again when the
-    /// domain's number of pages changes or the log names a frame that was not there. A guest that
-    /// gives a page back and takes another one, and has written neither, is not noticed before it
-    /// writes.
+    /// domain's page count changes or the log names an unknown frame. If a guest returns a page and
+    /// gets another one, and writes to neither, that is not noticed before it writes.
     public func layout() throws(GuestError) -> GuestLayout {
         try explaining { () throws(GuestError) in try currentLayout() }
     }
@@ -184,14 +182,14 @@ extension XenDomain: WritableGuest {
         return scan.layout
     }
 
-    /// The hypervisor's log; nil where it cannot be had, see `comparesAllBecause`.
+    /// The hypervisor's log; nil where it is not available, see `comparesAllBecause`.
     public var dirtyTracking: (any DirtyTracking)? {
         comparesAllBecause == nil ? self : nil
     }
 
-    /// Copies pages through foreign mappings, 1,024 a mapping.
+    /// Copies pages through foreign mappings, 1,024 pages each.
     ///
-    /// In the pause mappings are only made; they are taken down after it.
+    /// In the pause mappings are only made; they are unmapped after it.
     public func copyPages(
         _ runs: Span<PageRange>, into destination: inout MutableRawSpan
     ) throws(GuestError) {
@@ -215,7 +213,7 @@ extension XenDomain: WritableGuest {
                     target.copyMemory(
                         from: pages + index * Page.byteCount, byteCount: Page.byteCount)
                 } else {
-                    // Gone while the guest runs: the layout of the pause will lack it.
+                    // Removed while the guest runs: the layout in the pause will lack it.
                     target.initializeMemory(
                         as: UInt8.self, repeating: 0, count: Page.byteCount)
                 }
@@ -224,7 +222,7 @@ extension XenDomain: WritableGuest {
         }
     }
 
-    /// State besides memory, in the records of a stream.
+    /// State other than memory, in the records of a stream.
     public func captureState() throws(GuestError) -> GuestState {
         try explaining { () throws(GuestError) in try currentState() }
     }
@@ -243,13 +241,13 @@ extension XenDomain: WritableGuest {
         return live.guestState
     }
 
-    /// Holds the domain still: it suspends itself, or the hypervisor pauses it.
+    /// Pauses the domain: it suspends itself, or the hypervisor pauses it.
     public func pause() throws(GuestError) { try pauser.pause() }
 
-    /// How long the last pause took to come and to end.
+    /// The durations of the last pause.
     public var pauseTimes: PauseTimes { pauser.times }
 
-    /// Lets the domain run on.
+    /// Resumes the domain.
     public func resume() throws(GuestError) {
         try pauser.release()
         unmapRetired()
@@ -263,39 +261,35 @@ extension XenDomain: WritableGuest {
         for mapping in retired { calls.unmap(mapping.address, pageCount: mapping.pageCount) }
     }
 
-    /// The histories of domains with another uuid, and of PV domains, are another guest's.
+    /// Histories of domains with another uuid, and of PV domains, belong to other guests.
     public func difference(fromHistory state: GuestState) -> String? {
         XenIdentity(kind: .hvm, uuid: XenConfiguration.text(ofUUID: uuid)).difference(from: state)
     }
 
     // MARK: WritableGuest
 
-    /// Only checkpoints of this very domain, held in the same way, fit it.
+    /// Accepts only checkpoints of this very domain that were taken with the same kind of pause.
     public func checkState(_ state: GuestState) throws(GuestError) {
         guard let origin = XenOrigin(state), XenOrigin.hvmContext(state) != nil else {
             throw GuestError(
                 code: .stateRejected,
-                message: "the checkpoint was not taken of a live domain, so nothing can be "
+                message: "the checkpoint was not taken from a live domain, so nothing can be "
                     + "reverted to it in place; restore it as a new domain")
         }
         guard origin.domain == domainID, origin.uuid == uuid else {
             throw GuestError(
                 code: .stateRejected,
-                message: "the checkpoint is of another domain (ID \(origin.domain) then) than "
-                    + "domain \(domainID): event channels and grants differ; restore it as a new "
-                    + "one"
-            )
+                message: "the checkpoint is of another domain (ID \(origin.domain)) than domain "
+                    + "\(domainID): event channels and grants differ; restore it as a new one")
         }
         guard origin.pauseMode == options.pauseMode else {
             throw GuestError(
                 code: .stateRejected,
-                message:
-                    "the checkpoint was taken by \(origin.pauseMode.rawValue), and the domain is "
-                    + "being held by \(options.pauseMode.rawValue); use "
-                    + "\(origin.pauseMode.rawValue)"
-            )
+                message: "the checkpoint was taken by \(origin.pauseMode.rawValue), but the domain "
+                    + "is paused by \(options.pauseMode.rawValue); "
+                    + "use \(origin.pauseMode.rawValue)")
         }
-        // The host may have been started with an older Xen since.
+        // The host may have been booted with an older Xen since.
         try XenVersion(major: constant.xenMajor, minor: constant.xenMinor).check(state)
         let others = try XenDomain.backends(of: domainID, calls)
         guard others.isEmpty else {
@@ -307,7 +301,7 @@ extension XenDomain: WritableGuest {
         }
     }
 
-    /// Devices besides console and xenstore.
+    /// Devices other than console and xenstore.
     static func backends(
         of domainID: UInt32, _ calls: any XenCalls
     ) throws(GuestError) -> [String] {
@@ -320,19 +314,19 @@ extension XenDomain: WritableGuest {
         return found
     }
 
-    /// The layout must be the checkpoint's: nothing is populated or given back.
+    /// The layout must be the checkpoint's: no page is added or removed.
     public func adoptLayout(_ layout: GuestLayout) throws(GuestError) {
         let mine = try self.layout()
         guard mine == layout else {
             throw GuestError(
                 code: .sizeMismatch,
                 message: "the checkpoint has \(counted(layout.pageCount, "page")); domain "
-                    + "\(domainID) has \(mine.pageCount), or they lie elsewhere: it was ballooned "
+                    + "\(domainID) has \(mine.pageCount), or at other frames: it was ballooned "
                     + "since; restore the checkpoint as a new domain")
         }
     }
 
-    /// False: pages hold whatever they hold.
+    /// False: pages have old contents.
     public var startsZeroed: Bool { false }
 
     /// Copies pages in through writable foreign mappings.
@@ -403,7 +397,7 @@ extension XenDomain: WritableGuest {
             throw GuestError(
                 code: .callFailed,
                 message: "frame \(PageFrameNumber(UInt64(frames[position]))) of domain \(domainID) "
-                    + "cannot be mapped: the domain's memory changed its layout, take the "
+                    + "cannot be mapped: the domain's memory layout changed; take the "
                     + "checkpoint again", errno: abs(errors[position]))
         }
         try body(address, errors)

@@ -3,11 +3,11 @@ public import GuestModel
 import Synchronization
 import XenStream
 
-/// A running PV domain: its checkpoints come by the stream that libxenguest writes.
+/// A running PV domain, checkpointed through the stream that libxenguest writes.
 ///
 /// Page tables of a PV domain name machine frames; libxenguest makes them canonical. The domain is
-/// always held by suspension. Without log-dirty mode (Debian's hypervisor has none for PV) it
-/// stands still while all of its memory is written, as with `xl save -c`.
+/// always paused by suspension. Without log-dirty mode (Debian's hypervisor has none for PV) it is
+/// paused while all of its memory is written, as with `xl save -c`.
 public final class XenPVDomain: Sendable {
     /// The domain ID.
     public let domainID: UInt32
@@ -16,7 +16,7 @@ public final class XenPVDomain: Sendable {
     private let calls: any XenCalls
     private let pauser: DomainPauser
 
-    /// Takes charge of a domain; it runs on untouched until the first save.
+    /// Takes ownership of a domain, which runs unaffected until the first save.
     ///
     /// - Parameter options: `suspendTimeout` and `guardCommand` are used.
     public convenience init(
@@ -35,7 +35,7 @@ public final class XenPVDomain: Sendable {
             throw GuestError(
                 code: .unsupported,
                 message: facts.isHVM
-                    ? "domain \(domainID) is no PV domain; use XenDomain"
+                    ? "domain \(domainID) is not a PV domain; use XenDomain"
                     : "domain \(domainID) is a PV domain, which can only be paused by suspension: "
                         + "its page tables are canonical only then")
         }
@@ -47,7 +47,7 @@ public final class XenPVDomain: Sendable {
 
     /// True if the hypervisor logs this domain's writes, as `Mode.checkpointed` needs.
     ///
-    /// Debian's does not: it is built without shadow paging. Turns the log on and off.
+    /// Debian's does not: it is built without shadow paging. This turns the log on and off.
     public func logsWrites() throws(GuestError) -> Bool {
         try XenPVDomain.logsWrites(domainID, calls)
     }
@@ -63,18 +63,18 @@ public final class XenPVDomain: Sendable {
         return true
     }
 
-    /// How a save goes.
+    /// How a save proceeds.
     public enum Mode: Sendable {
-        /// One epoch, all memory, written while the domain stands still.
+        /// One epoch, all memory, written while the domain is paused.
         case plain
         /// Epoch after epoch of a live, checkpointed stream (Remus): needs log-dirty mode.
         ///
-        /// The closure is called after each epoch, while the domain runs, with how long that epoch
-        /// held it: it waits as long as it likes, and says whether to take another.
+        /// The closure is called after each epoch, while the domain runs, with the durations of
+        /// that epoch's pause: it may wait, and returns whether to take another.
         case checkpointed(next: @Sendable (PauseTimes) -> Bool)
     }
 
-    /// What one save shares between its two threads.
+    /// What the two threads of one save share.
     private final class Run: Sendable {
         struct State {
             var times: [PauseTimes] = []
@@ -88,7 +88,7 @@ public final class XenPVDomain: Sendable {
     /// The domain runs again when this returns or throws.
     ///
     /// - Parameter body: gets the stream as a source for `XenImport`, and must read it to its end.
-    /// - Returns: how long each epoch held the domain.
+    /// - Returns: the durations of each epoch's pause.
     public func save(
         _ mode: Mode,
         _ body: (_ source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int) throws -> Void
@@ -101,10 +101,10 @@ public final class XenPVDomain: Sendable {
         }
         var bodyFailure: (any Error)?
         do { try body { try pipe.read($0) } } catch { bodyFailure = error }
-        // If the body gave up, the writer finds the pipe broken, and resumes the domain.
+        // If the body failed, the writer finds the pipe broken, and resumes the domain.
         pipe.closeReading()
         writer.join()
-        // The writer's failure is the cause of whatever the reader found.
+        // The writer's failure is the cause of any error that the reader found.
         let (failure, times) = run.state.withLock { ($0.failure, $0.times) }
         if let failure, bodyFailure == nil || bodyFailure is XenStreamError { throw failure }
         if let bodyFailure { throw bodyFailure }
@@ -122,8 +122,7 @@ public final class XenPVDomain: Sendable {
         do throws(GuestError) {
             try calls.save(
                 domainID, to: pipe.writingEnd, isCheckpointed: isCheckpointed,
-                isLive: isCheckpointed,
-                steps)
+                isLive: isCheckpointed, steps)
         } catch {
             run.state.withLock { $0.failure = $0.failure ?? error }
         }

@@ -9,21 +9,22 @@ import Synchronization
 //   R  the domain runs                 Q  farewell
 //
 // It writes one byte, '+', when it is ready. Each byte is written before the step that can leave
-// the domain still, and after the step that lets it run, so what the guard believes is never
-// better than what is.
+// the domain paused, and after the step that resumes it, so the guard never assumes a better state
+// than the real one.
 
 /// A process that resumes a domain and turns its log off if the checkpointer dies.
 ///
-/// It holds the reading end of a pipe to the checkpointer, which ends with it, SIGKILL included. It
-/// is in a session of its own, so a signal to the checkpointer's group does not reach it. It has
-/// the domain's lock too: no other checkpointer begins before the guard is done.
+/// It holds the reading end of a pipe from the checkpointer, which closes when the checkpointer
+/// ends, even by SIGKILL. It is in a session of its own, so a signal to the checkpointer's group
+/// does not reach it. It has the domain's lock too: no other checkpointer begins before the guard
+/// is done.
 public final class XenGuard: Sendable {
     enum Step: UInt8, Sendable {
         case logging = 0x4c
         case notLogging = 0x6c
-        /// The guest is asked to suspend, or is about to be.
+        /// The guest has been asked to suspend, or is about to be.
         case suspending = 0x53
-        /// It has suspended: no suspension is still to come.
+        /// It has suspended: no suspension is pending.
         case suspended = 0x48
         case pausing = 0x50
         case running = 0x52
@@ -43,27 +44,27 @@ public final class XenGuard: Sendable {
             throw GuestError(
                 code: .unavailable,
                 message: "the guard (\(command.joined(separator: " "))) did not start; without it "
-                    + "a checkpointer that dies could leave the domain still")
+                    + "a checkpointer that dies could leave the domain paused")
         }
     }
 
-    /// Throws if the guard has died: the domain must not be held without it.
+    /// Throws if the guard has died: the domain must not be paused without it.
     func checkAlive() throws(GuestError) {
         guard process.isRunning else {
             throw GuestError(
                 code: .unavailable,
-                message: "the guard has died, so the domain is not held; begin again")
+                message: "the guard has died, so the domain was not paused; begin again")
         }
     }
 
     /// Tells the guard a step.
     ///
-    /// A guard that is dead is found by `checkAlive`, before the next pause.
+    /// A dead guard is detected by `checkAlive`, before the next pause.
     func note(_ step: Step) {
         process.write(step.rawValue)
     }
 
-    /// Ends the guard: nothing is left to look after.
+    /// Ends the guard: nothing is left to do.
     func dismiss() {
         note(.farewell)
         process.wait()
@@ -71,11 +72,11 @@ public final class XenGuard: Sendable {
 
     // MARK: - The guard's own process
 
-    /// Is the guard: reads standard input to its end, then puts the domain right.
+    /// Runs as the guard: reads standard input to its end, then resumes the domain.
     ///
-    /// Called by the program that `XenDomain.Options.guardCommand` names, and by nothing else in
-    /// it. The domain runs and is out of log-dirty mode within a second. Returns then, unless it
-    /// may be on its way to suspend yet: that is waited for, at most 60 s.
+    /// Called only by the program that `XenDomain.Options.guardCommand` names. Within a second the
+    /// domain runs without log-dirty mode. Then this returns, unless the domain may still suspend:
+    /// it waits for that, at most 60 s.
     ///
     /// - Returns: what was done, one sentence; nil if nothing was left to do.
     public static func run(domain: UInt32) throws(GuestError) -> String? {
@@ -84,11 +85,11 @@ public final class XenGuard: Sendable {
             next: { ChildProcess.nextByte() })
     }
 
-    /// How long to wait for a suspension that was asked for.
+    /// How long to wait for a requested suspension.
     package struct Patience {
-        /// For one whose request was not read, and was taken back.
+        /// If the request was not read, and was withdrawn.
         package var withdrawn = Duration.seconds(5)
-        /// For one whose request was read.
+        /// If the request was read.
         package var acknowledged = Duration.seconds(60)
 
         package init() {}
@@ -136,9 +137,9 @@ public final class XenGuard: Sendable {
             + done.joined(separator: " and ")
     }
 
-    /// Lets the domain run on; false if it did already, or is gone.
+    /// Resumes the domain; false if it was already running, or is gone.
     ///
-    /// - Parameter meanwhile: called if it runs still, before its suspension is waited for.
+    /// - Parameter meanwhile: called if it is still running, before its suspension is waited for.
     private static func release(
         _ domain: UInt32, from hold: Step, _ patience: Patience, _ calls: any XenCalls,
         meanwhile: () throws(GuestError) -> Void
@@ -157,7 +158,7 @@ public final class XenGuard: Sendable {
             if isUnanswered {
                 try persistently { () throws(GuestError) in try calls.write(path, "") }
             }
-            // A guest that has read the request suspends yet, even if it was taken back.
+            // A guest that has read the request will suspend, even if it was withdrawn.
             let deadline =
                 ContinuousClock.now
                 + (isUnanswered ? patience.withdrawn : patience.acknowledged)
@@ -194,7 +195,7 @@ public final class XenGuard: Sendable {
         }
     }
 
-    /// Makes a call again for a second if it fails: nobody comes after the guard.
+    /// Retries a failing call for a second: no other process takes over from the guard.
     private static func persistently<T>(
         _ body: () throws(GuestError) -> T
     ) throws(GuestError) -> T {

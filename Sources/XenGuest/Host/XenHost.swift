@@ -1,18 +1,18 @@
 public import GuestModel
 public import XenStream
 
-/// The host's domains, and what it allows.
+/// The host's domains, and what it supports.
 public final class XenHost: Sendable {
     let calls: any XenCalls
 
-    /// Opens Xen's interfaces; one sentence if this is not dom0, or not root.
+    /// Opens Xen's interfaces; throws one sentence if this is not dom0, or not root.
     public convenience init() throws(GuestError) {
         self.init(calls: try LibxenCalls())
     }
 
     package init(calls: any XenCalls) { self.calls = calls }
 
-    /// A domain as it is listed.
+    /// A domain in a list.
     public struct Domain: Hashable, Sendable {
         /// What it is doing.
         public enum Condition: String, Sendable {
@@ -24,7 +24,7 @@ public final class XenHost: Sendable {
             case dying
         }
 
-        /// Its number.
+        /// Its ID.
         public let domainID: UInt32
         /// Its name in xenstore; empty if it has none.
         public let name: String
@@ -32,7 +32,7 @@ public final class XenHost: Sendable {
         public let uuid: [UInt8]
         /// PV, or HVM and PVH.
         public let kind: XenGuestKind
-        /// Pages that it has.
+        /// The number of its pages.
         public let pageCount: Int
         /// Virtual processors that are online.
         public let vcpuCount: Int
@@ -49,7 +49,7 @@ public final class XenHost: Sendable {
         return found
     }
 
-    /// The domain with a number or name.
+    /// The domain with an ID or name.
     public func domain(named text: String) throws(GuestError) -> Domain {
         if let domainID = UInt32(text), let facts = try calls.facts(domainID), domainID != 0 {
             return try domain(facts)
@@ -82,26 +82,26 @@ public final class XenHost: Sendable {
 
     // MARK: - What is possible
 
-    /// One thing that was looked at.
+    /// One property that was checked.
     public struct Finding: Hashable, Sendable {
-        /// How good it is.
+        /// How well it works.
         public enum Grade: String, Sendable {
             case good
-            /// It works, but slower or with less.
+            /// It works, but slower or with restrictions.
             case limited
             /// It does not work.
             case missing
         }
 
-        /// What was looked at.
+        /// The property.
         public let subject: String
-        /// How good it is.
+        /// How well it works.
         public let grade: Grade
-        /// What was found, and the remedy.
+        /// The result, and the remedy.
         public let text: String
     }
 
-    /// What the host allows.
+    /// What the host supports.
     public func findings() throws(GuestError) -> [Finding] {
         let version = try version()
         let isTested = XenVersion.tested.contains(version)
@@ -113,11 +113,11 @@ public final class XenHost: Sendable {
                 text: "Xen \(version)" + (isTested ? "" : "; Varve is tested with \(known)")),
             Finding(
                 subject: "xenstore", grade: .good,
-                text: "answers; \(counted(all.count, "domain")), dom0 among them"),
+                text: "responds; \(counted(all.count, "domain")), dom0 among them"),
         ]
     }
 
-    /// What a domain allows.
+    /// What a domain supports.
     public func findings(of domain: Domain) throws(GuestError) -> [Finding] {
         let root = "/local/domain/\(domain.domainID)"
         var found: [Finding] = []
@@ -132,14 +132,14 @@ public final class XenHost: Sendable {
                 "PV: checkpoints come by libxenguest's stream; no revert in place")
         case (.hvm, false): add("kind", .good, "PVH: read straight from its memory")
         case (.hvm, true):
-            add("kind", .missing, "HVM with a device model, which is not taken; use PVH")
+            add("kind", .missing, "HVM with a device model, which is not supported; use PVH")
         }
         let canSuspend = try calls.read("\(root)/control/feature-suspend") == "1"
         add(
             "suspend", canSuspend ? .good : .limited,
             canSuspend
-                ? "the guest says that it can suspend itself"
-                : "the guest does not say that it can suspend itself (no control/feature-suspend); "
+                ? "the guest announces that it can suspend"
+                : "the guest does not announce that it can suspend (no control/feature-suspend); "
                     + "try it, or use --pause")
         let hasPCI = try !calls.list("\(root)/device/pci").isEmpty
         if hasPCI {
@@ -148,22 +148,22 @@ public final class XenHost: Sendable {
             let (grade, text) = try XenHost.logOfPV(domain.domainID, calls)
             add("log-dirty", grade, text)
         } else {
-            add("log-dirty", .good, "no passthrough device stands against it")
+            add("log-dirty", .good, "no passthrough device prevents it")
         }
         let others = try XenDomain.backends(of: domain.domainID, calls)
         add(
             "devices", others.isEmpty ? .good : .limited,
             others.isEmpty
-                ? "console and xenstore alone: revert in place is possible"
+                ? "only console and xenstore: revert in place is possible"
                 : others.joined(separator: ", ")
                     + ": restore as a new domain works, revert in place is refused; disks are not "
                     + "part of a checkpoint")
         return found
     }
 
-    /// Whether the log of a PV domain can be had.
+    /// Whether the log of a PV domain is available.
     ///
-    /// It is turned on and off for that, so a domain that somebody checkpoints is left alone.
+    /// This turns it on and off, so a domain that is being checkpointed is left alone.
     private static func logOfPV(
         _ domainID: UInt32, _ calls: any XenCalls
     ) throws(GuestError) -> (Finding.Grade, String) {
@@ -174,13 +174,13 @@ public final class XenHost: Sendable {
             withExtendedLifetime(lock) {}
         } catch {
             guard error.code == .busy else { throw error }
-            return (.limited, "not looked at: \(error.message)")
+            return (.limited, "not checked: \(error.message)")
         }
         guard logs else {
             return (
                 .limited,
                 "this hypervisor, built without shadow paging, logs no writes of PV domains: all "
-                    + "memory is written each time, while the domain stands still"
+                    + "memory is written each time, while the domain is paused"
             )
         }
         return (.good, "this hypervisor logs writes of PV domains")

@@ -3,22 +3,22 @@ public import XenStream
 
 /// A version of the hypervisor: `4.17`.
 ///
-/// Xen restores state that the same version or an earlier one saved. Of that of a later one it
-/// says no more than which record it could not read.
+/// Xen restores state that the same version or an earlier one saved. For state of a later version
+/// it reports only which record it could not read.
 public struct XenVersion: Hashable, Comparable, Sendable, CustomStringConvertible {
-    /// The number before the point.
+    /// The number before the dot.
     public let major: UInt32
-    /// The number after the point.
+    /// The number after the dot.
     public let minor: UInt32
 
-    /// A version by its numbers.
+    /// Makes a version from its numbers.
     public init(major: UInt32, minor: UInt32) {
         self.major = major
         self.minor = minor
     }
 
-    /// The version that a guest's state was saved under; nil if its stream was converted from a
-    /// legacy one, which does not tell.
+    /// The version under which a guest's state was saved; nil if its stream was converted from a
+    /// legacy one, which does not have it.
     public init?(of guest: XenGuestDescription) {
         guard guest.xenMajor > 0 else { return nil }
         self.init(major: guest.xenMajor, minor: guest.xenMinor)
@@ -27,7 +27,7 @@ public struct XenVersion: Hashable, Comparable, Sendable, CustomStringConvertibl
     /// `4.17`.
     public var description: String { "\(major).\(minor)" }
 
-    /// Whether a version came before another.
+    /// Whether a version precedes another.
     public static func < (one: XenVersion, other: XenVersion) -> Bool {
         (one.major, one.minor) < (other.major, other.minor)
     }
@@ -47,13 +47,13 @@ public struct XenVersion: Hashable, Comparable, Sendable, CustomStringConvertibl
         throw GuestError(
             code: .stateRejected,
             message: "this checkpoint was taken under Xen \(origin), this host runs \(self): Xen "
-                + "restores state of the same or an earlier version only; restore it on a host "
+                + "restores only state of the same or an earlier version; restore it on a host "
                 + "with Xen \(origin) or later")
     }
 }
 
 extension XenHost {
-    /// The version of the hypervisor that runs here.
+    /// The version of this host's hypervisor.
     public func version() throws(GuestError) -> XenVersion {
         let (major, minor) = try calls.version()
         return XenVersion(major: major, minor: minor)
@@ -61,7 +61,7 @@ extension XenHost {
 
     /// Throws `GuestError.Code.stateRejected` if this host's Xen is too old for a checkpoint.
     ///
-    /// - Parameter state: the checkpoint's.
+    /// - Parameter state: the checkpoint's state.
     public func checkVersion(of state: GuestState) throws(GuestError) {
         try version().check(state)
     }

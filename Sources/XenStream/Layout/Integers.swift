@@ -1,8 +1,8 @@
 extension FixedWidthInteger {
-    /// The number's bytes, the highest first.
+    /// The number's bytes, highest first.
     var bigEndianBytes: [UInt8] { withUnsafeBytes(of: bigEndian) { Array($0) } }
 
-    /// The number's bytes, the lowest first.
+    /// The number's bytes, lowest first.
     var littleEndianBytes: [UInt8] { withUnsafeBytes(of: littleEndian) { Array($0) } }
 
     /// The number rounded up to a multiple of 8.
@@ -10,7 +10,7 @@ extension FixedWidthInteger {
 }
 
 extension UnsafeRawBufferPointer {
-    /// A number at an offset that lies within the buffer, the lowest byte first.
+    /// Reads a number, lowest byte first, at an offset within the buffer.
     func little<T: FixedWidthInteger & BitwiseCopyable>(
         _ offset: Int, as type: T.Type = T.self
     ) -> T {
@@ -18,7 +18,7 @@ extension UnsafeRawBufferPointer {
         return T(littleEndian: loadUnaligned(fromByteOffset: offset, as: T.self))
     }
 
-    /// A number at an offset that lies within the buffer, the highest byte first.
+    /// Reads a number, highest byte first, at an offset within the buffer.
     func big<T: FixedWidthInteger & BitwiseCopyable>(
         _ offset: Int, as type: T.Type = T.self
     ) -> T {
@@ -28,14 +28,14 @@ extension UnsafeRawBufferPointer {
 }
 
 extension Array where Element == UInt8 {
-    /// Sets bytes to zero; true if one of them was not.
+    /// Sets bytes to zero; true if one of them was not zero.
     mutating func clear(_ range: Range<Int>) -> Bool {
         guard self[range].contains(where: { $0 != 0 }) else { return false }
         for index in range { self[index] = 0 }
         return true
     }
 
-    /// A number at an offset that lies within the bytes, the lowest byte first.
+    /// Reads a number, lowest byte first, at an offset within the bytes.
     func little<T: FixedWidthInteger & BitwiseCopyable>(
         _ offset: Int, as type: T.Type = T.self
     ) -> T {

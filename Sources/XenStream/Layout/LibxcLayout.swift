@@ -28,7 +28,7 @@ enum LibxcLayout {
     static let typeShift: UInt64 = 60
 }
 
-/// What a libxc record is.
+/// The type of a libxc record.
 public struct LibxcRecordType: RawRepresentable, Hashable, Sendable {
     /// The number in the record's header; bit 31 marks one that readers may skip.
     public let rawValue: UInt32
@@ -70,7 +70,7 @@ public struct LibxcRecordType: RawRepresentable, Hashable, Sendable {
         LibxcRecordType.names[rawValue] ?? "0x" + String(rawValue, radix: 16)
     }
 
-    /// The type with a name that `name` gives.
+    /// The type that has this name.
     init?(name: some StringProtocol) {
         if let known = LibxcRecordType.names.first(where: { $0.value == name }) {
             self.init(rawValue: known.key)
@@ -81,10 +81,10 @@ public struct LibxcRecordType: RawRepresentable, Hashable, Sendable {
         }
     }
 
-    /// True if a reader that does not know it may skip it.
+    /// True if a reader that does not know the type may skip the record.
     var isOptional: Bool { rawValue & LibxcLayout.optionalBit != 0 }
 
-    /// True if every virtual processor has one of its own.
+    /// True if every virtual processor has a record of this type.
     var isPerVCPU: Bool {
         switch self {
         case .vcpuBasic, .vcpuExtended, .vcpuXsave, .vcpuMSRs: true
@@ -93,7 +93,7 @@ public struct LibxcRecordType: RawRepresentable, Hashable, Sendable {
     }
 }
 
-/// What a guest's frame is, as a stream says: `XEN_DOMCTL_PFINFO_*` of public/domctl.h.
+/// The type of a guest's frame in a stream: `XEN_DOMCTL_PFINFO_*` of public/domctl.h.
 public struct XenPageType: RawRepresentable, Hashable, Sendable {
     /// The four bits.
     public let rawValue: UInt8
@@ -105,24 +105,24 @@ public struct XenPageType: RawRepresentable, Hashable, Sendable {
     public static let normal = XenPageType(rawValue: 0)
     /// Memory that the hypervisor found broken; the frame has no content.
     public static let broken = XenPageType(rawValue: 0xd)
-    /// Allocated, content of no interest.
+    /// Allocated, but its content is irrelevant.
     public static let allocateOnly = XenPageType(rawValue: 0xe)
-    /// No page is there.
+    /// No page exists.
     public static let invalid = XenPageType(rawValue: 0xf)
 
     /// True for the types that a stream may have: page tables of level 1 to 4, pinned or not.
     var isKnown: Bool { !(5...8).contains(rawValue) }
 
-    /// True if 4096 bytes come with it.
+    /// True if 4096 bytes follow for it.
     var hasData: Bool { rawValue < 0xd }
 
     /// True if the guest has a page there.
     var isPopulated: Bool { hasData || self == .allocateOnly }
 }
 
-/// How a guest is virtualised, as a stream says.
+/// The guest's kind of virtualization in a stream.
 public enum XenGuestKind: UInt32, Hashable, Sendable {
-    /// Paravirtualised: `DHDR_TYPE_X86_PV`.
+    /// Paravirtualized: `DHDR_TYPE_X86_PV`.
     case pv = 1
     /// With hardware virtualisation: HVM and PVH, `DHDR_TYPE_X86_HVM`.
     case hvm = 2

@@ -1,4 +1,4 @@
-// What lies around a libxc stream.
+// The formats that enclose a libxc stream.
 //
 //   xl save file   magic[32]  u32 0x01020304  u32 mandatory  u32 optional  u32 length
 //                  then `length` bytes: u32 count, configuration; then a libxl stream
@@ -18,7 +18,7 @@ enum XlLayout {
     static let jsonFlag: UInt32 = 1
     /// A libxl stream of version 2 follows.
     static let streamFlag: UInt32 = 2
-    /// Configurations are some kilobytes; a larger one is not believed.
+    /// Configurations are a few kilobytes; a larger one is rejected.
     static let configurationByteCountMax: UInt32 = 16 << 20
 }
 
@@ -32,7 +32,7 @@ enum LibxlLayout {
     static let legacyOption: UInt32 = 2
 }
 
-/// What a libxl record is.
+/// The type of a libxl record.
 struct LibxlRecordType: RawRepresentable, Hashable {
     let rawValue: UInt32
 
@@ -54,7 +54,7 @@ struct LibxlRecordType: RawRepresentable, Hashable {
             ? LibxlRecordType.names[Int(rawValue)] : "0x" + String(rawValue, radix: 16)
     }
 
-    /// The type with a name that `name` gives.
+    /// The type that has this name.
     init?(name: some StringProtocol) {
         guard let number = LibxlRecordType.names.firstIndex(where: { $0 == name }) else {
             return nil
@@ -81,21 +81,21 @@ enum XenopsdLayout {
     ]
 }
 
-/// What a file or pipe holds, told from its first bytes.
+/// The format of a file or pipe, detected from its first bytes.
 public enum XenStreamFormat: String, Hashable, Sendable {
     /// A file of `xl save`.
     case xl
-    /// A libxl stream, as libxl hands it to a toolstack.
+    /// A libxl stream, as libxl passes it to a toolstack.
     case libxl
     /// A bare libxc stream.
     case libxc
     /// A suspend image of xenopsd.
     case xenopsd
 
-    /// Bytes that must be seen to tell.
+    /// Bytes that are needed to detect a format.
     public static let byteCount = 48
 
-    /// Tells the format; nil if it is none of these.
+    /// Detects the format; nil if it is none of these.
     ///
     /// - Parameter bytes: the first bytes, up to `byteCount`.
     public init?(detecting bytes: UnsafeRawBufferPointer) {

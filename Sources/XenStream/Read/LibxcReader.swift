@@ -1,18 +1,18 @@
 import GuestModel
 
-/// Reads a libxc stream: the innermost, with the pages.
+/// Reads a libxc stream: the innermost one, with the pages.
 struct LibxcReader {
-    /// Why it stopped.
+    /// Why reading stopped.
     enum Stop {
         case checkpoint
         case end
     }
 
-    /// Pages handed on at once.
+    /// The most pages passed on at once.
     private static let deliveryPageCount = 256
-    // A frame number may be as high as the 64 GiB guest has them, or two for each byte that came:
-    // page maps take bytes for each frame up to the highest, and a stream of some bytes must not
-    // choose how many.
+    // A frame number may be as high as in a 64 GiB guest, or twice the number of bytes read: page
+    // maps take memory for each frame up to the highest, and a short stream must not determine how
+    // much.
     private static let frameCountFree: UInt64 = 1 << 24
 
     private(set) var summary = XenStreamSummary()
@@ -39,7 +39,7 @@ struct LibxcReader {
         guard header.big(0, as: UInt64.self) == LibxcLayout.marker else {
             throw XenStreamError(
                 .legacy, at: start, in: name,
-                "it has no marker, so it is a legacy stream of Xen before 4.6 or no stream; "
+                "it has no marker, so it is a legacy stream of Xen before 4.6 or not a stream; "
                     + "convert it with Xen's convert-legacy-stream")
         }
         guard header.big(8, as: UInt32.self) == LibxcLayout.ident else {
@@ -49,7 +49,7 @@ struct LibxcReader {
         guard version == 2 || version == 3 else {
             throw XenStreamError(
                 .unsupported, at: start, in: name,
-                "it is of version \(version), and versions 2 and 3 are known")
+                "it has version \(version), but only versions 2 and 3 are known")
         }
         let options: UInt16 = header.big(16)
         if options & ~1 != 0 { summary.ignoredReservedFields.add(name, at: start) }
@@ -82,7 +82,7 @@ struct LibxcReader {
         var bytes = Array(header)
         if bytes.clear(6..<8) { summary.ignoredReservedFields.add(name, at: start) }
         _ = state.set(XenStateKind.domainHeader, bytes)
-        // Version 2 has no such record: its static data ends where the first pages or frames come.
+        // Version 2 has no such record: its static data ends at the first pages or frames.
         hasStaticDataEnd = version == 2
     }
 
@@ -120,14 +120,14 @@ struct LibxcReader {
         }
     }
 
-    /// Tells that what came since the last epoch belongs to a whole one.
+    /// Marks everything since the last epoch as part of a whole one.
     mutating func endEpoch(_ visitor: any XenStreamVisitor) throws {
         try visitor.endEpoch(state.state)
         summary.epochCount += 1
         summary.hasPartialEpoch = false
     }
 
-    /// An epoch without these cannot be restored, so it is none.
+    /// An epoch without these cannot be restored, so it is not whole.
     private func expectComplete(_ record: Record) throws {
         let needed: [LibxcRecordType] =
             switch kind {
@@ -154,7 +154,7 @@ struct LibxcReader {
         }
         switch record.type {
         case .staticDataEnd:
-            guard !hasStaticDataEnd else { throw record.malformed("it comes a second time") }
+            guard !hasStaticDataEnd else { throw record.malformed("it occurs twice") }
             hasStaticDataEnd = true
         case .verify:
             guard !summary.isCheckpointed else {
@@ -167,7 +167,7 @@ struct LibxcReader {
             let instance = record.type.isPerVCPU ? body.little(0, as: UInt32.self) : 0
             let kind = XenStateKind.libxc(record.type)
             guard state.set(kind, instance: UInt64(instance), body) else {
-                throw record.malformed("the guest's state comes to more than 256 MiB")
+                throw record.malformed("the guest's state exceeds 256 MiB")
             }
         }
     }
@@ -175,7 +175,7 @@ struct LibxcReader {
     private func refusal(of record: Record) -> XenStreamError {
         switch record.type {
         case .toolstack:
-            record.unsupported("this record was dropped before Xen 4.6; convert the stream anew")
+            record.unsupported("this record was dropped before Xen 4.6; convert the stream again")
         case .dirtyFrames:
             record.unsupported(
                 "it belongs to COLO, which is not supported; use xl remus without -c")
@@ -214,22 +214,22 @@ struct LibxcReader {
         guard hasStaticDataEnd else {
             throw record.malformed("there was no STATIC_DATA_END record before it")
         }
-        guard record.length >= 8 else { throw record.malformed("it is shorter than its head") }
+        guard record.length >= 8 else { throw record.malformed("it is shorter than its header") }
         let head = try input.next(8, of: record.type.name)
         let count: UInt32 = head.little(0)
         if head.little(4, as: UInt32.self) != 0 {
             summary.ignoredReservedFields.add(record.type.name, at: record.start)
         }
-        guard count > 0 else { throw record.malformed("it has no page") }
+        guard count > 0 else { throw record.malformed("it has no pages") }
         guard UInt64(count) * 8 + 8 <= UInt64(record.length) else {
-            throw record.malformed("\(count) entries do not fit its \(record.length) bytes")
+            throw record.malformed("\(count) entries do not fit in its \(record.length) bytes")
         }
         try readEntries(Int(count), record, &input)
         let dataCount = entries.reduce(0) { $0 + (LibxcReader.type($1).hasData ? 1 : 0) }
         let expected = 8 + UInt64(count) * 8 + UInt64(dataCount) * UInt64(Page.byteCount)
         guard UInt64(record.length) == expected else {
             throw record.malformed(
-                "its length is \(record.length), and its entries ask for \(expected)")
+                "its length is \(record.length), but its entries need \(expected)")
         }
         try deliver(record, &input, visitor)
     }
@@ -260,7 +260,7 @@ struct LibxcReader {
                 guard entry & LibxcLayout.frameMask < limit else {
                     let frame = PageFrameNumber(entry & LibxcLayout.frameMask)
                     throw record.malformed(
-                        "entry \(number) names frame \(frame), far beyond the memory that came "
+                        "entry \(number) names frame \(frame), far beyond the memory read "
                             + "so far")
                 }
                 entries.append(entry)
@@ -268,7 +268,7 @@ struct LibxcReader {
         }
     }
 
-    /// Hands the pages on as they come in.
+    /// Passes the pages on as they arrive.
     private mutating func deliver(
         _ record: Record, _ input: inout StreamInput, _ visitor: any XenStreamVisitor
     ) throws {
@@ -300,7 +300,8 @@ struct LibxcReader {
                 next += 1
             }
             let byteCount = frames.count * Page.byteCount
-            // What follows VERIFY is there to be compared by Xen's developers: it was sent before.
+            // Pages after VERIFY are meant for comparison by Xen's developers: they were sent
+            // before.
             if !isVerifying {
                 try visitor.pages(
                     frames.span, UnsafeRawBufferPointer(rebasing: view[..<byteCount]).bytes)

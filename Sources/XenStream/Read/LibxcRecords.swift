@@ -1,4 +1,4 @@
-/// A record's header, and where it stands.
+/// A record's header, and its position.
 struct Record {
     let type: LibxcRecordType
     /// Bytes of the body, without padding.
@@ -15,14 +15,14 @@ struct Record {
     }
 
     func expectEmpty() throws(XenStreamError) {
-        guard length == 0 else { throw malformed("it has \(length) bytes and must have none") }
+        guard length == 0 else { throw malformed("it has \(length) bytes but must have none") }
     }
 }
 
-/// What the bodies of libxc records must be: what Xen's verify-stream-v2 asks of them, and the
-/// order rules of its receiver (xg_sr_restore_x86_pv.c, xg_sr_common_x86.c).
+/// Requirements for the bodies of libxc records: those of Xen's verify-stream-v2, and the order
+/// rules of its receiver (xg_sr_restore_x86_pv.c, xg_sr_common_x86.c).
 enum LibxcRecords {
-    /// True for the records, besides pages and ends, that a stream of a guest may have.
+    /// True for the records, other than pages and ends, that a guest's stream may have.
     static func isKnown(_ type: LibxcRecordType, in kind: XenGuestKind) -> Bool {
         switch type {
         case .tscInfo, .verify, .staticDataEnd, .cpuidPolicy, .msrPolicy: true
@@ -33,7 +33,7 @@ enum LibxcRecords {
         }
     }
 
-    /// True for records that Xen 4.6 to 4.8 sends without content; they mean nothing.
+    /// True for records that Xen 4.6 to 4.8 sends without content; they have no meaning.
     static func isEmptyErratum(_ type: LibxcRecordType, _ body: [UInt8]) -> Bool {
         switch type {
         case .hvmParams, .vcpuExtended, .vcpuXsave, .vcpuMSRs: body.count == 8
@@ -41,9 +41,10 @@ enum LibxcRecords {
         }
     }
 
-    /// Where a body has a reserved field, within the length that `check` asks for.
+    /// The position of a body's reserved field, within the length that `check` requires.
     ///
-    /// The specification has reserved fields set to zero by who saves, and ignored by who restores.
+    /// The specification requires savers to set reserved fields to zero, and restorers to ignore
+    /// them.
     static func reserved(_ type: LibxcRecordType) -> Range<Int>? {
         switch type {
         case .tscInfo: 20..<24
@@ -90,7 +91,7 @@ enum LibxcRecords {
         _ record: Record, _ length: UInt32
     ) throws(XenStreamError) {
         guard record.length == length else {
-            throw record.malformed("its length is \(record.length), and \(length) is right")
+            throw record.malformed("its length is \(record.length), not \(length)")
         }
     }
 
@@ -98,7 +99,7 @@ enum LibxcRecords {
         _ record: Record, of length: UInt32
     ) throws(XenStreamError) {
         guard record.length > 0, record.length % length == 0 else {
-            throw record.malformed("its length is \(record.length), no multiple of \(length)")
+            throw record.malformed("its length is \(record.length), not a multiple of \(length)")
         }
     }
 
@@ -106,53 +107,53 @@ enum LibxcRecords {
         _ record: Record, _ body: [UInt8], _ state: StateBuilder
     ) throws(XenStreamError) {
         try expectLength(record, 8)
-        guard !state.has(.pvInfo) else { throw record.malformed("it comes a second time") }
+        guard !state.has(.pvInfo) else { throw record.malformed("it occurs twice") }
         guard body[0] == 4 || body[0] == 8 else {
-            throw record.malformed("the guest's width is \(body[0]), and 4 or 8 is right")
+            throw record.malformed("the guest's width is \(body[0]), not 4 or 8")
         }
         guard body[1] == 3 || body[1] == 4 else {
-            throw record.malformed("it has \(body[1]) levels of page tables, and 3 or 4 is right")
+            throw record.malformed("it has \(body[1]) levels of page tables, not 3 or 4")
         }
     }
 
-    /// One frame of the p2m holds so many entries of the guest's width.
+    /// One p2m frame holds this many entries of the guest's width.
     private static func checkP2MFrames(
         _ record: Record, _ body: [UInt8], _ state: StateBuilder
     ) throws(XenStreamError) {
         guard let info = state.bytes(of: .pvInfo) else {
             throw record.malformed("there was no X86_PV_INFO record before it")
         }
-        guard !state.has(.pvP2MFrames) else { throw record.malformed("it comes a second time") }
-        guard record.length >= 8 else { throw record.malformed("it is shorter than its head") }
+        guard !state.has(.pvP2MFrames) else { throw record.malformed("it occurs twice") }
+        guard record.length >= 8 else { throw record.malformed("it is shorter than its header") }
         let (start, end): (UInt32, UInt32) = (body.little(0), body.little(4))
         guard start <= end else { throw record.malformed("it ends before it starts") }
         let entries = 4096 / UInt32(info[0])
         let count = UInt64(end / entries - start / entries + 1)
         guard UInt64(record.length) == 8 + count * 8 else {
             throw record.malformed(
-                "its length is \(record.length), and frames \(start) to \(end) ask for "
+                "its length is \(record.length), but frames \(start) to \(end) need "
                     + "\(8 + count * 8)")
         }
     }
 
     private static func checkVCPU(_ record: Record) throws(XenStreamError) {
-        guard record.length >= 8 else { throw record.malformed("it is shorter than its head") }
+        guard record.length >= 8 else { throw record.malformed("it is shorter than its header") }
         let length = record.length - 8
         switch record.type {
         case .vcpuBasic where length != 5168 && length != 2800:
-            throw record.malformed("its context has \(length) bytes, and 5168 or 2800 is right")
+            throw record.malformed("its context has \(length) bytes, not 5168 or 2800")
         case .vcpuExtended where length > 128:
-            throw record.malformed("its context has \(length) bytes, and 128 is the most")
+            throw record.malformed("its context has \(length) bytes, more than 128")
         case .vcpuXsave where length != 0 && length < 16:
-            throw record.malformed("its context has \(length) bytes, and 16 is the least")
+            throw record.malformed("its context has \(length) bytes, fewer than 16")
         case .vcpuMSRs where length % 16 != 0:
-            throw record.malformed("its context has \(length) bytes, no multiple of 16")
+            throw record.malformed("its context has \(length) bytes, not a multiple of 16")
         default: return
         }
     }
 
     private static func checkParams(_ record: Record, _ body: [UInt8]) throws(XenStreamError) {
-        guard record.length >= 8 else { throw record.malformed("it is shorter than its head") }
+        guard record.length >= 8 else { throw record.malformed("it is shorter than its header") }
         let count: UInt32 = body.little(0)
         guard UInt64(record.length) == 8 + UInt64(count) * 16 else {
             throw record.malformed("\(count) parameters do not make \(record.length) bytes")

@@ -2,10 +2,9 @@ import GuestModel
 
 /// The bytes of a stream, read in order through one buffer of 1 MiB.
 ///
-/// Everything that is looked at lies in the buffer; nothing is allocated for a length that the
-/// stream states.
+/// Every view lies in the buffer; nothing is allocated for a length that the stream states.
 struct StreamInput: ~Copyable {
-    /// Bytes that can be looked at together, at most.
+    /// The most bytes that one view can show.
     static let viewByteCountMax = 1 << 20
 
     private var source: (UnsafeMutableRawBufferPointer) throws -> Int
@@ -16,8 +15,8 @@ struct StreamInput: ~Copyable {
     /// Bytes taken so far.
     private(set) var offset: UInt64 = 0
 
-    /// - Parameter source: fills a buffer from where it stopped; returns how many bytes, 0 at the
-    ///   end. It may return fewer than there is room for.
+    /// - Parameter source: fills a buffer from the current position; returns the byte count, 0 at
+    ///   the end. It may return fewer bytes than there is room for.
     init(source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int) {
         self.source = source
     }
@@ -26,20 +25,20 @@ struct StreamInput: ~Copyable {
         PageMemory.deallocate(memory)
     }
 
-    /// Reads on from another source; what was read stays.
+    /// Continues reading from another source; buffered bytes are kept.
     mutating func read(from source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int) {
         self.source = source
         isAtEnd = false
     }
 
-    /// Bytes at hand.
+    /// Bytes in the buffer.
     private var available: Int { end - start }
 
     /// Shows the next bytes without taking them: at least `count`, or all that the stream has.
     ///
-    /// The view holds until the next call.
+    /// The view is valid until the next call.
     mutating func view(atLeast count: Int) throws -> UnsafeRawBufferPointer {
-        precondition(count <= memory.count, "a view fits the buffer")
+        precondition(count <= memory.count, "a view fits in the buffer")
         while available < count && !isAtEnd {
             if memory.count - start < count {
                 memory.copyMemory(from: UnsafeRawBufferPointer(rebasing: memory[start..<end]))
@@ -68,7 +67,7 @@ struct StreamInput: ~Copyable {
 
     /// Shows exactly `count` bytes and takes them.
     ///
-    /// - Parameter record: what they belong to, if they are not there.
+    /// - Parameter record: what they belong to, for the error if they are missing.
     mutating func next(_ count: Int, of record: String) throws -> UnsafeRawBufferPointer {
         let view = try view(atLeast: count)
         guard view.count >= count else {
@@ -78,7 +77,7 @@ struct StreamInput: ~Copyable {
         return UnsafeRawBufferPointer(rebasing: view[..<count])
     }
 
-    /// Reads bytes into an array that grows as they come, so that a length that lies costs nothing.
+    /// Reads bytes into an array that grows as they arrive, so that a false length costs nothing.
     mutating func bytes(_ count: Int, of record: String) throws -> [UInt8] {
         var result: [UInt8] = []
         while result.count < count {

@@ -4,8 +4,8 @@ import GuestModel
 /// of xenopsd; PV, HVM or PVH; plain or checkpointed (Remus).
 ///
 /// Memory is bounded: a buffer of 1 MiB and the guest's state. It is as strict as Xen's own
-/// verifier but for what Xen's specification
-/// has ignored, and takes what Xen's receiver takes. Not thread-safe; used once.
+/// verifier, except for fields that Xen's specification says to ignore, and accepts what Xen's
+/// receiver accepts. Not thread-safe; used once.
 ///
 /// The layouts are those of Xen's docs/specs and of tools/xl.
 public struct XenStreamReader: ~Copyable {
@@ -14,8 +14,8 @@ public struct XenStreamReader: ~Copyable {
     private var libxc = LibxcReader()
 
     /// - Parameters:
-    ///   - format: what the stream is.
-    ///   - source: fills a buffer from where it stopped; returns how many bytes, 0 at the end.
+    ///   - format: the stream's format.
+    ///   - source: fills a buffer from the current position; returns the byte count, 0 at the end.
     public init(
         format: XenStreamFormat,
         source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int
@@ -24,13 +24,13 @@ public struct XenStreamReader: ~Copyable {
         input = StreamInput(source: source)
     }
 
-    /// What came so far; right after an error too.
+    /// What was read so far; valid after an error too.
     public var summary: XenStreamSummary { libxc.summary }
 
     /// Reads the stream to its end.
     ///
     /// Blocks as the source does. Throws `XenStreamError`, or what source or visitor throws; epochs
-    /// that were told as whole before stay so.
+    /// that were reported as whole remain valid.
     public mutating func run(_ visitor: any XenStreamVisitor) throws {
         switch format {
         case .xl:
@@ -47,11 +47,11 @@ public struct XenStreamReader: ~Copyable {
         }
     }
 
-    /// Looks at what follows a stream that `run` has read to its end record; nil: nothing.
+    /// Examines what follows a stream that `run` has read to its end record; nil: nothing.
     ///
-    /// - Parameter source: reads on where the source of the stream stopped. Without it only what
-    ///   was read along with the stream is looked at, and nothing blocks: the far end of a
-    ///   migration goes on speaking after its stream.
+    /// - Parameter source: continues where the source of the stream stopped. Without it only what
+    ///   was read along with the stream is examined, and nothing blocks: the other end of a
+    ///   migration keeps sending after its stream.
     public mutating func trailer(
         from source: ((UnsafeMutableRawBufferPointer) throws -> Int)? = nil
     ) throws -> XenStreamTrailer? {
@@ -61,8 +61,8 @@ public struct XenStreamReader: ~Copyable {
         return XenStreamTrailer(offset: input.offset, format: XenStreamFormat(detecting: view))
     }
 
-    /// The end of a plain stream is the end of its one epoch; a checkpointed stream's last part
-    /// epoch is dropped, as Xen's receiver does.
+    /// The end of a plain stream ends its one epoch; a checkpointed stream's incomplete last epoch
+    /// is dropped, as by Xen's receiver.
     private mutating func endPlain(_ visitor: any XenStreamVisitor) throws {
         if !libxc.summary.isCheckpointed { try libxc.endEpoch(visitor) }
     }
@@ -74,7 +74,7 @@ public struct XenStreamReader: ~Copyable {
         let start = input.offset
         let header = try input.next(XlLayout.headerByteCount, of: name)
         guard header.starts(with: XlLayout.magic) else {
-            throw XenStreamError(.malformed, at: start, in: name, "it is no file of xl save")
+            throw XenStreamError(.malformed, at: start, in: name, "it is not an xl save file")
         }
         let order: UInt32 = header.little(32)
         guard order == XlLayout.byteOrder else {
@@ -137,7 +137,7 @@ public struct XenStreamReader: ~Copyable {
         let version: UInt32 = header.big(8)
         guard version == LibxlLayout.version else {
             throw XenStreamError(
-                .unsupported, at: start, in: name, "it is of version \(version), and 2 is known")
+                .unsupported, at: start, in: name, "it has version \(version), but only 2 is known")
         }
         let options: UInt32 = header.big(12)
         guard options & ~(LibxlLayout.bigEndianOption | LibxlLayout.legacyOption) == 0 else {
@@ -151,10 +151,10 @@ public struct XenStreamReader: ~Copyable {
         }
     }
 
-    /// Where a libxl stream is with the libxc stream inside it.
+    /// The position of a libxl stream relative to the libxc stream inside it.
     private enum LibxlPhase {
         case before
-        /// After CHECKPOINT: device state comes, then CHECKPOINT_END.
+        /// After CHECKPOINT: device state follows, then CHECKPOINT_END.
         case inCheckpoint
         /// After END.
         case after
@@ -177,7 +177,7 @@ public struct XenStreamReader: ~Copyable {
             }
             let isEmptyType = [.end, .libxcContext, .checkpointEnd].contains(type)
             guard !isEmptyType || length == 0 else {
-                throw malformed("it has \(length) bytes and must have none")
+                throw malformed("it has \(length) bytes but must have none")
             }
             switch (type, phase) {
             case (.libxcContext, .before):
@@ -196,7 +196,7 @@ public struct XenStreamReader: ~Copyable {
                     "it belongs to COLO, which is not supported; use xl remus without -c")
             case (.libxcContext, _), (.checkpointEnd, _), (.end, _), (.emulatorContext, _),
                 (.emulatorXenstoreData, _):
-                throw malformed("it comes where it must not")
+                throw malformed("it occurs where it must not")
             default:
                 guard type.rawValue & LibxcLayout.optionalBit != 0 else {
                     throw malformed("a libxl stream has no such record")
@@ -225,11 +225,11 @@ public struct XenStreamReader: ~Copyable {
         func malformed(_ reason: String) -> XenStreamError {
             XenStreamError(.malformed, at: start, in: type.name, reason)
         }
-        guard length >= 8 else { throw malformed("it is shorter than its head") }
+        guard length >= 8 else { throw malformed("it is shorter than its header") }
         let emulator: UInt32 = bytes.little(0)
         guard emulator <= 2 else { throw malformed("emulator \(emulator) is not known") }
         if type == .emulatorXenstoreData, length > 8 {
-            guard bytes.last == 0 else { throw malformed("its last string has no end") }
+            guard bytes.last == 0 else { throw malformed("its last string is not terminated") }
             let strings = bytes[8...].reduce(0) { $0 + ($1 == 0 ? 1 : 0) }
             guard strings % 2 == 0 else { throw malformed("a key in it has no value") }
         }
@@ -237,7 +237,7 @@ public struct XenStreamReader: ~Copyable {
         guard
             libxc.state.set(
                 XenStateKind.libxl(type), instance: bytes.little(0, as: UInt64.self), bytes)
-        else { throw malformed("the guest's state comes to more than 256 MiB") }
+        else { throw malformed("the guest's state exceeds 256 MiB") }
     }
 
     // MARK: - xenopsd
@@ -248,12 +248,12 @@ public struct XenStreamReader: ~Copyable {
         guard magic.elementsEqual(XenopsdLayout.magic) else {
             guard magic.elementsEqual(XenopsdLayout.legacyMagic) else {
                 throw XenStreamError(
-                    .malformed, at: start, in: "xenopsd header", "it is no suspend image")
+                    .malformed, at: start, in: "xenopsd header", "it is not a suspend image")
             }
             throw XenStreamError(
                 .legacy, at: start, in: "xenopsd header",
                 "it is a legacy image of XenServer before 7; resume the guest there and suspend it "
-                    + "anew, or convert its stream with Xen's convert-legacy-stream")
+                    + "again, or convert its stream with Xen's convert-legacy-stream")
         }
         var hasMemory = false
         while true {
@@ -265,7 +265,7 @@ public struct XenStreamReader: ~Copyable {
             }
             switch type {
             case XenopsdLayout.libxc, XenopsdLayout.libxl:
-                guard !hasMemory else { throw malformed("the guest's memory comes a second time") }
+                guard !hasMemory else { throw malformed("the guest's memory occurs twice") }
                 hasMemory = true
                 if type == XenopsdLayout.libxl {
                     try readLibxl(visitor)
@@ -286,11 +286,11 @@ public struct XenStreamReader: ~Copyable {
                     throw malformed("there is no such record")
                 }
                 guard length >= 0, length <= Int64(LibxcLayout.recordByteCountMax) else {
-                    throw malformed("its length is \(length), and 128 MiB is the most")
+                    throw malformed("its length is \(length), over 128 MiB")
                 }
                 let bytes = try input.bytes(Int(length), of: "xenopsd record \(name)")
                 guard libxc.state.set(XenStateKind.xenopsdPrefix + name, bytes) else {
-                    throw malformed("the guest's state comes to more than 256 MiB")
+                    throw malformed("the guest's state exceeds 256 MiB")
                 }
             }
         }

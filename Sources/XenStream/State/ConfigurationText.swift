@@ -1,7 +1,8 @@
 /// A guest's configuration from outside, checked before it is put into a stream.
 ///
 /// Two forms are known: JSON as `xl save` writes it, an object with `c_info` at its top, and an
-/// xl.cfg, as the scanner and grammar of Xen's tools/libs/util have it. Whether the values make a
+/// xl.cfg, according to the scanner and grammar of Xen's tools/libs/util. Whether the values are
+/// valid for a guest is left to xl.
 /// guest is xl's to say.
 public struct XenConfigurationText: Hashable, Sendable {
     /// The text, without a NUL.
@@ -9,7 +10,7 @@ public struct XenConfigurationText: Hashable, Sendable {
     /// True for JSON, false for an xl.cfg.
     public let isJSON: Bool
 
-    /// Larger ones are not believed: 1 MiB.
+    /// Larger ones are rejected: 1 MiB.
     public static let byteCountMax = 1 << 20
 
     /// Checks a text; one NUL at its end is dropped.
@@ -20,10 +21,10 @@ public struct XenConfigurationText: Hashable, Sendable {
         func refusal(_ reason: String) -> XenStreamError {
             XenStreamError(
                 .malformed,
-                "it is no guest's configuration, neither an xl.cfg nor JSON of xl: \(reason)")
+                "it is not a guest's configuration, neither an xl.cfg nor JSON of xl: \(reason)")
         }
         guard text.count <= XenConfigurationText.byteCountMax else {
-            throw refusal("it has more than 1 MiB")
+            throw refusal("it is larger than 1 MiB")
         }
         guard let first = text.first(where: { !" \n\t\r".utf8.contains($0) }) else {
             throw refusal("it is empty")
@@ -35,23 +36,23 @@ public struct XenConfigurationText: Hashable, Sendable {
         if isJSON {
             var scanner = JSONScanner(text)
             guard scanner.isWhole() else {
-                throw refusal("line \(scanner.line) breaks the rules of JSON")
+                throw refusal("line \(scanner.line) is not valid JSON")
             }
             guard XenConfiguration(text).hasObject(at: ["c_info"]) else {
-                throw refusal("the JSON is no object with c_info at its top")
+                throw refusal("the JSON is not an object with c_info at its top")
             }
         } else {
             var scanner = ConfigurationScanner(text)
             guard scanner.isWhole() else {
-                throw refusal("line \(scanner.line) is no assignment of an xl.cfg")
+                throw refusal("line \(scanner.line) is not an assignment of an xl.cfg")
             }
-            guard scanner.assignmentCount > 0 else { throw refusal("nothing is assigned in it") }
+            guard scanner.assignmentCount > 0 else { throw refusal("it has no assignments") }
         }
         self.bytes = text
     }
 }
 
-/// Text that is looked at byte by byte, from front to back.
+/// Text that is scanned byte by byte, from front to back.
 private struct ByteScanner {
     private let bytes: [UInt8]
     private(set) var position = 0
@@ -68,21 +69,21 @@ private struct ByteScanner {
         position += 1
     }
 
-    /// Takes a byte if it is the next.
+    /// Consumes a byte if it is the next.
     mutating func take(_ character: Unicode.Scalar) -> Bool {
         guard next == UInt8(ascii: character) else { return false }
         advance()
         return true
     }
 
-    /// Takes a word if it is the next.
+    /// Consumes a word if it is the next.
     mutating func takeWord(_ word: StaticString) -> Bool {
         let isNext = word.withUTF8Buffer { bytes[position...].starts(with: $0) }
         if isNext { position += word.utf8CodeUnitCount }
         return isNext
     }
 
-    /// Takes bytes as long as they are of a kind; returns how many.
+    /// Consumes bytes as long as they are of a kind; returns the count.
     mutating func skip(_ isOfKind: (UInt8) -> Bool) -> Int {
         let start = position
         while let byte = next, isOfKind(byte) { advance() }
@@ -102,7 +103,7 @@ private struct JSONScanner {
 
     init(_ bytes: [UInt8]) { scanner = ByteScanner(bytes) }
 
-    /// Where it stopped.
+    /// The line where it stopped.
     var line: Int { scanner.line }
 
     /// True if the text is one value.
@@ -184,8 +185,8 @@ private struct JSONScanner {
     }
 }
 
-/// Checks an xl.cfg: `name = value` and `name += value`, one on a line or before a semicolon;
-/// values are numbers, quoted strings, and lists of values; `#` begins a remark.
+/// Checks an xl.cfg: `name = value` and `name += value`, one per line or separated by semicolons;
+/// values are numbers, quoted strings, and lists of values; `#` begins a comment.
 private struct ConfigurationScanner {
     /// Deeper than any configuration.
     private static let depthMax = 16
@@ -195,10 +196,10 @@ private struct ConfigurationScanner {
 
     init(_ bytes: [UInt8]) { scanner = ByteScanner(bytes) }
 
-    /// Where it stopped.
+    /// The line where it stopped.
     var line: Int { scanner.line }
 
-    /// True if the text is assignments and nothing else.
+    /// True if the text consists of assignments only.
     mutating func isWhole() -> Bool {
         while true {
             skipSpace()

@@ -4,10 +4,11 @@
 /// Reads a guest's HVM context.
 enum HVMContext {
     private static let cpuTypecode: UInt16 = 2
-    /// `struct hvm_hw_cpu` before Xen 4.7 ends with the error code; what is read here lies before.
+    /// `struct hvm_hw_cpu` before Xen 4.7 ends with the error code; all fields read here precede
+    /// it.
     private static let cpuByteCountMin = 1024
 
-    /// The processors' records, ascending; none if the bytes are of another layout.
+    /// The processors' records, ascending; none if the bytes have another layout.
     static func cpus(_ context: [UInt8]) -> [[UInt8]] {
         var result: [[UInt8]] = []
         var offset = 0
@@ -56,7 +57,7 @@ enum HVMContext {
             context.replaceSubrange(offset..<offset + 8, with: value.littleEndianBytes)
         }
         context.replaceSubrange(0..<512, with: cpu[0..<512])
-        // VGCF_i387_valid and VGCF_online: a processor that is down is not in the context.
+        // VGCF_i387_valid and VGCF_online: a processor that is offline is not in the context.
         put(1 | 1 << 5, at: 512)
         for word in words { put(cpu.little(word.from), at: word.to) }
         for selector in selectors {

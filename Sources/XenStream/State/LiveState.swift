@@ -1,21 +1,21 @@
 public import GuestModel
 
-// What a live domain's checkpoint has beside what a stream would bring:
+// What a live domain's checkpoint has in addition to what a stream has:
 //
-//   xen.hold      "suspend" or "pause": how the domain was held still
+//   xen.hold      "suspend" or "pause": how the domain was paused
 //   xen.domain    u32 domid, then 16 bytes of uuid
 
-/// How a domain was held still for its checkpoint.
+/// How a domain was paused for its checkpoint.
 public enum XenPauseMode: String, Hashable, Sendable {
     /// The guest suspended itself: canonical, so it can be started as a new domain.
     case suspend
-    /// The hypervisor paused it, without its knowledge: for revert in place and for looking at.
+    /// The hypervisor paused it, without its knowledge: for revert in place and for inspection.
     case pause
 }
 
 /// State of a live PVH or HVM domain, in the records that its stream would have.
 public struct XenLiveState: Sendable {
-    /// How the domain was held.
+    /// How the domain was paused.
     public var pauseMode: XenPauseMode
     /// The domain ID.
     public var domain: UInt32
@@ -25,9 +25,9 @@ public struct XenLiveState: Sendable {
     public var xenMajor: UInt32 = 0
     /// The hypervisor's version.
     public var xenMinor: UInt32 = 0
-    /// `xen_cpuid_leaf_t`, one after the other.
+    /// `xen_cpuid_leaf_t`, one after another.
     public var cpuidPolicy: [UInt8] = []
-    /// `xen_msr_entry_t`, one after the other.
+    /// `xen_msr_entry_t`, one after another.
     public var msrPolicy: [UInt8] = []
     /// The configuration of xl as JSON, without a NUL; nil if there is none.
     public var configuration: [UInt8]?
@@ -43,7 +43,7 @@ public struct XenLiveState: Sendable {
         1, 5, 6, 9, 12, 17, 19, 27, 28, 29, 32, 33, 34, 36, 37, 38,
     ]
 
-    /// Begins with what tells domains apart.
+    /// Initializes it with what distinguishes domains.
     public init(pauseMode: XenPauseMode, domain: UInt32, uuid: [UInt8]) {
         self.pauseMode = pauseMode
         self.domain = domain
@@ -84,16 +84,16 @@ public struct XenLiveState: Sendable {
     }
 }
 
-/// What a checkpoint's state says of the domain that it was taken of.
+/// What a checkpoint's state says about the domain that it was taken from.
 public struct XenOrigin: Hashable, Sendable {
-    /// How the domain was held.
+    /// How the domain was paused.
     public let pauseMode: XenPauseMode
-    /// The domain ID then.
+    /// The domain ID at that time.
     public let domain: UInt32
     /// The domain's uuid.
     public let uuid: [UInt8]
 
-    /// Reads a checkpoint's state; nil if it was not taken of a live domain.
+    /// Reads a checkpoint's state; nil if it was not taken from a live domain.
     public init?(_ state: GuestState) {
         guard let hold = state.bytes(ofKind: XenStateKind.pauseMode),
             let known = XenPauseMode(rawValue: String(decoding: hold, as: UTF8.self)),
@@ -104,14 +104,14 @@ public struct XenOrigin: Hashable, Sendable {
         uuid = Array(domain[4...])
     }
 
-    /// The HVM context that the state holds.
+    /// The HVM context in the state.
     public static func hvmContext(_ state: GuestState) -> [UInt8]? {
         state.bytes(ofKind: XenStateKind.libxc(.hvmContext))
     }
 }
 
 extension XenStateKind {
-    /// How a live domain was held still.
+    /// How a live domain was paused.
     public static let pauseMode = "xen.hold"
     /// Which live domain it was.
     public static let domain = "xen.domain"

@@ -1,8 +1,8 @@
 import GuestModel
 
-// What a stream says of a guest besides its pages becomes the checkpoint's state: one record for
+// What a stream has of a guest other than its pages becomes the checkpoint's state: one record for
 // each record of the stream, with the same bytes. A later record of a stream replaces the earlier
-// one of its type (and virtual processor, or emulator), as Xen's receiver does.
+// one of its type (and virtual processor, or emulator), as in Xen's receiver.
 //
 //   xl.configuration            JSON, as `xl save` wrote it, with its NUL
 //   xl.configuration.text       the older form: an xl.cfg
@@ -21,7 +21,7 @@ public enum XenStateKind {
     public static let configurationText = "xl.configuration.text"
     /// The domain header of the libxc stream.
     public static let domainHeader = "libxc.domain-header"
-    /// Which frames are page tables, or without content.
+    /// Which frames are page tables, or have no content.
     public static let pageTypes = "libxc.page-types"
 
     static let libxcPrefix = "libxc."
@@ -34,7 +34,7 @@ public enum XenStateKind {
 
 /// Collects a guest's state while its stream is read.
 struct StateBuilder {
-    /// State of a guest is some megabytes; more is not believed.
+    /// A guest's state is a few megabytes; more is rejected.
     static let byteCountMax = 256 << 20
 
     private struct Key: Hashable {
@@ -48,13 +48,13 @@ struct StateBuilder {
     private var byteCount = 0
     private var pageTypes: [UInt64: XenPageType] = [:]
 
-    /// Takes a record, or replaces the one it follows.
+    /// Adds a record, or replaces the one with the same kind and instance.
     ///
-    /// - Returns: false if there is more state than a guest can have; nothing was taken then.
+    /// - Returns: false if there would be more state than a guest can have; nothing was added then.
     mutating func set(_ kind: String, instance: UInt64 = 0, _ bytes: [UInt8]) -> Bool {
         let key = Key(kind: kind, instance: instance)
         let old = order[key].map { records[$0].bytes.count } ?? 0
-        // Each record costs some bytes beside its own.
+        // Each record costs some bytes in addition to its own.
         let count = byteCount - old + bytes.count + (order[key] == nil ? 64 : 0)
         guard count <= StateBuilder.byteCountMax else { return false }
         byteCount = count
@@ -67,16 +67,16 @@ struct StateBuilder {
         return true
     }
 
-    /// The body of the first record of a type that was taken.
+    /// The body of the first added record of a type.
     func bytes(of type: LibxcRecordType) -> [UInt8]? {
         let kind = XenStateKind.libxc(type)
         return records.first { $0.kind == kind }?.bytes
     }
 
-    /// True if a record of the type was taken.
+    /// True if a record of the type was added.
     func has(_ type: LibxcRecordType) -> Bool { bytes(of: type) != nil }
 
-    /// Notes what a frame is.
+    /// Records the type of a frame.
     mutating func setType(_ type: XenPageType, of frame: UInt64) {
         if type == .normal || type == .invalid {
             if !pageTypes.isEmpty { pageTypes.removeValue(forKey: frame) }
@@ -85,7 +85,7 @@ struct StateBuilder {
         }
     }
 
-    /// The state as it is now.
+    /// The current state.
     var state: GuestState {
         guard !pageTypes.isEmpty else { return GuestState(records: records) }
         let types = GuestState.Record(
@@ -118,7 +118,7 @@ struct PageTypeRuns {
         }
     }
 
-    /// Reads what `encoded` gives; nil if it is anything else.
+    /// Reads the bytes of `encoded`; nil if they are anything else.
     init?(_ bytes: [UInt8]) {
         guard bytes.count % PageTypeRuns.runByteCount == 0 else { return nil }
         var end: UInt64 = 0

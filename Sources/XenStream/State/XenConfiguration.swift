@@ -1,7 +1,7 @@
-/// xl's configuration of a guest as JSON, edited without reading it as a whole.
+/// xl's configuration of a guest as JSON, edited without parsing all of it.
 ///
-/// libxl reads what xl writes and back; nothing but the values asked for is touched, so fields that
-/// a later libxl adds stay as they are.
+/// libxl reads and writes this JSON; only the requested values are changed, so fields that a later
+/// libxl adds are preserved.
 public struct XenConfiguration: Sendable {
     /// The text, without a NUL.
     public private(set) var json: [UInt8]
@@ -11,10 +11,10 @@ public struct XenConfiguration: Sendable {
         self.json = Array(json.prefix { $0 != 0 })
     }
 
-    /// `c_info.name`; nil if there is none, or escapes are in it.
+    /// `c_info.name`; nil if there is none, or it has escapes.
     public var name: String? { text(at: ["c_info", "name"]) }
 
-    /// `c_info.uuid`; nil if there is none, or escapes are in it.
+    /// `c_info.uuid`; nil if there is none, or it has escapes.
     public var uuid: String? { text(at: ["c_info", "uuid"]) }
 
     /// True if the value at the end of a path of keys is an object.
@@ -32,7 +32,7 @@ public struct XenConfiguration: Sendable {
         return text.contains(Cursor.backslash) ? nil : String(decoding: text, as: UTF8.self)
     }
 
-    /// Makes it another guest's: a name and a uuid of its own.
+    /// Makes it another guest's, with a name and a uuid of its own.
     ///
     /// - Parameters:
     ///   - name: without quotes, backslashes and control characters.
@@ -74,7 +74,7 @@ public struct XenConfiguration: Sendable {
     }
 }
 
-/// Finds values in JSON text (RFC 8259); what is not JSON has none.
+/// Finds values in JSON text (RFC 8259); text that is not JSON has none.
 private struct Cursor {
     static let quote = UInt8(ascii: "\"")
     static let backslash = UInt8(ascii: "\\")
@@ -86,7 +86,7 @@ private struct Cursor {
 
     init(_ bytes: [UInt8]) { self.bytes = bytes }
 
-    /// Where the value at the end of a path of keys lies.
+    /// The range of the value at the end of a path of keys.
     mutating func value(at path: [String]) -> Range<Int>? {
         guard let key = path.first else {
             skipSpace()

@@ -1,11 +1,11 @@
 public import GuestModel
 
-/// Which guest of Xen a state is of: its kind and its uuid.
+/// The Xen guest that a state belongs to: its kind and its uuid.
 public struct XenIdentity: Hashable, Sendable {
     /// PV, or HVM and PVH.
     public let kind: XenGuestKind
-    /// The uuid in small letters, with its dashes; nil where the state does not say it, as a bare
-    /// libxc stream does not.
+    /// The uuid in lower case, with its dashes; nil where the state does not have it, as after a
+    /// bare libxc stream.
     public let uuid: String?
 
     /// Makes an identity.
@@ -27,23 +27,24 @@ public struct XenIdentity: Hashable, Sendable {
         } else if let json = state.bytes(ofKind: XenStateKind.configuration) {
             found = XenConfiguration(json).uuid?.lowercased()
         }
-        // What stands for none.
+        // All zeros means none.
         uuid = found.flatMap { $0.contains { $0 != "0" && $0 != "-" } ? $0 : nil }
     }
 
-    /// In which way the state of a history is not of this guest; nil if it may be.
+    /// How the state of a history is known to belong to another guest; nil if it may be this
+    /// guest's.
     ///
-    /// A uuid that is not known may be any.
+    /// An unknown uuid matches any.
     public func difference(from state: GuestState) -> String? {
         guard let other = XenIdentity(state) else {
-            return "its newest checkpoint is of no guest of Xen"
+            return "its newest checkpoint is not of a Xen guest"
         }
         guard other.kind == kind else {
             return "its newest checkpoint is of \(other.kind == .pv ? "a PV" : "an HVM or PVH") "
-                + "guest, and this is \(kind == .pv ? "a PV" : "an HVM or PVH") one"
+                + "guest, but this is \(kind == .pv ? "a PV" : "an HVM or PVH") one"
         }
         guard let uuid, let before = other.uuid, uuid != before else { return nil }
         return "its newest checkpoint is of the guest with the uuid "
-            + "\(PrintableText.escape(before)), and this one has \(PrintableText.escape(uuid))"
+            + "\(PrintableText.escape(before)), but this one has \(PrintableText.escape(uuid))"
     }
 }

@@ -3,7 +3,7 @@ public import GuestModel
 /// A checkpoint's state, read back as a Xen guest's.
 struct XenState {
     let kind: XenGuestKind
-    /// The domain header as it was.
+    /// The original domain header.
     let domainHeader: [UInt8]
     /// libxc records in the order of their stream.
     let libxc: [(type: LibxcRecordType, body: [UInt8])]
@@ -30,7 +30,7 @@ struct XenState {
             if record.kind == XenStateKind.pageTypes {
                 guard let runs = PageTypeRuns(record.bytes) else {
                     throw XenStreamError(
-                        .malformed, "the checkpoint's \(record.kind) record is not of its layout")
+                        .malformed, "the checkpoint's \(record.kind) record has a wrong layout")
                 }
                 types = runs
             } else if record.kind.hasPrefix(XenStateKind.libxcPrefix),
@@ -56,7 +56,7 @@ struct XenState {
     }
 }
 
-/// What a guest was when its checkpoint was taken, as far as its state says.
+/// The guest of a checkpoint, as far as its state describes it.
 public struct XenGuestDescription: Sendable {
     /// PV, or HVM and PVH.
     public let kind: XenGuestKind

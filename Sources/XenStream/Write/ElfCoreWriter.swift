@@ -1,6 +1,6 @@
 public import GuestModel
 
-// The core format of `xl dump-core` (docs/misc/dump-core-format.txt), in the order of the file:
+// The core format of `xl dump-core` (docs/misc/dump-core-format.txt), in file order:
 //
 //   ELF header, section headers
 //   .shstrtab
@@ -12,10 +12,10 @@ public import GuestModel
 //
 // There are no program headers: readers go by section.
 
-/// Writes a checkpoint as an ELF core of the kind that `xl dump-core` makes.
+/// Writes a checkpoint as an ELF core like those of `xl dump-core`.
 ///
-/// For crash, gdb's Xen readers and Volatility. A stream has page tables of a PV guest with frame
-/// numbers in place of machine frames, so the p2m of such a core is the identity.
+/// For crash, gdb's Xen readers and Volatility. In a stream the page tables of a PV guest have
+/// frame numbers in place of machine frames, so the p2m of such a core is the identity.
 public struct ElfCoreWriter {
     private struct Section {
         let name: String
@@ -37,7 +37,7 @@ public struct ElfCoreWriter {
     private var sections: [Section] = []
 
     /// - Parameters:
-    ///   - state: the checkpoint's state, as `XenStreamReader` gave it.
+    ///   - state: the checkpoint's state, as `XenStreamReader` returned it.
     ///   - layout: its frames.
     ///   - sink: takes the bytes.
     public init(
@@ -93,7 +93,8 @@ public struct ElfCoreWriter {
             + UInt64(pageCount).littleEndianBytes + UInt64(Page.byteCount).littleEndianBytes
         var version = UInt64(xen.domainHeader.little(8, as: UInt32.self)).littleEndianBytes
         version += UInt64(xen.domainHeader.little(12, as: UInt32.self)).littleEndianBytes
-        // Extra version, compile information, capabilities and changeset: a stream has none.
+        // Extra version, compile information, capabilities and changeset: a stream has none of
+        // them.
         version += [UInt8](repeating: 0, count: 16 + 144 + 1024 + 64)
         // HYPERVISOR_VIRT_START of x86-64 (public/arch-x86/xen-x86_64.h).
         version += UInt64(0xffff_8000_0000_0000).littleEndianBytes
@@ -111,7 +112,7 @@ public struct ElfCoreWriter {
 
     /// Writes everything that comes before the pages.
     ///
-    /// After it come the pages themselves, all of the layout's, frames ascending, and nothing else.
+    /// All pages of the layout must follow, frames ascending, and nothing else.
     public mutating func begin() throws {
         let frameSection = isPV ? ".xen_p2m" : ".xen_pfn"
         let entryByteCount = isPV ? 16 : 8
@@ -177,7 +178,7 @@ public struct ElfCoreWriter {
         var bytes: [UInt8] = [0x7f, 0x45, 0x4c, 0x46, 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
         bytes += UInt16(4).littleEndianBytes + UInt16(62).littleEndianBytes
         bytes += UInt32(1).littleEndianBytes
-        // No entry; section headers follow at once; program headers of 56 bytes, none of them.
+        // No entry; section headers follow immediately; program headers of 56 bytes, none of them.
         bytes += UInt64(0).littleEndianBytes + UInt64(0).littleEndianBytes
         bytes += UInt64(headerByteCount).littleEndianBytes + UInt32(0).littleEndianBytes
         for field in [headerByteCount, 56, 0, sectionHeaderByteCount, sectionCount, 1] {

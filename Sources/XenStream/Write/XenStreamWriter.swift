@@ -5,14 +5,13 @@ public import GuestModel
 ///
 ///     var writer = try XenStreamWriter(.xl, state: state) { bytes in ... }
 ///     try writer.begin()
-///     try writer.pages(runs, bytes)      // again and again, frames ascending
+///     try writer.pages(runs, bytes)      // repeatedly, frames ascending
 ///     try writer.finish()
 ///
-/// Memory is bounded: 8 bytes for each of 1024 frames. Pages are handed on from the caller's
-/// memory.
-/// Order of records: xg_sr_save.c, xg_sr_save_x86_pv.c and xg_sr_save_x86_hvm.c of Xen.
+/// Memory is bounded: 8 bytes for each of 1024 frames. Pages are passed on from the caller's
+/// memory. Order of records: xg_sr_save.c, xg_sr_save_x86_pv.c and xg_sr_save_x86_hvm.c of Xen.
 public struct XenStreamWriter {
-    /// What is written.
+    /// The format to write.
     public enum Format: Sendable {
         /// A file that `xl restore` starts.
         case xl
@@ -20,7 +19,7 @@ public struct XenStreamWriter {
         case libxc
     }
 
-    /// Takes bytes in order; valid inside the call only.
+    /// Receives bytes in order; valid only during the call.
     public typealias Sink = (UnsafeRawBufferPointer) throws -> Void
 
     private let format: Format
@@ -33,9 +32,9 @@ public struct XenStreamWriter {
 
     /// - Parameters:
     ///   - format: what to write.
-    ///   - state: the checkpoint's state, as `XenStreamReader` gave it.
-    ///   - configuration: instead of the checkpoint's own: JSON as `xl save` writes it, or an
-    ///     xl.cfg; checked (`XenConfigurationText`).
+    ///   - state: the checkpoint's state, as `XenStreamReader` returned it.
+    ///   - configuration: replaces the checkpoint's own: JSON as `xl save` writes it, or an xl.cfg;
+    ///     checked (`XenConfigurationText`).
     ///   - sink: takes the bytes.
     public init(
         _ format: Format, state: GuestState, configuration: [UInt8]? = nil, sink: @escaping Sink
@@ -64,7 +63,7 @@ public struct XenStreamWriter {
         {
             throw XenStreamError(
                 .noState,
-                "the guest's device model state is xenopsd's, which xl cannot take; export the "
+                "the guest's device model state is xenopsd's, which xl cannot read; export the "
                     + "checkpoint as libxc")
         }
     }
@@ -101,7 +100,7 @@ public struct XenStreamWriter {
     /// Writes pages.
     ///
     /// - Parameters:
-    ///   - runs: frames, ascending, after those of the calls before.
+    ///   - runs: frames, ascending, after those of earlier calls.
     ///   - contents: 4096 bytes for each, without gaps.
     public mutating func pages(_ runs: [PageRange], _ contents: UnsafeRawBufferPointer) throws {
         var batch: [UInt64] = []
@@ -121,7 +120,7 @@ public struct XenStreamWriter {
 
     /// Writes one PAGE_DATA record.
     ///
-    /// - Returns: bytes of `contents` that it used up.
+    /// - Returns: the number of bytes of `contents` that were used.
     private mutating func write(
         _ frames: [UInt64], _ contents: UnsafeRawBufferPointer, from start: Int
     ) throws -> Int {
@@ -136,7 +135,7 @@ public struct XenStreamWriter {
             head += (frame | UInt64(type.rawValue) << LibxcLayout.typeShift).littleEndianBytes
         }
         try head.withUnsafeBytes(sink)
-        // Pages lie side by side; only frames without data make gaps.
+        // Pages are contiguous; only frames without data make gaps.
         var position = 0
         while position < frames.count {
             guard entryTypes[position].hasData else {
@@ -189,7 +188,7 @@ public struct XenStreamWriter {
     }
 }
 
-/// Looks types of ascending frames up, one after the other.
+/// Looks up the types of ascending frames, one after another.
 struct PageTypeCursor {
     private let runs: [PageTypeRuns.Run]
     private var next = 0

@@ -40,7 +40,7 @@ extension XenCases {
         let other = try ChildProcess(["sh", "-c", command], collectsOutput: true)
         let status = other.wait()
         let said = other.collectedLines.joined(separator: " ")
-        guard status != 0, said.contains("has charge of domain \(domain)") else {
+        guard status != 0, said.contains("already owns domain \(domain)") else {
             throw Failed("another process ended with \(status): \(said)")
         }
         print("# in another process: \(said)")
