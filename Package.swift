@@ -255,7 +255,7 @@ let package = Package(
                 "CheckpointEngine", "CheckpointStore", "VarveTestSupport",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
-        .testTarget(name: "TidyTests"),
+        .testTarget(name: "TidyTests", dependencies: ["VarveTestSupport"]),
         // Runs in dom0 of the rig, beside stock xl: Scripts/xen-test.
         .executableTarget(
             name: "XenCases",

@@ -143,7 +143,7 @@ let tracksWrites: Bool = {
         try ProcessMemory.checkSupport()
         return true
     } catch {
-        print("skipped, tracking of writes: \(error.message)")
+        noteSkipped("skipped, tracking of writes: \(error.message)")
         return false
     }
 }()

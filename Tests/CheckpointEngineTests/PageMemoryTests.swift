@@ -36,7 +36,7 @@ import VarveTestSupport
 
     private func expectHidden(_ bytes: UnsafeRawBufferPointer, _ what: String) throws {
         guard let isHidden = try isHidden(bytes) else {
-            print("skipped, flags of memory: /proc/self/smaps cannot be read")
+            noteSkipped("skipped, flags of memory: /proc/self/smaps cannot be read")
             return
         }
         #expect(isHidden, "\(what)")

@@ -58,7 +58,8 @@ import VarveTestSupport
         defer { close(file) }
         let writes = LargeWrites(to: file, LargeWrites.Limits(byteCountMin: 8192, alignment: 4096))
         guard !writes.middle(of: 8192, at: 0).isEmpty else {
-            print("skipped: the file system of \(directory.path) cannot write past the page cache")
+            noteSkipped(
+                "skipped: the file system of \(directory.path) cannot write past the page cache")
             return
         }
         #expect(writes.middle(of: 8191, at: 0).isEmpty)
@@ -81,7 +82,8 @@ import VarveTestSupport
             // A file system in memory has nothing else than the cache.
             let isInMemory = resident.allSatisfy { $0 }
             #expect(isInMemory)
-            print("skipped: the file system of \(directory.path) writes all through the cache")
+            noteSkipped(
+                "skipped: the file system of \(directory.path) writes all through the cache")
             return
         }
         #expect(!resident[..<(1_000_000 / 4096)].contains(true))

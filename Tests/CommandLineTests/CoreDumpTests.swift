@@ -67,7 +67,7 @@ import VarveTestSupport
         guard pattern.hasPrefix("core"),
             try shell("strace -qq -o /dev/null -e trace=none true").status == 0
         else {
-            print("skipped, core dumps: core_pattern is '\(pattern)', or strace is not here")
+            noteSkipped("skipped, core dumps: core_pattern is '\(pattern)', or strace is not here")
             return
         }
         var (dumps, controls, most) = (0, 0, 0)
@@ -98,7 +98,7 @@ import VarveTestSupport
             "\(dumps) cores, with \(most) of 256 pages' secrets at most; \(controls) have a name "
                 + "in them, which nothing hides")
         guard dumps > 0 else {
-            print("skipped, core dumps: none is written here")
+            noteSkipped("skipped, core dumps: none is written here")
             return
         }
         #expect(dumps >= 10)

@@ -238,7 +238,7 @@ import VarveTestSupport
         try FileManager.default.createDirectory(
             atPath: mount, withIntermediateDirectories: true)
         guard system("mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", mount) else {
-            print("skipped, a full disk: tmpfs cannot be mounted here")
+            noteSkipped("skipped, a full disk: tmpfs cannot be mounted here")
             return
         }
         defer { _ = system("umount", mount) }

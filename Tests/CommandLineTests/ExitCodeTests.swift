@@ -65,7 +65,7 @@ import VarveTestSupport
     @Test func everyCommandWorksWithoutProc() throws {
         let probe = try shell("unshare -m sh -c 'mount -t tmpfs none /proc'")
         guard probe.status == 0 else {
-            print("skipped, commands without /proc: a mount name space cannot be made here")
+            noteSkipped("skipped, commands without /proc: a mount name space cannot be made here")
             return
         }
         try makeStore(2)
@@ -235,7 +235,7 @@ import VarveTestSupport
     func anImportOfAHugeHoleEndsBySignal(_ signal: String, _ status: Int32) throws {
         try makeStore(1)
         guard try shell("env --block-signal=TERM true").status == 0 else {
-            print("skipped, signals that wait: env cannot block signals here")
+            noteSkipped("skipped, signals that wait: env cannot block signals here")
             return
         }
         // The second time over a parent.

@@ -28,7 +28,8 @@ import VarveTestSupport
     private static let hasStrace: Bool = {
         let result = try? Tool.shell("strace -qq -e trace=none true")
         if result?.status == 0 { return true }
-        print("skipped, the system's calls of a reader: strace is not installed or may not trace")
+        noteSkipped(
+            "skipped, the system's calls of a reader: strace is not installed or may not trace")
         return false
     }()
 
@@ -242,7 +243,7 @@ import VarveTestSupport
             setpriv --reuid=\(ForeignStoreTests.reader) --clear-groups $varve --version
             """)
         guard probe.status == 0 else {
-            print("skipped, a user who may only read: setpriv, or the tool's folder, refuses")
+            noteSkipped("skipped, a user who may only read: setpriv, or the tool's folder, refuses")
             return
         }
         let before = try state()

@@ -126,7 +126,7 @@ import VarveTestSupport
         for kind in Kind.allCases {
             let (more, moreNamed) = try check(kind, name)
             if more == 0, kind == .device || kind == .socket {
-                print("skipped, a \(kind) as \(name): it cannot be made here")
+                noteSkipped("skipped, a \(kind) as \(name): it cannot be made here")
             }
             runs += more
             named += moreNamed

@@ -182,7 +182,7 @@ import VarveTestSupport
         try Data(repeating: 9, count: 8192).write(to: URL(fileURLWithPath: path("small")))
         let loop = try shell("losetup --find --show disk")
         guard loop.status == 0 else {
-            print("skipped, export to a block device: there is no loop device here")
+            noteSkipped("skipped, export to a block device: there is no loop device here")
             return
         }
         let device = loop.text.trimmingCharacters(in: .whitespacesAndNewlines)
@@ -300,14 +300,14 @@ import VarveTestSupport
             let refusal = "is in the repository itself"
             #expect(folder.error.components(separatedBy: refusal).count == 3, "\(folder.error)")
         } else {
-            print("skipped, replacing a mount point: a mount name space cannot be made here")
+            noteSkipped("skipped, replacing a mount point: a mount name space cannot be made here")
         }
         if try shell("chattr +i file").status == 0 {
             let fixed = try export("file --force")
             _ = try shell("chattr -i file")
             #expect(fixed.status == 1 && fixed.error.contains("chattr"), "\(fixed.error)")
         } else {
-            print("skipped, replacing an immutable file: chattr cannot make one here")
+            noteSkipped("skipped, replacing an immutable file: chattr cannot make one here")
         }
         #expect(try load("file") == Data("old".utf8) && load("other") == Data("other".utf8))
         #expect(try names == ["file", "other", "store", "stream"])
@@ -317,7 +317,7 @@ import VarveTestSupport
         let expected = try makeStore()
         let probe = try shell("unshare -m mount -t tmpfs none /mnt")
         guard probe.status == 0 else {
-            print("skipped, export to a full disk: a mount name space cannot be made here")
+            noteSkipped("skipped, export to a full disk: a mount name space cannot be made here")
             return
         }
         for format in OutputPlaceTests.formats {

@@ -37,7 +37,7 @@ import VarveTestSupport
     /// Who may not use the index of another user's store plans what the owner does.
     private func expectForeignPlan() throws {
         guard geteuid() == 0 else {
-            print("skipped, the plan of another user: only root can give a store away")
+            noteSkipped("skipped, the plan of another user: only root can give a store away")
             return
         }
         let own = try Tool.run("prune", store, "--dry-run", "--json", "--max-unused", "0")

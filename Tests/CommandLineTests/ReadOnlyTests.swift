@@ -20,7 +20,7 @@ import VarveTestSupport
         let mount = path("disk")
         try FileManager.default.createDirectory(atPath: mount, withIntermediateDirectories: true)
         guard system("mount", "-t", "tmpfs", "-o", "size=\(size)", "tmpfs", mount) else {
-            print("skipped, a disk of its own: tmpfs cannot be mounted here")
+            noteSkipped("skipped, a disk of its own: tmpfs cannot be mounted here")
             return
         }
         defer { _ = system("umount", "-l", mount) }
@@ -63,7 +63,7 @@ import VarveTestSupport
                 atPath: view, withIntermediateDirectories: true)
             guard system("mount", "--bind", disk, view),
                 system("mount", "-o", "remount,ro,bind", view)
-            else { return print("skipped: no bind mounts here") }
+            else { return noteSkipped("skipped: no bind mounts here") }
             defer { _ = system("umount", "-l", view) }
             try expectReads("\(view)/store", image)
             kill(writer.processIdentifier, SIGKILL)
@@ -91,7 +91,7 @@ import VarveTestSupport
             let image = try makeStore(store)
             try FileManager.default.removeItem(atPath: "\(store)/index")
             guard system("mount", "-o", "remount,ro", disk) else {
-                return print("skipped: no read-only mounts here")
+                return noteSkipped("skipped: no read-only mounts here")
             }
             try expectReads(store, image)
             let prune = try Tool.run("prune", store, "--dry-run")

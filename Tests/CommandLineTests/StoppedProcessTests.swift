@@ -17,7 +17,7 @@ import VarveTestSupport
             "strace -f -qq -o /dev/null -e trace=openat "
                 + "-e inject=openat:signal=SIGCONT:when=1 true")
         if result?.status == 0 { return true }
-        print("skipped, processes stopped at a call: strace cannot inject signals here")
+        noteSkipped("skipped, processes stopped at a call: strace cannot inject signals here")
         return false
     }()
 

@@ -33,7 +33,7 @@ enum Tool {
     /// True if it can be run; says why not, once.
     static let isBuilt: Bool = {
         if let path, FileManager.default.isExecutableFile(atPath: path) { return true }
-        print("skipped, the command line tool: VARVE_CLI does not name it; use Scripts/test")
+        noteSkipped("skipped, the command line tool: VARVE_CLI does not name it; use Scripts/test")
         return false
     }()
 

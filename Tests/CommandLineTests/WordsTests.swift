@@ -77,7 +77,7 @@ import VarveTestSupport
                 "mkdir -p full && unshare -m sh -c 'mount -t tmpfs -o size=\(size) tmpfs full "
                     + "|| exit 77; TMPDIR=full $varve log store'")
             if full.status == 77 {
-                print("skipped, a full temporary directory: nothing can be mounted here")
+                noteSkipped("skipped, a full temporary directory: nothing can be mounted here")
                 break
             }
             #expect(full.status == 1 && full.error.contains("set TMPDIR"), "\(full.error)")

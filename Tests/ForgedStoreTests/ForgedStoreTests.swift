@@ -15,7 +15,7 @@ import VarveTestSupport
 
     private static let isBuilt: Bool = {
         if let tool, FileManager.default.isExecutableFile(atPath: tool.path) { return true }
-        print("skipped, forged stores: VARVE_CLI does not name a tool beside varve-forged")
+        noteSkipped("skipped, forged stores: VARVE_CLI does not name a tool beside varve-forged")
         return false
     }()
 

@@ -66,7 +66,7 @@ import VarveTestSupport
     @Test(arguments: [ProcessMemory.Backing.anonymous, .shared])
     func ownMemoryConforms(backing: ProcessMemory.Backing) {
         guard ConformingGuestTests.canTrack else {
-            print("skipped: this kernel cannot track writes")
+            noteSkipped("skipped: this kernel cannot track writes")
             return
         }
         ConformingGuestTests.expectConforming(skipping: [.logEndedFromOutsideIsFound]) {

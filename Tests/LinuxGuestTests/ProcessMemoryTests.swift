@@ -11,7 +11,7 @@ let canTrack: Bool = {
         try ProcessMemory.checkSupport()
         return true
     } catch {
-        print("skipped, tracking of writes: \(error.message)")
+        noteSkipped("skipped, tracking of writes: \(error.message)")
         return false
     }
 }()

@@ -84,7 +84,7 @@ extension KernelTests {
         @Test func agreesWithDebiansTool() throws {
             let tool = "/usr/bin/b3sum"
             guard FileManager.default.isExecutableFile(atPath: tool) else {
-                print("skipped: \(tool) is not here; 'apt install b3sum'")
+                noteSkipped("skipped: \(tool) is not here; 'apt install b3sum'")
                 return
             }
             let directory = TemporaryDirectory()

@@ -11,7 +11,7 @@ enum Paths {
     static func with(_ path: String, _ body: () throws -> Void) rethrows {
         let before = String(cString: ckernels_path())
         guard ckernels_select(path) else {
-            print("skipped: this processor has no \(path)")
+            noteSkipped("skipped: this processor has no \(path)")
             return
         }
         defer { _ = ckernels_select(before) }
@@ -27,7 +27,7 @@ extension KernelTests {
     @Suite(.serialized) struct PathTests {
         @Test func theEnvironmentForcesAPath() {
             guard let wanted = ProcessInfo.processInfo.environment["VARVE_KERNELS"] else {
-                print("skipped: VARVE_KERNELS is not set")
+                noteSkipped("skipped: VARVE_KERNELS is not set")
                 return
             }
             // Tests that force another path put this one back.

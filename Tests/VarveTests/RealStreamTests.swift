@@ -16,7 +16,8 @@ enum RealStreams {
     }()
     static let isThere: Bool = {
         if !files.isEmpty { return true }
-        print("skipped, real streams: VARVE_XEN_STREAMS names no folder with some; see xen-test")
+        noteSkipped(
+            "skipped, real streams: VARVE_XEN_STREAMS names no folder with some; see xen-test")
         return false
     }()
 }
@@ -57,7 +58,8 @@ enum RealStreams {
     /// Xen's own verify-stream-v2, if VARVE_XEN_VERIFIER names it.
     private func verify(_ stream: [UInt8]) throws {
         guard let verifier = ProcessInfo.processInfo.environment["VARVE_XEN_VERIFIER"] else {
-            print("skipped, Xen's own verifier: VARVE_XEN_VERIFIER does not name verify-stream-v2")
+            noteSkipped(
+                "skipped, Xen's own verifier: VARVE_XEN_VERIFIER does not name verify-stream-v2")
             return
         }
         let file = directory.path.appending("export").string
