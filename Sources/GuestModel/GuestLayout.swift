@@ -17,17 +17,10 @@ public struct GuestLayout: Hashable, Sendable {
     public init(runs: [PageRange]) {
         var joined: [PageRange] = []
         for run in runs.sorted(by: { $0.first < $1.first }) {
-            guard let last = joined.last else {
-                joined.append(run)
-                continue
+            if let last = joined.last {
+                precondition(last.end <= run.first, "layout runs \(last) and \(run) overlap")
             }
-            precondition(last.end <= run.first, "layout runs \(last) and \(run) overlap")
-            if last.end == run.first {
-                joined[joined.count - 1] = PageRange(
-                    first: last.first, count: last.count + run.count)
-            } else {
-                joined.append(run)
-            }
+            joined.appendJoining(run)
         }
         self.runs = joined
         self.pageCount = joined.reduce(0) { $0 + $1.count }

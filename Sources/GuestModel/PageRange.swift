@@ -37,3 +37,12 @@ extension PageRange: CustomStringConvertible {
     /// `0x10+4`: first frame and count.
     public var description: String { "\(first)+\(count)" }
 }
+
+extension [PageRange] {
+    /// Appends a run, or makes the last one longer if the run begins where that ends.
+    @inlinable
+    package mutating func appendJoining(_ run: PageRange) {
+        guard let last, last.end == run.first else { return append(run) }
+        self[count - 1] = PageRange(first: last.first, count: last.count + run.count)
+    }
+}

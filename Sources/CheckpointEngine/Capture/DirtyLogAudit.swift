@@ -74,11 +74,7 @@ struct AuditCandidates {
     func runs(in layout: GuestLayout, outside dirty: DirtyBitmap) -> [PageRange] {
         var runs: [PageRange] = []
         for frame in frames where !dirty.contains(frame) && layout.contains(frame) {
-            if let last = runs.last, last.end == frame {
-                runs[runs.count - 1] = PageRange(first: last.first, count: last.count + 1)
-            } else {
-                runs.append(PageRange(first: frame, count: 1))
-            }
+            runs.appendJoining(PageRange(first: frame, count: 1))
         }
         return runs
     }

@@ -114,11 +114,7 @@ public final class StreamImport {
         }
         inFlight.insert(frame)
         populated.insert(frame)
-        if let last = runs.last, last.end == frame {
-            runs[runs.count - 1] = PageRange(first: last.first, count: last.count + 1)
-        } else {
-            runs.append(PageRange(first: frame, count: 1))
-        }
+        runs.appendJoining(PageRange(first: frame, count: 1))
         filledCount += 1
         if filledCount == StagingPool.slotPageCount {
             flush()

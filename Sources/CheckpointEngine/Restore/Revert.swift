@@ -331,19 +331,12 @@ private struct RevertOperation {
             let place = slot.bytes[end..<end + Page.byteCount]
             staged.copy(frame, to: UnsafeMutableRawBufferPointer(rebasing: place))
             end += Page.byteCount
-            differing.append(PageRange(first: frame, count: 1))
+            differing.appendJoining(PageRange(first: frame, count: 1))
         }
         guard !differing.isEmpty else { return 0 }
-        let runs = differing.reduce(into: [PageRange]()) { runs, page in
-            if let last = runs.last, last.end == page.first {
-                runs[runs.count - 1] = PageRange(first: last.first, count: last.count + 1)
-            } else {
-                runs.append(page)
-            }
-        }
         try guest.writePages(
-            runs.span, from: UnsafeRawBufferPointer(rebasing: slot.bytes[..<end]).bytes)
-        return differing.count
+            differing.span, from: UnsafeRawBufferPointer(rebasing: slot.bytes[..<end]).bytes)
+        return end / Page.byteCount
     }
 }
 

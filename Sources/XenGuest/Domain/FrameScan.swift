@@ -29,11 +29,7 @@ struct FrameScan: Sendable {
             for (index, hasPage) in try FrameScan.havePages(frames, domain, calls).enumerated()
             where hasPage {
                 let frame = PageFrameNumber(UInt64(first + index))
-                if let last = runs.last, last.end == frame {
-                    runs[runs.count - 1] = PageRange(first: last.first, count: last.count + 1)
-                } else {
-                    runs.append(PageRange(first: frame, count: 1))
-                }
+                runs.appendJoining(PageRange(first: frame, count: 1))
             }
             first += count
         }
