@@ -139,7 +139,7 @@ private struct HoledImage: ImageSource {
         }
         let watch = Monitor(Watch())
         var image = InterruptedImportTests.image(2)
-        image.willRead = { watch.wait(wakes: false) { $0.isOpen ? () : nil } }
+        image.willRead = { watch.wait { $0.isOpen ? () : nil } }
         var options = InterruptedImportTests.options
         options.interruption = {
             watch.change { watch in

@@ -148,7 +148,7 @@ private final class Core: Sendable {
     }
 
     func join() {
-        state.wait(wakes: false) { $0.hasEnded ? () : nil }
+        state.wait { $0.hasEnded ? () : nil }
         let thread = thread.withLock { thread in
             defer { thread = nil }
             return thread

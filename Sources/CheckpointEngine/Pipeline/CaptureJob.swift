@@ -64,7 +64,7 @@ final class CaptureJob: Sendable {
 
     /// Waits until every submitted batch was encoded; throws if one could not be.
     func drain() throws(CaptureError) {
-        let failure = state.wait(wakes: false) { state -> CaptureError?? in
+        let failure = state.wait { state -> CaptureError?? in
             if let failure = state.failure { return .some(failure) }
             return state.openBatchCount == 0 ? .some(nil) : nil
         }
@@ -115,6 +115,6 @@ final class CaptureJob: Sendable {
 
     /// Waits for the end.
     func wait() throws(CaptureError) -> Checkpoint {
-        try state.wait(wakes: false) { $0.result }.get()
+        try state.wait { $0.result }.get()
     }
 }

@@ -153,7 +153,7 @@ final class CheckpointPipeline: Sendable {
 
     /// Waits until at most `count` jobs have not ended.
     func waitForJobs(atMost count: Int) {
-        queue.wait(wakes: false) { $0.openCount <= count ? () : nil }
+        queue.wait { $0.openCount <= count ? () : nil }
     }
 
     // MARK: - Base, while no job is open
@@ -208,7 +208,7 @@ final class CheckpointPipeline: Sendable {
                 let failure = CaptureError(wrapping: error)
                 job.fail(failure)
                 // The capture thread may still be submitting: wait until it has noticed.
-                job.state.wait(wakes: false) { $0.isHandedOver ? () : nil }
+                job.state.wait { $0.isHandedOver ? () : nil }
                 end(job, .failure(job.failure ?? failure))
             }
             lastStart = start
@@ -221,7 +221,7 @@ final class CheckpointPipeline: Sendable {
     var level: CompressionLevel { control.withLock { $0.level } }
 
     private func nextJob() -> CaptureJob? {
-        queue.wait(wakes: false) { queue -> CaptureJob?? in
+        queue.wait { queue -> CaptureJob?? in
             if !queue.jobs.isEmpty { return .some(queue.jobs.removeFirst()) }
             return queue.isClosed ? .some(nil) : nil
         }
@@ -307,7 +307,7 @@ final class CheckpointPipeline: Sendable {
     }
 
     private func waitForPublication() {
-        queue.wait(wakes: false) { $0.publication == nil ? () : nil }
+        queue.wait { $0.publication == nil ? () : nil }
     }
 
     // MARK: - The publisher
@@ -323,7 +323,7 @@ final class CheckpointPipeline: Sendable {
             } catch {
                 // In the order in which they began; nothing is prepared before the outcome is
                 // known.
-                queue.wait(wakes: false) { $0.published.isEmpty ? () : nil }
+                queue.wait { $0.published.isEmpty ? () : nil }
                 end(publication.job, .failure(error))
                 queue.change { $0.publication = nil }
             }
@@ -332,7 +332,7 @@ final class CheckpointPipeline: Sendable {
     }
 
     private func nextPublication() -> Publication? {
-        queue.wait(wakes: false) { queue -> Publication?? in
+        queue.wait { queue -> Publication?? in
             if let publication = queue.publication { return .some(publication) }
             return queue.isDrained ? .some(nil) : nil
         }
@@ -381,7 +381,7 @@ final class CheckpointPipeline: Sendable {
     }
 
     private func nextPublished() -> Published? {
-        queue.wait(wakes: false) { queue -> Published?? in
+        queue.wait { queue -> Published?? in
             if let published = queue.published.first { return .some(published) }
             return queue.isPublished ? .some(nil) : nil
         }
@@ -426,7 +426,7 @@ final class CheckpointPipeline: Sendable {
             }
         }
         while true {
-            let batches = job.state.wait(wakes: false) { state -> [StagedBatch]? in
+            let batches = job.state.wait { state -> [StagedBatch]? in
                 if state.failure != nil { return state.openBatchCount == 0 ? [] : nil }
                 if !state.batches.isEmpty {
                     defer { state.batches.removeAll() }
@@ -471,7 +471,7 @@ final class CheckpointPipeline: Sendable {
     }
 
     private func nextTask() -> Task? {
-        work.wait(wakes: false) { work -> Task?? in
+        work.wait { work -> Task?? in
             if let item = work.items.first, let draft = work.draft,
                 let transaction = work.transaction
             {

@@ -56,12 +56,12 @@ final class StagingPool: Sendable {
 
     /// Takes a slot; blocks until one is free.
     func take() -> Slot {
-        Slot(index: free.wait(wakes: false) { $0.slots.popLast() }, pool: self)
+        Slot(index: free.wait { $0.slots.popLast() }, pool: self)
     }
 
     /// Takes slots that are free now.
     func takeFree(atMost count: Int) -> [Slot] {
-        free.wait(wakes: false) { free in
+        free.wait { free in
             let taken = free.slots.suffix(count)
             free.slots.removeLast(taken.count)
             return taken.reversed()
@@ -83,7 +83,7 @@ final class StagingPool: Sendable {
     /// The slots taken next then have memory: a page that the kernel must first allocate and clear
     /// costs more than copying into it, and that must not happen in the pause.
     func waitForFree(_ count: Int) {
-        free.wait(wakes: false) { free -> Void? in
+        free.wait { free -> Void? in
             guard free.slots.count >= min(count, slotCount) else { return nil }
             for index in free.slots.suffix(count) where !free.isTouched[index] {
                 touch(index)

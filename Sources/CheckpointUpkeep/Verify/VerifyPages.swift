@@ -43,7 +43,7 @@ final class VerifyPages: Sendable {
         while start < requests.count {
             let end = min(start + VerifyPages.batchPageCount, requests.count)
             let batch = Batch(checkpoint: checkpoint, requests: Array(requests[start..<end]))
-            queue.wait { queue -> Void? in
+            queue.waitAndNotify { queue -> Void? in
                 guard queue.batches.count < VerifyPages.waitingCountMax else { return nil }
                 queue.batches.append(batch)
                 return ()
@@ -68,7 +68,7 @@ final class VerifyPages: Sendable {
     private func run() {
         var fetcher = PageFetcher(repository)
         while true {
-            let next = queue.wait { queue -> Batch?? in
+            let next = queue.waitAndNotify { queue -> Batch?? in
                 if !queue.batches.isEmpty { return .some(queue.batches.removeFirst()) }
                 return queue.isClosed ? .some(nil) : nil
             }

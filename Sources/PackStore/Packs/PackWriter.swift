@@ -183,7 +183,7 @@ package final class PackWriter: Sendable {
     /// What an abandoned transaction appended after the newest publication is removed, with the
     /// packs that it filled, if no other is in progress; otherwise it is left to prune.
     package func end(wasPublished: Bool) {
-        state.wait(wakes: false) { state -> Void? in
+        state.wait { state -> Void? in
             let isLast = state.activeTransactions == 1
             let hasRest = state.end > state.confirmed || state.hasAbandonedPacks
             let mustCut = !wasPublished && isLast && hasRest && !state.isClosed
@@ -267,7 +267,7 @@ package final class PackWriter: Sendable {
     /// `mark` must be called first.
     package func close() {
         let failure = FileError(call: "append", path: StoreDirectory.packs, errno: EBADF)
-        state.wait(wakes: false) { state -> Void? in
+        state.wait { state -> Void? in
             if state.isSyncing { return nil }
             state.isClosed = true
             state.fail(failure)
@@ -353,7 +353,7 @@ package final class PackWriter: Sendable {
         whileSyncing mustWait: (State) -> Bool = State.always,
         _ body: (inout State) throws(FileError) -> T
     ) throws(RepositoryError) -> T {
-        let result = state.wait(wakes: false) { state -> Result<T, FileError>? in
+        let result = state.wait { state -> Result<T, FileError>? in
             if state.isSyncing, mustWait(state) { return nil }
             do throws(FileError) {
                 return .success(try body(&state))

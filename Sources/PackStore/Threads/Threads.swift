@@ -117,24 +117,28 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
 
     /// Blocks until `body` returns a value, and returns that.
     ///
-    /// `body` may change the value; it is called again after each change.
-    ///
-    /// - Parameter wakes: false if no thread waits for what `body` changes.
-    package func wait<T>(wakes: Bool = true, _ body: (inout Value) -> T?) -> T {
+    /// `body` may change the value, and is called again after each change. Wakes no other thread:
+    /// none may wait for what `body` changes.
+    package func wait<T>(_ body: (inout Value) -> T?) -> T {
         pthread_mutex_lock(mutex)
-        defer {
-            if wakes { pthread_cond_broadcast(condition) }
-            pthread_mutex_unlock(mutex)
-        }
+        defer { pthread_mutex_unlock(mutex) }
         while true {
             if let result = body(&value) { return result }
             pthread_cond_wait(condition, mutex)
         }
     }
 
+    /// The same, and wakes every thread that waits: one may wait for what `body` changed.
+    package func waitAndNotify<T>(_ body: (inout Value) -> T?) -> T {
+        let result = wait(body)
+        pthread_cond_broadcast(condition)
+        return result
+    }
+
     /// Blocks until `body` returns a value, and returns that; nil after `limit`.
     ///
-    /// `body` may change the value; it is called again after each change, and once at the end.
+    /// `body` may change the value, and is called again after each change, and once at the end.
+    /// Wakes no other thread.
     package func wait<T>(atMost limit: Duration, _ body: (inout Value) -> T?) -> T? {
         var end = timespec()
         clock_gettime(CLOCK_MONOTONIC, &end)
@@ -144,10 +148,7 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
         end.tv_sec += Int(seconds) + nanoseconds / 1_000_000_000
         end.tv_nsec = nanoseconds % 1_000_000_000
         pthread_mutex_lock(mutex)
-        defer {
-            pthread_cond_broadcast(condition)
-            pthread_mutex_unlock(mutex)
-        }
+        defer { pthread_mutex_unlock(mutex) }
         while true {
             if let result = body(&value) { return result }
             if pthread_cond_timedwait(condition, mutex, &end) == ETIMEDOUT { return body(&value) }
