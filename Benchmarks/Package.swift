@@ -2,15 +2,15 @@
 
 import PackageDescription
 
-// A package of its own, so that nobody who depends on the library fetches the benchmark runner.
+// A package of its own, so that packages that use the library do not fetch the benchmark runner.
 //
 //   Scripts/benchmark [--quick]      everything, and the report
 //   cd Benchmarks && swift package -c release --allow-writing-to-package-directory benchmark
 //
-// A suite is an executable in Benchmarks/; `Measuring` is what they share, `Report` makes
-// RESULTS.md of what they recorded. `Stages` is a target of the library's own package.
+// A suite is an executable in Benchmarks/; `Measuring` is their common code, `Report` creates
+// RESULTS.md from their figures. `Stages` is a target of the library's own package.
 
-/// A suite of benchmarks, and what else it measures.
+/// A suite of benchmarks, and the modules that it needs.
 func suite(_ name: String, _ dependencies: Target.Dependency...) -> Target {
     .executableTarget(
         name: name,
@@ -30,9 +30,9 @@ let package = Package(
     dependencies: [
         // The library under test.
         .package(name: "varve", path: ".."),
-        // Runs benchmarks, each in a process of its own. Without traits it needs no jemalloc.
+        // Runs each benchmark in its own process. Without traits it needs no jemalloc.
         .package(url: "https://github.com/ordo-one/benchmark", from: "1.38.0", traits: []),
-        // Paths in the library's interface.
+        // Paths in the library's API.
         .package(url: "https://github.com/apple/swift-system", from: "1.6.0"),
     ],
     targets: [

@@ -1,7 +1,7 @@
 import Foundation
 import Glibc
 
-/// What a program that ended used.
+/// Resources used by a program that ended.
 public struct ChildResult: Sendable {
     /// From its start to its end.
     public let seconds: Double
@@ -9,21 +9,21 @@ public struct ChildResult: Sendable {
     public let cpuSeconds: Double
     /// The largest resident set of the largest of its processes.
     ///
-    /// It begins with this process's own
-    /// at the time of the start: measure others from a small process.
+    /// It begins with the resident set of this process at the start: measure others from a small
+    /// process.
     public let peakByteCount: Int
-    /// What it printed; empty unless it was asked for.
+    /// Its output; empty unless requested.
     public let output: String
 }
 
-/// Another program, run to its end.
+/// Another program, run until it ends.
 public enum Child {
     /// A program that failed.
     public struct Failure: Error, CustomStringConvertible {
-        /// Which program, and what it said.
+        /// The program, and its output.
         public let description: String
 
-        /// Says what went wrong.
+        /// The description.
         public init(description: String) {
             self.description = description
         }
@@ -40,8 +40,8 @@ public enum Child {
     /// - Parameters:
     ///   - arguments: the program's name first.
     ///   - input: a file that is its standard input.
-    ///   - environment: on top of this process's.
-    ///   - output: a file for its standard output and error; nil: they are returned.
+    /// - environment: added to this process's.
+    /// - output: a file for its standard output and error; nil: the output is returned.
     public static func run(
         _ arguments: [String], input: String = "/dev/null", environment: [String: String] = [:],
         output: String? = nil
@@ -87,7 +87,7 @@ public enum Child {
             peakByteCount: Int(usage.ru_maxrss) << 10, output: text)
     }
 
-    /// Bytes of all files below a directory, as they lie on the disk.
+    /// Bytes on the disk of all files below a directory.
     public static func byteCount(below directory: String) throws -> Int {
         let output = try run(["du", "-s", "-B1", directory]).output
         guard let count = Int(output.prefix { $0.isNumber }) else {
@@ -106,13 +106,13 @@ public enum ResidentMemory {
     /// Bytes resident now.
     public static var now: Int { field("VmRSS:") }
 
-    /// The most that was resident since `resetPeak`.
+    /// The largest resident size since `resetPeak`.
     public static var peak: Int { field("VmHWM:") }
 
-    /// Bytes resident now that are pages of files, programs and libraries among them.
+    /// Resident bytes that are pages of files, including programs and libraries.
     public static var mappedFiles: Int { field("RssFile:") }
 
-    /// Makes the present size the peak.
+    /// Sets the peak to the present size.
     public static func resetPeak() {
         let file = open("/proc/self/clear_refs", O_WRONLY)
         guard file >= 0 else { return }
@@ -126,7 +126,7 @@ public enum ResidentMemory {
         return Int(line?.split(whereSeparator: { !$0.isNumber }).first ?? "0").map { $0 << 10 } ?? 0
     }
 
-    /// Bytes that could be had without swapping.
+    /// Bytes available without swapping.
     public static var available: Int {
         let text = (try? String(contentsOfFile: "/proc/meminfo", encoding: .utf8)) ?? ""
         let line = text.split(separator: "\n").first { $0.hasPrefix("MemAvailable:") }

@@ -2,10 +2,10 @@ import Benchmark
 import Foundation
 import Glibc
 
-/// A benchmark that times its subject beside limits and peers, in turn, round after round.
+/// A benchmark that times its subject, limits and peers in turn, round after round.
 ///
-/// The runner shows the subject's wall time; the figure with all series and their ratios goes to
-/// `Settings.figures`, because the runner's own exports know one series a benchmark.
+/// The runner shows the subject's wall time; the figure with all series and their ratios is written
+/// to `Settings.figures`, because the runner's own exports have one series for each benchmark.
 public final class Comparison {
     private let id: String
     private let title: String
@@ -15,7 +15,7 @@ public final class Comparison {
     private var notes: [Note] = []
     private var isWarmingUp = true
     fileprivate var benchmark: Benchmark?
-    /// A new directory that goes when the benchmark has ended.
+    /// A new directory, removed when the benchmark ends.
     public let directory: String
 
     fileprivate init(id: String, title: String) {
@@ -24,7 +24,7 @@ public final class Comparison {
         directory = Settings.directory + "/varve-benchmark-\(getpid())-\(id)"
     }
 
-    /// Times what the figure is about.
+    /// Times the subject of the figure.
     public func subject<T>(
         _ name: String = "Varve", byteCount: Int? = nil, _ body: () throws -> T
     ) rethrows -> T {
@@ -33,7 +33,7 @@ public final class Comparison {
         return try time(name, .subject, byteCount: byteCount, body)
     }
 
-    /// Times what the hardware allows.
+    /// Times the hardware's limit.
     @discardableResult
     public func limit<T>(
         _ name: String, byteCount: Int? = nil, _ body: () throws -> T
@@ -51,12 +51,12 @@ public final class Comparison {
         return result
     }
 
-    /// Adds a time that was taken elsewhere, or by another program.
+    /// Adds a time that was measured elsewhere, or by another program.
     ///
     /// - Parameters:
-    ///   - byteCount: bytes that were worked on.
-    ///   - x: where on the curve of its name it lies.
-    ///   - child: the program, for its processor time and memory.
+    /// - byteCount: bytes processed.
+    /// - x: its position on the curve.
+    /// - child: the program, for its processor time and memory.
     public func add(
         _ name: String, _ role: Role, seconds: Double, byteCount: Int? = nil,
         at x: (value: Double, curve: String)? = nil, child: ChildResult? = nil
@@ -76,7 +76,7 @@ public final class Comparison {
         series[name] = entry
     }
 
-    /// Says one more number; the last one said counts.
+    /// Adds a number to the figure; a later value of the same name replaces an earlier one.
     public func note(_ name: String, _ value: Double, _ unit: String) {
         guard !isWarmingUp else { return }
         notes.removeAll { $0.name == name }
@@ -107,11 +107,11 @@ public final class Comparison {
 ///
 /// - Parameters:
 ///   - id: `suite.what`, the figure's name.
-///   - title: what is timed, as the report says it.
-///   - rounds: how often each series is timed; one more round goes before, unless it is one alone.
-///   - setup: makes what the rounds work on.
-///   - finish: says what is known after the last round.
-///   - round: times the subject and the others once.
+/// - title: what is timed, as printed in the report.
+/// - rounds: how often each series is timed, after one untimed round; 1 has no untimed round.
+/// - setup: creates the state that the rounds use.
+/// - finish: adds results after the last round.
+/// - round: times the subject and the others once.
 public func compare<Subject>(
     _ id: String, _ title: String, rounds: Int,
     setup: @escaping (Comparison) throws -> Subject,
@@ -126,7 +126,7 @@ public func compare<Subject>(
     let configuration = Benchmark.Configuration(
         metrics: [.wallClock, .cpuTotal, .peakMemoryResident], warmupIterations: 0,
         maxDuration: .seconds(3600), maxIterations: rounds)
-    // The runner keeps what `setup` returns until the process ends; the state goes earlier.
+    // The runner keeps what `setup` returns until the process ends; the state is released earlier.
     var subject: Subject?
     Benchmark(id, configuration: configuration) { benchmark in
         comparison.benchmark = benchmark
@@ -140,7 +140,7 @@ public func compare<Subject>(
             if rounds > 1 { try round(made, comparison) }
             subject = made
         } catch {
-            // The runner says nothing of it.
+            // The runner does not report it.
             print("\(id): \(error)")
             throw error
         }
@@ -171,6 +171,6 @@ public enum Recorder {
 }
 
 extension Duration {
-    /// As a number.
+    /// The duration in seconds.
     public var seconds: Double { self / .seconds(1) }
 }

@@ -2,20 +2,20 @@ import Foundation
 
 /// Times of one thing in one run, in seconds.
 public struct Distribution: Codable, Hashable, Sendable {
-    /// How many there are.
+    /// The number of values.
     public var count: Int
-    /// The least.
+    /// The minimum.
     public var least: Double
-    /// The one in the middle.
+    /// The median.
     public var p50: Double
-    /// One in a hundred is larger.
+    /// The 99th percentile.
     public var p99: Double
-    /// The largest.
+    /// The maximum.
     public var most: Double
 
-    /// Sums values up.
+    /// Summarizes values.
     ///
-    /// - Precondition: there is at least one.
+    /// - Precondition: there is at least one value.
     public init(_ values: [Double]) {
         precondition(!values.isEmpty, "a distribution of nothing")
         let sorted = values.sorted()
@@ -32,13 +32,13 @@ public struct Distribution: Codable, Hashable, Sendable {
     }
 }
 
-/// What a series stands for in its figure.
+/// The role of a series in its figure.
 public enum Role: String, Codable, Sendable {
     /// Varve.
     case subject
-    /// What the hardware or the library below allows.
+    /// The limit of the hardware or of the library below.
     case limit
-    /// What one would take instead.
+    /// An alternative to Varve.
     case peer
     /// Varve in another way, or a part of the subject.
     case part
@@ -48,27 +48,27 @@ public enum Role: String, Codable, Sendable {
 public struct Series: Codable, Sendable {
     /// What was timed.
     public var name: String
-    /// What it stands for.
+    /// Its role.
     public var role: Role
-    /// Where on a curve it lies: series with the same curve in one suite.
+    /// Its position on a curve; a suite's series with the same curve form that curve.
     public var x: Double?
     /// The curve's name.
     public var curve: String?
-    /// Seconds a round.
+    /// Seconds of each round.
     public var seconds: Distribution
-    /// Bytes that a round works on.
+    /// Bytes that a round processes.
     public var byteCount: Int?
-    /// Processor seconds of all rounds together, where they were counted.
+    /// Processor seconds of all rounds together, if they were measured.
     public var cpuSeconds: Double?
     /// The process's largest resident set.
     public var peakByteCount: Int?
 
-    /// Bytes a second in the middle round.
+    /// Bytes a second in the median round.
     public var rate: Double? { byteCount.map { Double($0) / seconds.p50 } }
 }
 
-/// The subject over another series, round by round, so that a machine that slows down for a while
-/// slows both.
+/// The subject relative to another series, round by round, so that a machine that is slow for a
+/// while slows both.
 public struct Ratio: Codable, Sendable {
     /// The other series' name.
     public var to: String
@@ -76,13 +76,13 @@ public struct Ratio: Codable, Sendable {
     public var value: Distribution
 }
 
-/// One more number that a figure has.
+/// An additional number of a figure.
 public struct Note: Codable, Sendable {
-    /// What it says.
+    /// Its name.
     public var name: String
-    /// How much.
+    /// Its value.
     public var value: Double
-    /// What it counts.
+    /// Its unit.
     public var unit: String
 }
 
@@ -92,23 +92,23 @@ public struct Figure: Codable, Sendable {
     public var id: String
     /// What was timed, in words.
     public var title: String
-    /// All that was timed, in order.
+    /// All timed series, in order.
     public var series: [Series]
-    /// The subject over each of the others.
+    /// The subject relative to each other series.
     public var ratios: [Ratio]
-    /// Numbers beside the times.
+    /// Numbers other than times.
     public var notes: [Note]
 
-    /// The first part of the id.
+    /// The first part of the ID.
     public var suite: String { String(id.prefix { $0 != "." }) }
 
-    /// The series that the figure is about.
+    /// The series of the figure's subject.
     public var subject: Series? { series.first { $0.role == .subject } }
 
     /// The series with a name.
     public func series(_ name: String) -> Series? { series.first { $0.name == name } }
 
-    /// The subject over the series with a name.
+    /// The subject relative to the series with a name.
     public func ratio(to name: String) -> Ratio? { ratios.first { $0.to == name } }
 
     /// The number with a name.

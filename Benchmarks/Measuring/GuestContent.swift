@@ -1,19 +1,19 @@
 import Foundation
 import Glibc
 
-/// What a guest's memory holds: pages of the images in `Settings.images`, the zero ones left out.
+/// A guest's memory: pages of the images in `Settings.images`, without the zero ones.
 ///
-/// Without images, pages that are half random and half one byte, which zstd makes half as long.
+/// Without images, pages that are half random and half one byte, which zstd compresses to half.
 public struct GuestContent {
     private static let pageByteCount = 4096
 
-    /// Where the pages come from, in words.
+    /// The origin of the pages, in words.
     public static var source: String {
         Settings.images.isEmpty
             ? "made: half of each page random, half one byte" : "images of a real Linux guest"
     }
 
-    /// Fills memory with pages that are all different: each is stamped with its number.
+    /// Fills memory with distinct pages: each is stamped with its number.
     public static func fill(_ bytes: UnsafeMutableRawBufferPointer) throws {
         guard let base = bytes.baseAddress else { return }
         let pageCount = bytes.count / pageByteCount
@@ -43,8 +43,8 @@ public struct GuestContent {
         }
     }
 
-    /// Fills memory with the same 16,384 different pages again and again, so that a repository of
-    /// it is small and quickly made.
+    /// Fills memory by repeating the same 16,384 distinct pages, so that its repository is small
+    /// and is created quickly.
     public static func fillRepeating(_ bytes: UnsafeMutableRawBufferPointer) throws {
         let part = min(bytes.count, 16_384 * pageByteCount)
         try fill(UnsafeMutableRawBufferPointer(rebasing: bytes[..<part]))
@@ -55,13 +55,13 @@ public struct GuestContent {
         }
     }
 
-    /// Makes a page differ from what it was and from every other.
+    /// Makes a page different from its previous contents and from every other page.
     ///
     /// Writes 8 bytes.
     public static func stamp(
         _ bytes: UnsafeMutableRawBufferPointer, _ page: Int, _ number: UInt64
     ) {
-        // A bijection, so that no two numbers give equal bytes; spread over them, as data is.
+        // A bijection, so that no two numbers give equal bytes; they are spread as in real data.
         bytes.storeBytes(
             of: (number &+ 1) &* 0x9e37_79b9_7f4a_7c15,
             toByteOffset: page * pageByteCount + 1024, as: UInt64.self)
@@ -96,9 +96,9 @@ public struct GuestContent {
     }
 }
 
-/// Page-aligned memory that was touched.
+/// Page-aligned memory, already touched.
 public final class Memory {
-    /// The memory; it goes with this object.
+    /// The memory; freed with this object.
     public let bytes: UnsafeMutableRawBufferPointer
 
     /// Allocates, and touches every page.
@@ -116,18 +116,18 @@ public final class Memory {
         return memory
     }
 
-    /// Copies the beginning of other memory over its own, as long as both are.
+    /// Copies the beginning of other memory over its own, up to the shorter length.
     ///
-    /// `memmove`, which glibc makes one with `memcpy`.
+    /// Uses `memmove`, which in glibc is the same as `memcpy`.
     public func copy(from source: UnsafeMutableRawBufferPointer) {
         let count = min(source.count, bytes.count)
         bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: source[..<count]))
     }
 
-    /// Makes all bytes zero.
+    /// Sets all bytes to zero.
     public func clear() { bytes.initializeMemory(as: UInt8.self, repeating: 0) }
 
-    /// Writes it to a file, which is in the page cache then.
+    /// Writes it to a file, which is then in the page cache.
     public func write(to path: String) throws {
         guard let base = bytes.baseAddress else { return }
         let data = Data(bytesNoCopy: base, count: bytes.count, deallocator: .none)

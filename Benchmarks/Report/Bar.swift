@@ -1,9 +1,9 @@
 import Foundation
 import Measuring
 
-/// A figure to reach, and what a run says of it.
+/// A target figure, and the result of a run.
 struct Bar {
-    /// What was measured, in words, and whether that is enough.
+    /// The measured value, in words, and whether it reaches the target.
     struct Verdict {
         let measured: String
         /// The limit in the same run; empty if the bar has none.
@@ -164,7 +164,7 @@ struct Bar {
             figure?.title ?? "digest", ">= 1.1 x b3sum on one long file; equal results", verdict)
     }
 
-    /// How the quickest round does beside the limit's quickest.
+    /// The quickest round compared with the limit's quickest.
     private static func best(_ figure: Figure, _ other: String) -> String {
         guard let mine = figure.subject?.seconds.least,
             let limit = figure.series(other)?.seconds.least
@@ -229,7 +229,7 @@ struct Bar {
         ]
     }
 
-    /// How often Varve goes into the quickest of the peers with a name.
+    /// How many times faster than the quickest peer with a name Varve is.
     private static func image(
         _ results: Results, _ id: String, _ what: String, _ peer: String, _ least: Double
     ) -> Bar {
@@ -250,7 +250,7 @@ struct Bar {
         return Bar(what, ">= \(Format.number(least)) x \(peer)", verdict)
     }
 
-    /// Processor time beside a peer's: a busy machine changes it less than wall time.
+    /// Processor time compared with a peer's: a busy machine changes it less than wall time.
     private static func processor(_ subject: Series, _ peer: Series) -> String {
         guard let mine = subject.cpuSeconds, let other = peer.cpuSeconds, mine > 0 else {
             return ""

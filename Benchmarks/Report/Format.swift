@@ -1,6 +1,6 @@
 import Foundation
 
-/// Numbers as a reader wants them: three figures, and a unit that fits.
+/// Numbers for readers: three digits, and a suitable unit.
 enum Format {
     static func seconds(_ value: Double) -> String {
         switch value {

@@ -5,7 +5,7 @@ import Measuring
 struct Page {
     let results: Results
     let plots: [Plot]
-    /// What a person found where a bar was missed: SHORTFALLS.md.
+    /// SHORTFALLS.md: explanations of missed targets, written by a person.
     let shortfalls: String
 
     private static let suites = [
@@ -117,7 +117,7 @@ struct Page {
 
     // MARK: - Memory, counts, long runs
 
-    /// Peaks of processor time and memory, wherever they were taken.
+    /// Peaks of processor time and memory, from every suite.
     private var memory: String {
         var lines: [String] = []
         for figure in results.figures {

@@ -1,7 +1,7 @@
 import Foundation
 import Measuring
 
-/// A drawing of some curves.
+/// A plot of some curves.
 struct Plot {
     /// One curve.
     struct Curve {
@@ -14,7 +14,7 @@ struct Plot {
     let xTitle: String
     let yTitle: String
     let curves: [Curve]
-    /// Each axis by powers of ten.
+    /// Each axis is logarithmic.
     var isLogarithmic = (x: true, y: true)
 
     private static let colours = ["#0a58ca", "#c2410c", "#15803d", "#7e22ce", "#475569", "#b91c1c"]
@@ -102,7 +102,7 @@ private struct Axis {
     init(values: [Double], isLogarithmic: Bool, fromZero: Bool) {
         let least = values.min() ?? 1
         let most = max(values.max() ?? 1, least * 1.0001)
-        // A logarithm needs what is above zero.
+        // A logarithm needs a positive number.
         self.isLogarithmic = isLogarithmic && least > 0
         if self.isLogarithmic {
             low = fromZero ? log10(least).rounded(.down) : log10(least)
@@ -126,7 +126,7 @@ private struct Axis {
     }
 }
 
-/// The plots that a run's figures give.
+/// The plots of a run's figures.
 enum Plots {
     static func all(of results: Results) -> [Plot] {
         var plots: [Plot] = []
@@ -157,7 +157,7 @@ enum Plots {
         return plots.filter { $0.curves.contains { $0.points.count > 1 } }
     }
 
-    /// The series of a suite that say which curve they lie on.
+    /// The series of a suite that belong to a curve.
     private static func curves(_ results: Results, suite: String) -> [Plot.Curve] {
         let placed = results.suite(suite).flatMap(\.series).filter { $0.curve != nil }
         var names: [String] = []

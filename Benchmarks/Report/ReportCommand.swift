@@ -2,12 +2,12 @@ import Foundation
 import Glibc
 import Measuring
 
-// Makes the report of what the suites recorded.
+// Creates the report from the figures that the suites recorded.
 //
 //   report make FIGURES DIRECTORY [--counts JSON] [--soak CSV] [--xen TEXT] [--quick]
 //       results.json in DIRECTORY, and from it RESULTS.md and plots/*.svg
 //   report render DIRECTORY
-//       RESULTS.md and the plots again, from results.json as it is
+// RESULTS.md and the plots again, from the existing results.json
 
 @main
 struct ReportCommand {

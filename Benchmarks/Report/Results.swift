@@ -1,8 +1,7 @@
 import Foundation
 import Measuring
 
-/// Everything that one run measured: results.json, and nothing in the report is from elsewhere but
-/// SHORTFALLS.md.
+/// All results of one run, as in results.json; the report's only other source is SHORTFALLS.md.
 struct Results: Codable {
     /// A count of `varve-counts`.
     struct Count: Codable {
@@ -11,7 +10,7 @@ struct Results: Codable {
         let budget: Double
     }
 
-    /// A look at the store in a long run.
+    /// The state of the store at one moment of a long run.
     struct SoakPoint: Codable {
         let checkpoints: Double
         let byteCount: Double
@@ -26,7 +25,7 @@ struct Results: Codable {
     /// Lines of the cases on an emulated Xen.
     var xen: [String] = []
 
-    /// Reads what the suites appended; the last figure of a name counts.
+    /// Reads the figures that the suites appended; the last one of a name is used.
     init(figures path: String, isQuick: Bool) throws {
         let text = try String(contentsOfFile: path, encoding: .utf8)
         var all: [Figure] = []
@@ -76,11 +75,11 @@ struct Results: Codable {
 
     func figure(_ id: String) -> Figure? { figures.first { $0.id == id } }
 
-    /// The figures of a suite, in the order in which they were taken.
+    /// The figures of a suite, in the order in which they were measured.
     func suite(_ name: String) -> [Figure] { figures.filter { $0.suite == name } }
 }
 
-/// Where and when.
+/// Where and when the run took place.
 struct Machine: Codable {
     let date: String
     let commit: String
@@ -90,11 +89,11 @@ struct Machine: Codable {
     let kernel: String
     let system: String
     let swift: String
-    /// Load over the last minute when the report was made: other work on the machine.
+    /// Load over the last minute when the report was created: other work on the machine.
     let load: Double
-    /// Where the pages came from.
+    /// The origin of the pages.
     let pages: String
-    /// Versions of the programs beside.
+    /// Versions of the peer programs.
     let programs: [String]
 
     static func here() -> Machine {

@@ -1,21 +1,21 @@
 public import CheckpointFormat
 import GuestModel
 
-/// Encoding and decoding of page groups, one thread's part.
+/// Encoding and decoding of page groups, on one thread.
 public struct FrameCodec: ~Copyable {
     private let compressor: Compressor
     private let decompressor = Decompressor()
     private var records = RecordWriter()
 
-    /// Makes one thread's tools.
+    /// Creates one thread's encoder and decoder.
     public init(level: CompressionLevel = .standard) {
         compressor = Compressor(level: level)
     }
 
-    /// Bytes of memory in a full frame.
+    /// Bytes of memory in a full page group.
     public static var frameByteCount: Int { PageGroupEncoder.pageCount * Page.byteCount }
 
-    /// Encodes pages that are adjacent in the guest as frames; each frame's bytes are dropped.
+    /// Encodes pages that are adjacent in the guest as page groups; each group's bytes are dropped.
     ///
     /// - Returns: bytes of the records.
     public mutating func encode(_ pages: UnsafeRawBufferPointer) -> Int {
@@ -55,7 +55,7 @@ public struct FrameCodec: ~Copyable {
             [block], firstOrdinal: 0, transaction: 1, compressor: compressor, to: &records)
     }
 
-    /// Decodes blocks into one frame's room, one after the other.
+    /// Decodes blocks one after the other into a buffer for one page group.
     public borrowing func decode(
         _ blocks: EncodedBlocks, into room: UnsafeMutableRawBufferPointer
     ) throws {

@@ -4,7 +4,7 @@ public import GuestModel
 
 /// Look-ups in a repository's index.
 public enum IndexLookups {
-    /// How many of the digests have a page, in one look at the index.
+    /// The number of digests that have a page, found in one index txn.
     public static func foundCount(
         _ digests: [PageDigest], in repository: Repository
     ) throws -> Int {

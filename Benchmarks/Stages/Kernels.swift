@@ -3,17 +3,17 @@ public import GuestModel
 
 /// The page kernels, one at a time.
 public enum Kernels {
-    /// The paths of the digest that this processor can take.
+    /// The implementations of the digest that this processor supports.
     public static var paths: [String] {
         let chosen = path
         defer { select(chosen) }
         return ["portable", "sse41", "neon", "avx2", "avx512"].filter { select($0) }
     }
 
-    /// The digest's path in use.
+    /// The digest's implementation in use.
     public static var path: String { String(cString: ckernels_path()) }
 
-    /// Forces a path; false if there is none of that name here.
+    /// Forces an implementation; false if there is none of that name here.
     @discardableResult
     public static func select(_ path: String) -> Bool { ckernels_select(path) }
 
@@ -42,7 +42,7 @@ public enum Kernels {
         }
     }
 
-    /// Copies bytes past the caches; as many as `target` has.
+    /// Copies bytes past the caches, as many as `target` has.
     public static func streamCopy(
         _ source: UnsafeRawBufferPointer, to target: UnsafeMutableRawBufferPointer
     ) {
@@ -50,7 +50,7 @@ public enum Kernels {
         ckernels_stream_copy(target.baseAddress, source.baseAddress, target.count)
     }
 
-    /// Copies scattered pages past the caches, side by side, 32 at a time.
+    /// Copies scattered pages past the caches, 32 at a time, one after another in the target.
     public static func streamCopy(
         pages: [Int], of source: UnsafeRawBufferPointer, to target: UnsafeMutableRawBufferPointer
     ) {
@@ -68,7 +68,7 @@ public enum Kernels {
         }
     }
 
-    /// How many of the pages are all zero.
+    /// The number of pages that are all zero.
     public static func zeroPageCount(_ pages: UnsafeRawBufferPointer) -> Int {
         var flags = [UInt8](repeating: 0, count: pages.count / Page.byteCount)
         ckernels_zero_pages(pages.baseAddress, flags.count, &flags)

@@ -7,7 +7,8 @@ import VarveTestSupport
 
 @testable import CheckpointEngine
 
-/// The audit of the dirty log: a tracker that lies is caught, one that does not is left alone.
+/// The audit of the dirty log: a tracker that loses writes is detected, a correct one is not
+/// accused.
 @Suite struct AuditTests {
     private let directory = TemporaryDirectory()
 
@@ -48,7 +49,7 @@ import VarveTestSupport
         #expect(result.checkpoint.comparedAll && result.checkpoint.changedPageCount == 3)
         #expect(guest.pausesOpen == 0)
         try expectEqual(result.checkpoint, guest, repository)
-        // The attempt that was wrong is not there.
+        // The failed attempt left no checkpoint.
         #expect(try repository.checkpoints().count == 2)
         #expect(try session.capture().audit?.missedPageCount == 0)
     }
@@ -68,7 +69,7 @@ import VarveTestSupport
         try expectEqual(next.checkpoint, guest, repository)
     }
 
-    /// Pages that the guest writes as soon as it runs again are no misses.
+    /// Pages that the guest writes as soon as it resumes are not counted as missed.
     @Test func anHonestTrackerIsNotAccused() throws {
         let (guest, repository, session) = try make(pageCount: 2000, auditPageCount: 300)
         var random = TestSeed.generator(51)
@@ -86,14 +87,14 @@ import VarveTestSupport
             let result = try pending.wait()
             let audit = try #require(result.audit)
             #expect(audit.missedPageCount == 0)
-            // In the first one every page is dirty.
+            // In the first capture every page is dirty.
             #expect(audit.sampledPageCount > 200 || round == 0)
             #expect(!result.checkpoint.comparedAll || round == 0)
         }
         try expectEqual(try session.capture().checkpoint, guest, repository)
     }
 
-    /// The formula against counting.
+    /// Compares the formula with counting.
     @Test func aSampleFindsMissesAsOftenAsItSays() throws {
         let (guest, _, session) = try make(pageCount: 200, auditPageCount: 40)
         _ = try session.capture()

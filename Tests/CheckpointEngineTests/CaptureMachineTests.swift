@@ -12,7 +12,8 @@ import Testing
         ("fail", { $0.fail() }),
     ]
 
-    /// A way into each phase, and the moves that are legal there: the drawn table, once more.
+    /// A way into each phase, and the moves that are legal there: a second copy of the documented
+    /// table.
     private static let table: [(path: [String], legal: Set<String>)] = [
         ([], ["begin", "fail"]),
         (["begin"], ["precopy", "pause", "fail"]),

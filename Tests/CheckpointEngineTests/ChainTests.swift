@@ -9,15 +9,15 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// A long chain: going back costs the same anywhere in it, and metadata stays small.
+/// A long chain: a restore costs the same anywhere in it, and metadata stays small.
 @Suite(.serialized) struct ChainTests {
     private struct Chain {
         let directory = TemporaryDirectory()
         let repository: Repository
         var checkpoints: [Checkpoint] = []
 
-        /// Takes `count` checkpoints of a guest of `pageCount` pages, `dirtyCount` random ones
-        /// dirty in each, all of them among every `spread`-th run of four pages.
+        /// Takes `count` checkpoints of a guest of `pageCount` pages; before each, `dirtyCount`
+        /// random pages are dirtied, all within every `spread`-th run of four pages.
         init(count: Int, pageCount: Int, dirtyCount: Int, spread: Int = 1) throws {
             repository = try Repository.create(at: directory.path.appending("store"))
             let memory = ProcessMemory()
@@ -39,7 +39,7 @@ import VarveTestSupport
             if let result = try pending?.wait() { checkpoints.append(result.checkpoint) }
         }
 
-        /// Restores a checkpoint, and says what it took.
+        /// Restores a checkpoint, and returns the cost.
         func restore(_ checkpoint: Checkpoint) throws -> (RestoreResult, Duration) {
             let memory = ProcessMemory(tracking: .compareAll)
             _ = try memory.allocate(byteCount: checkpoint.pageCount * Page.byteCount)
@@ -51,7 +51,7 @@ import VarveTestSupport
         }
     }
 
-    /// Half of the page random, half of it the same byte: compresses to about half.
+    /// Half of the page random, half of it the same byte: it compresses to about half.
     private static func fill(
         _ region: MemoryRegion, _ page: Int, _ random: inout SeededGenerator
     ) {
@@ -61,7 +61,7 @@ import VarveTestSupport
         }
     }
 
-    /// What a plan costs, and what it frees, for one checkpoint of many and for almost all.
+    /// The cost of a plan, and what it frees, for one checkpoint of many and for almost all.
     @Test(.enabled(if: tracksWrites), arguments: [100, 1000])
     func pruneIsPlannedInTheTimeOfTheMaps(count: Int) throws {
         let chain = try Chain(
@@ -86,9 +86,10 @@ import VarveTestSupport
         #expect(try repository.verify().isClean)
     }
 
-    /// Writes all over the guest are the worst case: late in the chain every page stands alone.
+    /// Writes all over the guest are the worst case: late in the chain every page is a run of its
+    /// own.
     ///
-    /// A working set of a sixteenth of the guest is what guests are like.
+    /// A working set of a sixteenth of the guest is typical.
     @Test(.enabled(if: tracksWrites), arguments: [16, 1])
     func firstAndLastOfAThousandCostTheSame(spread: Int) throws {
         let pageCount = TestSeed.isLong ? 65_536 : 4096
@@ -111,7 +112,7 @@ import VarveTestSupport
                 + "\(thousand.mapsRead) maps, \(thousand.bytesRead) bytes, \(times[5])")
         let ratio = Double(thousand.bytesRead) / Double(one.bytesRead)
         #expect(ratio > 0.9 && ratio < 1.1, "bytes read, last over first")
-        // 3 log4(n) + 1 maps at most.
+        // At most 3 log4(n) + 1 maps.
         for checkpoint in chain.checkpoints where checkpoint.id.digest.words.0 % 50 == 0 {
             let mapsRead = try chain.repository.pageMap(of: checkpoint).mapsRead
             #expect(mapsRead <= 16)
@@ -137,7 +138,7 @@ import VarveTestSupport
     }
 }
 
-/// True if this kernel can track writes; says why not, once.
+/// True if this kernel can track writes; otherwise prints the reason, once.
 let tracksWrites: Bool = {
     do throws(GuestError) {
         try ProcessMemory.checkSupport()

@@ -9,7 +9,7 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// What a failed import put in the packs goes with it, also when it had sealed several.
+/// A failed import's records are removed from the packs, even if it had sealed several packs.
 @Suite struct FailedImportTests {
     private let directory = TemporaryDirectory(inMemory: true)
     private var path: FilePath { directory.path.appending("store") }
@@ -23,12 +23,12 @@ import VarveTestSupport
     private static var options: CaptureOptions {
         var options = CaptureOptions()
         options.workerCount = 1
-        // So that most is in the packs when the last read fails.
+        // So that most of the image is in the packs when the last read fails.
         options.poolByteCount = 2 << 20
         return options
     }
 
-    /// 8 MiB that cannot be compressed, with no page that another seed has.
+    /// 8 MiB of incompressible pages, all of them different for each seed.
     private static func image(_ seed: UInt64) -> [UInt8] {
         var random = SeededGenerator(seed: seed)
         var words: [UInt64] = []
@@ -49,9 +49,10 @@ import VarveTestSupport
             at: path, files: files, packByteCountMax: FailedImportTests.packByteCountMax)
     }
 
-    /// Takes 8 MiB in, of which the last read fails or does not.
+    /// Imports 8 MiB; the last read fails or succeeds.
     ///
-    /// - Parameter reached: called before the read that may fail; all before it is in the packs.
+    /// - Parameter reached: called before the read that may fail; everything before it is in the
+    ///   packs.
     private func importImage(
         into repository: Repository, lineage: String = "web", seed: UInt64, fails: Bool,
         reached: () throws -> Void = {}
@@ -101,7 +102,7 @@ import VarveTestSupport
         #expect(try reader.verify().isClean)
     }
 
-    /// The disk is full, or broken, at any call that writes; and again while it is cleared up.
+    /// The disk is full, or fails, at any call that writes, including calls of the cleanup.
     @Test(arguments: [28, 5] as [Int32]) func aFailedCallLeavesNothing(errno: Int32) throws {
         var random = TestSeed.generator(1010)
         let files = FaultyFiles(PosixFiles(root: path))
@@ -121,7 +122,7 @@ import VarveTestSupport
                 try importImage(into: repository, seed: 2, fails: true)
             }
             files.failCall(nil, errno: 0)
-            // A call of the clearing up itself: the next transaction does the rest.
+            // If a call of the cleanup itself failed, the next transaction finishes it.
             if try PackBytes.all(in: path) != before { uncleared += 1 }
             try repository.begin().abandon()
             #expect(try PackBytes.all(in: path) == before)
@@ -130,7 +131,7 @@ import VarveTestSupport
         print("\(calls) calls, cleared up later \(uncleared) times, seed \(TestSeed.value)")
     }
 
-    /// What another transaction published, or is about to, stays.
+    /// Records that another transaction published, or is about to publish, are kept.
     @Test func takesNothingOfAnother() throws {
         let files = PosixFiles(root: path)
         let repository = try create(files)
@@ -138,7 +139,7 @@ import VarveTestSupport
         let other = try repository.begin()
         #expect(throws: CaptureError.self) {
             try importImage(into: repository, seed: 1, fails: true) {
-                // Between what the failing one appends.
+                // Between records of the failing one.
                 let taken = try importImage(
                     into: repository, lineage: "other", seed: 2, fails: false)
                 expected.append(taken.id)
@@ -163,7 +164,7 @@ import VarveTestSupport
         #expect(try reader.verify().isClean)
     }
 
-    /// A prune that was planned while packs of a failing import were there.
+    /// A prune that was planned while packs of a failing import existed.
     @Test func aPruneThatWasPlannedBeforeTakesNothingElse() throws {
         let files = PosixFiles(root: path)
         let repository = try create(files)
@@ -183,7 +184,7 @@ import VarveTestSupport
         #expect(try repository.checkpoints().count == 2)
     }
 
-    /// A writer that closed leaves the packs to others, whoever still has a transaction.
+    /// After a writer has closed, its open transactions must not change the packs.
     @Test func aClosedWriterTakesNothingBack() throws {
         let files = PosixFiles(root: path)
         let repository = try create(files)

@@ -11,7 +11,7 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// What happens when something fails half-way: the guest runs, and no dirty page is lost.
+/// Failures in the middle of a capture: the guest runs, and no dirty page is lost.
 @Suite struct FailureTests {
     private let directory = TemporaryDirectory()
     private var path: FilePath { directory.path.appending("store") }
@@ -42,8 +42,8 @@ import VarveTestSupport
         #expect(isEqual, "checkpoint \(checkpoint.id.short)")
     }
 
-    /// A page is stored for one frame, another frame holds it too, and the first changes again
-    /// before the pause: the page map must still say where the page is.
+    /// A page is stored for one frame, another frame has the same content, and the first one
+    /// changes again before the pause: the page map must refer to the stored page all the same.
     @Test func aPageOutlivesTheFrameItWasStoredFor() throws {
         var options = CaptureOptions()
         options.pauseBudget = .microseconds(10)
@@ -53,7 +53,7 @@ import VarveTestSupport
         guest.with { state in
             for frame in 0..<600 { state.write(UInt64(frame), FailureTests.page(frame % 100)) }
         }
-        // Frames 0 to 99 hold each page first; all of them change while they are copied.
+        // Frames 0 to 99 are the first with each page; all of them change while they are copied.
         guest.setLive { state in
             for frame in 0..<100 { state.write(UInt64(frame), FailureTests.page(1000 + frame)) }
         }
@@ -64,7 +64,7 @@ import VarveTestSupport
         #expect(try repository.verify().isClean)
     }
 
-    /// Each changing call on the disk fails in turn, with a full disk and with a broken one.
+    /// Each changing disk call fails in turn, with a full disk and with an I/O error.
     @Test(arguments: [28, 5] as [Int32])
     func everyFailedCallOfACaptureLosesNothing(errno: Int32) throws {
         let (guest, files, repository, session) = try make(pageCount: 50)
@@ -123,7 +123,7 @@ import VarveTestSupport
                 }
             }
             files.failCall(round % 5, errno: 5)
-            // The first call of the disk looks whether the store is where it was.
+            // The first disk call checks whether the store is still at its path.
             let first = Result { try session.begin() }
             guest.with { $0.write(1999, FailureTests.page(5000 + round)) }
             let second = Result { try session.begin() }
@@ -131,7 +131,8 @@ import VarveTestSupport
             let later = Result { try second.get().wait() }
             files.failCall(nil, errno: 0)
             if case .failure = outcome, case .success(let result) = later {
-                // Only one that began after the failure was known may succeed: it has all pages.
+                // Only a capture that began after the failure was known may succeed: it has all
+                // pages.
                 try expectEqual(result.checkpoint, guest, repository)
             }
             #expect(guest.pausesOpen == 0)
@@ -173,7 +174,7 @@ import VarveTestSupport
         options.precopyRoundsMax = 2
         let (guest, _, repository, session) = try make(pageCount: 3000, options: options)
         _ = try session.capture()
-        // Whenever it is copied it dirties 2,000 pages: more than the pool's 1,024.
+        // Each time it is copied it dirties 2,000 pages: more than the pool's 1,024.
         let round = Atomic(0)
         guest.setLive { state in
             let number = round.add(1, ordering: .relaxed).newValue

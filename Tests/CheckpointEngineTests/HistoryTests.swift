@@ -11,11 +11,12 @@ import VarveTestSupport
 
 @testable import CheckpointStore
 
-/// The engine and the store against a naive oracle: a full copy of the guest for each checkpoint.
+/// Tests the engine and the store against a naive oracle: a full copy of the guest for each
+/// checkpoint.
 ///
 /// Random histories of writes, captures, failed captures, branches, reverts, restores, forgetting,
-/// prunes and lost indexes. Whatever was acknowledged must come back bit for bit, at every later
-/// moment, and what was forgotten must be gone.
+/// prunes and lost indexes. Every acknowledged checkpoint must be restored bit for bit at every
+/// later moment, and every forgotten one must be gone.
 @Suite struct HistoryTests {
     @Test(arguments: 0..<(TestSeed.isLong ? 200 : 12))
     func everyCheckpointComesBack(round: Int) throws {
@@ -25,7 +26,7 @@ import VarveTestSupport
     }
 }
 
-/// One random history and what must be true of it.
+/// One random history and its expected state.
 private struct History {
     private struct Copy {
         let pages: [UInt64: [UInt8]]
@@ -43,7 +44,7 @@ private struct History {
     private var checkpoints: [Checkpoint] = []
     private var forgotten: [Checkpoint] = []
     private var branchCount = 0
-    /// The kinds of steps so far, for the message of a failure.
+    /// The kinds of steps so far, for failure messages.
     private var steps: [Int] = []
 
     init(round: Int) throws {
@@ -62,8 +63,8 @@ private struct History {
     }
 
     private static func open(_ path: FilePath, _ files: FaultyFiles) throws -> Repository {
-        // Packs of 1 MiB, so that histories run over many; and an index that takes a checkpoint a
-        // few entries at a time, so that a failed call of the disk finds some of them taken.
+        // Packs of 1 MiB, so that histories span many; and an index that adds a checkpoint a few
+        // entries at a time, so that a failed disk call finds some of them added.
         let repository = try Repository.open(
             at: path, .writing, files: files, packByteCountMax: 1 << 20)
         try repository.withIndex { $0.recent.limits.additionCountMax = 8 }
@@ -123,7 +124,7 @@ private struct History {
             let content = page()
             guest.with { $0.write(frame, content) }
         }
-        // Now and then it goes on writing while it is copied.
+        // Sometimes it continues writing while it is copied.
         let seed = random.next()
         let isLive = Bool.random(using: &random)
         let live: @Sendable (inout SimulatedGuest.State) -> Void = { state in
@@ -159,7 +160,7 @@ private struct History {
         remember(result.checkpoint)
     }
 
-    /// Notes what the guest was when it went on as what a checkpoint must give back.
+    /// Notes the guest's pages at the moment it resumed, as the expected contents of a checkpoint.
     private mutating func remember(_ checkpoint: Checkpoint) {
         oracle[checkpoint.id] = guest.with { Copy(pages: $0.resumedPages, state: $0.state) }
         checkpoints.append(checkpoint)
@@ -183,7 +184,7 @@ private struct History {
         try session.revert(to: target)
         let (resumed, pages, state) = guest.with { ($0.resumedPages, $0.pages, $0.state) }
         try check(resumed, state, target)
-        // The root of a guest that writes meanwhile means nothing.
+        // The root of a guest that writes during the revert is meaningless.
         guest.setLive(nil)
         if pages == resumed { #expect(try MemoryRoot.of(guest) == target.root) }
     }
@@ -198,7 +199,7 @@ private struct History {
         do {
             try repository.forget(chosen.map(\.id))
         } catch {
-            // Nothing was forgotten, and the next move repairs the pack.
+            // Nothing was forgotten, and the next step repairs the pack.
             return
         }
         checkpoints.removeAll { chosen.contains($0) }
@@ -215,7 +216,7 @@ private struct History {
         do {
             try repository.planPrune(PruneOptions(unusedPercentMax: percent)).execute()
         } catch {
-            // What was done is done, and nothing that is needed is lost.
+            // Completed steps remain, and nothing that is needed is lost.
             return
         }
     }
@@ -258,9 +259,9 @@ private struct History {
         session.close()
         try repository.close()
         try checkLive()
-        // With nothing of it left in this process, all that was forgotten goes.
+        // When this process holds no references, all forgotten checkpoints are removed.
         repository = try History.open(path, files)
-        // The second takes records that forget what the first took.
+        // The second prune removes forget records of checkpoints that the first one removed.
         for _ in 0..<2 { try repository.planPrune(.everything).execute() }
         let rest = try repository.planPrune(.everything)
         #expect(rest.isEmpty && rest.unusedByteCount == 0 && rest.deadPageCount == 0)

@@ -63,7 +63,7 @@ private final class MemoryImage: ImageSource {
         return bytes
     }
 
-    /// The one who reads from front to back is the oracle.
+    /// An import that reads from front to back is the oracle.
     @Test(arguments: [1, 63, 64, 65, 255, 256, 257, 1000, 4099])
     func isWhatIsReadFromFrontToBack(pageCount: Int) throws {
         var random = TestSeed.generator(UInt64(700 + pageCount))
@@ -97,7 +97,7 @@ private final class MemoryImage: ImageSource {
         }
     }
 
-    /// Whatever fails, nothing is published, and the next import is right.
+    /// After any failure nothing is published, and the next import is correct.
     @Test func aFailureLeavesNothing() throws {
         var random = TestSeed.generator(790)
         let repository = try repository("store")

@@ -10,13 +10,13 @@ import VarveTestSupport
 
 @testable import CheckpointEngine
 
-/// Restores and reverts of memory that this process can reach: pages are unpacked and compared
-/// where they belong.
+/// Restores and reverts of memory that this process can access: pages are decompressed and compared
+/// in place.
 @Suite struct InPlaceTests {
     private let directory = TemporaryDirectory()
     private var path: FilePath { directory.path.appending("store") }
 
-    /// A guest of three regions, and the pages that blocks straddle.
+    /// A guest of three regions, so that blocks of pages span regions.
     private static func guest(_ tracking: ProcessMemory.Tracking) throws -> ProcessMemory {
         let memory = ProcessMemory(tracking: tracking)
         for count in [37, 1, 300] { _ = try memory.allocate(byteCount: count * Page.byteCount) }
@@ -27,7 +27,7 @@ import VarveTestSupport
         memory.allRegions.map { Array(UnsafeRawBufferPointer($0.bytes)) }
     }
 
-    /// Writes runs of pages: noise, text that compresses, zeros, or pages that are there already.
+    /// Writes runs of pages: noise, compressible text, zeros, or pages that exist already.
     private static func write(
         _ memory: ProcessMemory, _ random: inout SeededGenerator, runs: Int
     ) {
@@ -55,8 +55,8 @@ import VarveTestSupport
         }
     }
 
-    /// Whatever is written, captured and gone back to: the memory is the checkpoint's, and what the
-    /// next capture takes is what changed.
+    /// After any writes, captures and reverts, the memory is equal to the checkpoint, and the next
+    /// capture takes exactly what changed.
     @Test(
         arguments: tracksWrites
             ? [ProcessMemory.Tracking.writeProtect, .compareAll] : [.compareAll])
@@ -105,8 +105,8 @@ import VarveTestSupport
         return count
     }
 
-    /// A restore that meets damage leaves no byte in the guest that was not checked: a page is the
-    /// checkpoint's, or zero, or what it was.
+    /// A restore that finds damage leaves no unchecked byte in the guest: each page is the
+    /// checkpoint's, or zero, or has its earlier contents.
     @Test func nothingUnverifiedStays() throws {
         var random = TestSeed.generator(311)
         let memory = try InPlaceTests.guest(.compareAll)

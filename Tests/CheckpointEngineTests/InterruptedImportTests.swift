@@ -9,12 +9,12 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// A page with contents, a hole, a page, and so on; the first read may have to wait.
+/// A page with contents, a hole, a page, and so on; the first read may be made to wait.
 private struct HoledImage: ImageSource {
     let byteCount: Int
     /// Bytes from one page with contents to the next.
     let stride: Int
-    /// What the contents follow from.
+    /// The seed of the contents.
     let seed: UInt64
     /// Called before each read.
     var willRead: @Sendable () -> Void = {}
@@ -43,7 +43,7 @@ private struct HoledImage: ImageSource {
     func checkUnchanged() throws {}
 }
 
-/// An import can be ended at any step, and what it had handed in never exceeds its bound.
+/// An import can be cancelled at any step, and its submitted pages never exceed its bound.
 @Suite struct InterruptedImportTests {
     private let directory = TemporaryDirectory(inMemory: true)
     private var path: FilePath { directory.path.appending("store") }
@@ -55,7 +55,7 @@ private struct HoledImage: ImageSource {
     private static var options: CaptureOptions {
         var options = CaptureOptions()
         options.workerCount = 1
-        // Four slots: what there is at least.
+        // Four slots: the minimum.
         options.poolByteCount = 1
         return options
     }
@@ -65,9 +65,9 @@ private struct HoledImage: ImageSource {
         HoledImage(byteCount: 4 << 30, stride: 128 << 20, seed: seed)
     }
 
-    /// Imports until it was asked for the `last`-th time whether to go on; nil: to the end.
+    /// Imports until the `last`-th interruption check; nil: to the end.
     ///
-    /// - Returns: how often it was asked, and the checkpoint; nil if it was ended.
+    /// - Returns: the number of checks, and the checkpoint; nil if the import was cancelled.
     private func importImage(
         _ seed: UInt64, into repository: Repository, endingAt last: Int?
     ) throws -> (askedCount: Int, checkpoint: Checkpoint?) {
@@ -99,7 +99,7 @@ private struct HoledImage: ImageSource {
             _ = try importImage(1, into: repository, endingAt: nil)
         }
         let before = try PackBytes.all(in: path)
-        // What one costs that is not ended, in a store of its own.
+        // The cost of an import that is not cancelled, in a store of its own.
         let other = try Repository.create(at: directory.path.appending("other"))
         if hasParent { _ = try importImage(1, into: other, endingAt: nil) }
         let whole = try importImage(2, into: other, endingAt: nil)
@@ -107,12 +107,12 @@ private struct HoledImage: ImageSource {
         let drawn = (0..<(TestSeed.isLong ? 60 : 8)).map { _ in
             Int.random(in: 1...whole.askedCount, using: &random)
         }
-        // The last questions come when all is handed in and the page map is written.
+        // The last checks come when all pages are submitted and the page map is written.
         var endedCount = 0
         for last in [1] + drawn + (0..<8).map({ whole.askedCount - $0 }) {
             let result = try importImage(2, into: repository, endingAt: last)
             guard result.checkpoint == nil else {
-                // It waited less often than the first one did, and was not asked so often.
+                // It waited less often than the first one did, and had fewer checks.
                 #expect(result.askedCount < last, "\(last)")
                 return
             }
@@ -127,7 +127,7 @@ private struct HoledImage: ImageSource {
         #expect(try repository.verify().isClean)
     }
 
-    /// A worker that stands still lets no more be handed in than the pool has slots.
+    /// While a worker is blocked, no more is submitted than the pool has slots.
     @Test func whatWaitsIsBounded() throws {
         let repository = try Repository.create(at: path)
         _ = try importImage(1, into: repository, endingAt: nil)
@@ -144,7 +144,7 @@ private struct HoledImage: ImageSource {
         options.interruption = {
             watch.change { watch in
                 guard !watch.isOpen else { return }
-                // Asked twice with nothing handed in between: it waits.
+                // Two checks with nothing submitted in between: it waits.
                 if watch.atLastQuestion == watch.handedIn {
                     watch.mostWaiting = watch.handedIn
                     watch.isOpen = true

@@ -26,7 +26,7 @@ import VarveTestSupport
             control.note(busy: .milliseconds(24), interval: .milliseconds(100))
             seen.append(control.level.rawValue)
         }
-        // 0 is no level of its own.
+        // 0 is not a level of its own.
         #expect(seen == [-1, 1, 2, 3, 3, 3])
     }
 
@@ -63,7 +63,7 @@ import VarveTestSupport
                 busy: .milliseconds(130), interval: .milliseconds(100), processorShare: 0.2)
             if control.level != before { changes[number] = control.level.rawValue }
         }
-        // A step, and then some checkpoints to see what it costs.
+        // A step, and then some checkpoints to measure its cost.
         #expect(changes == [9: -1, 18: 1, 27: 2, 36: 3])
     }
 
@@ -103,7 +103,8 @@ import VarveTestSupport
     }
 }
 
-/// A session whose level changes; which it takes when depends on the machine, what comes back not.
+/// A session whose level changes; when it changes depends on the machine, the restored pages do
+/// not.
 @Suite struct AdaptiveSessionTests {
     private static let range =
         CompressionLevel(rawValue: -3)...CompressionLevel(rawValue: 4)

@@ -8,7 +8,7 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// What a writer must never write over.
+/// Files that a writer must never overwrite.
 @Suite struct LostPackTests {
     private let directory = TemporaryDirectory()
     private var path: FilePath { directory.path.appending("store") }
@@ -17,7 +17,7 @@ import VarveTestSupport
         try FileManager.default.contentsOfDirectory(atPath: path.appending("packs").string).sorted()
     }
 
-    /// Fills packs until a capture fails or `count` are taken.
+    /// Fills packs until a capture fails or `count` captures are taken.
     private func capture(_ count: Int) throws {
         let files = PosixFiles(root: path)
         let repository = try Repository.open(
@@ -45,7 +45,7 @@ import VarveTestSupport
         try Repository.create(at: path).close()
         try capture(1)
         #expect(try packs() == ["00000001.pack"])
-        // Put there while a writer has the repository open.
+        // Created while a writer has the repository open.
         let stray = path.appending("packs/00000002.pack").string
         let repository = try Repository.open(
             at: path, .writing, files: PosixFiles(root: path),
@@ -65,7 +65,7 @@ import VarveTestSupport
         let error = #expect(throws: CaptureError.self) { try session.capture() }
         #expect(error?.message.contains(stray) == true, "\(error?.message ?? "")")
         #expect(try Data(contentsOf: URL(fileURLWithPath: stray)) == Data("precious".utf8))
-        // Once it is out of the way the session goes on.
+        // After the file is moved away the session continues.
         try FileManager.default.removeItem(atPath: stray)
         _ = try session.capture()
         session.close()

@@ -14,7 +14,7 @@ import VarveTestSupport
         PageRange(first: PageFrameNumber(200), count: 40),
     ])
 
-    /// A chain of checkpoints, and what the memory was at each, from address 0 on.
+    /// A chain of checkpoints, and the memory at each, from address 0 on.
     private func chain(
         _ generator: inout SeededGenerator
     ) throws -> (Repository, [(checkpoint: Checkpoint, memory: [UInt8])]) {
@@ -92,7 +92,7 @@ import VarveTestSupport
         }
     }
 
-    /// A reader keeps its checkpoint from prune.
+    /// A reader protects its checkpoint from prune.
     @Test func aForgottenCheckpointIsReadToItsEnd() throws {
         var generator = TestSeed.generator(61)
         let (repository, chain) = try chain(&generator)

@@ -10,23 +10,23 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// A store that is renamed, removed or replaced under a session: no checkpoint is called durable
-/// that is not at the path, and nothing is written to what is there instead.
+/// A store that is renamed, removed or replaced during a session: no checkpoint is reported durable
+/// that is not at the path, and nothing is written to the file or directory that replaced it.
 @Suite struct MovedStoreTests {
     enum Event: String, CaseIterable {
-        /// It has another name, and nothing has the old one.
+        /// It was renamed, and nothing has the old name.
         case renamed
-        /// All of it is gone.
+        /// All of it was removed.
         case removed
-        /// Another store lies at its path.
+        /// Another store is at its path.
         case replaced
-        /// The same directory holds another store.
+        /// The same directory has another store in it.
         case refilled
-        /// The folder of packs has another name.
+        /// The folder of packs was renamed.
         case packsRenamed
         /// The open pack was replaced by a copy.
         case packCopied
-        /// The file that says which repository it is says another.
+        /// The file `repository` names another repository.
         case otherEnvelope
     }
 
@@ -88,7 +88,7 @@ import VarveTestSupport
         }
     }
 
-    /// Where the session's store is after an event; nil if it is nowhere whole.
+    /// Where the session's store is after an event; nil if no whole store exists.
     private func place(_ event: Event) -> FilePath? {
         switch event {
         case .renamed, .replaced, .refilled: aside
@@ -104,7 +104,7 @@ import VarveTestSupport
         var mustBeNoticed = false
     }
 
-    /// Captures until the event has come and a while longer.
+    /// Captures until the event has happened and for some time after it.
     private func run(
         _ files: FaultyFiles, _ call: Int, _ event: Event
     ) throws -> (outcome: Outcome, came: Bool) {
@@ -129,7 +129,7 @@ import VarveTestSupport
             } catch {
                 let cause = try #require(error.repositoryError, "\(error)")
                 outcome.errors.append(cause.code)
-                // The lock lies beside the store that it was refilled with.
+                // The lock is beside the store that replaced it.
                 let code: RepositoryError.Code = event == .refilled ? .lockLost : .moved
                 #expect(cause.code == code, "\(event) at call \(call): \(cause.message)")
                 #expect(cause.message.contains("open the repository"))
@@ -167,11 +167,12 @@ import VarveTestSupport
             case .packsRenamed, .packCopied, .otherEnvelope: break
             }
             guard let place = place(event) else { continue }
-            // All that was called durable is there, and what was refused is not.
+            // Every checkpoint that was reported durable is there, and no refused one is.
             let moved = try Repository.open(at: place, .writing)
             let ids = Set(try moved.checkpoints(lineage: "web").map(\.id))
             if event == .refilled {
-                // Without the lock nothing is cut off: one that was being published may be whole.
+                // Without the lock nothing is truncated: a record that was being published may be
+                // whole.
                 let extra = ids.subtracting(outcome.stored)
                 #expect(ids.isSuperset(of: outcome.stored) && extra.count <= 1)
             } else {
@@ -184,7 +185,7 @@ import VarveTestSupport
         #expect(calls > 8)
     }
 
-    /// A store that comes back is written on.
+    /// A store that returns to its path is written again.
     @Test func aStoreThatIsPutBackGoesOn() throws {
         _ = try make("store")
         let repository = try Repository.open(at: path, .writing)
@@ -205,7 +206,7 @@ import VarveTestSupport
         #expect(target.with { $0.pages } == guest.with { $0.pages })
     }
 
-    /// Forgetting, pruning and closing.
+    /// Forget, prune and close.
     @Test(arguments: [Event.renamed, .replaced, .refilled, .removed])
     func forgettingSaysItToo(event: Event) throws {
         _ = try make("other")
@@ -225,7 +226,7 @@ import VarveTestSupport
         }
     }
 
-    /// A reader goes on reading what it opened; of what is gone it says so, and does not call it
+    /// A reader can read the files that it opened; it reports missing ones as missing, not as
     /// damage.
     @Test func aReaderReadsOnOrSaysIt() throws {
         let guest = try make("store")
@@ -247,7 +248,7 @@ import VarveTestSupport
         #expect(error?.code == .moved, "\(error?.message ?? "")")
     }
 
-    /// A relative path, and a process that goes elsewhere.
+    /// A relative path, and a process that changes its working directory.
     @Test func aRelativePathIsWhatItWasWhenItWasOpened() async {
         await #expect(processExitsWith: .success) {
             let directory = TemporaryDirectory()

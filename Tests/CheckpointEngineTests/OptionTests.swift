@@ -10,7 +10,7 @@ import VarveTestSupport
 
 @testable import CheckpointEngine
 
-/// Every option at its edges: what it cannot have is an error that names it, and no trap.
+/// Every option at its limits: an invalid value is an error that names the option, not a trap.
 @Suite struct OptionTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
@@ -91,7 +91,7 @@ import VarveTestSupport
         }
     }
 
-    /// The other side of each edge.
+    /// The valid side of each limit.
     @Test func whatCanBeIsTaken() throws {
         let repository = try Repository.create(at: directory.path.appending("store"))
         let taken: [Case] =

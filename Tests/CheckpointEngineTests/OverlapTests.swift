@@ -13,7 +13,7 @@ import VarveTestSupport
 
 @testable import CheckpointEngine
 
-/// One checkpoint is encoded while the one before it waits for the disk.
+/// One checkpoint is encoded while the previous one waits for the disk.
 @Suite struct OverlapTests {
     private let directory = TemporaryDirectory()
     private var path: FilePath { directory.path.appending("store") }
@@ -23,7 +23,7 @@ import VarveTestSupport
         return (0..<Page.byteCount).map { _ in UInt8(truncatingIfNeeded: random.next()) }
     }
 
-    /// The first sync that is held ends when somebody has written meanwhile.
+    /// The first delayed sync ends only after another thread has written.
     @Test func theNextIsAppendedWhileOneIsSynced() throws {
         try Repository.create(at: path).close()
         let files = HeldFiles(PosixFiles(root: path))
@@ -56,8 +56,8 @@ import VarveTestSupport
         #expect(report.isClean)
     }
 
-    /// A sync that fails takes the checkpoint that is behind it along, and what both had taken is
-    /// in the next one.
+    /// A failed sync also fails the next checkpoint, and the pages of both are in the one after
+    /// them.
     @Test func aFailedSyncTakesTheNextAlong() throws {
         try Repository.create(at: path).close()
         let files = HeldFiles(PosixFiles(root: path))
@@ -84,15 +84,15 @@ import VarveTestSupport
         #expect(try repository.verify().isClean)
     }
 
-    /// A job that begins while another one ends with a failure fails too, unless it can have the
-    /// pages that were merged back.
+    /// A job that begins while another one is failing fails too, unless it can have the pages that
+    /// were merged back.
     @Test func aJobThatBeginsWhileAnotherFailsFailsToo() throws {
         let repository = try Repository.create(at: path)
         let pipeline = try CheckpointPipeline(
             repository: repository, parent: nil, options: CaptureOptions())
         let later = Mutex<CaptureJob?>(nil)
         let first = pipeline.begin { _, _ in
-            // Here the capture thread merges back what the job had taken.
+            // Here the capture thread merges back the pages that the job had taken.
             let job = pipeline.begin { _, _ in }
             job.complete(
                 CaptureJob.Completion(
@@ -111,14 +111,14 @@ import VarveTestSupport
         try repository.close()
     }
 
-    /// While one lineage captures without a gap the index's read mark moves on: opening after a
-    /// kill reads the end of the packs, not all.
+    /// While one lineage captures without a pause in between, the index's read mark advances:
+    /// opening after a kill reads the end of the packs, not all of them.
     @Test func theReadMarkMovesOn() throws {
         try Repository.create(at: path).close()
         let repository = try Repository.open(at: path, .writing)
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: 400))
         let session = try CaptureSession(of: guest, in: repository, lineage: "web")
-        // Always one under way.
+        // One capture is always in progress.
         var pending = try session.begin()
         for step in 0..<12 {
             guest.with { $0.write(UInt64(step), OverlapTests.page(step)) }
@@ -135,7 +135,7 @@ import VarveTestSupport
     }
 }
 
-/// Files of which one sync ends only when somebody has written meanwhile.
+/// Files where one sync ends only after another thread has written.
 private final class HeldFiles: RepositoryFiles {
     private struct State: Sendable {
         var mustHold = false
@@ -152,7 +152,7 @@ private final class HeldFiles: RepositoryFiles {
         self.inner = inner
     }
 
-    /// Holds the next sync until somebody writes, for ten seconds at most.
+    /// Delays the next sync until a thread writes, for ten seconds at most.
     func hold(failing: Bool = false) {
         state.withLock { state in
             state.mustHold = true
@@ -160,12 +160,12 @@ private final class HeldFiles: RepositoryFiles {
         }
     }
 
-    /// Blocks until a sync is held, or was.
+    /// Blocks until a sync is delayed, or has been.
     func waitUntilHeld() {
         while !state.withLock({ $0.hasHeld }) { usleep(1000) }
     }
 
-    /// True if somebody wrote while a sync was held.
+    /// True if a thread wrote while a sync was delayed.
     var sawWrite: Bool { state.withLock { $0.sawWrite } }
 
     fileprivate func wrote() {

@@ -9,8 +9,8 @@ import VarveTestSupport
 
 @testable import CheckpointEngine
 
-/// Two sessions of one guest: the second is refused; and where nobody can know that it is one
-/// guest, neither misses a page.
+/// Two sessions of one guest: the second is refused; and where it cannot be known that both have
+/// the same guest, neither misses a page.
 @Suite struct OwnershipTests {
     enum Kind: String, CaseIterable {
         case simulated
@@ -95,7 +95,7 @@ import VarveTestSupport
             }
             #expect(error?.code == .busy)
             #expect(error?.message.contains("close that session") == true, "the remedy is said")
-            // Closed, or dropped without it; twice is no more than once.
+            // Closed, or dropped without closing; closing twice has no further effect.
             let isClosed = Bool.random(using: &random)
             if isClosed { first?.close() } else { first = nil }
             OwnershipTests.write(subject, &random)
@@ -122,7 +122,8 @@ import VarveTestSupport
         case byTurns
     }
 
-    /// Views of a guest that do not know of each other: the logs' names are all that there is.
+    /// Views of a guest that do not know of each other: they have only the names of the logs in
+    /// common.
     @Test(arguments: Kind.allCases, Order.allCases)
     func whoSharesALogUnknowinglyMissesNoPage(kind: Kind, order: Order) throws {
         let (here, there) = (try repository("here"), try repository("there"))
@@ -173,7 +174,7 @@ import VarveTestSupport
                     guest.with { $0.write(frame, [UInt8](repeating: value, count: Page.byteCount)) }
                 }
                 OwnershipTests.write(subject, &random)
-                // Somebody else begins a log of their own, and may end it.
+                // Another party begins a log of its own, and may end it.
                 guest.intrude(after: calls, ends: Bool.random(using: &random))
                 if calls % 3 == 2 {
                     try session.revert(to: first)
@@ -186,7 +187,7 @@ import VarveTestSupport
         #expect(try store.verify().isClean)
     }
 
-    /// A guest whose history is another's, and whose owner is that of the guest behind it.
+    /// A guest with another guest's history, whose owner is that of the guest that it wraps.
     private final class Stranger: Guest {
         let base: SimulatedGuest
 
@@ -223,7 +224,7 @@ import VarveTestSupport
         next.close()
     }
 
-    /// Two guests over one memory are one guest.
+    /// Two guests over the same memory are one guest.
     @Test func memoryHasOneOwnerWhicheverObjectStandsForIt() throws {
         let (here, there) = (try repository("here"), try repository("there"))
         let owner = ProcessMemory(tracking: .compareAll)
@@ -244,7 +245,7 @@ import VarveTestSupport
         second.close()
     }
 
-    /// What a guest gets while it has an owner is the owner's too.
+    /// Memory added to a guest that has an owner belongs to that owner too.
     @Test func memoryThatComesLaterIsClaimedToo() throws {
         let (here, there) = (try repository("here"), try repository("there"))
         let owner = ProcessMemory(tracking: .compareAll)
@@ -256,7 +257,8 @@ import VarveTestSupport
             OwnershipTests.refusal { () throws(CaptureError) in
                 _ = try CaptureSession(of: other, in: there, lineage: "b")
             }?.code == .busy)
-        // And the other way round: memory that has an owner cannot be taken into another's guest.
+        // And in the other direction: memory that has an owner cannot be added to another owner's
+        // guest.
         let third = ProcessMemory(tracking: .compareAll)
         let thirdSession = try CaptureSession(of: third, in: there, lineage: "c")
         #expect(throws: GuestError.self) { try third.register(region.bytes) }

@@ -3,7 +3,7 @@ import CheckpointStore
 import PackStore
 import SystemPackage
 
-/// What is in a store's packs, to be compared.
+/// The contents of a store's packs, for comparison.
 enum PackBytes {
     /// Every pack and its bytes.
     static func all(in path: FilePath) throws -> [UInt32: [UInt8]] {

@@ -6,9 +6,9 @@ import VarveTestSupport
 
 @testable import CheckpointEngine
 
-/// The kernel's word for it: what buffers of pages lie in is flagged as not to be dumped.
+/// The kernel confirms that the buffers for pages are excluded from core dumps.
 @Suite struct PageMemoryTests {
-    /// True if all of some memory is flagged `dd` in /proc/self/smaps; nil if it is not there.
+    /// True if all of the memory has flag `dd` in /proc/self/smaps; nil if it is not listed.
     private func isHidden(_ bytes: UnsafeRawBufferPointer) throws -> Bool? {
         guard let file = FileHandle(forReadingAtPath: "/proc/self/smaps") else { return nil }
         let text = String(decoding: file.readDataToEndOfFile(), as: UTF8.self)

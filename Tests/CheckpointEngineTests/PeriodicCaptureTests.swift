@@ -12,7 +12,7 @@ import VarveTestSupport
 @Suite struct PeriodicCaptureTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
-    /// What a handler was told.
+    /// The outcomes that a handler received.
     private final class Journal: Sendable {
         struct Entries {
             var taken = 0
@@ -33,7 +33,7 @@ import VarveTestSupport
         }
     }
 
-    /// Lets other threads go on; what is waited for decides, not the time.
+    /// Lets other threads run; the awaited condition decides, not the time.
     private func pauseBriefly() { usleep(1000) }
 
     private func make() throws -> (SimulatedGuest, CaptureSession, Repository) {

@@ -10,7 +10,7 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// A ring of checkpoints that is thinned while it is captured.
+/// A lineage that is thinned while it is captured.
 @Suite struct RetentionTests {
     private let pageCount = 256
 
@@ -62,7 +62,7 @@ import VarveTestSupport
         #expect(report.forgottenCount == count - 5)
         #expect(report.failureCount == 0, "\(String(describing: report.lastFailure))")
         #expect(report.pruneCount > 0 && report.freedByteCount > 20 << 20)
-        // 400 captures stored some 37 MB; 5 checkpoints of 1 MiB, and the open pack, are left.
+        // 400 captures stored some 37 MB; 5 checkpoints of 1 MiB, and the open pack, remain.
         let stored = try repository.statistics().byteCount
         #expect(stored < 8 << 20, "\(stored) bytes are left")
         for checkpoint in kept {
@@ -95,7 +95,7 @@ import VarveTestSupport
         #expect(try repository.checkpoints(lineage: "ring").count == 3)
     }
 
-    /// A pool while the clock is set: forward by years, back again, and to 1970.
+    /// A lineage while the clock is set: forward by years, back again, and to 1970.
     @Test func aRingLosesNothingToAClockThatIsSet() throws {
         let directory = TemporaryDirectory()
         let repository = try open(directory)
@@ -108,7 +108,7 @@ import VarveTestSupport
         options.retention?.interval = .zero
         let minute: Int64 = 60_000_000_000
         var ids: [CheckpointID] = []
-        /// A session with some captures ten seconds from each other; thins when it ends.
+        /// A session with some captures at intervals of ten seconds; thins when it ends.
         func capture(_ count: Int) throws -> (kept: [CheckpointID], report: RetentionReport) {
             let session = try CaptureSession(
                 of: guest, in: repository, lineage: "ring", options: options)
@@ -124,23 +124,23 @@ import VarveTestSupport
         let right = try capture(12).kept
         #expect(right == Array(ids[5...]), "seven within a minute")
         let now = clock.read()
-        // Fourteen years ahead: what came before stays as it is, however long that goes on.
+        // Fourteen years ahead: earlier checkpoints are kept, however long this lasts.
         clock.set(now + 14 * 365 * 24 * 60 * minute)
         let ahead = try capture(20)
         #expect(ahead.kept == right + ids.suffix(7) && ahead.report.inDoubt.isEmpty)
-        // Set right: what the clock was wrong about is in doubt, and stays.
+        // After the clock is corrected, checkpoints with wrong times are in doubt, and are kept.
         clock.set(now + 4 * minute)
         let doubtful = Array(ids.suffix(7))
         let back = try capture(6)
         #expect(back.report.inDoubt == doubtful)
-        // Five minutes later what came before is older than the rules keep.
+        // Five minutes later the earlier checkpoints are older than the rules keep.
         #expect(back.kept == doubtful + ids.suffix(6))
-        // A clock that begins anew at 1970 makes all of them stay.
+        // After the clock restarts at 1970, all of them are kept.
         let later = clock.read()
         clock.set(0)
         let young = try capture(3)
         #expect(young.kept == back.kept + ids.suffix(3))
-        // Two hours later all of it is older than any rule keeps, whatever it was called.
+        // Two hours later all of them are older than any rule keeps, whatever their recorded times.
         clock.set(later + 60 * minute)
         _ = try capture(2)
         clock.set(later + 120 * minute)
@@ -151,7 +151,7 @@ import VarveTestSupport
     }
 }
 
-/// A clock that shows what it is told.
+/// A clock that shows the time it is set to.
 private final class SettableClock: Sendable {
     private let time: Mutex<Int64>
 

@@ -20,7 +20,7 @@ import VarveTestSupport
         }
     }
 
-    /// The session and its guest, and a checkpoint before and one behind some writes.
+    /// The session and its guest, and two checkpoints with some writes in between.
     private func make() throws -> (SimulatedGuest, CaptureSession, Repository, [Checkpoint]) {
         let repository = try Repository.create(at: directory.path.appending("store"))
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: 64))
@@ -31,7 +31,7 @@ import VarveTestSupport
         return (guest, session, repository, [first, try session.capture().checkpoint])
     }
 
-    /// Whoever reverts says nothing of the writes to the log: a capture behind that lacks none.
+    /// A revert's own writes need not be in the log: a later capture lacks none of them.
     @Test func aGuestThatWillNotGoOnIsComparedAfterwards() throws {
         let (guest, session, repository, checkpoints) = try make()
         guest.with { $0.failingResumeCount = 2 }
@@ -46,8 +46,8 @@ import VarveTestSupport
         #expect(try repository.verify().isClean)
     }
 
-    /// What a revert wrote itself is not captured again, and what the guest writes as soon as it
-    /// goes on is.
+    /// Pages that a revert wrote are not captured again; pages that the guest writes as soon as it
+    /// resumes are captured.
     @Test(arguments: [true, false])
     func ownWritesAreForgottenAndOthersAreNot(writesAtOnce: Bool) throws {
         let (guest, session, _, checkpoints) = try make()
@@ -63,7 +63,7 @@ import VarveTestSupport
     }
 
     /// A guest that keeps writing: its new pages are staged in rounds, and the pause reads only
-    /// those that were written after the last one.
+    /// those that were written after the last round.
     @Test func pagesWrittenMeanwhileAreReadBeforeThePause() throws {
         var random = TestSeed.generator(0x2e7e27)
         let repository = try Repository.create(at: directory.path.appending("store"))
@@ -77,7 +77,7 @@ import VarveTestSupport
         let first = try session.capture().checkpoint
         RevertTests.fill(guest, 0..<8, 3)
         _ = try session.capture()
-        // Fewer each time, never a page twice, and nothing after the revert's pause.
+        // Fewer in each round, never a page twice, and nothing after the revert's pause.
         guest.with { state in
             let pauseCount = state.pauseCount
             state.afterRead = { state in
@@ -94,7 +94,7 @@ import VarveTestSupport
         let result = try session.revert(to: first)
         guest.with { $0.afterRead = nil }
         #expect(result.writtenPageCount > 1700)
-        // Four pages, and the blocks of up to 16 that they lie in.
+        // Four pages, and the blocks of up to 16 pages that contain them.
         #expect(result.pausedReadByteCount <= 4 * 16 * Page.byteCount)
         #expect(try session.capture().checkpoint.root == first.root)
         #expect(try MemoryRoot.of(guest) == first.root)

@@ -3,7 +3,7 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// A few seconds' worth of what Scripts/soak runs for hours.
+/// A few seconds of what Scripts/soak runs for hours.
 @Suite struct SoakTests {
     @Test func aRandomWalkLosesNothing() throws {
         var walk = try RandomWalk(seed: TestSeed.value)
@@ -19,7 +19,7 @@ import VarveTestSupport
             at: directory.path.appending("store"), checkpointCount: count, seed: TestSeed.value
         ).run()
         #expect(result.restoredCount >= count / 10)
-        // 2,000 pages, and what 200 and some checkpoints of 20 pages hold besides.
+        // 2,000 pages, and the metadata of 200 and some checkpoints of 20 pages.
         #expect(result.byteCountMax < 40 << 20)
     }
 }

@@ -10,16 +10,16 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// An image of which only some pages are there; it counts what is read.
+/// An image with only some pages present; it counts the bytes read.
 private final class SparseImage: ImageSource {
     let byteCount: Int
     /// Pages with contents, by number.
     let pages: [Int: [UInt8]]
-    /// Where data may be, ascending; the rest is holes.
+    /// Ranges that may have data, ascending; the rest is holes.
     private let data: [Range<Int>]
     private let read = Atomic(0)
 
-    /// - Parameter data: in bytes; every page with contents is in one of them.
+    /// - Parameter data: in bytes; every page with contents is in one of these ranges.
     init(pageCount: Int, _ pages: [Int: [UInt8]], data: [Range<Int>]) {
         byteCount = pageCount * Page.byteCount
         self.pages = pages
@@ -47,7 +47,7 @@ private final class SparseImage: ImageSource {
     func checkUnchanged() throws {}
 }
 
-/// The same without a word about holes: the oracle.
+/// The same image without information about holes: the oracle.
 private struct PlainImage: ImageSource {
     let image: SparseImage
     var byteCount: Int { image.byteCount }
@@ -59,7 +59,7 @@ private struct PlainImage: ImageSource {
     func checkUnchanged() throws {}
 }
 
-/// Holes of sparse images are not read, and come out as what reading gives.
+/// Holes of sparse images are not read, and give the same checkpoint as reading them.
 @Suite struct SparseImageTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
@@ -69,7 +69,7 @@ private struct PlainImage: ImageSource {
         }
     }
 
-    /// Data that begin and end anywhere, with zero pages among them.
+    /// Data ranges that begin and end anywhere, with zero pages among them.
     private static func image(
         pageCount: Int, _ random: inout SeededGenerator
     ) -> SparseImage {
@@ -81,7 +81,7 @@ private struct PlainImage: ImageSource {
             let count = Int.random(in: 1...(few ? 9000 : 400 * Page.byteCount), using: &random)
             let end = min(position + count, pageCount * Page.byteCount)
             data.append(position..<end)
-            // Whole pages alone: a page that is in part a hole is read too.
+            // Whole pages only: a page that is partly a hole is read too.
             for number in position / Page.byteCount...(end - 1) / Page.byteCount
             where Int.random(in: 0..<40, using: &random) == 0 {
                 pages[number] = page(&random)
@@ -97,7 +97,7 @@ private struct PlainImage: ImageSource {
         let plain = try Repository.create(at: directory.path.appending("plain"))
         var skipped = 0
         for round in 0..<(TestSeed.isLong ? 60 : 8) {
-            // Every other time a history goes on: what was there becomes a hole, and the reverse.
+            // Every other image continues a history: data becomes a hole, and the reverse.
             let lineage = "web\(round / 4)"
             let image = SparseImageTests.image(pageCount: 3000 + round / 4 * 17, &random)
             let found = try ImageImport.run(image, into: sparse, lineage: lineage)
@@ -114,7 +114,7 @@ private struct PlainImage: ImageSource {
         #expect(try sparse.verify().isClean)
     }
 
-    /// By counting, not by time: nothing but what is there is read; 64 GiB in the long form.
+    /// By counting, not by time: only existing data is read; 64 GiB in the long form.
     @Test func aLargeSparseImageIsHardlyRead() throws {
         var random = TestSeed.generator(1051)
         let repository = try Repository.create(at: directory.path.appending("store"))
@@ -140,7 +140,7 @@ private struct PlainImage: ImageSource {
     }
 
     private enum ImageReads {
-        /// Pages that one page with contents may have read: a short hole before it, and itself.
+        /// Pages that may be read for one page with contents: a short hole before it, and the page.
         static let pageCountMax = 65
     }
 
@@ -167,7 +167,7 @@ private struct PlainImage: ImageSource {
         let found = restored.with { $0.pages }
         #expect(pages.allSatisfy { found[$0.key] == $0.value })
         #expect(found.count { $0.value.contains { $0 != 0 } } == pages.count)
-        // Cut while it is open: an error, and no zeros.
+        // Truncated while it is open: an error, and no zeros.
         let cut = try ImageFile(reading: FilePath(path))
         #expect(ftruncate(descriptor, 100 * Page.byteCount) == 0)
         #expect(throws: GuestError.self) { try MemoryRoot.of(cut) }

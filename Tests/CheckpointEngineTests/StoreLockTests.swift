@@ -10,15 +10,15 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// The file `lock` is removed or replaced under a writer.
+/// The file `lock` is removed or replaced while a writer has it.
 @Suite struct StoreLockTests {
-    /// What somebody does to the lock.
+    /// What is done to the lock.
     enum Event: String, CaseIterable {
-        /// It is taken for a stale file.
+        /// It is removed as a stale file.
         case removed
-        /// Another file has its name.
+        /// It is replaced by another file.
         case replaced
-        /// It is put aside.
+        /// It is renamed.
         case renamed
     }
 
@@ -39,7 +39,7 @@ import VarveTestSupport
         try repository.close()
     }
 
-    /// A guest none of whose pages another seed has; no page can be compressed.
+    /// A guest of incompressible pages, all of them different for each seed.
     private func guest(_ seed: UInt64) -> SimulatedGuest {
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: StoreLockTests.pageCount))
         write(guest, seed)
@@ -82,9 +82,9 @@ import VarveTestSupport
             packByteCountMax: StoreLockTests.packByteCountMax)
     }
 
-    /// What the second writer published.
+    /// The checkpoints that the second writer published.
     private final class Second: @unchecked Sendable {
-        // Unchecked: written in the event, read when it is over.
+        // Unchecked: written in the event, read after it.
         var ids: [CheckpointID] = []
         var pages: [UInt64: [UInt8]] = [:]
         var error: (any Error)?
@@ -107,7 +107,7 @@ import VarveTestSupport
         }
     }
 
-    /// What the first one does, step by step: each says what it stored, if anything.
+    /// The steps of the first writer: each returns what it stored, if anything.
     private func work(
         _ repository: Repository, _ session: CaptureSession, _ guest: SimulatedGuest, _ step: Int
     ) throws -> CheckpointID? {
@@ -116,7 +116,7 @@ import VarveTestSupport
             var position = 0
             var random = TestSeed.generator(9000)
             do {
-                // Seals packs, which are taken back.
+                // Seals packs, which are removed again.
                 _ = try ImageImport.run(into: repository, lineage: "cut") { buffer in
                     position += 1
                     guard position < 3 else { throw Failure() }
@@ -129,7 +129,7 @@ import VarveTestSupport
                     return count
                 }
             } catch {
-                // What was meant to fail.
+                // The failure was intended.
                 if error.repositoryError != nil { throw error }
             }
             return nil
@@ -179,7 +179,7 @@ import VarveTestSupport
                 outcome.refused += 1
                 let cause =
                     (error as? CaptureError)?.repositoryError ?? error as? RepositoryError
-                // Prune says first that the repository is not what it was when it was planned.
+                // Prune first reports that the repository has changed since it was planned.
                 let allowed: Set<RepositoryError.Code> =
                     step == 4 ? [.lockLost, .busy] : [.lockLost]
                 #expect(
@@ -192,8 +192,8 @@ import VarveTestSupport
         return outcome
     }
 
-    /// Where no directory can be locked a second writer comes in: nothing that it published is cut
-    /// off, removed or written over, at whatever call it came.
+    /// Where directories cannot be locked a second writer can open the store: nothing that it
+    /// published is truncated, removed or overwritten, at whatever call it came.
     @Test(arguments: Event.allCases) func whatTheSecondWriterPublishedStays(event: Event) throws {
         var (calls, refused) = (0, 0)
         let step = event == .removed || TestSeed.isLong ? 1 : 5
@@ -211,7 +211,7 @@ import VarveTestSupport
             let reader = try open(locksDirectory: true)
             let all = Set(try reader.checkpoints().map(\.id))
             #expect(second.ids.count == 2 && all.isSuperset(of: second.ids), "\(what)")
-            // Those that were not forgotten before.
+            // Those that existed before and were not forgotten.
             #expect(outcome.stored.suffix(1).allSatisfy { all.contains($0) }, "\(what)")
             #expect(try reader.verify().isClean, "\(what)")
             let target = SimulatedGuest(layout: .empty)
@@ -224,7 +224,8 @@ import VarveTestSupport
         #expect(calls > 40 / step && refused > calls)
     }
 
-    /// Where directories can be locked nobody comes in while the first one lives.
+    /// Where directories can be locked no second writer can open the store while the first one
+    /// lives.
     @Test(arguments: Event.allCases) func theDirectoryIsLockedToo(event: Event) throws {
         try make()
         let repository = try open(locksDirectory: true)
@@ -246,7 +247,7 @@ import VarveTestSupport
         try next.close()
     }
 
-    /// A repair holds the lock for long.
+    /// A repair holds the lock for a long time.
     @Test func aRepairChangesNothingWhenItsLockIsGone() throws {
         try make()
         let pack = path.appending("packs/00000001.pack").string

@@ -6,9 +6,9 @@ import GuestModel
 import Testing
 import VarveTestSupport
 
-/// What verification finds, and what it says of it.
+/// What verification finds, and how it reports it.
 @Suite struct VerifyTests {
-    /// Three checkpoints over several packs; the last is the only one without frame 0's first page.
+    /// Four checkpoints over several packs; only the last lacks frame 0's first page.
     private func make() throws -> CrashWorld {
         let world = CrashWorld(packByteCountMax: (256 + 80) << 10, seed: 1)
         try world.create()
@@ -85,7 +85,7 @@ import VarveTestSupport
         #expect(try !report(world, .structure, damaged).isClean)
     }
 
-    /// A sample finds one damaged block as often as it says.
+    /// A sample finds one damaged block with the reported probability.
     @Test func aSampleFindsWhatItSays() throws {
         let world = try make()
         var damaged = world.disk.image

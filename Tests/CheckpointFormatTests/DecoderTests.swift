@@ -3,11 +3,11 @@ import GuestModel
 import Testing
 import VarveTestSupport
 
-/// What was encoded decodes to the same, and no bytes whatever make a decoder trap.
+/// An encoding decodes to the same value, and no input makes a decoder trap.
 @Suite struct DecoderTests {
     private static let rounds = TestSeed.isLong ? 20_000 : 1500
 
-    /// Runs a decoder over an encoding, then over ever other bytes made from it.
+    /// Runs a decoder over an encoding, then over random mutations of it.
     private func attack(
         _ bytes: [UInt8], salt: UInt64, _ decode: ([UInt8]) throws -> Void
     ) throws {

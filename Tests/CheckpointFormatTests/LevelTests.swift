@@ -3,9 +3,9 @@ import GuestModel
 import Testing
 import VarveTestSupport
 
-/// Which level a block of a page group is compressed at (decision 0013).
+/// The level at which a block of a page group is compressed (decision 0013).
 @Suite struct LevelTests {
-    /// Words of 64 letters, some often: what a table of symbols shrinks.
+    /// Words of 64 letters with uneven frequencies: an entropy coder compresses them.
     private static func pages(_ count: Int) -> [UInt8] {
         var random = TestSeed.generator(320)
         return (0..<count * Page.byteCount).map { _ in

@@ -4,7 +4,7 @@ import Glibc
 import Measuring
 import Varve
 
-// Captures and reverts of memory of this process, each beside copying the same pages.
+// Captures and reverts of this process's memory, each compared with copying the same pages.
 
 let benchmarks: @Sendable () -> Void = {
     for gigabytes in [1, 2, 4, 8, 16] { guestSize(gigabytes) }
@@ -25,11 +25,11 @@ private let mebibyte = 1 << 20
 
 // MARK: - The pause
 
-/// The pause with 1 % of a guest dirty, all copied in the pause.
+/// The pause with 1 % of a guest dirty, all of it copied in the pause.
 private func guestSize(_ gigabytes: Int) {
     let unit = Settings.sized(1 << 30, quick: 64 * mebibyte)
     let byteCount = gigabytes * unit
-    // The guest, the page map and what captures hold, and room for the machine.
+    // The guest, the page map and the captures' buffers, and room for the machine.
     guard byteCount + byteCount / 16 + (2 << 30) <= ResidentMemory.available else { return }
     let dirtyCount = byteCount / Page.byteCount / 100
     compare(
@@ -49,12 +49,12 @@ private func guestSize(_ gigabytes: Int) {
     }
 }
 
-/// One pause, and before it what it cannot do without, over the same pages.
+/// One pause, and before it the minimal work of a pause, over the same pages.
 private func pauseRound(
     _ subject: CaptureSubject, _ run: Comparison, dirtyCount: Int, x: Double
 ) throws {
     let byteCount = dirtyCount * Page.byteCount
-    // What the limit takes from the log is written again, so that the capture misses nothing.
+    // The pages that the limit takes from the log are written again, so that the capture sees them.
     subject.write(pages: dirtyCount)
     var bitmap = DirtyBitmap()
     let start = ContinuousClock.now
@@ -84,7 +84,7 @@ private func pauseRound(
 
 // MARK: - Dirty share
 
-/// A capture with some share of 1 GiB dirty, with the options as they come.
+/// A capture with a share of 1 GiB dirty, with the default options.
 private func dirtyShare(_ share: Double) {
     let byteCount = Settings.sized(1 << 30, quick: 64 * mebibyte)
     let dirtyCount = max(1, Int(Double(byteCount / Page.byteCount) * share))
@@ -95,7 +95,7 @@ private func dirtyShare(_ share: Double) {
         "capture of \(byteCount / mebibyte) MiB, \(percent.formatted()) % dirty",
         rounds: Settings.sized(share < 0.5 ? 9 : 4, quick: 2)
     ) { run in
-        // First, so that its memory is not taken for the session's.
+        // First, so that this memory is not counted as the session's.
         let disk = try DiskLimit(directory: run.directory, byteCountMax: dirtyBytes)
         let subject = try CaptureSubject(
             byteCount: byteCount, directory: run.directory, targetByteCount: dirtyBytes)
@@ -127,7 +127,7 @@ private func dirtyShare(_ share: Double) {
 
 // MARK: - Publishing
 
-/// From `begin` to durable, 1,000 dirty pages.
+/// From `begin` to durable, with 1,000 dirty pages.
 private func publishing() {
     let byteCount = Settings.sized(1 << 30, quick: 64 * mebibyte)
     let dirtyCount = 1000
@@ -135,7 +135,7 @@ private func publishing() {
         "capture.published", "1,000 dirty pages of \(byteCount / mebibyte) MiB, until durable",
         rounds: Settings.sized(100, quick: 10)
     ) { run in
-        // First, so that its memory is not taken for the session's.
+        // First, so that this memory is not counted as the session's.
         let disk = try DiskLimit(
             directory: run.directory, byteCountMax: 2 * dirtyCount * Page.byteCount)
         let subject = try CaptureSubject(
@@ -160,12 +160,12 @@ private func publishing() {
 
 // MARK: - Frequency
 
-/// Levels for who wants checkpoints as often as the machine can.
+/// Compression levels for checkpoints as frequent as the machine allows.
 private let heartbeatLevels = CompressionLevel.stored...CompressionLevel(rawValue: 3)
 
-/// 100 durable checkpoints a second, for a while.
+/// 100 durable checkpoints a second, for some time.
 ///
-/// - Parameter levels: those between which the session chooses; nil: always the default.
+/// - Parameter levels: the range from which the session chooses; nil: always the default.
 private func frequency(
     _ id: String, dirtyCount: Int, seconds: Int, levels: ClosedRange<CompressionLevel>? = nil
 ) {
@@ -215,7 +215,7 @@ private func frequency(
 
 // MARK: - Revert
 
-/// Back to a checkpoint from which 1 % of 1 GiB differs.
+/// Reverts to a checkpoint from which 1 % of 1 GiB differs.
 private func revert() {
     let byteCount = Settings.sized(1 << 30, quick: 64 * mebibyte)
     let dirtyCount = byteCount / Page.byteCount / 100
@@ -223,7 +223,7 @@ private func revert() {
         "revert.1", "revert in place of 1 % of \(byteCount / mebibyte) MiB (\(dirtyCount) pages)",
         rounds: Settings.sized(25, quick: 3)
     ) { run in
-        // The limit's own memory first, so that it is not taken for the session's.
+        // The limit's memory first, so that it is not counted as the session's.
         let other = Memory(byteCount: byteCount)
         let subject = try CaptureSubject(
             byteCount: byteCount, directory: run.directory,
@@ -259,7 +259,7 @@ private func revert() {
 
 // MARK: - Metadata
 
-/// 1,000 random pages of a large guest, again and again.
+/// 1,000 random pages of a large guest, repeatedly.
 private func metadata() {
     let gigabytes = Settings.sized(64, quick: 1)
     let count = Settings.sized(129, quick: 17)

@@ -3,14 +3,14 @@ import Glibc
 import Measuring
 import Varve
 
-/// Memory of this process with a guest's pages, and a repository to take it to.
+/// This process's memory with a guest's pages, and a repository to capture it into.
 final class CaptureSubject {
     let memory = ProcessMemory()
     let region: MemoryRegion
     let repository: Repository
     let session: CaptureSession
     let first: Checkpoint
-    /// Where the limit copies pages to; touched already.
+    /// The target of the limit's copies; its pages are already touched.
     let target: Memory
     private var stampNumber: UInt64 = 1 << 40
     private let residentBefore: Int
@@ -18,7 +18,7 @@ final class CaptureSubject {
     /// Fills the guest and takes its first checkpoint.
     ///
     /// - Parameters:
-    ///   - repeats: the memory holds the same 64 MiB again and again.
+    /// - repeats: the memory repeats the same 64 MiB.
     ///   - targetByteCount: room for the limit's copies.
     init(
         byteCount: Int, repeats: Bool = false, directory: String,
@@ -39,10 +39,10 @@ final class CaptureSubject {
         first = try session.capture().checkpoint
     }
 
-    /// The scattered page with a number.
+    /// The scattered page with an index.
     func page(_ index: Int) -> Int { index * 7919 % region.pages.count }
 
-    /// Makes so many pages dirty, far from each other: 8 new bytes in each.
+    /// Dirties this many pages, far from each other: 8 new bytes in each.
     func write(pages count: Int) {
         for index in 0..<count {
             GuestContent.stamp(region.bytes, page(index), stampNumber)
@@ -50,22 +50,22 @@ final class CaptureSubject {
         }
     }
 
-    /// What a pause cannot do without: take the log, and copy what it names.
+    /// The minimal work of a pause: take the log, and copy the pages that it names.
     func takeAndCopy() throws -> Int {
         var bitmap = DirtyBitmap()
         try take(into: &bitmap)
         return copy(bitmap.runs())
     }
 
-    /// Takes the session's log, as its pause does: what it names must be written again before the
-    /// next capture.
+    /// Takes the session's log, as its pause does: the pages that it names must be written again
+    /// before the next capture.
     func take(into bitmap: inout DirtyBitmap) throws {
         guard let log = session.dirtyLog,
             try memory.takeDirty(log, into: &bitmap, isFinal: true) == .complete
         else { throw Child.Failure(description: "the session has no log that knows all writes") }
     }
 
-    /// Copies pages out of the guest, without a gap between them.
+    /// Copies pages out of the guest, back to back.
     func copy(_ runs: [PageRange]) -> Int {
         guard let to = target.bytes.baseAddress, let from = region.bytes.baseAddress else {
             return 0
@@ -73,7 +73,7 @@ final class CaptureSubject {
         var offset = 0
         for run in runs {
             let bytes = run.count * Page.byteCount
-            // More than the target holds goes over its beginning again.
+            // When the target is full, copying continues at its beginning.
             if offset + bytes > target.bytes.count { offset = 0 }
             memcpy(to + offset, from + Int(run.first.rawValue) * Page.byteCount, bytes)
             offset += bytes
@@ -81,7 +81,7 @@ final class CaptureSubject {
         return runs.reduce(0) { $0 + $1.count }
     }
 
-    /// Notes what the process held beside the guest and this benchmark's own buffers.
+    /// Notes the process's memory without the guest and this benchmark's own buffers.
     func noteMemory(_ run: Comparison) {
         let beside = max(0, ResidentMemory.peak - residentBefore)
         run.note("memory beside the guest", Double(beside), "bytes")
@@ -92,7 +92,7 @@ final class CaptureSubject {
     }
 }
 
-/// A file that bytes go to, as the disk's own limit.
+/// A file that bytes are appended to: the limit of the disk.
 final class DiskLimit {
     private let file: Int32
     private var offset: off_t = 0

@@ -3,8 +3,8 @@ import Measuring
 import Synchronization
 import Varve
 
-/// Captures at a fixed pace, as a service would: the next one begins on time while the one before
-/// is still on its way to the disk.
+/// Captures at a fixed pace, as a service does: each begins on time even if the previous one is not
+/// yet on the disk.
 struct Heartbeat {
     struct Outcome {
         /// Seconds of each pause.
@@ -13,7 +13,7 @@ struct Heartbeat {
         var published: [Double] = []
         /// Captures that began more than one interval after their time.
         var lateCount = 0
-        /// From the first beginning to the last checkpoint being durable.
+        /// From the first `begin` until the last checkpoint is durable.
         var seconds = 0.0
         /// Bytes of all checkpoints in the repository.
         var storedByteCount = 0.0
@@ -35,7 +35,7 @@ struct Heartbeat {
         self.dirtyCount = dirtyCount
     }
 
-    /// Runs for so long: what was not begun by then is not made up for.
+    /// Runs for this time; captures that have not begun by then are skipped.
     func run(for duration: Duration) throws -> Outcome {
         var outcome = Outcome()
         let waiting = DispatchQueue(label: "published")
@@ -65,7 +65,7 @@ struct Heartbeat {
         Thread.sleep(forTimeInterval: max(0, duration.seconds))
     }
 
-    /// What became of the captures; on the waiting queue.
+    /// Records the captures' results; on the waiting queue.
     private final class Collector: Sendable {
         private let state = Mutex(Published())
 

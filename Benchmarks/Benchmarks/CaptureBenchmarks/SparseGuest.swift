@@ -1,12 +1,12 @@
 import Synchronization
 import Varve
 
-/// A guest of any size of which only pages that were written take memory: the others are zero.
+/// A guest of any size in which only written pages take memory; the others are zero.
 final class SparseGuest: Guest, DirtyTracking {
     private struct State {
         var stamps: [UInt64: UInt64] = [:]
         var dirty = DirtyBitmap()
-        /// The log that runs; nil if none does.
+        /// The active log; nil if there is none.
         var log: DirtyLog?
         var number: UInt64 = 0
         var random = SystemRandomNumberGenerator()

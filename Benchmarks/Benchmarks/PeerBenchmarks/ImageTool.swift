@@ -1,13 +1,13 @@
 import Foundation
 import Measuring
 
-/// A program that keeps images: Varve's, or another.
+/// A program that stores images: Varve's, or another.
 protocol ImageTool {
     var name: String { get }
-    /// Where it keeps them.
+    /// Where it stores them.
     var repository: String { get }
     var isSubject: Bool { get }
-    /// Keeps an image; the newest of one history.
+    /// Stores an image as the newest of one history.
     func takeIn(_ image: String) throws -> ChildResult
     /// Writes the newest image to /dev/null.
     func bringBack() throws -> ChildResult
@@ -17,7 +17,7 @@ extension ImageTool {
     var isSubject: Bool { false }
 }
 
-/// All tools that are here, each with a new repository.
+/// All tools that are installed, each with a new repository.
 func makeTools(in directory: String) throws -> [any ImageTool] {
     var tools: [any ImageTool] = [try Varve(in: directory)]
     if Child.exists("restic") { tools.append(try Restic(in: directory)) }
@@ -29,7 +29,7 @@ func makeTools(in directory: String) throws -> [any ImageTool] {
     return tools
 }
 
-/// The command line tool of this library.
+/// This library's command line tool.
 private struct Varve: ImageTool {
     let name = "varve"
     let repository: String
@@ -77,7 +77,7 @@ private struct Restic: ImageTool {
     }
 }
 
-/// borg, reading standard input: as it comes, or cut at 4 KiB with zstd 1.
+/// borg, reading standard input: with its default chunks, or with 4 KiB chunks and zstd 1.
 private final class Borg: ImageTool {
     let name: String
     let repository: String
@@ -132,7 +132,7 @@ private final class Casync: ImageTool {
         ])
     }
 
-    /// Into a file: it refuses anything else.
+    /// Into a file: casync accepts nothing else.
     func bringBack() throws -> ChildResult {
         let file = "\(repository)/back"
         defer { try? FileManager.default.removeItem(atPath: file) }

@@ -2,8 +2,8 @@ import Benchmark
 import Foundation
 import Measuring
 
-// The command line tool beside what one would take instead, on the same images, in turn. Nothing
-// large lives in this process: a child's peak begins with its parent's size.
+// Compares the command line tool with its alternatives, on the same images, in turn. This process
+// stays small: a child's peak memory begins with its parent's size.
 
 let benchmarks: @Sendable () -> Void = {
     let images = Array(Settings.images.prefix(Settings.sized(16, quick: 3)))
@@ -15,10 +15,10 @@ let benchmarks: @Sendable () -> Void = {
     if images.count > 1 { chain(images) }
 }
 
-/// Every tool's way with one image.
+/// Each tool stores one image.
 private func takeIn(_ image: String, _ tools: [any ImageTool], _ run: Comparison) throws {
     let byteCount = try size(of: image)
-    // Nobody reads it from the disk: the first would do so for all.
+    // Reads the image into the page cache, so that the first tool does not do it for the others.
     _ = try Child.run(["cat", image], output: "/dev/null")
     for tool in tools {
         let result = try tool.takeIn(image)
@@ -38,7 +38,7 @@ private func size(of path: String) throws -> Int {
     try FileManager.default.attributesOfItem(atPath: path)[.size] as? Int ?? 0
 }
 
-/// The first image into a new repository, again and again.
+/// The first image into a new repository, repeatedly.
 private func firstImage(_ image: String) {
     compare(
         "import.first", "first image into a new repository", rounds: Settings.sized(5, quick: 1)
@@ -63,7 +63,7 @@ private final class Counter {
     var next = 0
 }
 
-/// The rest of the chain, image by image; then the bytes, and the last image back.
+/// The rest of the chain, image by image; then the bytes, and a restore of the last image.
 private func chain(_ images: [String]) {
     compare(
         "import.next", "each next one of \(images.count) images of the same guest", rounds: 1

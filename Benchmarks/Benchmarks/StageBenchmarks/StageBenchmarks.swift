@@ -7,7 +7,7 @@ import Varve
 import VarveStages
 
 // The stages of a capture and of a restore, one at a time: copy, zero test, digest, encode, decode,
-// index. One thread each unless it says otherwise.
+// index. One thread each unless stated otherwise.
 
 let benchmarks: @Sendable () -> Void = {
     copyBenchmarks()
@@ -71,10 +71,10 @@ private func copyBenchmarks() {
     }
 }
 
-/// What a copy leaves of a guest's working set in the caches: the set is read right after it.
+/// How much of a guest's working set a copy leaves in the caches: the set is read right after it.
 private func cachesBenchmark(rounds: Int) {
     let workingSet = 1 << 20
-    // 1 % of 1 GiB, as a pause copies.
+    // 1 % of 1 GiB, as in a pause.
     let byteCount = 2621 * Page.byteCount
     compare(
         "copy.caches", "reading 1 MiB that was in the caches, after copying 2,621 pages",
@@ -113,15 +113,15 @@ private func copyPage(_ source: Memory, _ page: Int, _ target: Memory, _ place: 
         from: from + page * Page.byteCount, byteCount: Page.byteCount)
 }
 
-/// Memory that can be mapped again and again.
+/// Memory that can be mapped repeatedly.
 private final class SharedMemory {
     private let file: Int32
     private let byteCount: Int
-    /// A mapping that stays.
+    /// A permanent mapping.
     let standing: UnsafeMutableRawPointer
 
     init(byteCount: Int) throws {
-        // glibc's memfd_create is not visible from Swift; a file in memory serves.
+        // glibc's memfd_create is not visible from Swift; a file in /dev/shm replaces it.
         let path = "/dev/shm/varve-benchmark-\(getpid())"
         file = open(path, O_RDWR | O_CREAT | O_EXCL, 0o600)
         guard file >= 0 else { throw POSIXError(.ENOENT) }
@@ -194,7 +194,7 @@ private func digestBenchmarks() {
                 memory: try Memory.guest(byteCount: byteCount), file: run.directory + "/long")
             try subject.memory.write(to: subject.file)
             if Child.exists("b3sum") {
-                // The same digest before anything is timed.
+                // Checks that the digests are equal before anything is timed.
                 let output = try Child.run(["b3sum", "--num-threads", "1", subject.file]).output
                 let mine = Kernels.digest(UnsafeRawBufferPointer(subject.memory.bytes))
                 guard output.hasPrefix("\(mine) ") else {
@@ -259,7 +259,7 @@ private final class CodecSubject {
 
     func decode() throws { try codec.decode(blocks, into: room.bytes) }
 
-    /// What `zstd -b` reaches with this level and frame size, in bytes a second of memory.
+    /// The speed of `zstd -b` at this level and block size, in bytes of memory a second.
     func zstd() throws -> (encode: Double, decode: Double, byteCount: Int) {
         let name = level < 0 ? "--fast=\(-level)" : "-\(level)"
         let output = try Child.run(
@@ -304,7 +304,7 @@ private func encodeBenchmarks() {
     }
 }
 
-/// All cores at once: what a pipeline can have of the encoder, and what it makes of it.
+/// All cores at once: the encoder alone, and a whole import.
 private func coresBenchmarks() {
     let byteCount = Settings.sized(128 << 20, quick: 32 << 20)
     let cores = ProcessInfo.processInfo.activeProcessorCount
@@ -327,7 +327,7 @@ private func coresBenchmarks() {
         run.time("page groups alone, on each core", .part, byteCount: total) {
             subject.encodeOnAllCores()
         }
-        // What one of them reaches while all of them run, times how many there are.
+        // The speed of each core while all of them run, added up.
         let rates = try subject.zstdOnAllCores()
         run.add(
             "zstd -b with -1 -B64KiB on each core", .limit,
@@ -338,7 +338,7 @@ private func coresBenchmarks() {
 
 /// As many parts of a guest's memory as there are cores.
 private final class ImportSubject: ImageSource, @unchecked Sendable {
-    // Only read once it is made.
+    // Only read after its initialization.
     private let subjects: [CodecSubject]
     private let directory: String
     private var count = 0
@@ -348,12 +348,12 @@ private final class ImportSubject: ImageSource, @unchecked Sendable {
         self.directory = directory
     }
 
-    /// Removes the repository that the last `takeIn` made, which is not the importer's work.
+    /// Removes the repository of the last `takeIn`; this is not part of the import's time.
     func removeStore() throws { try FileManager.default.removeItem(atPath: path) }
 
     private var path: String { directory + "/store-\(count)" }
 
-    /// All parts into a new repository.
+    /// Imports all parts into a new repository.
     func takeIn() throws {
         count += 1
         let repository = try Repository.create(at: FilePath(path))
@@ -374,7 +374,7 @@ private final class ImportSubject: ImageSource, @unchecked Sendable {
             let room = UnsafeMutableRawBufferPointer(rebasing: buffer[done..<done + count])
             room.copyMemory(
                 from: UnsafeRawBufferPointer(rebasing: source[start..<start + count]))
-            // The parts hold the same pages: their numbers tell them apart.
+            // The parts hold the same pages: a number in each page makes them different.
             for page in 0..<count / Page.byteCount {
                 GuestContent.stamp(
                     room, page, UInt64(part << 32 + start + page * Page.byteCount))
@@ -430,7 +430,7 @@ private final class IndexSubject {
 
     init(pageCount: Int, batchCount: Int, directory: String) throws {
         repository = try Repository.create(at: FilePath(directory + "/store"))
-        // Each page has its number and is zero besides: the index is what counts here.
+        // Each page holds its number and is otherwise zero: only the index matters here.
         var digests = [PageDigest](repeating: .none, count: pageCount)
         var next = 0
         _ = try ImageImport.run(into: repository, lineage: "index") { buffer in

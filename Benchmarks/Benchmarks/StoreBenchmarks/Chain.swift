@@ -5,24 +5,25 @@ import Varve
 
 /// A repository with a long history of one guest.
 final class Chain {
-    /// Where the guest writes.
+    /// Which pages the guest writes.
     enum Writes: String, CaseIterable {
-        /// In a sixteenth of its memory: what programs do.
+        /// Pages in a sixteenth of its memory, as programs do.
         case sixteenth
-        /// All over it: the worst case, where late checkpoints share pages with all others.
+        /// Pages all over its memory: the worst case, where late checkpoints share pages with all
+        /// others.
         case everywhere
     }
 
     let repository: Repository
     private(set) var checkpoints: [Checkpoint] = []
     let byteCount: Int
-    /// A guest to restore into; its memory was touched.
+    /// A guest to restore into; its memory is already touched.
     private let restored = ProcessMemory(tracking: .compareAll)
 
-    /// Takes `count` checkpoints with `dirtyCount` random pages dirty before each.
+    /// Takes `count` checkpoints, each after `dirtyCount` random pages were dirtied.
     ///
-    /// - Parameter taken: called after each but the first with its number and the seconds until it
-    ///   was durable.
+    /// - Parameter taken: called after each checkpoint but the first, with its number and the
+    ///   seconds until it was durable.
     init(
         count: Int, byteCount: Int, dirtyCount: Int, writes: Writes, directory: String,
         taken: (_ number: Int, _ seconds: Double) -> Void = { _, _ in }
@@ -39,7 +40,7 @@ final class Chain {
         for number in 2...max(2, count) {
             for _ in 0..<dirtyCount {
                 let hot = Int.random(in: 0..<region.pages.count / spread)
-                // Runs of four pages, as a guest's are.
+                // Runs of four pages, as in a real guest.
                 GuestContent.stamp(region.bytes, hot / 4 * 4 * spread + hot % 4, stamp)
                 stamp += 1
             }
@@ -51,7 +52,7 @@ final class Chain {
         _ = try restored.allocate(byteCount: byteCount)
     }
 
-    /// Restores the checkpoint with a number, the first one being 1.
+    /// Restores the checkpoint with a number; the first one is 1.
     func restore(_ number: Int) throws -> RestoreResult {
         let checkpoint = checkpoints[number - 1]
         let result = try Restore.run(checkpoint, from: repository, into: restored)

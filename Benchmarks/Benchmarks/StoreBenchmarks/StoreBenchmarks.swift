@@ -5,7 +5,7 @@ import Measuring
 import Synchronization
 import Varve
 
-// What a repository costs when it is old: restore anywhere in a chain, verify, prune.
+// The cost of a repository with a long history: restore anywhere in a chain, verify, prune.
 
 let benchmarks: @Sendable () -> Void = {
     for writes in Chain.Writes.allCases { restore(writes) }
@@ -39,7 +39,7 @@ private func restore(_ writes: Chain.Writes) {
         return (chain, taken, Memory(byteCount: byteCount))
     } finish: { state, run in
         let (chain, taken, _) = state
-        // How long a capture takes at the beginning and at the end of the chain.
+        // The duration of a capture at the beginning and at the end of the chain.
         for place in places where place > 1 {
             for seconds in taken[max(0, place - 51)..<min(taken.count, place)] {
                 run.add(
@@ -53,7 +53,7 @@ private func restore(_ writes: Chain.Writes) {
             "metadata a changed page", statistics.metadataBytesPerChangedPage, "bytes")
     } round: { state, run in
         let (chain, _, other) = state
-        // Each goes first as often as any other: what was in the caches before it differs.
+        // The order rotates, because the contents of the caches differ for the first one.
         order.withLock { $0.append($0.removeFirst()) }
         for place in order.withLock({ $0 }) {
             let start = ContinuousClock.now
@@ -73,7 +73,7 @@ private func restore(_ writes: Chain.Writes) {
 
 // MARK: - Verify
 
-/// Everything checked, beside zstd's own test of the same pages.
+/// A full verify, compared with zstd's own test of the same pages.
 private func verify() {
     let byteCount = Settings.sized(512 * mebibyte, quick: 64 * mebibyte)
     compare(
@@ -117,7 +117,7 @@ private func verify() {
 
 // MARK: - Prune
 
-/// Forget and prune, in a repository made for it.
+/// Forget and prune, in a new repository.
 private func prune(chain length: Int, forgetting victims: Int) {
     let byteCount = Settings.sized(128 * mebibyte, quick: 16 * mebibyte)
     compare(
@@ -130,7 +130,7 @@ private func prune(chain length: Int, forgetting victims: Int) {
             directory: run.directory)
     } round: { chain, run in
         let repository = chain.repository
-        // From the middle, so that both ends stay.
+        // From the middle, so that both ends are kept.
         let first = (length - victims) / 2
         let ids = chain.checkpoints[first..<first + victims].map(\.id)
         let start = ContinuousClock.now

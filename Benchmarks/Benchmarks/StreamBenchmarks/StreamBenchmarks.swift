@@ -4,7 +4,7 @@ import Measuring
 import SystemPackage
 import Varve
 
-// Importing and exporting a libxc stream, beside reading the same file and compressing it.
+// Import and export of a libxc stream, compared with reading the file and compressing it.
 
 let benchmarks: @Sendable () -> Void = {
     let rounds = Settings.sized(7, quick: 2)
@@ -43,7 +43,7 @@ let benchmarks: @Sendable () -> Void = {
     }
 }
 
-/// What reading the stream, and compressing it, takes.
+/// The time to read the stream, and to compress it.
 private func besides(_ subject: StreamSubject, _ run: Comparison) throws {
     let read = try Child.run(["cat", subject.stream], output: "/dev/null")
     run.add(
@@ -55,7 +55,7 @@ private func besides(_ subject: StreamSubject, _ run: Comparison) throws {
         byteCount: subject.byteCount)
 }
 
-/// A stream in a file, and a repository to take it to.
+/// A stream in a file, and a repository to import it into.
 private final class StreamSubject {
     let stream: String
     let byteCount: Int
@@ -94,7 +94,7 @@ private final class StreamSubject {
         try writer.finish()
     }
 
-    /// Makes the repository a new one.
+    /// Replaces the repository with a new one.
     func renew() throws {
         try repository.close()
         storeCount += 1

@@ -1,6 +1,5 @@
-// Counts allocations: an executable's own malloc takes the place of glibc's for all libraries in
-// the process. Each hands on to glibc under the name that glibc keeps for this; free
-// stays as it is.
+// Counts allocations: an executable's own malloc replaces glibc's for all libraries in the process.
+// Each function calls glibc's, under the name that glibc reserves for this; free is not replaced.
 
 #include "CAllocations.h"
 
@@ -13,7 +12,7 @@ extern void *__libc_realloc(void *memory, size_t size);
 extern void *__libc_memalign(size_t alignment, size_t size);
 
 static atomic_size_t count;
-// In the executable's own block of thread-local memory, so that using it allocates nothing.
+// In the executable's own thread-local block, so that access to it allocates nothing.
 static _Thread_local size_t thread_count __attribute__((tls_model("local-exec")));
 
 size_t callocations_count(void) { return atomic_load(&count); }

@@ -1,8 +1,8 @@
-/// One count, and how much of it is allowed.
+/// One count and its budget.
 struct Count {
     let name: String
     let value: Double
-    /// The most that is allowed.
+    /// The largest allowed value.
     let budget: Double
 
     var isWithin: Bool { value <= budget }
@@ -10,8 +10,8 @@ struct Count {
 
 /// The counts of a run, in order.
 ///
-/// They are counts of work, not of time: the same on a busy machine as on an idle one, but for how
-/// batches fall to the workers.
+/// They count work, not time: the same on a busy machine as on an idle one, except for how batches
+/// are distributed to the workers.
 struct Budgets {
     private(set) var counts: [Count] = []
 

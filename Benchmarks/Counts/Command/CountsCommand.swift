@@ -11,8 +11,8 @@ import Synchronization
 import SystemPackage
 import VarveTestSupport
 
-// Counts what captures, imports, restores and reverts cost in allocations, calls of the disk and
-// bytes, and fails if one is over its budget. No time is looked at.
+// Counts allocations, disk calls and bytes of captures, imports, restores and reverts, and fails if
+// a count is over its budget. Time is not measured.
 //
 //   varve-counts           a line for each count; exit status 1 if one is over its budget
 //   varve-counts --json    the same as one JSON object
@@ -65,14 +65,14 @@ extension Double {
     }
 }
 
-/// What the thread that pauses did until the guest ran again.
+/// The work of the pausing thread until the guest runs again.
 private final class PauseCounts: Sendable {
     private let start = Atomic(0)
     private let sum = Atomic(0)
     private let diskSum = Atomic(0)
     private let disk: @Sendable () -> Int
 
-    /// - Parameter disk: calls of the disk so far.
+    /// - Parameter disk: disk calls so far.
     init(disk: @escaping @Sendable () -> Int) {
         self.disk = disk
     }
@@ -90,7 +90,7 @@ private final class PauseCounts: Sendable {
         diskSum.add(disk() - diskStart.load(ordering: .relaxed), ordering: .relaxed)
     }
 
-    /// Allocations, and calls of the disk, since the last call of this.
+    /// Allocations and disk calls since the previous call of this function.
     func take() -> (allocations: Int, disk: Int) {
         (
             sum.exchange(0, ordering: .relaxed), diskSum.exchange(0, ordering: .relaxed)
@@ -98,7 +98,7 @@ private final class PauseCounts: Sendable {
     }
 }
 
-/// A guest in this process, taken to a repository whose disk is counted.
+/// A guest in this process, captured into a repository whose disk calls are counted.
 private final class CountedGuest {
     private let directory = TemporaryDirectory()
     private let pageCount: Int
@@ -123,13 +123,13 @@ private final class CountedGuest {
         region = try memory.allocate(byteCount: pageCount * Page.byteCount)
         for page in 0..<pageCount { CountedGuest.fill(region, page, &random) }
         var options = CaptureOptions()
-        // Not by the machine: counts must be equal everywhere.
+        // Independent of the machine: counts must be equal everywhere.
         options.workerCount = 2
         session = try CaptureSession(
             of: memory, in: repository, lineage: "counted", options: options)
     }
 
-    /// Half of the page random, half of it zero: compresses to about half.
+    /// Half of the page random, half of it zero: it compresses to about half.
     private static func fill(
         _ region: MemoryRegion, _ page: Int, _ random: inout SeededGenerator
     ) {
@@ -139,7 +139,7 @@ private final class CountedGuest {
         }
     }
 
-    /// Dirties pages far from each other; other ones each time.
+    /// Dirties pages far from each other; different ones each time.
     private func dirty(_ count: Int) {
         for _ in 0..<count {
             dirtied += 1
@@ -161,7 +161,7 @@ private final class CountedGuest {
         budgets.add("first capture: reads", tally.reads, atMost: 8)
     }
 
-    /// Captures of scattered dirty pages, after the first of them has grown what grows once.
+    /// Captures of scattered dirty pages, after a first one that grows the buffers.
     func countCaptures(dirtyCount: Int, _ budgets: inout Budgets) throws {
         dirty(dirtyCount)
         checkpoints.append(try session.capture().checkpoint)
@@ -187,12 +187,12 @@ private final class CountedGuest {
         budgets.add(
             "capture: allocations a dirty page",
             Double(callocations_count() - allocations) / pages, atMost: 1)
-        // One a checkpoint, and for each sealed pack one more.
+        // One for each checkpoint, and one more for each sealed pack.
         budgets.add("capture: syncs a checkpoint", Double(tally.syncs) / captures, atMost: 1.2)
         budgets.add("capture: writes a checkpoint", Double(tally.writes) / captures, atMost: 12)
         budgets.add("capture: reads a checkpoint", Double(tally.reads) / captures, atMost: 12)
         budgets.add(
-            // Two of them see whether the store is still where it was.
+            // Two of them check whether the store is still at its path.
             "capture: other calls of the disk a checkpoint", Double(tally.others) / captures,
             atMost: 4)
         budgets.add(
@@ -203,7 +203,7 @@ private final class CountedGuest {
             atMost: 150)
     }
 
-    /// The last checkpoint of 64, and the first, into a new guest.
+    /// Restores the first and the last of 64 checkpoints into a new guest.
     func countRestore(_ budgets: inout Budgets) throws {
         for (name, checkpoint) in [("first", checkpoints[0]), ("64th", checkpoints[63])] {
             let target = ProcessMemory(tracking: .compareAll)
@@ -215,7 +215,8 @@ private final class CountedGuest {
             guard try MemoryRoot.of(target) == checkpoint.root else {
                 throw CountFailure("the \(name) checkpoint came back different")
             }
-            // Skip deltas to the base of 4: three maps a digit of the 63 before it, and the base.
+            // Skip deltas to base 4: three maps for each digit of the 63 before it, and the base
+            // map.
             budgets.add("restore of the \(name): maps read", result.mapsRead, atMost: 10)
             budgets.add(
                 "restore of the \(name): allocations a page",
@@ -229,7 +230,7 @@ private final class CountedGuest {
         }
     }
 
-    /// Back in place: only what differs is written.
+    /// A revert in place: only pages that differ are written.
     func countRevert(dirtyCount: Int, _ budgets: inout Budgets) throws {
         guard let newest = checkpoints.last else { return }
         dirty(dirtyCount)
@@ -251,7 +252,7 @@ private final class CountedGuest {
     }
 }
 
-/// A count that means nothing because the work was not done.
+/// A count that is meaningless because the work was not done.
 private struct CountFailure: Error, CustomStringConvertible {
     let description: String
 

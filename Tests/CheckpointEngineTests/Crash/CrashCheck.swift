@@ -7,21 +7,21 @@ import GuestModel
 import PackStore
 import VarveTestSupport
 
-/// What must hold of a store after a crash.
+/// The conditions that a store must meet after a crash.
 struct CrashCheck {
     private struct Problem: Error, CustomStringConvertible {
         let description: String
     }
 
     let copies: [CheckpointID: CrashWorld.Copy]
-    /// The labels that checkpoints may have which were given any after they were published.
+    /// For each checkpoint that was relabeled after its publication, the labels that it may have.
     let labels: [CheckpointID: [String?]]
-    /// Guests as they were whenever they were captured: what was not acknowledged is one of these.
+    /// Guests at each capture: a checkpoint that was not acknowledged is equal to one of these.
     let attempts: [CrashWorld.Copy]
     let acknowledged: [CheckpointID]
     /// Checkpoints that must not be there.
     let forgotten: Set<CheckpointID>
-    /// Checkpoints that somebody had begun to forget.
+    /// Checkpoints that a caller had begun to forget.
     let mayBeGone: Set<CheckpointID>
     /// True if the store was damaged and may not be repaired yet.
     let mustRepair: Bool
@@ -30,7 +30,7 @@ struct CrashCheck {
 
     private func fail(_ description: String) -> Problem { Problem(description: description) }
 
-    /// Opens the store and looks at all of it, takes a checkpoint, and looks once more.
+    /// Opens the store and checks all of it, takes a checkpoint, and checks again.
     func run(_ disk: SimulatedDisk) throws {
         let files = disk.boot()
         if mustRepair { try repair(disk, files) }
@@ -73,7 +73,7 @@ struct CrashCheck {
         guard report.isClean else { throw fail("not whole when repaired: \(report.corruptions)") }
     }
 
-    /// Opens the store, or makes it if the crash came before it was one.
+    /// Opens the store, or creates it if the crash came before it was complete.
     private func open(
         _ disk: SimulatedDisk, _ files: SimulatedFiles
     ) throws(RepositoryError) -> Repository {
@@ -126,10 +126,10 @@ struct CrashCheck {
         }
     }
 
-    /// The space of what nobody needs comes back, and everything else stays.
+    /// Prune frees all space that no checkpoint needs, and keeps everything else.
     private func checkPrune(_ found: [Checkpoint], _ repository: Repository) throws {
         let options = PruneOptions.everything
-        // The second takes records that forget what the first took.
+        // The second prune removes forget records of checkpoints that the first one removed.
         for _ in 0..<2 { try repository.planPrune(options).execute() }
         let rest = try repository.planPrune(options)
         guard rest.isEmpty, rest.unusedByteCount == 0, rest.deadPageCount == 0 else {
@@ -155,7 +155,7 @@ struct CrashCheck {
         }
     }
 
-    /// What was abandoned last is cut off.
+    /// Records of the last abandoned transaction are truncated.
     private func checkSpace(_ repository: Repository) throws {
         let abandoned = try repository.statistics().abandonedByteCount
         guard abandoned <= abandonedByteCountMax else {
@@ -163,7 +163,7 @@ struct CrashCheck {
         }
     }
 
-    /// The store takes the next checkpoint, of a guest that has changed meanwhile.
+    /// The store takes the next checkpoint, of a guest that has changed in between.
     private func captureNext(
         _ found: [Checkpoint], _ repository: Repository
     ) throws -> CheckpointID {

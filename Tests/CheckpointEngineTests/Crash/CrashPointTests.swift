@@ -5,13 +5,13 @@ import GuestModel
 import Testing
 import VarveTestSupport
 
-/// Crash points, exhaustively: in each scenario the power is cut after every call, the process
-/// killed after every call, and every call fails once, in each way that it can.
+/// Exhaustive crash points: in each scenario, the power is cut after every call, the process is
+/// killed after every call, and every call fails once in each way that it can fail.
 ///
-/// The scenario runs once and the disk is kept as it was at each call, so that power cuts and kills
-/// need no other run. A failing call changes what happens next, so each takes a run of its own.
+/// The scenario runs once and the disk's state at each call is kept, so power cuts and kills need
+/// no other run. A failing call changes what happens next, so each needs a run of its own.
 ///
-/// The short form samples, by the seed of the run; VARVE_LONG=1 leaves nothing out.
+/// The short form samples the cases by the seed of the run; VARVE_LONG=1 runs all of them.
 @Suite struct CrashPointTests {
     private struct Tally {
         var calls = 0
@@ -69,7 +69,7 @@ import VarveTestSupport
         }
     }
 
-    /// True if the case is to be run: VARVE_CASE=N runs that one alone, for looking at it.
+    /// True if the case is to be run; VARVE_CASE=N runs only that case, for debugging.
     private static func isWanted(_ seed: UInt64) -> Bool { wanted == nil || wanted == seed }
 
     private static let wanted = getenv("VARVE_CASE").flatMap { UInt64(String(cString: $0)) }
@@ -99,7 +99,7 @@ import VarveTestSupport
         let calls = world.disk.calls[before...]
         var random = TestSeed.generator(0xFA)
         for (number, call) in calls.enumerated() {
-            // Reads are many and alike.
+            // Reads are numerous and similar.
             let share = call.kind.isChange ? 4 : 12
             for failure in CrashPointTests.failures(call.kind) {
                 let seed = random.next()
@@ -121,8 +121,8 @@ import VarveTestSupport
         let description: String
     }
 
-    /// One failing call, what the scenario makes of it, and the next capture of each guest; then
-    /// the power is cut or the process ends.
+    /// One failing call, its effect on the scenario, and the next capture of each guest; then the
+    /// power is cut or the process ends.
     private func fail(
         _ number: Int, _ failure: SimulatedDisk.Failure, _ scenario: CrashScenario, seed: UInt64
     ) throws {
@@ -132,7 +132,7 @@ import VarveTestSupport
         try scenario.act(world)
         world.disk.failCall(nil)
         var random = SeededGenerator(seed: seed)
-        // The process ends after the failure, or goes on.
+        // The process ends after the failure, or continues.
         if Bool.random(using: &random) { world.close() }
         for lineage in world.lineages {
             world.write(lineage, 20..<22, value: 500)
@@ -151,7 +151,7 @@ import VarveTestSupport
         let directory = TemporaryDirectory(inMemory: true)
         let disk = SimulatedDisk(world.disk.image, indexRoot: directory.path, seed: seed)
         if isPowerCut { disk.cutPower(&random) } else { disk.kill() }
-        // What a failed attempt had sealed stays until a prune.
+        // Packs that a failed attempt had sealed are kept until a prune.
         try world.check(after: .max, scenario, isLive: true).run(disk)
     }
 }

@@ -2,19 +2,19 @@ import CheckpointStore
 import Synchronization
 import VarveTestSupport
 
-/// A scenario that ran once, and the disk as it was at each call that changed it: each is a moment
-/// to crash at.
+/// A scenario that ran once, and the disk at each call that changed it: each is a point for a
+/// crash.
 struct CrashRecording: Sendable {
     /// The disk and the index at one call.
     struct Point: Sendable {
-        /// Calls so far, this one among them.
+        /// Calls so far, including this one.
         let callCount: Int
-        /// nil for the moment before the first.
+        /// nil for the state before the first call.
         let call: SimulatedDisk.Call?
         let image: DiskImage
-        /// Which moment of the index's copies.
+        /// The moment in the index's copies.
         let moment: Int
-        /// The moment at which LMDB's file was synced last.
+        /// The moment of the last sync of LMDB's file.
         let synced: Int
     }
 
@@ -64,14 +64,14 @@ struct CrashRecording: Sendable {
         (points, index) = growing.withLock { ($0.points, $0.index) }
     }
 
-    /// What must hold after a crash at a point.
+    /// The expected state after a crash at a point.
     func check(_ point: Point) -> CrashCheck {
         world.check(after: point.callCount, scenario, isLive: false)
     }
 
-    /// Cuts the power at a point, or kills the process, and checks what is left.
+    /// Cuts the power at a point, or kills the process, and checks the resulting store.
     ///
-    /// - Parameter fate: what becomes of the index in a power cut; nil: by chance.
+    /// - Parameter fate: what becomes of the index in a power cut; nil: chosen at random.
     func crash(
         at point: Point, isPowerCut: Bool, fate wanted: IndexCopies.Fate? = nil, seed: UInt64
     ) throws {

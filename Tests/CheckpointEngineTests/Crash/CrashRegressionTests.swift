@@ -6,12 +6,12 @@ import PackStore
 import Testing
 import VarveTestSupport
 
-/// What crash points found, each by itself.
+/// Defects that crash points found, each as a test.
 @Suite struct CrashRegressionTests {
     private static let smallPack = (256 + 80) << 10
 
-    /// A disk that is full when a new pack has been made, then a writer that closes: the index had
-    /// read to the empty pack, and the next writer began with pack 1 once more.
+    /// The disk is full just after a new pack was created, and then the writer closes: the index
+    /// had read up to the empty pack, and the next writer began with pack 1 again.
     @Test func aNewPackNeverTakesTheNumberOfAnother() throws {
         for call in 0..<24 {
             let world = CrashWorld(packByteCountMax: CrashRegressionTests.smallPack, seed: 1)
@@ -35,9 +35,9 @@ import VarveTestSupport
         }
     }
 
-    /// A transaction that is abandoned after it had sealed a pack, then a writer that closes: the
-    /// next writer gave its number to another transaction, and a rebuilt index took the frames of
-    /// both for one.
+    /// A transaction is abandoned after it sealed a pack, and then the writer closes: the next
+    /// writer gave its number to another transaction, and a rebuilt index took the page groups of
+    /// both for one transaction's.
     @Test func aTransactionNeverTakesTheNumberOfAnother() throws {
         for call in 0..<24 {
             let world = CrashWorld(packByteCountMax: CrashRegressionTests.smallPack, seed: 1)
@@ -77,8 +77,8 @@ import VarveTestSupport
         #expect(seals > 1)
     }
 
-    /// A page of the index that was lost in a power cut reads as it was before, and might say that
-    /// the index was closed.
+    /// A page of the index that was lost in a power cut has its earlier contents, and might say
+    /// that the index was closed.
     @Test func anIndexThatWasOpenInAPowerCutIsNotTrusted() throws {
         let scenario = try #require(CrashScenario.all.first { $0.name == "close" })
         let recording = try CrashRecording(scenario)
@@ -89,7 +89,7 @@ import VarveTestSupport
         }
     }
 
-    /// A lock that cannot be opened for another reason than a read-only medium.
+    /// A lock that cannot be opened for a reason other than a read-only medium.
     @Test func aReaderOnAFullDiskIsToldSo() throws {
         let world = CrashWorld(packByteCountMax: CrashRegressionTests.smallPack, seed: 1)
         try world.create()

@@ -5,25 +5,25 @@ import PackStore
 import Testing
 import VarveTestSupport
 
-/// Something that is done to a store, in each call of which a crash must lose nothing.
+/// Operations on a store, in each call of which a crash must lose nothing.
 struct CrashScenario: Sendable, CustomTestStringConvertible {
     let name: String
     var packByteCountMax = Repository.packByteCountMax
-    /// What comes before; its calls are no crash points.
+    /// The preparation; its calls are not crash points.
     var prepare: @Sendable (CrashWorld) throws -> Void = { _ in }
-    /// What is done.
+    /// The operations.
     let act: @Sendable (CrashWorld) throws -> Void
     /// True if several threads call the disk: then the index cannot be copied between two calls.
     var isConcurrent = false
-    /// What abandoned transactions may keep until a prune: what they sealed, and what lies in a
-    /// pack before a publication of another one.
+    /// The largest size that abandoned transactions may keep until a prune: what they sealed, and
+    /// their records in a pack before another transaction's publication.
     var abandonedByteCountMax = 80 << 10
-    /// True if the store is damaged before, and must be repaired.
+    /// True if the store is damaged beforehand, and must be repaired.
     var isDamaged = false
 
     var testDescription: String { name }
 
-    /// Packs that hold some twenty pages.
+    /// Packs that hold about twenty pages.
     private static let smallPack = (256 + 80) << 10
 
     private static func capturing(_ count: Int) -> @Sendable (CrashWorld) throws -> Void {
@@ -36,12 +36,12 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
         }
     }
 
-    /// A page, a pack's index, a whole pack that others do not need, the last record, and a file
-    /// that is no pack.
+    /// Damages a page, a pack's index, a whole pack that others do not need and the last record,
+    /// and adds a file that is not a pack.
     private static func damage(_ image: inout DiskImage) {
         let packs = (image.names(StoreDirectory.packs) ?? []).sorted()
         func path(_ position: Int) -> String { "\(StoreDirectory.packs)/\(packs[position])" }
-        // In the first page group, behind its head: a page that one block holds.
+        // In the first page group, after its head: a page that is in a block of its own.
         _ = image.flipBit(path(0), byte: 30_000, bit: 3)
         let count = image.contents(path(1))?.count ?? 0
         _ = image.flipBit(path(1), byte: count - 40, bit: 5)
@@ -51,7 +51,7 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
         image.put("\(StoreDirectory.packs)/notes.txt", Array("notes".utf8))
     }
 
-    /// All, or the one that VARVE_SCENARIO names.
+    /// All scenarios, or the one that VARVE_SCENARIO names.
     static let wanted: [CrashScenario] = {
         guard let name = getenv("VARVE_SCENARIO").map({ String(cString: $0) }) else { return all }
         return all.filter { $0.name == name }
@@ -106,7 +106,7 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
                     let lineage = thread == 0 ? "web" : "mail"
                     for step in 0..<3 {
                         world.write(lineage, step..<step + 9, value: 50 + thread * 10 + step)
-                        // What fails is noted there.
+                        // Failures are noted there.
                         _ = try? world.capture(lineage)
                     }
                 }
@@ -145,7 +145,7 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
         CrashScenario(name: "failed import", packByteCountMax: smallPack, prepare: capturing(2)) {
             world in
             for step in 0..<2 {
-                // More than two packs full, besides what the open one has room for.
+                // More than fills two packs, in addition to the room in the open one.
                 world.write("web", 0..<44, value: 90 + step)
                 try world.failImport("web")
                 if step == 0 { try world.capture() }
@@ -203,7 +203,7 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
             act: { world in
                 Threads.concurrently(2) { thread in
                     for step in 0..<3 {
-                        // What fails is noted there.
+                        // Failures are noted there.
                         if thread == 0 {
                             try? world.prune()
                             try? world.forget([[1, 4, 6][step]])

@@ -8,42 +8,42 @@ import PackStore
 import Synchronization
 import VarveTestSupport
 
-/// A store on a simulated disk, guests that are captured into it, and a full copy of each guest for
+/// A store on a simulated disk, guests that are captured into it, and a full copy of the guest for
 /// each checkpoint.
 ///
-/// Its steps go on after a failure, as a daemon would: what failed is noted, and must have left the
-/// guest running.
+/// Its steps continue after a failure, as a daemon would: the failure is noted, and must have left
+/// the guest running.
 final class CrashWorld: Sendable {
-    /// What a checkpoint must give back.
+    /// The expected contents of a checkpoint.
     struct Copy: Sendable, Equatable {
         let lineage: String
         let label: String?
         let pages: [UInt64: [UInt8]]
     }
 
-    /// A checkpoint that somebody was told of.
+    /// A checkpoint whose publication was acknowledged.
     struct Acknowledged: Sendable {
         let id: CheckpointID
-        /// Calls on the disk before that.
+        /// Disk calls before the acknowledgment.
         let callCount: Int
     }
 
-    /// Checkpoints that somebody asked to forget.
+    /// A request to forget checkpoints.
     struct Forgetting: Sendable {
         let ids: [CheckpointID]
-        /// Calls on the disk before that.
+        /// Disk calls before the request.
         let start: Int
-        /// Calls on the disk when it had returned; nil if it failed.
+        /// Disk calls when it had returned; nil if it failed.
         var end: Int?
     }
 
-    /// A label that somebody asked for.
+    /// A request to set a label.
     struct Labelling: Sendable {
         let id: CheckpointID
         let label: String?
-        /// Calls on the disk before that.
+        /// Disk calls before the request.
         let start: Int
-        /// Calls on the disk when it had returned; nil if it failed.
+        /// Disk calls when it had returned; nil if it failed.
         var end: Int?
     }
 
@@ -62,8 +62,8 @@ final class CrashWorld: Sendable {
         var problems: [String] = []
         var failureCount = 0
 
-        /// The labels that each checkpoint may have after so many calls, where it was given any:
-        /// the last that somebody was told of, and those asked for since.
+        /// The labels that each relabeled checkpoint may have after a number of disk calls: the
+        /// last acknowledged one, and those requested since.
         func labels(after callCount: Int) -> [CheckpointID: [String?]] {
             var result: [CheckpointID: [String?]] = [:]
             for labelling in labellings where labelling.start < callCount {
@@ -89,7 +89,7 @@ final class CrashWorld: Sendable {
     }
 
     deinit {
-        // Sessions before their repository, and its index before the directory.
+        // Sessions are freed before their repository, and its index before the directory.
         state.withLock { state in
             state.sessions = [:]
             state.repository = nil
@@ -100,9 +100,9 @@ final class CrashWorld: Sendable {
     var copies: [CheckpointID: Copy] { state.withLock { $0.copies } }
     /// Every attempt to forget.
     var forgettings: [Forgetting] { state.withLock { $0.forgettings } }
-    /// Guests at each attempt to capture them, whatever came of it.
+    /// Guests at each attempt to capture them, successful or not.
     var attempts: [Copy] { state.withLock { $0.attempts } }
-    /// What must not have happened.
+    /// Violations of the rules.
     var problems: [String] { state.withLock { $0.problems } }
     /// Steps that failed.
     var failureCount: Int { state.withLock { $0.failureCount } }
@@ -123,7 +123,7 @@ final class CrashWorld: Sendable {
 
     // MARK: - The repository
 
-    /// Makes the repository, again if a failure came between.
+    /// Creates the repository; tries again after a failure.
     func create() throws {
         let files = state.withLock { $0.files }
         func attempt() throws(RepositoryError) -> Repository {
@@ -137,14 +137,14 @@ final class CrashWorld: Sendable {
             do {
                 keep(try attempt())
             } catch {
-                // It was made, and opening it failed.
+                // It was created, and opening it failed.
                 guard error.code == .exists else { throw error }
                 try open()
             }
         }
     }
 
-    /// Opens it for writing, again if a failure came between.
+    /// Opens it for writing; tries again after a failure.
     func open() throws {
         let files = state.withLock { $0.files }
         func attempt() throws -> Repository {
@@ -172,7 +172,7 @@ final class CrashWorld: Sendable {
 
     private struct Closed: Error {}
 
-    /// Opens it for reading and looks at every checkpoint, again if a failure came between.
+    /// Opens it for reading and reads every checkpoint; tries again after a failure.
     func read() throws {
         let files = state.withLock { $0.files }
         func attempt() throws {
@@ -187,7 +187,7 @@ final class CrashWorld: Sendable {
         }
     }
 
-    /// A checkpoint with a name, looked for again if a failure came between.
+    /// A checkpoint with a name; looked up again after a failure.
     func checkpoint(named name: String) throws -> Checkpoint {
         let repository = try repository()
         do {
@@ -198,7 +198,7 @@ final class CrashWorld: Sendable {
         }
     }
 
-    /// Forgets checkpoints, counted in the order in which they were acknowledged.
+    /// Forgets checkpoints, numbered in the order in which they were acknowledged.
     func forget(_ positions: [Int]) throws {
         let ids = state.withLock { state in
             positions.filter { $0 < state.acknowledged.count }.map { state.acknowledged[$0].id }
@@ -214,7 +214,7 @@ final class CrashWorld: Sendable {
         state.withLock { [forgetting] in $0.forgettings.append(forgetting) }
     }
 
-    /// Gives a checkpoint a label, counted in the order in which they were acknowledged.
+    /// Gives a checkpoint a label; checkpoints are numbered in the order of acknowledgment.
     func label(_ position: Int, _ label: String?) throws {
         guard let id = state.withLock({ $0.acknowledged.dropFirst(position).first?.id }) else {
             return
@@ -230,7 +230,7 @@ final class CrashWorld: Sendable {
         state.withLock { [labelling] in $0.labellings.append(labelling) }
     }
 
-    /// Has all the space back that can be had.
+    /// Prunes all space that can be freed.
     func prune() throws {
         do {
             try repository().planPrune(.everything).execute()
@@ -239,7 +239,7 @@ final class CrashWorld: Sendable {
         }
     }
 
-    /// Closes the repository and damages it; says once what that has cost.
+    /// Closes the repository and damages it; notes once which checkpoints this has cost.
     func damage(_ body: @Sendable (inout DiskImage) -> Void) throws {
         close()
         var image = disk.image
@@ -255,7 +255,7 @@ final class CrashWorld: Sendable {
     /// Checkpoints that damage has made unreadable.
     var damaged: Set<CheckpointID> { state.withLock { $0.damaged } }
 
-    /// Repairs it, again if a failure came between.
+    /// Repairs it; tries again after a failure.
     func repair() throws {
         let files = state.withLock { $0.files }
         func attempt() throws {
@@ -275,9 +275,9 @@ final class CrashWorld: Sendable {
         }
     }
 
-    /// What must hold after so many calls.
+    /// The conditions that must hold after this many calls.
     ///
-    /// - Parameter isLive: true if checkpoints may be there that nobody was told of later either.
+    /// - Parameter isLive: true if checkpoints may also exist that are acknowledged only later.
     func check(
         after callCount: Int, _ scenario: CrashScenario, isLive: Bool
     ) -> CrashCheck {
@@ -309,7 +309,7 @@ final class CrashWorld: Sendable {
         do { try repository?.close() } catch { noteFailure("close", error) }
     }
 
-    /// The process dies and another one begins; guests are forgotten with it.
+    /// The process dies and another one begins; guests are lost with it.
     func kill() {
         disk.kill()
         state.withLock { state in
@@ -320,7 +320,7 @@ final class CrashWorld: Sendable {
         }
     }
 
-    /// Removes what is derived.
+    /// Removes all derived files.
     func deleteIndex() {
         let files = PosixFiles(root: disk.indexRoot)
         for name in (try? files.list("index")) ?? [] { try? files.remove("index/\(name)") }
@@ -328,7 +328,7 @@ final class CrashWorld: Sendable {
 
     // MARK: - Guests
 
-    /// The guest of a lineage; made of the first page contents when it is asked for first.
+    /// The guest of a lineage; created with the first page contents on first use.
     func guest(_ lineage: String) -> SimulatedGuest {
         state.withLock { state in
             if let guest = state.guests[lineage] { return guest }
@@ -345,7 +345,7 @@ final class CrashWorld: Sendable {
         }
     }
 
-    /// The guest of a lineage writes to pages; different values, different contents.
+    /// The guest of a lineage writes to pages; different values give different contents.
     func write(_ lineage: String, _ frames: Range<Int>, value: Int) {
         guest(lineage).with { state in
             for frame in frames {
@@ -399,7 +399,7 @@ final class CrashWorld: Sendable {
         }
     }
 
-    /// Takes checkpoints of which each begins before the one before it is published.
+    /// Takes checkpoints, each of which begins before the previous one is published.
     ///
     /// - Parameter write: changes the guest before each.
     func captureOverlapping(_ count: Int, _ lineage: String, _ write: (Int) -> Void) throws {
@@ -428,7 +428,7 @@ final class CrashWorld: Sendable {
         }
     }
 
-    /// Takes an image in as the lineage's next checkpoint.
+    /// Imports an image as the lineage's next checkpoint.
     func importImage(_ lineage: String) throws {
         let pages = guest(lineage).with { $0.pages }
         let copy = Copy(lineage: lineage, label: nil, pages: pages)
@@ -454,7 +454,7 @@ final class CrashWorld: Sendable {
         }
     }
 
-    /// Takes an image in that turns out to have changed when all of it is in the packs.
+    /// Imports an image that turns out to have changed after all of it was written to the packs.
     func failImport(_ lineage: String) throws {
         let pages = guest(lineage).with { $0.pages }
         let image = ChangingImage(bytes: pages.keys.sorted().flatMap { pages[$0] ?? [] })
@@ -479,7 +479,7 @@ final class CrashWorld: Sendable {
     }
 }
 
-/// An image that somebody wrote to while it was read.
+/// An image that is written to while it is read.
 private struct ChangingImage: ImageSource {
     struct Changed: Error, CustomStringConvertible {
         var description: String { "the image changed, as the test asked" }

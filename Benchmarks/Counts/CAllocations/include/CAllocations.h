@@ -3,7 +3,7 @@
 
 #include <stddef.h>
 
-/// Allocations of this process so far, by all threads: malloc, calloc, realloc, aligned ones.
+/// Allocations of this process so far, in all threads: malloc, calloc, realloc and aligned ones.
 size_t callocations_count(void);
 
 /// Allocations of the calling thread so far.
