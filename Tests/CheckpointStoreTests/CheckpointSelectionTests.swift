@@ -9,12 +9,12 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// Lists of some of all checkpoints.
+/// Lists of a part of the checkpoints.
 @Suite struct CheckpointSelectionTests {
     private let directory = TemporaryDirectory()
     private var path: FilePath { directory.path.appending("store") }
 
-    /// Checkpoints of several lineages in turn; each lineage's label goes from one to the next.
+    /// Checkpoints of several lineages in turn; each lineage's label moves from one to the next.
     private func make(
         _ count: Int, lineages: [String] = ["web", "w", "we", "db"], seed: UInt64 = 0
     ) throws -> Repository {
@@ -64,8 +64,8 @@ import VarveTestSupport
         return selection.newest.map { Array(found.suffix($0)) } ?? found
     }
 
-    /// What the index lists is what a look at every checkpoint would, also after some were
-    /// forgotten and after the index was rebuilt.
+    /// The index lists what a search of every checkpoint would find, also after some were forgotten
+    /// and after the index was rebuilt.
     @Test func aSelectionIsWhatLookingAtAllOfThemFinds() throws {
         var random = TestSeed.generator(901)
         try {
@@ -110,7 +110,7 @@ import VarveTestSupport
         }
     }
 
-    /// Pages of a list are the list.
+    /// The pages of a list add up to the list.
     @Test func aListIsReadPageByPage() throws {
         let repository = try make(40)
         let all = try repository.checkpoints()
@@ -136,9 +136,9 @@ import VarveTestSupport
         }
     }
 
-    // MARK: - What it costs
+    // MARK: - Cost
 
-    /// What a command reads of the repository's files, but for LMDB's.
+    /// The part of the repository's files that a command reads, without LMDB's.
     private func reads(_ body: (Repository) throws -> Void) throws -> CountingFiles.Tally {
         let files = CountingFiles(PosixFiles(root: path))
         let repository = try Repository.open(at: path, .reading, files: files)
@@ -146,7 +146,7 @@ import VarveTestSupport
         return files.tally
     }
 
-    /// Work whose cost must not depend on how many checkpoints there are.
+    /// Work whose cost must not depend on the number of checkpoints.
     private enum Work: CaseIterable {
         case open, newest, newestOfLineage, none, steps, label, id, lineages
     }
@@ -176,7 +176,7 @@ import VarveTestSupport
         }
     }
 
-    /// What is read does not grow with what is there.
+    /// The bytes read do not grow with the number of checkpoints.
     @Test func aListCostsWhatItShows() throws {
         try make(100, lineages: ["web", "db"]).close()
         let few = try Work.allCases.map { work in try reads { try perform(work, $0) } }
@@ -189,7 +189,7 @@ import VarveTestSupport
         }
     }
 
-    /// Forgetting one, and the name that goes back to the one before, read no other manifest.
+    /// Forgetting one, whose name moves back to the previous one, reads no other manifest.
     @Test func forgettingReadsNoOtherCheckpoint() throws {
         var tallies: [CountingFiles.Tally] = []
         for count in [100, 1500] {

@@ -5,7 +5,7 @@ import VarveTestSupport
 @testable import CheckpointStore
 
 @Suite struct DigestSetTests {
-    /// Against a `Set`; among the digests are some that differ in one word only.
+    /// Compares the set with `Set`; some of the digests differ in only one word.
     @Test func holdsWhatASetHolds() {
         var random = TestSeed.generator(9_200)
         var digests = DigestSet()

@@ -10,7 +10,7 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// Forgetting: what goes, what stays, and that the packs alone say so.
+/// Forget: what is removed, what is kept, and that the packs alone are enough to tell.
 @Suite struct ForgetTests {
     private let directory = TemporaryDirectory()
     private var path: FilePath { directory.path.appending("store") }
@@ -58,7 +58,7 @@ import VarveTestSupport
         #expect(try repository.verify().isClean)
     }
 
-    /// What was acknowledged since the last checkpoint is verified too, before the writer closes.
+    /// Checkpoints acknowledged since the last one are verified too, before the writer closes.
     @Test func aRecordThatForgetsIsVerifiedAtOnce() throws {
         _ = try chain(3)
         let repository = try Repository.open(at: path, .writing)
@@ -87,7 +87,7 @@ import VarveTestSupport
         #expect(newest == before.indices.last { !steps.contains($0) }.map { before[$0] })
         try repository.close()
         try check(copies, gone: Set(steps))
-        // The packs alone say the same.
+        // The packs alone give the same result.
         try FileManager.default.removeItem(atPath: path.appending("index").string)
         try check(copies, gone: Set(steps))
     }
@@ -103,7 +103,7 @@ import VarveTestSupport
         try check(copies, gone: [1])
         let reader = try Repository.open(at: path, .reading)
         #expect(throws: RepositoryError.self) { try reader.forget([ids[0]]) }
-        // Names step over it.
+        // Names skip it.
         #expect(try reader.checkpoint(named: "web~1").id == ids[2])
         #expect(try reader.checkpoint(named: "web~2").id == ids[0])
         #expect(throws: RepositoryError.self) { try reader.checkpoint(named: "web~3") }

@@ -10,12 +10,12 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// Repositories of each format version, kept as bytes: later code must read them for ever.
+/// Repositories of each format version, kept as bytes: all later versions must read them.
 ///
 /// Golden files are added, never changed. `RECORD_GOLDEN=DIRECTORY` and
 /// `RECORD_GOLDEN_PRUNED=DIRECTORY` write new ones.
 @Suite struct GoldenTests {
-    /// What the golden guest holds at each of its three checkpoints.
+    /// The golden guest's pages at each of its three checkpoints.
     private static func pages(step: Int) -> [UInt64: [UInt8]] {
         var random = SeededGenerator(seed: 42)
         var pages: [UInt64: [UInt8]] = [:]
@@ -111,14 +111,14 @@ import VarveTestSupport
 
     // MARK: - Forgotten and pruned
 
-    /// Steps of which the checkpoints stay.
+    /// Steps whose checkpoints are kept.
     private static let keptSteps = [3, 6, 7, 9]
 
-    /// What the pruned golden guest holds at each of its ten checkpoints.
+    /// The pruned golden guest's pages at each of its ten checkpoints.
     private static func prunedPages(step: Int) -> [UInt64: [UInt8]] {
         var pages: [UInt64: [UInt8]] = [:]
         for frame in 0..<30 as Range<UInt64> {
-            // A frame changes at every so many steps; it is zero now and then.
+            // Each frame changes at a fixed interval of steps; it is sometimes zero.
             let version = UInt64(step) / (frame % 5 + 1)
             var random = SeededGenerator(seed: frame * 1000 + version)
             var page = [UInt8](repeating: 0, count: 4096)
@@ -136,7 +136,7 @@ import VarveTestSupport
         try Repository.create(at: path).close()
         let repository = try Repository.open(
             at: path, .writing, files: PosixFiles(root: path), packByteCountMax: 288 << 10)
-        // Something that fills the first pack, and goes.
+        // A checkpoint that fills the first pack, and is forgotten.
         let brief = SimulatedGuest(
             layout: GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: 30)]))
         for (frame, page) in prunedPages(step: 0) {
@@ -218,7 +218,7 @@ import VarveTestSupport
         for name in try FileManager.default.contentsOfDirectory(atPath: packs).sorted() {
             let url = URL(fileURLWithPath: "\(packs)/\(name)")
             let whole = try Data(contentsOf: url)
-            // The first 600 bytes and the last 1200 one by one, the rest here and there.
+            // Each of the first 600 bytes and the last 1200, a sample of the rest.
             let offsets = (0..<whole.count).filter { offset in
                 TestSeed.isLong || offset < 600 && offset % 3 == 0
                     || offset >= whole.count - 1200 && offset % 5 == 0

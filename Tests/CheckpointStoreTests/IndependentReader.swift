@@ -1,9 +1,10 @@
 import CZstd
 import Foundation
 
-/// Reads a repository's packs from the documented layout alone: no code of the library's.
+/// Reads a repository's packs using only the documented layout: no code of the library.
 ///
-/// Slow and simple on purpose: the checksum bit by bit, BLAKE3 word by word, everything in arrays.
+/// Deliberately slow and simple: the checksum bit by bit, BLAKE3 word by word, everything in
+/// arrays.
 struct IndependentReader {
     struct Failure: Error, CustomStringConvertible {
         let description: String
@@ -15,7 +16,7 @@ struct IndependentReader {
         let root: [UInt8]
         let lineage: String
         let label: String
-        /// Frames that exist: their pages.
+        /// The pages of the frames that exist.
         let pages: [UInt64: [UInt8]]
         let state: [UInt8]
     }
@@ -34,9 +35,9 @@ struct IndependentReader {
     private var manifests: [Record] = []
     private var forgotten: Set<[UInt8]> = []
     private var pruned: Set<UInt32> = []
-    /// Labels given after publication; the last record counts.
+    /// Labels given after publication; the last record applies.
     private var labels: [[UInt8]: String] = [:]
-    /// Packs that prune wrote anew.
+    /// Packs that prune rewrote.
     private(set) var rewrittenPacks: [UInt32] = []
     private var ordinals: [UInt64: [UInt32: [UInt8]]] = [:]
     private var pages: [[UInt8]: [UInt8]] = [:]
@@ -103,7 +104,7 @@ struct IndependentReader {
         try Self.check(isSealed || isLast, "only the last pack may be open")
     }
 
-    /// What a pack's index says of a record.
+    /// What a pack's index records of a record.
     private struct Place: Equatable {
         let type: UInt64
         let payloadCount: UInt64
@@ -246,8 +247,8 @@ struct IndependentReader {
         let stateDigest = Array(payload[offset..<offset + 32])
         try Self.check(offset + 32 == payload.count, "manifest length")
         let isForgotten = forgotten.contains(id)
-        // Of a forgotten one there may be less than all: its parts may be needed for the places of
-        // pages alone.
+        // A forgotten checkpoint may be incomplete: some of its parts may be kept only for the
+        // locations of pages.
         if isForgotten && mapParts.contains(where: { records[$0] == nil }) { return }
         let isWhole = position == 0 || maps[ancestor] != nil
         var map: [UInt64: [UInt8]?] = [:]

@@ -12,7 +12,7 @@ import VarveTestSupport
 @testable import LMDBTables
 @testable import PackStore
 
-/// Values in the index that no writer made.
+/// Values in the index that no writer stores.
 @Suite struct IndexDamageTests {
     private let directory = TemporaryDirectory()
     private var path: FilePath { directory.path.appending("store") }
@@ -38,7 +38,7 @@ import VarveTestSupport
         return guest.with { $0.pages }
     }
 
-    /// Gives every key of a table another value.
+    /// Changes the value of every key of a table.
     private func spoil(_ table: Index.Table, _ value: [UInt8]) throws {
         let index = try Index.open(
             in: OpenDirectory(path.appending("index").string), .writing)
@@ -106,7 +106,7 @@ import VarveTestSupport
         #expect(try Repository.open(at: path, .reading).verify().isClean)
     }
 
-    /// Bytes of LMDB's heads from which it takes how much to map.
+    /// Bytes of LMDB's meta pages from which it computes the size of its mapping.
     @Test(arguments: [0x2a, 0x2b, 0x8c, 0x8e, 0x8f], [[0], [0x1000], [0, 0x1000]])
     func aDamagedHeadIsMadeAnew(offset: Int, heads: [Int]) throws {
         let pages = try make()
@@ -129,14 +129,14 @@ import VarveTestSupport
         try spoil(.checkpoints, [1])
         let error = #expect(throws: RepositoryError.self) { try repository.checkpoints() }
         #expect(error?.code == .indexDamaged)
-        // Closing does not take back that it is condemned.
+        // Closing does not clear the condemnation.
         try? repository.close()
         #expect(try restore() == pages)
     }
 
     @Test func verificationTellsTheIndexFromThePacks() throws {
         let pages = try make()
-        // A place in the right pack, and the wrong one.
+        // A location in the right pack, and one in the wrong pack.
         var place = [UInt8](repeating: 0, count: 14)
         place[0] = 1
         place[4] = 112
@@ -151,7 +151,7 @@ import VarveTestSupport
         #expect(try restore() == pages)
     }
 
-    /// A checkpoint has a page from the page map of a forgotten one: no other map names it.
+    /// A checkpoint has a page from the page map of a forgotten one: no other map refers to it.
     @Test func verificationMissesPagesOfForgottenPageMaps() throws {
         let repository = try Repository.create(at: path)
         let guest = SimulatedGuest(

@@ -5,7 +5,7 @@ import VarveTestSupport
 @testable import LMDBTables
 
 @Suite struct IndexPacingTests {
-    /// Once round a file of any size, every byte's turn comes once.
+    /// One round through a file of any size covers every byte once.
     @Test(arguments: [1, 4096, 300_000, 1 << 20, 579_018_752] as [UInt64])
     func everyByteHasItsTurn(byteCount: UInt64) {
         var random = TestSeed.generator(9_300)
@@ -20,7 +20,7 @@ import VarveTestSupport
             #expect(!share.isEmpty && share.upperBound <= byteCount)
             end = share.upperBound
         }
-        // The last share, however small, waits until a share is worth a call.
+        // The last part, however small, waits until it is worth a call.
         let least = min(WritebackPacing.shareByteCountMin, byteCount)
         let wait = WritebackPacing.roundDuration * (Double(least) / Double(byteCount))
         #expect(waited <= WritebackPacing.roundDuration + wait + .milliseconds(50))

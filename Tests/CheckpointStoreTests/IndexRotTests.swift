@@ -11,9 +11,9 @@ import VarveTestSupport
 @testable import LMDBTables
 @testable import PackStore
 
-/// Bytes of LMDB's file that rot: LMDB would follow them, and end the process.
+/// Bit rot in LMDB's file: LMDB would follow the damaged bytes, and crash the process.
 @Suite struct IndexRotTests {
-    /// What a reader is told.
+    /// Errors that a reader gets.
     private struct Answers: Equatable {
         var checkpoints: [Checkpoint]
         var lineages: [String]
@@ -27,8 +27,8 @@ import VarveTestSupport
         URL(fileURLWithPath: path.appending("index/data.mdb").string)
     }
 
-    /// A store whose index has all that one can have: tables with branch pages, runs, which lie on
-    /// pages of their own, lists of free pages, names that moved.
+    /// A store whose index has every structure: tables with branch pages, sorted runs on pages of
+    /// their own, lists of free pages, names that moved.
     private func make() throws -> [UInt8] {
         var random = TestSeed.generator(910)
         let repository = try Repository.create(at: path)
@@ -67,7 +67,7 @@ import VarveTestSupport
             labels: try checkpoints.map { try repository.currentLabel(of: $0) }, pages: pages)
     }
 
-    /// What the check says of the file as it is.
+    /// The result of the check for the present file.
     private func check() throws {
         let descriptor = open(file.path, O_RDONLY)
         defer { close(descriptor) }
@@ -83,13 +83,13 @@ import VarveTestSupport
     @Test func aSoundFileIsSound() throws {
         let whole = try make()
         try check()
-        // It has all kinds of pages that there are.
+        // It has pages of every type.
         var flags: Set<UInt8> = []
         for page in stride(from: 0, to: whole.count, by: 4096) { flags.insert(whole[page + 10]) }
         #expect(flags.isSuperset(of: [1, 2, 4, 8]))
     }
 
-    /// Inputs of the fuzzer: `sound`, and others that ended the process once.
+    /// Inputs of the fuzzer: `sound`, and others that once crashed the process.
     @Test func theCheckTellsTheCorpusApart() throws {
         let corpus = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
             .appendingPathComponent("../IndexFuzz/Corpus")
@@ -104,7 +104,7 @@ import VarveTestSupport
         }
     }
 
-    /// Heads of pages and offsets of nodes, all of them; of the rest, some.
+    /// All headers of pages and offsets of nodes, and a sample of the rest.
     @Test func aByteThatRotsIsFoundBeforeLMDBFollowsIt() throws {
         let whole = try make()
         let right = try answers()
@@ -117,7 +117,7 @@ import VarveTestSupport
             var damaged = whole
             damaged[place] ^= 1 << UInt8.random(in: 0..<8, using: &random)
             try Data(damaged).write(to: file)
-            // Opening takes long, so only some are tried whole.
+            // Opening takes long, so only a sample is opened.
             do {
                 try check()
                 passed += 1
@@ -129,16 +129,16 @@ import VarveTestSupport
             asked += 1
             #expect(try answers() == right, "byte \(place)")
         }
-        // Bytes of free pages, and gaps in pages, may pass.
+        // Bytes of free pages, and gaps in pages, may go undetected.
         #expect(found > 300, "\(found) of \(places.count), \(passed) passed, \(asked) asked")
     }
 
-    /// Values with the right form: a location, a count, a key.
+    /// Values of the right form: a location, a count, a key.
     @Test func aValueThatRotsIsFoundByItsChecksum() throws {
         let whole = try make()
         let right = try answers()
         var random = TestSeed.generator(912)
-        // Entries of the table of pages begin with pack 1 after their digest.
+        // Entries of the table of pages have pack 1 after their digest.
         let places = (8192..<whole.count - 18).filter {
             whole[$0..<$0 + 4].elementsEqual([1, 0, 0, 0]) && $0 % 2 == 0
         }
@@ -163,7 +163,7 @@ import VarveTestSupport
         }
     }
 
-    /// Pages that the file has twice, or in each other's place, as a disk may give them.
+    /// Pages that occur twice in the file, or in each other's place, as a disk may return them.
     @Test func pagesThatStandInForOthersAreFound() throws {
         let whole = try make()
         let right = try answers()
@@ -184,7 +184,7 @@ import VarveTestSupport
         }
     }
 
-    /// A reader that looks through the file while a writer goes on never takes it for damaged.
+    /// A reader that scans the file while a writer is active never reports it as damaged.
     @Test func aWriterThatGoesOnIsNoDamage() async throws {
         _ = try make()
         let index = try Index.open(

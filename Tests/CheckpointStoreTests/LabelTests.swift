@@ -11,7 +11,7 @@ import VarveTestSupport
 @testable import CheckpointUpkeep
 @testable import PackStore
 
-/// Labels that checkpoints are given, lose, and hand on after they were published.
+/// Labels that are set, removed and moved after publication.
 @Suite struct LabelTests {
     private let directory = TemporaryDirectory()
     private var path: FilePath { directory.path.appending("store") }
@@ -65,7 +65,7 @@ import VarveTestSupport
         let ids = try chain(5, label: "latest")
         let repository = try Repository.open(at: path, .writing)
         #expect(try repository.checkpoint(named: "latest").id == ids[4])
-        // The one in the middle has it of its own, and does not bear it.
+        // The middle one was published with the label, but does not bear it now.
         try repository.setLabel("latest", of: ids[2])
         #expect(try repository.checkpoint(named: "latest").id == ids[2])
         #expect(
@@ -128,10 +128,10 @@ import VarveTestSupport
             try labels() == [String(repeating: "x", count: 255), nil, "taken"])
     }
 
-    // MARK: - Whatever else happens
+    // MARK: - Together with other operations
 
-    /// Labels, captures, forgetting, pruning and lost indexes in any order, beside a list of what
-    /// each checkpoint's label must be.
+    /// Labels, captures, forgetting, pruning and lost indexes in any order, compared with a list of
+    /// the expected label of each checkpoint.
     @Test func labelsAreThoseOfAPlainListWhateverHappens() throws {
         let rounds: UInt64 = TestSeed.isLong ? 40 : 4
         for round in 0..<rounds {
@@ -141,15 +141,15 @@ import VarveTestSupport
         }
     }
 
-    /// A record that is damaged: the index still knows the label, and repair writes it again; with
-    /// the index gone the checkpoint has what it was published with.
+    /// A damaged record: the index still knows the label, and repair stores it again; without the
+    /// index the checkpoint has the label with which it was published.
     @Test(arguments: [true, false])
     func repairKeepsALabelThatTheIndexKnows(hasIndex: Bool) throws {
         let ids = try chain(3, label: "own")
         let repository = try Repository.open(at: path, .writing)
         try repository.setLabel("good", of: ids[1])
         let end = try repository.openWriter().confirmedEnd
-        // So that the record is acknowledged whatever follows it.
+        // So that the record is acknowledged whatever happens next.
         try repository.setLabel("last", of: ids[2])
         try repository.close()
         let url = URL(fileURLWithPath: path.appending(PackName.path(end.pack)).string)
@@ -175,7 +175,7 @@ private struct LabelWalk {
     private var repository: Repository
     private let guest = SimulatedGuest(layout: GuestLayout(pageCount: 24))
     private var session: CaptureSession?
-    /// Checkpoints in the order of publication with their labels; "" is none.
+    /// Checkpoints in the order of publication with their labels; "" is no label.
     private var expected: [(id: CheckpointID, label: String)] = []
 
     private static let names = ["one", "two", "three", ""]

@@ -6,12 +6,12 @@ import VarveTestSupport
 @testable import CheckpointStore
 @testable import PackStore
 
-/// Writes that go past the page cache, through it, and both.
+/// Writes that bypass the page cache, use it, or both.
 @Suite struct LargeWritesTests {
     private let directory = TemporaryDirectory()
 
-    /// Appends, overwrites and cuts against an array; `alignment` of 256 is one that no disk takes,
-    /// so that all goes through the cache after all.
+    /// Appends, overwrites and truncations compared with an array; no disk accepts an `alignment`
+    /// of 256, so all writes use the cache in that case.
     @Test(arguments: [4096, 256], 0..<4 as Range<UInt64>)
     func aFileHoldsWhatAnArrayDoes(alignment: Int, round: UInt64) throws {
         var random = TestSeed.generator(8_000 + round)
@@ -40,7 +40,8 @@ import VarveTestSupport
                 bytes.removeLast(bytes.count - count)
             default: try file.sync()
             }
-            // Reading puts what is around it into the cache, where later writes must not leave it.
+            // Reading puts nearby pages into the cache; they must not stay there after later
+            // writes.
             let start = Int.random(in: 0...bytes.count, using: &random)
             let part = try file.readBytes(100_000, at: UInt64(start))
             let isSame = part == Array(bytes[start..<min(start + 100_000, bytes.count)])
@@ -52,7 +53,7 @@ import VarveTestSupport
         #expect(isSame)
     }
 
-    /// What of a write goes past the cache are whole blocks, and all of them.
+    /// The part of a write that bypasses the cache consists of whole blocks, and of all of them.
     @Test func theMiddleIsAllWholeBlocks() throws {
         let file = open(directory.path.appending("file").string, O_RDWR | O_CREAT, 0o600)
         defer { close(file) }
@@ -69,7 +70,7 @@ import VarveTestSupport
         #expect(writes.middle(of: 20_000, at: 100_000) == 2400..<18_784)
     }
 
-    /// The middle of a large write is not in the page cache, what is around it is.
+    /// The middle of a large write is not in the page cache, its surroundings are.
     @Test func theMiddleLeavesTheCacheAlone() throws {
         let name = directory.path.appending("file")
         let files = PosixFiles(root: directory.path)
@@ -79,7 +80,7 @@ import VarveTestSupport
         let resident = try #require(LargeWritesTests.residentPages(name.string))
         let probe = LargeWrites(to: open(name.string, O_RDWR), LargeWrites.Limits())
         guard !probe.middle(of: 1 << 20, at: 0).isEmpty, resident.contains(false) else {
-            // A file system in memory has nothing else than the cache.
+            // A file system in memory has only the cache.
             let isInMemory = resident.allSatisfy { $0 }
             #expect(isInMemory)
             noteSkipped(

@@ -15,7 +15,7 @@ import VarveTestSupport
         let holder = try Repository.create(at: path)
         let asked = Atomic(0)
         let waiting = LockWaiting(atMost: nil) {
-            // Longer than anybody waits unasked.
+            // Longer than any default wait.
             if asked.add(1, ordering: .relaxed).newValue == 55 { try? holder.close() }
             return true
         }

@@ -12,7 +12,7 @@ import VarveTestSupport
 @testable import CheckpointUpkeep
 @testable import PackStore
 
-/// What prune finds in the pack that is written to, and what goes on there while it plans.
+/// What prune finds in the open pack, and what changes there while it plans.
 @Suite struct OpenPackTests {
     private let directory = TemporaryDirectory()
     private var path: FilePath { directory.path.appending("store") }
@@ -30,7 +30,7 @@ import VarveTestSupport
         return words.withUnsafeBytes { Array($0) }
     }
 
-    /// Takes two checkpoints, and forgets the first: pages that were side by side are changed.
+    /// Takes two checkpoints, and forgets the first; the changed pages are adjacent.
     private func replace(
         _ changed: Int, of count: Int, in repository: Repository, lineage: String = "web",
         seed: UInt64
@@ -63,10 +63,10 @@ import VarveTestSupport
         #expect(try repository.verify().isClean)
     }
 
-    // MARK: - What died there
+    // MARK: - Dead pages in the open pack
 
-    /// A prune that leaves the open pack as it is drops what died there from the index: later ones,
-    /// and other processes, count it still, as who reads the packs alone does.
+    /// A prune that leaves the open pack as it is removes its dead pages from the index: later
+    /// prunes and other processes still count them, as does a reader of the packs alone.
     @Test func whatAnEarlierPruneLeftIsCounted() throws {
         try Repository.create(at: path).close()
         var repository = try open()
@@ -99,7 +99,7 @@ import VarveTestSupport
         try check(id, pages, repository)
     }
 
-    /// A reader, which seals nothing, plans what the owner does.
+    /// A reader, which seals nothing, gets the same plan as the owner.
     @Test(arguments: [0.0, 5])
     func aPlanAloneCountsTheOpenPack(percent: Double) throws {
         let packByteCountMax = 4 << 20
@@ -125,8 +125,8 @@ import VarveTestSupport
         try check(id, pages, repository)
     }
 
-    /// Where pages died but each block is needed for another one, the pack is not sealed, and not
-    /// looked at each time.
+    /// If every block with dead pages is needed for another page, the pack is not sealed, and it is
+    /// not examined each time.
     @Test func whatSharesBlocksIsNotSealedForNothing() throws {
         try Repository.create(at: path).close()
         let files = CountingFiles(PosixFiles(root: path))
@@ -134,7 +134,7 @@ import VarveTestSupport
             at: path, .writing, files: files, packByteCountMax: 4 << 20)
         var random = TestSeed.generator(945)
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: 1024))
-        // Stored together: they compress, and are not alike.
+        // Stored together: they are compressible, and all different.
         func page() -> [UInt8] {
             let words = (0..<64).map { _ in random.next() }
             let few = words.withUnsafeBytes { Array($0) }
@@ -146,7 +146,7 @@ import VarveTestSupport
             guest.with { $0.write(frame, page) }
         }
         let first = try session.capture().checkpoint
-        // All but one of each block's.
+        // All but one page of each block.
         for frame in 0..<1024 as Range<UInt64> where frame % 4 != 0 {
             let page = page()
             guest.with { $0.write(frame, page) }
@@ -164,7 +164,7 @@ import VarveTestSupport
         try check(second.id, guest.with { $0.pages }, repository)
     }
 
-    /// To have a few bytes back no pack is sealed and none is copied.
+    /// No pack is sealed or copied to free a few bytes.
     @Test func aFewBytesStay() throws {
         try Repository.create(at: path).close()
         let repository = try open(packByteCountMax: 1 << 20)
@@ -187,7 +187,7 @@ import VarveTestSupport
         let open = try repository.planPrune(everything)
         #expect(open.deadPageCount == 1 && open.packs.isEmpty)
         try open.execute()
-        // Until another pack is begun.
+        // Until the next pack is begun.
         var pack = last.location.pack
         for seed in 943..<960 as Range<UInt64> where pack == last.location.pack {
             let other = SimulatedGuest(layout: GuestLayout(pageCount: 100))
@@ -207,16 +207,16 @@ import VarveTestSupport
         try check(last.id, guest.with { $0.pages }, repository)
     }
 
-    // MARK: - Captures meanwhile
+    // MARK: - Captures during a prune
 
-    /// A checkpoint that is taken after the plan's survey found one of its pages dead, and before
-    /// the plan is whole, does not keep the plan from being executed.
+    /// A checkpoint taken after the plan's survey found one of its pages dead, and before the plan
+    /// is complete, does not prevent the plan's execution.
     @Test func aCaptureWhileItIsPlannedIsNoObstacle() throws {
         try Repository.create(at: path).close()
         var repository = try open()
         let (id, pages) = try replace(32, of: 64, in: repository, seed: 943)
-        // One that is forgotten and read, after the index was made anew: its page map is read when
-        // the survey knows which pages are dead.
+        // A forgotten checkpoint under lease, after the index was rebuilt: its page map is read
+        // after the survey knows which pages are dead.
         let held = try replace(1, of: 16, in: repository, lineage: "held", seed: 944)
         let other = try open(.reading)
         let lease = try other.lease([held.id])
@@ -248,7 +248,7 @@ import VarveTestSupport
         withExtendedLifetime(lease) {}
     }
 
-    /// A prune of the writer comes between two steps of a reader.
+    /// The writer prunes between two steps of a reader.
     @Test(arguments: ["plan", "statistics"])
     func aReaderBeginsAgainIfPruneCameInBetween(what: String) throws {
         try Repository.create(at: path).close()
@@ -261,7 +261,7 @@ import VarveTestSupport
         let reader = try Repository.open(at: path, .reading, files: files)
         let packs = try PackName.list(files)
         try #require(packs.count > 4)
-        // One that is looked at in either: much in it is dead.
+        // A pack that both examine: much of it is dead.
         let planned = try open(.reading).planPrune(.everything).packs
         let pack = try #require(planned.first { $0.fate != .kept }).number
         let end = try files.open(PackName.path(pack), .read).byteCount()

@@ -7,12 +7,12 @@ import VarveTestSupport
 @testable import CheckpointStore
 @testable import PackStore
 
-/// Writers of one pack beside each other, on a disk that fails.
+/// Concurrent writers of one pack, on a failing disk.
 @Suite struct PackWriterTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
-    /// A record that stands alone and cannot be synced is cut off; whoever begins right then keeps
-    /// what they append.
+    /// A lone record that cannot be synced is truncated; a transaction that begins at that moment
+    /// keeps the records that it appends.
     @Test func aRecordThatFailsTakesNothingWithIt() throws {
         let files = FaultyFiles(PosixFiles(root: directory.path))
         try files.createDirectory(StoreDirectory.packs)

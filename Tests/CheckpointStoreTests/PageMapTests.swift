@@ -7,7 +7,7 @@ import VarveTestSupport
 @testable import CheckpointStore
 @testable import PackStore
 
-/// The map keeps counts, a layout and a tree up to date as it changes; the oracle counts anew.
+/// The map updates its counts, its layout and its tree as it changes; the oracle recounts them.
 @Suite struct PageMapTests {
     @Test func keepsUpWithEveryChange() {
         var random = TestSeed.generator(31)
@@ -42,7 +42,7 @@ import VarveTestSupport
         }
     }
 
-    /// Compares the layout and the root with those of a map that is made at once.
+    /// Compares the layout and the root with those of a map that is built at once.
     private static func check(_ map: PageMap, _ model: [UInt64: PageContent]) {
         var frames = DirtyBitmap()
         let fresh = PageMap()
@@ -80,7 +80,7 @@ import VarveTestSupport
         return PageRange(first: PageFrameNumber(first), count: count)
     }
 
-    /// Zero frames come by the run or one by one, and the parts are the same.
+    /// Zero frames may come as runs or one by one, and the parts are the same.
     @Test func zerosByTheRunMakeTheSameParts() throws {
         var random = TestSeed.generator(32)
         for _ in 0..<20 {

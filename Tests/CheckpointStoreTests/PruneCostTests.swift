@@ -10,13 +10,13 @@ import VarveTestSupport
 @testable import LMDBTables
 @testable import PackStore
 
-/// What a prune reads follows what was forgotten.
+/// The bytes that a prune reads are proportional to what was forgotten.
 @Suite struct PruneCostTests {
     private static let position = 41
 
     private let directory = TemporaryDirectory(inMemory: true)
 
-    /// Takes checkpoints, of which the first ones are the same whatever their number.
+    /// Takes checkpoints; the first ones are the same for any number of them.
     private func fill(
         _ name: String, count: Int
     ) throws -> (repository: Repository, files: CountingFiles, checkpoints: [Checkpoint]) {
@@ -72,7 +72,7 @@ import VarveTestSupport
         #expect(looked.count <= 2)
     }
 
-    /// Values that no writer made stop whoever looks at them.
+    /// Values that no writer stores are errors for every reader.
     @Test func whatItDoesNotConcernIsNotLookedAt() throws {
         let (repository, _, checkpoints) = try fill("store", count: 120)
         try repository.forget([checkpoints[PruneCostTests.position].id])

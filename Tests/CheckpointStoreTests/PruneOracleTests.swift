@@ -11,8 +11,8 @@ import VarveTestSupport
 @testable import CheckpointUpkeep
 @testable import PackStore
 
-/// What prune finds by asking the index about what was forgotten is what one finds who puts
-/// together the page map of everybody that exists.
+/// Prune, which queries the index about what was forgotten, finds the same as an oracle that builds
+/// the page map of every existing checkpoint.
 @Suite struct PruneOracleTests {
     @Test func plansAreThoseOfWhoLooksAtEverything() throws {
         var total = PruneWorld.Counts()
@@ -76,7 +76,7 @@ private struct PruneWorld {
     private static func open(_ path: FilePath) throws -> Repository {
         let repository = try Repository.open(
             at: path, .writing, files: PosixFiles(root: path), packByteCountMax: packByteCountMax)
-        // So that pages are in runs, in the table of pages, in both, and on their way.
+        // So that pages are in runs, in the table of pages, in both, and in transit.
         try repository.withIndex { index in
             index.recent.limits = RecentLimits(
                 entryCountMin: 2, bulkPart: 0, drainCounts: 16...64, additionCountMax: 8)
@@ -137,7 +137,7 @@ private struct PruneWorld {
     private mutating func capture(_ lineage: String? = nil) throws {
         let lineage = lineage ?? ["a", "b", "c"].randomElement(using: &random) ?? "a"
         let history = try history(lineage)
-        // Now and then so much that a base map follows.
+        // Sometimes enough that a base map follows.
         let isLarge = Int.random(in: 0..<12, using: &random) == 0
         for _ in 0..<Int.random(in: 1...(isLarge ? 60 : 7), using: &random) {
             let frame = UInt64.random(in: 0..<UInt64(PruneWorld.pageCount), using: &random)
@@ -181,7 +181,7 @@ private struct PruneWorld {
         leases[one.id] = try repository.lease([one.id])
     }
 
-    /// Appends page groups that nobody publishes.
+    /// Appends page groups that are never published.
     private mutating func abandon() throws {
         let transaction = try repository.begin()
         var records = RecordWriter()
@@ -195,7 +195,7 @@ private struct PruneWorld {
             range: 0..<records.count, type: .pageGroup, transaction: transaction.number,
             frame: table)
         try records.withUnsafeBytes { try transaction.append([pending], of: $0) }
-        // What is captured beside keeps it from being cut off.
+        // The capture in between prevents their truncation.
         try capture()
         transaction.abandon()
     }
@@ -217,7 +217,7 @@ private struct PruneWorld {
     }
 
     private mutating func prune() throws {
-        // A capture that is over lets go of what it went on from in its own time.
+        // A finished capture releases its lease on its parent asynchronously.
         let sessionCount = histories.count
         repository.activity.wait { activity in
             activity.sessionLeases.values.reduce(0, +) <= sessionCount ? () : nil
@@ -241,7 +241,7 @@ private struct PruneWorld {
 
     // MARK: - The naive view
 
-    /// Compares a plan with what the page maps of all that must stay say.
+    /// Compares a plan with the page maps of all checkpoints that must be kept.
     private mutating func compare(_ plan: PrunePlan) throws {
         let naive = try NaivePrune(repository, leased: Set(leases.keys))
         counts.plans += 1
@@ -270,15 +270,15 @@ private struct PruneWorld {
     }
 }
 
-/// What a prune would do, found by looking at everything.
+/// The effect of a prune, computed from everything in the repository.
 private struct NaivePrune {
     private(set) var dead: [PageDigest: PageLocation] = [:]
-    /// Forgotten checkpoints that somebody holds or reads.
+    /// Forgotten checkpoints that are leased or being read.
     private(set) var keptCount = 0
     private var blocks: [UInt32: Set<UInt32>] = [:]
     private var records: [UInt32: Set<UInt32>] = [:]
     private var known: Set<CheckpointID> = []
-    /// Of each checkpoint that exists, what the last record says that names it.
+    /// For each existing checkpoint, the label in the last record that names it.
     private var labels: [PageDigest: String] = [:]
     private let repository: Repository
     private let openPack: UInt32
@@ -350,7 +350,7 @@ private struct NaivePrune {
         }
         for member in members {
             let (manifest, isRoot) = (member.manifest, roots.contains(member.id))
-            // One whose manifest is in the open pack goes as a whole, later.
+            // A checkpoint whose manifest is in the open pack is removed as a whole, later.
             let isOpen = member.location.pack >= openPack
             guard
                 isRoot || isOpen || needed.contains(member.id)
@@ -363,7 +363,7 @@ private struct NaivePrune {
         }
     }
 
-    /// What stays of a pack.
+    /// The part of a pack that is kept.
     func cut(_ pack: UInt32, _ entries: [PackIndex.Entry]) throws -> PackRewrite {
         try PackRewrite(
             entries, keepsBlock: { _, address in blocks[pack]?.contains(address) ?? false },

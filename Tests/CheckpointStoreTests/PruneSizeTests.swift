@@ -11,19 +11,20 @@ import VarveTestSupport
 @testable import CheckpointUpkeep
 @testable import PackStore
 
-/// What a store takes after a prune.
+/// The size of a store after a prune.
 @Suite struct PruneSizeTests {
     private let directory = TemporaryDirectory()
     private var path: FilePath { directory.path.appending("store") }
 
-    /// Of 16 images 13 are forgotten; what is left beside a store that only ever had the others.
+    /// Of 16 images 13 are forgotten; the rest is compared with a store that only ever had the
+    /// others.
     @Test(arguments: [(0.0, 1.03), (5, 1.10)])
     func whatIsLeftIsLikeAFreshStore(percent: Double, ratio: Double) throws {
-        // To a store of 10 MB as packs of 64 MiB are to one of 160.
+        // The ratio of pack size to store size is that of 64 MiB packs to a store of 160 MiB.
         let packByteCount = 4 << 20
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: 1024))
         var random = TestSeed.generator(930)
-        // In runs, as guests do: of a block that is needed in part nothing comes back.
+        // In runs, as guests write: a block that is needed in part frees nothing.
         func change(_ runs: Int) {
             for _ in 0..<runs {
                 let first = UInt64.random(in: 0..<32, using: &random) * 32
@@ -78,9 +79,9 @@ import VarveTestSupport
         #expect(Double(sizes[0]) <= ratio * Double(sizes[1]))
     }
 
-    /// A prune after a capture finds the checkpoint before it free.
+    /// A prune after a capture finds the previous checkpoint unleased.
     ///
-    /// What is looked for is short: it shows in some of these captures.
+    /// The interval in question is short: only some of these captures hit it.
     @Test func whenACheckpointIsThereItsParentIsFree() throws {
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: 16))
         let repository = try Repository.create(at: path)

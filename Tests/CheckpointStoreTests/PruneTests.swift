@@ -12,7 +12,7 @@ import VarveTestSupport
 @testable import CheckpointUpkeep
 @testable import PackStore
 
-/// Pruning: space comes back, exactly as planned, and nothing else changes.
+/// Prune frees space exactly as planned, and changes nothing else.
 @Suite struct PruneTests {
     private static let packByteCount = 512 << 10
 
@@ -25,7 +25,7 @@ import VarveTestSupport
             packByteCountMax: PruneTests.packByteCount)
     }
 
-    /// A page that does not compress: sizes can be foretold.
+    /// An incompressible page, so that sizes are predictable.
     static func noise(_ random: inout SeededGenerator) -> [UInt8] {
         (0..<Page.byteCount / 8).flatMap { _ in
             let word = random.next()
@@ -83,7 +83,7 @@ import VarveTestSupport
 
     // MARK: - Space
 
-    /// The bound: the fresh store, a fifth more, and one open pack.
+    /// The bound: the size of a new store, plus a fifth, plus one open pack.
     @Test func spaceComesBack() throws {
         try Repository.create(at: path).close()
         let repository = try open()
@@ -91,7 +91,7 @@ import VarveTestSupport
         for checkpoint in checkpoints.dropLast() { copies[checkpoint.id] = nil }
         try repository.forget(checkpoints.dropLast().map(\.id))
         let plan = try repository.planPrune(PruneOptions.everything)
-        // With what sealing the open pack took.
+        // Includes the bytes added by sealing the open pack.
         let before = try packBytes()
         let done = try plan.execute()
         #expect(done.packs == plan.packs)
@@ -99,7 +99,7 @@ import VarveTestSupport
         let fresh = 200 * (Page.byteCount + 44)
         print("forgot 39 of 40: \(before) bytes became \(after); \(fresh) are needed")
         #expect(after <= fresh * 6 / 5 + PruneTests.packByteCount)
-        // What the plan said came true, but for the record that names the removed packs.
+        // The plan's sizes are exact, except for the record that names the removed packs.
         #expect(before - after <= plan.freedByteCount)
         #expect(before - after >= plan.freedByteCount - 256)
         try check(repository, copies)
@@ -109,7 +109,7 @@ import VarveTestSupport
         try check(try open(), copies)
     }
 
-    /// What a reader of a forgotten checkpoint needs is unused but for the reader, and is told.
+    /// Data that only a reader of a forgotten checkpoint needs is kept and reported.
     @Test func whatReadersHoldIsTold() throws {
         try Repository.create(at: path).close()
         let repository = try open()
@@ -126,7 +126,7 @@ import VarveTestSupport
         #expect(done.leasedByteCount == held.leasedByteCount)
         let left = try repository.planPrune(options)
         #expect(left.unusedByteCount == 0 && left.leasedByteCount > 20 * Page.byteCount)
-        // Another process's look at it, too.
+        // Another process's plan reports the same.
         #expect(try reader.planPrune(options).leasedByteCount == left.leasedByteCount)
         withExtendedLifetime(lease) {}
         lease = nil
@@ -139,7 +139,7 @@ import VarveTestSupport
         try check(repository, copies)
     }
 
-    /// A reader that cannot use the store's index finds what the owner does, pack by pack.
+    /// A reader that cannot use the store's index gets the same plan as the owner, pack by pack.
     @Test func aReaderWithAnIndexOfItsOwnPlansTheSame() throws {
         var random = TestSeed.generator(922)
         try Repository.create(at: path).close()
@@ -158,7 +158,7 @@ import VarveTestSupport
             for percent in [0.0, 20] {
                 let options = PruneOptions(unusedPercentMax: percent)
                 let plan = try repository.planPrune(options)
-                // It was opened before, and has read on.
+                // It was opened before, and has since read the new records.
                 if let reader {
                     #expect(try reader.planPrune(options).packs == plan.packs, "round \(round)")
                 }
@@ -193,7 +193,7 @@ import VarveTestSupport
         let options = PruneOptions(unusedPercentMax: percent)
         let plan = try repository.planPrune(options)
         try plan.execute()
-        // Records that forget what the first one took go with a second.
+        // The second prune removes forget records of checkpoints that the first one removed.
         try repository.planPrune(options).execute()
         let after = try repository.planPrune(options)
         #expect(after.isEmpty && after.deadPageCount == 0)
@@ -214,7 +214,7 @@ import VarveTestSupport
             try repository.forget(victims.map(\.id))
             for victim in victims { copies[victim.id] = nil }
             checkpoints.removeAll { victims.contains($0) }
-            // The second takes records that forget what the first took.
+            // The second prune removes forget records of checkpoints that the first one removed.
             for _ in 0..<2 {
                 try repository.planPrune(PruneOptions.everything).execute()
             }
@@ -249,7 +249,7 @@ import VarveTestSupport
                 frame: table)
             try records.withUnsafeBytes { try other.append([pending], of: $0) }
         }
-        // Of a transaction under way nothing goes.
+        // Nothing of an active transaction is removed.
         #expect(try repository.planPrune().unusedByteCount < 1000)
         let (more, _) = try fill(repository, count: 1, seed: 906)
         other.abandon()
@@ -259,8 +259,8 @@ import VarveTestSupport
         try check(repository, copies.merging(more) { left, _ in left })
     }
 
-    /// An abandoned transaction's pages may stay in the packs: another one with its number would be
-    /// taken for it when the index is made anew.
+    /// An abandoned transaction's pages may stay in the packs: if its number were given to another
+    /// transaction, a rebuilt index would take them for that one's.
     @Test func numbersAreNotGivenOutAgain() throws {
         try Repository.create(at: path).close()
         var repository = try open()
@@ -282,8 +282,8 @@ import VarveTestSupport
 
     // MARK: - Failures
 
-    /// Each changing call of forget and prune fails once, the disk being full or broken: nothing is
-    /// lost, the repository goes on, and the next prune does the rest.
+    /// Each changing call of forget and prune fails once, with a full disk or an I/O error: nothing
+    /// is lost, the repository remains usable, and the next prune does the rest.
     @Test func everyCallMayFail() throws {
         var failures = 0
         for call in 0..<200 {
@@ -306,14 +306,14 @@ import VarveTestSupport
             }
             files.failCall(nil, errno: 0)
             if didForget { for id in gone { copies[id] = nil } }
-            // At once, after more was captured, and after opening anew.
+            // At once, after another capture, and after reopening.
             try check(repository, copies)
             let more = try fill(repository, count: 1, pages: 60, seed: 931)
             copies.merge(more.copies) { left, _ in left }
             checkpoints += more.checkpoints
             try check(repository, copies)
             try repository.close()
-            // The packs alone say which of them was about to go.
+            // The packs alone tell which of them were about to be removed.
             if call % 2 == 1 {
                 try FileManager.default.removeItem(atPath: path.appending("index").string)
             }
@@ -329,8 +329,8 @@ import VarveTestSupport
         #expect(failures > 10)
     }
 
-    /// The disk is full from each call of a prune on: what the prune had begun to write gives its
-    /// room back, and the repository goes on.
+    /// The disk is full from each call of a prune on: the space of unfinished files is freed, and
+    /// the repository remains usable.
     @Test func aFullDiskKeepsNothingOfAPrune() throws {
         try Repository.create(at: path).close()
         var repository = try open()
@@ -356,22 +356,22 @@ import VarveTestSupport
             try check(repository, copies)
             try repository.close()
             guard didFail else { break }
-            // The head may lag, so a prune does not fail if that does.
+            // The head may lag, so a prune does not fail if its update does.
             if case .failure = result { failures += 1 }
         }
         print("prune failed on a full disk at \(failures) calls")
         #expect(failures > 3)
     }
 
-    /// What a prune that was killed left is gone before anything else, which may find no room on
-    /// the disk, has happened to the store.
+    /// Leftovers of a killed prune are removed before anything else changes in the store, because
+    /// other changes may find no space on the disk.
     @Test func whatAKilledPruneLeftGoesFirst() throws {
         try Repository.create(at: path).close()
         let strays = [PackName.newPath(1), PackName.newPath(9)].map { path.appending($0).string }
         for stray in strays {
             try Data(count: 5000).write(to: URL(fileURLWithPath: stray))
         }
-        // The first call that changes anything but them fails.
+        // The first changing call after their removal fails.
         let files = FaultyFiles(PosixFiles(root: path))
         files.failCalls(from: strays.count, .everything)
         #expect(throws: RepositoryError.self) {
@@ -407,7 +407,7 @@ import VarveTestSupport
         }
         try whole.write(to: url)
         #expect(try Repository.open(at: path, .reading).verify().isClean)
-        // One that nobody removed is missed.
+        // A missing pack that no record says was removed is reported.
         try FileManager.default.removeItem(at: url)
         let report = try Repository.open(at: path, .reading).verify()
         #expect(report.corruptions.contains { $0.file == name && $0.object == "pack" })
@@ -472,9 +472,10 @@ import VarveTestSupport
         withExtendedLifetime(lease) {}
     }
 
-    // MARK: - All at once
+    // MARK: - Everything at once
 
-    /// Captures, forgetting, prunes and readers side by side, for some seconds in the long form.
+    /// Captures, forgetting, prunes and readers run concurrently, for some seconds in the long
+    /// form.
     @Test func capturesAndReadersGoOn() throws {
         try Repository.create(at: path).close()
         let repository = try open()
@@ -528,7 +529,7 @@ import VarveTestSupport
         let guest = SimulatedGuest(
             layout: GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: pages)]))
         let session = try CaptureSession(of: guest, in: repository, lineage: "live")
-        // Few contents, so that pages die and are wanted again.
+        // Few distinct contents, so that pages die and are needed again.
         let contents = (0..<400).map { _ in PruneTests.noise(&random) }
         for _ in 0..<(TestSeed.isLong ? 4000 : 250) {
             for _ in 0..<30 {
@@ -554,7 +555,7 @@ import VarveTestSupport
             let checkpoint = try reader.checkpoint(id: id)
             _ = try Restore.run(checkpoint, from: reader, into: guest)
         } catch {
-            // It may have been forgotten just now; it is never half there.
+            // It may just have been forgotten; it is never incomplete.
             let isGone = copies.withLock { $0[id] == nil }
             #expect(isGone, "\(error)")
             return false

@@ -8,7 +8,7 @@ import VarveTestSupport
 @testable import CheckpointStore
 @testable import PackStore
 
-/// Records read in large pieces are those that are read one by one, and so is what is wrong.
+/// Reading records in large pieces gives the same records and errors as reading them one by one.
 @Suite struct RecordScannerTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
@@ -18,7 +18,7 @@ import VarveTestSupport
         return try PosixFiles(root: directory.path).open("records", .read)
     }
 
-    /// What one who reads record by record finds: offsets, types and payloads, and the error.
+    /// What a reader of single records finds: offsets, types and payloads, and the error.
     private func readOneByOne(
         _ file: any RepositoryFile, size: UInt64
     ) throws -> (records: [[UInt8]], reason: String?) {
@@ -71,7 +71,7 @@ import VarveTestSupport
         }
         var bytes = writer.bytes
         if round % 2 == 1 {
-            // Whole, cut off somewhere, or damaged somewhere.
+            // Whole, truncated at some place, or damaged at some place.
             let place = Int.random(in: 0..<bytes.count, using: &random)
             if round % 4 == 1 { bytes.removeLast(place) } else { bytes[place] ^= 0x10 }
         }

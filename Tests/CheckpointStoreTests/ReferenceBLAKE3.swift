@@ -1,4 +1,4 @@
-/// BLAKE3-256 as the paper writes it down: one word at a time, the tree by recursion.
+/// BLAKE3-256 as in the paper: one word at a time, the tree by recursion.
 enum ReferenceBLAKE3 {
     private static let initial: [UInt32] = [
         0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab,
@@ -16,7 +16,7 @@ enum ReferenceBLAKE3 {
         _ bytes: ArraySlice<UInt8>, _ firstChunk: UInt64, isRoot: Bool
     ) -> [UInt32] {
         if bytes.count <= 1024 { return chunk(bytes, firstChunk, isRoot: isRoot) }
-        // The left subtree is the largest power of two of chunks that leaves something.
+        // The left subtree is the largest power of two of chunks that leaves a remainder.
         var left = 1024
         while left * 2 < bytes.count { left *= 2 }
         let middle = bytes.startIndex + left

@@ -6,10 +6,10 @@ import GuestModel
 import PackStore
 import SystemPackage
 
-/// What can be read of a damaged repository, by what it was when it was whole: an independent
+/// Determines what can be read of a damaged repository from what it was before: an independent
 /// judge of repairs.
 ///
-/// It knows where every byte that a checkpoint needs lay, and compares these bytes alone.
+/// It knows the location of every byte that a checkpoint needs, and compares only these bytes.
 struct RepairOracle {
     struct Copy {
         let pack: UInt32
@@ -28,26 +28,26 @@ struct RepairOracle {
         let isForgotten: Bool
         let manifest: (pack: UInt32, bytes: Range<Int>)
         let states: [(pack: UInt32, bytes: Range<Int>)]
-        /// The checkpoints of its series of page maps, the oldest first.
+        /// The checkpoints of its chain of page maps, the oldest first.
         let series: [CheckpointID]
-        /// nil for a forgotten one of which prune has taken something.
+        /// nil for a forgotten checkpoint from which prune has removed something.
         let map: [UInt64: PageContent]?
     }
 
-    /// Packs as they were.
+    /// The packs before the damage.
     private var whole: [UInt32: [UInt8]] = [:]
     private var sealEnds: [UInt32: Int] = [:]
     private var copies: [PageDigest: [Copy]] = [:]
     private var parts: [RecordLocation: (pack: UInt32, bytes: Range<Int>)] = [:]
     private(set) var needs: [CheckpointID: Need] = [:]
     private var order: [CheckpointID] = []
-    /// Forget records: what they name, and where they lie.
+    /// Forget records: the checkpoints that they name, and their locations.
     private var forgets: [(ids: [CheckpointID], pack: UInt32, bytes: Range<Int>)] = []
     private var rewritten: Set<UInt32> = []
-    /// The records of each pack, and how much of it each says is confirmed.
+    /// The records of each pack, and how much of the pack each states as confirmed.
     private var records: [UInt32: [(bytes: Range<Int>, confirmed: Int)]] = [:]
 
-    /// Looks at a whole repository that is closed.
+    /// Examines a whole, closed repository.
     init(_ repository: Repository, _ path: FilePath) throws {
         let packs = try PackName.list(PosixFiles(root: path))
         var places: [RecordLocation: (pack: UInt32, bytes: Range<Int>)] = [:]
@@ -157,9 +157,9 @@ struct RepairOracle {
 // MARK: - Judging
 
 extension RepairOracle {
-    /// The damaged repository, as far as it matters.
+    /// The relevant part of the damaged repository.
     struct Damaged {
-        /// The bytes of each pack, wherever they lie now.
+        /// The bytes of each pack, wherever they are now.
         let packs: [UInt32: [UInt8]]
         let hasIndex: Bool
     }
@@ -167,9 +167,9 @@ extension RepairOracle {
     struct Verdict {
         var whole: Set<CheckpointID> = []
         var lost: Set<CheckpointID> = []
-        /// Of the whole ones, those that do without a damaged part of a page map.
+        /// The number of whole ones that do not need a damaged part of a page map.
         var withoutPart = 0
-        /// Of the whole ones, those that have a page from a second place.
+        /// The number of whole ones that have a page from a second location.
         var bySecondCopy = 0
     }
 
@@ -182,8 +182,8 @@ extension RepairOracle {
         return now[place.bytes] == before[place.bytes]
     }
 
-    /// Where the newest pack's unconfirmed end begins, if something in it is not whole: nothing
-    /// tells it from what a power cut leaves of a checkpoint that nobody was told of.
+    /// The start of the newest pack's unconfirmed end, if something in it is damaged: it cannot be
+    /// distinguished from what a power cut leaves of an unacknowledged checkpoint.
     private func torn(_ damaged: Damaged) -> (pack: UInt32, start: Int)? {
         // The index has read all of every pack.
         guard !damaged.hasIndex else { return nil }
@@ -201,7 +201,7 @@ extension RepairOracle {
         return start.map { (newest, $0) }
     }
 
-    /// Which pack a file without a readable envelope was.
+    /// The original pack of a file without a readable envelope.
     func number(of bytes: [UInt8], named: UInt32) -> UInt32 {
         func likeness(_ pack: UInt32) -> Int {
             zip(bytes.dropFirst(64), (whole[pack] ?? []).dropFirst(64)).count { $0 == $1 }
@@ -225,19 +225,19 @@ extension RepairOracle {
         let head = (copy.pack, start..<start + RecordHeader.byteCount)
         let table = (copy.pack, start + RecordHeader.byteCount..<copy.headEnd)
         let isFound = copy.before.map { isIntact((copy.pack, $0), damaged) } ?? true
-        // Something must still say where the block lies.
+        // Something must still tell where the block is.
         return hasSeal(copy.pack, damaged) || (damaged.hasIndex && !rewritten.contains(copy.pack))
             || (isIntact(table, damaged)
                 && (isIntact(head, damaged) || isFound && now.count >= copy.record.upperBound))
             || (damaged.hasIndex && isIntact(head, damaged) && claims(copy, now))
     }
 
-    /// True if a damaged table still passes for one, of a record that reaches to the block: the
-    /// record's header has its address, and the index knows the block's.
+    /// True if a damaged table is still valid, for a record that extends to the block: the record's
+    /// header has its address, and the index knows the block's.
     private func claims(_ copy: Copy, _ now: [UInt8]) -> Bool {
         guard now.count >= copy.record.upperBound else { return false }
         let payload = Array(now[copy.record.dropFirst(RecordHeader.byteCount)])
-        // Its sizes add up to something; bits 0 to 23 of each field are a block's bytes.
+        // Its sizes have some sum; bits 0 to 23 of each field are a block's bytes.
         let blockCount = Int(payload[5])
         let head = 8 + 4 * blockCount
         guard head <= payload.count else { return false }
@@ -257,14 +257,14 @@ extension RepairOracle {
         (copies[digest] ?? []).contains { isThere($0, of: digest, damaged) }
     }
 
-    /// The page map that whole parts make.
+    /// The page map that the intact parts give.
     private func map(of need: Need, _ damaged: Damaged) -> [UInt64: PageContent]? {
         var map: [UInt64: PageContent] = [:]
         for id in need.series {
             guard let member = needs[id], isIntact(member.manifest, damaged) else { return nil }
             for location in member.checkpoint.manifest.mapParts {
                 guard let place = parts[location] else { return nil }
-                // An empty part needs a pack to be in.
+                // The pack of a part must exist, even if the part is empty.
                 guard damaged.packs[place.pack] != nil else { return nil }
                 guard isIntact(place, damaged), let bytes = whole[place.pack] else { continue }
                 let start = place.bytes.lowerBound
@@ -292,7 +292,7 @@ extension RepairOracle {
         return map
     }
 
-    /// Which checkpoints are there, whole and not.
+    /// The checkpoints that exist, whole and damaged.
     func judge(_ damaged: Damaged) -> Verdict {
         let torn = torn(damaged)
         func counts(_ place: (pack: UInt32, bytes: Range<Int>)) -> Bool {

@@ -11,7 +11,7 @@ import VarveTestSupport
 @testable import CheckpointUpkeep
 @testable import PackStore
 
-/// Repair: what is whole stays, what is not is named exactly, and the repository is whole after.
+/// Repair keeps what is whole, names exactly what is not, and leaves the repository whole.
 @Suite struct RepairTests {
     /// Every kind of damage alone, then several kinds together.
     @Test func everyDamageIsRepaired() throws {
@@ -39,8 +39,8 @@ import VarveTestSupport
         #expect(tally["whole by a second copy", default: 0] > 0)
     }
 
-    /// Packs under each other's names, and nothing left of their envelopes: a sealed one is known
-    /// by its footer, the newest by its manifests.
+    /// Two packs under each other's names, without their envelopes: a sealed one is identified by
+    /// its footer, the newest by its manifests.
     @Test func packsAreKnownWithoutTheirEnvelopes() throws {
         var random = TestSeed.generator(0x4F)
         let whole = try RepairWorld(seed: random.next())
@@ -55,8 +55,8 @@ import VarveTestSupport
         }
     }
 
-    /// A repair that is killed, or meets a full disk, at any call takes nothing away that could be
-    /// done before: each checkpoint that could be restored can be, and who could write still can.
+    /// A repair that is killed, or meets a full disk, at any call makes nothing worse: each
+    /// checkpoint that could be restored can be, and a store that could be written still can.
     @Test(arguments: [
         RepairWorld.Damage.pageGroup, .state, .mapPart, .manifest, .packIndex, .forget,
     ])
@@ -67,7 +67,7 @@ import VarveTestSupport
         for _ in 0..<60 where runs < (TestSeed.isLong ? 6 : 1) {
             let world = try RepairWorld(copyOf: whole, seed: random.next())
             let place = try world.damage(kind)
-            // Else nothing is written but packs in their places.
+            // Otherwise only packs are moved to their places.
             guard try world.plan().preparation.needsPack,
                 try canWrite(world, random.next())
             else { continue }
@@ -84,8 +84,8 @@ import VarveTestSupport
         _ random: inout SeededGenerator
     ) throws {
         let before = try restorable(world)
-        // When the index is empty and the packs are not in their places yet, damage that the index
-        // had read past is met again.
+        // While the index is empty and the packs are not in their places yet, damage that the index
+        // had read past is found again.
         var refusalCountMax = 0
         if failure == .everything {
             let plan = try world.plan()
@@ -192,12 +192,12 @@ import VarveTestSupport
         tally["saved pages", default: 0] += plan.savedPageCount
     }
 
-    /// What is too much in a set, and what it lacks.
+    /// The extra elements of a set, and the missing ones.
     private func describe(_ found: Set<CheckpointID>, _ expected: Set<CheckpointID>) -> String {
         "+\(found.subtracting(expected).map(\.short)) -\(expected.subtracting(found).map(\.short))"
     }
 
-    /// The store is whole, holds what the plan said, and goes on.
+    /// The store is whole, matches the plan, and can be used.
     private func check(
         _ world: RepairWorld, _ whole: [Checkpoint], _ what: Comment
     ) throws {

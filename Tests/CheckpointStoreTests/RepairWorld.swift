@@ -10,8 +10,8 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// A repository of several packs, branches, forgotten checkpoints and a prune, full copies of what
-/// is in it, and ways to damage it.
+/// A repository of several packs, branches, forgotten checkpoints and a prune, full copies of its
+/// checkpoints, and ways to damage it.
 final class RepairWorld {
     static let packByteCount = 512 << 10
     static let pageCount = 100
@@ -46,7 +46,7 @@ final class RepairWorld {
         oracle = try RepairOracle(try Repository.open(at: path, .reading), path)
     }
 
-    /// The same repository elsewhere, to be damaged by another seed.
+    /// A copy of the repository, to be damaged with another seed.
     init(copyOf other: RepairWorld, seed: UInt64) throws {
         random = SeededGenerator(seed: seed)
         path = directory.path.appending("store")
@@ -65,10 +65,10 @@ final class RepairWorld {
             at: path, files: PosixFiles(root: path), packByteCountMax: RepairWorld.packByteCount)
     }
 
-    // MARK: - Making
+    // MARK: - Creation
 
     private func page() -> [UInt8] {
-        // Some compress, most do not.
+        // Some are compressible, most are not.
         let isPlain = Int.random(in: 0..<3, using: &random) == 0
         return (0..<Page.byteCount / 8).flatMap { _ in
             let word = isPlain ? random.next() & 0xff : random.next()
@@ -91,7 +91,7 @@ final class RepairWorld {
             of: guest, in: repository, lineage: lineage, parent: parent)
         var result: [Checkpoint] = []
         for step in 0..<count {
-            // Now and then the same frames as before: then the map before is not needed.
+            // Sometimes the same frames as before: then the previous map is not needed.
             let frames: [Int]
             if step == 0 && start == nil {
                 frames = Array(0..<pages)
@@ -112,8 +112,8 @@ final class RepairWorld {
         return result
     }
 
-    /// Takes a checkpoint of some pages of another one, and stores them though they are stored: as
-    /// two captures at once would.
+    /// Takes a checkpoint with some pages of another one, and stores them again, as two
+    /// simultaneous captures would.
     private func storeAgain(
         _ repository: Repository, of checkpoint: Checkpoint, count: Int
     ) throws {
@@ -182,7 +182,7 @@ final class RepairWorld {
         }
     }
 
-    /// Does one kind of damage, to a place by chance; says where.
+    /// Does one kind of damage at a random place; returns the place.
     func damage(_ kind: Damage) throws -> String {
         let numbers = try packs()
         guard let pack = numbers.randomElement(using: &random) else { return "nothing" }
@@ -223,7 +223,7 @@ final class RepairWorld {
         return "\(kind) in pack \(pack)"
     }
 
-    /// Gives the first and the newest pack each other's names, and nothing for envelopes.
+    /// Swaps the names of the first and the newest pack, and destroys their envelopes.
     func swapWithoutEnvelopes() throws -> (first: UInt32, newest: UInt32) {
         let numbers = try packs()
         let (first, newest) = (numbers[0], numbers[numbers.count - 1])
@@ -249,13 +249,13 @@ final class RepairWorld {
             }
         }
         guard let (pack, range) = places.randomElement(using: &random) else { return "nothing" }
-        // The head as often as the rest.
+        // The header as often as the rest.
         let head = range.lowerBound..<min(range.lowerBound + 48, range.upperBound)
         try flip(PackName.path(pack), in: Bool.random(using: &random) ? head : range)
         return "\(type) at \(range.lowerBound) of pack \(pack)"
     }
 
-    /// The damaged repository as the oracle looks at it.
+    /// The damaged repository as the oracle needs it.
     func damaged() throws -> RepairOracle.Damaged {
         var found: [UInt32: [UInt8]] = [:]
         var strangers: [UInt32: [UInt8]] = [:]

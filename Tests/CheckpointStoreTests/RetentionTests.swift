@@ -5,7 +5,7 @@ import VarveTestSupport
 @testable import CheckpointStore
 @testable import CheckpointUpkeep
 
-/// Retention against a plain reading of its rules, with Foundation's calendar.
+/// Retention compared with a plain reading of its rules, with Foundation's calendar.
 @Suite struct RetentionTests {
     private typealias Fact = RetentionPolicy.Fact
 
@@ -15,7 +15,7 @@ import VarveTestSupport
         return calendar
     }()
 
-    /// The decisions for one lineage, newest first; the present is when the newest was taken.
+    /// The decisions for one lineage, newest first; the present is the time of the newest.
     private func decide(_ policy: RetentionPolicy, _ facts: [Fact]) -> [[RetentionPolicy.Reason]] {
         let now = facts.first?.timeNanoseconds ?? 0
         return policy.decide(facts.reversed(), now: now).map(\.reasons).reversed()
@@ -44,7 +44,7 @@ import VarveTestSupport
         }
     }
 
-    /// A label that moves on keeps one checkpoint, not all that ever had it.
+    /// A label that moves keeps one checkpoint, not all that ever had it.
     @Test func aLabelKeepsTheNewestThatHasIt() {
         var policy = RetentionPolicy()
         policy.keepLast = 1
@@ -90,7 +90,7 @@ import VarveTestSupport
         #expect(RetentionPolicy().isEmpty && !policy.isEmpty)
     }
 
-    /// A ring thinned as it grows holds what one look at the whole history would keep.
+    /// A lineage that is thinned as it grows keeps what one pass over the whole history would keep.
     @Test func thinningAlongTheWayKeepsTheNewestOfEachPeriod() throws {
         var random = TestSeed.generator(951)
         let policy = RetentionPolicy(keepLast: 5, keepSecondly: 10, keepMinutely: 4)
@@ -103,7 +103,7 @@ import VarveTestSupport
             live = zip(live, reasons).filter { !$0.1.isEmpty }.map(\.0)
             #expect(live.count <= 19)
         }
-        // Ten seconds, and the three of four minutes that those cannot lie in.
+        // Ten seconds, and the three of four minutes that do not overlap those.
         #expect(live.count >= 13)
     }
 }

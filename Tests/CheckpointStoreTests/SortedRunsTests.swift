@@ -12,7 +12,7 @@ import VarveTestSupport
 @testable import LMDBTables
 @testable import PackStore
 
-/// Pages are found wherever they are on their way from runs to the table of pages.
+/// Pages are found at every stage of their move from sorted runs to the table of pages.
 @Suite struct SortedRunsTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
@@ -24,15 +24,15 @@ import VarveTestSupport
         return index
     }
 
-    /// Additions, drains and deletions against a dictionary; seen by the one who makes them, by
-    /// another who has the index open, and in moments that have passed.
+    /// Additions, drains and deletions compared with a dictionary, as seen by the writer, by
+    /// another user of the index, and in older snapshots.
     @Test(arguments: 0..<(TestSeed.isLong ? 200 : 12 as UInt64))
     func everyoneSeesWhatADictionaryHolds(round: UInt64) throws {
         var random = TestSeed.generator(7_300 + round)
         let most = Int.random(in: 8...400, using: &random)
         let index = try open(RecentLimits(drainCounts: 4...most))
         let other = try open(RecentLimits())
-        // The one who writes has a filter from some point on; others have none.
+        // The writer has a filter from some point on; the others have none.
         index.filter.begin()
         let start = Int.random(in: 0..<60, using: &random)
         var model = PageModel()
@@ -53,8 +53,8 @@ import VarveTestSupport
         #expect(model.drainCount > 0, "some run was drained to its end")
     }
 
-    /// A transaction sees its own moment, whatever others add, drain and delete meanwhile, and
-    /// whoever of them looks first.
+    /// A txn sees its own snapshot, whatever others add, drain and delete in the meantime, and
+    /// whether it or they read first.
     @Test(arguments: [true, false], 0..<6 as Range<UInt64>)
     func aMomentThatHasPassedIsSeenAsItWas(asksEarly: Bool, round: UInt64) throws {
         var random = TestSeed.generator(7_600 + round)
@@ -81,7 +81,7 @@ import VarveTestSupport
         #expect(model.drainCount > 1)
     }
 
-    /// One thread adds and drains; what it has added is found by all others at every moment.
+    /// One thread adds and drains; its additions are visible to all others at every moment.
     @Test func whatIsThereIsFoundWhileItMoves() throws {
         let index = try open(RecentLimits(drainCounts: 64...64))
         var random = TestSeed.generator(7_900)
@@ -119,14 +119,15 @@ import VarveTestSupport
         #expect(model.drainCount > 10)
     }
 
-    /// Few new pages, and those that are many among all, go to the table at once.
+    /// Few new pages, and those that are a large share of all pages, go directly to the table.
     @Test func whatBecomesARunIsNeitherFewNorMost() throws {
         let repository = try Repository.create(at: directory.path.appending("store"))
         try repository.withIndex { $0.recent.limits.entryCountMin = 4 }
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: 128))
         let session = try CaptureSession(of: guest, in: repository, lineage: "a")
         var random = TestSeed.generator(7_970)
-        // 64 of none; 3 are few; 7 are less than an eighth of 67; 20 are more than an eighth of 67.
+        // 64 when there are none; 3 are few; 7 are less than an eighth of 67; 20 are more than
+        // that.
         var inRuns: [Int] = []
         for count in [64, 3, 7, 20] as [UInt64] {
             for frame in 0..<count {
@@ -146,7 +147,7 @@ import VarveTestSupport
         #expect(try repository.verify().isClean)
     }
 
-    /// What looks for pages in runs stays small.
+    /// The structures for finding pages in runs stay small.
     @Test func aBoundedNumberOfPagesIsInRuns() throws {
         let index = try open(RecentLimits(drainCounts: 2000...2000))
         var random = TestSeed.generator(7_950)
@@ -157,13 +158,13 @@ import VarveTestSupport
             let inRuns = try index.environment.read { try index.pagesInRuns($0).count }
             most = max(most, inRuns)
         }
-        // Those of the sweep before, and those since.
+        // The pages of the last sweep, and those since.
         #expect(most <= 4100)
         #expect(most > 1900)
     }
 }
 
-/// What says that most absent pages are absent.
+/// The filter that tells for most absent pages that they are absent.
 @Suite struct PageFilterTests {
     @Test func itForgetsNoneAndKnowsMostOthers() {
         var random = TestSeed.generator(8_100)
@@ -175,7 +176,7 @@ import VarveTestSupport
                 PageDigest(words: (random.next(), random.next(), random.next(), random.next()))
             }
         }
-        // Beyond the first filter's room, and the second's.
+        // Exceeds the first filter's capacity, and the second's.
         let known = digests(400_000)
         filter.insert(known)
         let unknown = digests(100_000)
@@ -191,7 +192,7 @@ import VarveTestSupport
         }
         #expect(candidates(known) == known.count)
         #expect(candidates(unknown) < unknown.count / 10)
-        // Others may have written meanwhile.
+        // Others may have written in the meantime.
         filter.end()
         filter.set(PageFilter(count: 0))
         #expect(candidates(unknown) == unknown.count)
@@ -215,13 +216,13 @@ import VarveTestSupport
     }
 }
 
-/// What the index should hold.
+/// The expected contents of the index.
 private struct PageModel {
     var pages: [PageDigest: PageLocation] = [:]
     private var lastLimit: UInt64 = 0
     private(set) var drainCount = 0
 
-    /// In an order that a seed repeats.
+    /// In an order that is repeatable by seed.
     private var digests: [PageDigest] { pages.keys.sorted { $0.precedes($1) } }
 
     private static func digest(_ random: inout SeededGenerator) -> PageDigest {
@@ -260,7 +261,7 @@ private struct PageModel {
         if let before, before != after { drainCount += 1 }
     }
 
-    /// Stores a page at another place.
+    /// Stores a page at another location.
     mutating func replace(_ index: Index, _ random: inout SeededGenerator) throws {
         guard let digest = digests.randomElement(using: &random) else { return }
         let location = PageModel.location(&random)
@@ -274,7 +275,7 @@ private struct PageModel {
         for digest in dead { pages[digest] = nil }
     }
 
-    /// Pages that are not where they are said to be stay.
+    /// Asks to delete pages at wrong locations: they are kept.
     func deleteElsewhere(_ index: Index, _ random: inout SeededGenerator) throws {
         var wrong: [PageDigest: PageLocation] = [:]
         for digest in digests.shuffled(using: &random).prefix(5) {
@@ -284,7 +285,7 @@ private struct PageModel {
         #expect(try index.deletePages(wrong))
     }
 
-    /// Looks for some pages, and some that are not there.
+    /// Looks up some pages, and some absent ones.
     func check(_ index: Index, _ random: inout SeededGenerator) throws {
         var digests = Array(self.digests.shuffled(using: &random).prefix(50))
         for _ in 0..<10 { digests.append(PageModel.digest(&random)) }

@@ -10,8 +10,8 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// An index that is older than the packs: a backup took it, and a prune ran before the backup came
-/// to the packs.
+/// An index that is older than the packs: a backup copied it, and a prune ran before the backup
+/// copied the packs.
 @Suite struct StaleIndexTests {
     private let directory = TemporaryDirectory(inMemory: true)
     private var store: FilePath { directory.path.appending("store") }
@@ -42,7 +42,7 @@ import VarveTestSupport
         return try session.capture().checkpoint
     }
 
-    /// Makes a store whose pack was rewritten since its index was copied.
+    /// Creates a store whose pack was rewritten since its index was copied.
     private func makeStale() throws {
         let whole = directory.path.appending("whole")
         let repository = try Repository.create(at: whole)
@@ -97,7 +97,7 @@ import VarveTestSupport
         #expect(try index.isStale(packs, reader))
     }
 
-    /// Where a writer believed the index all the same, verification finds what is missing.
+    /// Where a writer trusted the index anyway, verification finds what is missing.
     @Test func whatItNamesAndPacksLackIsFound() throws {
         try makeStale()
         do {
@@ -118,7 +118,7 @@ import VarveTestSupport
         }
     }
 
-    /// Nothing is lost, and nobody says so.
+    /// Nothing is lost, and no loss is reported.
     @Test func repairTakesNothingOfItForLost() throws {
         try makeStale()
         let plan = try Repository.planRepair(at: store)

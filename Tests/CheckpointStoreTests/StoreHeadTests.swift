@@ -11,7 +11,7 @@ import VarveTestSupport
 @testable import CheckpointUpkeep
 @testable import PackStore
 
-/// The file `head`: packs that are lost together with the index are missed, and nothing else is.
+/// The file `head`: packs that are lost together with the index are detected, with no false alarms.
 @Suite struct StoreHeadTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
@@ -30,7 +30,7 @@ import VarveTestSupport
             at: path, .writing, files: files(path), packByteCountMax: RepairWorld.packByteCount)
     }
 
-    /// The corruption for which a writer refuses.
+    /// The corruption for which a writer refuses to open.
     private func refusal(_ path: FilePath) -> Corruption? {
         do {
             try open(path).close()
@@ -57,7 +57,7 @@ import VarveTestSupport
         var head = try StoreHead(store, repository)
         #expect(head.confirmed == nil && head.problem == nil)
         try head.raise(to: RecordLocation(pack: 7, offset: 0x1234), store, repository)
-        // Less than it says: nothing is written.
+        // A lower value: nothing is written.
         try head.raise(to: RecordLocation(pack: 6, offset: 0x9999), store, repository)
         try head.raise(to: RecordLocation(pack: 7, offset: 0x5678), store, repository)
         let bytes = [UInt8](try Data(contentsOf: url(directory.path, StoreHead.path)))
@@ -76,7 +76,7 @@ import VarveTestSupport
         }.joined()
     }
 
-    /// Any bit of it that changes makes it damaged, and so does what is not this repository's.
+    /// Any changed bit makes it damaged, and so does a head of another repository.
     @Test func whatIsNotWholeSaysNothing() throws {
         var random = TestSeed.generator(0x51)
         let store = files(directory.path)
@@ -107,12 +107,12 @@ import VarveTestSupport
             #expect(try Data(contentsOf: head) == whole)
         }
         #expect(try StoreHead(store, .random()).problem != nil)
-        // Nor does one count that no loss explains.
+        // Nor is a head valid with a pack number that no loss explains.
         try written.raise(to: RecordLocation(pack: 2_000_000, offset: 99), store, repository)
         #expect(try StoreHead(store, repository).problem?.reason.contains("2000000") == true)
     }
 
-    // MARK: - What is lost
+    // MARK: - Losses
 
     @Test(arguments: [1, 2, 3])
     func lostNewestPacksAreMissedWithoutTheIndex(count: Int) throws {
@@ -129,13 +129,13 @@ import VarveTestSupport
         let reading = try Repository.open(at: world.path, .reading)
         let found = try reading.verify().findings.map(\.corruption.file)
         #expect(Set(names).isSubset(of: found), "seed \(TestSeed.value): \(found)")
-        // What is there can be read: nobody must repair first.
+        // The rest can be read without a repair.
         #expect(try !reading.checkpoints { _ in }.isEmpty)
         let plan = try world.plan()
         #expect(plan.missingPacks == lost.map { $0...$0 })
         #expect(try plan.execute().report.isClean)
         #expect(refusal(world.path) == nil)
-        // Numbers of packs are never used twice.
+        // Pack numbers are never reused.
         let repository = try open(world.path)
         let last = try #require(try world.capture(repository, "after", 1, nil).last)
         #expect(last.location.pack > lost[count - 1])
@@ -143,7 +143,7 @@ import VarveTestSupport
         #expect(try Repository.open(at: world.path, .reading).verify().isClean)
     }
 
-    /// The newest pack, cut anywhere within what was there when the writer closed.
+    /// The newest pack, truncated anywhere within what was there when the writer closed.
     @Test func aCutNewestPackIsMissedWithoutTheIndex() throws {
         var random = TestSeed.generator(0x56)
         let world = try RepairWorld(seed: random.next())
@@ -153,7 +153,7 @@ import VarveTestSupport
         try remove("index", at: world.path)
         #expect(refusal(world.path) == nil)
         let end = try #require(try place(world.path)).offset
-        // Opening it has written the end once more, and nothing else.
+        // Opening it has rewritten the end, and nothing else.
         #expect(try Data(contentsOf: pack) == whole && Int(end) == whole.count)
         let ends = try recordEnds(whole).dropLast()
         let cuts = ends.suffix(3) + [64, whole.count - 1]
@@ -201,7 +201,7 @@ import VarveTestSupport
         try damage()
         try open(world.path).close()
         #expect(try place(world.path) == before)
-        // One that is not there is no damage: it may never have been.
+        // A missing head is not damage: it may never have existed.
         try remove(StoreHead.path, at: world.path)
         #expect(try Repository.open(at: world.path, .reading).verify().isClean)
         try open(world.path).close()
@@ -210,8 +210,8 @@ import VarveTestSupport
 
     // MARK: - Failures
 
-    /// A call fails, each in turn, while packs are filled: what was said to be stored is there, and
-    /// nothing is missed that never was, with the packs alone.
+    /// Each call fails in turn while packs are filled: with the packs alone, everything that was
+    /// acknowledged is there, and nothing that never existed is reported missing.
     @Test func noFailureMakesItSayTooMuch() throws {
         var call = 0
         var failed = 0

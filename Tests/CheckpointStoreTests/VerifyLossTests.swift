@@ -16,10 +16,10 @@ import VarveTestSupport
     private let directory = TemporaryDirectory(inMemory: true)
     private var store: FilePath { directory.path.appending("store") }
 
-    /// Makes a repository of several packs.
+    /// Creates a repository of several packs.
     ///
-    /// Each step stores some pages in one lineage, and has a lineage of its own all pages of which
-    /// were stored before: its page map builds on no other.
+    /// Each step stores some pages in one lineage, and takes a checkpoint of a new lineage whose
+    /// pages are all stored already: its page map builds on no other.
     private func make(at path: FilePath, _ random: inout SeededGenerator) throws {
         try Repository.create(at: path).close()
         let repository = try Repository.open(
@@ -111,14 +111,14 @@ import VarveTestSupport
         #expect(!report.isClean, what)
         #expect(Set(report.findings.flatMap(\.affectedCheckpoints)) == named, what)
         #expect(report.affectedCheckpoints.count == named.count, what)
-        // Whole pages are missed by their places, so no page need be read.
+        // Missing pages are found by their locations, so no page need be read.
         #expect(Set(try reader.verify(.structure).affectedCheckpoints) == named, what)
         let listed = Set(try reader.checkpoints { _ in }.map(\.id))
         let lost = Set(
             try Repository.planRepair(
                 at: store, files: PosixFiles(root: store), packByteCountMax: 512 << 10
             ).losses.map(\.id))
-        // Without the index nothing tells of a checkpoint whose manifest is lost.
+        // Without the index, a checkpoint whose manifest is lost is unknown.
         let known = keepsIndex ? Set(ids) : listed.union(named).union(lost)
         let unreadable = Set(
             ids.filter { id in
@@ -131,14 +131,14 @@ import VarveTestSupport
                 return false
             })
         #expect(named == unreadable, what)
-        // A pack under another one's name is whole, and a repair gives it its own.
+        // A pack under another one's name is whole, and a repair renames it.
         if isMoved { #expect(lost.isEmpty, what) } else { #expect(named == lost, what) }
         #expect(report.checkpointCount == known.subtracting(named).count, what)
         return named.count
     }
 
-    /// Damage of all kinds, after forgetting and pruning: what repair would lose cannot be
-    /// restored, and verification names what cannot.
+    /// Damage of all kinds, after forgetting and pruning: exactly the checkpoints that repair would
+    /// lose cannot be restored, and verification names them.
     @Test func whatRepairLosesIsNamed() throws {
         var random = TestSeed.generator(0x52)
         for _ in 0..<(TestSeed.isLong ? 10 : 1) {

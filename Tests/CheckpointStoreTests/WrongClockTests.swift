@@ -4,7 +4,7 @@ import VarveTestSupport
 @testable import CheckpointStore
 @testable import CheckpointUpkeep
 
-/// Retention where the clock that timed the checkpoints was wrong, or is wrong now.
+/// Retention where the clock was wrong when checkpoints were taken, or is wrong now.
 @Suite struct WrongClockTests {
     private typealias Fact = RetentionPolicy.Fact
 
@@ -16,14 +16,14 @@ import VarveTestSupport
     /// 1 January 2040.
     private static let farAhead: Int64 = 2_208_988_800 * second
 
-    /// Rules of each kind that looks at the time.
+    /// Rules of each kind that uses the time.
     private static let policies = [
         RetentionPolicy(keepWithin: .seconds(7200)), RetentionPolicy(keepHourly: 3),
         RetentionPolicy(keepDaily: 2), RetentionPolicy(keepMonthly: 1),
         RetentionPolicy(keepLast: 2, keepMinutely: 5),
     ]
 
-    /// Which of some times stay, oldest first.
+    /// The times that are kept, oldest first.
     private func kept(_ policy: RetentionPolicy, _ times: [Int64], now: Int64) -> [Int] {
         let facts = times.map { Fact(timeNanoseconds: $0, label: nil) }
         let verdicts = policy.decide(facts, now: now)
@@ -46,7 +46,7 @@ import VarveTestSupport
                 doubts(wrong, now: now).indices.filter {
                     doubts(wrong, now: now)[$0] == .future
                 } == [place])
-            // At the end it is taken a quarter of an hour after the last.
+            // At the end the checkpoint is taken a quarter of an hour after the last one.
             let present = now + (place == times.count ? Self.hour / 4 : 0)
             let expected = kept(policy, right, now: present)
             let found = kept(policy, wrong, now: present)
@@ -65,9 +65,9 @@ import VarveTestSupport
             + [.future, .future] + [TimeDoubt?](repeating: nil, count: 5)
         #expect(doubts(times, now: now) == expected)
         let policy = RetentionPolicy(keepWithin: .seconds(6 * 3600))
-        // What came just before the first right time might be as young as that.
+        // Checkpoints just before the first right time might be as young as that.
         #expect(kept(policy, times, now: now) == Array(10..<20))
-        // Their place in the order says that they are older than what rules keep.
+        // Their position in the order tells that they are older than what the rules keep.
         let later = times + (20..<40).map { Self.noon + $0 * Self.hour }
         #expect(kept(policy, later, now: later[39]) == Array(33..<40))
     }
@@ -77,7 +77,7 @@ import VarveTestSupport
     ) {
         let times = (0..<20).map { Self.noon + $0 * Self.hour / 2 }
         let before = kept(policy, times, now: times[19])
-        // The clock jumps to 2040 and goes on there: nothing in the times says that it is wrong.
+        // The clock jumps to 2040 and continues there: nothing in the times tells that it is wrong.
         var ahead = times
         for count in 1..<10 {
             ahead.append(Self.farAhead + Int64(count) * Self.day)
@@ -104,7 +104,7 @@ import VarveTestSupport
         for minute: Int64 in 1..<6 {
             right.append(times[19] + minute * 60 * Self.second)
             wrong.append(minute * 60 * Self.second)
-            // While it says 1970 all others are in the future.
+            // While the clock says 1970 all others are in the future.
             #expect(
                 doubts(wrong, now: wrong[wrong.count - 1]).prefix(20).allSatisfy { $0 == .future })
             check()
@@ -112,14 +112,14 @@ import VarveTestSupport
         for hour: Int64 in 1..<6 {
             right.append(times[19] + hour * Self.hour)
             wrong.append(times[19] + hour * Self.hour)
-            // Set right, it puts what it called 1970 in doubt, and nothing else.
+            // After the clock is corrected, only the times from 1970 are in doubt.
             let doubted = doubts(wrong, now: wrong[wrong.count - 1])
             #expect(doubted.indices.filter { doubted[$0] != nil } == Array(20..<25))
             check()
         }
     }
 
-    /// A step back among times that all could be: nobody knows which side is wrong.
+    /// A step back among plausible times: it is unknown which side is wrong.
     @Test func aStepBackPutsBothSidesInDoubtUntilTheyAreTooOldInAnyCase() {
         let before = (0..<10).map { Self.noon + $0 * 60 * Self.second }
         let after = (0..<10).map { Self.noon + ($0 * 60 - 600) * Self.second }
@@ -128,7 +128,7 @@ import VarveTestSupport
         let now = Self.noon + Self.hour
         #expect(doubts(times, now: now).allSatisfy { $0 == .outOfOrder })
         #expect(kept(policy, times, now: now) == Array(times.indices))
-        // Five minutes after the first time that is right by any account they go.
+        // Five minutes after the first time that is certainly right they are removed.
         let right = times + (0..<5).map { now + $0 * 100 * Self.second }
         #expect(kept(policy, right, now: right[24]) == Array(21..<25))
         // A small step is a small doubt: what was taken before it is certain.
@@ -142,7 +142,8 @@ import VarveTestSupport
         #expect(kept(RetentionPolicy(keepLast: 2), times, now: Self.noon) == [3, 4])
     }
 
-    /// Against a plain reading: with some clocks wrong nothing goes that stays with right ones.
+    /// Compared with a plain reading: with some clocks wrong, nothing is removed that is kept with
+    /// right clocks.
     @Test func nothingGoesThatRightClocksWouldKeep() {
         var random = TestSeed.generator(952)
         var tried = 0
@@ -154,8 +155,8 @@ import VarveTestSupport
                 right.append(time)
             }
             let now = time + Self.second
-            // Stretches during which the clock was off by anything from a second to decades; the
-            // newest is timed right.
+            // Periods during which the clock was wrong by anything from a second to decades; the
+            // newest has the right time.
             var wrong = right
             for _ in 0..<Int.random(in: 1...4, using: &random) {
                 let first = Int.random(in: 0..<59, using: &random)
@@ -166,7 +167,7 @@ import VarveTestSupport
                 let offset = Int64.random(in: -size...size, using: &random) * Self.second
                 for index in first..<end { wrong[index] = right[index] + offset }
             }
-            // A clock that was a little off in a way that no order shows is out of anyone's reach.
+            // A clock that was slightly wrong in a way that no order shows cannot be detected.
             let found = CheckpointTimes(wrong, now: now).findings
             guard found.indices.allSatisfy({ found[$0].doubt != nil || wrong[$0] == right[$0] })
             else { continue }

@@ -8,8 +8,8 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// Page maps and page groups that disagree about where pages are: every page is there, so a repair
-/// keeps every checkpoint, and verify finds nothing afterwards.
+/// Page maps and page groups that disagree about the locations of pages: every page exists, so a
+/// repair keeps every checkpoint, and verify finds nothing afterwards.
 @Suite struct ForgedOrdinalTests {
     private let directory = TemporaryDirectory(inMemory: true)
     private var path: FilePath { directory.path.appending("store") }
@@ -19,9 +19,9 @@ import VarveTestSupport
         return try ForgedStore(path)
     }
 
-    /// Repairs a forged store that verify calls damaged, and finds all of it whole.
+    /// Repairs a forged store that verify reports as damaged, and checks that all of it is whole.
     ///
-    /// - Returns: what repair found; nil if no checkpoint has the pages that are not found.
+    /// - Returns: the result of the repair; nil if no checkpoint has the pages that are not found.
     private func expectRepaired(
         _ forged: ForgedStore, count: Int, _ what: String
     ) throws -> [RepairPlan.Finding]? {
@@ -45,7 +45,7 @@ import VarveTestSupport
         try Repository.open(at: path, .reading).checkpoints().count
     }
 
-    /// Where a map part of a pack as it was first written is, and what it says.
+    /// The location of a map part in an original pack, and its contents.
     private func parts(_ store: ForgedStore) throws -> [(place: RecordPlace, part: MapPart)] {
         try store.places(2).filter { !store.packs[$0.pack].isRewritten }.map { place in
             let part = try store[place].payload.withUnsafeBytes {
@@ -102,8 +102,8 @@ import VarveTestSupport
             .encoded(compressor: Compressor(level: .standard))
     }
 
-    /// A page map with wrong ordinals for some pages: those beside them in the same page groups,
-    /// which it says the right place of, stay as well.
+    /// A page map with wrong ordinals for some pages: other pages of the same page groups, for
+    /// which it states the right location, are kept as well.
     @Test(arguments: ["the last one nowhere", "all one further", "the last one the first"])
     func pagesBesideMisplacedOnesStay(_ what: String) throws {
         let whole = try makeWhole()
@@ -129,7 +129,7 @@ import VarveTestSupport
         #expect(tried > 3)
     }
 
-    /// A page group after the manifest of its transaction: no one finds its pages there.
+    /// A page group after its transaction's manifest: its pages are never found.
     @Test func aPageGroupBehindItsManifestIsNamed() throws {
         let whole = try makeWhole()
         let count = try checkpointCount()
@@ -149,9 +149,9 @@ import VarveTestSupport
         #expect(tried > 3)
     }
 
-    /// Another transaction's page group with ordinals that pages of a page map have, where the map
-    /// has a run that begins after them: once the frame of these pages is gone, the other one
-    /// would stand in for it.
+    /// Another transaction's page group with ordinals that a page map uses for its own pages, where
+    /// the map has a run that begins after them: once the page group of these pages is gone, the
+    /// other one would replace it.
     @Test func aPageGroupOfTheSameOrdinalsTakesNoPlace() throws {
         let whole = try makeWhole()
         let count = try checkpointCount()

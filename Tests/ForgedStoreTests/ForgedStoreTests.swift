@@ -4,10 +4,10 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// Forged stores: right checksums around what cannot be.
+/// Forged stores: right checksums around impossible values.
 ///
-/// `varve-forged` tries each in a process that may die. Here a share of them, and all with
-/// VARVE_LONG=1.
+/// `varve-forged` tries each in a process that may crash. Here a sample of them is tried, and all
+/// with VARVE_LONG=1.
 @Suite struct ForgedStoreTests {
     private static let tool = ProcessInfo.processInfo.environment["VARVE_CLI"].map {
         URL(fileURLWithPath: $0).deletingLastPathComponent().appendingPathComponent("varve-forged")
@@ -23,13 +23,13 @@ import VarveTestSupport
         try run("all", TestSeed.isLong ? 1 : 37)
     }
 
-    /// The tool itself, run on a smaller share.
+    /// The tool itself, run on a smaller sample.
     @Test(.enabled(if: isBuilt)) func wholeCommandsEndWell() throws {
         try run("commands", TestSeed.isLong ? 37 : 370)
     }
 
-    /// A delta map that names the last frame of all is held to what it builds on before a map in
-    /// memory is made as large as it says, by all who read it.
+    /// A delta map that names the highest possible frame is checked against its predecessor before
+    /// a map of its stated size is allocated, by every reader.
     @Test(.enabled(if: isBuilt), arguments: ["repair", "verify"])
     func aMapThatCannotBeTakesNoMemory(_ command: String) throws {
         let directory = TemporaryDirectory(inMemory: true)

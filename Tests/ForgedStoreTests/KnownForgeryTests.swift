@@ -11,13 +11,13 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// Forgeries that did harm once: the checkpoint is refused and named, the others are there, and
-/// repair says so too, keeps a copy, and leaves a store that is whole.
+/// Forgeries that once did harm: the checkpoint is refused and named, the others are kept, and
+/// repair reports the same, keeps a copy, and leaves a whole store.
 @Suite struct KnownForgeryTests {
     private let directory = TemporaryDirectory(inMemory: true)
     private var path: FilePath { directory.path.appending("store") }
 
-    /// What is forged in the store's newest checkpoint.
+    /// The forgery in the store's newest checkpoint.
     enum Fault: String, CaseIterable, CustomTestStringConvertible {
         case addedBytes = "2^63 bytes added"
         case pages = "2^52 pages"
@@ -100,7 +100,8 @@ import VarveTestSupport
         let report = try reader.verify()
         #expect(!report.isClean && report.findings.count <= 2)
         #expect(throws: RepositoryError.self) {
-            // What opens for writing either says it or is not concerned: a page, a state, a count.
+            // Opening for writing either reports it or does not depend on it: a page, a state, a
+            // count.
             let writer = try Repository.open(at: path, .writing)
             defer { try? writer.close() }
             if let corruption = try writer.verify().corruptions.first {
@@ -121,13 +122,13 @@ import VarveTestSupport
         #expect(try Repository.planRepair(at: path).isEmpty)
     }
 
-    /// Numbers of transactions that no writer comes to.
+    /// Transaction numbers that no writer reaches.
     private static let highNumbers: [UInt64] = [
         1 << 56, 1 << 56 - 1, 1 << 56 - 1 << 32, 1 << 56 - 1 << 32 + 1, 1 << 55, 1 << 48 + 99,
         1 << 48,
     ]
 
-    /// Takes a checkpoint, and finds it and all that was there before.
+    /// Takes a checkpoint, and checks that it and all earlier ones are there.
     private func expectWritable(_ what: String) throws {
         let before = try Repository.open(at: path, .reading).checkpoints().map(\.id)
         let writer = try Repository.open(at: path, .writing)
@@ -153,8 +154,8 @@ import VarveTestSupport
         #expect(try Repository.planRepair(at: path).isEmpty, "\(what)")
     }
 
-    /// A record that belongs to no checkpoint, with a number near the top: what verifies can be
-    /// written on.
+    /// A record that belongs to no checkpoint, with a number near the maximum: a store that
+    /// verifies can be written.
     @Test(arguments: [RecordType.pageGroup, .mapPart, .guestState, .mark, .forget, .labels])
     func aHighNumberEndsNoWriting(_ type: RecordType) throws {
         for number in KnownForgeryTests.highNumbers {
@@ -180,7 +181,7 @@ import VarveTestSupport
                 let reader = try Repository.open(at: path, .reading)
                 let report = try reader.verify()
                 guard report.isClean else {
-                    // Then it is named, and a repair settles it.
+                    // Then it is named, and a repair removes it.
                     let plan = try Repository.planRepair(at: path)
                     #expect(!plan.isEmpty, "\(what)")
                     #expect(try plan.execute().report.isClean, "\(what)")
@@ -192,7 +193,7 @@ import VarveTestSupport
         }
     }
 
-    /// The same in the index, which is made anew.
+    /// The same in the index, which is rebuilt.
     @Test(arguments: KnownForgeryTests.highNumbers)
     func aHighNumberInTheIndexEndsNoWriting(_ number: UInt64) throws {
         try WholeStore.make(at: path, seed: 8)
@@ -204,7 +205,7 @@ import VarveTestSupport
         try expectWritable("the index with \(number)")
     }
 
-    /// What verify and repair disagreed about once, or took for a damaged index.
+    /// Forgeries on which verify and repair once disagreed, or which they took for a damaged index.
     @Test(arguments: [
         "newest pack is number 0", "newest pack is number 2147483648",
         "newest pack is number 4294967295", "manifest 0, transaction = 2, relinked",
@@ -220,8 +221,8 @@ import VarveTestSupport
         #expect(trial.isDamaged && trial.complaints.isEmpty, "\(trial.complaints)")
     }
 
-    /// A page group of a pack that prune wrote anew, with another transaction's number or (nil)
-    /// other ordinals: its pages are had from it all the same, and it is named.
+    /// A page group in a pack that prune rewrote, with another transaction's number or (nil) other
+    /// ordinals: its pages can still be read, and it is named.
     @Test(arguments: [1, 1 << 20, 1 << 56, nil] as [UInt64?])
     func aStrayPageGroupIsNamed(_ number: UInt64?) throws {
         try WholeStore.make(at: path, seed: 9)
@@ -250,13 +251,13 @@ import VarveTestSupport
         #expect(try Repository.planRepair(at: path).isEmpty)
     }
 
-    /// A file among the packs that is none, whatever it is: verify names it as repair does.
+    /// A file among the packs that is not a pack: verify names it as repair does.
     @Test func oddFilesAmongPacksAreNamed() throws {
         try WholeStore.make(at: path, seed: 8)
         let packs = path.appending("packs")
         func isClean() throws -> Bool { try Repository.open(at: path, .reading).verify().isClean }
         #expect(try isClean() && Repository.planRepair(at: path).isEmpty)
-        // What prune and NFS leave is in nobody's way.
+        // Leftovers of prune and NFS cause no error.
         for name in ["00000001.pack.new", ".nfs000000000000001200000001"] {
             try Data("left".utf8).write(to: URL(fileURLWithPath: packs.appending(name).string))
         }
@@ -277,7 +278,7 @@ import VarveTestSupport
         #expect(try isClean() && Repository.planRepair(at: path).isEmpty)
     }
 
-    /// A gap in the numbers of packs is named as a whole, however wide.
+    /// A gap in the pack numbers is named as a whole, however wide.
     @Test func aWideGapIsOneFinding() throws {
         try WholeStore.make(at: path, seed: 6)
         var forged = try ForgedStore(path)

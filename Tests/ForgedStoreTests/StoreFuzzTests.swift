@@ -3,7 +3,7 @@ import StoreFuzz
 import Testing
 import VarveTestSupport
 
-/// The fuzzer's targets, over its corpus and over mutations of it: none of them traps.
+/// Runs the fuzzer's targets over its corpus and over mutations of it: none of them traps.
 @Suite struct StoreFuzzTests {
     private static let corpus = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
         .appendingPathComponent("../StoreFuzz/Corpus")

@@ -6,7 +6,7 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// This project's guests against the checks; those of Xen have theirs in XenGuestTests.
+/// Runs the checks on this project's guests; those of Xen are in XenGuestTests.
 @Suite struct ConformingGuestTests {
     private static let canTrack = (try? ProcessMemory.checkSupport()) != nil
 
@@ -113,7 +113,7 @@ import VarveTestSupport
         }
     }
 
-    /// An image has no log; only one that is being made can be written.
+    /// An image has no log; only one that is being created can be written.
     @Test func anImageConforms() throws {
         let directory = TemporaryDirectory()
         let path = directory.path.appending("image")

@@ -1,9 +1,9 @@
 import GuestModel
 import Synchronization
 
-/// A guest in an array that keeps every promise but one.
+/// A guest in an array that breaks exactly one rule.
 final class LyingGuest: WritableGuest {
-    /// What it does wrong.
+    /// The rule that it breaks.
     enum Lie: CaseIterable, Sendable {
         case layoutChanges, layoutDiffersInThePause
         case copiesAStalePage, copiesWithGaps
@@ -23,7 +23,7 @@ final class LyingGuest: WritableGuest {
         var dirty = DirtyBitmap()
         var log: DirtyLog?
         var lastLog: DirtyLog?
-        /// All that `start` ever returned.
+        /// All logs that `start` ever returned.
         var begun: Set<DirtyLog> = []
         var isEndedFromOutside = false
         var startCount = 0
@@ -37,7 +37,7 @@ final class LyingGuest: WritableGuest {
         var isOwned = false
         var claim: GuestClaim?
 
-        /// A number that is another one at each call.
+        /// A different number at each call.
         mutating func next() -> Int {
             callCount += 1
             return callCount
@@ -52,7 +52,7 @@ final class LyingGuest: WritableGuest {
 
     let lie: Lie?
     private let state = Mutex(State())
-    // Freed with this; used by the thread of a check alone.
+    // Freed with this object; used only by the thread of a check.
     private nonisolated(unsafe) let memory: UnsafeMutableRawBufferPointer
     private nonisolated(unsafe) let copies: UnsafeMutableRawBufferPointer
 
@@ -104,7 +104,7 @@ final class LyingGuest: WritableGuest {
         }
     }
 
-    /// A write by its own will, and a change of its state.
+    /// A write on the guest's own initiative, and a change of its state.
     func work() {
         let frame = with { state -> PageFrameNumber? in
             guard !state.isPaused || lie == .pauseHoldsNothing else { return nil }
@@ -242,7 +242,7 @@ extension LyingGuest {
     func mappedMemory(of range: PageRange) -> UnsafeMutableRawBufferPointer? {
         let start = offset(range.first)
         with { state in
-            // Nothing tells it when it is written there: it counts from now on.
+            // Nothing reports writes to it: it is treated as dirty from now on.
             guard lie != .mappedWritesAreUnlogged else { return }
             for frame in range.frames { state.mark(PageFrameNumber(frame)) }
         }
@@ -272,7 +272,7 @@ extension LyingGuest: DirtyTracking {
             let isKept = lie == (state.log == nil ? .logComesAgain : .oneLogForAll)
             let log = isKept ? state.lastLog ?? DirtyLog() : DirtyLog()
             state.lastLog = log
-            // Only one that begins after another was stopped.
+            // Only a log that begins after another was stopped.
             state.isDeaf = state.log == nil && state.startCount > 1
             if state.log == nil { state.dirty.removeAll() }
             state.log = log
@@ -287,7 +287,7 @@ extension LyingGuest: DirtyTracking {
         }
     }
 
-    /// What a log that does not run is answered.
+    /// The answer for a log that is not active.
     private func answer(_ log: DirtyLog, _ state: inout State) -> DirtyKnowledge {
         switch lie {
         case .stoppedLogIsComplete: return state.log == nil ? .complete : .unknown

@@ -3,9 +3,9 @@ import GuestModel
 import Testing
 import VarveTestSupport
 
-/// The checks themselves: a guest that lies in one way fails those that are about it, and no other.
+/// Tests the checks: a guest that breaks one rule fails the checks for that rule, and no others.
 @Suite struct LyingGuestTests {
-    /// The check that must find a lie, and others that may.
+    /// The check that must detect a lie, and others that may.
     private struct Expectation {
         let finders: Set<ConformanceCheck>
         let others: Set<ConformanceCheck>

@@ -2,7 +2,7 @@ import GuestModel
 import Testing
 import VarveTestSupport
 
-/// The bitmap against a set of numbers.
+/// Compares the bitmap with a set of numbers.
 @Suite struct DirtyBitmapTests {
     @Test(arguments: 0..<50)
     func agreesWithASet(round: Int) {

@@ -16,7 +16,7 @@ import VarveTestSupport
         #expect(PrintableText.escape("\u{202e}x\u{2066}") == "\\u{202e}x\\u{2066}")
         #expect(PrintableText.escape("\u{2028}\u{2029}\u{feff}\u{200b}").hasPrefix("\\u{2028}"))
         #expect(PrintableText.escape("\u{e0041}\0") == "\\u{e0041}\\u{0}")
-        // A combined cluster of a carriage return and a line feed.
+        // A carriage return and a line feed are one grapheme cluster.
         #expect(PrintableText.escape("\r\n") == "\\r\\n")
     }
 

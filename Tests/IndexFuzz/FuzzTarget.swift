@@ -1,11 +1,11 @@
-// A target for libFuzzer; Scripts/fuzz builds and runs it. What must hold for any file in the place
-// of LMDB's:
+// A target for libFuzzer; Scripts/fuzz builds and runs it. Conditions for any file in place of
+// LMDB's:
 //
-//   - the check ends, with or without a fault, and reads nothing that is not there
-//   - if it finds none, LMDB can read and change all of it without a trap, an abort or a stray read
+// - the check ends, with or without a fault, and reads nothing outside the file
+// - if it finds none, LMDB can read and change all of it without a trap, an abort or a stray read
 //
-// Checksums of values are left out: no input would get past them, and what LMDB follows must be
-// sound without them.
+// Checksums of values are left out: no input would pass them, and the structures that LMDB follows
+// must be sound without them.
 import CLMDB
 import Glibc
 
@@ -24,7 +24,7 @@ public func fuzzOne(_ start: UnsafePointer<UInt8>, _ count: Int) -> CInt {
         close(descriptor)
         unlink(path)
     }
-    // LMDB refuses these by itself, before it follows anything.
+    // LMDB itself refuses these, before it follows anything.
     let bytes = UnsafeRawBufferPointer(start: start, count: count)
     guard let moment = moment(bytes) else { return 0 }
     let check = LMDBFileCheck(
@@ -36,7 +36,7 @@ public func fuzzOne(_ start: UnsafePointer<UInt8>, _ count: Int) -> CInt {
 
 private let pageByteCount = 4096
 
-/// The newest transaction of the file, if LMDB would open it.
+/// The newest txn of the file, if LMDB would open it.
 private func moment(_ bytes: UnsafeRawBufferPointer) -> UInt64? {
     var numbers: [UInt64] = []
     for head in [0, pageByteCount] {
@@ -79,7 +79,7 @@ private func use(_ path: String) {
 private func names(_ transaction: OpaquePointer?) -> [String] {
     var main: MDB_dbi = 0
     guard mdb_dbi_open(transaction, nil, 0, &main) == 0 else { return [] }
-    // Names with a zero byte cannot be asked for.
+    // Names with a zero byte cannot be looked up.
     return read(transaction, main).filter { !$0.contains(0) }.prefix(60).map {
         String(decoding: $0, as: UTF8.self)
     }
@@ -116,7 +116,7 @@ private func read(_ transaction: OpaquePointer?, _ table: MDB_dbi) -> [[UInt8]] 
     return keys
 }
 
-/// Replaces some values, deletes some keys and adds some: pages split and merge.
+/// Replaces some values, deletes some keys and adds others: pages split and merge.
 private func change(_ transaction: OpaquePointer?, _ table: MDB_dbi, _ keys: [[UInt8]]) {
     let large = [UInt8](repeating: 7, count: 9000)
     for (position, key) in keys.enumerated() {

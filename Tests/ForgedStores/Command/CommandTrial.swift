@@ -3,13 +3,14 @@ import Foundation
 import Glibc
 import SystemPackage
 
-// Whole commands over forged stores: the tool itself is run, each time in a process of its own that
-// may use 5 s of processors' time. It ends with a code that the README names, never by a signal,
-// and within the memory; verify and repair agree, and what repair leaves is whole.
+// Whole commands over forged stores: the tool itself is run, each time in its own process that may
+// use 5 s of processor time. It must end with an exit code that the README names, never by a
+// signal, and within the memory limit; verify and repair must agree, and a repaired store must be
+// whole.
 
 /// Commands run on one forged store.
 struct CommandTrial {
-    /// How a command ended.
+    /// The result of a command.
     private struct End {
         var status: Int32?
         var peakKiB = 0
@@ -21,7 +22,7 @@ struct CommandTrial {
     private(set) var complaints: [String] = []
     private(set) var commandCount = 0
     private(set) var isDamaged = false
-    /// The slowest command and the largest one.
+    /// The slowest command and the one with the most memory.
     private(set) var slowest = (milliseconds: 0, command: "")
     private(set) var largest = (peakKiB: 0, command: "")
 
@@ -29,7 +30,7 @@ struct CommandTrial {
         (self.tool, self.directory) = (tool, directory)
     }
 
-    /// - Parameter directory: has the store `store`, and gets what is exported.
+    /// - Parameter directory: has the store `store`, and receives the exports.
     static func run(tool: String, in directory: FilePath) -> CommandTrial {
         var trial = CommandTrial(tool: tool, directory: directory)
         trial.read()
@@ -61,7 +62,7 @@ struct CommandTrial {
         run("label STORE new given")
         run("forget STORE mail~1")
         run("prune STORE --max-unused 0")
-        // A store of which nothing says what it is cannot be repaired.
+        // A store of which nothing tells what it is cannot be repaired.
         guard run("repair STORE --execute") == 0 else { return }
         if run("verify STORE") != 0 { complaints.append("after repair verify finds something") }
         if run("import STORE PAGES --lineage newer") != 0 {
@@ -101,7 +102,7 @@ struct CommandTrial {
     }
 
     private static func spawn(_ tool: String, _ arguments: [String]) -> End {
-        // Output goes to nobody; the shell sets the limit and becomes the command.
+        // The output is discarded; the shell sets the limit and becomes the command.
         let line = "ulimit -t \(ForgedStoresCommand.processorTimeMax); exec \"$@\" >/dev/null 2>&1"
         let words = ["sh", "-c", line, "sh", tool] + arguments
         var pointers = words.map { strdup($0) } + [nil]

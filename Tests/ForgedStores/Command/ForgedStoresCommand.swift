@@ -3,8 +3,8 @@ import Foundation
 import Glibc
 import SystemPackage
 
-/// Tries forged stores, each in a process that may die: `varve-forged` starts itself for some
-/// hundred of them, and goes on behind the one at which it died.
+/// Tries forged stores, each in a process that may crash: `varve-forged` starts itself for some
+/// hundred of them, and continues after the one at which it crashed.
 @main
 struct ForgedStoresCommand {
     private static let usage = """
@@ -14,11 +14,11 @@ struct ForgedStoresCommand {
                varve-forged corpus STRIDE SEED      writes inputs for Tests/StoreFuzz to ./corpus
                varve-forged commands STRIDE SEED    each STRIDE-th forgery; runs VARVE_CLI on it
         """
-    /// Seconds of processors' time for one store or command, after which it hangs.
+    /// Seconds of processor time for one store or command; more is a hang.
     static let processorTimeMax = 5
     /// Seconds for one store or command that waits for something; the machine may be busy.
     static let deadline = 300
-    /// KiB of memory that one store or command may take.
+    /// KiB of memory that one store or command may use.
     static let memoryMax = 200 << 10
 
     static func main() throws {
@@ -42,7 +42,7 @@ struct ForgedStoresCommand {
         }
     }
 
-    /// Prints at once: the process may die.
+    /// Prints without buffering: the process may crash.
     static func say(_ text: some StringProtocol) {
         FileHandle.standardOutput.write(Data((text + "\n").utf8))
     }
@@ -52,7 +52,7 @@ struct ForgedStoresCommand {
         exit(2)
     }
 
-    /// The forgeries of a run: each STRIDE-th, beginning at a place that the seed chooses.
+    /// The forgeries of a run: each STRIDE-th, from a start that the seed chooses.
     static func chosen(
         _ stride: UInt64, _ seed: UInt64, _ body: (ForgedStore, [Forgery], FilePath) throws -> Void
     ) throws {
@@ -63,7 +63,7 @@ struct ForgedStoresCommand {
             atPath: directory.string, withIntermediateDirectories: true)
         defer { try? FileManager.default.removeItem(atPath: directory.string) }
         let path = directory.appending("whole")
-        // The same store in each process of a run: packs have random ids and times.
+        // The same store in each process of a run: packs have random IDs and times.
         let kept = FilePath("\(base)/varve-forged-\(seed)-\(getppid())")
         if FileManager.default.fileExists(atPath: kept.string) {
             try FileManager.default.copyItem(atPath: kept.string, toPath: path.string)
@@ -96,7 +96,7 @@ struct ForgedStoresCommand {
             let output = String(
                 decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
             process.waitUntilExit()
-            // One that was killed could not do it.
+            // A process that was killed could not do it.
             try? FileManager.default.removeItem(
                 atPath: "\(base)/varve-forged-\(process.processIdentifier)")
             var last = "nothing"
@@ -153,7 +153,8 @@ struct ForgedStoresCommand {
 
     // MARK: - Time and memory
 
-    /// Has a signal end this process after so many seconds of processors' time, or of time; 0: not.
+    /// Sends a signal to this process after this many seconds of processor time, or of real time;
+    /// 0: never.
     private static func limitTime(_ processorTime: Int, _ time: Int) {
         for (timer, seconds) in [(ITIMER_PROF, processorTime), (ITIMER_REAL, time)] {
             var value = itimerval(
@@ -163,7 +164,7 @@ struct ForgedStoresCommand {
         }
     }
 
-    /// What this process has used.
+    /// Resources used by this process.
     private static func processorMilliseconds() -> Int {
         var now = timespec()
         clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now)
@@ -174,7 +175,7 @@ struct ForgedStoresCommand {
         try? Data("5".utf8).write(to: URL(fileURLWithPath: "/proc/self/clear_refs"))
     }
 
-    /// The most memory that was resident since `resetPeak`.
+    /// The largest resident memory since `resetPeak`.
     private static func peakKiB() -> Int {
         let status = (try? String(contentsOfFile: "/proc/self/status", encoding: .utf8)) ?? ""
         let line = status.split(separator: "\n").first { $0.hasPrefix("VmHWM:") }

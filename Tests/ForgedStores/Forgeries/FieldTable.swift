@@ -1,5 +1,5 @@
-// The fields of each record, as the format's document has them: a table, so that a new type of
-// record is one more line of `FieldTable.types`.
+// The fields of each record, as documented in the format: a table, so that a new type of record is
+// one more line of `FieldTable.types`.
 
 /// A number in a record.
 package struct ForgedField: Hashable, Sendable {
@@ -97,7 +97,7 @@ enum FieldTable {
         payload.indices.map { field("byte \($0)", $0, 1) }
     }
 
-    /// Values at the edges of a field, and near what it has.
+    /// Values at the limits of a field, and near its present value.
     static func values(_ width: Int, now: UInt64) -> [UInt64] {
         let top = width == 8 ? UInt64.max : 1 << UInt64(8 * width) - 1
         let edges: [UInt64] = [

@@ -1,24 +1,23 @@
 import Glibc
 
-// Packs as bytes, read and written by what the format's document says and by nothing of the
-// library: a store that is forged here has right checksums, right lengths and a right seal, unless
-// a forgery says otherwise.
+// Packs as bytes, read and written by the format's document and without the library's code: a
+// forged store has right checksums, right lengths and a right seal, unless a forgery changes them.
 
-/// A record of a pack, every field of which may be anything.
+/// A record of a pack, every field of which may have any value.
 package struct ForgedRecord: Hashable, Sendable {
     package var type: UInt8
     package var reserved: [UInt8] = [0, 0, 0]
     package var confirmed: UInt32
     package var transaction: UInt64
-    /// 0 in packs as they were first written.
+    /// 0 in original packs.
     package var address: UInt32
     package var payload: [UInt8]
-    /// What it states instead of the payload's length.
+    /// The length that it states, if not the payload's.
     package var statedCount: UInt32?
-    /// Where references found it when it was read; nil for one that was added.
+    /// Its address when it was read, which references use; nil for an added record.
     var origin: UInt32?
 
-    /// A record that was not there.
+    /// A new record.
     package init(type: UInt8, transaction: UInt64, payload: [UInt8]) {
         (self.type, self.transaction, self.payload) = (type, transaction, payload)
         (confirmed, address) = (0, 0)
@@ -36,7 +35,7 @@ package struct ForgedRecord: Hashable, Sendable {
         origin = address == 0 ? offset : address
     }
 
-    /// Bytes that it takes.
+    /// Its size in the file.
     package var byteCount: Int { 32 + (payload.count + 7) & ~7 }
 
     var bytes: [UInt8] {
@@ -49,7 +48,7 @@ package struct ForgedRecord: Hashable, Sendable {
     }
 }
 
-/// A pack, every record of which may be anything.
+/// A pack, every record of which may have any value.
 package struct ForgedPack: Hashable, Sendable {
     /// The number in its file's name.
     package var number: UInt32
@@ -79,7 +78,7 @@ package struct ForgedPack: Hashable, Sendable {
     /// True if its records have addresses of their own.
     package var isRewritten: Bool { envelope[40] & 4 != 0 }
 
-    /// Where each record begins in the file.
+    /// The file offset of each record.
     var offsets: [UInt32] {
         var offset: UInt32 = 64
         return records.map { record in
@@ -129,7 +128,7 @@ package struct ForgedPack: Hashable, Sendable {
     }
 }
 
-/// Numbers, lowest byte first.
+/// Numbers in little-endian order.
 package enum Little {
     package static func read(_ bytes: ArraySlice<UInt8>, _ offset: Int, _ width: Int) -> UInt64 {
         let start = bytes.startIndex + offset

@@ -8,10 +8,10 @@ package struct ForgedStore: Hashable, Sendable {
     /// The 60 bytes of the file `repository` before the checksum.
     package var envelope: [UInt8]
     package var packs: [ForgedPack]
-    /// The 60 bytes of the file `head` before the checksum; nil: there is none.
+    /// The 60 bytes of the file `head` before the checksum; nil: there is no head.
     package var head: [UInt8]?
 
-    /// Reads a store that nobody writes to.
+    /// Reads a store that no process is writing.
     package init(_ path: FilePath) throws {
         func read(_ name: String) throws -> [UInt8] {
             [UInt8](try Data(contentsOf: URL(fileURLWithPath: path.appending(name).string)))
@@ -26,7 +26,7 @@ package struct ForgedStore: Hashable, Sendable {
         }
     }
 
-    /// Writes it where nothing is; without an index.
+    /// Writes it to a new directory, without an index.
     package func write(_ path: FilePath) throws {
         let manager = FileManager.default
         try? manager.removeItem(atPath: path.string)
@@ -54,7 +54,7 @@ package struct ForgedStore: Hashable, Sendable {
         set { packs[place.pack].records[place.record] = newValue }
     }
 
-    /// The places of all records of a type, in order.
+    /// The locations of all records of a type, in order.
     package func places(_ type: UInt8) -> [RecordPlace] {
         packs.indices.flatMap { pack in
             packs[pack].records.indices.filter { packs[pack].records[$0].type == type }
@@ -62,8 +62,8 @@ package struct ForgedStore: Hashable, Sendable {
         }
     }
 
-    /// Has everything that refers to a record, or to a checkpoint's id, refer to it again after
-    /// records changed or moved.
+    /// Updates everything that refers to a record, or to a checkpoint's ID, after records changed
+    /// or moved.
     package mutating func relink(from old: ForgedStore) {
         var moved: [[UInt64]: UInt64] = [:]
         for pack in packs {
@@ -102,7 +102,7 @@ package struct ForgedStore: Hashable, Sendable {
     }
 }
 
-/// Which record of which pack.
+/// A record's pack and position.
 package struct RecordPlace: Hashable, Sendable {
     package var pack: Int
     package var record: Int
@@ -112,17 +112,17 @@ package struct RecordPlace: Hashable, Sendable {
     }
 }
 
-/// Where a manifest's fields lie.
+/// The positions of a manifest's fields.
 package enum Manifests {
     /// Bytes before the lineage.
     package static let fixedByteCount = 188
 
-    /// A checkpoint's id.
+    /// A checkpoint's ID.
     package static func id(_ payload: [UInt8]) -> [UInt8] {
         payload.withUnsafeBytes { PageDigest(hashing: $0) }.bytes
     }
 
-    /// Offsets of the two counts of parts; nil if the payload ends before.
+    /// Offsets of the two part counts; nil if the payload ends before them.
     static func lists(_ payload: [UInt8]) -> [Int]? {
         var offset = fixedByteCount
         for _ in 0..<2 {

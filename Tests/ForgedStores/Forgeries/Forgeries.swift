@@ -1,7 +1,6 @@
 import GuestModel
 
-// What is forged. Each forgery is made when it is asked for, from a store that is whole, and has a
-// name that says what was done.
+// The forgeries. Each is created on request, from a whole store, and has a name that describes it.
 
 /// One forged store.
 package struct Forgery: Sendable {
@@ -18,8 +17,8 @@ extension Forgery {
         fields(of: store) + files(of: store) + shapes(of: store) + heads(of: store)
     }
 
-    /// Every record of each type (the first, one in the middle, and the last), every field of each,
-    /// at its edges; once as it is, and once with all that refers to it put right.
+    /// Every field, at its limits, of records of each type (the first, a middle one, and the last);
+    /// once without other changes, and once with all references to the record updated.
     static func fields(of store: ForgedStore) -> [Forgery] {
         var result: [Forgery] = []
         for (type, name, fields) in FieldTable.types {

@@ -1,7 +1,7 @@
 import GuestModel
 
 extension Forgery {
-    /// The fields of the file `head`, and the places that it names.
+    /// The fields of the file `head`, and the locations that it names.
     static func heads(of store: ForgedStore) -> [Forgery] {
         guard let newest = store.packs.last else { return [] }
         let end = UInt64(newest.bytes.count)

@@ -1,6 +1,6 @@
 import GuestModel
 
-// Page maps that say more than there is.
+// Page maps that state more than exists.
 
 extension Forgery {
     private static func run(
@@ -62,7 +62,7 @@ extension Forgery {
         } + [wide(200)]
     }
 
-    /// Has the manifest of a transaction state a guest as large as may be.
+    /// Makes the manifest of a transaction state the largest possible guest.
     private static func state(_ store: inout ForgedStore, _ pack: Int, _ transaction: UInt64) {
         for place in store.places(4) where store[place].transaction == transaction {
             for (field, value) in [(120, 1 << 32), (128, 1 << 30 as UInt64), (136, 0)] {
@@ -72,7 +72,7 @@ extension Forgery {
         }
     }
 
-    /// A guest of zero pages in many parts of few bytes.
+    /// A guest of zero pages in many small parts.
     private static func wide(_ count: Int) -> Forgery {
         Forgery(name: "\(count) parts of 131,072 zero frames") { whole in
             var forged = whole

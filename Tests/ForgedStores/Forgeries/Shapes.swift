@@ -1,10 +1,10 @@
 import GuestModel
 
-// Shapes: what no single field makes.
+// Shapes: forgeries that no single field makes.
 
 extension Forgery {
-    /// Chains, duplicates, lists, records in each other's places, names, and the maps, lists and
-    /// states that ask for more than is there.
+    /// Chains, duplicates, lists, records in each other's places, names, and maps, lists and states
+    /// that state more than exists.
     static func shapes(of store: ForgedStore) -> [Forgery] {
         records(of: store) + manifests(of: store) + names(of: store) + maps(of: store)
             + lists(of: store)
@@ -22,7 +22,7 @@ extension Forgery {
         }
     }
 
-    /// A record of each type in the place of one of each other type, and records twice.
+    /// A record of each type in the place of one of each other type, and duplicate records.
     private static func records(of store: ForgedStore) -> [Forgery] {
         var result: [Forgery] = []
         for (type, name, _) in FieldTable.types {
@@ -104,7 +104,7 @@ extension Forgery {
         ]
     }
 
-    /// Names that cannot be.
+    /// Invalid names.
     private static func names(of store: ForgedStore) -> [Forgery] {
         let odd: [(String, [UInt8])] = [
             ("escapes", Array("\u{1b}[2J\nforged".utf8)), ("nothing", []), ("a hyphen", [45, 97]),

@@ -8,14 +8,14 @@ import PackStore
 package import SystemPackage
 import VarveTestSupport
 
-/// What anybody may do with a store, done to a forged one.
+/// Everything that can be done with a store, done to a forged one.
 ///
-/// Whatever it holds: nothing traps, nothing hangs, nothing takes much memory; what is restored has
-/// the root that its checkpoint states; verify and repair agree; what repair leaves is whole; and
-/// packs are never said to be an index.
+/// Whatever it holds: nothing traps, nothing hangs, nothing takes much memory; restored memory has
+/// the root that its checkpoint states; verify and repair agree; a repaired store is whole; and
+/// damage in packs is never reported as damage of the index.
 package struct StoreTrial {
     private let path: FilePath
-    /// What did not hold.
+    /// The violated conditions.
     package private(set) var complaints: [String] = []
     /// True if verify found damage, or the store could not be opened.
     package private(set) var isDamaged = false
@@ -24,7 +24,7 @@ package struct StoreTrial {
         self.path = path
     }
 
-    /// Tries a store; it is changed.
+    /// Tries a store; the store is changed.
     package static func run(_ path: FilePath) -> StoreTrial {
         var trial = StoreTrial(path)
         trial.read()
@@ -35,7 +35,8 @@ package struct StoreTrial {
 
     private mutating func complain(_ text: String) { complaints.append(text) }
 
-    /// Runs `body`; a failure is one of the repository's own, and never that the index is damaged.
+    /// Runs `body`; an error must be one of the repository's own, and never that the index is
+    /// damaged.
     private mutating func expecting(_ what: String, _ body: (inout StoreTrial) throws -> Void) {
         do {
             try body(&self)
@@ -62,7 +63,7 @@ package struct StoreTrial {
             _ = try? repository.statistics()
             let report = try repository.verify()
             if !damage.isEmpty, report.isClean { trial.complain("verify says nothing of damage") }
-            // There was none.
+            // There was no index that could be damaged.
             if let corruption = report.corruptions.first(where: { $0.file == "index" }) {
                 trial.complain("verify blames the index: \(corruption)")
             }
@@ -73,7 +74,7 @@ package struct StoreTrial {
     private mutating func restore(_ checkpoint: Checkpoint, _ repository: Repository) {
         _ = checkpoint.addedByteCount + checkpoint.metadataByteCount + checkpoint.pageCount
         let guest = SimulatedGuest(layout: .empty)
-        // Its pages are arrays: only what fits.
+        // Its pages are arrays: only guests that fit are restored.
         guard checkpoint.pageCount <= 1 << 12,
             (try? Restore.run(checkpoint, from: repository, into: guest)) != nil
         else { return }

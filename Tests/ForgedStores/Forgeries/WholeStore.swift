@@ -7,18 +7,18 @@ import PackStore
 package import SystemPackage
 import VarveTestSupport
 
-/// The store that forgeries begin from: several packs, one of them written anew by prune and some
-/// removed, an open one, branches, labels, states, and forgotten checkpoints.
+/// The store from which forgeries are made: several packs, of which prune rewrote one and removed
+/// some, an open one, branches, labels, states, and forgotten checkpoints.
 package enum WholeStore {
     static let pageCount = 48
 
-    /// Makes it where nothing is.
+    /// Creates it in a new directory.
     ///
-    /// - Parameter isPruned: false to leave out the prune: what a transaction stored is verified
-    ///   only where nothing was taken since.
+    /// - Parameter isPruned: false to leave out the prune: a transaction's records are verified
+    ///   only if none were removed since.
     package static func make(at path: FilePath, seed: UInt64, isPruned: Bool = true) throws {
-        // One seed in 20 makes a store in which prune removes packs and rewrites none: a kind of
-        // pack would not be tried.
+        // With one seed in 20, prune removes packs and rewrites none: rewritten packs would not be
+        // tried.
         for attempt in 0..<8 as Range<UInt64> {
             try make(at: path, SeededGenerator(seed: seed &+ attempt << 32), isPruned: isPruned)
             if try !isPruned || ForgedStore(path).packs.contains(where: \.isRewritten) { return }
@@ -43,7 +43,7 @@ package enum WholeStore {
         try repository.close()
     }
 
-    /// Prune has written no pack anew.
+    /// Prune has rewritten no pack.
     private struct NotRewritten: Error {
         let seed: UInt64
     }
