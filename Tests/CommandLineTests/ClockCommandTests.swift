@@ -5,12 +5,12 @@ import SystemPackage
 import Testing
 import VarveTestSupport
 
-/// `varve forget` where a clock was wrong when checkpoints were taken.
+/// `varve forget` with checkpoints taken while the clock was wrong.
 @Suite(.enabled(if: Tool.isBuilt)) struct ClockCommandTests {
     private let directory = TemporaryDirectory()
     private var store: String { directory.path.appending("store").string }
 
-    /// A repository with a checkpoint at each time, in seconds from now; returns their ids.
+    /// A repository with a checkpoint at each time, in seconds from now; returns their IDs.
     private func make(_ times: [Int]) throws -> [String] {
         let repository = try Repository.create(at: FilePath(store))
         let now = Int64(Date().timeIntervalSince1970) * 1_000_000_000
@@ -55,12 +55,12 @@ import VarveTestSupport
         #expect(done.text.contains("time in doubt (later than the present)"))
         #expect(done.text.contains("varve forget STORE \(ids[2].prefix(12))"))
         #expect(Set(try left()) == Set(ids[1...]))
-        // Its name forgets it.
+        // It can be forgotten by name.
         #expect(try Tool.run("forget", store, ids[2]).status == 0)
         #expect(Set(try left()) == [ids[1], ids[3], ids[4]])
     }
 
-    /// The clock jumped by years, and is still there for all that the times say.
+    /// The clock jumped by years, and the times do not tell that it was corrected.
     @Test func aJumpByYearsForgetsNothingBeforeIt() throws {
         let jump = 370 * 86_400
         let ids = try make([-jump - 9000, -jump - 100, -jump, -9000, -50])

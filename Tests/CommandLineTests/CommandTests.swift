@@ -46,9 +46,9 @@ import VarveTestSupport
         #expect(lines.count == 1, "one sentence: \(result.error)", sourceLocation: location)
     }
 
-    // MARK: - The way there and back
+    // MARK: - Import and export
 
-    /// The index asks for less address space where there is little.
+    /// The index asks for less address space where little is available.
     @Test func littleAddressSpaceIsEnough() throws {
         let images = try chain(2)
         let process = Process()
@@ -279,7 +279,7 @@ import VarveTestSupport
         expect(
             try Tool.run("import", store, image, "--lineage", "web"), status: 1,
             saying: "another process")
-        // Readers go on.
+        // Readers still work.
         #expect(try Tool.run("export", store, "web", "-").status == 0)
         #expect(try Tool.run("verify", store).status == 0)
         try input.fileHandleForWriting.close()

@@ -2,7 +2,7 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// What `import` takes for memory, and what it says of the rest.
+/// What `import` accepts as memory, and what it reports of other files.
 @Suite(.enabled(if: Tool.isBuilt)) struct ContainerTests {
     private let directory = TemporaryDirectory()
 
@@ -21,7 +21,7 @@ import VarveTestSupport
         guard isPipe else { return try Tool.run(["import", store, file] + arguments) }
         let source = Process()
         source.executableURL = URL(fileURLWithPath: "/bin/sh")
-        // In odd pieces, the first ones smaller than what is looked at.
+        // In odd pieces, the first ones smaller than the part that is examined.
         source.arguments = [
             "-c", "dd bs=7 count=13 status=none && cat", "sh",
         ]
@@ -160,12 +160,12 @@ import VarveTestSupport
             #expect(trailer["format"] as? String == format)
             #expect(json.error.contains(#"{"notice":{"code":"streamEnd""#), "\(json.error)")
         }
-        // Nothing is said where nothing follows.
+        // Nothing is reported if nothing follows.
         let plain = try take(try save(bytes, "stream"), isPipe: isPipe, "web", "--json")
         #expect(try plain.objects.count == 1 && plain.error.isEmpty, "\(plain.error)")
     }
 
-    /// A sender that keeps its end open holds nobody up.
+    /// A sender that keeps its end open is not waited for.
     @Test func aSenderThatDoesNotCloseIsNotWaitedFor() throws {
         #expect(try Tool.run("init", store).status == 0)
         var random = TestSeed.generator(853)
@@ -194,7 +194,7 @@ import VarveTestSupport
         var bytes = maker.bytes
         bytes[17] |= 8
         bytes[20] = 1
-        // The reserved half of a page data record's head.
+        // The reserved half of a page data record's header.
         let pages = try #require(
             maker.boundaries.first { bytes[$0...].starts(with: [1, 0, 0, 0]) && $0 > 40 })
         bytes[pages + 12] = 1

@@ -2,12 +2,12 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// Core dumps of commands that were in the middle of guests' pages do not have the pages.
+/// Core dumps of commands that were processing guests' pages do not contain the pages.
 @Suite(.serialized, .enabled(if: Tool.isBuilt)) struct CoreDumpTests {
     private static let pageCount = 512
-    /// The tool looks at the first bytes of an input to tell its format, and says so.
+    /// The tool reads the first bytes of an input to detect its format, and documents this.
     private static let lookedAtPageCount = 256
-    /// None of the pages may be found; without buffers of their own, all 256 are.
+    /// None of the pages may be found; without the separate buffers, all 256 would be.
     private static let straySecretCountMax = 0
 
     private let directory = TemporaryDirectory()
@@ -17,7 +17,7 @@ import VarveTestSupport
         try Tool.shell("cd \"$d\" && ulimit -c unlimited && \(line)", ["d": root])
     }
 
-    /// A page in two is random, the others are compressed; each has a secret of its own.
+    /// Every other page is random, the others are compressible; each has its own secret.
     private func makeImage(_ name: String, _ random: inout SeededGenerator) throws {
         var image = Data()
         for number in 0..<CoreDumpTests.pageCount {
@@ -34,7 +34,7 @@ import VarveTestSupport
 
     /// Kills a command at its n-th call of some kind.
     ///
-    /// - Returns: secrets in its core, and how often its label is; nil without a core.
+    /// - Returns: the number of secrets and of labels in its core dump; nil without a core dump.
     private func dump(
         _ command: String, at call: String, _ number: Int
     ) throws -> (secrets: Int, labels: Int, byteCount: Int)? {

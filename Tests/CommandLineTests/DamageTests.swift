@@ -2,7 +2,7 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// Damage, loss and death.
+/// Damage, lost files and killed processes.
 @Suite(.serialized, .enabled(if: Tool.isBuilt)) struct DamageTests {
     private let directory = TemporaryDirectory()
 
@@ -38,7 +38,8 @@ import VarveTestSupport
             #expect(found["file"] as? String == "packs/00000001.pack")
             #expect((found["offset"] as? Int).map { $0 <= offset } == true)
             #expect(try Tool.run("verify", store).status == 3)
-            // A frame's head is the index's to know: there the export may be right all the same.
+            // The index has the contents of a page group's header: if it is damaged, the export may
+            // succeed.
             let export = try Tool.run("export", store, "web", path("out"), "--force")
             if export.status == 0 {
                 #expect(try Data(contentsOf: URL(fileURLWithPath: path("out"))) == image)
@@ -80,7 +81,7 @@ import VarveTestSupport
                 round % 2 == 0 ? 0 : UInt8.random(in: 0...255, using: &random)
             }
             try (whole + torn).write(to: pack)
-            // Empty packs that were made and never written to, too.
+            // Also empty packs that were created and never written.
             try Data(count: round * 20).write(
                 to: URL(fileURLWithPath: path("store/packs/00000002.pack")))
             if round >= 4 { try FileManager.default.removeItem(atPath: path("store/index")) }
@@ -94,7 +95,7 @@ import VarveTestSupport
         }
     }
 
-    /// An import over several packs leaves whole packs and a torn one behind when it is killed.
+    /// An import over several packs leaves whole packs and a torn one when it is killed.
     @Test func aKilledImportOfManyPacksIsNoDamage() throws {
         var random = TestSeed.generator(606)
         #expect(try Tool.run("init", store).status == 0)
@@ -125,12 +126,12 @@ import VarveTestSupport
         try importImage(image, "web")
         #expect(try Tool.run("verify", store).status == 0)
         if try Tool.run("log", store, "--lineage", "large").status != 0 {
-            // The first pack was sealed with the beginning of an import; that waits for prune.
+            // The first pack was sealed with the beginning of an import; it is kept until a prune.
             #expect(try packs().count <= 2, "packs without anything published are gone")
         }
     }
 
-    /// What is newest may be what is damaged: an older state must not be taken for it.
+    /// The newest checkpoint may be the damaged one: an older state must not be taken for it.
     @Test func onlyIdsNameCheckpointsOfADamagedRepository() throws {
         var random = TestSeed.generator(604)
         #expect(try Tool.run("init", store).status == 0)
@@ -179,12 +180,12 @@ import VarveTestSupport
             } else {
                 try FileManager.default.removeItem(atPath: path("store/index"))
             }
-            // A reader makes one for itself.
+            // A reader creates one for itself.
             #expect(try Tool.run("log", store, "--json").text == log, "step \(step)")
             #expect(try Tool.run("export", store, "web", "-").output == second)
             #expect(try Tool.run("export", store, "web~1", "-").output == first)
             #expect(try Tool.run("verify", store).status == 0)
-            // A writer makes the store's.
+            // A writer creates the store's.
             #expect(try Tool.run("label", store, "web", "newest").status == 0)
             #expect(try Tool.run("label", store, "web", "--remove").status == 0)
             #expect(try Data(contentsOf: index).count > 16 << 10, "step \(step)")
@@ -210,7 +211,7 @@ import VarveTestSupport
             _ = output.fileHandleForReading.readDataToEndOfFile()
             process.waitUntilExit()
             if process.terminationReason == .uncaughtSignal { killed += 1 }
-            // Published or not: the log has whole checkpoints only.
+            // Whether it was published or not, the log lists only whole checkpoints.
             let log = try Tool.run("log", store, "--json").objects
             if log.count == images.count + 1 {
                 images.append(next)
@@ -220,7 +221,7 @@ import VarveTestSupport
             let name = Int.random(in: 0..<images.count, using: &random)
             let export = try Tool.run("export", store, "web~\(images.count - 1 - name)", "-")
             #expect(export.output == images[name])
-            // The next writer cleans up; now and then that one is killed too.
+            // The next writer cleans up; sometimes it is killed too.
             if killed % 5 == 0 { #expect(try Tool.run("verify", store).status == 0) }
         }
         try importImage(images[images.count - 1], "web")
@@ -260,7 +261,7 @@ import VarveTestSupport
         #expect(result.error.contains("no space"), "\(result.error)")
         #expect(try Tool.run("export", full, "web", "-").output == small)
         #expect(try Tool.run("verify", full).status == 0)
-        // What the failed import left is gone, and there is room for the next.
+        // The failed import's records are gone, and there is room for the next import.
         let next = Images.change(small, pages: 100, &random)
         try next.write(to: URL(fileURLWithPath: path("image")))
         let after = try Tool.run("import", full, path("image"), "--lineage", "web")

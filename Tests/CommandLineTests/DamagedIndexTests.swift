@@ -2,7 +2,7 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// Damage to what is derived: it costs a rebuild, and never blames or touches a pack.
+/// Damage to derived files: it costs a rebuild, and never affects a pack or is attributed to one.
 @Suite(.serialized, .enabled(if: Tool.isBuilt)) struct DamagedIndexTests {
     private let directory = TemporaryDirectory()
 
@@ -56,8 +56,8 @@ import VarveTestSupport
         #expect(try Data(contentsOf: pack).starts(with: packBefore))
     }
 
-    /// Pages of the index that were overwritten: whatever a command makes of it, it does not die,
-    /// the packs stay as they are, and the second command is served.
+    /// Overwritten pages of the index: no command crashes, the packs are unchanged, and the second
+    /// command succeeds.
     @Test func whatAnIndexHoldsIsNotTrustedBlindly() throws {
         let images = try make()
         let log = try Tool.run("log", store, "--json").text
@@ -89,7 +89,7 @@ import VarveTestSupport
         }
     }
 
-    /// One bit of the index, anywhere: no command is ended by a signal, and each is right.
+    /// One flipped bit anywhere in the index: no command is ended by a signal, and each is correct.
     @Test func aBitThatRotsEndsNoCommand() throws {
         let images = try make()
         let log = try Tool.run("log", store, "--json").text
@@ -103,7 +103,7 @@ import VarveTestSupport
         ]
         for round in 0..<60 {
             var damaged = whole
-            // Every other round the head of a page, which LMDB follows first.
+            // Every other round flips a bit in the header of a page, which LMDB follows first.
             var place = Int.random(in: 0..<whole.count, using: &random)
             if round % 2 == 0 { place = place / 4096 * 4096 + place % 32 }
             damaged[place] ^= 1 << UInt8.random(in: 0..<8, using: &random)

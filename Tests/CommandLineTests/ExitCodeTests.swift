@@ -2,14 +2,14 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// Exit codes and words say what was done.
+/// Exit codes and messages report what was done.
 @Suite(.enabled(if: Tool.isBuilt)) struct ExitCodeTests {
     private let directory = TemporaryDirectory()
 
     private func path(_ name: String) -> String { directory.path.appending(name).string }
     private var store: String { path("store") }
 
-    /// Runs a line of the shell, in which `$varve` is the tool, `$store` the repository and
+    /// Runs a shell command line, in which `$varve` is the tool, `$store` the repository and
     /// `$image` an image.
     private func shell(_ line: String) throws -> Tool.Result {
         let process = Process()
@@ -26,7 +26,7 @@ import VarveTestSupport
         try Data(repeating: byte, count: 40_960).write(to: URL(fileURLWithPath: path("image")))
     }
 
-    /// A repository with as many checkpoints of lineage `web`.
+    /// A repository with this many checkpoints of lineage `web`.
     private func makeStore(_ count: Int) throws {
         #expect(try Tool.run("init", store).status == 0)
         for number in 0..<count {
@@ -96,7 +96,7 @@ import VarveTestSupport
         #expect(names.isEmpty, "\(names)")
     }
 
-    /// A script's unset variable must not stand for the directory that it is in.
+    /// A script's unset variable must not mean the current directory.
     @Test func anEmptyNameIsNoStore() throws {
         try makeStore(1)
         let forget = try shell("cd \"$store\" && \"$varve\" forget \"\" web")
@@ -104,15 +104,15 @@ import VarveTestSupport
         #expect(try checkpointCount() == 1)
     }
 
-    // MARK: - Done, and not printed
+    // MARK: - Done, but not printed
 
-    /// Standard output that is closed, full, or a pipe that nobody reads.
+    /// Standard output that is closed, full, or a pipe without a reader.
     private static let brokenOutputs = [">&-", ">/dev/full", "| true"]
 
     /// Runs a command with a broken standard output.
     private func broken(_ command: String, _ output: String) throws -> Tool.Result {
         guard output.hasPrefix("|") else { return try shell("\"$varve\" \(command) \(output)") }
-        // The reader has gone before the command prints.
+        // The reader has exited before the command prints.
         return try shell(
             "mkfifo \"$store.pipe\" 2>/dev/null; exec 3<>\"$store.pipe\" 4>\"$store.pipe\" 3>&-; "
                 + "\"$varve\" \(command) >&4; exit $?")
@@ -144,12 +144,12 @@ import VarveTestSupport
         expectDone(try broken("verify \"$store\"", output), "nothing is damaged")
         expectDone(try broken("verify \"$store\" --json", output), "nothing is damaged")
         expectDone(try broken("repair \"$store\"", output), "nothing is damaged")
-        // What only prints has failed.
+        // A command that only prints has failed.
         for command in ["log", "stats", "forget --dry-run --keep-last 1", "prune --dry-run"] {
             let words = command.split(separator: " ", maxSplits: 1).map(String.init)
             let rest = words.count > 1 ? words[1] : ""
             let result = try broken("\(words[0]) \"$store\" \(rest)", output)
-            // A reader that has gone is told nothing: it ends as by SIGPIPE.
+            // After its reader has exited, the command ends as if by SIGPIPE, without a message.
             let status: Int32 = output.hasPrefix("|") ? 141 : 1
             #expect(result.status == status, "\(command): \(result.error)")
             #expect(result.error.isEmpty == output.hasPrefix("|"), "\(command)")
@@ -188,7 +188,7 @@ import VarveTestSupport
         #expect(try Tool.run("verify", store).status == 0)
     }
 
-    /// Only a verify of everything knows what damage costs.
+    /// Only a full verify knows which checkpoints are damaged.
     @Test(arguments: ["--quick", "--sample 100%", ""])
     func whatWasNotLookedForIsNotCounted(_ depth: String) throws {
         var random = TestSeed.generator(931)
@@ -199,7 +199,7 @@ import VarveTestSupport
             try Tool.run("import", store, path("image"), "--lineage", "web").status == 0)
         let pack = path("store/packs/00000001.pack")
         var bytes = try Data(contentsOf: URL(fileURLWithPath: pack))
-        // Within a page, which does not compress.
+        // Within a page, which is incompressible.
         bytes[10_000] ^= 1
         try bytes.write(to: URL(fileURLWithPath: pack))
         let result = try shell("\"$varve\" verify \"$store\" \(depth)")
@@ -210,7 +210,7 @@ import VarveTestSupport
                 && result.error.contains("tells which checkpoints") == !isWhole, "\(result.error)")
     }
 
-    // MARK: - Ended from outside
+    // MARK: - Ended by signals
 
     @Test(arguments: [
         (Int32(SIGINT), Int32(130)), (Int32(SIGTERM), Int32(143)), (Int32(SIGHUP), Int32(129)),
@@ -218,7 +218,7 @@ import VarveTestSupport
     func anImportThatIsEndedSaysBySignal(_ signal: Int32, _ status: Int32) throws {
         try makeStore(1)
         let input = Pipe()
-        // Of a new lineage, which no size is too large for.
+        // Of a new lineage, which accepts any size.
         let (process, _, error) = try Tool.start(
             ["import", store, "-", "--lineage", "other", "--json"], input: input)
         try input.fileHandleForWriting.write(contentsOf: Data(repeating: 3, count: 1 << 20))
@@ -230,7 +230,7 @@ import VarveTestSupport
         #expect(try checkpointCount() == 1)
     }
 
-    /// The signal is there before the command is, so it is found at the first look.
+    /// The signal arrives before the command starts, so the first check finds it.
     @Test(arguments: [("INT", Int32(130)), ("TERM", Int32(143)), ("HUP", Int32(129))])
     func anImportOfAHugeHoleEndsBySignal(_ signal: String, _ status: Int32) throws {
         try makeStore(1)
@@ -238,7 +238,7 @@ import VarveTestSupport
             noteSkipped("skipped, signals that wait: env cannot block signals here")
             return
         }
-        // The second time over a parent.
+        // The second time with a parent.
         let made = try shell(
             """
             truncate -s 64G "$image" && truncate -s 1G "$image.small" &&
@@ -281,7 +281,7 @@ import VarveTestSupport
         for line in cut.error.split(separator: "\n") {
             _ = try JSONSerialization.jsonObject(with: Data(line.utf8))
         }
-        // Nothing was whole.
+        // No checkpoint was whole.
         let plain = StreamMaker.guest(
             isPV: false, wrapper: .xl, epochCount: 0, pageCount: 200, &random)
         try Data(plain.bytes.dropLast(9)).write(to: URL(fileURLWithPath: path("image")))

@@ -2,14 +2,14 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// Under a limit of file sizes (`ulimit -f`) nothing is killed by SIGXFSZ, whatever the file is
-/// that may not grow: the command says so, and what was there before is whole.
+/// With a limit on file sizes (`ulimit -f`) no command is killed by SIGXFSZ, whichever file cannot
+/// grow: the command reports it, and everything that existed before is whole.
 @Suite(.enabled(if: Tool.isBuilt)) struct FileSizeLimitTests {
     private let directory = TemporaryDirectory()
     private var store: String { directory.path.appending("store").string }
     private var image: String { directory.path.appending("image").string }
 
-    /// Runs the tool with a limit of so many KiB; its own handling of the signal is the default.
+    /// Runs the tool with a limit in KiB; the disposition of SIGXFSZ is the default.
     private func run(
         _ limit: Int, _ arguments: [String], output: String? = nil
     ) throws -> Tool.Result {
@@ -33,7 +33,7 @@ import VarveTestSupport
             "limit \(limit) KiB: \(result.status), \(result.error)", sourceLocation: sourceLocation)
     }
 
-    /// Limits between what a store needs at all and what a large import needs.
+    /// Limits between the minimum for a store and the needs of a large import.
     @Test func everyFileThatMayNotGrowIsAnError() throws {
         var random = TestSeed.generator(1020)
         try Images.make(pages: 2048, &random).write(to: URL(fileURLWithPath: image))
@@ -57,7 +57,7 @@ import VarveTestSupport
         #expect(refusals.isSuperset(of: ["init", "index", "pack"]), "\(refusals)")
     }
 
-    /// The index cannot be made anew, a pack cannot be written anew, an image cannot be written.
+    /// The index cannot be rebuilt, a pack cannot be rewritten, an image cannot be written.
     @Test func whatIsThereStays() throws {
         var random = TestSeed.generator(1021)
         let content = Images.make(pages: 2048, &random)

@@ -2,9 +2,9 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// A store of another user, and one full of links, are read and left as they are.
+/// Another user's store, and a store full of links, are read and left unchanged.
 ///
-/// Nothing is created, written or followed: the system's calls are looked at one by one.
+/// Nothing is created, written or followed: the system calls are traced.
 @Suite(.serialized, .enabled(if: Tool.isBuilt && geteuid() == 0)) struct ForeignStoreTests {
     private static let stranger = 54_321
     private static let reader = 54_322
@@ -43,7 +43,7 @@ import VarveTestSupport
         #expect(made.status == 0, "\(made.error)")
     }
 
-    /// Everything about every file of the store.
+    /// All metadata and contents of every file of the store.
     private func state() throws -> String {
         try shell(
             "cd \"$store\" && find . -printf '%p %y %m %U %G %s %i %l %T@ %C@\\n' | sort; "
@@ -51,8 +51,8 @@ import VarveTestSupport
         ).text
     }
 
-    /// What a traced command did in the store: each call that writes, makes or removes, and each
-    /// that went out of it by a link.
+    /// The operations of a traced command on the store: each call that writes, creates or removes,
+    /// and each that left it through a link.
     private func offences(_ trace: String) -> (calls: Int, offences: [String]) {
         var (calls, found) = (0, [String]())
         let writing = [
@@ -65,11 +65,11 @@ import VarveTestSupport
         ]
         for line in trace.split(separator: "\n").map(String.init) {
             guard line.contains(store) else {
-                // What a link leads to.
+                // The target of a link.
                 if line.contains("\(root)/precious") { found.append(line) }
                 continue
             }
-            // What it says names the store too.
+            // Its output names the store too.
             if line.contains("execve(") || line.hasPrefix("write(1<") || line.hasPrefix("write(2<")
             {
                 continue
@@ -85,14 +85,14 @@ import VarveTestSupport
                 found.append(line)
             }
             if line.contains("\(root)/precious") { found.append(line) }
-            // The first is the user's own word; all others follow nothing.
+            // The first is the user's argument; all others follow nothing.
             let isRoot = line.contains("AT_FDCWD") && line.contains("\"\(store)\"")
             if isOpen, !isRoot, !line.contains("O_NOFOLLOW") { found.append(line) }
         }
         return (calls, found)
     }
 
-    /// Runs each command traced; returns what was seen.
+    /// Runs each command under strace; returns the calls found.
     private func trace(_ what: String, expecting statuses: Set<Int32>) throws {
         for command in ForeignStoreTests.commands {
             let before = try state()
@@ -100,7 +100,7 @@ import VarveTestSupport
                 "rm -f \"$trace\".*; strace -ff -y -qq -s 300 -o \"$trace\" -e trace=%file,%desc "
                     + "$varve \(command)")
             #expect(statuses.contains(result.status), "\(command): \(result.error)")
-            // A file for each thread: calls of several are not cut in two there.
+            // A file for each thread, so that calls of several threads are not interleaved.
             let text = try shell("cat \"$trace\".*").text
             let (calls, found) = offences(text)
             print("\(what), \(command): \(calls) calls in the store, \(found.count) of them wrong")
@@ -125,7 +125,7 @@ import VarveTestSupport
         if ForeignStoreTests.hasStrace { try trace("a foreign store", expecting: [0]) }
     }
 
-    /// Nobody is asked to trust another's index, and it may be anything.
+    /// Another user's index is not trusted: it may contain anything.
     @Test func aForeignIndexIsNotOpened() throws {
         try makeStore()
         let log = try shell("$varve log \"$store\"").text
@@ -141,8 +141,8 @@ import VarveTestSupport
         #expect(try state() == before)
     }
 
-    /// Its own index in somebody's store that was given away, as after a command of the
-    /// administrator: read without it, and refused for writing.
+    /// A user's own index in a store that belongs to another user, as after a command of the
+    /// administrator: reads do not use it, and writes are refused.
     @Test func aForeignIndexInAnOwnStoreIsNotOpened() throws {
         try makeStore()
         #expect(try shell("chown -R \(ForeignStoreTests.stranger) \"$store\"/index").status == 0)
@@ -156,7 +156,7 @@ import VarveTestSupport
         #expect(try state() == before)
     }
 
-    /// A store of one's own with something of another user in it, whoever put it there.
+    /// A user's own store with a file of another user in it.
     @Test(arguments: ["packs", "lock", "repository", "head", "leases", "damaged", "index"])
     func whatAWriterOpensIsItsOwn(name: String) throws {
         try makeStore()
@@ -190,7 +190,7 @@ import VarveTestSupport
         #expect(mended.status == 0, "\(mended.error)")
     }
 
-    /// What a creation that was cut off left in a directory must be one's own as well.
+    /// The leftovers of an interrupted creation must belong to the user as well.
     @Test func initTakesOverNothingOfOthers() throws {
         let made = try shell(
             """
@@ -202,7 +202,7 @@ import VarveTestSupport
         #expect(names == ["packs"])
     }
 
-    /// What a repair would do can be seen by all who may read.
+    /// Every user who may read the store can see what a repair would do.
     private func expectPlan(leaves before: String) throws {
         let plan = try shell("$varve repair \"$store\"")
         #expect(plan.status == 0 && plan.text.contains("nothing is damaged"), "\(plan.error)")
@@ -234,7 +234,7 @@ import VarveTestSupport
         #expect(owner.status == 0, "\(owner.error)")
     }
 
-    /// A user without any right but to read.
+    /// A user who may only read.
     @Test func aUserWhoMayOnlyReadReads() throws {
         try makeStore()
         let probe = try shell(
@@ -257,7 +257,7 @@ import VarveTestSupport
         #expect(try shell("ls -A \"$root/tmp\"").text.isEmpty)
     }
 
-    /// A store whose every file is a link to a file of the reader, or all but one.
+    /// A store in which every file, or all but one, is a link to a file of the reader.
     @Test func aStoreFullOfLinksReachesNothing() throws {
         try makeStore()
         let names = try shell("cd \"$store\" && find . -type f -printf '%P\\n' | sort").text
@@ -285,7 +285,7 @@ import VarveTestSupport
             }
         }
         guard ForeignStoreTests.hasStrace else { return }
-        // The index and the lock are links, the packs are packs: all is read.
+        // The index and the lock are links, the packs are packs: all packs are read.
         let made = try shell(
             """
             cd "$store" && for f in index/data.mdb index/lock.mdb index/open; do \

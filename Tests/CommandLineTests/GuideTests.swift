@@ -2,7 +2,7 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// The programs of the articles do what the articles say.
+/// The articles' programs do what the articles say.
 @Suite(.enabled(if: Tool.isBuilt)) struct GuideTests {
     private let directory = TemporaryDirectory(inMemory: true)
 
@@ -72,7 +72,7 @@ import VarveTestSupport
         #expect(lines.dropFirst().prefix(2) == rest[...])
     }
 
-    /// `VarveCore` needs no library of Xen: the dynamic linker says which it loads.
+    /// `VarveCore` needs no library of Xen: the dynamic linker lists the libraries that it loads.
     @Test func noLibraryOfXenIsLoaded() throws {
         let (process, output) = try start(
             "first-checkpoint", "linked", environment: ["LD_TRACE_LOADED_OBJECTS": "1"])

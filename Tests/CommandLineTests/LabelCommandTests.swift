@@ -2,7 +2,7 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// What `varve label` does and says.
+/// The effects and messages of `varve label`.
 @Suite(.serialized, .enabled(if: Tool.isBuilt)) struct LabelCommandTests {
     private let directory = TemporaryDirectory()
     private var store: String { directory.path.appending("store").string }

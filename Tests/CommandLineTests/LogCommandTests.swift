@@ -80,7 +80,7 @@ import VarveTestSupport
         #expect(try Tool.run("log", store, "--before", "nobody").status == 1)
     }
 
-    /// A label is shown with the newest that was given it, whatever part of the list is shown.
+    /// A label is shown with the newest checkpoint that has it, whatever part of the list is shown.
     @Test func aLabelIsShownWhereItIsNow() throws {
         try make()
         let objects = try Tool.run("log", store, "--json").objects

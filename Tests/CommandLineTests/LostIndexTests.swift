@@ -2,13 +2,13 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// The index is removed under a command that writes: what it stored is durable, and it says so.
+/// The index is removed while a command writes: the command's data is durable, and it says so.
 @Suite(.enabled(if: Tool.isBuilt)) struct LostIndexTests {
     private let directory = TemporaryDirectory()
 
     private func path(_ name: String) -> String { directory.path.appending(name).string }
 
-    /// What is done to the index while a command has it open.
+    /// Changes to the index while a command has it open.
     @Test(arguments: ["rm -rf store/index", "mv store/index aside", "rm store/index/*"])
     func whatWasStoredIsThere(event: String) throws {
         var random = TestSeed.generator(640)

@@ -2,8 +2,8 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// Packs that are lost, that are not ours, or that have a flipped bit: what is whole is shown, what
-/// is not is named, and nothing is written.
+/// Packs that are lost, that belong to another store, or that have a flipped bit: what is whole is
+/// listed, what is not is named, and nothing is written.
 @Suite(.serialized, .enabled(if: Tool.isBuilt)) struct LostPackTests {
     private let directory = TemporaryDirectory()
 
@@ -35,7 +35,7 @@ import VarveTestSupport
         return try Tool.run("import", store, path("image"), "--lineage", lineage)
     }
 
-    /// Two packs: lineage `big` fills the first one and ends in the second, `small` lies there.
+    /// Two packs: lineage `big` fills the first one and ends in the second, which also has `small`.
     private func make() throws -> (big: Data, small: Data) {
         var random = TestSeed.generator(620)
         #expect(try Tool.run("init", store).status == 0)
@@ -82,7 +82,7 @@ import VarveTestSupport
         #expect(try packs() == before)
     }
 
-    /// Exports a lineage's checkpoint by its id, which is its only name while there is damage.
+    /// Exports a lineage's checkpoint by its ID, which is its only name while there is damage.
     private func export(_ lineage: String, _ log: Tool.Result) throws -> Tool.Result {
         let object = try log.objects.first { $0["lineage"] as? String == lineage }
         return try Tool.run("export", store, try #require(object?["id"] as? String), "-")
@@ -98,13 +98,13 @@ import VarveTestSupport
         expectDamage(try Tool.run("log", store), naming: "packs/00000001.pack")
         expectDamage(try importImage(image, "web"), naming: "packs/00000001.pack")
         #expect(try packs().isEmpty)
-        // Restored from a copy it is what it was.
+        // Restored from a copy, the pack has its original contents.
         try write(pack, "packs/00000001.pack")
         #expect(try importImage(image, "web").status == 0)
         #expect(try Tool.run("export", store, "web~1", "-").output == image)
     }
 
-    /// All packs at once, and the folder with them.
+    /// All packs at once, and their folder.
     @Test(arguments: [true, false]) func theFolderOfPacksIsNamed(keepsIndex: Bool) throws {
         var random = TestSeed.generator(625)
         #expect(try Tool.run("init", store).status == 0)
@@ -129,7 +129,7 @@ import VarveTestSupport
         #expect(try Tool.run("export", store, "web~1", "-").output == image)
     }
 
-    /// An online copy takes the packs first and the index when the writer has gone on.
+    /// An online copy that took the packs first and the index after the writer had continued.
     @Test func anIndexThatIsAheadOfTheCopiedPacksIsNotFollowed() throws {
         var random = TestSeed.generator(622)
         #expect(try Tool.run("init", store).status == 0)
@@ -144,10 +144,10 @@ import VarveTestSupport
         try write(copied, "packs/00000001.pack")
         expectDamage(try importImage(image, "web"), naming: "packs/00000002.pack")
         #expect(try packs() == ["00000001.pack": copied])
-        // The head is of later too.
+        // The head is newer too.
         try remove("index")
         expectDamage(try importImage(image, "web"), naming: "packs/00000002.pack")
-        // Without both it is a repository of earlier.
+        // Without both it is a valid older repository.
         try remove("head")
         #expect(try importImage(image, "web").status == 0)
         #expect(try Tool.run("verify", store).status == 0)
@@ -205,7 +205,7 @@ import VarveTestSupport
             expectDamage(try importImage(images[0], "l0"), naming: "packs/00000001.pack")
             #expect(try contents("packs/00000001.pack") == damaged)
         }
-        // The pack from a copy: all of it is there, in its order.
+        // The pack restored from a copy: everything is there, in the original order.
         try write(whole, "packs/00000001.pack")
         let log = try Tool.run("log", store, "--json").objects
         #expect(log.map { $0["lineage"] as? String } == ["l2", "l1", "l0"])
@@ -216,8 +216,8 @@ import VarveTestSupport
         var random = TestSeed.generator(624)
         #expect(try Tool.run("init", store).status == 0)
         var images = (0..<3).map { _ in Images.make(pages: 50, &random) }
-        // Pages that images share are the first one's: only a page map says where a page is, so
-        // what the damaged one brought is lost for the one after it too, until it is repaired.
+        // Pages that images share were stored with the first one: only its page map has their
+        // locations, so the image after the damaged one has lost them too, until a repair.
         for word in 1...2 as ClosedRange<UInt64> {
             let page = [UInt64](repeating: word, count: 512).withUnsafeBytes { Data($0) }
             images[0].replaceSubrange((Int(word) - 1) * 4096..<Int(word) * 4096, with: page)

@@ -2,7 +2,7 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// Ids, lineages, labels and guests are not taken for one another.
+/// IDs, lineages, labels and guests are not mistaken for one another.
 @Suite(.enabled(if: Tool.isBuilt)) struct NameSpaceTests {
     private let directory = TemporaryDirectory()
 
@@ -26,7 +26,7 @@ import VarveTestSupport
         try Tool.run("log", store, "--json").objects.compactMap { $0["id"] as? String }
     }
 
-    // MARK: - Ids
+    // MARK: - IDs
 
     @Test func newNamesThatLookLikeIdsAreRefused() throws {
         #expect(try Tool.run("init", store).status == 0)
@@ -41,7 +41,7 @@ import VarveTestSupport
             }
         }
         #expect(try ids() == [id])
-        // Too short for an id, too long, or with other letters.
+        // Too short for an ID, too long, or with other letters.
         for name in ["abc", String(repeating: "a", count: 65), "2026-11-29", "deadline"] {
             let result = try take("web", label: name)
             #expect(result.status == 0, "\(name): \(result.error)")
@@ -85,11 +85,11 @@ import VarveTestSupport
         expect(
             try Tool.run("forget", store, "--lineage", "webserve", "--keep-last", "1"),
             "did you mean 'webserver'?")
-        // Nothing is like it.
+        // No name is similar.
         let far = try Tool.run("show", store, "postgres")
         expect(far, "is called 'postgres'; 'varve log' lists them")
         #expect(!far.error.contains("did you mean"))
-        // What no name can be is no damage to the index.
+        // An invalid name is not reported as damage to the index.
         for name in [String(repeating: "x", count: 600), "", "a\nb"] {
             expect(try Tool.run("show", store, name), "no lineage, label or checkpoint is called")
             let log = try Tool.run("log", store, "--lineage", name)
@@ -121,7 +121,7 @@ import VarveTestSupport
         #expect(refused.status == 1)
         #expect(refused.error.contains("lineage 'web' is another guest's"), "\(refused.error)")
         #expect(refused.error.contains("--accept-guest-change"))
-        // Nor with memory of which nobody knows whose it is.
+        // Nor with memory of an unknown guest.
         try makeImage(3)
         let raw = try take("web", label: "raw")
         #expect(raw.status == 1 && raw.error.contains("is another guest's"), "\(raw.error)")
@@ -134,7 +134,7 @@ import VarveTestSupport
         #expect(try Tool.run("verify", store).status == 0)
     }
 
-    // MARK: - What is printed
+    // MARK: - Output
 
     @Test func namesReachNoTerminalAsTheyAre() throws {
         let wild = "\u{1b}]0;title\u{7}\u{202e}x\n\u{9b}31m"
@@ -161,7 +161,7 @@ import VarveTestSupport
             }
             #expect(bad.isEmpty, "\(number): \(text.debugDescription)")
         }
-        // A line break in a name makes no line.
+        // A line break in a name does not break a line of the output.
         let line = try Tool.run("show", store, "a\nvarve: all is well").error
         #expect(line.split(separator: "\n").count == 1, "\(line)")
     }

@@ -2,7 +2,7 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// Pipes, links, directories, sockets and devices where a store keeps its files: each is named, and
+/// Pipes, links, directories, sockets and devices in place of a store's files: each is named, and
 /// none is followed, waited for, read or written.
 @Suite(.enabled(if: Tool.isBuilt)) struct OddFileTests {
     private let directory = TemporaryDirectory()
@@ -19,7 +19,7 @@ import VarveTestSupport
         case device
     }
 
-    /// What each file of a store is for.
+    /// Every file that a store may have.
     static let names = [
         "repository", "lock", "head", "packs", "packs/00000001.pack", "packs/00000003.pack",
         "index", "index/data.mdb", "index/lock.mdb", "index/open", "leases",
@@ -51,7 +51,7 @@ import VarveTestSupport
         }
     }
 
-    /// Puts something odd in place of a file; false if this machine has no such thing.
+    /// Replaces a file with an odd one; false if this machine does not support it.
     private func put(_ kind: Kind, _ name: String) throws -> Bool {
         let line =
             switch kind {
@@ -70,7 +70,7 @@ import VarveTestSupport
         ).status == 0
     }
 
-    /// What lies in a store, links and pipes too: names and kinds.
+    /// The names and kinds of everything in a store, links and pipes included.
     private func listing() throws -> String {
         try Tool.shell("cd \"$store\" && find . -printf '%y %p %l\\n' | sort", variables).text
     }
@@ -82,7 +82,7 @@ import VarveTestSupport
             try? FileManager.default.removeItem(atPath: store)
             try FileManager.default.copyItem(atPath: path("whole"), toPath: store)
             try "precious\n".write(toFile: path("t"), atomically: true, encoding: .utf8)
-            // Directories are what belongs there, and the links lead to a file.
+            // These are directories anyway, and the links lead to a file.
             if kind == .directory, ["packs", "index", "leases", "damaged"].contains(name) { break }
             guard try put(kind, name) else { return (0, 0) }
             let result = try Tool.shell("$varve \(command)", variables)
@@ -98,7 +98,7 @@ import VarveTestSupport
             #expect(
                 try String(contentsOfFile: path("t"), encoding: .utf8) == "precious\n", "\(words)")
             #expect(!FileManager.default.fileExists(atPath: path("t.not-there")), "\(words)")
-            // Only a repair moves it, to where it is kept.
+            // Only a repair moves it, to the folder `damaged`.
             if !command.contains("--execute") {
                 let kinds = try Tool.shell(
                     "find \"$p\" -maxdepth 0 -printf %y",
@@ -111,7 +111,7 @@ import VarveTestSupport
                     case .socket: "s"
                     case .device: "c"
                     }
-                // What a prune that was cut short has left is removed by the next writer.
+                // Leftovers of an interrupted prune are removed by the next writer.
                 let isGone = kinds.text.isEmpty && name.hasSuffix(".new")
                 #expect(kinds.text == expected || isGone, "\(words)")
             }
@@ -135,7 +135,7 @@ import VarveTestSupport
         #expect(runs > 40)
     }
 
-    /// A repair that cannot be done to its end is not begun.
+    /// A repair that cannot be completed is not begun.
     @Test(arguments: [
         "damaged", "head", "index", "index/data.mdb", "index/lock.mdb", "index/open", "packs",
     ])
@@ -160,7 +160,7 @@ import VarveTestSupport
                     + "find store t saved -type f -exec cksum {} + | sort", variables
             ).text
         }
-        // The first one makes the folder of leases and the like.
+        // The first one creates the folder of leases and others.
         _ = try Tool.shell("$varve repair \"$store\"", variables)
         let before = try state()
         for command in ["repair \"$store\"", "repair \"$store\" --execute"] {
@@ -178,7 +178,7 @@ import VarveTestSupport
         #expect(mended.status == 0, "\(mended.error)")
     }
 
-    /// An index of a stranger's making, whose files are links to files of the reader.
+    /// An index created by another user, whose files are links to files of the reader.
     @Test(arguments: ["lock.mdb", "data.mdb", "open"])
     func aLinkInTheIndexIsNotWrittenThrough(name: String) throws {
         try makeStore()
@@ -193,7 +193,7 @@ import VarveTestSupport
         }
     }
 
-    /// A file of the index that is another file's second name is not written, and not cut.
+    /// A file of the index that is a hard link to another file is neither written nor truncated.
     @Test(arguments: ["lock.mdb", "data.mdb", "open"])
     func aSecondNameInTheIndexIsNotWrittenThrough(name: String) throws {
         try makeStore()
@@ -209,7 +209,7 @@ import VarveTestSupport
         }
     }
 
-    /// The store itself may be named by way of a link: that is its user's own word.
+    /// The store itself may be named by a link: that is the user's argument.
     @Test func aLinkToTheStoreIsFollowed() throws {
         try makeStore()
         let result = try Tool.shell(

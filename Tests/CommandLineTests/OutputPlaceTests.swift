@@ -2,14 +2,14 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// `export` writes to what its path names, and to nothing else.
+/// `export` writes to the file that its path names, and to no other.
 @Suite(.enabled(if: Tool.isBuilt)) struct OutputPlaceTests {
     private let directory = TemporaryDirectory()
 
     private func path(_ name: String) -> String { directory.path.appending(name).string }
     private var store: String { path("store") }
 
-    /// Runs a line of the shell in the test's directory, in which `$varve` is the tool.
+    /// Runs a shell command line in the test's directory, in which `$varve` is the tool.
     private func shell(_ line: String) throws -> Tool.Result {
         let process = Process()
         process.executableURL = URL(fileURLWithPath: "/bin/sh")
@@ -41,7 +41,7 @@ import VarveTestSupport
 
     private static let formats = ["raw", "xl", "libxc", "elf"]
 
-    /// A store with a guest of Xen, and what each format of it is.
+    /// A store with a Xen guest, and its export in each format.
     private func makeStore() throws -> [String: Data] {
         #expect(try Tool.run("init", store).status == 0)
         var random = TestSeed.generator(860)
@@ -78,7 +78,7 @@ import VarveTestSupport
         }
     }
 
-    // MARK: - What is no file
+    // MARK: - Targets other than files
 
     @Test(arguments: ["", " --force"])
     func descriptorsAreWrittenToAsTheyAre(_ force: String) throws {
@@ -91,7 +91,7 @@ import VarveTestSupport
                 #expect(result.status == 0, "\(place): \(result.error)")
                 #expect(result.output == expected[format], "\(place), \(format)")
             }
-            // A file that the shell opened is the shell's: it stays the same one.
+            // A file that the shell opened is not replaced: it stays the same file.
             try save("before", "file")
             var (old, new) = (stat(), stat())
             #expect(stat(path("file"), &old) == 0)
@@ -108,7 +108,7 @@ import VarveTestSupport
         #expect(try names == ["file", "link", "store", "stream"])
     }
 
-    /// By whatever way a file of the store is reached, it is not written to.
+    /// A file of the store is not written, by whatever path it is reached.
     @Test func filesOfTheStoreAreLeftAlone() throws {
         _ = try makeStore()
         let made = try shell(
@@ -139,7 +139,7 @@ import VarveTestSupport
                 #expect(try state() == before, "\(place), \(format)")
             }
         }
-        // What commands print is no better.
+        // The output of commands is not written to it either.
         for line in [
             "log store 1<>\(pack)", "verify store 1<>\(pack)", "stats store 1<>hard",
             "import store stream --lineage web 1<>\(pack)", "repair store 1<>\(pack)",
@@ -236,7 +236,7 @@ import VarveTestSupport
 
     // MARK: - Before the work
 
-    /// A store that is not there is never looked for: the place is looked at first.
+    /// A missing store is never looked up: the output path is checked first.
     @Test func whatIsNoPlaceIsSaidBeforeTheStoreIsOpened() throws {
         try save("text", "file")
         try FileManager.default.createDirectory(
@@ -349,11 +349,11 @@ import VarveTestSupport
         #expect(try names == [name, "store", "stream"])
     }
 
-    // MARK: - Names that are not text
+    // MARK: - Names that are not UTF-8
 
     @Test func namesThatAreNotTextNameExactlyThatFile() throws {
         let expected = try makeStore()
-        // The same names but for one byte, as they would be if bytes were lost on the way.
+        // Names that differ in only one byte, which would be equal if invalid bytes were dropped.
         for bytes in ["\\377", "a\\300\\257b", "\\364\\217\\274\\277", "\\355\\240\\200", "\\303"] {
             let result = try shell(
                 """

@@ -2,13 +2,13 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// What a store and an export consist of is for their owner alone, whatever the umask is.
+/// The files of a store and of an export can be read only by their owner, with any umask.
 @Suite(.enabled(if: Tool.isBuilt)) struct PrivateFileTests {
     private let directory = TemporaryDirectory()
 
     private func path(_ name: String) -> String { directory.path.appending(name).string }
 
-    /// Everything below a directory: permissions and name.
+    /// The permissions and name of everything below a directory.
     private func modes(_ root: String) throws -> [String] {
         try Tool.shell("cd \"$root\" && find . -printf '%m %y %P\\n' | sort", ["root": root]).text
             .split(separator: "\n").map(String.init)
@@ -23,7 +23,7 @@ import VarveTestSupport
         }
         try run("head -c 400000 /dev/urandom | head -c 401408 >image; truncate -s 401408 image")
         try run("$varve init store && $varve import store image --lineage web")
-        // Killed with the index open: its mark and LMDB's files stay as they are made.
+        // Killed with the index open, so that its mark and LMDB's files are still there.
         try run(
             """
             mkfifo in; $varve import store - --lineage slow <in & exec 3>in; \
@@ -32,7 +32,7 @@ import VarveTestSupport
             """)
         try run("$varve export store web out && $varve export store web out2 --force")
         try run("$varve verify store")
-        // A pack that is damaged is kept in a folder of its own.
+        // A damaged pack is kept in a separate folder.
         try run(
             "printf 'aaaa' | "
                 + "dd of=store/packs/00000001.pack bs=1 seek=5000 conv=notrunc 2>/dev/null")
@@ -52,7 +52,7 @@ import VarveTestSupport
         }
     }
 
-    /// A directory that was there keeps its permissions; if others may write to it, that is said.
+    /// An existing directory keeps its permissions; if others may write to it, this is reported.
     @Test(arguments: ["777", "775", "1777", "770", "755", "750", "700"])
     func initSaysThatOthersMayWrite(mode: String) throws {
         let result = try Tool.shell(
@@ -71,7 +71,7 @@ import VarveTestSupport
         #expect(try modes(path("there")).contains("700 d packs"))
     }
 
-    /// An owner who lets others read the file `repository` and the packs lets them read new packs.
+    /// If the owner lets others read the file `repository` and the packs, they can read new packs.
     @Test func whoMayReadTheRepositoryMayReadNewPacks() throws {
         let variables = ["d": directory.path.string]
         let result = try Tool.shell(

@@ -2,14 +2,14 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// `varve forget` and `varve prune`, and readers in other processes meanwhile.
+/// `varve forget` and `varve prune`, with concurrent readers in other processes.
 @Suite(.serialized, .enabled(if: Tool.isBuilt)) struct PruneCommandTests {
     private let directory = TemporaryDirectory()
 
     private func path(_ name: String) -> String { directory.path.appending(name).string }
     private var store: String { path("store") }
 
-    /// A repository of `count` images of 72 MiB of which nothing compresses: each fills a pack.
+    /// A repository of `count` incompressible images of 72 MiB: each fills a pack.
     private func chain(_ count: Int) throws -> [Data] {
         var random = TestSeed.generator(960)
         #expect(try Tool.run("init", store).status == 0)
@@ -34,7 +34,7 @@ import VarveTestSupport
         return try #require(try result.objects.first)
     }
 
-    /// Who may not use the index of another user's store plans what the owner does.
+    /// A user who may not use the index of another user's store gets the same plan as the owner.
     private func expectForeignPlan() throws {
         guard geteuid() == 0 else {
             noteSkipped("skipped, the plan of another user: only root can give a store away")
@@ -55,7 +55,7 @@ import VarveTestSupport
         #expect((plan["bytesFreed"] as? Int ?? 0) > 32 << 20)
     }
 
-    /// Starts an export into a pipe that nobody empties, and waits until it reads.
+    /// Starts an export into a pipe that is not read, and waits until it reads the store.
     private func startReader(_ name: String) throws -> (Process, Pipe) {
         let (process, output, _) = try Tool.start(["export", store, name, "-"])
         for _ in 0..<500 {
@@ -92,8 +92,8 @@ import VarveTestSupport
         #expect(try Tool.run("verify", store).status == 0)
     }
 
-    /// What a prune leaves in the pack that is written to shows in `stats`, and `--dry-run` says
-    /// what the next one does about it.
+    /// `stats` shows what a prune leaves in the open pack, and `--dry-run` shows what the next
+    /// prune does about it.
     @Test func whatDiedInTheOpenPackShows() throws {
         var random = TestSeed.generator(965)
         #expect(try Tool.run("init", store).status == 0)
@@ -140,7 +140,7 @@ import VarveTestSupport
         var images: [String: Data] = [:]
         var interrupted = 0
         for round in 0..<50 {
-            // Each image is new: packs fill, and die when it is forgotten.
+            // Each image is new: packs fill up, and become unused when it is forgotten.
             let words = (0..<16 << 17).map { _ in random.next() }
             images["at\(round)"] = words.withUnsafeBytes { Data($0) }
             try images["at\(round)"]?.write(to: URL(fileURLWithPath: path("image")))

@@ -2,7 +2,7 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// Readers that may not write, and sentences for places that cannot be written.
+/// Readers that may not write, and messages for directories that cannot be written.
 @Suite(.serialized, .enabled(if: Tool.isBuilt && geteuid() == 0)) struct ReadOnlyTests {
     private let directory = TemporaryDirectory()
 
@@ -15,7 +15,7 @@ import VarveTestSupport
         return (try? process.runToEnd())?.status == 0
     }
 
-    /// Runs `body` with a small disk of its own; says so where there can be none.
+    /// Runs `body` with a small disk of its own; prints a message if none can be mounted.
     private func withDisk(_ size: String, _ body: (String) throws -> Void) throws {
         let mount = path("disk")
         try FileManager.default.createDirectory(atPath: mount, withIntermediateDirectories: true)
@@ -27,7 +27,7 @@ import VarveTestSupport
         try body(mount)
     }
 
-    /// A repository with one checkpoint, and an import into it that is under way.
+    /// A repository with one checkpoint, and an import into it in progress.
     private func begin(_ store: String) throws -> (image: Data, writer: Process, Pipe) {
         var random = TestSeed.generator(660)
         let image = try makeStore(store)
@@ -57,7 +57,7 @@ import VarveTestSupport
         try withDisk("64m") { disk in
             let store = "\(disk)/store"
             let (image, writer, input) = try begin(store)
-            // The same directory again, where it cannot be written: the writer lives.
+            // The same directory, mounted read-only: the writer is alive.
             let view = path("view")
             try FileManager.default.createDirectory(
                 atPath: view, withIntermediateDirectories: true)
@@ -99,7 +99,7 @@ import VarveTestSupport
         }
     }
 
-    /// Commands that fail for want of room must not lock the others out.
+    /// Commands that fail because the disk is full must not lock the others out.
     @Test func aFullDiskStaysReadable() throws {
         try withDisk("16m") { disk in
             let store = "\(disk)/store"
@@ -117,7 +117,7 @@ import VarveTestSupport
                 #expect(text.contains("no space is left"), "\(command): \(text)")
                 try expectReads(store, image)
             }
-            // An index that nobody can make anew there.
+            // An index that cannot be rebuilt there.
             try FileManager.default.removeItem(atPath: "\(store)/index")
             _ = system("dd", "if=/dev/zero", "of=\(disk)/more", "bs=4k")
             try expectReads(store, image)

@@ -2,7 +2,7 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// `varve repair`: shown first, done when asked, and whole afterwards.
+/// `varve repair`: shown first, executed on request, and whole afterwards.
 @Suite(.serialized, .enabled(if: Tool.isBuilt)) struct RepairCommandTests {
     private let directory = TemporaryDirectory()
 
@@ -32,7 +32,7 @@ import VarveTestSupport
         try bytes.write(to: pack)
     }
 
-    /// True if a process has the writer's lock, as the kernel says.
+    /// True if a process has the writer's lock, as the kernel reports.
     private func isLocked() throws -> Bool {
         let attributes = try FileManager.default.attributesOfItem(atPath: path("store/lock"))
         let inode = try #require(attributes[.systemFileNumber] as? Int)
@@ -61,7 +61,8 @@ import VarveTestSupport
 
     @Test func theDamagedCheckpointGoesAndTheOthersStay() throws {
         let (images, offset) = try fill()
-        // Behind the head of the second one's first page group, which holds pages of it alone.
+        // After the header of the second one's first page group, which has only pages of this
+        // image.
         try flip(offset + 400)
         let before = try Data(contentsOf: pack)
         let plan = try Tool.run("repair", store, "--json")
@@ -130,7 +131,7 @@ import VarveTestSupport
         try Data(count: 64).write(to: URL(fileURLWithPath: path("store/repository")))
         try FileManager.default.removeItem(atPath: path("store/lock"))
         #expect(try Tool.run("log", store).status != 0)
-        // Nothing says any more which repository it is but the pack, and that is damaged there.
+        // Only the pack still has the repository's ID, and the pack is damaged there.
         #expect(try Tool.run("repair", store).status == 1)
         try flip(20)
         #expect(try Tool.run("repair", store, "--execute", "--no-keep").status == 0)
@@ -139,7 +140,7 @@ import VarveTestSupport
         #expect(try Tool.run("export", store, "web", "-").output == images[2])
     }
 
-    /// The file `repository` of another store makes no strangers of the packs.
+    /// The file `repository` of another store does not make the packs foreign.
     @Test(arguments: [true, false]) func packsSayWhichRepositoryItIs(keepsIndex: Bool) throws {
         let (images, _) = try fill()
         #expect(try Tool.run("init", path("other")).status == 0)
@@ -163,7 +164,7 @@ import VarveTestSupport
         #expect(try Data(contentsOf: file) == foreign)
         let done = try Tool.run("repair", store, "--execute")
         #expect(done.status == 0, "\(done.error)")
-        // The same repository; when it was made, nothing but that file said.
+        // The same ID; only the lost file had the time of creation.
         #expect(try Data(contentsOf: file)[..<32] == own[..<32])
         #expect(try names("damaged") == ["repository"])
         #expect(try Tool.run("verify", store).status == 0)
@@ -171,7 +172,7 @@ import VarveTestSupport
         #expect(try Tool.run("export", store, "web", "-").output == images[2])
     }
 
-    /// The only pack of another store makes this one no other: the head says what it is.
+    /// The only pack of another store does not change this store's ID: the head has it.
     @Test func anotherStoresPackIsAStranger() throws {
         _ = try fill()
         #expect(try Tool.run("init", path("other")).status == 0)
@@ -193,7 +194,7 @@ import VarveTestSupport
 
     @Test func onlyOneWriterAtATime() throws {
         _ = try fill()
-        // It knows the format, so it opens the repository before it reads.
+        // The format is given, so it opens the repository before it reads the input.
         let input = Pipe()
         let (process, output, _) = try Tool.start(
             ["import", store, "-", "--lineage", "other", "--format", "raw"], input: input)
@@ -202,7 +203,7 @@ import VarveTestSupport
             try? input.fileHandleForWriting.close()
             _ = output.fileHandleForReading.readDataToEndOfFile()
         }
-        // A repair that comes before the import has the lock is no answer.
+        // A repair that runs before the import has the lock proves nothing.
         while process.isRunning, try !isLocked() { usleep(10_000) }
         #expect(process.isRunning)
         let result = try Tool.run("repair", store)

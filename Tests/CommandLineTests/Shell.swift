@@ -3,8 +3,8 @@ import Testing
 import VarveTestSupport
 
 extension Tool {
-    /// Runs a line of the shell, in which `$varve` is the tool and others are what is given; it is
-    /// killed after a minute.
+    /// Runs a shell command line, in which `$varve` is the tool and the other variables are as
+    /// given; it is killed after a minute.
     ///
     /// - Returns: status 137 if it was killed.
     static func shell(

@@ -2,8 +2,8 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// Processes that are stopped (SIGSTOP) at each of many calls of the system: a reader never holds
-/// up a writer, nor a writer a reader.
+/// Processes that are stopped (SIGSTOP) at each of many system calls: a reader never blocks a
+/// writer, nor a writer a reader.
 @Suite(.serialized, .enabled(if: Tool.isBuilt)) struct StoppedProcessTests {
     private let directory = TemporaryDirectory()
     private var root: String { directory.path.string }
@@ -21,9 +21,9 @@ import VarveTestSupport
         return false
     }()
 
-    /// A store of two checkpoints, and one that was forgotten.
+    /// A store of two checkpoints, and a forgotten one.
     ///
-    /// - Returns: the id of the older one.
+    /// - Returns: the ID of the older one.
     @discardableResult
     private func makeStore() throws -> String {
         let made = try shell(
@@ -39,7 +39,7 @@ import VarveTestSupport
 
     /// Starts a command that stops at its n-th call of some kind.
     ///
-    /// - Returns: what continues or kills it; nil if it ended before.
+    /// - Returns: the process to continue or kill; nil if it ended before.
     private func start(_ command: String, stopAt call: String, _ number: Int) throws -> Process? {
         let process = Process()
         process.executableURL = URL(fileURLWithPath: "/bin/sh")
@@ -67,7 +67,7 @@ import VarveTestSupport
         return text.split(separator: " ").first.flatMap { pid_t($0) }
     }
 
-    /// True if each of its threads is stopped, and not by the tracer for a moment.
+    /// True if each of its threads is stopped, and not only briefly by the tracer.
     private func isStopped(_ process: pid_t) -> Bool {
         func states() -> [Character] {
             let tasks =
@@ -90,8 +90,8 @@ import VarveTestSupport
     }
 
     private func end(_ process: Process, continuing: Bool) throws {
-        // Repeatedly: on a busy machine it may have waited for the tracer when it was taken for
-        // stopped, and stop only after it was continued.
+        // Repeatedly: on a busy machine it may only have been waiting for the tracer when it seemed
+        // to be stopped, and stop after it was continued.
         while process.isRunning {
             if let child = child(of: process) { kill(child, continuing ? SIGCONT : SIGKILL) }
             usleep(20_000)
@@ -103,7 +103,7 @@ import VarveTestSupport
         "unlinkat", "renameat",
     ]
 
-    /// The numbers of calls at which a command is stopped: all of few, some of many.
+    /// The numbers of the calls at which a command is stopped: all if they are few, or a sample.
     private func numbers(_ count: Int) -> [Int] {
         count <= 3 ? Array(1..<(count + 1)) : [count / 3, count * 2 / 3, count - 1]
     }
@@ -124,8 +124,8 @@ import VarveTestSupport
             for call in StoppedProcessTests.calls {
                 for number in numbers(try count(command, call)) {
                     if isBehind {
-                        // As if a writer had died: the index lacks the last checkpoint, and the
-                        // mark says that it may be anything.
+                        // As if a writer had died: the index lacks the last checkpoint, and its
+                        // mark says that it may be damaged.
                         _ = try shell("echo damaged >\"$d/store/index/open\"")
                     }
                     guard let reader = try start(command, stopAt: call, number) else { continue }

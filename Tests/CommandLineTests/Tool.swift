@@ -2,7 +2,7 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// The built command line tool, run as a user runs it.
+/// The built command line tool, run as by a user.
 enum Tool {
     struct Result {
         let status: Int32
@@ -27,10 +27,10 @@ enum Tool {
         }
     }
 
-    /// Where it is: VARVE_CLI, as Scripts/test sets it.
+    /// Its path: VARVE_CLI, which Scripts/test sets.
     static let path = ProcessInfo.processInfo.environment["VARVE_CLI"]
 
-    /// True if it can be run; says why not, once.
+    /// True if it can be run; otherwise prints the reason, once.
     static let isBuilt: Bool = {
         if let path, FileManager.default.isExecutableFile(atPath: path) { return true }
         noteSkipped("skipped, the command line tool: VARVE_CLI does not name it; use Scripts/test")
@@ -49,24 +49,24 @@ enum Tool {
         return (process, output, error)
     }
 
-    /// Runs it to its end.
+    /// Runs it until it ends.
     @discardableResult
     static func run(_ arguments: String..., input: Any? = nil) throws -> Result {
         try run(arguments, input: input)
     }
 
-    /// Runs it to its end.
+    /// Runs it until it ends.
     @discardableResult
     static func run(_ arguments: [String], input: Any? = nil) throws -> Result {
         let (process, output, error) = try start(arguments, input: input)
         return Result(process.waitForEnd(output, error))
     }
 
-    /// Runs a process that was prepared, without input, to its end.
+    /// Runs a prepared process, without input, until it ends.
     static func finish(_ process: Process) throws -> Result { Result(try process.runToEnd()) }
 }
 
-/// Random images of a seed.
+/// Random images from a seed.
 enum Images {
     /// Pages of all kinds: zero, equal, compressible and not.
     static func make(pages: Int, _ random: inout SeededGenerator) -> Data {

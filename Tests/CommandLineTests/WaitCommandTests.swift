@@ -2,17 +2,17 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// `--wait`, beside another process that writes.
+/// `--wait`, while another process writes.
 @Suite(.enabled(if: Tool.isBuilt)) struct WaitCommandTests {
     private let directory = TemporaryDirectory()
     private var store: String { directory.path.appending("store").string }
 
-    /// Begins an import that has the lock and waits for its input; closing the pipe ends it.
+    /// Starts an import that has the lock and waits for its input; closing the pipe ends it.
     private func hold() throws -> (Process, Pipe) {
         let input = Pipe()
         let (process, _, _) = try Tool.start(
             ["import", store, "-", "--lineage", "held", "--format", "raw"], input: input)
-        // It holds the lock when another one finds it taken.
+        // It has the lock as soon as another command finds it taken.
         while try Tool.run("prune", store).status == 0 { continue }
         return (process, input)
     }
@@ -36,7 +36,7 @@ import VarveTestSupport
         }
         let apart = try Tool.run("prune", store, "--wait", "0")
         #expect(apart.status == 1 && apart.error.contains("another process is writing"))
-        // A time after it is its value: never the label, or a checkpoint to forget.
+        // A time after it is its value, never the label or a checkpoint to forget.
         #expect(try Tool.run("label", store, "held", "--wait", "30").status == 2)
         for wait in ["--wait=-1", "--wait=nan", "--wait=soon", "--wait="] {
             #expect(try Tool.run("prune", store, wait).status == 2, "\(wait)")
@@ -57,7 +57,7 @@ import VarveTestSupport
             let input = Pipe()
             let (waiting, _, error) = try Tool.start(
                 ["import", store, "-", "--lineage", "late", "--wait"], input: input)
-            // From when it keeps the signals for itself on, they end it in its own way.
+            // Once it blocks the signals, they end it with its own exit status.
             while try !keepsSignals(waiting.processIdentifier) { continue }
             kill(waiting.processIdentifier, signal)
             try input.fileHandleForWriting.write(contentsOf: Data(count: 4096))
@@ -71,7 +71,7 @@ import VarveTestSupport
         #expect(try Tool.run("log", store, "--json").objects.count == 1)
     }
 
-    /// True if SIGINT and SIGTERM are blocked there.
+    /// True if the process blocks SIGINT and SIGTERM.
     private func keepsSignals(_ process: pid_t) throws -> Bool {
         let status = try String(contentsOfFile: "/proc/\(process)/status", encoding: .utf8)
         let line = try #require(status.split(separator: "\n").first { $0.hasPrefix("SigBlk:") })

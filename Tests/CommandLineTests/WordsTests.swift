@@ -2,7 +2,7 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// What is said of closed descriptors, of numbers, names and places, and who is told nothing.
+/// Messages about closed descriptors, numbers, names and paths, and silence where no one reads.
 @Suite(.enabled(if: Tool.isBuilt)) struct WordsTests {
     private let directory = TemporaryDirectory()
     private var root: String { directory.path.string }
@@ -29,11 +29,11 @@ import VarveTestSupport
         "--version",
     ]
 
-    /// As SIGPIPE would end it, and without a word.
+    /// As SIGPIPE would end it, and without a message.
     @Test func whoReadsNoMoreIsToldNothing() throws {
         try makeStore()
         for command in WordsTests.readers {
-            // The reader has gone before the command prints.
+            // The reader has exited before the command prints.
             let result = try shell(
                 """
                 mkfifo pipe 2>/dev/null; exec 3<>pipe 4>pipe 3>&-; \
@@ -63,7 +63,7 @@ import VarveTestSupport
 
     @Test func aTemporaryDirectoryThatCannotBeMadeNamesTheVariable() throws {
         try makeStore()
-        // Without an index a reader makes one of its own.
+        // Without an index a reader creates one of its own.
         #expect(try shell("rm -r store/index").status == 0)
         for place in ["/nowhere/at/all", "image"] {
             let result = try shell("TMPDIR=\(place) $varve log store")
@@ -71,7 +71,7 @@ import VarveTestSupport
             #expect(result.error.contains(place), "\(result.error)")
             #expect(result.error.split(separator: "\n").count == 1, "\(result.error)")
         }
-        // Room for the directory and nothing in it, or for the beginning of an index.
+        // Room for only an empty directory, or for the beginning of an index.
         for size in ["16k", "64k", "100k"] {
             let full = try shell(
                 "mkdir -p full && unshare -m sh -c 'mount -t tmpfs -o size=\(size) tmpfs full "
@@ -100,7 +100,7 @@ import VarveTestSupport
         #expect(try shell("$varve prune --help").text.contains("5 or 5%"))
     }
 
-    /// Two spellings of a letter are two names, wherever names are compared.
+    /// Two encodings of a letter give two names, wherever names are compared.
     @Test func namesAreComparedByteForByte() throws {
         let (composed, decomposed) = ("caf\u{c5}", "caf\u{212b}")
         #expect(composed == decomposed && !composed.utf8.elementsEqual(decomposed.utf8))
@@ -115,10 +115,10 @@ import VarveTestSupport
             #expect(labelled.status == 0, "\(labelled.error)")
             #expect(try shell("$varve log store --lineage \(lineage) --json").objects.count == 2)
         }
-        // Marks that combine are no letters.
+        // Combining marks are not letters.
         let marked = try shell("$varve import store image --lineage cafe\u{301}")
         #expect(marked.status == 1 && marked.error.contains("NFC"), "\(marked.error)")
-        // The label of one spelling is given to another checkpoint, with the other spelling.
+        // A label in one encoding is given to another checkpoint, in the other encoding.
         let moved = try shell("$varve label store \(composed) x\u{212b}z --json")
         #expect(moved.status == 0, "\(moved.error)")
         let again = try shell("$varve label store \(composed) x\u{c5}z --json")
@@ -126,7 +126,7 @@ import VarveTestSupport
         #expect(label.utf8.elementsEqual("x\u{c5}z".utf8))
         let shown = try shell("$varve show store x\u{c5}z --json")
         #expect(shown.status == 0, "\(shown.error)")
-        // The same checkpoint's label in the other spelling is another label.
+        // The same checkpoint's label in the other encoding is another label.
         #expect(try shell("$varve label store \(composed)~ y\u{c5}").status == 0)
         let respelled = try shell("$varve label store \(composed)~ y\u{212b} --json")
         let other = try #require(try respelled.objects.first?["label"] as? String)
@@ -148,7 +148,7 @@ import VarveTestSupport
         #expect(show.text.contains("1 page, 1 stored"), "\(show.text)")
         #expect(try shell("$varve show store web~").text == shell("$varve show store web~1").text)
         #expect(try shell("$varve show store step1~").error.contains("goes back 1 checkpoint and"))
-        // The checkpoint goes, and its label with it.
+        // The checkpoint is removed, and its label with it.
         #expect(try shell("$varve forget store step2").status == 0)
         let gone = try shell("$varve show store step2")
         #expect(gone.status == 1 && gone.error.contains("step2"), "\(gone.error)")

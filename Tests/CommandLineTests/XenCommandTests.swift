@@ -53,7 +53,7 @@ import VarveTestSupport
         let differences = again.differences(0, from: source, 0).filter { !$0.contains("xenopsd.") }
         #expect(differences.isEmpty, "\(differences.prefix(3))")
         #expect(again.configuration == Array("{\"c_info\":{}}\0".utf8))
-        // A file is the same as a pipe, and is not overwritten.
+        // A file works like a pipe, and is not overwritten.
         #expect(
             try Tool.run(
                 "export", store, "web", path("out"), "--format", "xl", "--config", configuration
@@ -89,7 +89,7 @@ import VarveTestSupport
             forReadingFrom: URL(fileURLWithPath: try save(bytes, "stream")))
         let result = try Tool.run("import", store, "-", "--lineage", "web", input: input)
         #expect(result.status == 0, "\(result.error)")
-        // The same again is the same memory.
+        // A second import of the same stream has the same memory.
         #expect(try Tool.run("import", store, path("stream"), "--lineage", "web").status == 0)
         let log = try Tool.run("log", store, "--json").objects
         #expect(log[0]["root"] as? String == log[1]["root"] as? String)
@@ -135,7 +135,7 @@ import VarveTestSupport
         let whole = try Tool.run(
             "import", store, try save(maker.bytes, "whole"), "--lineage", "whole", "--json")
         #expect(whole.status == 0 && whole.error.contains("3 whole epochs"))
-        // Three checkpoints, and what the stream was.
+        // Three checkpoints, with the contents of the stream.
         #expect(try whole.objects.count == 4)
         let part = try save(Array(maker.bytes.dropLast(100)), "part")
         let result = try Tool.run("import", store, part, "--lineage", "part")
@@ -143,9 +143,9 @@ import VarveTestSupport
         #expect(result.error.contains("2 whole epochs were imported, and the part after them"))
     }
 
-    // MARK: - The far end of xl
+    // MARK: - As the receiver of xl
 
-    /// What xl sees of its receiver.
+    /// A receiver as xl sees it.
     private final class Receiver {
         let process: Process
         private let input: Pipe
@@ -179,7 +179,7 @@ import VarveTestSupport
             try output.fileHandleForReading.read(upToCount: 1)?.first
         }
 
-        /// Waits; the exit status and what was said.
+        /// Waits; returns the exit status and the output.
         func end() throws -> (Int32, String) {
             let text = error.fileHandleForReading.readDataToEndOfFile()
             process.waitUntilExit()
@@ -196,14 +196,14 @@ import VarveTestSupport
         }.count
     }
 
-    /// Waits, 30 seconds at most, until the lineage has so many checkpoints.
+    /// Waits, 30 seconds at most, until the lineage has this many checkpoints.
     private func wait(for wanted: Int, in store: String) throws {
         let end = Date(timeIntervalSinceNow: 30)
         while try count(store, "web") < wanted, Date() < end { usleep(10_000) }
         #expect(try count(store, "web") == wanted)
     }
 
-    /// Each epoch is there as soon as it ends, while the stream goes on.
+    /// Each epoch is published as soon as it ends, while the stream continues.
     @Test func epochsArePublishedWhileTheStreamGoesOn() throws {
         let store = try store()
         let maker = guest(10, epochs: 4)
@@ -220,7 +220,7 @@ import VarveTestSupport
             start = end
             try wait(for: index + 1, in: store)
         }
-        // A fifth epoch begins with pages, and is cut.
+        // A fifth epoch begins with pages, and is truncated.
         let pages = try #require(
             zip(maker.boundaries, maker.boundaries.dropFirst()).first { start, end in
                 maker.bytes[start...].starts(with: [1, 0, 0, 0]) && end - start > 4096
@@ -255,7 +255,7 @@ import VarveTestSupport
         #expect(try Tool.run("verify", store).status == 0)
     }
 
-    /// The guest is stored, and its sender is told to resume it, or to let it go.
+    /// The guest is stored, and its sender is told to resume it, or to destroy it.
     @Test(arguments: [false, true])
     func aMigrationIsOneCheckpoint(_ isEnding: Bool) throws {
         let store = try store()
@@ -264,7 +264,7 @@ import VarveTestSupport
         try receiver.expect(XenCommandTests.banner, withNUL: false)
         try receiver.send(maker.bytes)
         try receiver.expect("domain received, ready to unpause")
-        // Before the sender gives its guest away, the checkpoint is durable.
+        // The checkpoint is durable before the sender gives up its guest.
         #expect(try count(store, "web") == 1)
         try receiver.send(Array(XenCommandTests.permission.utf8) + [0])
         try receiver.expect("my copy unpause results are as follows")

@@ -2,7 +2,7 @@ import LinuxGuest
 import Testing
 import VarveTestSupport
 
-/// Forms of files that are no raw memory, from their own documents and not from the table.
+/// File formats other than raw memory, built from their own documents, not from the table.
 @Suite struct ImageContainerTests {
     private static let forms: [(name: String, offset: Int, bytes: [UInt8])] = [
         ("ELF", 0, [0x7f, 0x45, 0x4c, 0x46, 2, 1, 1, 0]), ("ELF", 0, [0x7f, 0x45, 0x4c, 0x46, 1]),
@@ -65,13 +65,13 @@ import VarveTestSupport
     @Test func eachFormIsToldByName() {
         var random = TestSeed.generator(1460)
         for form in ImageContainerTests.forms {
-            // What lies around the mark does not matter.
+            // The bytes around the magic number do not matter.
             var bytes = (0..<4096).map { _ in UInt8.random(in: 1...0x1e, using: &random) }
             bytes.replaceSubrange(form.offset..<form.offset + form.bytes.count, with: form.bytes)
             let found = detect(bytes)
             #expect(found?.name.contains(form.name) == true, "\(form.name): \(found?.name ?? "-")")
             #expect(found?.remedy.isEmpty == false)
-            // A file may end with its mark, and one that is shorter has none.
+            // A file may end with its magic number, and a shorter one has none.
             let end = form.offset + form.bytes.count
             #expect(detect(Array(bytes[..<end]))?.name == found?.name, "\(form.name)")
             for count in 0..<min(end, form.offset + 3) {
@@ -90,7 +90,7 @@ import VarveTestSupport
         let pages: [[UInt8]] = [
             [], [0], ImageContainerTests.zeros(4096), [UInt8](repeating: 0xff, count: 4096), boot,
             [0xeb, 0x3c, 0x90] + boot.dropFirst(3), vectors + ImageContainerTests.zeros(3072),
-            // Beginnings of marks, and marks that lack what is asked for besides.
+            // Beginnings of magic numbers, and magic numbers without the other required bytes.
             [0x1f, 0x8b, 8, 0xff], [0x1f, 0x8b, 7, 0], Array("BZh9 is no compressed file".utf8),
             Array("KDUMP  x".utf8), Array(" \u{7f}ELF".utf8), Array("Qfi".utf8),
         ]

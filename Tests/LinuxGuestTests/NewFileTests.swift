@@ -112,10 +112,10 @@ import VarveTestSupport
         _ = try NewFile(memory.path.appending("file"), byteCount: 4096)
     }
 
-    // MARK: - Ways to a name
+    // MARK: - Ways to create a name
 
-    /// File systems that lack something, as their calls fail: none of the ways to a name may be
-    /// left with the name of another, nor leave anything behind.
+    /// File systems with missing features, simulated by failing calls: no way to create a name may
+    /// overwrite another name, or leave any file.
     private static let lacks: [(name: String, calls: [String: Int32], way: [String])] = [
         ("everything is there", [:], ["link"]),
         ("no files without a name", ["O_TMPFILE": EOPNOTSUPP], ["renameat2"]),
@@ -131,7 +131,7 @@ import VarveTestSupport
         ("links of nameless files are forbidden", ["link": EPERM], ["renameat2"]),
     ]
 
-    /// Makes calls fail on this thread, and notes those that give names.
+    /// Makes calls fail on this thread, and records those that create names.
     private func fail(_ calls: [String: Int32], _ seen: Seen) {
         KernelFault.set { name in
             seen.note(name)
@@ -140,7 +140,7 @@ import VarveTestSupport
     }
 
     private final class Seen: @unchecked Sendable {
-        // Unchecked: noted and read by one thread.
+        // Unchecked: written and read by one thread.
         private(set) var names: [String] = []
         func note(_ name: String) {
             if ["link", "rename", "renameat2"].contains(name) { names.append(name) }
@@ -161,7 +161,7 @@ import VarveTestSupport
             #expect(seen.names == lack.way, "\(lack.name)")
             #expect(try names == ["file"], "\(lack.name)")
             #expect(try content("file") == "new", "\(lack.name)")
-            // And to the name of a file that is to be replaced.
+            // Also with the name of a file that is to be replaced.
             fail(lack.calls, seen)
             let next = try NewFile(FilePath(path("file")), replacing: true)
             try #require(write(next.descriptor, "newer", 5) == 5)

@@ -6,7 +6,7 @@ import VarveTestSupport
 
 @testable import LinuxGuest
 
-/// What a path names as a place to write to.
+/// What a path names as an output.
 @Suite struct OutputPlaceTests {
     private let directory = TemporaryDirectory()
 

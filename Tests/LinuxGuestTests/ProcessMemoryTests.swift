@@ -5,7 +5,7 @@ import VarveTestSupport
 
 @testable import LinuxGuest
 
-/// True if this kernel can track writes; says why not, once.
+/// True if this kernel can track writes; otherwise prints the reason, once.
 let canTrack: Bool = {
     do throws(GuestError) {
         try ProcessMemory.checkSupport()
@@ -45,7 +45,7 @@ let canTrack: Bool = {
                 let index = Int.random(in: 0..<region.pages.count, using: &random)
                 page(region, index).storeBytes(of: UInt8.random(in: 0...255), as: UInt8.self)
                 written.insert(region.pages.first.rawValue + UInt64(index))
-                // Reading leaves no trace.
+                // Reading leaves no trace in the log.
                 let other = Int.random(in: 0..<region.pages.count, using: &random)
                 _ = page(region, other).load(as: UInt8.self)
             }
@@ -71,7 +71,7 @@ let canTrack: Bool = {
                 }
             }
         }
-        // A shadow that follows the taken bits only.
+        // A shadow copy that follows only the taken bits.
         var shadow = [UInt8](repeating: 0, count: region.bytes.count)
         func follow(_ frames: Set<UInt64>) {
             for frame in frames {
@@ -146,7 +146,7 @@ let canTrack: Bool = {
         #expect(error?.message.contains("6.7") == true)
     }
 
-    /// Reading the log leaves it as it is: the next take has the same pages.
+    /// Reading the log does not change it: the next take has the same pages.
     @Test func readingTheLogDoesNotClearIt() throws {
         let memory = ProcessMemory()
         let region = try memory.allocate(byteCount: 64 * Page.byteCount)
@@ -162,7 +162,7 @@ let canTrack: Bool = {
         #expect(try take(memory, log).isEmpty)
     }
 
-    /// The memory of frames of one region is the region's; frames of two have none in one piece.
+    /// The memory of frames in one region is the region's; frames in two have no contiguous memory.
     @Test func memoryIsFoundWhereItIs() throws {
         let memory = ProcessMemory(tracking: .compareAll)
         let first = try memory.allocate(byteCount: 8 * Page.byteCount)

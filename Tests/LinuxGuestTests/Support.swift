@@ -35,7 +35,7 @@ func readRandom(_ address: UnsafeMutableRawPointer, _ byteCount: Int) -> Bool {
     return read(descriptor, address, byteCount) == byteCount
 }
 
-/// Makes kernel calls of a name fail, on this thread only: other tests run beside.
+/// Makes kernel calls of a name fail, only on this thread: other tests run in parallel.
 func failCalls(_ name: String, errno code: Int32) {
     KernelFault.set { $0 == name ? code : nil }
 }

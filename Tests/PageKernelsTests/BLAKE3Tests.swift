@@ -6,8 +6,8 @@ import VarveTestSupport
 
 extension KernelTests {
     @Suite(.serialized) struct BLAKE3Tests {
-        // The input pattern of BLAKE3's test vectors, byte i = i mod 251, and what `b3sum` says of
-        // it.
+        // The input pattern of BLAKE3's test vectors, byte i = i mod 251, and the output of
+        // `b3sum`.
         private static let vectors: [(Int, String)] = [
             (0, "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"),
             (1, "2d3adedff11b61f14c886e35afa036736dcd87a74d27b5c1510225d0f592e213"),
@@ -134,7 +134,7 @@ extension KernelTests {
         }
     }
 
-    /// Lengths around those that are taken in three stretches at a time.
+    /// Lengths near those that are processed as three parts at a time.
     @Test func longOnesAgreeWithTable() {
         var random = TestSeed.generator(3)
         let bytes = (0..<20_000).map { _ in UInt8(truncatingIfNeeded: random.next()) }

@@ -4,8 +4,8 @@ import Testing
 import VarveTestSupport
 
 extension KernelTests {
-    /// Oracles for what looks at bytes and what copies them: over all alignments and lengths up to
-    /// some vectors, and pages.
+    /// Oracles for the kernels that examine and copy bytes: over all alignments and lengths up to a
+    /// few vectors, and over pages.
     @Suite(.serialized) struct ContentsTests {
         private static let alignments = 0..<33
         private static let lengths = Array(0...200) + [255, 256, 257, 511, 513, 1024, 4095, 4096]
@@ -18,7 +18,7 @@ extension KernelTests {
                 var bytes = [UInt8](repeating: 0, count: ContentsTests.room)
                 for start in ContentsTests.alignments {
                     for length in ContentsTests.lengths {
-                        // All zero but for what is around it.
+                        // All zero except for the bytes around it.
                         for index in bytes.indices { bytes[index] = 1 }
                         for index in start..<start + length { bytes[index] = 0 }
                         #expect(ContentsTests.isZero(bytes, start, length), "\(start) \(length)")
@@ -131,7 +131,7 @@ extension KernelTests {
             (0..<room).map { _ in UInt8(truncatingIfNeeded: random.next()) }
         }
 
-        // MARK: - What a compressor would find
+        // MARK: - Compressibility
 
         private static func isIncompressible(_ bytes: [UInt8]) -> Bool {
             bytes.withUnsafeBytes { ckernels_is_incompressible($0.baseAddress, $0.count) }

@@ -3,11 +3,11 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// The paths of the kernels, by the names that VARVE_KERNELS takes.
+/// The implementations of the kernels, by the names that VARVE_KERNELS accepts.
 enum Paths {
     static let all = ["portable", "sse41", "avx2", "avx512", "neon"]
 
-    /// Runs `body` with a path forced, or says that the processor lacks it.
+    /// Runs `body` with an implementation forced, or prints that the processor lacks it.
     static func with(_ path: String, _ body: () throws -> Void) rethrows {
         let before = String(cString: ckernels_path())
         guard ckernels_select(path) else {
@@ -20,7 +20,7 @@ enum Paths {
     }
 }
 
-/// The kernels' tests, one after the other: a forced path is the whole process's.
+/// Runs the kernels' tests serially: a forced implementation applies to the whole process.
 @Suite(.serialized) struct KernelTests {}
 
 extension KernelTests {
@@ -30,7 +30,7 @@ extension KernelTests {
                 noteSkipped("skipped: VARVE_KERNELS is not set")
                 return
             }
-            // Tests that force another path put this one back.
+            // Tests that force another implementation restore this one.
             let used = String(cString: ckernels_path())
             Paths.with(wanted) { #expect(used == wanted) }
         }

@@ -7,7 +7,7 @@ import PackStore
     import CheckpointStore
 #endif
 
-/// A pack in memory, read as a store's pack is.
+/// A pack in memory, read like a store's pack.
 enum PackTrial {
     private static let repository = RepositoryID(words: (1, 2))
 

@@ -1,10 +1,10 @@
 // Targets for libFuzzer; Scripts/fuzz builds and runs them, and the tests run them over the corpus
-// and over mutations of it. What must hold for any bytes in a record or in a pack, with right
-// checksums around them:
+// and over mutations of it. Conditions for any bytes in a record or in a pack, with right checksums
+// around them:
 //
-//   - decoding ends, with a value or a FormatError, and reads nothing that is not there
-//   - what decodes encodes to the same bytes, where there is one form for each value
-//   - a pack is scanned and salvaged, and each record that it names can be read
+// - decoding ends, with a value or a FormatError, and reads nothing outside the input
+// - a decoded value encodes to the same bytes, if each value has one form
+// - a pack is scanned and salvaged, and each record that the scan names can be read
 import CheckpointFormat
 import GuestModel
 
@@ -12,13 +12,13 @@ import GuestModel
     import CheckpointStore
 #endif
 
-/// What the bytes of an input are.
+/// The format of an input.
 package enum StoreFuzz {
-    /// The first byte of a pack: 10 as it is, 11 sealed, 12 written anew and sealed.
+    /// The first byte of a pack: 10 open, 11 sealed, 12 rewritten and sealed.
     static let packs: ClosedRange<UInt8> = 10...12
 
     /// Tries an input: a record's type and its payload, or a pack: for each record its type, its
-    /// transaction, 16 bits of length, lowest byte first, and its payload.
+    /// transaction, a 16-bit little-endian length, and its payload.
     package static func run(_ bytes: UnsafeRawBufferPointer) {
         guard let kind = bytes.first else { return }
         let rest = Array(bytes.dropFirst())

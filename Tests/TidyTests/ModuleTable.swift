@@ -1,6 +1,6 @@
 import Foundation
 
-/// A target of a package, and what its package says that it may import.
+/// A target of a package, and the imports that its package lists.
 struct PackageTarget {
     let name: String
     /// Relative to the repository.
@@ -14,9 +14,9 @@ struct PackageTarget {
     ]
 }
 
-/// Who may import whom: what the packages say, what the documentation says, and what is done.
+/// The allowed imports: as listed by the packages, as documented, and as in the sources.
 enum ModuleTable {
-    /// What `swift package describe --type json` says of the Swift targets.
+    /// The Swift targets in the output of `swift package describe --type json`.
     static func described(_ json: Data) throws -> [PackageTarget] {
         struct Description: Decodable {
             struct Target: Decodable {
@@ -38,7 +38,7 @@ enum ModuleTable {
             }
     }
 
-    /// What `swift package dump-package` says of a package in a folder, without its dependencies.
+    /// The output of `swift package dump-package` for a package in a folder, without dependencies.
     static func dumped(_ json: Data, in folder: String) throws -> [PackageTarget] {
         struct Dump: Decodable {
             struct Dependency: Decodable {
@@ -68,7 +68,7 @@ enum ModuleTable {
         }
     }
 
-    /// The table of modules in Architecture.md: each module, and what it imports.
+    /// The table of modules in Architecture.md: each module, and its imports.
     static func documented(_ text: String) -> [String: Set<String>] {
         var table: [String: Set<String>] = [:]
         for line in text.split(separator: "\n") {
@@ -91,7 +91,8 @@ enum ModuleTable {
         return Set(text.matches(of: form).map { String($0.1) })
     }
 
-    /// Imports of a target's files that its package does not list, and what is listed in vain.
+    /// Imports of a target's files that its package does not list, and listed ones that are not
+    /// used.
     static func problems(of target: PackageTarget, importing imports: Set<String>) -> [String] {
         let listed = target.dependencies
         return imports.subtracting(listed).subtracting(PackageTarget.platform).sorted().map {

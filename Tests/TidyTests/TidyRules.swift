@@ -1,8 +1,8 @@
 import Foundation
 
-/// The house rules that a program can check.
+/// The style rules that a program can check.
 ///
-/// Each takes a file's text and returns what breaks it.
+/// Each takes a file's text and returns the violations.
 enum TidyRules {
     /// Lines of a Swift or C file at most 100 columns, files at most 600 lines.
     static func lengths(_ text: String) -> [String] {
@@ -36,9 +36,9 @@ enum TidyRules {
         return found
     }
 
-    /// Words that must not be in the tree.
+    /// Words that must not be in the repository.
     static func words(_ text: String) -> [String] {
-        // Put together here, so that this file does not break its own rule.
+        // Joined here, so that this file does not violate its own rule.
         let banned = ["FIX" + "ME", "TO" + "DO", "/wo" + "rk/", "tr" + "y!", "X" + "XX "]
         return banned.filter { text.contains($0) }.map { "contains '\($0)'" }
     }
@@ -54,7 +54,7 @@ enum TidyRules {
         }.map { "calls the kernel: \($0)" }
     }
 
-    /// Markdown files have one title, and something below it.
+    /// Markdown files have one title, and text below it.
     static func markdown(_ text: String) -> [String] {
         var inCode = false
         var titles = 0
@@ -69,7 +69,7 @@ enum TidyRules {
         return found
     }
 
-    /// Names of files.
+    /// Rules for names of files.
     static func name(_ path: String) -> [String] {
         let banned = ["Utils", "Helpers", "Common", "Manager"]
         var found = banned.filter { path.contains($0) }.map { "is called \($0)" }

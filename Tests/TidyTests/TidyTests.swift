@@ -2,12 +2,12 @@ import Foundation
 import Testing
 import VarveTestSupport
 
-/// The house rules over the tree.
+/// Checks the style rules for every file.
 @Suite struct TidyTests {
     private static let root = URL(fileURLWithPath: #filePath)
         .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
 
-    /// Paths relative to the root, of files that end so.
+    /// Paths relative to the root, of files with these endings.
     private static func files(_ folders: [String], _ endings: [String]) -> [String] {
         folders.flatMap { folder -> [String] in
             let base = root.appendingPathComponent(folder).path
@@ -103,7 +103,7 @@ import VarveTestSupport
         try expectNone(documents) { text, _ in TidyRules.markdown(text) }
     }
 
-    /// What an article shows is a program that is built and run.
+    /// The code in an article is from a program that is built and run.
     @Test func codeInGuidesIsTheirProgramsCode() throws {
         let programs = try TidyTests.files(["Examples/Guide"], [".swift"])
             .map { try TidyTests.text($0) }.joined()
@@ -125,7 +125,7 @@ import VarveTestSupport
     }
 }
 
-/// Each rule finds what breaks it.
+/// Each rule finds its violations.
 @Suite struct TidyRulesTests {
     @Test func findLengths() {
         #expect(TidyRules.lengths(String(repeating: "x", count: 101)).count == 1)

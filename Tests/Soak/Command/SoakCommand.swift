@@ -2,7 +2,7 @@ import Glibc
 import SoakRuns
 import SystemPackage
 
-/// Runs of hours where the tests take seconds; Scripts/soak builds it.
+/// Runs of hours of what the tests do in seconds; Scripts/soak builds it.
 @main
 struct SoakCommand {
     private static let usage = """
@@ -43,7 +43,7 @@ struct SoakCommand {
         exit(code)
     }
 
-    /// Prints at once, also into a file.
+    /// Prints without buffering, also into a file.
     private static func say(_ text: String) {
         print(text)
         fflush(nil)
@@ -82,7 +82,7 @@ struct SoakCommand {
                 + "bytes; \(csv) has the size over time")
     }
 
-    /// What a prune costs after one checkpoint was forgotten, in a store and in larger ones.
+    /// The cost of a prune after one checkpoint was forgotten, in a store and in larger ones.
     private static func prune(_ count: Int, _ path: FilePath, seed: UInt64) throws {
         let shapes = [
             (
@@ -128,7 +128,7 @@ struct SoakCommand {
         }
     }
 
-    /// What commands cost on a store of many checkpoints; it is made unless it is there.
+    /// The cost of commands on a store of many checkpoints, which is created if it does not exist.
     private static func many(
         _ count: Int, _ path: FilePath, executable: String, seed: UInt64
     ) throws {
@@ -137,12 +137,12 @@ struct SoakCommand {
             let start = ContinuousClock.now
             try ManyCheckpoints(at: path, checkpointCount: count, seed: seed).make()
             say("made in \(ContinuousClock.now - start)")
-            // A command's memory would count from that of this process, which is large now.
+            // A command's peak memory would begin with that of this process, which is large now.
             execv("/proc/self/exe", CommandLine.unsafeArgv)
             fail("this program cannot be started again", 1)
         }
         let store = path.string
-        // The first one brings the index up, so it is not among those to compare.
+        // The first command updates the index, so it is not compared.
         let commands = [
             ["show", store, "web"], ["log", store, "-n", "10"], ["log", store],
             ["log", store, "--lineage", "db", "-n", "10"], ["show", store, "web"],

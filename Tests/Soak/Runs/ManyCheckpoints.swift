@@ -6,9 +6,9 @@ import PackStore
 public import SystemPackage
 import VarveTestSupport
 
-/// A store with very many checkpoints, and what commands cost on it.
+/// A store with very many checkpoints, and the cost of commands on it.
 public struct ManyCheckpoints: Sendable {
-    /// What one command cost.
+    /// The cost of one command.
     public struct Cost: Sendable {
         /// The command's arguments.
         public let arguments: [String]
@@ -33,10 +33,10 @@ public struct ManyCheckpoints: Sendable {
         self.seed = seed
     }
 
-    /// Takes the checkpoints: of two lineages, `db` each tenth and `web` the others, with two
-    /// changed pages each; each hundredth has a label.
+    /// Takes the checkpoints: of two lineages, every tenth of `db` and the others of `web`, with
+    /// two changed pages each; every hundredth has a label.
     ///
-    /// Nothing is synced, so this takes a fraction of a millisecond a checkpoint.
+    /// Nothing is synced, so each checkpoint takes a fraction of a millisecond.
     public func make() throws {
         try Repository.create(at: path).close()
         let repository = try Repository.open(
@@ -61,7 +61,7 @@ public struct ManyCheckpoints: Sendable {
         try repository.close()
     }
 
-    /// Runs a command, and tells its time and memory; what it prints is thrown away.
+    /// Runs a command, and returns its time and memory; its output is discarded.
     public static func cost(of executable: String, _ arguments: [String]) throws -> Cost {
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)

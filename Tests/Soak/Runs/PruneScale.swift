@@ -7,7 +7,7 @@ import PackStore
 public import SystemPackage
 import VarveTestSupport
 
-/// What a prune after forgetting one checkpoint costs, in stores of several sizes.
+/// The cost of a prune after one checkpoint was forgotten, in stores of several sizes.
 public struct PruneScale: Sendable {
     /// A store.
     public struct Shape: Sendable {
@@ -15,11 +15,11 @@ public struct PruneScale: Sendable {
         public let checkpointCount: Int
         /// Pages of the guest.
         public let pageCount: Int
-        /// Writes between two checkpoints: half of them to random pages, half of them among as
-        /// many pages as there are writes.
+        /// Writes between two checkpoints: half of them to random pages, half of them among as many
+        /// pages as there are writes.
         public let writeCount: Int
 
-        /// Makes a shape.
+        /// Creates a shape.
         public init(checkpointCount: Int, pageCount: Int, writeCount: Int) {
             self.checkpointCount = checkpointCount
             self.pageCount = pageCount
@@ -27,34 +27,34 @@ public struct PruneScale: Sendable {
         }
     }
 
-    /// What one prune cost.
+    /// The cost of one prune.
     public struct Cost: Sendable {
-        /// Milliseconds until the plan was there.
+        /// Milliseconds until the plan was complete.
         public var planMilliseconds = 0.0
-        /// Milliseconds to do what it says.
+        /// Milliseconds to execute the plan.
         public var executeMilliseconds = 0.0
         /// Milliseconds of processor time for both.
         public var processorMilliseconds = 0.0
-        /// Bytes that were read of the repository's files for both, but for LMDB's.
+        /// Bytes that both read of the repository's files, without LMDB's.
         public var readByteCount = 0
         /// Pages that died.
         public var deadPageCount = 0
     }
 
-    /// What a store came to.
+    /// The results for a store.
     public struct Result: Sendable {
         /// Bytes of its packs.
         public var byteCount = 0
-        /// Different pages in it.
+        /// Distinct pages in it.
         public var pageCount = 0
         /// One cost for each checkpoint that was forgotten, in the order of publication.
         public var costs: [Cost] = []
-        /// Milliseconds of processor time to make the index anew.
+        /// Milliseconds of processor time to rebuild the index.
         public var rebuildMilliseconds = 0.0
-        /// Microseconds of processor time for each checkpoint to be taken.
+        /// Microseconds of processor time to take each checkpoint.
         public var captureMicroseconds = 0.0
 
-        /// The middle one of some costs.
+        /// The median of some costs.
         public func median(_ value: (Cost) -> Double) -> Double {
             costs.map(value).sorted()[costs.count / 2]
         }
@@ -73,10 +73,10 @@ public struct PruneScale: Sendable {
 
     /// Takes the checkpoints; then forgets one and prunes, several times.
     ///
-    /// - Parameter roundCount: how many are forgotten, one after the other.
+    /// - Parameter roundCount: the number of checkpoints forgotten, one after the other.
     public func run(roundCount: Int) throws -> Result {
         var result = try prune(roundCount: roundCount)
-        // Nobody has the index open now.
+        // No process has the index open now.
         let files = PosixFiles(root: path)
         for name in try files.list("index") { try files.remove("index/\(name)") }
         let start = PruneScale.processorMilliseconds
@@ -100,7 +100,8 @@ public struct PruneScale: Sendable {
         result.pageCount = statistics.uniquePageCount
         let all = try repository.checkpoints()
         for round in 1...roundCount {
-            // Somewhere in each of as many stretches, and of all places in the series of page maps.
+            // At a random place in each of as many stretches, at every position in the chain of
+            // page maps.
             let stretch = all.count / (roundCount + 2)
             let position = round * stretch + Int.random(in: 0..<stretch, using: &random)
             try repository.forget([all[position].id])
@@ -127,7 +128,7 @@ public struct PruneScale: Sendable {
         session.close()
     }
 
-    /// Writes a page that does not compress.
+    /// Writes an incompressible page.
     private func write(_ frame: UInt64, _ guest: SimulatedGuest, _ random: inout SeededGenerator) {
         let words = (0..<Page.byteCount / 8).map { _ in random.next() }
         guest.with { $0.write(frame, words.withUnsafeBytes { Array($0) }) }
@@ -149,7 +150,7 @@ public struct PruneScale: Sendable {
         return cost
     }
 
-    /// Processor time of this process: what others do on the machine is not in it.
+    /// Processor time of this process, which other work on the machine does not affect.
     private static var processorMilliseconds: Double {
         var time = timespec()
         clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time)

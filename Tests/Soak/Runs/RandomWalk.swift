@@ -7,19 +7,19 @@ import GuestModel
 import PackStore
 import VarveTestSupport
 
-// A random walk of a guest, a store and a disk that fail, against a naive oracle: a full copy of
-// the guest for each checkpoint. Everything is chosen by the seed, so a seed repeats a walk;
-// threads do not matter, because one capture is under way at a time and each has one worker.
+// A random walk of a guest, a store and a failing disk, tested against a naive oracle: a full copy
+// of the guest for each checkpoint. The seed determines everything, so a walk can be repeated;
+// threads do not matter, because one capture is in progress at a time and each has one worker.
 //
-// What must hold after each crash and at the end:
-//   - what was acknowledged and not forgotten is there, and comes back bit for bit;
-//   - what was forgotten is not there;
-//   - what else is there is a whole checkpoint that somebody had begun to take;
-//   - verify is clean, and finds each bit that was flipped.
+// Conditions after each crash and at the end:
+// - every acknowledged checkpoint that was not forgotten exists, and is restored bit for bit;
+// - no forgotten one exists;
+// - every other one that exists is a whole checkpoint whose capture had begun;
+// - verify is clean, and finds each bit that was flipped.
 
 /// A seeded random walk.
 public struct RandomWalk {
-    /// What breaks a rule.
+    /// A violation of a rule.
     public struct Violation: Error, CustomStringConvertible {
         /// The rule, the seed and the step.
         public let description: String
@@ -30,7 +30,7 @@ public struct RandomWalk {
         case write, capture, label, branch, revert, forget, prune, reopen, kill, powerCut
         case failCall, fillDisk, flipBit
 
-        /// How often it comes, of all together.
+        /// Its share of all steps, relative to the others' weights.
         var weight: Int {
             switch self {
             case .write: 30
@@ -69,7 +69,7 @@ public struct RandomWalk {
     var lineage = "a"
     var copies: [CheckpointID: Copy] = [:]
     var order: [CheckpointID] = []
-    /// Guests that a capture was begun for and that was not acknowledged, since the last crash.
+    /// Guests of captures that began since the last crash and were not acknowledged.
     var attempts: [Copy] = []
     /// Checkpoints that a failed call may or may not have forgotten.
     var uncertain: Set<CheckpointID> = []
@@ -79,7 +79,7 @@ public struct RandomWalk {
     var counts: [Step: Int] = [:]
     private static let weights = Step.allCases.flatMap { Array(repeating: $0, count: $0.weight) }
 
-    /// Makes a store and a guest.
+    /// Creates a store and a guest.
     public init(seed: UInt64) throws {
         self.seed = seed
         random = SeededGenerator(seed: seed)
@@ -90,7 +90,7 @@ public struct RandomWalk {
             packByteCountMax: RandomWalk.packByteCountMax)
     }
 
-    /// What was done, in one line.
+    /// A summary in one line.
     public var summary: String {
         let parts = Step.allCases.map { "\($0.rawValue) \(counts[$0] ?? 0)" }
         return "\(stepCount) steps, seed \(seed): " + parts.joined(separator: ", ")
@@ -132,7 +132,7 @@ public struct RandomWalk {
         for _ in 0..<Int.random(in: 1...6, using: &random) {
             let frame = UInt64.random(in: 0..<UInt64(RandomWalk.pageCount), using: &random)
             let value = UInt8.random(in: 0...9, using: &random)
-            // Some are zero, some are alike, some are new.
+            // Some are zero, some are equal, some are new.
             var page = [UInt8](repeating: value / 3, count: Page.byteCount)
             if value > 4 {
                 for index in 0..<64 { page[index * 61] = .random(in: 0...255, using: &random) }
@@ -164,7 +164,7 @@ public struct RandomWalk {
 
     /// Takes a checkpoint.
     ///
-    /// - Returns: false if it failed, which is fine where something was made to fail.
+    /// - Returns: false if it failed, which is correct if a failure was injected.
     @discardableResult
     mutating func capture(label: String?, mayFail: Bool = false) throws -> Bool {
         let copy = Copy(lineage: lineage, pages: guest.with { $0.pages })
@@ -237,7 +237,7 @@ public struct RandomWalk {
         }
     }
 
-    // MARK: - Ends and failures
+    // MARK: - Crashes and failures
 
     private mutating func reopen() throws {
         session?.close()
@@ -247,14 +247,14 @@ public struct RandomWalk {
         try settle()
     }
 
-    /// Ends the process or the machine, and looks at what is left.
+    /// Ends the process or the machine, and checks what is left.
     private mutating func crash(
         _ body: (SimulatedDisk, inout SeededGenerator) -> Void
     ) throws {
         body(disk, &random)
         session = nil
         repository = nil
-        // The index of a machine that lost power is not trusted, whatever it holds.
+        // The index of a machine that lost power is not trusted, whatever its contents.
         if Int.random(in: 0..<4, using: &random) == 0 {
             let files = PosixFiles(root: disk.indexRoot)
             for name in try files.list("index") { try files.remove("index/\(name)") }
@@ -262,7 +262,7 @@ public struct RandomWalk {
         try settle()
     }
 
-    /// After an end: what must be there is there, and what else is there is whole.
+    /// After a crash: every checkpoint that must exist does, and every other one is whole.
     mutating func settle() throws {
         let repository = try openRepository()
         let found = try repository.checkpoints()
@@ -307,10 +307,10 @@ public struct RandomWalk {
         try capture(label: nil)
     }
 
-    /// A bit rots, verify finds it, and the bit turns back.
+    /// A bit flips, verify finds it, and the bit flips back.
     private mutating func flipBit() throws {
         let repository = try openRepository()
-        // What is behind the last checkpoint is nobody's.
+        // Bytes after the last checkpoint belong to none.
         guard try repository.statistics().abandonedByteCount == 0 else { return }
         let before = disk.image
         let packs = (before.names("packs") ?? []).sorted()
@@ -352,7 +352,7 @@ public struct RandomWalk {
         }
     }
 
-    /// Looks at everything.
+    /// Checks everything.
     public mutating func checkAll() throws {
         let repository = try openRepository()
         let found = try repository.checkpoints()
@@ -361,7 +361,7 @@ public struct RandomWalk {
         try prune()
         let report = try repository.verify()
         guard report.isClean else { throw violation("verify: \(report.corruptions)") }
-        // Live pages, what else a checkpoint costs, and one open pack.
+        // Live pages, the other data of each checkpoint, and one open pack.
         let statistics = try repository.statistics()
         let limit = statistics.uniquePageCount * 5000 + order.count * 8000 + (1 << 20)
         guard disk.image.byteCount < limit else {

@@ -10,11 +10,11 @@ import Synchronization
 public import SystemPackage
 import VarveTestSupport
 
-/// Checkpoint after checkpoint into a store on a real disk, with forget and prune beside.
+/// Takes checkpoints into a store on a real disk, while others are forgotten and pruned.
 public final class StoreSoak: Sendable {
-    /// What it came to.
+    /// The results.
     public struct Result: Sendable {
-        /// One line for each look at the store: checkpoints taken, seconds, bytes of packs,
+        /// One line for each sample of the store: checkpoints taken, seconds, bytes of packs,
         /// checkpoints kept.
         public var lines: [String] = ["checkpoints,seconds,bytes,kept"]
         /// Checkpoints that were restored and compared.
@@ -25,7 +25,7 @@ public final class StoreSoak: Sendable {
         public var byteCountMax = 0
     }
 
-    /// What breaks a rule.
+    /// A violation of a rule.
     public struct Violation: Error, CustomStringConvertible {
         /// The rule.
         public let description: String
@@ -33,7 +33,7 @@ public final class StoreSoak: Sendable {
 
     private static let pageCount = 2000
     private static let writesPerCheckpoint = 20
-    /// The newest ones that are kept, and every how many of the older ones.
+    /// How many of the newest are kept, and the interval of the older ones that are kept.
     private static let keptCount = 200
     private static let keptStride = 50
 
@@ -47,7 +47,7 @@ public final class StoreSoak: Sendable {
     private let copies = Mutex<[CheckpointID: [UInt64: [UInt8]]]>([:])
     private let start = ContinuousClock.now
 
-    /// Makes a store in a directory that is empty or does not exist.
+    /// Creates a store in a directory that is empty or does not exist.
     public init(at path: FilePath, checkpointCount: Int, seed: UInt64) throws {
         try Repository.create(at: path).close()
         repository = try Repository.open(
@@ -56,7 +56,7 @@ public final class StoreSoak: Sendable {
         self.seed = seed
     }
 
-    /// Runs to the end.
+    /// Runs until the end.
     public func run() throws -> Result {
         let pruner = Threads.Thread { self.pruneUntilDone() }
         let outcome = Swift.Result { try self.captureAll() }
@@ -112,7 +112,7 @@ public final class StoreSoak: Sendable {
         result.withLock { $0.restoredCount += 1 }
     }
 
-    /// Restores what is still there of every tenth one, once more.
+    /// Restores every tenth remaining checkpoint once more.
     private func restoreKept() throws {
         let copies = copies.withLock { $0 }
         for checkpoint in try repository.checkpoints() {
@@ -120,7 +120,7 @@ public final class StoreSoak: Sendable {
         }
     }
 
-    // MARK: - Beside
+    // MARK: - In parallel
 
     private func pruneUntilDone() {
         while !isDone.load(ordering: .acquiring) {
