@@ -40,8 +40,8 @@ public enum Child {
     /// - Parameters:
     ///   - arguments: the program's name first.
     ///   - input: a file that is its standard input.
-    /// - environment: added to this process's.
-    /// - output: a file for its standard output and error; nil: the output is returned.
+    ///   - environment: added to this process's.
+    ///   - output: a file for its standard output and error; nil: the output is returned.
     public static func run(
         _ arguments: [String], input: String = "/dev/null", environment: [String: String] = [:],
         output: String? = nil

@@ -54,9 +54,9 @@ public final class Comparison {
     /// Adds a time that was measured elsewhere, or by another program.
     ///
     /// - Parameters:
-    /// - byteCount: bytes processed.
-    /// - x: its position on the curve.
-    /// - child: the program, for its processor time and memory.
+    ///   - byteCount: bytes processed.
+    ///   - x: its position on the curve.
+    ///   - child: the program, for its processor time and memory.
     public func add(
         _ name: String, _ role: Role, seconds: Double, byteCount: Int? = nil,
         at x: (value: Double, curve: String)? = nil, child: ChildResult? = nil
@@ -107,11 +107,11 @@ public final class Comparison {
 ///
 /// - Parameters:
 ///   - id: `suite.what`, the figure's name.
-/// - title: what is timed, as printed in the report.
-/// - rounds: how often each series is timed, after one untimed round; 1 has no untimed round.
-/// - setup: creates the state that the rounds use.
-/// - finish: adds results after the last round.
-/// - round: times the subject and the others once.
+///   - title: what is timed, as printed in the report.
+///   - rounds: how often each series is timed, after one untimed round; 1 has no untimed round.
+///   - setup: creates the state that the rounds use.
+///   - finish: adds results after the last round.
+///   - round: times the subject and the others once.
 public func compare<Subject>(
     _ id: String, _ title: String, rounds: Int,
     setup: @escaping (Comparison) throws -> Subject,

@@ -7,7 +7,7 @@ import Measuring
 //   report make FIGURES DIRECTORY [--counts JSON] [--soak CSV] [--xen TEXT] [--quick]
 //       results.json in DIRECTORY, and from it RESULTS.md and plots/*.svg
 //   report render DIRECTORY
-// RESULTS.md and the plots again, from the existing results.json
+//       RESULTS.md and the plots again, from the existing results.json
 
 @main
 struct ReportCommand {

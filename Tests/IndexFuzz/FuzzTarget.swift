@@ -1,8 +1,8 @@
 // A target for libFuzzer; Scripts/fuzz builds and runs it. Conditions for any file in place of
 // LMDB's:
 //
-// - the check ends, with or without a fault, and reads nothing outside the file
-// - if it finds none, LMDB can read and change all of it without a trap, an abort or a stray read
+//   - the check ends, with or without a fault, and reads nothing outside the file
+//   - if it finds none, LMDB can read and change all of it without a trap, an abort or a stray read
 //
 // Checksums of values are left out: no input would pass them, and the structures that LMDB follows
 // must be sound without them.

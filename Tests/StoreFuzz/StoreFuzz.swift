@@ -2,9 +2,9 @@
 // and over mutations of it. Conditions for any bytes in a record or in a pack, with right checksums
 // around them:
 //
-// - decoding ends, with a value or a FormatError, and reads nothing outside the input
-// - a decoded value encodes to the same bytes, if each value has one form
-// - a pack is scanned and salvaged, and each record that the scan names can be read
+//   - decoding ends, with a value or a FormatError, and reads nothing outside the input
+//   - a decoded value encodes to the same bytes, if each value has one form
+//   - a pack is scanned and salvaged, and each record that the scan names can be read
 import CheckpointFormat
 import GuestModel
 

@@ -1,13 +1,13 @@
 public import GuestModel
 
-/// A second object of one guest, which claims itself alone: as an embedder's guest does that knows
-/// nothing of owners.
+/// A second object for one guest, which claims only itself: like an embedder's guest that does not
+/// know about owners.
 ///
-/// Everything else is the guest's own, its dirty log too.
+/// Everything else is the guest's own, including its dirty log.
 public final class AnotherView: WritableGuest {
     private let base: any WritableGuest
 
-    /// Makes a view of a guest.
+    /// Creates a view of a guest.
     public init(of base: any WritableGuest) { self.base = base }
 
     /// The guest's.

@@ -3,16 +3,16 @@ import Glibc
 package import PackStore
 import Synchronization
 
-/// Files over others that count the calls and the bytes.
+/// Wraps files and counts the calls and bytes.
 package final class CountingFiles: RepositoryFiles {
-    /// What went through so far.
+    /// The counts so far.
     package struct Tally: Equatable, Sendable {
         package var reads = 0
         package var readBytes = 0
         package var writes = 0
         package var writtenBytes = 0
         package var syncs = 0
-        /// Opens, renames, removals, directory syncs and the like.
+        /// Opens, renames, removals, directory syncs and others.
         package var others = 0
 
         package static func - (left: Tally, right: Tally) -> Tally {

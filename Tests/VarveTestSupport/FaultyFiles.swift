@@ -2,13 +2,13 @@ import CheckpointStore
 package import PackStore
 import Synchronization
 
-/// Files over others that fail at the n-th call that changes something.
+/// Wraps files and fails at the n-th call that changes something.
 package final class FaultyFiles: RepositoryFiles {
-    /// What fails from some call on, and goes on failing.
+    /// The calls that fail from some call on.
     package enum Lasting: Sendable, CaseIterable {
-        /// Each call: as for a process that is killed.
+        /// Every call: as for a process that is killed.
         case everything
-        /// What needs room on the disk, which is full.
+        /// Calls that need space on the disk, which is full.
         case growth
 
         fileprivate func errno(_ call: String) -> Int32? {
@@ -43,12 +43,12 @@ package final class FaultyFiles: RepositoryFiles {
         }
     }
 
-    /// Makes the n-th changing call from now fail, and what comes after it.
+    /// Makes the n-th changing call from now and later calls fail.
     package func failCalls(from count: Int, _ failure: Lasting) {
         state.withLock { $0.lasting = (count, failure, false) }
     }
 
-    /// Ends what `failCalls` began.
+    /// Ends the effect of `failCalls`.
     ///
     /// - Returns: true if any call has failed.
     @discardableResult
@@ -59,12 +59,12 @@ package final class FaultyFiles: RepositoryFiles {
         }
     }
 
-    /// Runs something before the n-th changing call, or look at the store's place, from now.
+    /// Runs a closure before the n-th changing call, or check of the store's place, from now.
     package func before(call count: Int, _ body: @escaping @Sendable () -> Void) {
         state.withLock { $0.event = (count, body) }
     }
 
-    /// Runs something before the next read of a byte of a file.
+    /// Runs a closure before the next read of a byte of a file.
     package func beforeRead(
         of path: String, at offset: UInt64, _ body: @escaping @Sendable () -> Void
     ) {
@@ -81,7 +81,7 @@ package final class FaultyFiles: RepositoryFiles {
         event?()
     }
 
-    /// True if what `before` was given has not been run.
+    /// True if the closure given to `before` has not been run.
     package var isEventAhead: Bool { state.withLock { $0.event != nil } }
 
     /// Changing calls so far.
@@ -183,7 +183,7 @@ private final class FaultyFile: RepositoryFile {
         do throws(FileError) {
             try owner.check("pwrite", path)
         } catch {
-            // A failed write has left half of itself behind.
+            // A failed write has written half of its data.
             let half = UnsafeRawBufferPointer(rebasing: bytes[..<(bytes.count / 2)])
             try inner.write(half, at: offset)
             throw error

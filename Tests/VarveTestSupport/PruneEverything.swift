@@ -1,7 +1,7 @@
 package import CheckpointStore
 
 extension PruneOptions {
-    /// Options that leave nothing unused, whatever it costs.
+    /// Options that leave nothing unused, at any cost.
     package static var everything: PruneOptions {
         var options = PruneOptions(unusedPercentMax: 0)
         options.rewriteByteCountMin = 1

@@ -1,6 +1,6 @@
 import Glibc
 
-/// Random numbers that a seed repeats.
+/// Random numbers that are repeatable by seed.
 ///
 /// SplitMix64: G. Steele et al., OOPSLA 2014.
 public struct SeededGenerator: RandomNumberGenerator, Sendable {

@@ -1,44 +1,45 @@
 public import GuestModel
 import Synchronization
 
-/// A guest in an array, with a dirty log, that writes to itself while it is copied and fails when
-/// told to.
+/// A guest in an array, with a dirty log, that writes to itself while it is copied and fails on
+/// request.
 public final class SimulatedGuest: WritableGuest {
-    /// What the guest is made of.
+    /// The state of the guest.
     public struct State: Sendable {
         /// Pages that exist.
         public var pages: [UInt64: [UInt8]] = [:]
-        /// The state besides memory.
+        /// The state other than memory.
         public var state = GuestState.empty
         var dirty = DirtyBitmap()
-        /// The log that runs; nil if none does.
+        /// The active log; nil if there is none.
         var log: DirtyLog?
         var isTracking: Bool { log != nil }
         /// True between `pause` and `resume`.
         public internal(set) var isPaused = false
-        /// Called when it is resumed, and after each copy while it runs: its chance to write.
+        /// Called when it is resumed, and after each copy while it runs, so that it can write.
         var live: (@Sendable (inout State) -> Void)?
         /// Called after each read of the log while it runs.
         public var afterRead: (@Sendable (inout State) -> Void)?
-        /// Calls until somebody else begins a log, and whether they end it; nil: nobody does.
+        /// Calls until an intruder begins a log, and whether the intruder ends it; nil: no
+        /// intruder.
         var intruder: (callsLeft: Int, ends: Bool)?
-        /// Calls until the one that fails; nil: none does.
+        /// Calls until the one that fails; nil: none fails.
         var callsUntilFailure: Int?
-        /// How often it was paused so far.
+        /// The number of pauses so far.
         public internal(set) var pauseCount = 0
         var resumeCount = 0
         /// Calls of `resume` that fail from now on.
         public var failingResumeCount = 0
-        /// What the pages held when it was resumed last.
+        /// The pages when it was last resumed.
         public fileprivate(set) var resumedPages: [UInt64: [UInt8]] = [:]
-        /// What `layout` answers, if not the frames of `pages`.
+        /// The result of `layout`, if not the frames of `pages`.
         public var statedLayout: GuestLayout?
-        /// Frames whose writes the log does not notice: a tracker that lies.
+        /// Frames whose writes are not logged: a tracker that loses writes.
         public var unloggedFrames: Set<UInt64> = []
-        /// What the next takes answer.
+        /// The results of the next takes.
         public var knowledge = DirtyKnowledge.complete
 
-        /// Before a call: somebody who shares the log has a turn.
+        /// Before a call: an intruder who shares the log may act.
         mutating func letIntruderIn() {
             guard let (callsLeft, ends) = intruder else { return }
             intruder = callsLeft == 0 ? nil : (callsLeft - 1, ends)
@@ -60,7 +61,7 @@ public final class SimulatedGuest: WritableGuest {
     private let state: Mutex<State>
     private let hasLog: Bool
 
-    /// Makes a guest of zero pages.
+    /// Creates a guest of zero pages.
     public init(layout: GuestLayout, hasLog: Bool = true) {
         var initial = State()
         for run in layout.runs {
@@ -72,7 +73,7 @@ public final class SimulatedGuest: WritableGuest {
         self.hasLog = hasLog
     }
 
-    /// Looks at, or changes, the guest.
+    /// Reads or changes the guest's state.
     public func with<T: Sendable>(_ body: (inout State) -> T) -> T {
         state.withLock { body(&$0) }
     }
@@ -87,14 +88,14 @@ public final class SimulatedGuest: WritableGuest {
         state.withLock { $0.callsUntilFailure = count }
     }
 
-    /// Makes somebody else begin a log of their own after some calls, whose set they take.
+    /// Makes an intruder begin a log after some calls, and take its dirty set.
     ///
-    /// - Parameter ends: they end it too, so that no log runs.
+    /// - Parameter ends: the intruder ends the log too, so that none is active.
     public func intrude(after count: Int, ends: Bool) {
         state.withLock { $0.intruder = (count, ends) }
     }
 
-    /// How often it was paused and not resumed.
+    /// The number of pauses without a resume.
     public var pausesOpen: Int { state.withLock { $0.pauseCount - $0.resumeCount } }
 
     private func call<T: Sendable>(
@@ -124,7 +125,7 @@ public final class SimulatedGuest: WritableGuest {
         }
     }
 
-    /// The log, if it was made with one.
+    /// The log, if the guest was created with one.
     public var dirtyTracking: (any DirtyTracking)? { hasLog ? self : nil }
 
     /// Stops writes.
@@ -136,7 +137,7 @@ public final class SimulatedGuest: WritableGuest {
         }
     }
 
-    /// Lets writes go on.
+    /// Allows writes again.
     public func resume() throws(GuestError) {
         let fails = state.withLock { state in
             defer { state.failingResumeCount = max(0, state.failingResumeCount - 1) }
@@ -193,7 +194,7 @@ public final class SimulatedGuest: WritableGuest {
         }
     }
 
-    /// False: it may hold anything.
+    /// False: it may have any contents.
     public var startsZeroed: Bool { false }
 
     /// Copies pages in.
@@ -233,7 +234,7 @@ extension SimulatedGuest: DirtyTracking {
 
     /// Takes the log.
     ///
-    /// A failing take has destroyed it, as Xen's may.
+    /// A failing take has destroyed the set, as Xen may.
     public func takeDirty(
         _ log: DirtyLog, into bitmap: inout DirtyBitmap, isFinal: Bool
     ) throws(GuestError) -> DirtyKnowledge {
@@ -258,7 +259,7 @@ extension SimulatedGuest: DirtyTracking {
         return knowledge
     }
 
-    /// Counts the log.
+    /// Counts the pages in the log.
     public func peekDirtyCount(_ log: DirtyLog) throws(GuestError) -> Int {
         try call("peekDirtyCount") { $0.dirty.count }
     }

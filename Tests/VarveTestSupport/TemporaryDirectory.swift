@@ -1,15 +1,15 @@
 import Foundation
 public import SystemPackage
 
-/// A directory that goes with this value.
+/// A directory that is removed with this value.
 public final class TemporaryDirectory: Sendable {
-    /// Where it is.
+    /// Its path.
     public let path: FilePath
 
-    /// Makes it, under TMPDIR or /tmp.
+    /// Creates it, under TMPDIR or /tmp.
     ///
-    /// - Parameter inMemory: in the system's memory if it has a place for that: for tests that make
-    ///   thousands of indexes, where only what is lost at a power cut is simulated.
+    /// - Parameter inMemory: in the system's memory if it has a place for that: for tests that
+    ///   create thousands of indexes, where only a power cut's effects are simulated.
     public init(inMemory: Bool = false) {
         var base = ProcessInfo.processInfo.environment["TMPDIR"] ?? "/tmp"
         if inMemory, FileManager.default.isWritableFile(atPath: "/dev/shm") { base = "/dev/shm" }

@@ -1,7 +1,7 @@
 import CheckpointStore
 package import PackStore
 
-/// Files over others that are never synced, for stores that need no durability.
+/// Wraps files and never syncs them, for stores that need no durability.
 package final class UnsyncedFiles: RepositoryFiles {
     private let inner: any RepositoryFiles
 

@@ -1,36 +1,36 @@
 import Dispatch
 public import Foundation
 
-/// How a program ended, and what it printed.
+/// How a program ended, and its output.
 public struct ProcessEnd {
     /// The exit code, or the number of the signal that ended it.
     public let status: Int32
-    /// What it printed on standard output.
+    /// Its standard output.
     public let output: Data
-    /// And on standard error.
+    /// Its standard error.
     public let error: Data
 }
 
 extension Process {
-    // A serial queue of its own: it has a thread when all others wait.
+    // A serial queue of its own: it has a thread even when all others wait.
     private static let watch = DispatchQueue(label: "watched processes")
 
-    /// Starts a program, which is killed with all of its process group if it has not ended in time:
-    /// a test that waits forever would hide all others.
+    /// Starts a program, and kills it with its whole process group if it does not end in time: a
+    /// test that waits forever would hide the results of all others.
     ///
-    /// - Parameter seconds: how long it may take; the machine may be busy.
+    /// - Parameter seconds: the limit; the machine may be busy.
     public func runWatched(seconds: Int = 300) throws {
         try run()
         let process = processIdentifier
         Process.watch.asyncAfter(deadline: .now() + .seconds(seconds)) { [weak self] in
             guard let self, self.isRunning else { return }
             print("killed: it has not ended after \(seconds) s: \(self.arguments ?? [])")
-            // Foundation gives each program a process group of its own.
+            // Foundation starts each program in its own process group.
             kill(-process, SIGKILL)
         }
     }
 
-    /// Runs a program to its end, without input unless some was given, and reads what it prints.
+    /// Runs a program until it ends, by default without input, and reads its output.
     public func runToEnd(seconds: Int = 300) throws -> ProcessEnd {
         let (output, error) = (Pipe(), Pipe())
         standardOutput = output
@@ -42,7 +42,7 @@ extension Process {
         return waitForEnd(output, error)
     }
 
-    /// Reads what a program prints until it has ended.
+    /// Reads a program's output until it has ended.
     public func waitForEnd(_ output: Pipe, _ error: Pipe) -> ProcessEnd {
         var streams = [output, error].map {
             pollfd(

@@ -4,7 +4,7 @@ import Testing
 import Varve
 import VarveTestSupport
 
-/// Where real streams are.
+/// The directory of real streams.
 enum RealStreams {
     private static let folder = ProcessInfo.processInfo.environment["VARVE_XEN_STREAMS"]
     static let files: [String] = {
@@ -22,11 +22,11 @@ enum RealStreams {
     }()
 }
 
-/// Streams that real Xen wrote; Scripts/xen-test leaves some in the folder VARVE_XEN_STREAMS names.
+/// Streams written by real Xen; Scripts/xen-test leaves some in the folder VARVE_XEN_STREAMS names.
 @Suite(.serialized, .enabled(if: RealStreams.isThere)) struct RealStreamTests {
     private let directory = TemporaryDirectory()
 
-    /// Every epoch is a checkpoint, and each comes out equal, page for page and record for record.
+    /// Every epoch is a checkpoint, and its export is equal, page for page and record for record.
     @Test(arguments: RealStreams.files)
     func comesOutEqual(_ file: String) throws {
         let bytes = [UInt8](try Data(contentsOf: URL(fileURLWithPath: file)))
@@ -67,7 +67,7 @@ enum RealStreams {
         let process = Process()
         process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
         process.arguments = ["python3", verifier, "--quiet", "--format=xl", "--in=\(file)"]
-        // Beside it in its package: .../bin/verify-stream-v2 and .../lib/python.
+        // Next to it in its package: .../bin/verify-stream-v2 and .../lib/python.
         let root = URL(fileURLWithPath: verifier).deletingLastPathComponent()
             .deletingLastPathComponent()
         process.environment = ["PYTHONPATH": root.appendingPathComponent("lib/python").path]

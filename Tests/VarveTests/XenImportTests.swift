@@ -3,7 +3,7 @@ import Testing
 import Varve
 import VarveTestSupport
 
-/// Streams of Xen in a repository: each epoch a checkpoint, whatever happens to the stream.
+/// Xen streams in a repository: each epoch becomes a checkpoint, whatever happens to the stream.
 @Suite struct XenImportTests {
     private let directory = TemporaryDirectory()
 
@@ -32,7 +32,7 @@ import VarveTestSupport
         return NaiveStream(output)
     }
 
-    /// What must be the same when one side was written as a bare libxc stream.
+    /// The parts that must be equal when one side was written as a bare libxc stream.
     private static func differences(
         _ checkpoint: NaiveStream, _ source: NaiveStream, _ epoch: Int
     ) -> [String] {
@@ -115,7 +115,8 @@ import VarveTestSupport
         try repository.close()
     }
 
-    /// Cut at every boundary of a record and at random places: whole epochs only, each right.
+    /// Truncated at every boundary of a record and at random places: whole epochs only, each
+    /// correct.
     @Test func aStreamThatIsCutLeavesWholeEpochs() throws {
         let repository = try repository()
         var random = TestSeed.generator(743)
@@ -161,7 +162,7 @@ import VarveTestSupport
         try repository.close()
     }
 
-    /// A wrong record after whole epochs: they stay, and the error is told.
+    /// A wrong record after whole epochs: they are kept, and the error is reported.
     @Test func aDamagedStreamLeavesWholeEpochs() throws {
         let repository = try repository()
         var random = TestSeed.generator(744)
@@ -177,7 +178,7 @@ import VarveTestSupport
         try repository.close()
     }
 
-    /// What comes after the last CHECKPOINT of a stream that ends is no epoch.
+    /// The records after the last CHECKPOINT of a stream that ends are not an epoch.
     @Test func aPartEpochBeforeTheEndIsDropped() throws {
         let repository = try repository()
         var random = TestSeed.generator(745)

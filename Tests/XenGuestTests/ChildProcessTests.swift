@@ -4,7 +4,7 @@ import Testing
 
 @testable import XenGuest
 
-/// Programs that run beside this one.
+/// Child processes.
 @Suite struct ChildProcessTests {
     private func shell(_ script: String) -> [String] { ["/bin/sh", "-c", script] }
 
@@ -20,7 +20,7 @@ import Testing
     @Test func writingToADeadChildIsAnErrorAndNoSignal() throws {
         let child = try ChildProcess(shell("exec 0<&-; exit 3"))
         while child.isRunning { usleep(1000) }
-        // Programs that other tests start hold its pipe until their own begin.
+        // Programs started by other tests have its pipe open until their own exec.
         let error = failure {
             for _ in 0..<1000 {
                 try write(child, [1, 2, 3])
@@ -76,7 +76,7 @@ import Testing
         #expect(error?.message.contains("/nonexistent/program") == true)
     }
 
-    /// Descriptors that a failed start leaves open would add up.
+    /// Descriptors left open by failed starts would accumulate.
     @Test func aProgramThatDoesNotStartLeavesNoDescriptor() {
         func highest() -> Int32 {
             let descriptor = dup(2)
@@ -87,11 +87,11 @@ import Testing
         for _ in 0..<200 {
             _ = failure { _ = try ChildProcess(["/nonexistent/program"], collectsOutput: true) }
         }
-        // Other tests open files beside this one.
+        // Other tests open files in parallel.
         #expect(highest() < before + 150)
     }
 
-    /// Whoever lets go of a child, before or after its end, leaves no entry of it.
+    /// A child that is released, before or after its end, leaves no zombie.
     @Test(arguments: ["read -r line", "exit 0"])
     func aChildThatNobodyWaitsForIsReaped(ending: String) throws {
         var child: ChildProcess? = try ChildProcess(

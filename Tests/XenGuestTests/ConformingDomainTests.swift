@@ -6,7 +6,7 @@ import XenStream
 
 @testable import XenGuest
 
-/// Domains of the simulated hypervisor against the checks that hold for every guest.
+/// Runs the checks for every guest on domains of the simulated hypervisor.
 @Suite struct ConformingDomainTests {
     private static func subject(
         _ pauseMode: XenPauseMode, comparesAll: Bool, _ xen: FakeXen,

@@ -8,7 +8,7 @@ import VarveTestSupport
 
 @testable import XenGuest
 
-/// The dirty log, and what is done where it says nothing or too little.
+/// The dirty log, and the actions taken where it is missing or incomplete.
 @Suite struct DomainLogTests {
     private func enable(_ scene: Scene, errno: Int32) throws -> GuestError? {
         scene.xen.with(Scene.number) { $0.log.enableErrno = errno }
@@ -65,7 +65,7 @@ import VarveTestSupport
         _ = try scene.capture()
         scene.write()
         scene.xen.with(Scene.number) { domain in
-            // What it wrote is not in the set: that is why it failed.
+            // Its writes are not in the set: that is the failure.
             domain.log.dirty = DirtyBitmap()
             domain.log.hasFailed = true
         }
@@ -114,7 +114,7 @@ import VarveTestSupport
         let session = try scene.open()
         _ = try scene.capture()
         let domain = try #require(scene.domain)
-        // The call after this many of `stop`.
+        // The first call of `stop` fails.
         scene.xen.failCall(0, errno: EIO)
         session.close()
         scene.expectSound(isLogOn: true)
@@ -147,7 +147,7 @@ import VarveTestSupport
             #expect(!set.contains(PageFrameNumber(4)), "granted and not mapped so")
             #expect(set.contains(PageFrameNumber(2105)) == isFinal, "mapped by the hypervisor")
         }
-        // A frame beyond the guest's memory is nobody's.
+        // A frame outside the guest's memory is ignored.
         scene.xen.with(Scene.number) { $0.grants.append(GrantEntry(flags: 1 << 4, frame: 1 << 40)) }
         var set = DirtyBitmap()
         _ = try domain.takeDirty(log, into: &set, isFinal: false)
@@ -163,7 +163,7 @@ import VarveTestSupport
         let count = scans()
         #expect(try domain.layout() == before)
         #expect(scans() == count, "the layout is remembered")
-        // A bit without a page is no news; one with a page is.
+        // A bit without a page is ignored; one with a page is not.
         scene.xen.with(Scene.number) { $0.markDirty(1000) }
         var set = DirtyBitmap()
         _ = try domain.takeDirty(log, into: &set, isFinal: false)

@@ -10,7 +10,7 @@ import XenStream
 
 @testable import XenGuest
 
-/// A domain has one owner, among the processes of dom0 too.
+/// A domain has one owner among all processes of dom0.
 @Suite struct DomainOwnerTests {
     private let directory = TemporaryDirectory()
     private var locks: String { directory.path.appending("locks").string }
@@ -35,7 +35,7 @@ import XenStream
         }
         #expect(error?.code == .busy)
         #expect(error?.message.hasPrefix("this process already owns domain 7") == true)
-        // Its guest goes on, and so does its session.
+        // Its guest and its session continue.
         scene.write()
         _ = try scene.capture()
         scene.expectSound(isLogOn: true)
@@ -50,14 +50,14 @@ import XenStream
         #expect(try String(contentsOfFile: file, encoding: .utf8) == "\(getpid())\n")
     }
 
-    /// As in a program that another thread starts, until it gives its copies up.
+    /// As in a program started by another thread, until its copies are closed.
     @Test func aCopyOfTheDescriptorKeepsNoLock() throws {
         var lock: DomainLock? = try DomainLock(of: 7, in: locks)
         let copy = dup(try #require(lock).descriptor)
         defer { close(copy) }
         lock = nil
         lock = try DomainLock(of: 7, in: locks)
-        // But a guard that lives on does.
+        // But a copy in a surviving guard does.
         let guards = dup(try #require(lock).descriptor)
         lock?.leaveToGuard()
         lock = nil
@@ -66,7 +66,7 @@ import XenStream
         withExtendedLifetime(try DomainLock(of: 7, in: locks)) {}
     }
 
-    /// The other process: it holds the lock until its input ends, or it is killed.
+    /// The other process: it has the lock until its input ends, or it is killed.
     private func holder(_ path: String) throws -> ChildProcess {
         let child = try ChildProcess(
             ["flock", "-x", path, "/bin/sh", "-c", "echo $$ >\(path); printf +; read -r line"],
@@ -108,7 +108,8 @@ import XenStream
         withExtendedLifetime((seven, eight)) {}
     }
 
-    /// The checkpointer is dead and its guard puts the domain right: nobody comes in between.
+    /// The checkpointer is dead and its guard restores the domain: no other owner can come in
+    /// between.
     @Test func theGuardKeepsTheLockUntilItIsDone() throws {
         var lock: DomainLock? = try DomainLock(of: 7, in: locks)
         let guardian = try XenGuard(
@@ -122,7 +123,7 @@ import XenStream
         withExtendedLifetime(try DomainLock(of: 7, in: locks)) {}
     }
 
-    // MARK: - Places that are not safe
+    // MARK: - Unsafe directories
 
     @Test func aDirectoryThatCannotBeMadeIsSaid() {
         let error = refusal(in: "\(locks)/is/not/there")

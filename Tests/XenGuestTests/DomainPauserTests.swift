@@ -8,9 +8,9 @@ import XenStream
 
 @testable import XenGuest
 
-/// How a domain answers the request to suspend, and what becomes of it.
+/// The answers of a domain to a request to suspend, and their results.
 @Suite struct DomainPauserTests {
-    /// A guest that answers at once is not too late however busy the machine is.
+    /// A guest that answers at once is not too late, however busy the machine is.
     private static let promptly = FakeDomain.Answer.suspends(acknowledgedAfter: 0, stillAfter: 0)
 
     private func make(_ salt: UInt64, pauseMode: XenPauseMode = .suspend) throws -> Scene {
@@ -152,7 +152,7 @@ import XenStream
         let scene = try make(8410)
         #expect(try code(scene, .acknowledgesOnly)?.code == .timedOut)
         try expectGoesOn(scene)
-        // This one is another tool's.
+        // This one belongs to another tool.
         scene.xen.suspendNow(Scene.number)
         #expect(failure { _ = try scene.capture() }?.code == .busy)
         #expect(scene.xen.with(Scene.number) { $0.facts.shutdown } == .suspend)

@@ -26,9 +26,9 @@ import XenStream
                 + "\(thrown) of them ended it; seed \(TestSeed.value)")
     }
 
-    /// Fails each call of a body in turn, and has what comes after each looked at.
+    /// Fails each call of a body in turn, and checks the state after each.
     ///
-    /// - Returns: how many calls failed, and how many of them ended the body.
+    /// - Returns: the number of calls that failed, and how many of them ended the body.
     private func failEach(
         _ scene: Scene, _ failed: Case, _ body: () throws -> Void,
         before: () throws -> Void, after: (_ call: String) throws -> Void
@@ -76,7 +76,7 @@ import XenStream
         FailedCallTests.report("capture", failed, tried, thrown)
     }
 
-    /// From nothing: opening, the first capture, one more, and letting go.
+    /// From the beginning: opening, the first capture, another one, and closing.
     @Test(arguments: cases)
     func aFailedCallOfASessionLeavesTheDomainAsItWas(failed: Case) throws {
         let scene = try Scene(8601, pauseMode: failed.pauseMode)
@@ -113,7 +113,7 @@ import XenStream
             scene.write()
         } after: { call in
             scene.expectSound(isLogOn: nil, call)
-            // Whatever the revert has written until it failed is in the next checkpoint.
+            // The pages that the revert wrote before it failed are in the next checkpoint.
             _ = try scene.capture(call)
             scene.write()
             try scene.revert(to: scene.checkpoints[1], call)

@@ -10,8 +10,8 @@ import XenStream
 
 @testable import XenGuest
 
-/// A domain of a simulated hypervisor, a session over it in a repository, and the copy of all its
-/// memory that is made whenever it is let go, to compare with.
+/// A domain of a simulated hypervisor, a session for it in a repository, and a copy of all its
+/// memory from each resume, for comparison.
 final class Scene {
     static let number: UInt32 = 7
 
@@ -46,7 +46,7 @@ final class Scene {
         xen.add(guest)
     }
 
-    /// Takes charge of the domain, once or anew.
+    /// Becomes the domain's owner, for the first time or again.
     @discardableResult
     func open() throws -> CaptureSession {
         close()
@@ -89,7 +89,7 @@ final class Scene {
         return result
     }
 
-    /// Reverts in place, and compares all of the domain with the copy of then.
+    /// Reverts in place, and compares the whole domain with the checkpoint's copy.
     func revert(to checkpoint: Checkpoint, _ note: @autoclosure () -> String = "") throws {
         let session = try session ?? open()
         try session.revert(to: checkpoint)
@@ -101,7 +101,7 @@ final class Scene {
         #expect(now.context == then.context, "the processors \(note())")
     }
 
-    /// Frames whose page in the checkpoint is not the copy's.
+    /// Frames whose page in the checkpoint differs from the copy's.
     func differences(_ checkpoint: Checkpoint, _ copy: FakeDomain.Copy) throws -> [UInt64] {
         let restored = SimulatedGuest(layout: .empty)
         _ = try Restore.run(checkpoint, from: repository, into: restored)
@@ -110,19 +110,19 @@ final class Scene {
             .sorted()
     }
 
-    /// The domain runs as if nothing had been done to it.
+    /// The domain runs as before.
     func expectSound(isLogOn: Bool? = nil, _ note: @autoclosure () -> String = "") {
         let found = xen.complaints(Scene.number, isLogOn: isLogOn)
         #expect(found.isEmpty, "\(note())")
     }
 }
 
-/// One sentence, with nothing but it.
+/// One sentence, and nothing else.
 func isSentence(_ text: String) -> Bool {
     text.count > 10 && !text.contains("\n") && !text.contains(". ") && !text.hasSuffix(".")
 }
 
-/// The error of something that must fail, which says one sentence.
+/// The error of a call that must fail, whose message is one sentence.
 func failure(
     _ location: SourceLocation = #_sourceLocation, of body: () throws -> Void
 ) -> GuestError? {

@@ -16,7 +16,7 @@ import XenStream
         #expect(stub.bytes == code + [UInt8](repeating: 0, count: 16 + 2 * 8))
         let intel = TimerStub(frame: PageFrameNumber(66), processors: [0], isAMD: false)
         #expect(intel.bytes[2] == 0xc1, "vmcall")
-        // The second processor's record: its number, and where its own answer goes.
+        // The second processor's record: its number, and the address of its own result.
         let record = stub.registers(of: 1, in: [UInt8](repeating: 0xaa, count: 1032))
         func word(_ offset: Int) -> UInt64 {
             record.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset, as: UInt64.self) }
@@ -50,8 +50,8 @@ import XenStream
         for count in 0..<context.count { #expect(HVMRecords(Array(context[..<count])) == nil) }
     }
 
-    /// A context with a local APIC, in which bits of vectors are set: 0x100 has those that are
-    /// served, 0x200 those that are requested.
+    /// A context with a local APIC, in which bits of vectors are set: those in service at 0x100,
+    /// those requested at 0x200.
     private func context(
         _ vectors: [(base: Int, vector: Int)], _ random: inout SeededGenerator
     ) -> [UInt8] {
@@ -65,11 +65,11 @@ import XenStream
         }
         let made = StreamMaker.hvmContext(&random)
         let record: [UInt8] = [6, 0, 0, 0, 0, 4, 0, 0] + body
-        // Before the end's record, which has no body.
+        // Before the end record, which has no body.
         return made.dropLast(8) + record + made.suffix(8)
     }
 
-    /// An interrupt that is requested or served when a domain is put back stays requested.
+    /// An interrupt that is requested or in service when a domain is reverted stays requested.
     @Test func requestsOfTheLocalAPICStay() throws {
         var random = TestSeed.generator(8702)
         let target = context([(0x200, 0x31), (0x100, 0xec)], &random)

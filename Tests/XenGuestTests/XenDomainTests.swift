@@ -10,7 +10,7 @@ import VarveTestSupport
 @testable import XenGuest
 @testable import XenStream
 
-/// Captures and reverts of a domain that writes all the time, against naive copies of it.
+/// Captures and reverts of a domain that writes all the time, compared with naive copies.
 @Suite struct XenDomainTests {
     private static let domainRoot = "/local/domain/\(Scene.number)"
 
@@ -36,7 +36,7 @@ import VarveTestSupport
                 _ = try scene.capture("round \(round)")
                 published += 1
             } catch let error as CaptureError {
-                // A page went between the log and the copy, and nothing told of it.
+                // A page was removed between the log and the copy, without a record in the log.
                 #expect(error.message.contains("take the checkpoint again"))
                 #expect(isSentence(error.message))
             }
@@ -77,10 +77,10 @@ import VarveTestSupport
         scene.write()
         try scene.revert(to: checkpoint)
         let writes = scene.xen.with { $0.trace }[before...].filter { $0 == "write" }
-        // A suspension is asked for by a write too.
+        // A suspension is also requested by a write.
         #expect(writes.count == 1)
         #expect(scene.xen.with { $0.store[target] } == "131072")
-        // One that suspended itself sets its timers by itself.
+        // A domain that suspended itself also sets its own timers.
         #expect(scene.xen.with(Scene.number) { $0.timerCount } == (pauseMode == .pause ? 1 : 0))
         scene.expectSound(isLogOn: true)
     }
@@ -90,7 +90,7 @@ import VarveTestSupport
         _ = try scene.capture()
         scene.xen.with(Scene.number) { $0.write(50, $0.page()) }
         let result = try scene.capture()
-        // The page, the one that a backend may write, the one that Xen has mapped.
+        // The page, the one that a backend may write, and the one that Xen has mapped.
         #expect(result.dirtyPageCount == 3)
         #expect(!result.checkpoint.comparedAll)
     }
@@ -111,7 +111,7 @@ import VarveTestSupport
         #expect(parameters.count == 8 + 4 * 16, "parameters that are not zero")
     }
 
-    // MARK: - What is refused
+    // MARK: - Refusals
 
     private func expectRefused(
         _ code: GuestError.Code, saying words: String, _ change: (inout FakeXen.State) -> Void
@@ -157,18 +157,18 @@ import VarveTestSupport
             #expect(scene.xen.with { $0.trace }.filter { $0 == "write" }.count == writes)
             scene.expectSound()
         }
-        // Held otherwise now.
+        // A different pause mode now.
         scene.options.pauseMode = .pause
         try scene.open()
         expectRefused(.stateRejected, "use suspend")
-        // A device whose backend would not go back.
+        // A device whose backend would not be reverted.
         scene.options.pauseMode = .suspend
         try scene.open()
         let disk = "\(XenDomainTests.domainRoot)/device/vbd/51712/state"
         scene.xen.with { $0.store[disk] = "4" }
         expectRefused(.unsupported, "(vbd)")
         scene.xen.with { $0.store[disk] = nil }
-        // Another domain that has its number now.
+        // Another domain with the same ID now.
         scene.xen.with(Scene.number) { $0.facts.handle[0] ^= 1 }
         scene.captureOptions.acceptsGuestChange = true
         try scene.open()
@@ -209,7 +209,7 @@ import VarveTestSupport
         _ = try scene.capture()
         scene.xen.with(Scene.number) { $0.release(50) }
         #expect(try scene.capture().checkpoint.pageCount == 92)
-        // As many pages as before, elsewhere: the log names a frame that the layout lacks.
+        // The same number of pages, elsewhere: the log names a frame that the layout lacks.
         scene.xen.with(Scene.number) { domain in
             domain.release(60)
             domain.take(41)
@@ -224,7 +224,7 @@ import VarveTestSupport
         scene.xen.with(Scene.number) { domain in
             domain.write(50, domain.page())
             domain.release(50)
-            // Came without a write, which an older Xen does not log.
+            // Added without a write, which an older Xen does not log.
             domain.take(41)
             domain.log.dirty.remove(PageRange(first: PageFrameNumber(41), count: 1))
         }

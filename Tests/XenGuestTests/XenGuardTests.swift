@@ -9,9 +9,9 @@ import XenStream
 
 @testable import XenGuest
 
-/// What the guard does when the checkpointer dies, wherever it stood.
+/// The guard's actions when the checkpointer dies, at every step.
 @Suite struct XenGuardTests {
-    /// What a checkpointer does to a domain, byte by byte and call by call.
+    /// A checkpointer's actions on a domain, byte by byte and call by call.
     private enum Move: Sendable {
         case say(XenGuard.Step)
         case act(@Sendable (FakeXen) throws -> Void)
@@ -58,7 +58,7 @@ import XenStream
         return patience
     }
 
-    /// The guard's life on some bytes.
+    /// Runs the guard on some bytes.
     private func guardian(
         _ xen: FakeXen, _ bytes: [UInt8]
     ) throws(GuestError) -> String? {
@@ -68,7 +68,7 @@ import XenStream
             next: { rest.popFirst() })
     }
 
-    /// Makes the moves, and returns what was said.
+    /// Makes the moves, and returns the steps that were reported.
     private func make(_ moves: some Sequence<Move>, _ xen: FakeXen) throws -> [UInt8] {
         var bytes: [UInt8] = []
         for move in moves {
@@ -136,7 +136,7 @@ import XenStream
         #expect(off < wait)
     }
 
-    /// What was asked for came and is over: no other suspension is on its way.
+    /// The requested suspension came and is over: no other one is pending.
     @Test func aDomainThatWasResumedIsNotWaitedFor() throws {
         let onlyResumed: Move = .act { try $0.resumeSuspended(XenGuardTests.number) }
         for last in [XenGuardTests.resume, onlyResumed] {
@@ -178,7 +178,7 @@ import XenStream
 
     // MARK: - The process
 
-    /// A session tells a guard exactly the steps that these tests assume.
+    /// A session reports to a guard exactly the steps that these tests assume.
     @Test(arguments: [XenPauseMode.suspend, .pause])
     func aSessionTellsTheGuardEachStep(pauseMode: XenPauseMode) throws {
         let directory = TemporaryDirectory()
@@ -211,7 +211,8 @@ import XenStream
         let scene = try Scene(8702)
         scene.options.guardCommand = ["/bin/sh", "-c", "printf +; read -r line"]
         _ = try scene.capture()
-        // The first step ends this guard's line only with its input; a death is the same to us.
+        // The first guard's `read` ends only with its input; this one's exit looks the same to the
+        // session.
         scene.options.guardCommand = ["/bin/sh", "-c", "printf +; exit 0"]
         try scene.open()
         usleep(100_000)

@@ -5,7 +5,7 @@ import XenStream
 
 @testable import XenGuest
 
-/// What a host says of itself and its domains.
+/// The facts of a host and its domains.
 @Suite struct XenHostTests {
     private func make() -> (FakeXen, XenHost) {
         let xen = FakeXen()
@@ -28,7 +28,7 @@ import XenStream
         let (xen, host) = make()
         #expect(try host.domain(named: "5").name == "guest5")
         #expect(try host.domain(named: "guest3").domainID == 3)
-        // A name of digits is found too, if no domain has the number.
+        // A name of digits is found too, if no domain has it as its ID.
         xen.with { $0.store["/local/domain/3/name"] = "42" }
         #expect(try host.domain(named: "42").domainID == 3)
         let error = failure { _ = try host.domain(named: "web") }

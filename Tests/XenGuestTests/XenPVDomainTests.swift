@@ -7,11 +7,11 @@ import VarveTestSupport
 @testable import XenGuest
 @testable import XenStream
 
-/// PV domains, whose stream libxenguest writes while it is read.
+/// PV domains, whose stream is read while libxenguest writes it.
 @Suite struct XenPVDomainTests {
     private struct GaveUp: Error {}
 
-    /// A stream in epochs, as the writer writes them between its steps.
+    /// A stream in epochs, which the writer writes between its steps.
     private func epochs(isCheckpointed: Bool) -> [[UInt8]] {
         var random = TestSeed.generator(8800)
         let maker = StreamMaker.guest(

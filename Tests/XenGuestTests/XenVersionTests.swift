@@ -5,7 +5,7 @@ import XenStream
 
 @testable import XenGuest
 
-/// State goes to the same version of Xen or a later one, and nowhere else.
+/// State can only be restored by the same version of Xen or a later one.
 @Suite struct XenVersionTests {
     private func state(_ major: UInt32, _ minor: UInt32) -> GuestState {
         var live = XenLiveState(
@@ -40,7 +40,7 @@ import XenStream
         #expect(text.contains("with Xen 4.20 or later"))
     }
 
-    /// A stream that was converted from a legacy one says 0; other state is xl's to judge.
+    /// A stream that was converted from a legacy one says 0; other state is for xl to check.
     @Test func stateWithoutAVersionIsLeftToXl() throws {
         try host(4, 17).checkVersion(of: state(0, 0))
         try host(4, 17).checkVersion(of: GuestState(records: []))

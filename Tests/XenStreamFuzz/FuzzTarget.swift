@@ -1,8 +1,8 @@
-// A target for libFuzzer; Scripts/fuzz builds and runs it. What must hold for any bytes:
+// A target for libFuzzer; Scripts/fuzz builds and runs it. Conditions for any bytes:
 //
 //   - the reader ends, with a summary or an XenStreamError, and never traps
 //   - it asks for no more memory than the input's size and its own buffer justify (-rss_limit_mb)
-//   - a stream that is read whole is written again, and read again it is the same guest
+//   - a stream that is read whole is rewritten, and the result is the same guest
 import GuestModel
 import XenStream
 
@@ -29,8 +29,8 @@ private func check(_ bytes: UnsafeRawBufferPointer, _ format: XenStreamFormat) {
     precondition(write(again) == once, "a second write gives the same bytes")
 }
 
-/// Keeps the newest epoch: a page as the sum of its bytes, which is enough to tell pages apart that
-/// a mistake would mix up.
+/// Keeps the newest epoch: a page as the sum of its bytes, which is enough to distinguish pages
+/// that a defect would swap.
 private final class Keeper: XenStreamVisitor {
     struct Epoch {
         var pages: [UInt64: [UInt8]]

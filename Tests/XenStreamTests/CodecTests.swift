@@ -56,7 +56,7 @@ import XenStream
             let pages = naive.epochs[index].pages.compactMapValues { naive.content($0) }
             #expect(epoch.pages.keys.sorted() == pages.keys.sorted())
             #expect(pages.allSatisfy { epoch.pages[$0.key]?[...] == $0.value })
-            // Written again, it is the same guest.
+            // Rewritten, it is the same guest.
             let again = NaiveStream(try write(epoch, as: .libxc))
             let differences = again.differences(0, from: naive, index).filter {
                 !$0.contains("libxl.") && !$0.contains("xenopsd.")

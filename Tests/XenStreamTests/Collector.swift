@@ -1,7 +1,7 @@
 import GuestModel
 import XenStream
 
-/// Keeps what a reader hands on.
+/// Keeps everything that a reader delivers.
 final class Collector: XenStreamVisitor {
     struct Epoch {
         var pages: [UInt64: [UInt8]]
@@ -30,7 +30,7 @@ final class Collector: XenStreamVisitor {
     }
 }
 
-/// A stream in memory, handed out in pieces of random lengths.
+/// A stream in memory, delivered in pieces of random lengths.
 func read(
     _ bytes: [UInt8], as format: XenStreamFormat, pieceByteCountMax: Int = .max
 ) throws -> (Collector, XenStreamSummary) {
@@ -58,7 +58,7 @@ func write(
     let frames = epoch.pages.keys.sorted()
     let layout = GuestLayout(
         runs: frames.map { PageRange(first: PageFrameNumber($0), count: 1) })
-    // Several calls, as an export makes them.
+    // Several calls, as in an export.
     for run in layout.runs {
         let contents = run.frames.flatMap { epoch.pages[$0] ?? [] }
         try contents.withUnsafeBytes { try writer.pages([run], $0) }

@@ -3,9 +3,9 @@ import Testing
 import VarveTestSupport
 import XenStream
 
-/// The streams that the fuzzer starts from, and its findings: each is read in every run.
+/// The fuzzer's seed streams, and its findings: each is read in every run.
 @Suite struct CorpusTests {
-    /// The seeds are made with this, so that their bytes never change by themselves.
+    /// Creates the seeds, which are stored so that their bytes never change.
     private static var seeds: [String: [UInt8]] {
         var result: [String: [UInt8]] = [:]
         for (index, wrapper) in StreamMaker.Wrapper.allCases.enumerated() {
@@ -31,7 +31,7 @@ import XenStream
         try #require(Bundle.module.resourceURL).appendingPathComponent("Corpus")
     }
 
-    /// RECORD_GOLDEN=DIRECTORY writes the seeds anew instead.
+    /// RECORD_GOLDEN=DIRECTORY writes the seeds again instead.
     @Test func theSeedsAreInTheCorpus() throws {
         let target = ProcessInfo.processInfo.environment["RECORD_GOLDEN"]
         for (name, bytes) in CorpusTests.seeds {

@@ -3,7 +3,7 @@ import Testing
 import VarveTestSupport
 import XenStream
 
-/// The core format, read back by its document.
+/// The core format, read back as documented.
 @Suite struct ElfCoreTests {
     private struct Core {
         let bytes: [UInt8]

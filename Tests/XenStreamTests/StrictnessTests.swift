@@ -3,9 +3,9 @@ import Testing
 import VarveTestSupport
 import XenStream
 
-/// What must be refused is refused, with offset, record and reason; what must be borne is borne.
+/// Invalid streams are refused, with offset, record and reason; tolerable ones are accepted.
 @Suite struct StrictnessTests {
-    /// A stream that must be refused, and what must be said.
+    /// A stream that must be refused, and its expected error.
     private struct Case {
         let name: String
         let code: XenStreamError.Code
@@ -13,13 +13,13 @@ import XenStream
         let reason: String
         let format: XenStreamFormat
         let bytes: [UInt8]
-        /// Where the record begins that is named; nil where the whole stream is meant.
+        /// The offset of the record that is named; nil if the error is about the whole stream.
         let offset: Int?
     }
 
     private static func data(_ byte: UInt8 = 1) -> [UInt8] { [UInt8](repeating: byte, count: 4096) }
 
-    /// A libxc stream whose wrong part `build` appends after the static data.
+    /// A libxc stream whose invalid part `build` appends after the static data.
     private static func libxc(
         _ name: String, _ record: String, _ reason: String, isPV: Bool = false,
         version: UInt32 = 3, code: XenStreamError.Code = .malformed, hasStaticDataEnd: Bool = true,
@@ -231,9 +231,9 @@ import XenStream
         print("refused \(cases.count) wrong streams")
     }
 
-    // MARK: - What must be borne
+    // MARK: - Streams that must be accepted
 
-    /// A whole HVM guest whose records `build` may add to.
+    /// A whole HVM guest to which `build` may add records.
     private func hvm(
         version: UInt32 = 3, _ build: (inout StreamMaker, inout SeededGenerator) -> Void
     ) throws -> Collector.Epoch {
@@ -312,10 +312,10 @@ import XenStream
         #expect(collector.epochs[0].pages == epoch.pages)
     }
 
-    // MARK: - Lies about lengths
+    // MARK: - False lengths
 
     @Test func aLengthThatLiesCostsNothing() {
-        // 128 MiB are claimed, twice, and none comes.
+        // 128 MiB are stated, twice, and none are sent.
         for (type, head) in [(UInt32(9), [UInt8]()), (1, little(UInt64(1 << 23)))] {
             var maker = StreamMaker()
             maker.libxcHeaders(isPV: false)
@@ -339,7 +339,7 @@ import XenStream
         var (piece, number) = (head[...], UInt32(0))
         var reader = XenStreamReader(format: .libxl) { buffer in
             if piece.isEmpty {
-                // Each of an emulator of its own, so that none replaces another.
+                // Each from a different emulator, so that none replaces another.
                 number += 1
                 guard number < 300 else { return 0 }
                 let length = little(UInt32(body.count + 8))

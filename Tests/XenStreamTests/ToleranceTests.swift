@@ -3,7 +3,8 @@ import Testing
 import VarveTestSupport
 import XenStream
 
-/// What Xen's specification has ignored is ignored and counted, and what follows a stream is told.
+/// Fields that Xen's specification says to ignore are ignored and counted; bytes after a stream are
+/// reported.
 @Suite struct ToleranceTests {
     private static let page = [UInt8](repeating: 3, count: 4096)
 
@@ -50,7 +51,7 @@ import XenStream
                     $0.record(3, little(UInt32(0)) + little(UInt32(511)) + little(UInt64(7)))
                 })
         }
-        // The head's second word, and bits 52 to 59 of the entry.
+        // The header's second word, and bits 52 to 59 of the entry.
         result.append(
             Piece(
                 record: "PAGE_DATA", bytes: piece("", nil) { $0.pages([(7, page)]) }.bytes,
@@ -109,7 +110,7 @@ import XenStream
                     #expect(ignored.count == 1, "\(name)")
                     #expect(ignored.firstRecord == piece.record, "\(name)")
                     #expect(ignored.firstOffset == UInt64(start), "\(name)")
-                    // What is written has them zero.
+                    // The written stream has zeros there.
                     #expect(try write(got.epochs[0], as: .libxc) == cleanAgain, "\(name)")
                     caseCount += 1
                 }
@@ -124,7 +125,7 @@ import XenStream
     }
 
     /// The endianness and the version are not reserved, and the specification of libxl streams has
-    /// nothing ignored.
+    /// no fields to ignore.
     @Test func whatIsNotReservedIsRefused() throws {
         var maker = StreamMaker()
         maker.libxcHeaders(isPV: false)
@@ -159,7 +160,7 @@ import XenStream
         #expect(summary.ignoredReservedFields.count == 0)
     }
 
-    // MARK: - What follows
+    // MARK: - Trailing bytes
 
     private func trailer(
         _ bytes: [UInt8], _ format: XenStreamFormat, readsOn: Bool = true, step: Int = .max
@@ -198,7 +199,7 @@ import XenStream
                 #expect(other != nil && other?.format == nil)
             }
         }
-        // Without a source nothing is read: byte by byte the end comes last.
+        // Without a source nothing is read: if read byte by byte, the end comes last.
         #expect(try trailer(bytes + [1], format, readsOn: false, step: 1) == nil)
         #expect(try trailer(bytes + [1], format, readsOn: false) != nil)
     }

@@ -18,7 +18,7 @@ final class CaptureSubject {
     /// Fills the guest and takes its first checkpoint.
     ///
     /// - Parameters:
-    /// - repeats: the memory repeats the same 64 MiB.
+    ///   - repeats: the memory repeats the same 64 MiB.
     ///   - targetByteCount: room for the limit's copies.
     init(
         byteCount: Int, repeats: Bool = false, directory: String,

@@ -12,10 +12,10 @@ import VarveTestSupport
 // threads do not matter, because one capture is in progress at a time and each has one worker.
 //
 // Conditions after each crash and at the end:
-// - every acknowledged checkpoint that was not forgotten exists, and is restored bit for bit;
-// - no forgotten one exists;
-// - every other one that exists is a whole checkpoint whose capture had begun;
-// - verify is clean, and finds each bit that was flipped.
+//   - every acknowledged checkpoint that was not forgotten exists, and is restored bit for bit;
+//   - no forgotten one exists;
+//   - every other one that exists is a whole checkpoint whose capture had begun;
+//   - verify is clean, and finds each bit that was flipped.
 
 /// A seeded random walk.
 public struct RandomWalk {

@@ -1,25 +1,25 @@
-// What a power cut does. Each change that was not synced is, by chance,
+// The effects of a power cut. Each change that was not synced is, at random,
 //
-//   kept      it came to the disk in time
+//   kept      it reached the disk in time
 //   lost      it did not
-//   sized     a file grew, and what it grew by reads as zeros
-//   torn      any of its sectors came to the disk, and a file grew as far as the last of them
+//   sized     a file grew, and the added part reads as zeros
+//   torn      some of its sectors reached the disk, and a file grew as far as the last of them
 //
-// independently of every other: a later write may be kept and an earlier one lost. Names are kept
-// or lost one by one. What was synced stays.
+// independently of all others: a later write may be kept and an earlier one lost. Names are kept or
+// lost one by one. Everything synced is kept.
 
 extension DiskImage {
-    /// The disk after the power was cut and came back.
+    /// The disk after the power was cut and restored.
     package func afterPowerCut(_ random: inout SeededGenerator) -> DiskImage {
         var result = self
-        // In one order, so that a seed repeats.
+        // In a fixed order, so that a seed repeats.
         for path in directories.keys.sorted() { result.settleNames(path, &random) }
         for number in files.keys.sorted() { result.settle(number, &random) }
         result.dropUnnamed()
         return result
     }
 
-    /// The disk after the process died: everything written is there, nothing is synced by it.
+    /// The disk after the process died: everything written is there, but not yet durable.
     package func afterKill() -> DiskImage {
         var result = self
         result.dropUnnamed()
@@ -36,10 +36,11 @@ extension DiskImage {
         directories[path] = directory
     }
 
-    /// Decides what of a file's changes came to the disk.
+    /// Decides which of a file's changes reached the disk.
     mutating func settle(_ number: Int, _ random: inout SeededGenerator) {
         guard var file = files[number] else { return }
-        // Now and then all of one kind: those cuts are likelier than chance makes them.
+        // Sometimes all have the same fate: such cuts are more likely than independent choices make
+        // them.
         let fate = Int.random(in: 0..<6, using: &random)
         for change in file.pending {
             switch fate {
@@ -74,7 +75,7 @@ extension DiskImage {
         }
     }
 
-    /// A range cut at the sectors' bounds.
+    /// A range split at the sectors' boundaries.
     static func sectors(_ range: Range<Int>) -> [Range<Int>] {
         var result: [Range<Int>] = []
         var start = range.lowerBound
@@ -86,7 +87,7 @@ extension DiskImage {
         return result
     }
 
-    /// Forgets files and directories that no name leads to: nobody has them open any more.
+    /// Forgets files and directories that have no name: no process has them open any more.
     private mutating func dropUnnamed() {
         var named: Set<Int> = []
         for directory in directories.values {

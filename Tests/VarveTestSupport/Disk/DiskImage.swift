@@ -1,17 +1,17 @@
 import Glibc
 
-// What a simulated disk holds at one moment. Two states of everything:
+// The contents of a simulated disk at one moment. Everything has two states:
 //
-//   durable   what a power cut leaves for certain
+//   durable   what a power cut certainly leaves
 //   visible   what processes see: the durable state and all changes since
 //
-// and the changes that lead from one to the other, in order. `sync` of a file makes its changes
-// durable, `syncDirectory` the names of a directory; nothing else does. A value, so that a test
-// keeps one for each call of a run and cuts the power in each of them later.
+// and the ordered changes that lead from one to the other. `sync` of a file makes its changes
+// durable, `syncDirectory` the names of a directory; nothing else does. It is a value type, so that
+// a test can keep one for each call of a run and cut the power in each of them later.
 
-/// Files, directories, and what of them is not durable yet.
+/// Files, directories, and their changes that are not durable yet.
 package struct DiskImage: Sendable {
-    /// What the power may cut short; also how sectors of a torn write are counted.
+    /// The unit that a power cut keeps or loses; sectors of a torn write are counted in it too.
     static let sectorByteCount = 512
 
     /// A change of a file.
@@ -30,7 +30,7 @@ package struct DiskImage: Sendable {
     enum NameChange: Sendable {
         case set(String, Int)
         case remove(String)
-        /// Both names at once: a rename is never half done.
+        /// Both names at once: a rename is atomic.
         case rename(String, to: String, Int)
     }
 
@@ -40,7 +40,7 @@ package struct DiskImage: Sendable {
         var pending: [NameChange] = []
     }
 
-    /// Stands for a directory where a file's number would.
+    /// The file number that stands for a directory.
     private static let directoryNumber = -1
 
     var files: [Int: File] = [:]
@@ -49,7 +49,7 @@ package struct DiskImage: Sendable {
 
     package init() {}
 
-    // MARK: - Looking
+    // MARK: - Reading
 
     /// The directory and the name of a path.
     private static func split(_ path: String) -> (directory: String, name: String) {
@@ -155,7 +155,7 @@ package struct DiskImage: Sendable {
         apply(change, to: number, \.visible)
     }
 
-    /// Applies a change in place: packs are large, and a copy for each write would be felt.
+    /// Applies a change in place: packs are large, and a copy for each write would be slow.
     private mutating func apply(
         _ change: FileChange, to number: Int, _ side: WritableKeyPath<File, [UInt8]>
     ) {
@@ -199,7 +199,7 @@ package struct DiskImage: Sendable {
         return true
     }
 
-    /// Flips one bit of a file, as a disk does that grows old.
+    /// Flips one bit of a file, like bit rot.
     ///
     /// - Returns: false if there is no such byte.
     package mutating func flipBit(_ path: String, byte: Int, bit: Int) -> Bool {
@@ -210,13 +210,13 @@ package struct DiskImage: Sendable {
         return true
     }
 
-    /// Takes a file away, as a person does.
+    /// Removes a file, as a person does.
     package mutating func lose(_ path: String) {
         _ = remove(path)
         _ = syncDirectory(DiskImage.split(path).directory)
     }
 
-    /// Puts a file there, as a person does.
+    /// Creates a file, as a person does.
     package mutating func put(_ path: String, _ bytes: [UInt8]) {
         guard let number = create(path) else { return }
         change(number, .write(bytes, at: 0))
@@ -224,7 +224,7 @@ package struct DiskImage: Sendable {
         _ = syncDirectory(DiskImage.split(path).directory)
     }
 
-    /// Cuts a file short where it lies, as a person does.
+    /// Truncates a file in place, as a person does.
     package mutating func cutShort(_ path: String, to byteCount: Int) {
         guard let number = number(path) else { return }
         change(number, .truncate(byteCount))

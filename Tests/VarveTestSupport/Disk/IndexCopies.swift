@@ -2,23 +2,23 @@ import CheckpointStore
 import PackStore
 package import SystemPackage
 
-// LMDB writes its file past the seam and syncs it only when a writer opens and closes, so a power
-// cut leaves any of the versions that each of its pages had since. The copies of a run, one a call,
-// are those versions.
+// LMDB writes its file without the simulated files and syncs it only when a writer opens and
+// closes, so after a power cut each of its pages may have any version since then. The copies of a
+// run, one for each call, are those versions.
 
-/// The index as it was at each moment of a run, and what a crash makes of it.
+/// The index at each moment of a run, and the effects of a crash on it.
 package struct IndexCopies: Sendable {
-    /// What a crash leaves.
+    /// The effect of a crash.
     package enum Fate: CaseIterable, Sendable {
-        /// The process died: the file is as it was.
+        /// The process died: the file is unchanged.
         case exact
         /// The file is gone.
         case deleted
-        /// Bytes that mean nothing.
+        /// Random bytes.
         case garbage
-        /// The file as it was when it was last synced, or before.
+        /// The file at its last sync, or before.
         case old
-        /// Of each page any version that it had.
+        /// Each page has any of its versions.
         case torn
     }
 
@@ -30,7 +30,7 @@ package struct IndexCopies: Sendable {
 
     package init() {}
 
-    /// Notes the index of a repository as it is now; a moment later than all before.
+    /// Records the index of a repository at present, as a moment later than all before.
     package mutating func append(from root: FilePath) {
         guard let file = try? PosixFiles(root: root).open("index/data.mdb", .read),
             let size = try? file.byteCount(), let bytes = try? file.readBytes(Int(size), at: 0)
@@ -42,10 +42,10 @@ package struct IndexCopies: Sendable {
         moments.append(versions.count - 1)
     }
 
-    /// Puts what a crash at a moment leaves into a directory.
+    /// Puts the result of a crash at a moment into a directory.
     ///
-    /// - Parameter synced: the moment at which the file was synced last; `old` goes back to it, and
-    ///   `torn` mixes what came since.
+    /// - Parameter synced: the moment of the file's last sync; `old` goes back to it, and `torn`
+    ///   mixes the versions since.
     package func write(
         _ fate: Fate, moment: Int, synced: Int, to root: FilePath, _ random: inout SeededGenerator
     ) throws {

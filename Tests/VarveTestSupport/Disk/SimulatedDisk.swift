@@ -4,14 +4,14 @@ import PackStore
 import Synchronization
 package import SystemPackage
 
-/// A disk in memory that forgets what was not synced, fails when told to, and lists every call.
+/// A disk in memory that loses unsynced data, fails on request, and lists every call.
 ///
-/// Processes reach it through `boot()`; after `kill()` or `cutPower(_:)` the files that they had
-/// are dead: each call fails and changes nothing, so that whatever still runs of a dead process
-/// cannot write. The files of LMDB lie outside of the seam, in a real directory; see `IndexCopies`
-/// for what a crash does to them.
+/// Processes access it through `boot()`; after `kill()` or `cutPower(_:)` their files are dead:
+/// each call fails and changes nothing, so that remaining threads of a dead process cannot write.
+/// LMDB's files are in a real directory outside the simulation; see `IndexCopies` for the effect of
+/// a crash on them.
 package final class SimulatedDisk: Sendable {
-    /// The calls that the store makes.
+    /// The calls that the store uses.
     package enum CallKind: String, Sendable {
         case open, create, openLock, makeDirectory, list, syncDirectory, rename, link, remove
         case size, read, write, truncate, sync, lock
@@ -26,7 +26,7 @@ package final class SimulatedDisk: Sendable {
             }
         }
 
-        /// The system call that it is, as errors name it.
+        /// The system call that errors name.
         var systemCall: String {
             switch self {
             case .open, .create, .openLock: "open"
@@ -55,10 +55,10 @@ package final class SimulatedDisk: Sendable {
         package var description: String { "\(kind.rawValue) \(path) \(byteCount)" }
     }
 
-    /// What a failing call does.
+    /// The effect of a failing call.
     package struct Failure: Sendable {
         package let errno: Int32
-        /// A write leaves a random part of itself behind, a sync some of what was not synced.
+        /// A write leaves a random part of its data, a sync makes a part of the changes durable.
         package let leavesPart: Bool
 
         package init(errno: Int32, leavesPart: Bool) {
@@ -72,7 +72,7 @@ package final class SimulatedDisk: Sendable {
         var random: SeededGenerator
         var process = 0
         var bootCount = 0
-        /// Who holds the lock of which file.
+        /// The process that has the lock of each file.
         var locks: [Int: Int] = [:]
         var nextHandle = 1
         var calls: [Call] = []
@@ -82,16 +82,16 @@ package final class SimulatedDisk: Sendable {
     }
 
     private let state: Mutex<State>
-    /// Where the index lies: the `path` that a repository on this disk is opened with.
+    /// The index's directory: the `path` with which a repository on this disk is opened.
     package let indexRoot: FilePath
     let realFiles: PosixFiles
 
-    /// Makes a disk.
+    /// Creates a disk.
     ///
     /// - Parameters:
-    ///   - image: what is on it.
+    ///   - image: its contents.
     ///   - indexRoot: a real directory for LMDB's files.
-    ///   - seed: of what failing calls leave behind.
+    ///   - seed: determines the partial effects of failing calls.
     package init(_ image: DiskImage = DiskImage(), indexRoot: FilePath, seed: UInt64) {
         state = Mutex(State(image: image, random: SeededGenerator(seed: seed)))
         self.indexRoot = indexRoot
@@ -106,7 +106,7 @@ package final class SimulatedDisk: Sendable {
         return SimulatedFiles(disk: self, process: process, bootCount: boot)
     }
 
-    /// What is on it now.
+    /// Its present contents.
     package var image: DiskImage {
         get { state.withLock { $0.image } }
         set { state.withLock { $0.image = newValue } }
@@ -115,29 +115,29 @@ package final class SimulatedDisk: Sendable {
     /// Every call so far.
     package var calls: [Call] { state.withLock { $0.calls } }
 
-    /// Makes the n-th call from now fail, once; 0 is the next one, nil: none does.
+    /// Makes the n-th call from now fail, once; 0 is the next one, nil: none fails.
     package func failCall(_ count: Int?, _ failure: Failure = Failure(errno: 5, leavesPart: true)) {
         state.withLock { state in
             state.failure = count.map { (state.calls.count + $0, failure) }
         }
     }
 
-    /// True if a failure was asked for and has not come.
+    /// True if a failure was requested and has not happened.
     package var isFailureAhead: Bool { state.withLock { $0.failure != nil } }
 
-    /// Makes the disk full at so many bytes; nil: it has room.
+    /// Makes the disk full at this many bytes; nil: unlimited.
     package func limit(byteCount: Int?) {
         state.withLock { $0.byteCountMax = byteCount }
     }
 
     /// Calls `observer` after each call, with the number of calls so far and the disk.
     ///
-    /// It runs under the disk's lock and must not use the disk.
+    /// It is called with the disk's lock held and must not use the disk.
     package func observe(_ observer: (@Sendable (Int, Call, DiskImage) -> Void)?) {
         state.withLock { $0.observer = observer }
     }
 
-    /// Ends every process: what they wrote stays, their locks go.
+    /// Ends every process: their writes are kept, their locks are released.
     package func kill() {
         state.withLock { state in
             state.process += 1
@@ -147,7 +147,7 @@ package final class SimulatedDisk: Sendable {
         }
     }
 
-    /// Ends the machine: what was not synced is kept, lost or torn.
+    /// Ends the machine: unsynced changes are kept, lost or torn.
     package func cutPower(_ random: inout SeededGenerator) {
         var generator = random
         state.withLock { state in
@@ -162,9 +162,9 @@ package final class SimulatedDisk: Sendable {
 
     // MARK: - For its files
 
-    /// Makes a call: notes it, fails it if it is to fail, and runs `body` otherwise.
+    /// Makes a call: records it, fails it if requested, and otherwise runs `body`.
     ///
-    /// - Parameter failing: what a failing call leaves behind.
+    /// - Parameter failing: the partial effect of a failing call.
     func perform<T: Sendable>(
         _ call: Call, process: Int,
         failing: (inout State) -> Void = { _ in },
@@ -192,7 +192,7 @@ package final class SimulatedDisk: Sendable {
         return try result.get()
     }
 
-    /// Closes an open file: its lock goes.
+    /// Closes an open file: its lock is released.
     func close(handle: Int) {
         state.withLock { state in
             state.locks = state.locks.filter { $0.value != handle }

@@ -2,7 +2,7 @@ import CheckpointStore
 import Glibc
 package import PackStore
 
-/// The files of a simulated disk as one process has them.
+/// The files of a simulated disk as seen by one process.
 package final class SimulatedFiles: RepositoryFiles {
     fileprivate let disk: SimulatedDisk
     fileprivate let process: Int
@@ -96,7 +96,7 @@ package final class SimulatedFiles: RepositoryFiles {
         }
     }
 
-    /// Nobody moves a simulated disk.
+    /// A simulated disk is never moved.
     package func checkPlace(writing pack: String?) {}
 
     package func foreignOwner() throws(FileError) -> UInt32? { nil }
@@ -172,14 +172,14 @@ private final class SimulatedFile: RepositoryFile {
                 guard growth > free else {
                     return state.image.change(number, .write(new, at: place))
                 }
-                // A full disk takes what it has room for.
+                // A full disk writes as much as it has room for.
                 let kept = max(0, new.count - (growth - free))
                 if kept > 0 { state.image.change(number, .write(Array(new[..<kept]), at: place)) }
                 throw FileError(call: "pwrite", path: path, errno: ENOSPC)
             })
     }
 
-    /// Promises nothing, so it does nothing: what is lost in a power cut may be any of it.
+    /// Gives no guarantee, so it does nothing: a power cut may lose any of the data.
     func startWriteback(_ range: Range<UInt64>) {}
 
     func truncate(to byteCount: UInt64) throws(FileError) {
@@ -192,8 +192,8 @@ private final class SimulatedFile: RepositoryFile {
         try files.call(
             .sync, path,
             failing: { state in
-                // The kernel has dropped some of it and takes all of it for written; pages that it
-                // dropped may read as they were before.
+                // The kernel has dropped some changes and treats all of them as written; dropped
+                // pages may read as they were before.
                 let seen = state.image.files[number]?.visible ?? []
                 state.image.settle(number, &state.random)
                 if Bool.random(using: &state.random) {

@@ -1,13 +1,13 @@
-/// A stream read in the simplest way, from the layouts in Xen's docs/specs: what the codec must
-/// agree with.
+/// A stream read in the simplest way, from the layouts in Xen's docs/specs: the reference for the
+/// codec.
 ///
-/// It holds everything in memory, expects a stream that is right, and stops where the bytes end.
+/// It holds everything in memory, expects a valid stream, and stops where the bytes end.
 public struct NaiveStream {
     /// A frame's last entry.
     public struct Page: Equatable {
         /// The four bits of its type.
         public let type: UInt8
-        /// Where its 4096 bytes lie in the stream; nil without content.
+        /// The offset of its 4096 bytes in the stream; nil without content.
         public let data: Range<Int>?
     }
 
@@ -140,7 +140,7 @@ public struct NaiveStream {
 
     /// A frame's content; nil if there is no page.
     ///
-    /// What is only allocated is zero.
+    /// A page that is only allocated is zero.
     public func content(_ page: Page) -> ArraySlice<UInt8>? {
         if let data = page.data { return bytes[data] }
         return page.type == 14 ? NaiveStream.zeros[...] : nil
@@ -148,10 +148,10 @@ public struct NaiveStream {
 
     private static let zeros = [UInt8](repeating: 0, count: 4096)
 
-    /// What differs between an epoch of this stream and one of another.
+    /// The differences between an epoch of this stream and one of another.
     ///
-    /// Nothing, if both are the same guest. A frame that is not there is the same as one that was
-    /// never named.
+    /// None, if both are the same guest. A frame that does not exist is equal to one that was never
+    /// named.
     public func differences(_ epoch: Int, from other: NaiveStream, _ otherEpoch: Int) -> [String] {
         var found: [String] = []
         let (mine, theirs) = (epochs[epoch], other.epochs[otherEpoch])

@@ -1,7 +1,7 @@
-/// Builds streams of Xen byte by byte, from the layouts in Xen's docs/specs, without the module
-/// that is tested.
+/// Builds Xen streams byte by byte, from the layouts in Xen's docs/specs, without the module under
+/// test.
 public struct StreamMaker {
-    /// What lies around the libxc stream.
+    /// The format around the libxc stream.
     public enum Wrapper: CaseIterable, Sendable {
         case libxc
         case libxl
@@ -11,10 +11,10 @@ public struct StreamMaker {
 
     /// The stream so far.
     public private(set) var bytes: [UInt8] = []
-    /// Where each header and record begins.
+    /// The offset of each header and record.
     public private(set) var boundaries: [Int] = []
 
-    /// An empty stream.
+    /// Creates an empty stream.
     public init() {}
 
     // MARK: - Pieces
@@ -70,7 +70,7 @@ public struct StreamMaker {
                 + entries.flatMap { $0.data ?? [] })
     }
 
-    /// What an HVM guest's epoch ends with.
+    /// The records that end an HVM guest's epoch.
     public mutating func hvmTail(_ random: inout SeededGenerator, paramsFirst: Bool = false) {
         record(8, StreamMaker.tsc(&random))
         let params = little(UInt32(2)) + little(UInt32(0)) + some(32, &random)
@@ -79,7 +79,7 @@ public struct StreamMaker {
         if !paramsFirst { record(0xa, params) }
     }
 
-    /// What a PV guest's epoch ends with.
+    /// The records that end a PV guest's epoch.
     public mutating func pvTail(_ random: inout SeededGenerator, vcpuCount: UInt32 = 2) {
         record(8, StreamMaker.tsc(&random))
         record(7, some(4096, &random))
@@ -110,8 +110,8 @@ public struct StreamMaker {
 
     /// A guest's stream with random pages.
     ///
-    /// Batches in several rounds, frames that come again, frames without content, and as many
-    /// epochs as asked for; 0 makes a plain stream.
+    /// Batches in several rounds, frames that are sent again, frames without content, and the
+    /// requested number of epochs; 0 makes a plain stream.
     public static func guest(
         isPV: Bool, wrapper: Wrapper, version: UInt32 = 3, epochCount: Int, pageCount: Int,
         _ random: inout SeededGenerator
@@ -176,7 +176,7 @@ public struct StreamMaker {
         let types: [UInt64] = isPV ? [0, 0, 0, 1, 2, 3, 4, 9, 12, 13, 14, 15] : [0, 0, 0, 0, 15]
         var frames: [UInt64] = []
         if isFirst {
-            // A hole, and frames far above, as a PVH guest's special pages are.
+            // A hole, and frames far above, like a PVH guest's special pages.
             frames =
                 (0..<UInt64(pageCount)).filter { !(20..<30).contains($0) } + [0xfeff8, 0xfeff9]
         }
@@ -208,12 +208,12 @@ public func some(_ count: Int, _ random: inout SeededGenerator) -> [UInt8] {
     (0..<count).map { _ in UInt8.random(in: 0...255, using: &random) }
 }
 
-/// A number's bytes, the lowest first.
+/// A number's bytes in little-endian order.
 public func little(_ value: some FixedWidthInteger) -> [UInt8] {
     withUnsafeBytes(of: value.littleEndian) { Array($0) }
 }
 
-/// A number's bytes, the highest first.
+/// A number's bytes in big-endian order.
 public func big(_ value: some FixedWidthInteger) -> [UInt8] {
     withUnsafeBytes(of: value.bigEndian) { Array($0) }
 }

@@ -4,7 +4,7 @@ import GuestModel
 
 /// The domain's one processor: its registers, and the code that runs in place of the guest's.
 extension FakeDomain {
-    /// Takes the records of a context; what it lacks stays as it is.
+    /// Takes the records of a context; missing records leave the present ones unchanged.
     mutating func load(_ context: [UInt8]) {
         var records = FakeDomain.records(self.context)
         for (kind, bytes) in FakeDomain.records(context) {
@@ -28,13 +28,13 @@ extension FakeDomain {
         return found
     }
 
-    /// A word of the processor's record, which follows the header's.
+    /// A word of the processor's record, after the record's header.
     private func register(_ field: HVMRecords.Field) -> Int {
         let start = FakeDomain.records(context)[0].bytes.count + 8 + field.rawValue
         return context[start..<start + 8].reversed().reduce(0) { $0 << 8 | Int($1) }
     }
 
-    /// Has the processor's local APIC, if there is one, request a vector.
+    /// Makes the processor's local APIC, if there is one, request a vector.
     mutating func request(_ vector: UInt8, of processor: UInt16) {
         var records = FakeDomain.records(context)
         let kind: [UInt8] = [6, 0, UInt8(processor & 0xff), UInt8(processor >> 8)]
@@ -44,10 +44,10 @@ extension FakeDomain {
         context = records.flatMap(\.bytes)
     }
 
-    /// True if the processor has paging off, which no guest here has.
+    /// True if the processor has paging off, which no guest here does.
     var hasStub: Bool { register(.cr0) == 0x11 && register(.efer) == 0 }
 
-    /// Runs the code, as far as the processor would: to the hypercall, and to its answer.
+    /// Runs the code as the processor would: up to the hypercall, and its result.
     mutating func runStub() {
         guard isAwake, !isStuck else { return }
         let frame = UInt64(register(.rip) / Page.byteCount)

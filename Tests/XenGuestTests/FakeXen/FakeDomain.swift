@@ -3,41 +3,41 @@ import VarveTestSupport
 
 @testable import XenGuest
 
-/// A domain as a hypervisor sees it, with a guest in it that writes, balloons, shares pages with a
-/// backend and answers requests to suspend, as it is told to.
+/// A domain as seen by the hypervisor, with a guest that writes, balloons, shares pages with a
+/// backend and answers requests to suspend, as configured.
 struct FakeDomain {
-    /// What the guest does when it is asked to suspend.
+    /// The guest's response to a request to suspend.
     ///
     /// Numbers count calls to the hypervisor, which are the guest's clock.
     enum Answer: Hashable {
         case suspends(acknowledgedAfter: Int, stillAfter: Int)
         /// Reads nothing.
         case never
-        /// Empties the node and goes on.
+        /// Empties the node and continues.
         case acknowledgesOnly
-        /// Reads the request at the moment when it is taken back.
+        /// Reads the request at the moment when it is withdrawn.
         case whenWithdrawn
-        /// Ends otherwise.
+        /// Shuts down for another reason.
         case ends(ShutdownReason)
-        /// Is destroyed meanwhile.
+        /// Is destroyed in the meantime.
         case vanishes
     }
 
-    /// What it was when it was last let go.
+    /// The state when it was last resumed.
     struct Copy {
         var pages: [UInt64: [UInt8]] = [:]
         var context: [UInt8] = []
     }
 
-    /// The dirty log, as `paging_log_dirty_op` of Xen has it.
+    /// The dirty log, like Xen's `paging_log_dirty_op`.
     struct Log {
         var isOn = false
         var dirty = DirtyBitmap()
-        /// The hypervisor had no memory for a leaf: the set is of no use until the log is off.
+        /// The hypervisor had no memory for a leaf: the set is invalid until the log is turned off.
         var hasFailed = false
-        /// Domctls that answer EBUSY before one goes through.
+        /// Domctls that return EBUSY before one succeeds.
         var busyCount = 0
-        /// What `ENABLE` answers, if not success.
+        /// The error of `ENABLE`; nil for success.
         var enableErrno: Int32?
     }
 
@@ -46,29 +46,29 @@ struct FakeDomain {
     var facts: DomainFacts
     var pauseCount = 0
     var log = Log()
-    /// Where each frame's page lies.
+    /// The slot of each frame's page.
     var slots: [UInt64: Int] = [:]
     private var slotEnd = 0
     var context: [UInt8]
-    /// The processor does not wait for an interrupt.
+    /// The processor is not waiting for an interrupt.
     var isAwake = false
     /// The processor runs nothing, whatever it is given.
     var isStuck = false
-    /// How often the processor has set its timer in place of the guest.
+    /// The number of times that the processor has set its timer for the guest.
     var timerCount = 0
     var parameters: [UInt32: UInt64] = [1: 0x2b01, 5: 0xfeffc, 17: 0xfeffe, 19: 5]
     var tsc = TSCFacts()
     var grants: [GrantEntry] = []
     /// Frames that the hypervisor itself has mapped for writing: only FINAL names them.
     var mappedByXen: [UInt64] = []
-    /// The vector of an event that Xen delivers just after it was asked for an interrupt.
+    /// The vector of an event that Xen delivers just after the request for an interrupt.
     var eventAtInterrupt: UInt8?
     var answer = Answer.suspends(acknowledgedAfter: 1, stillAfter: 2)
     var requested: Int?
-    /// xenstored took note of the suspension, and of no resumption yet.
+    /// xenstored has noted the suspension, and no resumption yet.
     var isReleaseDue = false
 
-    // What the guest does on each call while it runs.
+    // The guest's actions on each call while it runs.
     var writesPerCallMax = 0
     var balloons = false
     var random: SeededGenerator
@@ -106,7 +106,7 @@ struct FakeDomain {
         markDirty(frame)
     }
 
-    /// A write that the log does not see.
+    /// A write that is not logged.
     func overwrite(_ frame: UInt64, _ bytes: [UInt8]) {
         guard let slot = slots[frame] else { preconditionFailure("frame \(frame) has no page") }
         memory.page(slot).copyBytes(from: bytes)
@@ -124,13 +124,13 @@ struct FakeDomain {
         Copy(pages: slots.mapValues { Array(memory.page($0)) }, context: context)
     }
 
-    /// Gives a page back; the log has no word of it before Xen 4.22.
+    /// Returns a page to Xen; before Xen 4.22 the log does not record it.
     mutating func release(_ frame: UInt64) {
         slots[frame] = nil
         facts.pageCount = slots.count
     }
 
-    /// Takes a page, and writes it as Linux does.
+    /// Allocates a page, and writes it as Linux does.
     mutating func take(_ frame: UInt64) {
         guard slots[frame] == nil else { return }
         populate(frame)
@@ -147,7 +147,7 @@ struct FakeDomain {
         }
     }
 
-    /// One instant of the guest's life.
+    /// One step of the guest.
     mutating func live(isScanned: Bool) {
         guard isRunning, !hasStub, writesPerCallMax > 0 else { return }
         let frames = slots.keys.sorted()

@@ -2,8 +2,8 @@ import CLinux
 import Glibc
 import GuestModel
 
-/// Memory of a domain that can be mapped page by page, in any order and more than once: a mapping
-/// is the memory itself, as a foreign mapping is.
+/// Memory of a domain that can be mapped page by page, in any order and more than once: like a
+/// foreign mapping, a mapping is the memory itself.
 final class FakeMemory: Sendable {
     static let slotCount = 1 << 15
 
@@ -33,7 +33,7 @@ final class FakeMemory: Sendable {
             start: base + slot * Page.byteCount, count: Page.byteCount)
     }
 
-    /// Maps pages side by side; touching one without a slot is a fault.
+    /// Maps pages contiguously; accessing one without a slot is a fault.
     func map(_ slots: [Int?], isWritable: Bool) -> UnsafeMutableRawPointer {
         let byteCount = slots.count * Page.byteCount
         let none = mmap(nil, byteCount, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)

@@ -70,9 +70,9 @@ extension FakeDomain {
 // MARK: - The dirty log
 
 extension FakeXen {
-    /// The buffer that a log is copied to.
+    /// The buffer into which a log is copied.
     ///
-    /// Unchecked: used by one thread at a time, as `LogBuffer` says.
+    /// Unchecked: used by one thread at a time, as `LogBuffer` states.
     final class Buffer: LogBuffer, @unchecked Sendable {
         let words: UnsafeBufferPointer<UInt64>
         let room: UnsafeMutableBufferPointer<UInt64>
@@ -120,7 +120,7 @@ extension FakeXen {
         isFinal: Bool
     ) throws(GuestError) -> Int {
         guard let buffer = buffer as? Buffer else { preconditionFailure("a buffer of other calls") }
-        // A set that was cleared is lost if its copy fails.
+        // A cleared set is lost if its copy fails.
         let isLost = operation == .clean
         let taken = try onDomain("readLog", domain, failsAfterEffect: isLost) {
             (domain, _) throws(GuestError) in
@@ -258,7 +258,7 @@ extension FakeXen {
         try onDomain("configuration", domain) { _, _ in FakeXen.configuration }
     }
 
-    /// As xg_sr_save.c: suspend, write, and for a checkpointed stream resume and ask for more.
+    /// Like xg_sr_save.c: suspend, write, and for a checkpointed stream resume and ask for more.
     func save(
         _ domain: UInt32, to descriptor: Int32, isCheckpointed: Bool, isLive: Bool,
         _ steps: SaveSteps

@@ -6,11 +6,11 @@ import VarveTestSupport
 
 @testable import XenGuest
 
-/// A hypervisor, its xenstore and its libraries, simulated.
+/// A simulated hypervisor with its xenstore and libraries.
 ///
-/// It does what Xen does also where that is unpleasant: a log that is off reads as empty, a frame
+/// It does what Xen does, including the unpleasant cases: a log that is off reads as empty, a frame
 /// that the hypervisor writes is named by FINAL alone, a fast resume of a domain that never
-/// suspended corrupts it. What must never be done to it is noted in `violations`.
+/// suspended corrupts it. Forbidden operations are recorded in `violations`.
 final class FakeXen: XenCalls {
     struct Mapping {
         let domain: UInt32
@@ -23,11 +23,11 @@ final class FakeXen: XenCalls {
         var store: [String: String] = [:]
         var version: (major: UInt32, minor: UInt32) = (4, 17)
         var mappings: [UInt: Mapping] = [:]
-        /// What was done that must never be done.
+        /// Forbidden operations that were done.
         var violations: [String] = []
         /// The name of each call.
         var trace: [String] = []
-        /// Calls until the one that fails, and how.
+        /// Calls until the one that fails, and its error.
         var fault: (callsLeft: Int, errno: Int32)?
         /// The stream that `save` writes, epoch after epoch.
         var epochs: [[UInt8]] = []
@@ -35,13 +35,13 @@ final class FakeXen: XenCalls {
 
     private let state = Mutex(State())
     private let directory = TemporaryDirectory()
-    /// Of this hypervisor alone.
+    /// The directory of locks, used only with this hypervisor.
     var lockDirectory: String { directory.path.appending("locks").string }
 
-    /// Looks at, or changes, everything.
+    /// Reads or changes the whole state.
     func with<T: Sendable>(_ body: (inout State) -> T) -> T { state.withLock { body(&$0) } }
 
-    /// Looks at, or changes, a domain.
+    /// Reads or changes a domain.
     func with<T: Sendable>(_ number: UInt32, _ body: (inout FakeDomain) -> T) -> T {
         state.withLock { state in
             guard var domain = state.domains.removeValue(forKey: number) else {
@@ -52,7 +52,7 @@ final class FakeXen: XenCalls {
         }
     }
 
-    /// Adds a domain, with the nodes that a guest of Linux has.
+    /// Adds a domain, with the nodes of a Linux guest.
     func add(_ domain: FakeDomain) {
         state.withLock { state in
             let root = "/local/domain/\(domain.number)"
@@ -64,15 +64,15 @@ final class FakeXen: XenCalls {
         }
     }
 
-    /// Makes the n-th call from now fail, 0 is the next one; nil: none.
+    /// Makes the n-th call from now fail, 0 is the next one; nil: none fails.
     func failCall(_ count: Int?, errno: Int32 = 0) {
         state.withLock { $0.fault = count.map { ($0, errno) } }
     }
 
-    /// Calls that can fail, so far.
+    /// The number of calls so far that could fail.
     var callCount: Int { state.withLock { $0.trace.count } }
 
-    /// What stands against "the domain runs as before", in words.
+    /// All violations of "the domain runs as before", in words.
     func complaints(_ number: UInt32, isLogOn: Bool? = nil) -> [String] {
         state.withLock { state in
             var found = state.violations
@@ -89,7 +89,7 @@ final class FakeXen: XenCalls {
         }
     }
 
-    /// The guest suspends now, whoever asked.
+    /// The guest suspends now, with or without a request.
     func suspendNow(_ number: UInt32) {
         with(number) { $0.suspendNow() }
     }
@@ -101,7 +101,7 @@ final class FakeXen: XenCalls {
             errno: errno)
     }
 
-    /// One call: guests live on, then it fails or happens.
+    /// One call: the guests run, then it fails or takes effect.
     func call<T: Sendable>(
         _ name: String, _ domain: UInt32 = 0, failsAfterEffect: Bool = false,
         _ body: (inout State) throws(GuestError) -> T
@@ -112,7 +112,7 @@ final class FakeXen: XenCalls {
             if let fault = state.fault {
                 state.fault = fault.callsLeft == 0 ? nil : (fault.callsLeft - 1, fault.errno)
                 if fault.callsLeft == 0 {
-                    // Busy is answered before anything is done.
+                    // EBUSY is returned before any effect.
                     if failsAfterEffect && fault.errno != EBUSY { _ = try body(&state) }
                     throw FakeXen.failure(name, domain, fault.errno)
                 }
@@ -121,7 +121,7 @@ final class FakeXen: XenCalls {
         }
     }
 
-    /// A call to a domain, which must exist.
+    /// A call on a domain, which must exist.
     func onDomain<T: Sendable>(
         _ name: String, _ number: UInt32, failsAfterEffect: Bool = false,
         _ body: (inout FakeDomain, inout [String]) throws(GuestError) -> T
@@ -137,7 +137,7 @@ final class FakeXen: XenCalls {
 }
 
 extension FakeXen.State {
-    /// Each call takes time, in which guests live and requests are answered.
+    /// Each call takes time, in which guests run and requests are answered.
     mutating func tick(isScan: Bool) {
         for number in domains.keys.sorted() {
             guard var domain = domains.removeValue(forKey: number) else { continue }
@@ -186,7 +186,7 @@ extension FakeDomain {
         }
     }
 
-    /// Does what the guest does at the end of a request; true if it is over.
+    /// Performs the guest's action at the end of a request; true if the request is finished.
     mutating func finishes(after count: Int) -> Bool {
         switch answer {
         case .suspends(_, let after) where count >= after: suspendNow()

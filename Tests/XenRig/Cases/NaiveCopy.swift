@@ -6,7 +6,7 @@ import XenGuest
 
 /// A full copy of a domain's memory, made page by page without the dirty log: the oracle.
 ///
-/// Used on the thread that captures, and nowhere else.
+/// Used only on the thread that captures.
 final class NaiveCopy: @unchecked Sendable {
     private let domain: UInt32
     private let calls: LibxenCalls
@@ -17,7 +17,7 @@ final class NaiveCopy: @unchecked Sendable {
     /// Pages that the last `refresh` found changed.
     private(set) var changedCount = 0
 
-    /// Asks of every frame number what it is.
+    /// Queries the type of every frame number.
     init(_ domain: UInt32) throws {
         let calls = try LibxenCalls()
         self.domain = domain
@@ -46,7 +46,7 @@ final class NaiveCopy: @unchecked Sendable {
 
     var pageCount: Int { frames.count }
 
-    /// Compares every page of the domain with the copy, and takes over what differs.
+    /// Compares every page of the domain with the copy, and updates the copy.
     func refresh() throws {
         changedCount = 0
         for first in stride(from: 0, to: frames.count, by: 1024) {
@@ -76,7 +76,7 @@ final class NaiveCopy: @unchecked Sendable {
         }
     }
 
-    /// Frames whose page is not what the checkpoint says.
+    /// Frames whose page differs from the checkpoint's.
     func differences(from checkpoint: Checkpoint, in repository: Repository) throws -> [UInt] {
         let map = try repository.pageMap(of: checkpoint).map
         guard map.layout.pageCount == frames.count else {
@@ -93,7 +93,7 @@ final class NaiveCopy: @unchecked Sendable {
         }
     }
 
-    /// Frames whose content, read from the packs, is not the copy's.
+    /// Frames whose content, read from the packs, differs from the copy's.
     func differingContents(
         of checkpoint: Checkpoint, in repository: Repository
     ) throws -> [UInt] {
@@ -124,7 +124,7 @@ final class NaiveCopy: @unchecked Sendable {
     }
 }
 
-/// A case that does not hold.
+/// A case that failed.
 struct Failed: Error, CustomStringConvertible {
     let description: String
     init(_ description: String) { self.description = description }

@@ -1,17 +1,17 @@
 import GuestModel
 import XenGuest
 
-/// A domain with something happening at chosen moments of its captures.
+/// A domain with an action at chosen moments of its captures.
 final class WatchedGuest: WritableGuest {
     /// Moments of a capture.
     enum Moment: String, CaseIterable, Sendable {
         /// The domain runs, pages are being copied.
         case precopy
-        /// The domain has just come to stand.
+        /// The domain has just been paused.
         case held
-        /// The domain stands, pages are being copied.
+        /// The domain is paused, pages are being copied.
         case copying
-        /// The domain stands, everything is copied.
+        /// The domain is paused, everything is copied.
         case copied
         /// The domain runs again, nothing is published.
         case encoding

@@ -1,14 +1,14 @@
 import Glibc
 import XenGuest
 
-// What becomes of a domain whose checkpointer dies: `XenCases death` and `XenCases ended`.
+// The effects of a checkpointer's death on its domain: `XenCases death` and `XenCases ended`.
 
 extension XenCases {
-    /// Kills a checkpointer, or waits for its own death, and watches until its guard has ended.
+    /// Kills a checkpointer, or waits for its death, and watches until its guard has ended.
     ///
-    /// Prints milliseconds: the longest time for which the domain stood still in one piece after
-    /// the death, and how long after it the domain ran and the guard was gone. Fails if the domain
-    /// is gone, or stands still once the guard has ended.
+    /// Prints milliseconds: the longest continuous downtime of the domain after the death, and the
+    /// time after it until the domain ran and the guard had ended. Fails if the domain is gone, or
+    /// paused after the guard has ended.
     static func death(_ domain: UInt32, _ checkpointer: pid_t, kills: Bool) throws {
         let calls = try LibxenCalls()
         var guardian = Processes.guardian(of: domain)
@@ -25,7 +25,7 @@ extension XenCases {
         var still = Duration.zero
         var since: ContinuousClock.Instant?
         while true {
-            // In this order: what a guard has done is seen after its end.
+            // In this order: a guard's actions are visible after its end.
             let isGuarded = guardian.map { Processes.isAlive($0) } ?? false
             guard let facts = try calls.facts(domain), !facts.isDying else {
                 throw Failed("the domain is gone")
@@ -52,7 +52,7 @@ extension XenCases {
         }
     }
 
-    /// Waits until the domain has ended, and prints how; fails if it has not in time.
+    /// Waits until the domain has ended, and prints how; fails if it does not end in time.
     static func ended(_ domain: UInt32, _ milliseconds: Int) throws {
         let calls = try LibxenCalls()
         let start = ContinuousClock.now
@@ -67,12 +67,12 @@ extension XenCases {
     }
 }
 
-/// Other processes of dom0, as /proc shows them.
+/// Other processes of dom0, from /proc.
 enum Processes {
-    /// True until it has ended; one that nobody has waited for has ended too.
+    /// True until it has ended; a zombie has ended too.
     static func isAlive(_ process: pid_t) -> Bool {
         guard let text = read("/proc/\(process)/stat") else { return false }
-        // The state follows the name, which is in parentheses and may hold anything.
+        // The state follows the name, which is in parentheses and may contain anything.
         guard let end = text.lastIndex(of: UInt8(ascii: ")")), end + 2 < text.count else {
             return false
         }

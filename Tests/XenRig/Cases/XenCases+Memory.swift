@@ -1,13 +1,14 @@
 import Glibc
 
-// What a process holds in memory: `XenCases memory`.
+// The memory of a process: `XenCases memory`.
 
 extension XenCases {
-    /// Runs a command, and prints how much memory its process held at its worst moment.
+    /// Runs a command, and prints the peak memory of its process.
     ///
-    /// `/proc/PID/smaps` tells it, mapping by mapping, every 50 ms. Pages of other domains that the
-    /// process has mapped are no memory of its own, and Linux counts them in none of its figures
-    /// (the mapping is VM_PFNMAP). `ru_maxrss` is beside it: the kernel's own high-water mark.
+    /// It is read from `/proc/PID/smaps`, mapping by mapping, every 50 ms. Pages of other domains
+    /// that the process has mapped are not its own memory, and Linux counts them in none of its
+    /// figures (the mapping is VM_PFNMAP). `ru_maxrss` is printed too: the kernel's own high-water
+    /// mark.
     static func memory(_ command: [String]) throws {
         let child = try spawn(command)
         var peak = MemoryUse()
@@ -27,11 +28,11 @@ extension XenCases {
         for (name, size) in peak.mappings.prefix(12) { print("# \(size) KiB \(name)") }
     }
 
-    /// Starts a program; what it says goes to standard error.
+    /// Starts a program, with its output redirected to standard error.
     static func spawn(_ command: [String]) throws -> pid_t {
         var words = command.map { strdup($0) } + [nil]
         defer { for word in words { free(word) } }
-        // Its words are no figures of this program.
+        // Its output must not mix with this program's figures.
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
         defer { posix_spawn_file_actions_destroy(&actions) }
@@ -43,13 +44,13 @@ extension XenCases {
     }
 }
 
-/// What a process holds, in KiB.
+/// The memory of a process, in KiB.
 struct MemoryUse {
-    /// In all.
+    /// The total.
     private(set) var total = 0
-    /// The mapping of the staging pool: the only one of 256 MiB that is no file.
+    /// The mapping of the staging pool: the only one of 256 MiB that is not a file.
     private(set) var ring = 0
-    /// Files that are mapped: the program itself, and the index.
+    /// Mapped files: the program itself, and the index.
     private(set) var files = 0
     /// The largest ones.
     private(set) var mappings: [(name: String, size: Int)] = []
@@ -82,7 +83,7 @@ struct MemoryUse {
         if resident > 0 { mappings.append(("\(name) of \(size)", resident)) }
     }
 
-    /// Total, ring, files, and the rest.
+    /// Total, staging pool, files, and the rest.
     var line: String { "\(total) \(ring) \(files) \(total - ring - files)" }
 
     private static func lines(of path: String) -> [Substring]? {

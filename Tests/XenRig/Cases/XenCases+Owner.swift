@@ -9,10 +9,10 @@ import XenGuest
 // One owner of a domain, and one log: `XenCases owner`.
 
 extension XenCases {
-    /// A second owner is refused, here and in another process; a log that others turned off is
-    /// found.
+    /// A second owner is refused, here and in another process; a log that another tool turned off
+    /// is detected.
     ///
-    /// - Parameter command: takes charge of the domain in another process, and must fail.
+    /// - Parameter command: tries to own the domain in another process, and must fail.
     static func owner(_ domain: UInt32, _ store: String, _ command: String) throws {
         let repository = try Repository.open(at: FilePath(store), .writing)
         let naive = try NaiveCopy(domain)

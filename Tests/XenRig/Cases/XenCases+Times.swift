@@ -6,10 +6,10 @@ import SystemPackage
 import Varve
 import XenGuest
 
-// Figures for the cases: `XenCases` lists what each is called with.
+// Measurements for the cases: `XenCases` lists their arguments.
 
 extension XenCases {
-    /// Prints how often and how long the domain stood still while a command of the shell ran, in
+    /// Prints the number of pauses of the domain while a shell command ran, and their downtime in
     /// milliseconds: count, p50, max.
     static func watch(_ domain: UInt32, _ command: String) throws {
         let calls = try LibxenCalls()
@@ -33,7 +33,7 @@ extension XenCases {
     }
 
     /// Epochs of the checkpointed stream that libxenguest writes for Remus, 200 ms apart, into
-    /// /dev/null; prints milliseconds, p50 and max: standing still, then suspending.
+    /// /dev/null; prints milliseconds, p50 and max: of the downtime, then of the suspension.
     static func epochs(_ domain: UInt32, _ count: Int) throws {
         let guest = try open(domain)
         let calls = try LibxenCalls()
@@ -52,7 +52,7 @@ extension XenCases {
             })
         try calls.save(domain, to: sink, isCheckpointed: true, isLive: true, steps)
         close(sink)
-        // The first epoch ends the live phase that moved all memory.
+        // The first epoch ends the live phase that copied all memory.
         let later = times.dropFirst()
         guard !later.isEmpty else { throw Failed("libxenguest wrote no second epoch") }
         print(
@@ -60,9 +60,9 @@ extension XenCases {
             middleAndMax(later.map(\.request.milliseconds)))
     }
 
-    /// Reads and clears the log again and again, and does nothing else to the domain.
+    /// Reads and clears the log repeatedly, and does nothing else to the domain.
     ///
-    /// Shows how often the emulated machine loses a guest in log-dirty mode without us.
+    /// Shows how often the emulated machine loses a guest in log-dirty mode without Varve.
     static func churn(_ domain: UInt32, _ count: Int) throws {
         let calls = try LibxenCalls()
         let frameCount = try calls.frameCount(domain)
@@ -81,7 +81,7 @@ extension XenCases {
         print("the guest lived through \(count) reads")
     }
 
-    /// Prints how far the guest's program had counted: what the newest of its pages holds.
+    /// Prints the guest program's count: the newest in its pages.
     ///
     /// A page begins with 16 bytes of magic; its count is at 24 (Tests/XenRig/domu/dirtier.c).
     static func wrote(_ store: String, _ name: String) throws {

@@ -14,14 +14,14 @@ import XenGuest
 ///     XenCases die DOMAIN STORE MOMENT                    SIGKILL at a moment of a capture
 ///     XenCases meanwhile DOMAIN STORE MOMENT COMMAND      a command at a moment of a capture
 ///     XenCases owner DOMAIN STORE COMMAND                 one owner; a log turned off by others
-///     XenCases watch DOMAIN COMMAND                       how long it stands still meanwhile
+///     XenCases watch DOMAIN COMMAND                       downtimes while a command runs
 ///     XenCases epochs DOMAIN COUNT                        the same for epochs of libxenguest
-///     XenCases churn DOMAIN COUNT                         what reading the log alone does to it
-///     XenCases kill DOMAIN PID                            what becomes of it when PID is killed
+///     XenCases churn DOMAIN COUNT                         effect of reading the log alone
+///     XenCases kill DOMAIN PID                            its fate when PID is killed
 ///     XenCases death DOMAIN PID                           the same when PID dies by itself
 ///     XenCases ended DOMAIN MILLISECONDS                  that it ends within this time, and how
-///     XenCases wrote STORE CHECKPOINT                     how far the guest had counted
-///     XenCases memory COMMAND...                          what a process holds at its worst
+///     XenCases wrote STORE CHECKPOINT                     the guest's count of writes
+///     XenCases memory COMMAND...                          peak memory of a process
 ///     XenCases tee FILE                                   what busybox's tee does, 1 KiB at a time
 @main
 struct XenCases {
@@ -136,7 +136,7 @@ struct XenCases {
         print("# \(figures.line)")
     }
 
-    /// Reverts to checkpoints in any order; after each, all memory is the checkpoint's.
+    /// Reverts to checkpoints in any order; after each, all memory is equal to the checkpoint's.
     private static func jump(
         _ domain: UInt32, _ store: String, _ count: Int, _ seed: Int
     ) throws {
@@ -162,7 +162,7 @@ struct XenCases {
             }
             written.append(result.writtenPageCount)
             usleep(300_000)
-            // Captures go on from where the guest was put.
+            // Captures continue from the reverted state.
             if index % 5 == 4 { checkpoints.append(try session.capture().checkpoint) }
         }
         session.close()
@@ -172,7 +172,7 @@ struct XenCases {
                 + "\(written.sorted()[count / 2]), max \(written.max() ?? 0)")
     }
 
-    /// Reverts to checkpoints by pause, in any order; after each the guest writes on.
+    /// Reverts to checkpoints by pause, in any order; after each the guest continues writing.
     ///
     /// Memory is not compared: Xen may deliver an event to a paused domain after the copy. The
     /// guest checks its own pages.
@@ -193,7 +193,7 @@ struct XenCases {
         for index in 0..<count {
             let target = checkpoints[random.next(below: checkpoints.count)]
             try session.revert(to: target)
-            // The log was emptied by the revert: a guest that sleeps on writes nothing.
+            // The revert emptied the log: a guest that stays asleep writes nothing.
             let start = ContinuousClock.now
             while try session.dirtyLog.map({ try guest.peekDirtyCount($0) }) ?? 0 < 200 {
                 guard ContinuousClock.now - start < .seconds(20) else {
@@ -213,7 +213,7 @@ struct XenCases {
                 + "\(waits[count / 2]) ms, \(waits[count - 1]) at the latest")
     }
 
-    /// The vectors that local APICs request and serve: what a guest that sleeps on waits for.
+    /// The vectors that local APICs request and serve: what a sleeping guest waits for.
     private static func vectors(_ domain: UInt32) throws -> String {
         let context = try LibxenCalls().hvmContext(domain)
         func number(_ offset: Int, _ count: Int) -> Int {
@@ -266,7 +266,7 @@ struct XenCases {
         throw Failed("still alive")
     }
 
-    /// Something happens to the domain at a moment of the second capture; says what came of it.
+    /// Runs a command at a moment of the second capture; prints the result.
     private static func meanwhile(
         _ domain: UInt32, _ store: String, _ moment: WatchedGuest.Moment, _ command: String
     ) throws {
@@ -313,7 +313,7 @@ struct Draws {
     }
 }
 
-/// Fires once, after it was armed.
+/// Fires once after it is armed.
 final class Armed: Sendable {
     private let state = Atomic(0)
 
@@ -324,7 +324,7 @@ final class Armed: Sendable {
     }
 }
 
-/// What a row of checkpoints came to.
+/// The results of a series of checkpoints.
 struct Figures {
     var dirty: [Int] = []
     var changed: [Int] = []
