@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # build-shadow-xen.sh FILE
-# Builds Debian's Xen with shadow paging, which Debian leaves out: with it PV guests have log-dirty
-# mode. By hand, about 3 minutes; then
+# Builds Debian's Xen with shadow paging, which Debian leaves out: it gives PV guests log-dirty
+# mode. Run by hand; takes about 3 minutes. Then:
 #   XENRIG_HYPERVISOR=FILE Scripts/xen-test --only 'live-pv'
-# Installs flex, bison and make by apt. The source comes from the mirrors that apt knows.
+# Installs flex, bison and make with apt. The source comes from apt's configured mirrors.
 set -euo pipefail
 # shellcheck source=settings.sh
 . "$(dirname "$0")/settings.sh"
@@ -20,14 +20,14 @@ source=$VARVE_XEN_CACHE/source
 rm -rf "$source"
 mkdir -p "$source/lists/partial" "$source/tree"
 cd "$source"
-# The sources of what apt has the packages of, in a list of its own.
+# The sources of apt's packages, in a separate list.
 apt-get indextargets --format 'deb-src $(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' \
     | sort -u >sources.list
 options=(-o "Dir::Etc::sourcelist=$source/sources.list" -o Dir::Etc::sourceparts=-
     -o "Dir::State::lists=$source/lists" -o Dir::Cache::srcpkgcache= -o Dir::Cache::pkgcache=
     -o APT::Sandbox::User=root)
 apt-get "${options[@]}" -qq update
-# A mirror may lack the newest update's source; the one before does as well.
+# A mirror may lack the source of the newest update; the previous one works as well.
 apt-cache "${options[@]}" showsrc xen | sed -n 's/^Version: //p' | sort -Vr >versions
 while read -r version; do
     apt-get "${options[@]}" -qq source --download-only "xen=$version" && break

@@ -1,8 +1,8 @@
-# The cases, in dom0: stock xl beside this project's own command line.
+# The cases, in dom0: stock xl compared with this project's command line.
 #
-# Each case starts from an empty /run/case, prints one line, and leaves nothing but its guest: the next
-# one goes on with it (have_guest), because booting one takes longer.
-# /share, if it is there, gets the streams that the tests on the host read.
+# Each case starts in an empty /run/case, prints one line, and leaves only its guest: the next case
+# uses it (have_guest), because booting one takes longer. If /share exists, the streams for the
+# tests on the host are copied there.
 . /rig/rig.sh
 cd /run || exit 1
 varve=/payload/varve
@@ -10,22 +10,22 @@ cases=/payload/XenCases
 share=
 grep -q ' /share 9p' /proc/mounts && share=/share
 
-# The version of the hypervisor: 4.17.
+# The version of the hypervisor, such as 4.17.
 running=$(xl info | sed -n 's/^xen_version *: *\([0-9]*\.[0-9]*\).*/\1/p')
 
 fail() { echo "    $*"; return 1; }
 
-# lost_guest: true if a guest of this case died of what the emulated processor did to it: a triple
-# fault, or a kernel's panic that nobody asked for.
+# lost_guest: true if a guest of this case died of an error of the emulated processor: a triple
+# fault, or a kernel panic that was not requested.
 #
 # With more than one emulated processor, or a thread for each, a guest in log-dirty mode dies after
-# some 300 to 4,000 reads of the log, whoever reads it, at any instruction; the case live-churn shows it.
+# some 300 to 4,000 reads of the log by any program, at any instruction; see the case live-churn.
 lost_guest() {
     xl dmesg | grep -q 'Triple fault' && return 0
     cat /var/log/xen/guest-*.log | grep 'Kernel panic' | grep -qv sysrq
 }
 
-# clean_up [KEPT]: what a case left running goes, but for a guest of this name.
+# clean_up [KEPT]: removes the processes and guests of a case, except a guest of this name.
 clean_up() {
     killall -q -9 varve XenCases
     for domain in $(xl list | awk -v kept="$1" 'NR > 2 && $1 != kept { print $1 }'); do
@@ -33,8 +33,8 @@ clean_up() {
     done
 }
 
-# have_guest KIND: the guest that the case before left, if it counts and has found no error; else a
-# new one.
+# have_guest KIND: uses the guest of the previous case, if it counts and has found no error;
+# otherwise starts a new one.
 have_guest() {
     if xl domid "$1" >/dev/null 2>&1; then
         wait_console "$1" 'writes=' 10 && [ "$(errors "$1")" -eq 0 ] && return 0
@@ -44,14 +44,14 @@ have_guest() {
     start_guest "$1" && settle "$1"
 }
 
-# run NAME GUEST SECONDS: one case: the function of its name, from an empty /run/case, in a shell of
-# its own. What it says goes to case.log; it is shown if the case fails, lines with '#' always.
+# run NAME GUEST SECONDS: runs the function of this name in an empty /run/case, in its own shell.
+# The output goes to case.log, which is shown if the case fails; its lines with '#' always are.
 run() {
     clean_up "$2"
     rm -rf /run/case
     mkdir -p /run/case
     cd /run/case || exit 1
-    # What became of guests so far does not count any more.
+    # Forget what happened to earlier guests.
     xl dmesg -c >/dev/null
     for log in /var/log/xen/guest-*.log; do : >"$log"; done
     "$varve" init store >/dev/null || exit 1
@@ -86,9 +86,9 @@ run() {
     fi
 }
 
-# restored NAME FILE FROM [TO]: starts a file with stock xl; the guest must go on counting between FROM
-# and shortly after TO (or FROM), without an error. A guest that began anew would count from 0, one of another
-# time from somewhere else: it writes 16 pages every 20 ms at most.
+# restored NAME FILE FROM [TO]: starts a file with stock xl; the guest must continue counting
+# between FROM and shortly after TO (or FROM), without an error. A guest that was booted would count
+# from 0, one from another time from a different number: it writes 16 pages every 20 ms at most.
 restored() {
     : >"/var/log/xen/guest-$1.log"
     xl restore "$2" || return 1
@@ -111,7 +111,7 @@ goes_on() {
     [ "$(errors "$1")" -eq 0 ] || fail "the guest found errors" || return 1
 }
 
-# keep FILE NAME KIND: for the tests on the host, NAME-VERSION.KIND; it gets its name when it is whole.
+# keep FILE NAME KIND: stores NAME-VERSION.KIND for the tests on the host, with a rename at the end.
 keep() {
     [ -z "$share" ] || { cat "$1" >"$share/$2.part" && mv "$share/$2.part" "$share/$2-$running.$3"; }
 }
@@ -121,7 +121,7 @@ settle() {
     wait_console "$1" 'writes=[0-9][0-9][0-9]' 60
 }
 
-# A guest saved by stock xl, taken in, taken out, started by stock xl.
+# A guest is saved by stock xl, imported, exported, and started by stock xl.
 save_restore_pv() { save_restore pv; }
 save_restore_pvh() { save_restore pvh; }
 save_restore() {
@@ -135,14 +135,14 @@ save_restore() {
     restored "$1" file "$at" || return 1
     rm file
     xl destroy "$1"
-    # The same by pipe.
+    # The same through a pipe.
     : >"/var/log/xen/guest-$1.log"
     $varve export store web - --format xl | xl restore /dev/stdin || return 1
     wait_console "$1" 'writes=' 60 && goes_on "$1" || return 1
     $varve verify store
 }
 
-# Saves of a running guest, straight into a store; the second costs what changed.
+# Saves of a running guest, directly into a store; the second costs only the changes.
 save_pipe() {
     have_guest pvh || return 1
     for i in 1 2; do
@@ -156,10 +156,11 @@ save_pipe() {
     [ "$second" -lt $((first / 4)) ] || fail "the second save changed $second pages"
 }
 
-# Stock Remus feeds the store; its sender is killed; the newest epoch and an older one are started.
+# Stock Remus sends to the store; its sender is killed; the newest epoch and an older one are
+# started.
 remus() {
     have_guest pvh || return 1
-    # What xl sends is kept as it is, for the tests on the host.
+    # xl's stream is kept unchanged, for the tests on the host.
     xl remus -F -d -n -e -i 200 -s '' pvh \
         "$cases tee /run/case/stream | $varve receive /run/case/store --lineage remus" >remus.log 2>&1 &
     sender=$!
@@ -187,8 +188,8 @@ remus() {
     echo "# epochs in the store: $count"
     [ "$count" -ge 6 ] || fail "only $count checkpoints" || return 1
     $varve verify store || return 1
-    # By what their memory holds: the guest's console speaks once a second, and four epochs may be
-    # shorter than that.
+    # By the contents of their memory: the guest's console prints once a second, and four epochs may
+    # take less time than that.
     newest=$($cases wrote store remus) || return 1
     older=$($cases wrote store remus~4) || return 1
     echo "# the newest epoch holds $newest writes, the one four before it $older"
@@ -215,12 +216,12 @@ migrate() {
     $varve export store web file --format xl && restored pvh file "$at" "$to"
 }
 
-# What stock xl writes of a guest, and what an export of the same guest says, side by side on the
-# host: a core is compared there.
+# The same guest as saved and as dumped by stock xl: the tests on the host compare an export of the
+# first with the second.
 dump_core() {
     [ -n "$share" ] || { echo "# no share: not compared"; return 0; }
     have_guest pvh || return 1
-    # Paused, the guest is the same for both; a saved guest stays paused with -p.
+    # -p leaves the guest paused, so that both files have the same state.
     xl save -p pvh file || return 1
     keep file dumped xlsave
     rm file
@@ -229,11 +230,11 @@ dump_core() {
 }
 
 . /payload/live.sh
-# /payload/list says which cases run here, in this order: names, guests, seconds at most.
+# /payload/list has the cases to run, in this order: names, guests, seconds at most.
 while read -r name guest seconds <&3; do
     run "$name" "$guest" "$seconds" 3<&-
 done 3</payload/list
-# The emulation itself: a program that crashed makes all of this worthless.
+# A check of the emulation itself: a crashed program makes all results worthless.
 if dmesg | grep -E 'segfault|traps:'; then
     echo "✘ programs crashed in dom0"
     exit 1

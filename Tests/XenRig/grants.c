@@ -1,9 +1,9 @@
 /* grants DOMID: does a write through a grant that stays mapped show in the dirty log?
  *
  * Maps the guest's grant 1 (the page it shares with xenstored, GNTTAB_RESERVED_XENSTORE) writable,
- * and writes to its unused end while the guest is paused, so that nobody else writes. Prints what
- * the log says after a write through the mapping, and after the mapping went. Exit status 0: all
- * could be tried. */
+ * and writes to its unused end while the guest is paused, so that there are no other writes. Prints
+ * the log's state after a write through the mapping, and after the unmap. Exit status 0: everything
+ * was tried. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 #include <xenctrl.h>
 #include <xengnttab.h>
-/* After xenctrl.h, which says that this is a tool. */
+/* After xenctrl.h, which defines that this is a tool. */
 #include <xen/hvm/params.h>
 
 static xc_interface *xch;

@@ -1,16 +1,16 @@
 # Cases of running domains: log-dirty capture, restore as a new domain, revert in place. Sourced by
-# cases.sh. /payload/all asks for the long forms.
+# cases.sh. /payload/all selects the long forms.
 long=
 [ ! -e /payload/all ] || long=1
 
-# many SHORT LONG: how often something is done.
+# many SHORT LONG: the number of repetitions.
 many() { if [ -n "$long" ]; then echo "$2"; else echo "$1"; fi; }
 
-# unbroken NAME DEVICES: the guest counts without an error, its console shows nothing but its own
-# lines since it was ready or taken over, and no device was taken down and set up again: its nodes are as before.
+# unbroken NAME DEVICES: the guest counts without an error, its console shows only its own lines
+# since it was ready or reused, and no device was disconnected: the nodes are as before.
 unbroken() {
     goes_on "$1" || return 1
-    # The first line of a guest that was taken over may be part of one.
+    # The first line of a reused guest may be incomplete.
     console "$1" | tr -d '\r' | awk '/^dirtier: ready/ { count = 0; next }
         NR > 1 && NF && !/^dirtier: / { line[count++] = $0 }
         END { for (i = 0; i < count; i++) print line[i]; exit count > 0 }' \
@@ -18,7 +18,7 @@ unbroken() {
     devices "$1" | cmp -s - "$2" || fail "the guest's devices changed" || return 1
 }
 
-# began NAME COUNT: the guest goes on from that count of writes, or from a little later.
+# began NAME COUNT: the guest continues from that count of writes, or from a slightly larger one.
 began() {
     wait_console "$1" 'writes=' 60 || fail "$1 says nothing" || return 1
     first=$(first_writes "$1")
@@ -35,7 +35,7 @@ devices() {
     xenstore-ls "/local/domain/0/backend" 2>/dev/null
 }
 
-# Everything once: the short form of another version of Xen.
+# Everything once: the short form for another version of Xen.
 tour() {
     $varve xen doctor >words || return 1
     cat words
@@ -54,7 +54,7 @@ tour() {
     $varve xen revert pvh store compare~1 || return 1
     : >/var/log/xen/guest-pvh.log
     began pvh "$at" && goes_on pvh && $varve verify store || return 1
-    # A stream of an older Xen starts here; the machine beside this one left it.
+    # A stream of an older Xen starts here; the machine with that version wrote it.
     [ -n "$share" ] && [ -e "$share/pvh-4.17.xlsave" ] \
         || { echo "# there is no stream of an older Xen to start"; return 0; }
     at=$($varve import store "$share/pvh-4.17.xlsave" --lineage older >/dev/null \
@@ -65,7 +65,7 @@ tour() {
     xl destroy older
 }
 
-# A checkpoint of a newer Xen is refused before xl is asked.
+# A checkpoint of a newer Xen is refused before xl is called.
 newer_refused() {
     $varve export store "$1" newer --format libxc || return 1
     # The domain header, after the image header of 24 bytes, ends with the minor version.
@@ -78,7 +78,7 @@ newer_refused() {
     grep -q "was taken under Xen $next, this host runs $running" words
 }
 
-# A guest that writes all the time, checkpointed every 200 ms: each checkpoint is the full copy.
+# A guest that writes all the time, checkpointed every 200 ms: each checkpoint equals a full copy.
 live_compare() {
     have_guest pvh || return 1
     devices pvh >devices
@@ -87,7 +87,7 @@ live_compare() {
     $varve verify store
 }
 
-# The same of a guest with two processors.
+# The same for a guest with two processors.
 live_two_processors() {
     xl destroy pvh 2>/dev/null
     start_guest pvh vcpus=2 && settle pvh || return 1
@@ -95,8 +95,8 @@ live_two_processors() {
     xl destroy pvh
 }
 
-# The same by pause, which any guest takes. Xen may deliver an event to a paused domain after the
-# copy, so that a page or two differ then; the guest's own check and restores are the proof.
+# The same by pause, which works for any guest. Xen may deliver an event to a paused domain after
+# the copy, so a page or two may differ; the guest's own check and restores are the proof.
 live_pause() {
     have_guest pvh || return 1
     devices pvh >devices
@@ -113,12 +113,12 @@ live_pause() {
     goes_on pvh
 }
 
-# Pause and suspension, beside what stock tools take for the same guest in the same boot.
+# Pause and suspension, compared with stock tools for the same guest in the same boot.
 live_times() {
     have_guest pvh || return 1
     id=$(xl domid pvh)
     $varve xen checkpoint pvh store --every 200ms --count "$(many 11 100)" --json >lines || return 1
-    # The first checkpoint is all of memory, as the first epoch of libxenguest is.
+    # The first checkpoint copies all of memory, as the first epoch of libxenguest does.
     sed 1d lines | sed 's/.*"dirtyPages":\([0-9]*\),"downtimeMicroseconds":\([0-9]*\),"suspendMicroseconds":\([0-9]*\).*/\1 \2 \3/' \
         >numbers
     bytes=$(sed 1d lines | sed 's/.*"bytesAdded":\([0-9]*\).*/\1/' | sort -n | middle)
@@ -143,7 +143,7 @@ middle_and_max() { awk '{ v[NR] = $1 } END { print v[int(NR / 2) + 1], v[NR] }';
 ratio() { echo "$1 $2" | awk '{ printf "%.1f", $1 / $2 }' ; }
 
 # Checkpoints of a running guest, started as new domains while it runs: each has the checkpoint's
-# memory, and counts on from its own point.
+# memory, and continues counting from there.
 live_restore() {
     have_guest pvh || return 1
     count=$(many 10 40)
@@ -172,13 +172,13 @@ live_revert() {
     for point in $(many jump~2 "jump~2 jump jump~1"); do
         at=$($cases wrote store $point)
         $varve xen revert pvh store $point || return 1
-        # What it had printed before is gone, as the guest itself is.
+        # Its earlier output belongs to a state that is gone.
         : >/var/log/xen/guest-pvh.log
         began pvh "$at" && goes_on pvh || return 1
     done
 }
 
-# The checkpointer is killed: the guest runs on within a second, the log is off, the next capture
+# The checkpointer is killed: the guest runs again within a second, the log is off, the next capture
 # is complete, and the store is whole.
 live_kill() {
     have_guest pvh || return 1
@@ -189,7 +189,7 @@ live_kill() {
         kill_once $killed || { cat kill.log; return 1; }
         killed=$((killed + 1))
     done
-    # A log that was left on would be refused here.
+    # This would fail if the log had been left on.
     $cases compare "$id" store 3 200 || return 1
     goes_on pvh || return 1
     awk '{ print $1 }' watched | sort -n >downtimes
@@ -203,7 +203,7 @@ live_kill() {
     $varve verify store
 }
 
-# kill_once NUMBER: one death; at the five named moments first, then at random ones.
+# kill_once NUMBER: one kill; the first five at the named moments, then at random ones.
 kill_once() {
     case $1 in
         0) moment=precopy ;; 1) moment=held ;; 2) moment=copying ;; 3) moment=copied ;;
@@ -215,19 +215,20 @@ kill_once() {
     else
         $varve xen checkpoint pvh store --every 50ms >kill.lines 2>kill.log &
         checkpointer=$!
-        # A quarter of them in the first checkpoint, which copies everything.
+        # A quarter of them during the first checkpoint, which copies everything.
         [ $(($1 % 4)) -eq 0 ] || wait_file kill.lines 30 || return 1
         usleep $((($1 * 7919 % 101) * 10000))
         took=$($cases kill "$id" $checkpointer)
     fi || { echo "$took"; return 1; }
-    # The shell says that a process was killed.
+    # The shell reports that a process was killed.
     wait 2>/dev/null
     cat kill.log >>guards
     goes_on pvh || return 1
     echo "$took" | tee -a watched
 }
 
-# What happens to a domain while it is captured: one sentence, and what was stored stays.
+# Changes to a domain while it is captured: one sentence is printed, and stored checkpoints are
+# kept.
 live_meanwhile() {
     have_guest pvh || return 1
     $varve xen checkpoint pvh store || return 1
@@ -252,7 +253,7 @@ live_meanwhile() {
             *:encoding:'outcome: published') ;;
             destroy:*'there is no domain'*) ;;
             destroy:*'dying'*) ;;
-            # Linux in a PVH domain ends a panic by a restart, which Xen takes for one.
+            # Linux in a PVH domain ends a panic with a restart, which Xen reports as a reboot.
             crash:precopy:*'has crashed'* | crash:precopy:*'reboots'*) ;;
             poweroff:precopy:*'has shut down'*) ;;
             *) fail "another outcome than $what should have" || return 1 ;;
@@ -265,7 +266,8 @@ live_meanwhile() {
     $varve xen restore store pvh >/dev/null && wait_console pvh 'writes=' 60 && goes_on pvh
 }
 
-# The store's disk is full: one sentence, the guest runs, and with room the next one is complete.
+# The store's disk is full: one sentence is printed, the guest runs, and with free space the next
+# capture is complete.
 live_full_disk() {
     have_guest pvh || return 1
     mkdir small
@@ -287,8 +289,8 @@ live_full_disk() {
     return $status
 }
 
-# PV: libxenguest's stream. Debian's hypervisor does not log a PV guest's writes: all of memory each
-# time. One that does (build-shadow-xen.sh): epochs of one live stream.
+# PV: libxenguest's stream. Debian's hypervisor does not log a PV guest's writes: every capture
+# copies all memory. With one that does (build-shadow-xen.sh): epochs of one live stream.
 live_pv() {
     have_guest pv || return 1
     devices pv >devices
@@ -311,7 +313,7 @@ live_pv() {
     began new "$at" && goes_on new && goes_on pv && $varve verify store
 }
 
-# Memory of the checkpointer of a 1 GiB guest: the page map, the ring, the index.
+# Memory of the checkpointer of a 1 GiB guest: the page map, the staging pool, the index.
 live_memory() {
     xl destroy pvh 2>/dev/null
     xl create -q /rig/pvh.cfg 'memory=1024' 'maxmem=1024' 'extra="console=hvc0 quiet mitigations=off dirtier.PAGES=100000 dirtier.BURST=16 dirtier.TICK=50"' \
@@ -328,7 +330,7 @@ live_memory() {
     xl destroy pvh
 }
 
-# What the commands say of this host, and of domains that are not there.
+# Messages of the commands about this host, and about domains that do not exist.
 live_words() {
     $varve xen doctor || return 1
     have_guest pvh || return 1
@@ -338,8 +340,8 @@ live_words() {
     $varve xen checkpoint nobody store 2>words && fail "there is no domain" && return 1
     cat words
     grep -q "there is no domain 'nobody'" words || return 1
-    # Two checkpointers: the second is told, and the first goes on.
-    # Each looks at 64 pages that the log calls unwritten.
+    # Two checkpointers: the second is refused, and the first continues. Each audits 64 pages that
+    # the log reports as unwritten.
     $varve xen checkpoint pvh store --every 100ms --count 60 --audit 64 >lines 2>&1 &
     first=$!
     wait_file lines 60
@@ -350,7 +352,7 @@ live_words() {
     wait $first || return 1
     [ "$(grep -c '^[0-9a-f]' lines)" -eq 60 ] || { cat lines; fail "the first one ended"; return 1; }
     newer_refused pvh || return 1
-    # A write through a grant that stays mapped: what the log says of it (grants.c).
+    # A write through a grant that stays mapped, and its effect on the log (grants.c).
     /payload/grants "$(xl domid pvh)" >said || return 1
     echo "# grants: $(cat said)"
     [ "$(cat said)" = "after a write 0, with FINAL 0, after the unmap 1" ] \
@@ -358,19 +360,19 @@ live_words() {
     goes_on pvh
 }
 
-# One owner: a second one is refused, in the same process and in another, and the first goes on; a log
-# that is turned off from outside is found, and every page is compared.
+# One owner: a second one is refused, in the same process and in another, and the first continues; a
+# log that is turned off by another tool is detected, and every page is compared.
 live_owner() {
     have_guest pvh || return 1
     devices pvh >devices
     $varve init second >/dev/null || return 1
     $cases owner "$(xl domid pvh)" store "$varve xen checkpoint pvh second" || return 1
     unbroken pvh devices || return 1
-    # Nobody has it now.
+    # The domain has no owner now.
     $varve xen checkpoint pvh second && $varve verify store && $varve verify second
 }
 
-# What the emulation itself does to guests in log-dirty mode; proves nothing of this project.
+# The effect of the emulation itself on guests in log-dirty mode; it proves nothing about Varve.
 #   Scripts/xen-test --all --only live-churn
 live_churn() {
     for i in 1 2 3 4; do

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # run.sh SCRIPT [FILE...]
 # Boots Xen and dom0 under QEMU's software emulation, runs SCRIPT there (busybox's sh, as root) with
-# the FILEs beside it in /payload, prints what it prints and exits with its status. A program among
-# the FILEs brings the libraries it loads.
+# the FILEs in /payload, prints its output and exits with its status. The libraries of a program
+# among the FILEs are added.
 #
-#   XENRIG_XEN=4.20          another version of Xen than 4.17
-#   XENRIG_SHARE=DIRECTORY   a directory of the host that dom0 sees as /share
+#   XENRIG_XEN=4.20          a version of Xen other than 4.17
+#   XENRIG_SHARE=DIRECTORY   a directory of the host, mounted as /share in dom0
 #   XENRIG_HYPERVISOR=FILE   another Xen (ELF, not compressed)
 #   XENRIG_QEMU=PROGRAM      another emulator
 #   XENRIG_LOG=FILE          keeps the consoles of Xen and dom0
 #
-# Exit status 125: the rig itself failed; 124: it ran out of time, or dom0, which says every few
-# seconds that it is there, was silent for a minute.
+# Exit status 125: the rig itself failed; 124: it ran out of time, or dom0, which prints a heartbeat
+# every few seconds, was silent for a minute.
 set -Eeuo pipefail
 # shellcheck source=settings.sh
 . "$(dirname "$0")/settings.sh"
@@ -32,7 +32,7 @@ for file in "$@"; do
         strip "$work/root/payload/$(basename "$file")"
     fi
 done
-# The first archive's links stay: the second one only adds files below real directories.
+# The first archive's links are kept: the second one only adds files below real directories.
 (cd "$work/root" && rmdir lib64 2>/dev/null || true
     find . -mindepth 1 | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$work/payload.cpio"
 cat "$images/dom0.cpio" "$work/payload.cpio" >"$work/initrd"
@@ -42,8 +42,8 @@ log=${XENRIG_LOG:-$work/console}
 share=()
 [ -z "${XENRIG_SHARE:-}" ] \
     || share=(-virtfs "local,path=$XENRIG_SHARE,mount_tag=share,security_model=none")
-# eager-fpu: with Xen's lazy switching QEMU 7.2 loses AVX registers between domains, and programs
-# crash now and then.
+# eager-fpu: with Xen's lazy switching, QEMU 7.2 loses AVX registers between domains, and programs
+# occasionally crash.
 xen_arguments="dom0_mem=${XENRIG_DOM0_MEM}M,max:${XENRIG_DOM0_MEM}M com1=115200,8n1 console=com1
     loglvl=info guest_loglvl=info xpti=off spec-ctrl=no,eager-fpu=yes noreboot=no watchdog=no
     no-real-mode"
@@ -57,8 +57,8 @@ linux_arguments="console=hvc0 loglevel=6 mitigations=off nokaslr random.trust_cp
     -serial "file:$log" -serial "file:$work/out" ${share[@]+"${share[@]}"} &
 qemu=$!
 start=$SECONDS
-# What the script says; behind a case's result the processor time that the emulation took for it,
-# which tells more than seconds on a machine with other work.
+# Prints the script's output; a case's result is followed by the processor time of the emulation,
+# which tells more than elapsed time on a busy machine.
 used=0
 used() { awk -v hertz="$(getconf CLK_TCK)" '{ printf "%d", ($14 + $15) / hertz }' "/proc/$qemu/stat"; }
 tail -q -n +1 -s 0.5 --pid=$qemu -f "$work/out" | while IFS= read -r line; do
@@ -73,7 +73,7 @@ tail -q -n +1 -s 0.5 --pid=$qemu -f "$work/out" | while IFS= read -r line; do
     printf '%s\n' "$line"
 done &
 tail=$!
-# What it prints grows by dom0's sign of life (dom0/init) as long as the machine works.
+# The output grows by dom0's heartbeat (dom0/init) as long as the machine works.
 size=0
 grown=$start
 while kill -0 "$qemu" 2>/dev/null; do

@@ -9,7 +9,7 @@ import XenGuest
 ///
 ///     XenCases compare DOMAIN STORE COUNT MILLISECONDS    checkpoints against naive copies
 ///     XenCases jump DOMAIN STORE COUNT SEED               reverts against naive copies
-///     XenCases wake DOMAIN STORE COUNT SEED               reverts by pause: the guest goes on
+///     XenCases wake DOMAIN STORE COUNT SEED               reverts by pause: the guest continues
 ///     XenCases same DOMAIN STORE CHECKPOINT               a restored domain against its checkpoint
 ///     XenCases die DOMAIN STORE MOMENT                    SIGKILL at a moment of a capture
 ///     XenCases meanwhile DOMAIN STORE MOMENT COMMAND      a command at a moment of a capture
