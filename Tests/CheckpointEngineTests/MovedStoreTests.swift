@@ -129,7 +129,7 @@ import VarveTestSupport
             } catch {
                 let cause = try #require(error.repositoryError, "\(error)")
                 outcome.errors.append(cause.code)
-                // The lock is beside the store that replaced it.
+                // The writer's lock file was moved away with its store.
                 let code: RepositoryError.Code = event == .refilled ? .lockLost : .moved
                 #expect(cause.code == code, "\(event) at call \(call): \(cause.message)")
                 #expect(cause.message.contains("open the repository"))
