@@ -142,9 +142,9 @@ import VarveTestSupport
             isPV: false, wrapper: .xl, epochCount: 0, pageCount: 600, &random
         ).bytes
         for (more, words, format) in [
-            (bytes, "a second stream (xl) after it was not taken", "xl"),
-            ([0], "other bytes after it were not taken", nil),
-            ([UInt8](repeating: 9, count: 3 << 20), "other bytes after it were not taken", nil),
+            (bytes, "a second stream (xl) after it was not read", "xl"),
+            ([0], "other bytes after it were not read", nil),
+            ([UInt8](repeating: 9, count: 3 << 20), "other bytes after it were not read", nil),
         ] as [([UInt8], String, String?)] {
             let file = try save(bytes + more, "stream")
             let result = try take(file, isPipe: isPipe)
