@@ -20,6 +20,8 @@ public struct RepositoryError: Error, Hashable, Sendable {
             case ambiguousName
             case abandoned
             case busy
+            case planStale
+            case limitExceeded
             case indexDamaged
             case odd
             case moved
@@ -58,8 +60,13 @@ public struct RepositoryError: Error, Hashable, Sendable {
         public static let ambiguousName = Code(kind: .ambiguousName)
         /// The transaction was abandoned, by its owner or because a write failed.
         public static let abandoned = Code(kind: .abandoned)
-        /// Another process is rebuilding the index.
+        /// Others change what is read or written just now; nothing was done, so try again later.
         public static let busy = Code(kind: .busy)
+        /// The repository changed since the prune or repair was planned, or the plan was executed
+        /// already; nothing was done, so plan it again.
+        public static let planStale = Code(kind: .planStale)
+        /// One call asks for more than the format can hold; the message gives the limit.
+        public static let limitExceeded = Code(kind: .limitExceeded)
         /// The index is damaged, but no pack is: the next open rebuilds it.
         public static let indexDamaged = Code(kind: .indexDamaged)
         /// An unexpected object is in the place of one of the store's files or directories; it was

@@ -181,7 +181,7 @@ import VarveTestSupport
                     (error as? CaptureError)?.repositoryError ?? error as? RepositoryError
                 // Prune first reports that the repository has changed since it was planned.
                 let allowed: Set<RepositoryError.Code> =
-                    step == 4 ? [.lockLost, .busy] : [.lockLost]
+                    step == 4 ? [.lockLost, .planStale] : [.lockLost]
                 #expect(
                     cause.map { allowed.contains($0.code) } == true, "\(what), \(step): \(error)")
                 #expect(!files.isEventAhead, "\(what), \(step): \(error)")

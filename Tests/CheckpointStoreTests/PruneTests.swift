@@ -109,6 +109,24 @@ import VarveTestSupport
         try check(try open(), copies)
     }
 
+    /// A plan that another prune has overtaken, or that was executed, is told apart from a busy
+    /// repository: planning again helps, waiting does not.
+    @Test func aStalePlanSaysSo() throws {
+        try Repository.create(at: path).close()
+        let repository = try open()
+        let (_, checkpoints) = try fill(repository, count: 6, seed: 922)
+        try repository.forget([checkpoints[2].id])
+        let (first, second) = (
+            try repository.planPrune(.everything), try repository.planPrune(.everything)
+        )
+        try first.execute()
+        for plan in [first, second] {
+            let error = #expect(throws: RepositoryError.self) { try plan.execute() }
+            #expect(error?.code == .planStale)
+        }
+        try repository.planPrune(.everything).execute()
+    }
+
     /// Data that only a reader of a forgotten checkpoint needs is kept and reported.
     @Test func whatReadersHoldIsTold() throws {
         try Repository.create(at: path).close()

@@ -20,7 +20,7 @@ extension Repository {
         guard !unique.isEmpty else { return }
         guard unique.count <= ForgetRecord.idCountMax else {
             throw RepositoryError(
-                .invalidName,
+                .limitExceeded,
                 "\(unique.count) checkpoints cannot be forgotten at once; at most "
                     + "\(ForgetRecord.idCountMax) can")
         }

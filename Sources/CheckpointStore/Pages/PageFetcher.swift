@@ -206,8 +206,13 @@ package struct PageFetcher: ~Copyable {
             // to the one that is now in the index.
             var rounds = 0
             while !moved.isEmpty {
-                precondition(rounds < 1000, "a page cannot keep moving")
                 rounds += 1
+                guard rounds < 1000 else {
+                    throw RepositoryError(
+                        .busy,
+                        "pages are moved faster than they can be read, by another process that "
+                            + "prunes again and again; try again when that has ended")
+                }
                 let again = moved
                 moved.removeAll()
                 try fetchOnce(again[...], place: place, damaged: damaged, deliver: deliver)

@@ -175,7 +175,7 @@ extension PrunePlan {
         }
         guard isFirst else {
             throw RepositoryError(
-                .busy, "another prune ran since this one was planned; plan it again")
+                .planStale, "another prune ran since this one was planned; plan it again")
         }
         defer {
             repository.activity.change { activity in
@@ -325,7 +325,7 @@ private struct PruneOperation {
 
     private func changedSince() -> RepositoryError {
         RepositoryError(
-            .busy, "the repository changed since this prune was planned; plan it again")
+            .planStale, "the repository changed since this prune was planned; plan it again")
     }
 
     /// Records what was found in each pack, and that those that changed contain no garbage.

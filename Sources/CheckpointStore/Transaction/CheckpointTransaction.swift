@@ -115,7 +115,7 @@ package final class CheckpointTransaction: Sendable {
         }
         guard let first else {
             throw RepositoryError(
-                .abandoned, "one checkpoint cannot store more than 16 TiB of new pages")
+                .limitExceeded, "one checkpoint cannot store more than 16 TiB of new pages")
         }
         return first
     }

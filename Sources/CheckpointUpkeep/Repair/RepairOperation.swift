@@ -39,7 +39,7 @@ extension RepairPlan {
     ) throws(RepositoryError) -> RepairOutcome {
         if let refusal = preparation.lock.refusal { throw refusal }
         guard preparation.lock.isHeld else {
-            throw RepositoryError(.busy, "this repair was done already; plan another one")
+            throw RepositoryError(.planStale, "this repair was done already; plan another one")
         }
         do {
             try Repository.checkRepairable(preparation.path, preparation.files)
