@@ -306,9 +306,20 @@ extension Repository {
         // An interrupted creation may not have synced the last name.
         try reader.files.syncDirectory("")
         let packs = try PackName.list(reader.files)
-        if try index.isStale(packs, reader) { try index.reset(repository: reader.repository) }
+        var sizes = try index.packSizes()
+        func reset() throws {
+            try index.reset(repository: reader.repository)
+            sizes = [:]
+        }
+        if try index.isStale(packs, known: sizes, reader) { try reset() }
+        let (mark, removed) = (try index.readMark(), try index.pruned())
         var replay = try IndexReplay(reader: reader, index: index)
-        let end = try replay.run(packs: packs)
+        var end = try replay.run(packs: packs)
+        if try index.lostPacks(upTo: mark, known: removed) {
+            try reset()
+            replay = try IndexReplay(reader: reader, index: index)
+            end = try replay.run(packs: packs)
+        }
         try TransactionNumbers.requireRoom(after: end.highestTransaction)
         // From the highest down, each durably: a crash leaves no gap, because a gap is a lost pack.
         for pack in end.abandonedPacks.sorted(by: >) {
@@ -323,8 +334,8 @@ extension Repository {
         }
         let writer = try resume(reader, end, limit: packByteCountMax - packIndexReserve)
         let gone = Set(end.prunedPacks).union(end.abandonedPacks)
-        try index.notePackSizes(
-            packs.filter { $0 < writer.openPack && !gone.contains($0) }, reader)
+        try index.measure(
+            packs.filter { $0 < writer.openPack && !gone.contains($0) && sizes[$0] == nil }, reader)
         return OpenedIndex(
             index: index, writer: writer, highestTransaction: end.highestTransaction)
     }

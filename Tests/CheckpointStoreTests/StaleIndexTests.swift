@@ -43,9 +43,14 @@ import VarveTestSupport
     }
 
     /// Creates a store whose pack was rewritten since its index was copied.
-    private func makeStale() throws {
+    ///
+    /// - Parameter removesPacks: true if whole packs were removed, and none rewritten.
+    private func makeStale(removesPacks: Bool = false) throws {
         let whole = directory.path.appending("whole")
-        let repository = try Repository.create(at: whole)
+        try Repository.create(at: whole).close()
+        let repository = try Repository.open(
+            at: whole, .writing, files: PosixFiles(root: whole),
+            packByteCountMax: removesPacks ? 512 << 10 : Repository.packByteCountMax)
         _ = try capture(first, "kept", in: repository)
         let gone = try capture(second, "gone", in: repository)
         try repository.close()
@@ -53,7 +58,11 @@ import VarveTestSupport
         try files.copyItem(atPath: whole.string, toPath: store.string)
         let again = try Repository.open(at: whole, .writing)
         try again.forget([gone.id])
-        _ = try again.planPrune(.everything).execute()
+        let plan = try again.planPrune(
+            removesPacks ? PruneOptions(unusedPercentMax: 100) : .everything)
+        #expect(plan.packs.contains { $0.fate == (removesPacks ? .removed : .rewritten) })
+        #expect(!plan.packs.contains { $0.fate == (removesPacks ? .rewritten : .removed) })
+        try plan.execute()
         try again.close()
         for name in ["packs", "head"] {
             try files.removeItem(atPath: store.appending(name).string)
@@ -70,11 +79,11 @@ import VarveTestSupport
         #expect(restored.with { $0.pages } == guest.with { $0.pages })
     }
 
-    @Test func aWriterRebuildsIt() throws {
-        try makeStale()
+    @Test(arguments: [false, true]) func aWriterRebuildsIt(removesPacks: Bool) throws {
+        try makeStale(removesPacks: removesPacks)
         let repository = try Repository.open(at: store, .writing)
         let checkpoint = try capture(second, "again", in: repository)
-        #expect(checkpoint.storedPageCount == 300)
+        #expect(checkpoint.storedPageCount > (removesPacks ? 50 : 299))
         try expect(checkpoint, in: repository, is: second)
         try expect(
             try repository.checkpoint(named: "kept"), in: repository, is: first)
@@ -90,11 +99,11 @@ import VarveTestSupport
             files: files, repository: try Repository.open(at: store, .reading).id)
         let index = try Index.open(files, .writing)
         let packs = try PackName.list(files)
-        #expect(try index.isStale(packs, reader))
-        try index.notePackSizes(packs, reader)
-        #expect(try !index.isStale(packs, reader))
+        #expect(try index.isStale(packs, known: try index.packSizes(), reader))
+        try index.measure(packs, reader)
+        #expect(try !index.isStale(packs, known: try index.packSizes(), reader))
         try index.setPackSizes([1: nil])
-        #expect(try index.isStale(packs, reader))
+        #expect(try index.isStale(packs, known: try index.packSizes(), reader))
     }
 
     /// Where a writer trusted the index anyway, verification finds what is missing.
@@ -104,7 +113,7 @@ import VarveTestSupport
             let files = PosixFiles(root: store)
             let id = try Repository.open(at: store, .reading).id
             let index = try Index.open(files, .writing)
-            try index.notePackSizes(
+            try index.measure(
                 try PackName.list(files), PackReader(files: files, repository: id))
             try index.sync()
         }

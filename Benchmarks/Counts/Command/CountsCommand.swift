@@ -68,6 +68,7 @@ extension Double {
 /// The work of the pausing thread until the guest runs again.
 private final class PauseCounts: Sendable {
     private let start = Atomic(0)
+    private let diskStart = Atomic(0)
     private let sum = Atomic(0)
     private let diskSum = Atomic(0)
     private let disk: @Sendable () -> Int
@@ -76,8 +77,6 @@ private final class PauseCounts: Sendable {
     init(disk: @escaping @Sendable () -> Int) {
         self.disk = disk
     }
-
-    private let diskStart = Atomic(0)
 
     func pause() {
         diskStart.store(disk(), ordering: .relaxed)
@@ -92,9 +91,7 @@ private final class PauseCounts: Sendable {
 
     /// Allocations and disk calls since the previous call of this function.
     func take() -> (allocations: Int, disk: Int) {
-        (
-            sum.exchange(0, ordering: .relaxed), diskSum.exchange(0, ordering: .relaxed)
-        )
+        (sum.exchange(0, ordering: .relaxed), diskSum.exchange(0, ordering: .relaxed))
     }
 }
 

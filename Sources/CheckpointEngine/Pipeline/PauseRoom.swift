@@ -30,17 +30,9 @@ struct PauseRoom: ~Copyable {
         ends.removeAll(keepingCapacity: true)
         var room = StagingPool.slotPageCount
         pages.forEachRun { run in
-            var (first, rest) = (run.first.rawValue, run.count)
-            while rest > 0 {
-                let count = min(rest, room)
-                runs.append(PageRange(first: PageFrameNumber(first), count: count))
-                first += UInt64(count)
-                rest -= count
-                room -= count
-                if room == 0 {
-                    ends.append(runs.count)
-                    room = StagingPool.slotPageCount
-                }
+            StagedBatches.cut(run, room: &room) { piece, fillsSlot in
+                runs.append(piece)
+                if fillsSlot { ends.append(runs.count) }
             }
         }
         if room < StagingPool.slotPageCount { ends.append(runs.count) }

@@ -168,23 +168,32 @@ enum StagedBatches {
         batch.reserveCapacity(min(runs.count, StagingPool.slotPageCount))
         var room = StagingPool.slotPageCount
         for run in runs {
-            var first = run.first
-            var rest = run.count
-            while rest > 0 {
-                let count = min(rest, room)
-                batch.append(PageRange(first: first, count: count))
-                first = PageFrameNumber(first.rawValue + UInt64(count))
-                rest -= count
-                room -= count
-                if room == 0 {
-                    result.append(batch)
-                    batch = []
-                    batch.reserveCapacity(min(runs.count, StagingPool.slotPageCount))
-                    room = StagingPool.slotPageCount
-                }
+            cut(run, room: &room) { piece, fillsSlot in
+                batch.append(piece)
+                guard fillsSlot else { return }
+                result.append(batch)
+                batch = []
+                batch.reserveCapacity(min(runs.count, StagingPool.slotPageCount))
             }
         }
         if !batch.isEmpty { result.append(batch) }
         return result
+    }
+
+    /// Cuts a run where slots end, and calls `body` with each piece.
+    ///
+    /// - Parameter room: pages for which the slot that is being filled has room; never 0.
+    static func cut(
+        _ run: PageRange, room: inout Int, _ body: (PageRange, _ fillsSlot: Bool) -> Void
+    ) {
+        var (first, rest) = (run.first.rawValue, run.count)
+        while rest > 0 {
+            let count = min(rest, room)
+            room -= count
+            body(PageRange(first: PageFrameNumber(first), count: count), room == 0)
+            if room == 0 { room = StagingPool.slotPageCount }
+            first += UInt64(count)
+            rest -= count
+        }
     }
 }

@@ -172,16 +172,15 @@ private struct RevertOperation {
         if let log = SessionLog(session), let known,
             try readLog(log, isFinal: true, into: &sets.late) == .complete
         {
-            var late = sets.takeLate()
-            session.state.withLock { late.formUnion($0.unsaved) }
+            session.state.withLock { sets.late.formUnion($0.unsaved) }
             let live = try guest.layout()
             if live != known || live != map.layout {
-                late.formUnion(ballooned(live, since: known))
+                sets.late.formUnion(ballooned(live, since: known))
             }
-            sets.add(late)
         } else {
-            sets.add(map.difference(from: try MemoryRoot.map(of: guest)))
+            sets.late = map.difference(from: try MemoryRoot.map(of: guest))
         }
+        sets.joinLate()
     }
 
     /// Frames that came since the last capture, and those that the target has and the guest has no
@@ -361,14 +360,8 @@ private struct RevertSets {
     /// One more than the highest frame that there is room for.
     var frameEnd: UInt64 { UInt64(candidates.words.count) * 64 }
 
-    /// Moves the late ones out, to be changed in place.
-    mutating func takeLate() -> DirtyBitmap {
-        defer { late = DirtyBitmap() }
-        return late
-    }
-
-    mutating func add(_ late: DirtyBitmap) {
-        self.late = late
+    /// Makes the late ones candidates.
+    mutating func joinLate() {
         candidates.formUnion(late)
         present.formUnion(candidates)
         present.formIntersection(layout)

@@ -278,7 +278,7 @@ private struct PruneOperation {
         }
         if !touched.isEmpty { try files.syncDirectory(StoreDirectory.packs) }
         let rewritten = touched.filter { $0.fate == .rewritten }.map(\.number)
-        try index.notePackSizes(rewritten, repository.reader)
+        try index.measure(rewritten, repository.reader)
         try index.drop(leaving.merging(plan.preparation.survey.vanished) { $1 })
         try noteUses(upTo: moment)
         progress?(touched.count, touched.count)
