@@ -32,7 +32,7 @@ func goOnAfterACrash(_ store: FilePath) throws {
 
     let memory = ProcessMemory(tracking: .compareAll)
     let region = try memory.allocate(byteCount: newest.pageCount * 4096)
-    let restored = try Restore.run(newest, from: repository, into: memory)
+    let restored = try repository.restore(newest, into: memory)
     precondition(restored.root == newest.root)
     let count = region.bytes.load(as: UInt64.self)
     for page in 0..<newest.pageCount {

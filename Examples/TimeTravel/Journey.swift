@@ -138,7 +138,7 @@ final class Journey {
         let result = try session.revert(to: target)
         bank.hold()
         defer { bank.release() }
-        let root = try MemoryRoot.of(memory)
+        let root = try memory.memoryRoot()
         let expected = try Bank.counters(of: try repository.state(of: target))
         let (integrity, rows) = try bank.inspect()
         guard root == target.root else {

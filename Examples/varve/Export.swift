@@ -4,7 +4,7 @@ import SystemPackage
 import Varve
 
 /// The formats in which a checkpoint can be written.
-enum ExportFormat: String, CaseIterable, ExpressibleByArgument {
+enum FileFormat: String, CaseIterable, ExpressibleByArgument {
     case raw
     case xl
     case libxc
@@ -43,7 +43,7 @@ struct Export: ParsableCommand {
     var image: PathArgument
 
     @Option(help: "The format of the file.")
-    var format = ExportFormat.raw
+    var format = FileFormat.raw
 
     @Option(
         help: "For xl: a configuration to replace the guest's own, JSON or an xl.cfg.")
@@ -66,7 +66,7 @@ struct Export: ParsableCommand {
             try check(place)
             let repository = try Reading.open(store)
             let found = try repository.checkpoint(named: checkpoint)
-            let progress = Progress("written", unitByteCount: Page.byteCount)
+            let progress = ProgressLine("written", unitByteCount: Page.byteCount)
             defer { progress.finish() }
             if format == .raw, place.takesAnyOrder {
                 // Zero pages are holes.
@@ -78,7 +78,7 @@ struct Export: ParsableCommand {
                         byteCount: pageCount * Page.byteCount), progress)
                 return
             }
-            let formats: [ExportFormat: XenExport.Format] = [
+            let formats: [FileFormat: ExportFormat] = [
                 .raw: .raw, .xl: .xl(configuration: configuration), .libxc: .libxc, .elf: .elf,
             ]
             guard let form = formats[format] else { preconditionFailure("each has its form") }
@@ -87,9 +87,9 @@ struct Export: ParsableCommand {
             }
             let output = try OutputFile(
                 place, replacing: force, byteCount: found.pageCount * Page.byteCount)
-            try XenExport.run(
-                found, from: repository, as: form, progress: { progress.update($0, of: $1) },
-                sink: { try output.write($0) })
+            try repository.export(found, as: form, progress: progress.handler()) { bytes in
+                try bytes.withUnsafeBytes { try output.write($0) }
+            }
             try output.finish()
         }
     }
@@ -125,12 +125,10 @@ struct Export: ParsableCommand {
 
     /// Writes memory into an image with holes, in pack order.
     private func restore(
-        _ found: Checkpoint, of repository: Repository, to file: ImageFile, _ progress: Progress
+        _ found: Checkpoint, of repository: Repository, to file: ImageFile, _ progress: ProgressLine
     ) throws {
         do {
-            _ = try Restore.run(found, from: repository, into: file) {
-                progress.update($0, of: $1)
-            }
+            try repository.restore(found, into: file, progress: progress.handler())
             try file.finish()
         } catch {
             file.abandon()

@@ -78,13 +78,13 @@ struct Import: ParsableCommand {
 
     func run() throws {
         try reporting {
-            Interruption.arm()
+            try Interruption.arm()
             let source = try InputSource(image)
             try source.refuseCharacterDevice()
             do {
                 let format = try format ?? ImportFormat.detect(source)
                 let repository = try lock.open(store)
-                let progress = Progress("imported", isJSON: json)
+                let progress = ProgressLine("imported", isJSON: json)
                 defer { progress.finish() }
                 let taken = TakenCheckpoints(repository, isJSON: json) {
                     try show($0, progress)
@@ -116,12 +116,11 @@ struct Import: ParsableCommand {
     private var options: CaptureOptions {
         var options = CaptureOptions()
         options.acceptsGuestChange = acceptGuestChange
-        options.interruption = { try Interruption.check() }
         return options
     }
 
     private func importRaw(
-        _ source: InputSource, _ repository: Repository, _ progress: Progress
+        _ source: InputSource, _ repository: Repository, _ progress: ProgressLine
     ) throws -> Checkpoint {
         if let byteCount = source.byteCount, byteCount % Page.byteCount != 0 {
             throw ToolError(
@@ -131,26 +130,25 @@ struct Import: ParsableCommand {
         if let file = source.file {
             // The source owns the descriptor: closed too soon, it could be another file's.
             defer { withExtendedLifetime(source) {} }
-            return try ImageImport.run(
-                file, into: repository, lineage: lineage, label: label, options: options,
-                progress: { progress.update($0, of: file.byteCount) })
+            return try repository.importImage(
+                file, lineage: lineage, label: label, options: options,
+                cancellation: Interruption.cancellation, progress: progress.handler())
         }
-        return try ImageImport.run(
-            into: repository, lineage: lineage, label: label, options: options,
-            progress: { progress.update($0, of: nil) }, read: source.read)
+        return try repository.importImage(
+            lineage: lineage, label: label, options: options,
+            cancellation: Interruption.cancellation, progress: progress.handler(),
+            read: source.read)
     }
 
     private func importStream(
         _ format: XenStreamFormat, _ source: InputSource, _ repository: Repository,
-        _ taken: TakenCheckpoints, _ progress: Progress
+        _ taken: TakenCheckpoints, _ progress: ProgressLine
     ) throws {
-        let result = try XenImport.run(
-            format, into: repository, lineage: lineage, label: label, options: options,
-            published: taken.add, trailing: source.readSoon,
-            source: { buffer in
-                progress.update(source.position, of: source.byteCount)
-                return try source.read(buffer)
-            })
+        let result = try repository.importXenStream(
+            format, lineage: lineage, label: label, options: options,
+            cancellation: Interruption.cancellation,
+            progress: progress.handler(of: source.byteCount), published: taken.add,
+            trailing: source.readSoon, source: source.read)
         progress.finish()
         StreamEnd.report(result, isJSON: json)
         if source.isLeftOpen {
@@ -163,7 +161,7 @@ struct Import: ParsableCommand {
         }
     }
 
-    private func show(_ checkpoint: Checkpoint, _ progress: Progress) throws {
+    private func show(_ checkpoint: Checkpoint, _ progress: ProgressLine) throws {
         progress.finish()
         try Output.line(
             json

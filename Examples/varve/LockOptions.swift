@@ -32,16 +32,19 @@ struct LockOptions: ParsableArguments {
                 + "1200ms. '--wait' alone waits without a limit.", valueName: "seconds"))
     var limit: Limit?
 
-    // Ended by `^C` and SIGTERM, even in a command that otherwise handles them itself.
     private var waiting: LockWaiting {
         guard let limit else { return .none }
-        return LockWaiting(atMost: limit.timeMax) { (try? Interruption.check()) != nil }
+        return LockWaiting(atMost: limit.timeMax)
     }
 
     /// Opens a repository for writing.
     func open(_ store: StoreArgument) throws -> Repository {
         try StoreFiles.refuseStandardOutput(in: store)
-        return try taking { try Repository.open(at: store.path, .writing, waiting: $0) }
+        return try taking { waiting in
+            try Repository.open(
+                at: store.path, .writing, waiting: waiting,
+                cancellation: Interruption.cancellation)
+        }
     }
 
     /// Closes a repository after work that is durable; if that fails, the message names the work

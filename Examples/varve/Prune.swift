@@ -38,8 +38,8 @@ struct Prune: ParsableCommand {
                 try dryRun ? Reading.open(store, isJSON: json) : lock.open(store)
             var plan = try repository.planPrune(PruneOptions(unusedPercentMax: maxUnused.percent))
             if !dryRun {
-                let progress = Progress("packs pruned", isJSON: json)
-                plan = try plan.execute { progress.update($0, of: $1) }
+                let progress = ProgressLine("packs pruned", isJSON: json)
+                plan = try plan.execute(progress: progress.handler())
                 progress.finish()
                 try LockOptions.close(
                     repository, after: "\(Format.bytes(plan.freedByteCount)) were freed")

@@ -40,7 +40,7 @@ struct Receive: ParsableCommand {
 
     func run() throws {
         try reporting {
-            Interruption.arm()
+            try Interruption.arm()
             // Problems with the repository are reported before the sender suspends its guest.
             let repository = try lock.open(store)
             try send(MigrationHandshake.banner)
@@ -49,10 +49,10 @@ struct Receive: ParsableCommand {
             do {
                 var options = CaptureOptions()
                 options.acceptsGuestChange = acceptGuestChange
-                options.interruption = { try Interruption.check() }
-                let result = try XenImport.run(
-                    .xl, into: repository, lineage: lineage, options: options,
-                    published: taken.add, source: source.read)
+                let result = try repository.importXenStream(
+                    .xl, lineage: lineage, options: options,
+                    cancellation: Interruption.cancellation, published: taken.add,
+                    source: source.read)
                 StreamEnd.report(result, isJSON: json)
                 if json, let object = StreamEnd.object(result) {
                     Output.standardError(object.text)

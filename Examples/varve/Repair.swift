@@ -40,11 +40,11 @@ struct Repair: ParsableCommand {
     func run() throws {
         try reporting {
             try StoreFiles.refuseStandardOutput(in: store)
-            let progress = Progress("read", isJSON: json)
+            let progress = ProgressLine("read", isJSON: json)
             let plan = try lock.taking { waiting in
-                try Repository.planRepair(at: store.path, waiting: waiting) {
-                    progress.update($0, of: $1)
-                }
+                try Repository.planRepair(
+                    at: store.path, waiting: waiting, cancellation: Interruption.cancellation,
+                    progress: progress.handler())
             }
             progress.finish()
             let printout = Printout()
@@ -64,8 +64,9 @@ struct Repair: ParsableCommand {
     }
 
     private func done(_ plan: RepairPlan) throws -> RepairOutcome {
-        let progress = Progress("packs repaired", isJSON: json)
-        let outcome = try plan.execute(keepsOriginals: !noKeep) { progress.update($0, of: $1) }
+        let progress = ProgressLine("packs repaired", isJSON: json)
+        let outcome = try plan.execute(
+            keepsOriginals: !noKeep, progress: progress.handler())
         progress.finish()
         return outcome
     }

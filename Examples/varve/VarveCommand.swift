@@ -143,6 +143,9 @@ struct ToolError: Error, CustomStringConvertible {
             self.init(error.message, .usage)
         case let error as RepositoryError:
             self.init(error.message, damaged: error.code == .corrupted)
+        case let error as CaptureError where error.code == .callerFailed:
+            // What a closure of this tool threw.
+            self = error.cause.map { ToolError($0) } ?? ToolError(error.message)
         case let error as CaptureError:
             self.init(error.message, damaged: error.repositoryError?.code == .corrupted)
         default: self.init("\(error)")

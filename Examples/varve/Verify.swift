@@ -47,7 +47,7 @@ struct Verify: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let progress = Progress("verified", isJSON: json)
+            let progress = ProgressLine("verified", isJSON: json)
             let report = try look(progress)
             progress.finish()
             let count = report.findings.count
@@ -74,11 +74,11 @@ struct Verify: ParsableCommand {
 
     /// Verifies; a second time if only the index was damaged, which is then rebuilt.
     private func look(
-        _ progress: Progress, isSecond: Bool = false
+        _ progress: ProgressLine, isSecond: Bool = false
     ) throws -> VerifyReport {
         do {
             let repository = try Reading.open(store, isJSON: json)
-            return try repository.verify(depth) { progress.update($0, of: $1) }
+            return try repository.verify(depth, progress: progress.handler())
         } catch let error as RepositoryError where error.code == .indexDamaged && !isSecond {
             return try look(progress, isSecond: true)
         }

@@ -91,15 +91,15 @@ struct XenRestoreCommand: ParsableCommand {
     func run() throws {
         try reporting {
             let repository = try Reading.open(store, isJSON: json)
-            var options = XenRestore.Options()
+            var options = XenStartOptions()
             options.name = name
             options.isPaused = paused
             options.configuration = try config.map { try Export.read($0) }
-            let progress = Progress("restored", unitByteCount: Page.byteCount, isJSON: json)
+            let progress = ProgressLine("restored", unitByteCount: Page.byteCount, isJSON: json)
             defer { progress.finish() }
-            let domain = try XenRestore.run(
-                try repository.checkpoint(named: checkpoint), from: repository, options: options,
-                progress: { progress.update($0, of: $1) })
+            let domain = try repository.startDomain(
+                from: try repository.checkpoint(named: checkpoint), options: options,
+                progress: progress.handler())
             progress.finish()
             let what = "domain \(domain.domainID) \(domain.name) is \(domain.condition.rawValue)"
             try Output.report(what) {

@@ -51,9 +51,8 @@ final class PVTaker: CheckpointTaker {
         from source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int,
         published: (Checkpoint) -> Void
     ) throws {
-        _ = try XenImport.run(
-            .libxc, into: repository, lineage: lineage, configuration: guest.configuration,
-            options: options,
+        _ = try repository.importXenStream(
+            .libxc, lineage: lineage, configuration: guest.configuration, options: options,
             published: {
                 published($0)
                 keeper?.checkpointPublished()

@@ -96,7 +96,7 @@ struct XenCheckpoint: ParsableCommand {
 
     func run() throws {
         try reporting {
-            Interruption.arm()
+            try Interruption.arm()
             let found = try XenHost().domain(named: domain)
             let repository = try lock.open(store)
             var options = XenDomain.Options.tool

@@ -16,7 +16,8 @@ public struct CaptureError: Error, Sendable {
             case poolTooSmall
             case predecessorFailed
             case sizeMismatch
-            case sourceFailed
+            case callerFailed
+            case invalidStream
             case closed
             case auditMissed
             case invalidOption
@@ -36,8 +37,12 @@ public struct CaptureError: Error, Sendable {
         public static let predecessorFailed = Code(kind: .predecessorFailed)
         /// An image differs in size from its lineage, or is not a whole number of pages.
         public static let sizeMismatch = Code(kind: .sizeMismatch)
-        /// Reading an image failed.
-        public static let sourceFailed = Code(kind: .sourceFailed)
+        /// A closure or object that the caller passed threw, such as the source of an import or the
+        /// sink of an export; see `cause`.
+        public static let callerFailed = Code(kind: .callerFailed)
+        /// A stream of Xen is damaged or cut short, or a checkpoint lacks what the format of a
+        /// stream needs; `cause` is a `XenStreamError`.
+        public static let invalidStream = Code(kind: .invalidStream)
         /// The session is closed.
         public static let closed = Code(kind: .closed)
         /// The dirty log missed a page that an audit checked.
@@ -52,10 +57,13 @@ public struct CaptureError: Error, Sendable {
     public let code: Code
     /// One sentence: what failed, and the remedy.
     public let message: String
+    /// The error that caused it: the guest's, the repository's, a stream's, or what a closure of the
+    /// caller threw; nil if it arose here.
+    public let cause: (any Error)?
     /// The guest's error.
-    public let guestError: GuestError?
+    public var guestError: GuestError? { cause as? GuestError }
     /// The repository's error.
-    public let repositoryError: RepositoryError?
+    public var repositoryError: RepositoryError? { cause as? RepositoryError }
     /// The result of the audit.
     public let audit: CaptureAudit?
 
@@ -66,42 +74,38 @@ public struct CaptureError: Error, Sendable {
             + "\(counted(audit.sampledPageCount, "page")) that it called clean; nothing was "
             + "published and the next capture compares every page; checkpoints "
             + "since the last one that did may lack pages"
-        guestError = nil
-        repositoryError = nil
+        cause = nil
         self.audit = audit
     }
 
-    init(_ code: Code, _ message: String) {
+    package init(_ code: Code, _ message: String, cause: (any Error)? = nil) {
         self.code = code
         self.message = message
-        guestError = nil
-        repositoryError = nil
+        self.cause = cause
         audit = nil
     }
 
     init(_ error: GuestError) {
-        code = .guest
-        message = error.message
-        guestError = error
-        repositoryError = nil
-        audit = nil
+        self.init(.guest, error.message, cause: error)
     }
 
     init(_ error: RepositoryError) {
-        code = error.code == .invalidOption ? .invalidOption : .repository
-        message = error.message
-        guestError = nil
-        repositoryError = error
-        audit = nil
+        let code: Code =
+            switch error.code {
+            case .invalidOption: .invalidOption
+            case .cancelled: .cancelled
+            default: .repository
+            }
+        self.init(code, error.message, cause: error)
     }
 
-    /// Wraps any error thrown below.
-    init(wrapping error: any Error) {
+    /// Wraps any error thrown below, or by a closure of the caller.
+    package init(wrapping error: any Error) {
         switch error {
         case let error as CaptureError: self = error
         case let error as RepositoryError: self.init(error)
         case let error as GuestError: self.init(error)
-        default: self.init(.sourceFailed, "\(error)")
+        default: self.init(.callerFailed, "\(error)", cause: error)
         }
     }
 }

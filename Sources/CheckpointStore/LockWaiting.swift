@@ -7,20 +7,12 @@ import PackStore
 public struct LockWaiting: Sendable {
     /// Maximum time to wait, zero to 2^40 seconds; nil: no limit.
     public var timeMax: Duration?
-    /// Called several times a second during the wait, on the waiting thread; if it returns false,
-    /// the wait ends, and opening fails with `cancelled`.
-    public var goesOn: @Sendable () -> Bool
 
     /// Creates a waiting policy.
     ///
-    /// - Parameters:
-    ///   - timeMax: maximum time to wait; nil: no limit.
-    ///   - goesOn: called during the wait; false ends it.
-    public init(
-        atMost timeMax: Duration?, while goesOn: @escaping @Sendable () -> Bool = { true }
-    ) {
+    /// - Parameter timeMax: maximum time to wait; nil: no limit.
+    public init(atMost timeMax: Duration?) {
         self.timeMax = timeMax
-        self.goesOn = goesOn
     }
 
     /// Fails if another process is writing.

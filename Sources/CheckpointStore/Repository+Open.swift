@@ -1,7 +1,7 @@
 package import CheckpointFormat
 import CheckpointIndex
 import Glibc
-import GuestModel
+public import GuestModel
 import LMDBTables
 public import PackStore
 public import SystemPackage
@@ -109,30 +109,37 @@ extension Repository {
     ///   - path: the directory of the repository.
     ///   - access: reading or writing.
     ///   - waiting: how long to wait, for writing, while another process is writing.
+    ///   - cancellation: ends that wait with `cancelled`; nothing was changed then.
     public static func open(
-        at path: FilePath, _ access: Access, waiting: LockWaiting = .none
+        at path: FilePath, _ access: Access, waiting: LockWaiting = .none,
+        cancellation: Cancellation? = nil
     ) throws(RepositoryError) -> Repository {
-        try open(at: path, access, files: PosixFiles(root: path), waiting: waiting)
+        try open(
+            at: path, access, files: PosixFiles(root: path), waiting: waiting,
+            cancellation: cancellation)
     }
 
     /// Opens a repository over other files, or with other limits.
     package static func open(
         at path: FilePath, _ access: Access, files: any RepositoryFiles,
-        packByteCountMax: Int = Repository.packByteCountMax, waiting: LockWaiting = .none
+        packByteCountMax: Int = Repository.packByteCountMax, waiting: LockWaiting = .none,
+        cancellation: Cancellation? = nil
     ) throws(RepositoryError) -> Repository {
         let id = try readEnvelope(path, files)
         do throws(RepositoryError) {
-            return try open(at: path, access, files: files, id, packByteCountMax, waiting)
+            return try open(
+                at: path, access, files: files, id, packByteCountMax, waiting, cancellation)
         } catch {
             // The index was condemned, so this attempt rebuilds it.
             guard error.code == .indexDamaged else { throw error }
-            return try open(at: path, access, files: files, id, packByteCountMax, waiting)
+            return try open(
+                at: path, access, files: files, id, packByteCountMax, waiting, cancellation)
         }
     }
 
     private static func open(
         at path: FilePath, _ access: Access, files: any RepositoryFiles, _ id: RepositoryID,
-        _ packByteCountMax: Int, _ waiting: LockWaiting
+        _ packByteCountMax: Int, _ waiting: LockWaiting, _ cancellation: Cancellation?
     ) throws(RepositoryError) -> Repository {
         do {
             let owner = try files.foreignOwner()
@@ -141,7 +148,7 @@ extension Repository {
             let reader = PackReader(files: files, repository: id)
             switch access {
             case .writing:
-                let lock = try takeLock(path, files, waiting)
+                let lock = try takeLock(path, files, waiting, cancellation)
                 // Before anything that needs disk space: stray files may have taken all of it.
                 try removeStrays(files)
                 try files.createDirectory(StoreDirectory.index)
@@ -239,33 +246,45 @@ extension Repository {
     ///
     /// Tried for at least a second: a writer that is about to end may still have it.
     package static func takeLock(
-        _ path: FilePath, _ files: any RepositoryFiles, _ waiting: LockWaiting = .none
+        _ path: FilePath, _ files: any RepositoryFiles, _ waiting: LockWaiting = .none,
+        _ cancellation: Cancellation? = nil
     ) throws(RepositoryError) -> any RepositoryFile {
         try waiting.check()
         let start = ContinuousClock.now
         var tryCount = 0
         do throws(FileError) {
             try checkOwner(path, files)
-            repeat {
-                // Opened each time: the previous file may have been replaced.
-                let lock = try files.open(lockPath, .lock)
-                if try lock.tryLock() { return lock }
-                guard waiting.goesOn() else { throw FileError(call: "wait", path: "", errno: 0) }
-                tryCount += 1
-                WallClock.sleep(milliseconds: tryCount < 50 ? 20 : 100)
-            } while tryCount < 50
-                || waiting.timeMax.map { ContinuousClock.now - start < $0 } ?? true
         } catch {
-            guard error.call == "wait" else { throw RepositoryError(error) }
-            throw RepositoryError(
-                .cancelled,
-                "another process is writing to \(path), and the wait for it was cancelled; "
-                    + "nothing was changed")
+            throw RepositoryError(error)
         }
+        repeat {
+            if let lock = try tryLock(files) { return lock }
+            if let cancellation, cancellation.isCancelled {
+                throw RepositoryError(
+                    .cancelled,
+                    "another process is writing to \(path), and the wait for it was cancelled; "
+                        + "nothing was changed")
+            }
+            tryCount += 1
+            WallClock.sleep(milliseconds: tryCount < 50 ? 20 : 100)
+        } while tryCount < 50
+            || waiting.timeMax.map { ContinuousClock.now - start < $0 } ?? true
         throw RepositoryError(
             .locked,
             "another process is writing to \(path); try again when it has ended, or wait for it "
                 + "(--wait, LockWaiting)")
+    }
+
+    private static func tryLock(
+        _ files: any RepositoryFiles
+    ) throws(RepositoryError) -> (any RepositoryFile)? {
+        do throws(FileError) {
+            // Opened each time: the previous file may have been replaced.
+            let lock = try files.open(lockPath, .lock)
+            return try lock.tryLock() ? lock : nil
+        } catch {
+            throw RepositoryError(error)
+        }
     }
 
     // MARK: - Repair

@@ -30,7 +30,7 @@ import VarveTestSupport
         _ checkpoint: Checkpoint, _ guest: SimulatedGuest, _ repository: Repository
     ) throws {
         let restored = SimulatedGuest(layout: .empty)
-        _ = try Restore.run(checkpoint, from: repository, into: restored)
+        _ = try repository.restore(checkpoint, into: restored)
         #expect(restored.with { $0.pages } == guest.with { $0.pages })
     }
 

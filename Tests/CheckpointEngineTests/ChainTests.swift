@@ -44,9 +44,9 @@ import VarveTestSupport
             let memory = ProcessMemory(tracking: .compareAll)
             _ = try memory.allocate(byteCount: checkpoint.pageCount * Page.byteCount)
             let start = ContinuousClock.now
-            let result = try Restore.run(checkpoint, from: repository, into: memory)
+            let result = try repository.restore(checkpoint, into: memory)
             let time = ContinuousClock.now - start
-            #expect(try MemoryRoot.of(memory) == checkpoint.root)
+            #expect(try memory.memoryRoot() == checkpoint.root)
             return (result, time)
         }
     }

@@ -59,9 +59,8 @@ import VarveTestSupport
     ) throws -> Checkpoint {
         let image = FailedImportTests.image(seed)
         var position = 0
-        return try ImageImport.run(
-            into: repository, lineage: lineage, options: FailedImportTests.options
-        ) { buffer in
+        return try repository.importImage(lineage: lineage, options: FailedImportTests.options) {
+            buffer in
             if position == image.count {
                 try reached()
                 if fails { throw Failure() }

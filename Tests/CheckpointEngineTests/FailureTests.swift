@@ -37,7 +37,7 @@ import VarveTestSupport
         _ checkpoint: Checkpoint, _ guest: SimulatedGuest, _ repository: Repository
     ) throws {
         let restored = SimulatedGuest(layout: .empty)
-        _ = try Restore.run(checkpoint, from: repository, into: restored)
+        _ = try repository.restore(checkpoint, into: restored)
         let isEqual = restored.with { $0.pages } == guest.with { $0.pages }
         #expect(isEqual, "checkpoint \(checkpoint.id.short)")
     }
@@ -240,9 +240,9 @@ import VarveTestSupport
         ).capture().checkpoint
         #expect(second.parent == first.id && second.changedPageCount == 2)
         let restored = SimulatedGuest(layout: .empty)
-        _ = try Restore.run(first, from: repository, into: restored)
+        _ = try repository.restore(first, into: restored)
         #expect(restored.with { $0.pages[2] } == FailureTests.page(2))
-        #expect(try MemoryRoot.of(try ImageFile(reading: image)) == second.root)
+        #expect(try ImageFile(reading: image).memoryRoot() == second.root)
     }
 
     @Test func aDamagedRepositoryLeavesTheGuestAsItWas() throws {

@@ -186,7 +186,7 @@ private struct History {
         try check(resumed, state, target)
         // The root of a guest that writes during the revert is meaningless.
         guest.setLive(nil)
-        if pages == resumed { #expect(try MemoryRoot.of(guest) == target.root) }
+        if pages == resumed { #expect(try guest.memoryRoot() == target.root) }
     }
 
     private mutating func forget() throws {
@@ -279,10 +279,10 @@ private struct History {
         }
         for checkpoint in checkpoints {
             let restored = SimulatedGuest(layout: .empty)
-            let result = try Restore.run(checkpoint, from: reader, into: restored)
+            let result = try reader.restore(checkpoint, into: restored)
             try check(restored, checkpoint)
             #expect(result.root == checkpoint.root)
-            #expect(try MemoryRoot.of(restored) == checkpoint.root)
+            #expect(try restored.memoryRoot() == checkpoint.root)
         }
         let report = try reader.verify()
         #expect(report.isClean, "\(report.corruptions)")

@@ -71,24 +71,24 @@ private final class MemoryImage: ImageSource {
         var bytes = image(pageCount: pageCount, &random)
         for _ in 0..<3 {
             var rest = bytes[...]
-            let expected = try ImageImport.run(into: one, lineage: "a") { buffer in
+            let expected = try one.importImage(lineage: "a") { buffer in
                 let count = min(buffer.count, rest.count)
                 buffer.copyBytes(from: rest.prefix(count))
                 rest = rest.dropFirst(count)
                 return count
             }
             let source = MemoryImage(bytes)
-            var seen: [Int] = []
-            let checkpoint = try ImageImport.run(
-                source, into: other, lineage: "a", progress: { seen.append($0) })
+            let seen = Mutex<[Progress]>([])
+            let checkpoint = try other.importImage(
+                source, lineage: "a", progress: { progress in seen.withLock { $0.append(progress) } })
             #expect(checkpoint.root == expected.root)
             #expect(checkpoint.changedPageCount == expected.changedPageCount)
             #expect(checkpoint.pageCount == pageCount)
-            #expect(seen == seen.sorted() && seen.last == bytes.count)
+            #expect(seen.withLock { $0.map(\.done) } == seen.withLock { $0.map(\.done).sorted() })
             #expect(source.checkCount.load(ordering: .sequentiallyConsistent) == 1)
             let target = ProcessMemory(tracking: .compareAll)
             let region = try target.allocate(byteCount: bytes.count)
-            _ = try Restore.run(checkpoint, from: other, into: target)
+            _ = try other.restore(checkpoint, into: target)
             #expect(region.bytes.elementsEqual(bytes))
             for _ in 0..<5 {
                 let place = Int.random(in: 0..<bytes.count, using: &random)
@@ -105,30 +105,29 @@ private final class MemoryImage: ImageSource {
         let whole = MemoryImage(bytes)
         func fails(
             _ image: MemoryImage, _ code: CaptureError.Code, _ reason: String,
-            progress: ((Int) throws -> Void)? = nil
+            progress: ProgressHandler? = nil
         ) throws {
             let error = #expect(throws: CaptureError.self) {
-                try ImageImport.run(image, into: repository, lineage: "a", progress: progress)
+                try repository.importImage(image, lineage: "a", progress: progress)
             }
             #expect(error?.code == code && error?.message.contains(reason) == true)
             #expect(try repository.checkpoints().isEmpty)
         }
         for read in [0, 1, 17, 31] {
             try fails(
-                MemoryImage(bytes, failingRead: read), .sourceFailed, "read \(read) failed")
+                MemoryImage(bytes, failingRead: read), .callerFailed, "read \(read) failed")
         }
-        try fails(MemoryImage(bytes, changes: true), .sourceFailed, "somebody wrote to it")
-        try fails(whole, .sourceFailed, "that is enough") { count in
-            if count > 1 << 20 { throw MemoryImage.Failure(description: "that is enough") }
+        try fails(MemoryImage(bytes, changes: true), .callerFailed, "somebody wrote to it")
+        try fails(whole, .cancelled, "that is enough") { progress in
+            if progress.done > 1 << 20 { throw MemoryImage.Failure(description: "that is enough") }
         }
         try fails(MemoryImage([]), .sizeMismatch, "empty")
         try fails(MemoryImage([1, 2, 3]), .sizeMismatch, "not a multiple of 4096")
-        let first = try ImageImport.run(whole, into: repository, lineage: "a")
+        let first = try repository.importImage(whole, lineage: "a")
         #expect(first.pageCount == 2000)
         let error = #expect(throws: CaptureError.self) {
-            try ImageImport.run(
-                MemoryImage([UInt8](bytes.dropLast(Page.byteCount))), into: repository,
-                lineage: "a")
+            try repository.importImage(
+                MemoryImage([UInt8](bytes.dropLast(Page.byteCount))), lineage: "a")
         }
         #expect(error?.code == .sizeMismatch && error?.message.contains("smaller") == true)
         #expect(try repository.verify().isClean)

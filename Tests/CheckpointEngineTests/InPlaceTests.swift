@@ -86,7 +86,7 @@ import VarveTestSupport
         for (checkpoint, contents) in known {
             let target = try InPlaceTests.guest(.compareAll)
             InPlaceTests.write(target, &random, runs: 9)
-            _ = try Restore.run(checkpoint, from: repository, into: target)
+            _ = try repository.restore(checkpoint, into: target)
             let isEqual = InPlaceTests.contents(target) == contents
             #expect(isEqual)
         }
@@ -134,7 +134,7 @@ import VarveTestSupport
             do {
                 let repository = try Repository.open(at: path, .reading)
                 let checkpoint = try repository.checkpoint(named: "own")
-                _ = try Restore.run(checkpoint, from: repository, into: target)
+                _ = try repository.restore(checkpoint, into: target)
                 let isEqual = InPlaceTests.contents(target) == contents
                 #expect(isEqual)
             } catch {

@@ -48,10 +48,6 @@ private struct HoledImage: ImageSource {
     private let directory = TemporaryDirectory(inMemory: true)
     private var path: FilePath { directory.path.appending("store") }
 
-    private struct Ended: Error, CustomStringConvertible {
-        let description = "that is enough"
-    }
-
     private static var options: CaptureOptions {
         var options = CaptureOptions()
         options.workerCount = 1
@@ -71,23 +67,22 @@ private struct HoledImage: ImageSource {
     private func importImage(
         _ seed: UInt64, into repository: Repository, endingAt last: Int?
     ) throws -> (askedCount: Int, checkpoint: Checkpoint?) {
-        var options = InterruptedImportTests.options
         let asked = Mutex(0)
-        options.interruption = {
+        let cancellation = Cancellation(when: {
             let count = asked.withLock { count in
                 count += 1
                 return count
             }
-            if let last, count >= last { throw Ended() }
-        }
+            return last.map { count >= $0 } ?? false
+        })
         do throws(CaptureError) {
-            let checkpoint = try ImageImport.run(
-                InterruptedImportTests.image(seed), into: repository, lineage: "web",
-                options: options)
+            let checkpoint = try repository.importImage(
+                InterruptedImportTests.image(seed), lineage: "web",
+                options: InterruptedImportTests.options, cancellation: cancellation)
             return (asked.withLock { $0 }, checkpoint)
         } catch {
             guard error.code == .cancelled else { throw error }
-            #expect(error.message.contains("that is enough"))
+            #expect(error.message.contains("nothing of it was stored"))
             return (asked.withLock { $0 }, nil)
         }
     }
@@ -133,31 +128,29 @@ private struct HoledImage: ImageSource {
         _ = try importImage(1, into: repository, endingAt: nil)
         struct Watch: Sendable {
             var handedIn = 0
-            var atLastQuestion = -1
             var isOpen = false
-            var mostWaiting = 0
         }
         let watch = Monitor(Watch())
         var image = InterruptedImportTests.image(2)
         image.willRead = { watch.wait { $0.isOpen ? () : nil } }
-        var options = InterruptedImportTests.options
-        options.interruption = {
-            watch.change { watch in
-                guard !watch.isOpen else { return }
-                // Two checks with nothing submitted in between: it waits.
-                if watch.atLastQuestion == watch.handedIn {
-                    watch.mostWaiting = watch.handedIn
-                    watch.isOpen = true
-                }
-                watch.atLastQuestion = watch.handedIn
+        // Opens when nothing more is submitted: the import waits for a slot.
+        let mostWaiting = Mutex(0)
+        let opener = Threads.Thread {
+            var seen = 0
+            while seen == 0 || watch.read({ $0.handedIn }) != seen {
+                seen = watch.read { $0.handedIn }
+                WallClock.sleep(milliseconds: 200)
             }
+            mostWaiting.withLock { [seen] in $0 = seen }
+            watch.change { $0.isOpen = true }
         }
-        let checkpoint = try ImageImport.run(
-            image, into: repository, lineage: "web", options: options,
+        let checkpoint = try repository.importImage(
+            image, lineage: "web", options: InterruptedImportTests.options,
             progress: { _ in watch.change { $0.handedIn += 1 } })
+        opener.join()
         let found = watch.read { $0 }
         #expect(found.handedIn > 64)
-        #expect(found.mostWaiting > 0 && found.mostWaiting <= 4)
+        #expect(mostWaiting.withLock { $0 > 0 && $0 <= 4 })
         #expect(checkpoint.pageCount == 1 << 20)
         #expect(checkpoint.zeroPageCount == (1 << 20) - 32)
     }

@@ -128,7 +128,7 @@ import VarveTestSupport
                     of: random.next(), toByteOffset: page * Page.byteCount, as: UInt64.self)
             }
             checkpoints.append(try session.capture().checkpoint)
-            #expect(checkpoints.last?.root == (try MemoryRoot.of(memory)))
+            #expect(checkpoints.last?.root == (try memory.memoryRoot()))
             let level = session.pipeline.level
             if isAdaptive {
                 #expect(AdaptiveSessionTests.range.contains(level))
@@ -139,8 +139,8 @@ import VarveTestSupport
         for checkpoint in checkpoints {
             let target = ProcessMemory(tracking: .compareAll)
             _ = try target.allocate(byteCount: 256 * Page.byteCount)
-            _ = try Restore.run(checkpoint, from: repository, into: target)
-            #expect(try MemoryRoot.of(target) == checkpoint.root)
+            _ = try repository.restore(checkpoint, into: target)
+            #expect(try target.memoryRoot() == checkpoint.root)
         }
     }
 }

@@ -202,7 +202,7 @@ import VarveTestSupport
         let reader = try Repository.open(at: path, .reading)
         #expect(try reader.verify().isClean)
         let target = SimulatedGuest(layout: .empty)
-        _ = try Restore.run(try reader.checkpoint(id: last.id), from: reader, into: target)
+        _ = try reader.restore(try reader.checkpoint(id: last.id), into: target)
         #expect(target.with { $0.pages } == guest.with { $0.pages })
     }
 
@@ -233,17 +233,15 @@ import VarveTestSupport
         let reader = try Repository.open(at: path, .reading)
         shell("mv store aside && mkdir store")
         let target = SimulatedGuest(layout: .empty)
-        _ = try Restore.run(
-            try reader.checkpoint(named: "other"), from: reader, into: target)
+        _ = try reader.restore(try reader.checkpoint(named: "other"), into: target)
         #expect(target.with { $0.pages } == guest.with { $0.pages })
         shell("rm -rf store && mv aside store")
         let second = try Repository.open(at: path, .reading)
         second.reader.drop(1)
         shell("rm -rf store")
         let error = #expect(throws: RepositoryError.self) {
-            try Restore.run(
-                try second.checkpoint(named: "other"), from: second,
-                into: SimulatedGuest(layout: .empty))
+            try second.restore(
+                try second.checkpoint(named: "other"), into: SimulatedGuest(layout: .empty))
         }
         #expect(error?.code == .moved, "\(error?.message ?? "")")
     }

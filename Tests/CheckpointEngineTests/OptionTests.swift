@@ -77,7 +77,7 @@ import VarveTestSupport
                         of: guest, in: repository, lineage: "web", options: options)
                 },
                 {
-                    _ = try ImageImport.run(into: repository, lineage: "web", options: options) {
+                    _ = try repository.importImage(lineage: "web", options: options) {
                         _ in 0
                     }
                 },

@@ -46,7 +46,7 @@ import VarveTestSupport
         #expect(files.sawWrite, "the second one's pages were written while the first was synced")
         for (checkpoint, copy) in zip(checkpoints, copies) {
             let restored = SimulatedGuest(layout: .empty)
-            _ = try Restore.run(checkpoint, from: repository, into: restored)
+            _ = try repository.restore(checkpoint, into: restored)
             #expect(restored.with { $0.pages } == copy)
         }
         #expect(checkpoints[1].parent == checkpoints[0].id)
@@ -79,7 +79,7 @@ import VarveTestSupport
         #expect(result.checkpoint.parent == first.id)
         #expect(result.checkpoint.changedPageCount == 2 && !result.checkpoint.comparedAll)
         let restored = SimulatedGuest(layout: .empty)
-        _ = try Restore.run(result.checkpoint, from: repository, into: restored)
+        _ = try repository.restore(result.checkpoint, into: restored)
         #expect(restored.with { $0.pages } == guest.with { $0.pages })
         #expect(try repository.verify().isClean)
     }

@@ -67,7 +67,7 @@ import VarveTestSupport
         #expect(stored < 8 << 20, "\(stored) bytes are left")
         for checkpoint in kept {
             let other = SimulatedGuest(layout: GuestLayout(pageCount: pageCount))
-            _ = try Restore.run(checkpoint, from: repository, into: other)
+            _ = try repository.restore(checkpoint, into: other)
             let copy = try #require(copies[checkpoint.id])
             let zero = [UInt8](repeating: 0, count: Page.byteCount)
             let differing = other.with { state in

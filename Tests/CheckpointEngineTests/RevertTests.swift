@@ -37,7 +37,7 @@ import VarveTestSupport
         guest.with { $0.failingResumeCount = 2 }
         #expect(throws: CaptureError.self) { try session.revert(to: checkpoints[0]) }
         try guest.resume()
-        #expect(try MemoryRoot.of(guest) == checkpoints[0].root)
+        #expect(try guest.memoryRoot() == checkpoints[0].root)
         var log = DirtyBitmap()
         _ = try guest.takeDirty(try #require(session.dirtyLog), into: &log, isFinal: true)
         let next = try session.capture().checkpoint
@@ -58,7 +58,7 @@ import VarveTestSupport
         let next = try session.capture()
         #expect(next.dirtyPageCount == (writesAtOnce ? 1 : 0))
         #expect(next.checkpoint.changedPageCount == (writesAtOnce ? 1 : 0))
-        #expect(try MemoryRoot.of(guest) == next.checkpoint.root)
+        #expect(try guest.memoryRoot() == next.checkpoint.root)
         #expect((next.checkpoint.root == checkpoints[0].root) == !writesAtOnce)
     }
 
@@ -97,7 +97,7 @@ import VarveTestSupport
         // Four pages, and the blocks of up to 16 pages that contain them.
         #expect(result.pausedReadByteCount <= 4 * 16 * Page.byteCount)
         #expect(try session.capture().checkpoint.root == first.root)
-        #expect(try MemoryRoot.of(guest) == first.root)
+        #expect(try guest.memoryRoot() == first.root)
         session.close()
     }
 }

@@ -100,10 +100,9 @@ private struct PlainImage: ImageSource {
             // Every other image continues a history: data becomes a hole, and the reverse.
             let lineage = "web\(round / 4)"
             let image = SparseImageTests.image(pageCount: 3000 + round / 4 * 17, &random)
-            let found = try ImageImport.run(image, into: sparse, lineage: lineage)
+            let found = try sparse.importImage(image, lineage: lineage)
             skipped += image.byteCount - image.readByteCount
-            let expected = try ImageImport.run(
-                PlainImage(image: image), into: plain, lineage: lineage)
+            let expected = try plain.importImage(PlainImage(image: image), lineage: lineage)
             #expect(found.root == expected.root, "round \(round)")
             #expect(found.pageCount == expected.pageCount)
             #expect(found.zeroPageCount == expected.zeroPageCount)
@@ -125,7 +124,7 @@ private struct PlainImage: ImageSource {
         }
         let data = pages.keys.sorted().map { $0 * Page.byteCount..<($0 + 1) * Page.byteCount }
         let image = SparseImage(pageCount: pageCount, pages, data: data)
-        let checkpoint = try ImageImport.run(image, into: repository, lineage: "web")
+        let checkpoint = try repository.importImage(image, lineage: "web")
         #expect(checkpoint.pageCount == pageCount)
         #expect(checkpoint.zeroPageCount == pageCount - pages.count)
         #expect(image.readByteCount <= pages.count * ImageReads.pageCountMax * Page.byteCount)
@@ -163,13 +162,13 @@ private struct PlainImage: ImageSource {
         ).capture().checkpoint
         #expect(checkpoint.zeroPageCount == 2995)
         let restored = SimulatedGuest(layout: .empty)
-        _ = try Restore.run(checkpoint, from: repository, into: restored)
+        _ = try repository.restore(checkpoint, into: restored)
         let found = restored.with { $0.pages }
         #expect(pages.allSatisfy { found[$0.key] == $0.value })
         #expect(found.count { $0.value.contains { $0 != 0 } } == pages.count)
         // Truncated while it is open: an error, and no zeros.
         let cut = try ImageFile(reading: FilePath(path))
         #expect(ftruncate(descriptor, 100 * Page.byteCount) == 0)
-        #expect(throws: GuestError.self) { try MemoryRoot.of(cut) }
+        #expect(throws: GuestError.self) { try cut.memoryRoot() }
     }
 }

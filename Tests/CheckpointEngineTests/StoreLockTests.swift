@@ -117,7 +117,7 @@ import VarveTestSupport
             var random = TestSeed.generator(9000)
             do {
                 // Seals packs, which are removed again.
-                _ = try ImageImport.run(into: repository, lineage: "cut") { buffer in
+                _ = try repository.importImage(lineage: "cut") { buffer in
                     position += 1
                     guard position < 3 else { throw Failure() }
                     let count = min(buffer.count, 20 * Page.byteCount)
@@ -215,8 +215,7 @@ import VarveTestSupport
             #expect(outcome.stored.suffix(1).allSatisfy { all.contains($0) }, "\(what)")
             #expect(try reader.verify().isClean, "\(what)")
             let target = SimulatedGuest(layout: .empty)
-            _ = try Restore.run(
-                try reader.checkpoint(named: "second"), from: reader, into: target)
+            _ = try reader.restore(try reader.checkpoint(named: "second"), into: target)
             #expect(target.with { $0.pages } == second.pages, "\(what)")
             try reader.close()
         }

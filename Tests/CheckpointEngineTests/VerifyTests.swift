@@ -50,7 +50,7 @@ import VarveTestSupport
             for id in ids {
                 let restored = SimulatedGuest(layout: .empty)
                 let outcome = Result {
-                    try Restore.run(try reader.checkpoint(id: id), from: reader, into: restored)
+                    try reader.restore(try reader.checkpoint(id: id), into: restored)
                 }
                 let isNamed = result.findings.contains { $0.affectedCheckpoints.contains(id) }
                 if case .failure = outcome {

@@ -52,7 +52,7 @@ import VarveTestSupport
             }
             let checkpoint = try repository.checkpoint(named: "step\(step)")
             let guest = SimulatedGuest(layout: .empty)
-            _ = try Restore.run(checkpoint, from: repository, into: guest)
+            _ = try repository.restore(checkpoint, into: guest)
             #expect(guest.with { $0.pages } == copy, "step \(step)")
         }
         #expect(try repository.verify().isClean)

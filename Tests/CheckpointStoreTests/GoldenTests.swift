@@ -80,7 +80,7 @@ import VarveTestSupport
             #expect(read.root == checkpoint.root.bytes)
             #expect(read.lineage == "golden")
             let guest = SimulatedGuest(layout: .empty)
-            _ = try Restore.run(checkpoint, from: repository, into: guest)
+            _ = try repository.restore(checkpoint, into: guest)
             #expect(guest.with { $0.pages } == pages(step: step), "library, step \(step)")
             #expect(guest.with { $0.state } == state(step: step))
         }
@@ -177,7 +177,7 @@ import VarveTestSupport
             #expect(independent.checkpoints[index].pages == prunedPages(step: step))
             #expect(independent.checkpoints[index].id == checkpoints[index].id.digest.bytes)
             let guest = SimulatedGuest(layout: .empty)
-            _ = try Restore.run(checkpoints[index], from: repository, into: guest)
+            _ = try repository.restore(checkpoints[index], into: guest)
             #expect(guest.with { $0.pages } == prunedPages(step: step))
             #expect(guest.with { $0.state } == state(step: step))
         }

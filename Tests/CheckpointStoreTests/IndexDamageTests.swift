@@ -59,8 +59,7 @@ import VarveTestSupport
     private func restore() throws -> [UInt64: [UInt8]] {
         let repository = try Repository.open(at: path, .reading)
         let guest = SimulatedGuest(layout: .empty)
-        _ = try Restore.run(
-            try repository.checkpoint(named: "one"), from: repository, into: guest)
+        _ = try repository.restore(try repository.checkpoint(named: "one"), into: guest)
         return guest.with { $0.pages }
     }
 

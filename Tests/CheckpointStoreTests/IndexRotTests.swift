@@ -58,8 +58,7 @@ import VarveTestSupport
         var pages: [[UInt64: [UInt8]]] = []
         for name in ["web", "label", "web~30"] {
             let guest = SimulatedGuest(layout: .empty)
-            _ = try Restore.run(
-                try repository.checkpoint(named: name), from: repository, into: guest)
+            _ = try repository.restore(try repository.checkpoint(named: name), into: guest)
             pages.append(guest.with { $0.pages })
         }
         return Answers(

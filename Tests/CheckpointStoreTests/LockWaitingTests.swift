@@ -1,5 +1,6 @@
 import CheckpointStore
 import CheckpointUpkeep
+import GuestModel
 import PackStore
 import Synchronization
 import SystemPackage
@@ -14,12 +15,13 @@ import VarveTestSupport
         let path = directory.path.appending("store")
         let holder = try Repository.create(at: path)
         let asked = Atomic(0)
-        let waiting = LockWaiting(atMost: nil) {
+        let cancellation = Cancellation(when: {
             // Longer than any default wait.
             if asked.add(1, ordering: .relaxed).newValue == 55 { try? holder.close() }
-            return true
-        }
-        let repository = try Repository.open(at: path, .writing, waiting: waiting)
+            return false
+        })
+        let repository = try Repository.open(
+            at: path, .writing, waiting: LockWaiting(atMost: nil), cancellation: cancellation)
         #expect(repository.isWritable && !holder.isWritable)
         #expect(asked.load(ordering: .relaxed) >= 55)
     }
@@ -36,10 +38,10 @@ import VarveTestSupport
         let asked = Atomic(0)
         let error = #expect(throws: RepositoryError.self) {
             try Repository.open(
-                at: path, .writing,
-                waiting: LockWaiting(atMost: nil) {
-                    asked.add(1, ordering: .relaxed).newValue < 3
-                })
+                at: path, .writing, waiting: LockWaiting(atMost: nil),
+                cancellation: Cancellation(when: {
+                    asked.add(1, ordering: .relaxed).newValue >= 3
+                }))
         }
         #expect(error?.code == .cancelled && asked.load(ordering: .relaxed) == 3)
         let refused = #expect(throws: RepositoryError.self) {

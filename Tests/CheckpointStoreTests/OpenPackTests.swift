@@ -58,7 +58,7 @@ import VarveTestSupport
     ) throws {
         let guest = SimulatedGuest(layout: .empty)
         let checkpoint = try repository.checkpoint(id: id)
-        _ = try Restore.run(checkpoint, from: repository, into: guest)
+        _ = try repository.restore(checkpoint, into: guest)
         #expect(guest.with { $0.pages } == pages)
         #expect(try repository.verify().isClean)
     }

@@ -235,7 +235,7 @@ private struct PruneWorld {
 
     private func check(_ checkpoint: Checkpoint) throws {
         let restored = SimulatedGuest(layout: .empty)
-        _ = try Restore.run(checkpoint, from: repository, into: restored)
+        _ = try repository.restore(checkpoint, into: restored)
         #expect(restored.with { $0.pages } == copies[checkpoint.id])
     }
 

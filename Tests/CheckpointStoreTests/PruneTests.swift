@@ -65,9 +65,9 @@ import VarveTestSupport
         #expect(Set(live.map(\.id)) == Set(copies.keys))
         for checkpoint in live {
             let guest = SimulatedGuest(layout: .empty)
-            _ = try Restore.run(checkpoint, from: repository, into: guest)
+            _ = try repository.restore(checkpoint, into: guest)
             #expect(guest.with { $0.pages } == copies[checkpoint.id])
-            #expect(try MemoryRoot.of(guest) == checkpoint.root)
+            #expect(try guest.memoryRoot() == checkpoint.root)
         }
         let report = try repository.verify()
         #expect(report.isClean, "\(report.corruptions)")
@@ -571,7 +571,7 @@ import VarveTestSupport
         let guest = SimulatedGuest(layout: .empty)
         do {
             let checkpoint = try reader.checkpoint(id: id)
-            _ = try Restore.run(checkpoint, from: reader, into: guest)
+            _ = try reader.restore(checkpoint, into: guest)
         } catch {
             // It may just have been forgotten; it is never incomplete.
             let isGone = copies.withLock { $0[id] == nil }

@@ -132,7 +132,7 @@ import VarveTestSupport
         for (id, pages) in world.copies {
             guard let checkpoint = try? repository.checkpoint(id: id) else { continue }
             let guest = SimulatedGuest(layout: .empty)
-            guard (try? Restore.run(checkpoint, from: repository, into: guest)) != nil,
+            guard (try? repository.restore(checkpoint, into: guest)) != nil,
                 guest.with({ $0.pages }) == pages
             else { continue }
             found.insert(id)
@@ -205,7 +205,7 @@ import VarveTestSupport
         #expect(try repository.checkpoints().map(\.id) == whole.map(\.id), what)
         for checkpoint in whole {
             let guest = SimulatedGuest(layout: .empty)
-            _ = try Restore.run(checkpoint, from: repository, into: guest)
+            _ = try repository.restore(checkpoint, into: guest)
             #expect(guest.with { $0.pages } == world.copies[checkpoint.id], what)
         }
         try world.capture(repository, "after", 2, nil)

@@ -125,7 +125,7 @@ import VarveTestSupport
                 guard known.contains(id) else { return false }
                 let guest = SimulatedGuest(layout: .empty)
                 let outcome = Result {
-                    try Restore.run(try reader.checkpoint(id: id), from: reader, into: guest)
+                    try reader.restore(try reader.checkpoint(id: id), into: guest)
                 }
                 if case .failure = outcome { return true }
                 return false
@@ -157,8 +157,7 @@ import VarveTestSupport
                     let readable = named.filter { id in
                         let guest = SimulatedGuest(layout: .empty)
                         let outcome = Result {
-                            try Restore.run(
-                                try reader.checkpoint(id: id), from: reader, into: guest)
+                            try reader.restore(try reader.checkpoint(id: id), into: guest)
                         }
                         if case .success = outcome { return true }
                         return false

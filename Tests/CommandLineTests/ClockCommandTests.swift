@@ -18,9 +18,8 @@ import VarveTestSupport
             var options = CaptureOptions()
             options.clock = { now + Int64(time) * 1_000_000_000 }
             var left = 4096
-            let checkpoint = try ImageImport.run(
-                into: repository, lineage: "web", options: options
-            ) { buffer in
+            let checkpoint = try repository.importImage(lineage: "web", options: options) {
+                buffer in
                 let count = min(left, buffer.count)
                 for index in 0..<count { buffer[index] = UInt8(number + 1) }
                 left -= count

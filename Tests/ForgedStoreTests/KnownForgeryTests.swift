@@ -134,7 +134,7 @@ import VarveTestSupport
         let writer = try Repository.open(at: path, .writing)
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: 48))
         let newest = try #require(try writer.newest(ofLineage: "web"))
-        _ = try Restore.run(newest, from: writer, into: guest)
+        _ = try writer.restore(newest, into: guest)
         let session = try CaptureSession(of: guest, in: writer, lineage: "web", parent: newest)
         var ids = before
         for step in 0..<2 as Range<UInt8> {

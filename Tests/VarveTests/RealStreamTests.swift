@@ -34,7 +34,7 @@ enum RealStreams {
         let format = try #require(bytes.withUnsafeBytes { XenStreamFormat(detecting: $0) })
         let repository = try Repository.create(at: directory.path.appending("store"))
         var position = 0
-        let result = try XenImport.run(format, into: repository, lineage: "real") { buffer in
+        let result = try repository.importXenStream(format, lineage: "real") { buffer in
             let count = min(buffer.count, bytes.count - position)
             buffer.copyBytes(from: bytes[position..<position + count])
             position += count
@@ -44,9 +44,9 @@ enum RealStreams {
         for (index, checkpoint) in result.checkpoints.enumerated() {
             var output: [UInt8] = []
             let configuration = naive.configuration ?? Array("{}".utf8)
-            try XenExport.run(
-                checkpoint, from: repository, as: .xl(configuration: configuration)
-            ) { output.append(contentsOf: $0) }
+            try repository.export(checkpoint, as: .xl(configuration: configuration)) {
+                $0.withUnsafeBytes { output.append(contentsOf: $0) }
+            }
             let differences = NaiveStream(output).differences(0, from: naive, index)
             #expect(differences.isEmpty, "epoch \(index): \(differences.prefix(3))")
             try verify(output)

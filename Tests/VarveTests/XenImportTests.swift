@@ -26,8 +26,8 @@ import VarveTestSupport
     /// A checkpoint written as a libxc stream.
     private func stream(_ checkpoint: Checkpoint, _ repository: Repository) throws -> NaiveStream {
         var output: [UInt8] = []
-        try XenExport.run(checkpoint, from: repository, as: .libxc) {
-            output.append(contentsOf: $0)
+        try repository.export(checkpoint, as: .libxc) {
+            $0.withUnsafeBytes { output.append(contentsOf: $0) }
         }
         return NaiveStream(output)
     }
@@ -47,9 +47,8 @@ import VarveTestSupport
             isPV: isPV, wrapper: .libxl, epochCount: 6, pageCount: 400, &random)
         let naive = NaiveStream(maker.bytes)
         var published: [CheckpointID] = []
-        let result = try XenImport.run(
-            .libxl, into: repository, lineage: "web", label: "first",
-            published: { published.append($0.id) },
+        let result = try repository.importXenStream(
+            .libxl, lineage: "web", label: "first", published: { published.append($0.id) },
             source: XenImportTests.source(maker.bytes[...]))
         #expect(result.cutShort?.code == .truncated)
         #expect(result.checkpoints.count == 6 && result.summary.epochCount == 6)
@@ -85,9 +84,8 @@ import VarveTestSupport
         }
         var changes: [Int] = []
         for changed in [UInt64(0)...511, 3...5, 100...100] {
-            let result = try XenImport.run(
-                .libxc, into: repository, lineage: "web",
-                source: XenImportTests.source(save(changed: changed)[...]))
+            let result = try repository.importXenStream(
+                .libxc, lineage: "web", source: XenImportTests.source(save(changed: changed)[...]))
             changes.append(result.checkpoints[0].changedPageCount)
         }
         // The third differs from the second where either was changed.
@@ -105,9 +103,8 @@ import VarveTestSupport
             maker.pages(frames.map { ($0, [UInt8](repeating: UInt8($0 + 1), count: 4096)) })
             maker.hvmTail(&random)
             maker.record(0)
-            let result = try XenImport.run(
-                .libxc, into: repository, lineage: "web",
-                source: XenImportTests.source(maker.bytes[...]))
+            let result = try repository.importXenStream(
+                .libxc, lineage: "web", source: XenImportTests.source(maker.bytes[...]))
             let again = try stream(result.checkpoints[0], repository)
             #expect(again.epochs[0].pages.keys.sorted() == frames)
             #expect(result.checkpoints[0].pageCount == frames.count)
@@ -127,9 +124,8 @@ import VarveTestSupport
         var roots: [PageDigest] = []
         var cuts = maker.boundaries + [maker.bytes.count]
         for _ in 0..<1000 { cuts.append(.random(in: 0...bytes.count, using: &random)) }
-        let whole = try XenImport.run(
-            .libxl, into: repository, lineage: "whole",
-            source: XenImportTests.source(bytes[...]))
+        let whole = try repository.importXenStream(
+            .libxl, lineage: "whole", source: XenImportTests.source(bytes[...]))
         for (index, checkpoint) in whole.checkpoints.enumerated() {
             let again = try stream(checkpoint, repository)
             #expect(XenImportTests.differences(again, naive, index).isEmpty)
@@ -142,14 +138,15 @@ import VarveTestSupport
             var published: [Checkpoint] = []
             var message = ""
             do {
-                let result = try XenImport.run(
-                    .libxl, into: repository, lineage: lineage,
-                    published: { published.append($0) },
+                let result = try repository.importXenStream(
+                    .libxl, lineage: lineage, published: { published.append($0) },
                     source: XenImportTests.source(bytes[..<cut]))
                 message = result.cutShort?.message ?? ""
                 #expect(result.summary.hasPartialEpoch || expected > 0)
-            } catch let error as XenStreamError {
-                #expect(error.code == .truncated && expected == 0)
+            } catch {
+                let cause = error.cause as? XenStreamError
+                #expect(error.code == .invalidStream && cause?.code == .truncated)
+                #expect(expected == 0)
                 message = error.message
             }
             #expect(message.hasPrefix("the stream ends at offset \(cut), within "), "\(message)")
@@ -169,11 +166,11 @@ import VarveTestSupport
         var maker = StreamMaker.guest(
             isPV: false, wrapper: .libxc, epochCount: 2, pageCount: 40, &random)
         maker.record(0x55)
-        #expect(throws: XenStreamError.self) {
-            try XenImport.run(
-                .libxc, into: repository, lineage: "web",
-                source: XenImportTests.source(maker.bytes[...]))
+        let error = #expect(throws: CaptureError.self) {
+            try repository.importXenStream(
+                .libxc, lineage: "web", source: XenImportTests.source(maker.bytes[...]))
         }
+        #expect(error?.code == .invalidStream && error?.cause is XenStreamError)
         #expect(try repository.checkpoints(lineage: "web").count == 2)
         try repository.close()
     }
@@ -186,9 +183,8 @@ import VarveTestSupport
             isPV: false, wrapper: .libxc, epochCount: 2, pageCount: 40, &random)
         maker.pages([(3, [UInt8](repeating: 0xee, count: 4096))])
         maker.record(0)
-        let result = try XenImport.run(
-            .libxc, into: repository, lineage: "web",
-            source: XenImportTests.source(maker.bytes[...]))
+        let result = try repository.importXenStream(
+            .libxc, lineage: "web", source: XenImportTests.source(maker.bytes[...]))
         #expect(result.cutShort == nil && result.checkpoints.count == 2)
         #expect(result.summary.hasPartialEpoch)
         try repository.close()
@@ -197,23 +193,24 @@ import VarveTestSupport
     @Test func aCheckpointOfAnotherKindIsNoGuestOfXen() throws {
         let repository = try repository()
         var rest = 16 * Page.byteCount
-        let checkpoint = try ImageImport.run(into: repository, lineage: "raw") { buffer in
+        let checkpoint = try repository.importImage(lineage: "raw") { buffer in
             let count = min(rest, buffer.count)
             buffer.initializeMemory(as: UInt8.self, repeating: 3)
             rest -= count
             return count
         }
-        for format in [XenExport.Format.xl(configuration: nil), .libxc, .elf] {
+        for format in [ExportFormat.xl(configuration: nil), .libxc, .elf] {
             var isTouched = false
-            let error = #expect(throws: XenStreamError.self) {
-                try XenExport.run(checkpoint, from: repository, as: format) { _ in
+            let error = #expect(throws: CaptureError.self) {
+                try repository.export(checkpoint, as: format) { _ in
                     isTouched = true
                 }
             }
-            #expect(error?.code == .noState && !isTouched)
+            #expect(error?.code == .invalidStream && !isTouched)
+            #expect((error?.cause as? XenStreamError)?.code == .noState)
         }
         var raw: [UInt8] = []
-        try XenExport.run(checkpoint, from: repository, as: .raw) { raw.append(contentsOf: $0) }
+        try repository.export(checkpoint, as: .raw) { $0.withUnsafeBytes { raw.append(contentsOf: $0) } }
         #expect(raw == [UInt8](repeating: 3, count: 16 * Page.byteCount))
         try repository.close()
     }

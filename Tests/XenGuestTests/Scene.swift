@@ -104,7 +104,7 @@ final class Scene {
     /// Frames whose page in the checkpoint differs from the copy's.
     func differences(_ checkpoint: Checkpoint, _ copy: FakeDomain.Copy) throws -> [UInt64] {
         let restored = SimulatedGuest(layout: .empty)
-        _ = try Restore.run(checkpoint, from: repository, into: restored)
+        _ = try repository.restore(checkpoint, into: restored)
         let pages = restored.with { $0.pages }
         return Set(pages.keys).union(copy.pages.keys).filter { pages[$0] != copy.pages[$0] }
             .sorted()

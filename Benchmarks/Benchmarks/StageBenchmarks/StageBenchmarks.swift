@@ -357,7 +357,7 @@ private final class ImportSubject: ImageSource, @unchecked Sendable {
     func takeIn() throws {
         count += 1
         let repository = try Repository.create(at: FilePath(path))
-        _ = try ImageImport.run(self, into: repository, lineage: "import")
+        _ = try repository.importImage(self, lineage: "import")
         try repository.close()
     }
 
@@ -433,7 +433,7 @@ private final class IndexSubject {
         // Each page holds its number and is otherwise zero: only the index matters here.
         var digests = [PageDigest](repeating: .none, count: pageCount)
         var next = 0
-        _ = try ImageImport.run(into: repository, lineage: "index") { buffer in
+        _ = try repository.importImage(lineage: "index") { buffer in
             let count = min(buffer.count / Page.byteCount, pageCount - next)
             guard count > 0 else { return 0 }
             let pages = UnsafeMutableRawBufferPointer(

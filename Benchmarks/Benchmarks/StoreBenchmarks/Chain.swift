@@ -55,7 +55,7 @@ final class Chain {
     /// Restores the checkpoint with a number; the first one is 1.
     func restore(_ number: Int) throws -> RestoreResult {
         let checkpoint = checkpoints[number - 1]
-        let result = try Restore.run(checkpoint, from: repository, into: restored)
+        let result = try repository.restore(checkpoint, into: restored)
         guard result.root == checkpoint.root else {
             throw Child.Failure(description: "checkpoint \(number) came back different")
         }

@@ -84,7 +84,7 @@ private func verify() {
         let memory = try Memory.guest(byteCount: byteCount)
         let repository = try Repository.create(at: FilePath(run.directory + "/store"))
         var offset = 0
-        _ = try ImageImport.run(into: repository, lineage: "verify") { room in
+        _ = try repository.importImage(lineage: "verify") { room in
             let count = min(room.count, byteCount - offset)
             room.copyMemory(
                 from: UnsafeRawBufferPointer(

@@ -104,7 +104,7 @@ private final class StreamSubject {
     func importStream() throws {
         let input = try FileDescriptor.open(FilePath(stream), .readOnly)
         defer { try? input.close() }
-        _ = try XenImport.run(.libxc, into: repository, lineage: "benchmark") {
+        _ = try repository.importXenStream(.libxc, lineage: "benchmark") {
             try input.read(into: $0)
         }
     }
@@ -115,7 +115,7 @@ private final class StreamSubject {
         }
         let output = try FileDescriptor.open("/dev/null", .writeOnly)
         defer { try? output.close() }
-        try XenExport.run(newest, from: repository, as: .libxc) { bytes in
+        try repository.export(newest, as: .libxc) { bytes in
             _ = try output.writeAll(bytes)
         }
     }

@@ -207,9 +207,9 @@ private final class CountedGuest {
             _ = try target.allocate(byteCount: pageCount * Page.byteCount)
             let allocations = callocations_count()
             let before = files.tally
-            let result = try Restore.run(checkpoint, from: repository, into: target)
+            let result = try repository.restore(checkpoint, into: target)
             let tally = files.tally - before
-            guard try MemoryRoot.of(target) == checkpoint.root else {
+            guard try target.memoryRoot() == checkpoint.root else {
                 throw CountFailure("the \(name) checkpoint came back different")
             }
             // Skip deltas to base 4: three maps for each digit of the 63 before it, and the base

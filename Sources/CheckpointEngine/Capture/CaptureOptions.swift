@@ -57,13 +57,6 @@ public struct CaptureOptions: Sendable {
     /// the checkpoint again and compares every page; see `CaptureResult.audit`.
     public var auditPageCount = 0
 
-    /// Ends an import before its checkpoint exists: called on several threads, before each step and
-    /// several times a second while it waits; nil: nothing does.
-    ///
-    /// If it throws, the import fails with `cancelled`, and what it had stored of the checkpoint is
-    /// abandoned. Sessions do not call it: they have `CaptureSession.cancel`.
-    public var interruption: (@Sendable () throws -> Void)?
-
     /// The times of checkpoints, in nanoseconds since 1970, and the present for retention.
     package var clock: @Sendable () -> Int64 = { Int64(WallClock.nanoseconds) }
 

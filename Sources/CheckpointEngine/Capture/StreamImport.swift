@@ -1,7 +1,7 @@
 public import CheckpointIndex
 public import CheckpointStore
 public import GuestModel
-import PackStore
+package import PackStore
 
 /// Imports memory that arrives as a stream of pages: one checkpoint after another.
 ///
@@ -15,7 +15,7 @@ public final class StreamImport {
     private let lineage: String
     private let clock: @Sendable () -> Int64
     private let pipeline: CheckpointPipeline
-    private let interruption: Interruption
+    private let control: WorkControl
     private var job: CaptureJob?
     private var publishedCount = 0
     private var slot: StagingPool.Slot?
@@ -34,20 +34,40 @@ public final class StreamImport {
     ///   - repository: opened for writing.
     ///   - lineage: the guest's history.
     ///   - options: sizes and limits.
-    public init(
-        into repository: Repository, lineage: String, options: CaptureOptions = CaptureOptions()
+    ///   - cancellation: ends calls with `cancelled`; they have then stored nothing of the next
+    ///     checkpoint.
+    public convenience init(
+        into repository: Repository, lineage: String, options: CaptureOptions = CaptureOptions(),
+        cancellation: Cancellation? = nil
+    ) throws(CaptureError) {
+        try self.init(
+            into: repository, lineage: lineage, options: options,
+            StreamImport.control(cancellation))
+    }
+
+    package static func control(
+        _ cancellation: Cancellation?, _ progress: ProgressHandler? = nil
+    ) -> WorkControl {
+        WorkControl(
+            "the import was cancelled before its checkpoint was whole; nothing of it was stored",
+            cancellation, progress)
+    }
+
+    package init(
+        into repository: Repository, lineage: String, options: CaptureOptions,
+        _ control: WorkControl
     ) throws(CaptureError) {
         do throws(RepositoryError) {
             try repository.checkNames(lineage: lineage, label: nil)
             parent = try repository.newest(ofLineage: lineage)
-            interruption = Interruption(ask: options.interruption)
             pipeline = try CheckpointPipeline(
                 repository: repository, parent: parent, options: options,
-                interruption: interruption)
+                control: control)
         } catch {
             throw CaptureError(error)
         }
         self.lineage = lineage
+        self.control = control
         clock = options.clock
     }
 
@@ -100,7 +120,7 @@ public final class StreamImport {
         }
         if inFlight.contains(frame) {
             flush()
-            try openJob().drain(interruption)
+            try openJob().drain(control)
             inFlight.removeAll()
         }
         let slot = try takeSlot()
@@ -124,7 +144,7 @@ public final class StreamImport {
 
     private func takeSlot() throws(CaptureError) -> StagingPool.Slot {
         if let slot { return slot }
-        let taken = try pipeline.pool.take(interruption)
+        let taken = try pipeline.pool.take(control)
         slot = taken
         return taken
     }
@@ -145,7 +165,7 @@ public final class StreamImport {
         _ fill: (UnsafeMutableRawBufferPointer) throws -> PageRange?
     ) throws -> Int {
         if let failure = openJob().failure { throw failure }
-        let slot = try pipeline.pool.take(interruption)
+        let slot = try pipeline.pool.take(control)
         guard let range = try fill(slot.bytes) else { return 0 }
         populated.insert(range)
         openJob().submit(StagedBatch(slot: slot, runs: [range]))
@@ -161,7 +181,7 @@ public final class StreamImport {
         _ range: PageRange, filling: @escaping StagedBatch.Filling
     ) throws(CaptureError) {
         if let failure = openJob().failure { throw failure }
-        let slot = try pipeline.pool.take(interruption)
+        let slot = try pipeline.pool.take(control)
         populated.insert(range)
         openJob().submit(StagedBatch(slot: slot, runs: [range], filling: filling))
     }
@@ -171,13 +191,13 @@ public final class StreamImport {
         if let failure = openJob().failure { throw failure }
         populated.insert(range)
         // Frames that were never submitted are already zero.
-        guard parent != nil else { return try interruption.check() }
-        openJob().submit(StagedBatch(slot: try pipeline.pool.take(interruption), zeros: range))
+        guard parent != nil else { return try control.checkCapture() }
+        openJob().submit(StagedBatch(slot: try pipeline.pool.take(control), zeros: range))
     }
 
     /// Waits until workers have processed everything that was submitted.
     func drain() throws(CaptureError) {
-        try openJob().drain(interruption)
+        try openJob().drain(control)
     }
 
     // MARK: - Checkpoints

@@ -71,17 +71,15 @@ final class CaptureJob: Sendable {
         if let failure { throw failure }
     }
 
-    /// Waits until every submitted batch was encoded; throws if the import is to end.
-    func drain(_ interruption: Interruption) throws(CaptureError) {
-        while true {
-            let end = state.wait(atMost: Interruption.interval) { state -> CaptureError?? in
-                if let failure = state.failure { return .some(failure) }
-                return state.openBatchCount == 0 ? .some(nil) : nil
-            }
-            if let failure = end ?? nil { throw failure }
-            try interruption.check()
-            if end != nil { return }
+    /// Waits until every submitted batch was encoded; throws if the work is to end.
+    func drain(_ control: WorkControl) throws(CaptureError) {
+        let end: Result<Void, CaptureError>? = state.wait(until: control.cancellation) { state in
+            if let failure = state.failure { return .failure(failure) }
+            return state.openBatchCount == 0 ? .success(()) : nil
         }
+        guard let end else { throw control.cancelledCapture }
+        try end.get()
+        try control.checkCapture()
     }
 
     /// Marks everything as submitted; the pipeline publishes.

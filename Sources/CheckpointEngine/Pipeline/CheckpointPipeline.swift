@@ -89,25 +89,25 @@ final class CheckpointPipeline: Sendable {
 
     let repository: Repository
     let pool: StagingPool
-    private let control: Mutex<LevelControl>
+    private let levelControl: Mutex<LevelControl>
     private let workerCount: Int
-    private let interruption: Interruption
+    private let control: WorkControl
     private let queue = Monitor(Queue())
     private let work = Monitor(Work())
     private let base: Mutex<Base>
     private let threads = Mutex<[Threads.Thread]>([])
 
-    /// - Parameter interruption: checked on the dispatcher's thread, from when a job's last batch
+    /// - Parameter control: checked on the dispatcher's thread, from when a job's last batch
     ///   is encoded until it is published.
     init(
         repository: Repository, parent: Checkpoint?, options: CaptureOptions,
-        interruption: Interruption = Interruption(ask: nil)
+        control: WorkControl = .none
     ) throws(RepositoryError) {
         try options.check()
         self.repository = repository
-        self.interruption = interruption
+        self.control = control
         pool = try StagingPool(byteCount: options.poolByteCount)
-        control = Mutex(LevelControl(options.compression, within: options.compressionRange))
+        levelControl = Mutex(LevelControl(options.compression, within: options.compressionRange))
         workerCount = max(1, options.workerCount)
         let workerCount = workerCount
         let lease = try parent.map { (parent) throws(RepositoryError) in
@@ -218,7 +218,7 @@ final class CheckpointPipeline: Sendable {
     }
 
     /// The level that the next checkpoint is compressed at.
-    var level: CompressionLevel { control.withLock { $0.level } }
+    var level: CompressionLevel { levelControl.withLock { $0.level } }
 
     private func nextJob() -> CaptureJob? {
         queue.wait { queue -> CaptureJob?? in
@@ -265,7 +265,7 @@ final class CheckpointPipeline: Sendable {
                     preconditionFailure("a job without failure is completed")
                 }
                 job.move { $0.encode() }
-                try interruption.check()
+                try control.check()
                 draft.adopt(completion.layout)
                 try audit(job, completion, draft)
                 waitForPublication()
@@ -276,7 +276,7 @@ final class CheckpointPipeline: Sendable {
                     draft, parent: parent, lease: lease, state: completion.state, completion.facts,
                     while: { self.goesOn(job) })
                 // The last check: once published, the checkpoint exists.
-                try interruption.check()
+                try control.check()
                 let encoding = work.read { $0.busy } / workerCount
                 publication = Publication(
                     job: job, transaction: transaction, prepared: prepared,
@@ -298,7 +298,7 @@ final class CheckpointPipeline: Sendable {
     /// Returns false if the job is to end; it has then failed.
     private func goesOn(_ job: CaptureJob) -> Bool {
         do throws(CaptureError) {
-            try interruption.check()
+            try control.checkCapture()
             return true
         } catch {
             job.fail(error)
@@ -371,7 +371,7 @@ final class CheckpointPipeline: Sendable {
             if let interval = publication.interval {
                 let busy = published.busy + (ContinuousClock.now - start)
                 let share = meter.take()
-                control.withLock {
+                levelControl.withLock {
                     $0.note(busy: busy, interval: interval, processorShare: share)
                 }
             }

@@ -68,14 +68,12 @@ final class StagingPool: Sendable {
         }.map { Slot(index: $0, pool: self) }
     }
 
-    /// Takes a slot; blocks until one is free, and fails if the import is to end.
-    func take(_ interruption: Interruption) throws(CaptureError) -> Slot {
-        try interruption.check()
-        while true {
-            let index = free.wait(atMost: Interruption.interval) { $0.slots.popLast() }
-            if let index { return Slot(index: index, pool: self) }
-            try interruption.check()
-        }
+    /// Takes a slot; blocks until one is free, and fails if the work is to end.
+    func take(_ control: WorkControl) throws(CaptureError) -> Slot {
+        try control.checkCapture()
+        let index = free.wait(until: control.cancellation) { $0.slots.popLast() }
+        guard let index else { throw control.cancelledCapture }
+        return Slot(index: index, pool: self)
     }
 
     /// Blocks until `count` slots are free, or all if there are fewer.

@@ -84,15 +84,31 @@ public struct MemoryReader {
 
     /// Reads all pages.
     ///
-    /// Blocks; `deliver` is called on this thread.
+    /// Blocks; `deliver` is called on this thread. What it throws is the error's `cause`. When this
+    /// throws, also because it was cancelled, a part of the pages was delivered.
     ///
     /// - Parameters:
-    ///   - progress: called from time to time with pages done and in all.
+    ///   - cancellation: ends it with `cancelled`.
+    ///   - progress: called in phase `reading` with pages.
     ///   - deliver: gets ascending runs and their contents without gaps, valid only during the
     ///     call.
     public func read(
-        progress: ((_ done: Int, _ total: Int) -> Void)? = nil,
+        cancellation: Cancellation? = nil, progress: ProgressHandler? = nil,
         deliver: (_ runs: [PageRange], _ contents: UnsafeRawBufferPointer) throws -> Void
+    ) throws(CaptureError) {
+        let control = WorkControl(
+            "reading the checkpoint was cancelled; a part of it was delivered", cancellation,
+            progress)
+        do {
+            try read(control, deliver)
+        } catch {
+            throw CaptureError(wrapping: error)
+        }
+    }
+
+    private func read(
+        _ control: WorkControl,
+        _ deliver: (_ runs: [PageRange], _ contents: UnsafeRawBufferPointer) throws -> Void
     ) throws {
         let windows = MemoryReader.cut(layout.runs)
         var done = 0
@@ -100,15 +116,15 @@ public struct MemoryReader {
         for index in windows.indices {
             guard let window = try next?.wait() else { return }
             next = index + 1 < windows.count ? filling(windows[index + 1]) : nil
+            done += window.bytes.count / Page.byteCount
             do {
                 try deliver(window.runs, window.bytes)
+                try control.report(.reading, .pages, done, of: layout.pageCount)
             } catch {
                 // The other thread uses this reader's repository until it is done.
                 _ = try? next?.wait()
                 throw error
             }
-            done += window.bytes.count / Page.byteCount
-            progress?(done, layout.pageCount)
         }
     }
 

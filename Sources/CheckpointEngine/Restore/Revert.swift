@@ -161,7 +161,7 @@ private struct RevertOperation {
         try log.begin()
         _ = try takeLog(log)
         let now = try guest.layout()
-        return (map.difference(from: try MemoryRoot.map(of: guest)), now)
+        return (map.difference(from: try guest.pageMap()), now)
     }
 
     /// Adds what joins the candidates in the pause: pages written since the last round; or, without
@@ -178,7 +178,7 @@ private struct RevertOperation {
                 sets.late.formUnion(ballooned(live, since: known))
             }
         } else {
-            sets.late = map.difference(from: try MemoryRoot.map(of: guest))
+            sets.late = map.difference(from: try guest.pageMap())
         }
         sets.joinLate()
     }

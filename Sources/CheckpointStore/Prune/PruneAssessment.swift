@@ -55,6 +55,7 @@ struct PruneAssessment: Sendable {
     private let reader: PackReader
     private let survey: PruneSurvey
     private let transactions: Set<UInt64>
+    private let control: WorkControl
     private let openPack: UInt32
     /// The pack before it if that is not sealed, but treated as sealed.
     private let sealing: OpenPackScan?
@@ -64,11 +65,12 @@ struct PruneAssessment: Sendable {
     /// - Parameter transactions: those in progress in this process: all that they wrote is kept.
     init(
         _ survey: PruneSurvey, openPack: UInt32, sealing: OpenPackScan? = nil,
-        transactions: Set<UInt64>, repository: Repository
+        transactions: Set<UInt64>, repository: Repository, _ control: WorkControl
     ) throws {
         self.survey = survey
         self.sealing = sealing
         self.transactions = transactions
+        self.control = control
         self.openPack = openPack
         reader = repository.reader
         let index = try repository.withIndex { $0 }
@@ -116,6 +118,7 @@ struct PruneAssessment: Sendable {
     private mutating func assess(_ packs: Set<UInt32>, _ standing: inout Standing) throws {
         var waiting = packs
         while let pack = waiting.popFirst() {
+            try control.check()
             if pack >= openPack { unsettled.insert(pack) }
             guard let before = known[pack], kept[pack] == nil else { continue }
             guard let entries = try entries(of: pack) else {

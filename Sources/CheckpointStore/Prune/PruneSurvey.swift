@@ -31,7 +31,8 @@ struct PruneSurvey: Sendable {
     ///   - pending: forgotten checkpoints that prune has not finished removing.
     ///   - kept: checkpoints that are leased.
     init(
-        _ pending: [CheckpointID: PendingPrune], kept: Set<CheckpointID>, repository: Repository
+        _ pending: [CheckpointID: PendingPrune], kept: Set<CheckpointID>, repository: Repository,
+        _ control: WorkControl
     ) throws {
         var (forgotten, vanished): ([CatalogEntry], [CheckpointID: PendingPrune]) = ([], [:])
         let index = try repository.withIndex { $0 }
@@ -53,7 +54,10 @@ struct PruneSurvey: Sendable {
         forgotten.sort { $0.order > $1.order }
         leaving = Set(forgotten.map(\.id))
         var chain = MapChainReader(index: index, reader: repository.reader)
-        for entry in forgotten { try transferOwnership(entry.id, index, &chain) }
+        for entry in forgotten {
+            try control.check()
+            try transferOwnership(entry.id, index, &chain)
+        }
         ownedFrames = [:]
         successors = [:]
         dead = try index.unreferencedPages()

@@ -1,6 +1,6 @@
 import CheckpointFormat
 import CheckpointIndex
-import GuestModel
+public import GuestModel
 import LMDBTables
 public import PackStore
 
@@ -64,24 +64,31 @@ extension Repository {
     /// If the repository is open for reading, the plan is an estimate while another process is
     /// writing; if the repository's own index cannot be used, a temporary one is built, which reads
     /// every page map.
+    ///
+    /// Blocks. Nothing is changed if `cancellation` ends it, with `cancelled`.
     public func planPrune(
-        _ options: PruneOptions = PruneOptions()
+        _ options: PruneOptions = PruneOptions(), cancellation: Cancellation? = nil
     ) throws(RepositoryError) -> PrunePlan {
         try options.check()
         try requireWhole()
+        let control = WorkControl(
+            "planning the prune was cancelled; nothing was changed", cancellation)
         return try besideAWriter { () throws in
+            try control.check()
             try catchUp()
-            return try withReferences().choosePlan(options)
+            return try withReferences().choosePlan(options, control)
         }
     }
 
-    private func choosePlan(_ options: PruneOptions) throws -> PrunePlan {
-        let plan = try plan(options)
+    private func choosePlan(
+        _ options: PruneOptions, _ control: WorkControl
+    ) throws -> PrunePlan {
+        let plan = try plan(options, control)
         let openPack = plan.preparation.openPack
         guard plan.wantsOpenPack(ofAtMost: packByteCountMax),
             let scan = try openPackScan(openPack)
         else { return plan }
-        let sealed = try self.plan(options, sealing: scan)
+        let sealed = try self.plan(options, control, sealing: scan)
         guard sealed.changes(openPack) else {
             let unused = plan.openUnusedByteCount
             activity.change { $0.uselessSeal = (openPack, unused) }
@@ -92,7 +99,7 @@ extension Repository {
         }
         guard isWritable else { return sealed }
         guard try openWriter().sealQuietPack() else { return plan }
-        return try self.plan(options)
+        return try self.plan(options, control)
     }
 
     /// The contents of the open pack; nil if it cannot be sealed.
@@ -104,7 +111,7 @@ extension Repository {
 
     /// - Parameter scan: the open pack, to be treated as sealed.
     private func plan(
-        _ options: PruneOptions, sealing scan: OpenPackScan? = nil
+        _ options: PruneOptions, _ control: WorkControl, sealing scan: OpenPackScan? = nil
     ) throws -> PrunePlan {
         // Before everything else: later publications may refer to a page that the survey finds
         // dead.
@@ -118,16 +125,17 @@ extension Repository {
             ($0, Set($1.sessionLeases.keys), Set($1.transactions.keys), $1.pruneCount)
         }.get()
         let kept = held.union(try leased())
-        let survey = try PruneSurvey(pending, kept: kept, repository: self)
+        let survey = try PruneSurvey(pending, kept: kept, repository: self, control)
         let openPack = try scan.map { $0.pack + 1 } ?? prunableEnd()
         let assessment = try PruneAssessment(
             survey, openPack: openPack, sealing: scan, transactions: transactions,
-            repository: self)
+            repository: self, control)
         var leasedByteCount = 0
         if !survey.guarded.isEmpty || kept.contains(where: { pending[$0] != nil }) {
             let free = try PruneAssessment(
-                try PruneSurvey(pending, kept: [], repository: self), openPack: openPack,
-                sealing: scan, transactions: transactions, repository: self)
+                try PruneSurvey(pending, kept: [], repository: self, control),
+                openPack: openPack, sealing: scan, transactions: transactions, repository: self,
+                control)
             leasedByteCount = max(0, free.unusedByteCount - assessment.unusedByteCount)
         }
         return try PrunePlan(
@@ -157,12 +165,20 @@ extension PrunePlan {
     /// caller must not have one open. If this throws, completed steps remain done, nothing that is
     /// needed is lost, and a new plan does the rest.
     ///
-    /// - Parameter progress: called with the number of packs done and the total.
+    /// Blocks. Cancelling wakes it from the wait for transactions, and otherwise ends it before the
+    /// next pack.
+    ///
+    /// - Parameters:
+    ///   - cancellation: ends it with `cancelled`.
+    ///   - progress: called in phase `rewriting` with packs.
     /// - Returns: what was done; it differs from the plan by what was published since.
     @discardableResult
     public func execute(
-        progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+        cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
     ) throws(RepositoryError) -> PrunePlan {
+        let control = WorkControl(
+            "the prune was cancelled; nothing that is needed was removed, and the next prune does "
+                + "the rest", cancellation, progress)
         let repository = preparation.repository
         let writer = try repository.openWriter()
         let isFirst = repository.activity.change { activity in
@@ -184,9 +200,9 @@ extension PrunePlan {
             }
         }
         do {
-            let plan = try settled(writer)
+            let plan = try settled(writer, control)
             guard !plan.isEmpty || plan.hasPreparedChanges else { return plan }
-            try PruneOperation(plan: plan, writer: writer).run(progress)
+            try PruneOperation(plan: plan, writer: writer).run(control)
             return plan
         } catch {
             throw repository.indexFailure(error)
@@ -195,7 +211,7 @@ extension PrunePlan {
 
     /// Condemns the dead pages, waits for transactions that may rely on them, and accounts for what
     /// these published.
-    private func settled(_ writer: PackWriter) throws -> PrunePlan {
+    private func settled(_ writer: PackWriter, _ control: WorkControl) throws -> PrunePlan {
         let repository = preparation.repository
         // From now on no sealed pack is taken back, even if a transaction is abandoned.
         writer.leaveSealedPacks()
@@ -205,9 +221,10 @@ extension PrunePlan {
             activity.condemned = condemned
             return activity.transactions.keys
         }
-        repository.activity.wait { now in
+        let settled: Void? = repository.activity.wait(until: control.cancellation) { now in
             active.allSatisfy { now.transactions[$0] == nil } ? () : nil
         }
+        guard settled != nil else { throw control.cancelled }
         try repository.catchUp()
         guard !repository.indexIsBehind else {
             throw RepositoryError(
@@ -223,11 +240,12 @@ extension PrunePlan {
         // The same checkpoints go. None of them can have been leased in the meantime, and nothing
         // published since is based on them.
         var survey = try PruneSurvey(
-            preparation.pending, kept: preparation.kept, repository: repository)
+            preparation.pending, kept: preparation.kept, repository: repository, control)
         survey.restrict(to: preparation.survey)
         preparation.survey = survey
         preparation.assessment = try PruneAssessment(
-            survey, openPack: preparation.openPack, transactions: [], repository: repository)
+            survey, openPack: preparation.openPack, transactions: [], repository: repository,
+            control)
         return try PrunePlan(preparation)
     }
 }
@@ -256,7 +274,7 @@ private struct PruneOperation {
         index = try repository.withIndex { $0 }
     }
 
-    func run(_ progress: ((Int, Int) -> Void)?) throws {
+    func run(_ control: WorkControl) throws {
         let touched = plan.packs.filter { $0.fate != .kept }
         var leaving: [CheckpointID: PendingPrune] = [:]
         for pack in touched {
@@ -269,7 +287,7 @@ private struct PruneOperation {
         repository.activity.change { $0.condemned = [] }
         try index.setPackSizes(Dictionary(uniqueKeysWithValues: touched.map { ($0.number, nil) }))
         for (done, pack) in touched.enumerated() {
-            progress?(done, touched.count)
+            try control.report(.rewriting, .packs, done, of: touched.count)
             if pack.fate == .removed {
                 try remove(pack.number)
             } else {
@@ -281,7 +299,7 @@ private struct PruneOperation {
         try index.measure(rewritten, repository.reader)
         try index.drop(leaving.merging(plan.preparation.survey.vanished) { $1 })
         try noteUses(upTo: moment)
-        progress?(touched.count, touched.count)
+        try? control.report(.rewriting, .packs, touched.count, of: touched.count)
     }
 
     /// Removes the owned frames of forgotten checkpoints, and the dead pages, from the index.

@@ -1,7 +1,7 @@
 import CheckpointFormat
 import CheckpointIndex
 import CheckpointStore
-import GuestModel
+public import GuestModel
 public import PackStore
 
 // A repair, in an order in which a crash at any point loses nothing that is whole:
@@ -33,10 +33,16 @@ extension RepairPlan {
     /// - Parameters:
     ///   - keepsOriginals: whether the original packs are kept in the directory `damaged`. Files
     ///     that are not packs are always kept.
-    ///   - progress: called with the number of packs done and the total.
+    ///   - cancellation: ends it with `cancelled` before the next pack is written; once the new
+    ///     packs begin to replace the old ones, only the verification at the end is cancelled.
+    ///   - progress: called in phase `rewriting` with packs, then in phase `verifying` with bytes.
     public func execute(
-        keepsOriginals: Bool = true, progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+        keepsOriginals: Bool = true, cancellation: Cancellation? = nil,
+        progress: ProgressHandler? = nil
     ) throws(RepositoryError) -> RepairOutcome {
+        let control = WorkControl(
+            "the repair was cancelled; nothing that was whole is lost, and another repair does "
+                + "the rest", cancellation, progress)
         if let refusal = preparation.lock.refusal { throw refusal }
         guard preparation.lock.isHeld else {
             throw RepositoryError(.planStale, "this repair was done already; plan another one")
@@ -47,12 +53,12 @@ extension RepairPlan {
             var run = RepairOperation(self, keepsOriginals: keepsOriginals)
             try run.moveFiles(movedFiles)
             try run.writeRecords()
-            try run.rewritePacks(progress)
+            try run.rewritePacks(control)
             try StoreHead.remove(preparation.files)
             let repository = try Repository.openRepaired(
                 preparation.path, preparation.repository, preparation.files,
                 packByteCountMax: preparation.packByteCountMax, lock: preparation.lock.take)
-            let report = try repository.verify()
+            let report = try repository.verify(.full, control)
             try repository.close()
             return RepairOutcome(report: report, keptByteCount: run.keptByteCount)
         } catch {
@@ -338,12 +344,12 @@ private struct RepairOperation {
 
     // MARK: - Packs
 
-    mutating func rewritePacks(_ progress: ((Int, Int) -> Void)?) throws {
+    mutating func rewritePacks(_ control: WorkControl) throws {
         let total = preparation.rewrites.count + removed.count
         var ready: [UInt32] = []
         defer { for pack in ready { PackRewrite.discardNew(pack, files) } }
         for rewrite in preparation.rewrites {
-            progress?(ready.count, total)
+            try control.report(.rewriting, .packs, ready.count, of: total)
             let path = PackName.path(rewrite.pack)
             if keepsOriginals && rewrite.isDamaged { try keep(path, as: fileName(rewrite.pack)) }
             try rewrite.cut.writeNew(
@@ -351,7 +357,7 @@ private struct RepairOperation {
                 repository: preparation.repository, payloads: rewrite.payloads)
             ready.append(rewrite.pack)
         }
-        progress?(ready.count, total)
+        try control.report(.rewriting, .packs, ready.count, of: total)
         if keepsOriginals {
             for pack in removed { try keep(PackName.path(pack), as: fileName(pack)) }
         }
@@ -359,7 +365,6 @@ private struct RepairOperation {
         while let pack = ready.popLast() { try PackRewrite.putInPlace(pack, files) }
         for pack in removed { try files.remove(PackName.path(pack)) }
         if total > 0 { try files.syncDirectory(StoreDirectory.packs) }
-        progress?(total, total)
     }
 
     private func fileName(_ pack: UInt32) -> String {

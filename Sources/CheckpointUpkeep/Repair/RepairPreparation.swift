@@ -15,10 +15,11 @@ final class RepairLock: Sendable {
 
     /// Takes the lock; if this process may not write, records the reason.
     init(
-        _ path: FilePath, _ files: any RepositoryFiles, _ waiting: LockWaiting
+        _ path: FilePath, _ files: any RepositoryFiles, _ waiting: LockWaiting,
+        _ cancellation: Cancellation?
     ) throws(RepositoryError) {
         do throws(RepositoryError) {
-            held = Mutex(try Repository.takeLock(path, files, waiting))
+            held = Mutex(try Repository.takeLock(path, files, waiting, cancellation))
             refusal = nil
         } catch {
             let isForbidden = error.errno.map { [EROFS, EACCES, EPERM].contains($0) } ?? false

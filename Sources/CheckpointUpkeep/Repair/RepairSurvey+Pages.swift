@@ -1,3 +1,4 @@
+import PackStore
 import CheckpointFormat
 import CheckpointIndex
 import GuestModel
@@ -22,7 +23,7 @@ extension RepairSurvey {
     private static let batchCountMax = 1 << 14
 
     /// Decompresses and hashes every page that a whole page map locates.
-    mutating func takeStock(_ progress: (Int, Int) -> Void) throws -> RepairStock {
+    mutating func takeStock(_ control: WorkControl) throws -> RepairStock {
         var stock = RepairStock()
         var batch: [StoredPage] = []
         for position in members.indices {
@@ -38,11 +39,12 @@ extension RepairSurvey {
                 }
                 batch += placed(part, of: manifest.transaction, isIndexed)
                 if batch.count >= RepairSurvey.batchCountMax {
+                    try control.check()
                     try check(batch, &stock)
                     batch.removeAll(keepingCapacity: true)
                 }
             }
-            progress(members.count + position, 2 * members.count)
+            try control.report(.verifying, .checkpoints, position + 1, of: members.count)
         }
         try check(batch, &stock)
         // The blocks are removed as a whole; good pages in them are searched for like all others.

@@ -75,13 +75,13 @@ struct RepairSurvey: Sendable {
     let pages: RepairPages
 
     init(
-        _ files: RepairFiles, _ hints: RepairHints, progress: (Int, Int) -> Void
+        _ files: RepairFiles, _ hints: RepairHints, _ control: WorkControl
     ) throws {
         self.files = files
         self.hints = hints
         let names = try PackName.names(files.files).sorted()
             .filter { !PackName.isPassedOver($0) }
-        (salvages, junk) = try RepairSurvey.read(names, files, hints, progress)
+        (salvages, junk) = try RepairSurvey.read(names, files, hints, control)
         pages = RepairPages(files: files, paths: salvages.map(\.path))
         choosePacks()
         readRecords()
@@ -105,7 +105,7 @@ struct RepairSurvey: Sendable {
 
     private static func read(
         _ names: [String], _ files: RepairFiles, _ hints: RepairHints,
-        _ progress: (Int, Int) -> Void
+        _ control: WorkControl
     ) throws -> ([PackSalvage], [(name: String, reason: String)]) {
         var numbered: [(name: String, number: UInt32, byteCount: Int)] = []
         var junk: [(name: String, reason: String)] = []
@@ -136,7 +136,7 @@ struct RepairSurvey: Sendable {
             }
             salvages.append(salvage)
             done += file.byteCount
-            progress(done, 2 * total)
+            try control.report(.reading, .bytes, done, of: total)
         }
         return (salvages.reversed(), junk)
     }

@@ -2,7 +2,7 @@ import CheckpointFormat
 import CheckpointIndex
 public import CheckpointStore
 import Glibc
-import GuestModel
+public import GuestModel
 public import PackStore
 public import SystemPackage
 
@@ -15,29 +15,39 @@ extension Repository {
     /// 50 bytes per distinct page, and the page maps of two checkpoints. Also works for a
     /// repository that can no longer be opened.
     ///
-    /// - Parameter progress: called now and then with the work done and the total.
+    /// Blocks; if it is cancelled, nothing is changed and the lock is free.
+    ///
+    /// - Parameters:
+    ///   - path: the repository.
+    ///   - waiting: how long to wait for another writer.
+    ///   - cancellation: ends it with `cancelled`.
+    ///   - progress: called in phase `reading` with bytes of packs, then in phase `verifying` with
+    ///     checkpoints.
     public static func planRepair(
-        at path: FilePath, waiting: LockWaiting = .none,
-        progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+        at path: FilePath, waiting: LockWaiting = .none, cancellation: Cancellation? = nil,
+        progress: ProgressHandler? = nil
     ) throws(RepositoryError) -> RepairPlan {
         try planRepair(
-            at: path, files: PosixFiles(root: path), waiting: waiting, progress: progress)
+            at: path, files: PosixFiles(root: path), waiting: waiting, cancellation: cancellation,
+            progress: progress)
     }
 
     /// The same over other files, or with other limits.
     package static func planRepair(
         at path: FilePath, files: any RepositoryFiles,
         packByteCountMax: Int = Repository.packByteCountMax, waiting: LockWaiting = .none,
-        progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+        cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
     ) throws(RepositoryError) -> RepairPlan {
         let (id, problem) = try repairableIdentity(path, files)
-        let lock = try RepairLock(path, files, waiting)
+        let control = WorkControl(
+            "planning the repair was cancelled; nothing was changed", cancellation, progress)
+        let lock = try RepairLock(path, files, waiting, cancellation)
         do {
             if lock.isHeld { try checkRepairable(path, files) }
             let opened = RepairFiles(files, id)
             let hints = try RepairHints(opened, path: path, writes: lock.isHeld)
-            var survey = try RepairSurvey(opened, hints) { progress?($0, $1) }
-            let stock = try survey.takeStock { progress?($0, $1) }
+            var survey = try RepairSurvey(opened, hints, control)
+            let stock = try survey.takeStock(control)
             let verdicts = try survey.judge(stock)
             var preparation = RepairPreparation(
                 path: path, files: files, repository: id, lock: lock,

@@ -1,7 +1,7 @@
 import CheckpointFormat
 import CheckpointIndex
 public import CheckpointStore
-import GuestModel
+public import GuestModel
 public import PackStore
 import Synchronization
 
@@ -23,22 +23,34 @@ import Synchronization
 extension Repository {
     /// Reads and verifies a repository, on all processors.
     ///
-    /// Damage is collected, not thrown; only errors of the disk are thrown.
+    /// Damage is collected, not thrown; only errors of the disk are thrown. Blocks. Changes nothing,
+    /// and nothing is left when it is cancelled.
     ///
     /// - Parameters:
     ///   - depth: every byte, the structure, or a sample.
-    ///   - progress: called now and then, from any thread, with the bytes done and the total.
+    ///   - cancellation: ends it with `cancelled`.
+    ///   - progress: called in phase `verifying` with bytes: each byte of the packs counts twice,
+    ///     once for the records and once for the pages in them.
     public func verify(
-        _ depth: VerifyDepth = .full,
-        progress: (@Sendable (_ done: Int, _ total: Int) -> Void)? = nil
+        _ depth: VerifyDepth = .full, cancellation: Cancellation? = nil,
+        progress: ProgressHandler? = nil
+    ) throws(RepositoryError) -> VerifyReport {
+        let control = WorkControl(
+            "the verification was cancelled; nothing was changed", cancellation, progress)
+        return try verify(depth, control)
+    }
+
+    /// The same as part of another call.
+    func verify(
+        _ depth: VerifyDepth, _ control: WorkControl
     ) throws(RepositoryError) -> VerifyReport {
         try depth.check()
         try checkIdentity()
-        let (report, arePacksWhole) = try look(depth, progress)
+        let (report, arePacksWhole) = try look(depth, control)
         guard arePacksWhole, !report.isClean else { return report }
         // Only the index is wrong: the packs are verified without it.
         do {
-            let (second, _) = try withoutIndex().look(depth, progress)
+            let (second, _) = try withoutIndex().look(depth, control)
             guard second.isClean else { return second }
         } catch {
             throw indexFailure(error)
@@ -58,7 +70,7 @@ extension Repository {
 
     /// - Returns: the findings, and true if no pack is damaged by itself.
     private func look(
-        _ depth: VerifyDepth, _ progress: (@Sendable (_ done: Int, _ total: Int) -> Void)?
+        _ depth: VerifyDepth, _ control: WorkControl
     ) throws(RepositoryError) -> (report: VerifyReport, arePacksWhole: Bool) {
         let head = try head()
         // A pack listed as removed is not part of the repository, even if it still exists.
@@ -69,7 +81,7 @@ extension Repository {
         defer { withExtendedLifetime(lease) {} }
         let known = try withIndex { try $0.manifests() }
         let verification = Verification(
-            repository: self, depth: depth, mark: mark, progress: progress)
+            repository: self, depth: depth, mark: mark, control: control)
         do {
             for corruption in damage { verification.findings.note(corruption) }
             head.corruption.map { verification.findings.note($0) }
@@ -91,13 +103,13 @@ extension Repository {
             let unindexed =
                 arePacksWhole
                 ? [] : try verification.unindexedCheckpoints(known + lost, alsoForgotten)
-            verification.findAffected(existing)
+            try verification.findAffected(existing)
             let found = (lost.map { ($0.id, $0.location) } + unindexed)
             let all =
                 found.isEmpty
                 ? existing.map(\.id)
                 : (existing.map { ($0.id, $0.location) } + found).sorted { $0.1 < $1.1 }.map(\.0)
-            return (verification.finish(all), arePacksWhole)
+            return (try verification.finish(all), arePacksWhole)
         } catch {
             throw indexFailure(error)
         }
@@ -162,27 +174,28 @@ final class Verification: Sendable {
     let mark: ReadMark
     let findings = VerifyFindings()
     let state: Mutex<State>
-    private let progress: (@Sendable (Int, Int) -> Void)?
+    let control: WorkControl
     var reader: PackReader { repository.reader }
 
     init(
         repository: Repository, depth: VerifyDepth, mark: ReadMark,
-        progress: (@Sendable (Int, Int) -> Void)?
+        control: WorkControl
     ) {
         self.repository = repository
         self.depth = depth
         self.mark = mark
-        self.progress = progress
+        self.control = control
         state = Mutex(State(report: VerifyReport(depth: depth)))
     }
 
     /// Ends the verification and returns the report.
     ///
     /// - Parameter catalog: all checkpoints in order of publication.
-    func finish(_ catalog: [CheckpointID]) -> VerifyReport {
+    func finish(_ catalog: [CheckpointID]) throws(RepositoryError) -> VerifyReport {
         let (findings, affected) = findings.result(catalog)
+        let total = state.withLock { $0.total }
+        try control.report(.verifying, .bytes, total, of: total)
         return state.withLock { state in
-            progress?(state.total, state.total)
             state.report.findings = findings
             state.report.affectedCheckpoints = affected
             state.report.checkpointCount = catalog.count - affected.count
@@ -190,12 +203,12 @@ final class Verification: Sendable {
         }
     }
 
-    func advance(_ byteCount: Int) {
+    func advance(_ byteCount: Int) throws(RepositoryError) {
         let (done, total) = state.withLock { state in
             state.done += byteCount
             return (state.done, state.total)
         }
-        progress?(min(done, total), total)
+        try control.report(.verifying, .bytes, min(done, total), of: total)
     }
 
     /// Records the records of transactions that were read, to check the counts in their manifests.
@@ -248,7 +261,7 @@ final class Verification: Sendable {
     // MARK: - Checkpoints
 
     func walk(_ catalog: [CatalogEntry], forgotten: [CatalogEntry]) throws {
-        let pages = VerifyPages(repository, findings)
+        let pages = VerifyPages(repository, findings, control)
         do {
             try walk(catalog, Set(forgotten.map(\.id)), pages)
             try walk(forgotten: forgotten, pages)
@@ -312,7 +325,7 @@ final class Verification: Sendable {
                     let pages = part.pages(.storedHere)
                     submit(try repository.locateKnown(pages), of: checkpoint.id, check)
                 }
-                advance(checkpoint.addedByteCount)
+                try advance(checkpoint.addedByteCount)
             } catch {
                 // A damaged record was reported when its pack was read; a pruned one is not damage.
                 guard error.corruption != nil || error.code == .unknownName else { throw error }
@@ -374,7 +387,7 @@ final class Verification: Sendable {
             _ = try find(part.pages(.storedBefore), for: checkpoint.id)
             submit(try find(part.pages(.storedHere), for: checkpoint.id), of: checkpoint.id, pages)
         }
-        advance(checkpoint.addedByteCount)
+        try advance(checkpoint.addedByteCount)
     }
 
     func submit(
@@ -389,10 +402,11 @@ final class Verification: Sendable {
     }
 
     /// Finds the checkpoints that contain a damaged page, even if another one stored it.
-    func findAffected(_ catalog: [CatalogEntry]) {
+    func findAffected(_ catalog: [CatalogEntry]) throws(RepositoryError) {
         let damaged = findings.damagedDigests
         guard !damaged.isEmpty else { return }
         for entry in catalog {
+            try control.check()
             guard let checkpoint = try? repository.ancestor(entry.id),
                 let map = try? repository.pageMap(of: checkpoint).map
             else { continue }

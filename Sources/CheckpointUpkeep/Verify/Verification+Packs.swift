@@ -44,7 +44,7 @@ extension Verification {
             // writer may just have removed it.
             guard let size = try abandonedByteCount(path) else { return }
             state.withLock { $0.report.abandonedByteCount += size }
-            return advance(size)
+            return try advance(size)
         }
         // Bypasses the reader's cache: the envelope is read from the disk again.
         reader.drop(pack)
@@ -87,7 +87,7 @@ extension Verification {
         if sealed == nil {
             checkUnsealed(pack, isNewest: isNewest, found, size: size, damage)
         }
-        advance(Int(size))
+        try advance(Int(size))
     }
 
     /// Size of a pack in which nothing was published; nil if it no longer exists.
@@ -112,6 +112,7 @@ extension Verification {
         var offset = UInt32(Envelope.byteCount)
         let size = try file.file.byteCount()
         while UInt64(offset) < end {
+            try control.check()
             // Records come in the order of the pack index.
             while let first = known.first, first.offset < offset { known.removeFirst() }
             let expected = known.first?.offset == offset ? known.first : nil

@@ -24,12 +24,14 @@ final class VerifyPages: Sendable {
 
     private let repository: Repository
     private let findings: VerifyFindings
+    private let control: WorkControl
     private let queue = Monitor(Queue())
     private let threads = Mutex<[Threads.Thread]>([])
 
-    init(_ repository: Repository, _ findings: VerifyFindings) {
+    init(_ repository: Repository, _ findings: VerifyFindings, _ control: WorkControl) {
         self.repository = repository
         self.findings = findings
+        self.control = control
         threads.withLock { threads in
             for _ in 0..<Threads.processorCount {
                 threads.append(Threads.Thread { self.run() })
@@ -74,6 +76,7 @@ final class VerifyPages: Sendable {
             }
             guard let batch = next else { return }
             do {
+                try control.check()
                 try fetcher.fetch(batch.requests[...]) { corruption, request in
                     // A page of a forgotten checkpoint may just have been pruned.
                     guard try repository.location(of: request.digest) != nil else { return }

@@ -89,9 +89,9 @@ struct CrashCheck {
 
     private func checkContents(_ checkpoint: Checkpoint, _ repository: Repository) throws {
         let restored = SimulatedGuest(layout: .empty)
-        let result = try Restore.run(checkpoint, from: repository, into: restored)
+        let result = try repository.restore(checkpoint, into: restored)
         let pages = restored.with { $0.pages }
-        guard result.root == checkpoint.root, try MemoryRoot.of(restored) == checkpoint.root else {
+        guard result.root == checkpoint.root, try restored.memoryRoot() == checkpoint.root else {
             throw fail("checkpoint \(checkpoint.id.short) has another root than it says")
         }
         if let copy = copies[checkpoint.id] {
@@ -183,7 +183,7 @@ struct CrashCheck {
         let next = try session.capture().checkpoint
         session.close()
         let restored = SimulatedGuest(layout: .empty)
-        _ = try Restore.run(next, from: repository, into: restored)
+        _ = try repository.restore(next, into: restored)
         guard restored.with({ $0.pages }) == guest.with({ $0.pages }) else {
             throw fail("the next checkpoint is not what was captured")
         }

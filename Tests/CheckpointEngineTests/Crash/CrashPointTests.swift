@@ -140,7 +140,7 @@ import VarveTestSupport
                 throw Wrong(description: "the capture after the failure fails: \(world.problems)")
             }
             let restored = SimulatedGuest(layout: .empty)
-            _ = try Restore.run(checkpoint, from: try world.repository(), into: restored)
+            _ = try (try world.repository()).restore(checkpoint, into: restored)
             guard restored.with({ $0.pages }) == world.guest(lineage).with({ $0.pages }) else {
                 throw Wrong(description: "the capture after the failure lacks pages")
             }

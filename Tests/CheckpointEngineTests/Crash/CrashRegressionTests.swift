@@ -28,7 +28,7 @@ import VarveTestSupport
             for acknowledged in world.acknowledged {
                 let restored = SimulatedGuest(layout: .empty)
                 let checkpoint = try repository.checkpoint(id: acknowledged.id)
-                _ = try Restore.run(checkpoint, from: repository, into: restored)
+                _ = try repository.restore(checkpoint, into: restored)
                 let pages = world.copies[acknowledged.id]?.pages
                 #expect(restored.with { $0.pages } == pages, "call \(call)")
             }

@@ -440,9 +440,8 @@ final class CrashWorld: Sendable {
         options.poolByteCount = 4 << 20
         options.workerCount = 1
         do {
-            let checkpoint = try ImageImport.run(
-                into: try repository(), lineage: lineage, options: options
-            ) { buffer in
+            let checkpoint = try (try repository()).importImage(lineage: lineage, options: options)
+            { buffer in
                 let count = min(buffer.count, image.count - position)
                 buffer.copyBytes(from: image[position..<position + count])
                 position += count
@@ -462,8 +461,7 @@ final class CrashWorld: Sendable {
         options.poolByteCount = 4 << 20
         options.workerCount = 1
         do {
-            _ = try ImageImport.run(
-                image, into: try repository(), lineage: lineage, options: options)
+            _ = try (try repository()).importImage(image, lineage: lineage, options: options)
             state.withLock { $0.problems.append("an image that changed was taken in") }
         } catch {
             noteFailure("import", error)

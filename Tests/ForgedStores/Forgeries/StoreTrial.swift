@@ -76,9 +76,9 @@ package struct StoreTrial {
         let guest = SimulatedGuest(layout: .empty)
         // Its pages are arrays: only guests that fit are restored.
         guard checkpoint.pageCount <= 1 << 12,
-            (try? Restore.run(checkpoint, from: repository, into: guest)) != nil
+            (try? repository.restore(checkpoint, into: guest)) != nil
         else { return }
-        let root = try? MemoryRoot.of(guest)
+        let root = try? guest.memoryRoot()
         if root != checkpoint.root {
             complain("\(checkpoint.id.short) came back as something else")
         }

@@ -62,7 +62,7 @@ package enum WholeStore {
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: pageCount))
         guest.with { $0.state = GuestState(records: [.init(kind: "cpu", bytes: [1, 2, 3, 4])]) }
         let start = try repository.newest(ofLineage: lineage)
-        if let start { _ = try Restore.run(start, from: repository, into: guest) }
+        if let start { _ = try repository.restore(start, into: guest) }
         let session = try CaptureSession(
             of: guest, in: repository, lineage: lineage, parent: start)
         defer { session.close() }

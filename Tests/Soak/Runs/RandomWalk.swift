@@ -342,7 +342,7 @@ public struct RandomWalk {
     private func restore(_ checkpoint: Checkpoint) throws -> [UInt64: [UInt8]] {
         guard let repository else { throw violation("nothing is open") }
         let restored = SimulatedGuest(layout: .empty)
-        _ = try Restore.run(checkpoint, from: repository, into: restored)
+        _ = try repository.restore(checkpoint, into: restored)
         return restored.with { $0.pages }
     }
 

@@ -105,7 +105,7 @@ public final class StoreSoak: Sendable {
 
     private func check(_ checkpoint: Checkpoint, _ pages: [UInt64: [UInt8]]) throws {
         let restored = SimulatedGuest(layout: .empty)
-        _ = try Restore.run(checkpoint, from: repository, into: restored)
+        _ = try repository.restore(checkpoint, into: restored)
         guard restored.with({ $0.pages }) == pages else {
             throw Violation(description: "\(checkpoint.id.short) is not what was captured")
         }

@@ -1,6 +1,7 @@
 public import CheckpointEngine
+public import CheckpointIndex
 public import CheckpointStore
-import GuestModel
+public import GuestModel
 public import XenStream
 
 /// The result of importing a stream.
@@ -17,61 +18,82 @@ public struct XenImportResult: Sendable {
     public let trailer: XenStreamTrailer?
 }
 
-/// Imports Xen's own streams: each whole epoch becomes a checkpoint.
-public enum XenImport {
-    /// Reads a stream to its end.
+extension Repository {
+    /// Imports a stream of Xen to its end: each whole epoch becomes a checkpoint.
     ///
     /// Pages are compared with the lineage's newest checkpoint, and only what differs is stored. A
     /// checkpoint is durable when `published` is called; an incomplete epoch at the stream's end is
     /// dropped. Blocks as `source` does. Memory: the page map, the staging pool and the guest's
     /// state.
     ///
-    /// Throws `XenStreamError`, `CaptureError`, or what `source` and `published` throw; checkpoints
-    /// that `published` was called with stay.
+    /// When it throws, also because it was cancelled, the checkpoints that `published` was called
+    /// with stay, and nothing else does. Fails with `invalidStream` if the stream is damaged.
     ///
     /// - Parameters:
     ///   - format: the stream's format.
-    ///   - repository: opened for writing.
     ///   - lineage: the guest's history.
     ///   - label: a name for the first checkpoint.
     ///   - configuration: xl's JSON, for a bare stream, which has none.
     ///   - options: sizes and limits.
+    ///   - cancellation: ends it with `cancelled`, at the latest when `source` returns.
+    ///   - progress: called in phase `reading` with bytes of the stream; the total is not known.
     ///   - published: called with each checkpoint, as its epoch ends.
     ///   - trailing: continues reading where `source` stopped, to find whether something follows
     ///     the stream. nil: only what was read along with the stream is examined.
     ///   - source: fills a buffer from the current position; returns the byte count, 0 at the end.
-    public static func run(
-        _ format: XenStreamFormat, into repository: Repository, lineage: String,
-        label: String? = nil, configuration: [UInt8]? = nil,
-        options: CaptureOptions = CaptureOptions(),
+    public func importXenStream(
+        _ format: XenStreamFormat, lineage: String, label: String? = nil,
+        configuration: [UInt8]? = nil, options: CaptureOptions = CaptureOptions(),
+        cancellation: Cancellation? = nil, progress: ProgressHandler? = nil,
         published: (Checkpoint) throws -> Void = { _ in },
         trailing: ((UnsafeMutableRawBufferPointer) throws -> Int)? = nil,
         source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int
-    ) throws -> XenImportResult {
-        try withoutActuallyEscaping(published) { published in
-            let target = try StreamImport(into: repository, lineage: lineage, options: options)
-            try target.check(label: label)
-            let newest = try repository.newest(ofLineage: lineage)
-            let visitor = ImportVisitor(
-                target, label: label, configuration: configuration, published: published
-            ) { identity in
-                try History.check(newest, of: repository, options, difference: identity.difference)
-            }
-            var reader = XenStreamReader(format: format, source: source)
-            var cutShort: XenStreamError?
-            var trailer: XenStreamTrailer?
-            do {
-                try reader.run(visitor)
-                trailer = try reader.trailer(from: trailing)
-            } catch let error as XenStreamError
-                where error.code == .truncated && reader.summary.epochCount > 0
-            {
-                cutShort = error
-            }
-            return XenImportResult(
-                checkpoints: visitor.checkpoints, summary: reader.summary, cutShort: cutShort,
-                trailer: trailer)
+    ) throws(CaptureError) -> XenImportResult {
+        let control = StreamImport.control(cancellation, progress)
+        var position = 0
+        let reporting = { (buffer: UnsafeMutableRawBufferPointer) throws in
+            try control.report(.reading, .bytes, position, of: nil)
+            let count = try source(buffer)
+            position += count
+            return count
         }
+        do {
+            return try withoutActuallyEscaping(published) { published in
+                let target = try StreamImport(
+                    into: self, lineage: lineage, options: options, control)
+                try target.check(label: label)
+                let newest = try newest(ofLineage: lineage)
+                let visitor = ImportVisitor(
+                    target, label: label, configuration: configuration, published: published
+                ) { identity in
+                    try History.check(
+                        newest, of: self, options, difference: identity.difference)
+                }
+                return try read(
+                    XenStreamReader(format: format, source: reporting), visitor, trailing)
+            }
+        } catch {
+            throw CaptureError(wrappingStream: error)
+        }
+    }
+
+    private func read(
+        _ reader: consuming XenStreamReader, _ visitor: ImportVisitor,
+        _ trailing: ((UnsafeMutableRawBufferPointer) throws -> Int)?
+    ) throws -> XenImportResult {
+        var cutShort: XenStreamError?
+        var trailer: XenStreamTrailer?
+        do {
+            try reader.run(visitor)
+            trailer = try reader.trailer(from: trailing)
+        } catch let error as XenStreamError
+            where error.code == .truncated && reader.summary.epochCount > 0
+        {
+            cutShort = error
+        }
+        return XenImportResult(
+            checkpoints: visitor.checkpoints, summary: reader.summary, cutShort: cutShort,
+            trailer: trailer)
     }
 }
 

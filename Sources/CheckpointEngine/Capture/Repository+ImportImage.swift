@@ -1,6 +1,6 @@
 public import CheckpointIndex
 public import CheckpointStore
-import GuestModel
+public import GuestModel
 import PackStore
 
 /// A raw memory image whose parts can be read in any order, such as a file.
@@ -31,28 +31,29 @@ extension ImageSource {
     public func nextData(from offset: Int) throws -> Range<Int>? { offset..<byteCount }
 }
 
-/// Imports images as checkpoints.
-public enum ImageImport {
+extension Repository {
     /// Imports a raw memory image, read from beginning to end.
     ///
     /// Every page is compared with the lineage's newest checkpoint; only pages that differ are
     /// stored. Memory: the page map and the pool. For an image that can be read in any order the
-    /// other `run` is faster: here one thread reads.
+    /// other `importImage` is faster: here one thread reads. Blocks as `read` does. When it throws,
+    /// also because it was cancelled, nothing is published.
     ///
     /// - Parameters:
-    ///   - repository: opened for writing.
     ///   - lineage: the guest's history.
     ///   - label: a name for this one checkpoint.
     ///   - options: sizes and limits.
-    ///   - progress: called with bytes read so far.
+    ///   - cancellation: ends it with `cancelled`, at the latest when `read` returns.
+    ///   - progress: called in phase `reading` with bytes; the total is not known.
     ///   - read: fills a buffer from the current position; returns the byte count, 0 at the end.
-    public static func run(
-        into repository: Repository, lineage: String, label: String? = nil,
-        options: CaptureOptions = CaptureOptions(), progress: ((_ byteCount: Int) -> Void)? = nil,
+    public func importImage(
+        lineage: String, label: String? = nil, options: CaptureOptions = CaptureOptions(),
+        cancellation: Cancellation? = nil, progress: ProgressHandler? = nil,
         read: (UnsafeMutableRawBufferPointer) throws -> Int
     ) throws(CaptureError) -> Checkpoint {
-        try run(into: repository, lineage: lineage, label: label, options: options) { stream in
-            try stageAll(stream, progress, read)
+        let control = StreamImport.control(cancellation, progress)
+        return try importImage(lineage: lineage, label: label, options: options, control) {
+            try ImageStaging.stageAll($0, control, read)
         }
     }
 
@@ -60,25 +61,28 @@ public enum ImageImport {
     ///
     /// Every page is compared with the lineage's newest checkpoint; only pages that differ are
     /// stored. Each worker reads what it compares, so all processors read, and the data is compared
-    /// while it is in the caches. Holes are not read. Memory: the page map and the pool.
+    /// while it is in the caches. Holes are not read. Memory: the page map and the pool. Blocks.
+    /// When it throws, also because it was cancelled, nothing is published.
     ///
     /// - Parameters:
     ///   - image: read on several threads.
-    ///   - repository: opened for writing.
     ///   - lineage: the guest's history.
     ///   - label: a name for this one checkpoint.
     ///   - options: sizes and limits.
-    ///   - progress: called on the caller's thread with the bytes read or being read; an error that
-    ///     it throws ends the import, and nothing is published.
-    public static func run(
-        _ image: some ImageSource, into repository: Repository, lineage: String,
-        label: String? = nil, options: CaptureOptions = CaptureOptions(),
-        progress: ((_ byteCount: Int) throws -> Void)? = nil
+    ///   - cancellation: ends it with `cancelled`.
+    ///   - progress: called on the caller's thread in phase `reading`, with the bytes that were read
+    ///     or are being read.
+    public func importImage(
+        _ image: some ImageSource, lineage: String, label: String? = nil,
+        options: CaptureOptions = CaptureOptions(), cancellation: Cancellation? = nil,
+        progress: ProgressHandler? = nil
     ) throws(CaptureError) -> Checkpoint {
-        try run(into: repository, lineage: lineage, label: label, options: options) { stream in
-            try check(byteCount: image.byteCount)
+        let control = StreamImport.control(cancellation, progress)
+        return try importImage(lineage: lineage, label: label, options: options, control) {
+            (stream) throws in
+            try ImageStaging.check(byteCount: image.byteCount)
             let pageCount = image.byteCount / Page.byteCount
-            try check(pageCount: pageCount, against: stream.parent)
+            try ImageStaging.check(pageCount: pageCount, against: stream.parent)
             var stretches = ImageStretches(pageCount: pageCount)
             while let stretch = try stretches.next(image) {
                 let range = PageRange(
@@ -91,15 +95,17 @@ public enum ImageImport {
                         try image.read(memory, at: Int(pages.first.rawValue) * Page.byteCount)
                     }
                 }
-                try progress?(stretch.pages.upperBound * Page.byteCount)
+                try control.report(
+                    .reading, .bytes, stretch.pages.upperBound * Page.byteCount,
+                    of: image.byteCount)
             }
             try stream.drain()
             try image.checkUnchanged()
         }
     }
 
-    private static func run(
-        into repository: Repository, lineage: String, label: String?, options: CaptureOptions,
+    private func importImage(
+        lineage: String, label: String?, options: CaptureOptions, _ control: WorkControl,
         _ stage: (StreamImport) throws -> Void
     ) throws(CaptureError) -> Checkpoint {
         do throws(RepositoryError) {
@@ -111,10 +117,11 @@ public enum ImageImport {
         // No guest is paused meanwhile: a small pool keeps the data in the caches.
         options.poolByteCount = min(
             options.poolByteCount, 8 * max(1, options.workerCount) * StagingPool.slotByteCount)
-        let stream = try StreamImport(into: repository, lineage: lineage, options: options)
+        let stream = try StreamImport(
+            into: self, lineage: lineage, options: options, control)
         do {
             try stream.check(label: label)
-            try History.check(stream.parent, of: repository, options) { state in
+            try History.check(stream.parent, of: self, options) { state in
                 state.records.isEmpty
                     ? nil
                     : "its newest checkpoint has state other than memory, which a raw image lacks"
@@ -126,9 +133,12 @@ public enum ImageImport {
         return try stream.publish(label: label)
     }
 
+}
+
+private enum ImageStaging {
     /// Reads the image into batches.
-    private static func stageAll(
-        _ stream: StreamImport, _ progress: ((Int) -> Void)?,
+    static func stageAll(
+        _ stream: StreamImport, _ control: WorkControl,
         _ read: (UnsafeMutableRawBufferPointer) throws -> Int
     ) throws {
         var pageCount = 0
@@ -151,12 +161,13 @@ public enum ImageImport {
             if let parent = stream.parent, pageCount > parent.pageCount {
                 try check(pageCount: pageCount, against: parent)
             }
-            if count > 0 { progress?(pageCount * Page.byteCount) }
+            guard count > 0 else { continue }
+            try control.report(.reading, .bytes, pageCount * Page.byteCount, of: nil)
         }
         try check(pageCount: pageCount, against: stream.parent)
     }
 
-    private static func check(byteCount: Int) throws(CaptureError) {
+    static func check(byteCount: Int) throws(CaptureError) {
         guard byteCount % Page.byteCount == 0 else {
             throw CaptureError(
                 .sizeMismatch,
@@ -167,7 +178,7 @@ public enum ImageImport {
     }
 
     /// An image must have pages, and as many as its lineage's newest checkpoint.
-    private static func check(
+    static func check(
         pageCount: Int, against parent: Checkpoint?
     ) throws(CaptureError) {
         guard pageCount > 0 else {

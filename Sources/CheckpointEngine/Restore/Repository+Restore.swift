@@ -2,6 +2,7 @@ import CheckpointFormat
 public import CheckpointIndex
 public import CheckpointStore
 public import GuestModel
+import PackStore
 import Synchronization
 
 /// The result of a restore.
@@ -16,42 +17,47 @@ public struct RestoreResult: Hashable, Sendable {
     public let root: PageDigest
 }
 
-/// Fills new guests from checkpoints.
-public enum Restore {
-    /// Fills a guest with a checkpoint: its pages, each verified, then its state.
+extension Repository {
+    /// Restores a checkpoint into a guest: its pages, each verified, then its state.
     ///
     /// Reads packs sequentially on all processors, and decompresses pages in the guest's memory
-    /// where this process can access it. Pages that fail verification there are cleared. When it
-    /// throws, the guest holds part of the checkpoint and must not run.
+    /// where this process can access it. Pages that fail verification there are cleared. Blocks.
+    /// When it throws, also because it was cancelled, the guest holds part of the checkpoint and
+    /// must not run.
     ///
     /// - Parameters:
-    ///   - checkpoint: the checkpoint to restore.
-    ///   - repository: the repository that has it.
+    ///   - checkpoint: a checkpoint of this repository.
     ///   - guest: a new guest, or one that is not running.
-    ///   - progress: called from time to time with pages done and in all, on any thread.
-    public static func run(
-        _ checkpoint: Checkpoint, from repository: Repository, into guest: any WritableGuest,
-        progress: (@Sendable (_ done: Int, _ total: Int) -> Void)? = nil
+    ///   - cancellation: ends it with `cancelled`.
+    ///   - progress: called in phase `writing` with pages.
+    @discardableResult
+    public func restore(
+        _ checkpoint: Checkpoint, into guest: any WritableGuest,
+        cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
     ) throws(CaptureError) -> RestoreResult {
+        let control = WorkControl(
+            "the restore was cancelled; the guest holds part of the checkpoint and must not run",
+            cancellation, progress)
         do {
-            let lease = try repository.lease([checkpoint.id])
+            try control.check()
+            let lease = try lease([checkpoint.id])
             defer { withExtendedLifetime(lease) {} }
-            let (map, mapsRead) = try repository.pageMap(of: checkpoint)
-            let state = try repository.state(of: checkpoint)
+            let (map, mapsRead) = try pageMap(of: checkpoint)
+            let state = try state(of: checkpoint)
             let layout = map.layout
             try guest.checkState(state)
             try guest.adoptLayout(layout)
             let total = checkpoint.pageCount
-            let target = RestoredGuest(guest, pageCount: total, progress: progress)
+            let target = RestoredGuest(guest, pageCount: total, control)
             var bytesRead = 0
-            let supply = PageSupply(repository: repository, checkpoint: checkpoint)
-            try forEachWindow(map, layout) { pages, zeros in
-                if !guest.startsZeroed { try writeZeros(zeros, into: guest) }
+            let supply = PageSupply(repository: self, checkpoint: checkpoint)
+            try RestoreWindows.forEach(map, layout) { pages, zeros in
+                if !guest.startsZeroed { try guest.writeZeros(zeros) }
                 target.note(zeros.reduce(0) { $0 + $1.count })
                 bytesRead += try supply.read(pages, into: target)
             }
             try guest.restoreState(state)
-            progress?(total, total)
+            try? control.report(.writing, .pages, total, of: total)
             let zeroPages = guest.startsZeroed ? checkpoint.zeroPageCount : 0
             return RestoreResult(
                 writtenPageCount: total - zeroPages, mapsRead: mapsRead, bytesRead: bytesRead,
@@ -60,9 +66,11 @@ public enum Restore {
             throw CaptureError(wrapping: error)
         }
     }
+}
 
+private enum RestoreWindows {
     /// Splits a map into windows that fit in memory.
-    private static func forEachWindow(
+    static func forEach(
         _ map: PageMap, _ layout: GuestLayout,
         _ body: ([(frame: PageFrameNumber, digest: PageDigest)], _ zeros: [PageRange]) throws ->
             Void
@@ -86,15 +94,15 @@ public enum Restore {
         }
         try body(pages, zeros.runs())
     }
+}
 
+extension WritableGuest {
     /// Writes zero pages.
-    static func writeZeros(
-        _ runs: [PageRange], into guest: any WritableGuest
-    ) throws(GuestError) {
+    func writeZeros(_ runs: [PageRange]) throws(GuestError) {
         let zeros = [UInt8](repeating: 0, count: StagingPool.slotByteCount)
         for batch in StagedBatches.cut(runs) {
             let count = batch.reduce(0) { $0 + $1.byteCount }
-            try guest.writePages(batch.span, from: zeros.span.bytes.extracting(first: count))
+            try writePages(batch.span, from: zeros.span.bytes.extracting(first: count))
         }
     }
 }
@@ -103,16 +111,13 @@ public enum Restore {
 private final class RestoredGuest: PageTarget {
     private let guest: any WritableGuest
     private let pageCount: Int
-    private let progress: (@Sendable (_ done: Int, _ total: Int) -> Void)?
+    private let control: WorkControl
     private let done = Atomic(0)
 
-    init(
-        _ guest: any WritableGuest, pageCount: Int,
-        progress: (@Sendable (_ done: Int, _ total: Int) -> Void)?
-    ) {
+    init(_ guest: any WritableGuest, pageCount: Int, _ control: WorkControl) {
         self.guest = guest
         self.pageCount = pageCount
-        self.progress = progress
+        self.control = control
     }
 
     func place(_ range: PageRange) -> UnsafeMutableRawBufferPointer? {
@@ -122,7 +127,7 @@ private final class RestoredGuest: PageTarget {
     func take(_ range: PageRange, _ bytes: UnsafeRawBufferPointer, isPlaced: Bool) throws {
         if !isPlaced { try guest.writePages([range].span, from: bytes.bytes) }
         note(range.count)
-        progress?(done.load(ordering: .relaxed), pageCount)
+        try control.report(.writing, .pages, done.load(ordering: .relaxed), of: pageCount)
     }
 
     /// Counts pages that are done.

@@ -1,44 +1,68 @@
-import CheckpointEngine
+public import CheckpointEngine
+public import CheckpointIndex
 public import CheckpointStore
-import GuestModel
+public import GuestModel
+import VarveCore
 public import XenGuest
 import XenStream
 
-/// Starts checkpoints as new domains.
-///
-/// Stock `xl restore` does it, fed by a pipe: it stays with the domain afterwards, for its reboots
-/// and its end, which an embedder of libxenlight would have to do itself (decision record 0007).
-public enum XenRestore {
-    /// How a domain is started.
-    public struct Options: Sendable {
-        /// Another name, with a new uuid: required while the original runs.
-        public var name: String?
-        /// The domain stays paused until `xl unpause`.
-        public var isPaused = false
-        /// JSON as `xl save` writes it, or an xl.cfg, to replace the checkpoint's own.
-        public var configuration: [UInt8]?
-        /// The program, looked up in PATH.
-        public var xl = "xl"
+/// How a checkpoint is started as a new domain.
+public struct XenStartOptions: Sendable {
+    /// Another name, with a new uuid: required while the original runs.
+    public var name: String?
+    /// The domain stays paused until `xl unpause`.
+    public var isPaused = false
+    /// JSON as `xl save` writes it, or an xl.cfg, to replace the checkpoint's own.
+    public var configuration: [UInt8]?
+    /// The program, looked up in PATH.
+    public var xl = "xl"
 
-        /// The defaults: the original's name, running.
-        public init() {}
-    }
+    /// The defaults: the original's name, running.
+    public init() {}
+}
 
-    /// Starts a checkpoint; every page is verified against its digest first.
+extension Repository {
+    /// Starts a checkpoint as a new domain; every page is verified against its digest first.
     ///
-    /// Blocks until xl has built the domain. When it throws, xl has removed what it began. A
-    /// checkpoint that was taken under a later version of Xen than this host's is refused before
-    /// (`GuestError.Code.stateRejected`).
+    /// Stock `xl restore` does it, fed by a pipe: it stays with the domain afterwards, for its
+    /// reboots and its end, which an embedder of libxenlight would have to do itself (decision
+    /// record 0007).
     ///
-    /// - Parameter progress: called from time to time with pages done and in all.
+    /// Blocks until xl has built the domain. When it throws, also because it was cancelled, xl has
+    /// removed what it began. A checkpoint that was taken under a later version of Xen than this
+    /// host's is refused before (`GuestError.Code.stateRejected`).
+    ///
+    /// - Parameters:
+    ///   - checkpoint: a checkpoint of this repository.
+    ///   - options: the new domain's name and configuration.
+    ///   - cancellation: ends it with `cancelled`.
+    ///   - progress: called in phase `reading` with pages.
     /// - Returns: the new domain.
-    public static func run(
-        _ checkpoint: Checkpoint, from repository: Repository, options: Options = Options(),
-        progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+    public func startDomain(
+        from checkpoint: Checkpoint, options: XenStartOptions = XenStartOptions(),
+        cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
+    ) throws(CaptureError) -> XenHost.Domain {
+        do {
+            return try XenStart(repository: self, checkpoint: checkpoint, options: options)
+                .run(cancellation, progress)
+        } catch {
+            throw CaptureError(wrapping: error)
+        }
+    }
+}
+
+/// One start.
+private struct XenStart {
+    let repository: Repository
+    let checkpoint: Checkpoint
+    let options: XenStartOptions
+
+    func run(
+        _ cancellation: Cancellation?, _ progress: ProgressHandler?
     ) throws -> XenHost.Domain {
         let host = try XenHost()
         let state = try repository.state(of: checkpoint)
-        let (configuration, name) = try configuration(of: state, options)
+        let (configuration, name) = try configuration(of: state)
         try host.checkVersion(of: state)
         if let name, try host.domains().contains(where: { $0.name == name }) {
             throw GuestError(
@@ -51,15 +75,16 @@ public enum XenRestore {
         let process = try ChildProcess(command, collectsOutput: true)
         var failure: (any Error)?
         do {
-            try XenExport.run(
-                checkpoint, from: repository, as: .xl(configuration: configuration),
-                progress: progress, sink: { try process.write($0) })
+            try repository.export(
+                checkpoint, as: .xl(configuration: configuration), cancellation: cancellation,
+                progress: progress
+            ) { bytes in try bytes.withUnsafeBytes { try process.write($0) } }
         } catch {
             failure = error
         }
         let status = process.wait()
         // xl's messages explain a pipe that it closed.
-        if let failure, !(failure is GuestError) { throw failure }
+        if let failure, !((failure as? CaptureError)?.cause is GuestError) { throw failure }
         guard status == 0, failure == nil else {
             let lines = process.collectedLines.filter { $0.contains("rror") }
             throw GuestError(
@@ -75,8 +100,8 @@ public enum XenRestore {
         return domain
     }
 
-    private static func configuration(
-        of state: GuestState, _ options: Options
+    private func configuration(
+        of state: GuestState
     ) throws -> (configuration: [UInt8]?, name: String?) {
         if let origin = XenOrigin(state), origin.pauseMode == .pause {
             throw GuestError(

@@ -2,19 +2,16 @@ import CheckpointIndex
 import CheckpointStore
 public import GuestModel
 
-/// The identity of a guest's current memory.
-public enum MemoryRoot {
-    /// The Merkle root of all of a guest's pages: equal to a checkpoint's `root` if and only if the
-    /// memory is equal.
+extension Guest {
+    /// The Merkle root of all of the guest's pages: equal to a checkpoint's `root` if and only if
+    /// the memory is equal.
     ///
     /// Reads and digests every page on this thread. The guest must be paused meanwhile.
-    public static func of(_ guest: any Guest) throws(GuestError) -> PageDigest {
-        try map(of: guest).root()
-    }
+    public func memoryRoot() throws(GuestError) -> PageDigest { try pageMap().root() }
 
-    /// The page map of a guest's current memory.
-    static func map(of guest: any Guest) throws(GuestError) -> PageMap {
-        let layout = try guest.layout()
+    /// The page map of the guest's current memory.
+    func pageMap() throws(GuestError) -> PageMap {
+        let layout = try layout()
         let map = PageMap()
         _ = map.adopt(layout)
         var classifier = PageClassifier()
@@ -24,7 +21,7 @@ public enum MemoryRoot {
             let count = batch.reduce(0) { $0 + $1.byteCount }
             let pages = UnsafeMutableRawBufferPointer(rebasing: buffer[..<count])
             var destination = pages.mutableBytes
-            try guest.copyPages(batch.span, into: &destination)
+            try copyPages(batch.span, into: &destination)
             classifier.classify(UnsafeRawBufferPointer(pages))
             var position = 0
             for run in batch {

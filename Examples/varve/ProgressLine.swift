@@ -1,10 +1,11 @@
 import Glibc
 import Synchronization
+import Varve
 
 /// A line on the terminal that shows how far a command is, how fast, and the time left.
 ///
 /// Prints nothing unless standard error is a terminal.
-final class Progress: Sendable {
+final class ProgressLine: Sendable {
     private struct State {
         var lastDrawn = ContinuousClock.now
         var hasDrawn = false
@@ -16,11 +17,18 @@ final class Progress: Sendable {
     private let start = ContinuousClock.now
     private let state = Mutex(State())
 
-    /// Makes a line that begins with `verb`; amounts count units of `unitByteCount` bytes.
+    /// A line that begins with `verb`; amounts count units of `unitByteCount` bytes.
     init(_ verb: String, unitByteCount: Int = 1, isJSON: Bool = false) {
         self.verb = verb
         self.unitByteCount = unitByteCount
         isShown = !isJSON && isatty(STDERR_FILENO) == 1
+    }
+
+    /// For the calls of the library.
+    ///
+    /// - Parameter total: the amount in all, if the caller knows it and the library does not.
+    func handler(of total: Int? = nil) -> ProgressHandler {
+        { progress in self.update(progress.done, of: progress.total ?? total) }
     }
 
     /// Updates the line; drawn at most ten times a second.
@@ -36,7 +44,7 @@ final class Progress: Sendable {
             return true
         }
         guard isDue else { return }
-        let elapsed = Progress.seconds(ContinuousClock.now - start)
+        let elapsed = ProgressLine.seconds(ContinuousClock.now - start)
         let rate = Double(done * unitByteCount) / max(elapsed, 0.001)
         var text = "\(verb) \(Format.bytes(done * unitByteCount))"
         if let total, total > 0 {
@@ -55,7 +63,7 @@ final class Progress: Sendable {
     }
 
     /// Seconds since it began.
-    var seconds: Double { Progress.seconds(ContinuousClock.now - start) }
+    var seconds: Double { ProgressLine.seconds(ContinuousClock.now - start) }
 
     private static func seconds(_ duration: Duration) -> Double {
         let (seconds, attoseconds) = duration.components
