@@ -6,8 +6,8 @@ extension Checkpoint {
         [
             ("id", .string(id.description)),
             ("parent", JSON(parent?.description)),
-            ("lineage", .string(lineage)),
-            ("label", JSON(label)),
+            ("lineage", .string(lineage.text)),
+            ("label", JSON(label?.text)),
             ("time", .string(Format.time(timeNanoseconds))),
             ("root", .string(root.description)),
             ("pagesChanged", .integer(changedPageCount)),

@@ -75,7 +75,8 @@ struct Forget: ParsableCommand {
 
     private func decide(_ repository: Repository) throws -> [RetentionPolicy.Decision] {
         guard rules.policy.isEmpty else {
-            let found = try repository.checkpoints(lineage: lineage)
+            let found = try repository.checkpoints(
+                lineage: try lineage.map { try LineageName($0) })
             if let lineage, found.isEmpty {
                 throw NewLineage.missing(lineage, in: repository, at: store)
             }

@@ -131,11 +131,13 @@ struct Import: ParsableCommand {
             // The source owns the descriptor: closed too soon, it could be another file's.
             defer { withExtendedLifetime(source) {} }
             return try repository.importImage(
-                file, lineage: lineage, label: label, options: options,
+                file, lineage: try LineageName(lineage), label: try label.map { try Label($0) },
+                options: options,
                 cancellation: Interruption.cancellation, progress: progress.handler())
         }
         return try repository.importImage(
-            lineage: lineage, label: label, options: options,
+            lineage: try LineageName(lineage), label: try label.map { try Label($0) },
+            options: options,
             cancellation: Interruption.cancellation, progress: progress.handler(),
             read: source.read)
     }
@@ -145,7 +147,8 @@ struct Import: ParsableCommand {
         _ taken: TakenCheckpoints, _ progress: ProgressLine
     ) throws {
         let result = try repository.importXenStream(
-            format, lineage: lineage, label: label, options: options,
+            format, lineage: try LineageName(lineage), label: try label.map { try Label($0) },
+            options: options,
             cancellation: Interruption.cancellation,
             progress: progress.handler(of: source.byteCount), published: taken.add,
             trailing: source.readSoon, source: source.read)

@@ -44,13 +44,13 @@ struct Log: ParsableCommand {
             let repository = try Reading.open(store, isJSON: json)
             var damage: [Corruption] = []
             let selection = CheckpointSelection(
-                lineage: lineage, newest: newest,
+                lineage: try lineage.map { try LineageName($0) }, newest: newest,
                 before: try before.map { try repository.checkpoint(named: $0).id },
                 since: since?.first, until: until?.last)
             let checkpoints = try repository.checkpoints(selection) { damage.append($0) }
             if let lineage, checkpoints.isEmpty, damage.isEmpty,
                 try !repository.lineages().contains(where: {
-                    $0.name.utf8.elementsEqual(lineage.utf8)
+                    $0.name.text.utf8.elementsEqual(lineage.utf8)
                 })
             {
                 throw NewLineage.missing(lineage, in: repository, at: store)
@@ -70,15 +70,17 @@ struct Log: ParsableCommand {
         if json {
             for checkpoint in checkpoints.reversed() {
                 let label = try repository.currentLabel(of: checkpoint)
-                let fields = checkpoint.fields.map { $0.0 == "label" ? ("label", JSON(label)) : $0 }
+                let fields = checkpoint.fields.map {
+                    $0.0 == "label" ? ("label", JSON(label?.text)) : $0
+                }
                 try Output.line(JSON.object(fields).text)
             }
             return
         }
         let rows = try checkpoints.reversed().map { checkpoint in
             [
-                checkpoint.id.short, checkpoint.parent?.short ?? "-", checkpoint.lineage,
-                try repository.currentLabel(of: checkpoint) ?? "",
+                checkpoint.id.short, checkpoint.parent?.short ?? "-", checkpoint.lineage.text,
+                try repository.currentLabel(of: checkpoint)?.text ?? "",
                 String(Format.time(checkpoint.timeNanoseconds).prefix(23)),
                 String(checkpoint.root.description.prefix(12)),
                 String(checkpoint.changedPageCount), String(checkpoint.addedByteCount),

@@ -8,7 +8,7 @@ enum NewLineage {
         guard checkpoint.parent == nil, let lineages = try? repository.lineages(),
             lineages.count > 1
         else { return }
-        let near = (try? repository.lineage(nearestTo: checkpoint.lineage)).flatMap { $0 }
+        let near = (try? repository.lineage(nearestTo: checkpoint.lineage.text)).flatMap { $0 }
         let others = counted(lineages.count - 1, "other")
         let rest =
             near.map { "did you mean '\($0)'? 'varve forget' removes \(checkpoint.id.short)" }

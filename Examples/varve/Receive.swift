@@ -50,7 +50,7 @@ struct Receive: ParsableCommand {
                 var options = CaptureOptions()
                 options.acceptsGuestChange = acceptGuestChange
                 let result = try repository.importXenStream(
-                    .xl, lineage: lineage, options: options,
+                    .xl, lineage: try LineageName(lineage), options: options,
                     cancellation: Interruption.cancellation, published: taken.add,
                     source: source.read)
                 StreamEnd.report(result, isJSON: json)

@@ -206,8 +206,8 @@ struct Repair: ParsableCommand {
         }
         return [
             ("id", .string(loss.id.description)),
-            ("lineage", JSON(loss.checkpoint?.lineage)),
-            ("label", JSON(loss.checkpoint?.label)),
+            ("lineage", JSON(loss.checkpoint?.lineage.text)),
+            ("label", JSON(loss.checkpoint?.label?.text)),
             ("file", .string(loss.reason.file)),
             ("offset", .integer(Int(loss.reason.offset))),
             ("object", .string(loss.reason.object)),

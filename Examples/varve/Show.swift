@@ -41,8 +41,8 @@ struct Show: ParsableCommand {
         var rows = [
             ["id", checkpoint.id.description],
             ["parent", checkpoint.parent?.description ?? "none"],
-            ["lineage", checkpoint.lineage],
-            ["label", checkpoint.label ?? "none"],
+            ["lineage", checkpoint.lineage.text],
+            ["label", checkpoint.label?.text ?? "none"],
             ["time", Format.time(checkpoint.timeNanoseconds)],
             ["root", checkpoint.root.description],
             [

@@ -22,7 +22,8 @@ struct VarveCommand: ParsableCommand {
         version: "0.1.0",
         subcommands: [
             Init.self, Import.self, Receive.self, Log.self, Show.self, Diff.self, Export.self,
-            Label.self, Forget.self, Prune.self, Verify.self, Repair.self, Stats.self, Xen.self,
+            LabelCommand.self, Forget.self, Prune.self, Verify.self, Repair.self, Stats.self,
+            Xen.self,
         ])
 
     mutating func run() throws {

@@ -22,7 +22,9 @@ final class PVTaker: CheckpointTaker {
         self.lineage = lineage
         self.isLive = isLive
         options.acceptsGuestChange = acceptsGuestChange
-        keeper = try retention.map { try RetentionKeeper($0, of: repository, lineage: lineage) }
+        keeper = try retention.map {
+            try RetentionKeeper($0, of: repository, lineage: LineageName(lineage))
+        }
     }
 
     func takeAll(_ schedule: Schedule, _ report: CheckpointReport) throws {
@@ -52,7 +54,8 @@ final class PVTaker: CheckpointTaker {
         published: (Checkpoint) -> Void
     ) throws {
         _ = try repository.importXenStream(
-            .libxc, lineage: lineage, configuration: guest.configuration, options: options,
+            .libxc, lineage: LineageName(lineage), configuration: guest.configuration,
+            options: options,
             published: {
                 published($0)
                 keeper?.checkpointPublished()

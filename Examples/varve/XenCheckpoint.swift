@@ -199,7 +199,7 @@ final class LiveTaker: CheckpointTaker {
     ) throws {
         self.guest = guest
         session = try CaptureSession(
-            of: guest, in: repository, lineage: lineage, options: options)
+            of: guest, in: repository, lineage: LineageName(lineage), options: options)
         if let reason = guest.comparesAllBecause {
             Output.standardError("varve: every page is compared each time: \(reason)")
         }

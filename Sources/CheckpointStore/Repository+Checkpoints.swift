@@ -9,7 +9,7 @@ extension Repository {
     ///
     /// Reads one small record per checkpoint; a long list is better read in pages
     /// (`CheckpointSelection`).
-    public func checkpoints(lineage: String? = nil) throws(RepositoryError) -> [Checkpoint] {
+    public func checkpoints(lineage: LineageName? = nil) throws(RepositoryError) -> [Checkpoint] {
         try checkpoints(CheckpointSelection(lineage: lineage))
     }
 
@@ -32,7 +32,7 @@ extension Repository {
     /// - Parameter damaged: called for each damaged place found: by opening, and in records of
     ///   checkpoints.
     public func checkpoints(
-        lineage: String? = nil, damaged: (Corruption) -> Void
+        lineage: LineageName? = nil, damaged: (Corruption) -> Void
     ) throws(RepositoryError) -> [Checkpoint] {
         try checkpoints(CheckpointSelection(lineage: lineage), damaged: damaged)
     }
@@ -66,21 +66,23 @@ extension Repository {
 
     /// A checkpoint's label if the label refers to it: it refers to the newest checkpoint that has
     /// it.
-    public func currentLabel(of checkpoint: Checkpoint) throws(RepositoryError) -> String? {
+    public func currentLabel(of checkpoint: Checkpoint) throws(RepositoryError) -> Label? {
         guard let label = checkpoint.label else { return nil }
-        return try withCurrentIndex { try $0.labelled(label) } == checkpoint.id ? label : nil
+        return try withCurrentIndex { try $0.labelled(label.text) } == checkpoint.id ? label : nil
     }
 
     /// All lineages with the newest checkpoint of each.
-    public func lineages() throws(RepositoryError) -> [(name: String, newest: CheckpointID)] {
-        try withCurrentIndex { try $0.lineages() }
+    public func lineages() throws(RepositoryError) -> [(name: LineageName, newest: CheckpointID)] {
+        try withCurrentIndex { try $0.lineages() }.map { (LineageName(stored: $0), $1) }
     }
 
     /// The newest checkpoint of a lineage; nil if the lineage does not exist.
     ///
     /// Fails with `corrupted` if opening found damage: a later checkpoint may be damaged.
-    public func newest(ofLineage lineage: String) throws(RepositoryError) -> Checkpoint? {
-        guard let id = try withCurrentIndex({ try $0.newest(lineage: lineage) }) else { return nil }
+    public func newest(ofLineage lineage: LineageName) throws(RepositoryError) -> Checkpoint? {
+        guard let id = try withCurrentIndex({ try $0.newest(lineage: lineage.text) }) else {
+            return nil
+        }
         try requireWhole()
         return try checkpoint(id: id)
     }

@@ -46,7 +46,8 @@ public final class Cancellation: Sendable {
     public var isCancelled: Bool {
         if flag.load(ordering: .relaxed) { return true }
         guard let condition, condition() else { return false }
-        cancel()
+        // Without waking: the caller may hold the lock that a handler takes.
+        flag.store(true, ordering: .relaxed)
         return true
     }
 

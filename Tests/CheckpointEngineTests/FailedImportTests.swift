@@ -59,7 +59,9 @@ import VarveTestSupport
     ) throws -> Checkpoint {
         let image = FailedImportTests.image(seed)
         var position = 0
-        return try repository.importImage(lineage: lineage, options: FailedImportTests.options) {
+        return try repository.importImage(
+            lineage: LineageName(lineage), options: FailedImportTests.options
+        ) {
             buffer in
             if position == image.count {
                 try reached()

@@ -80,7 +80,8 @@ private struct History {
         options.workerCount = .random(in: 1...3, using: &random)
         options.pauseBudget = .microseconds(.random(in: 1...200, using: &random))
         return try CaptureSession(
-            of: guest, in: repository, lineage: "branch\(branch)", parent: parent, options: options)
+            of: guest, in: repository, lineage: LineageName("branch\(branch)"), parent: parent,
+            options: options)
     }
 
     mutating func step() throws {

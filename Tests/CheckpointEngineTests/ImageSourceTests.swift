@@ -80,7 +80,8 @@ private final class MemoryImage: ImageSource {
             let source = MemoryImage(bytes)
             let seen = Mutex<[Progress]>([])
             let checkpoint = try other.importImage(
-                source, lineage: "a", progress: { progress in seen.withLock { $0.append(progress) } })
+                source, lineage: "a",
+                progress: { progress in seen.withLock { $0.append(progress) } })
             #expect(checkpoint.root == expected.root)
             #expect(checkpoint.changedPageCount == expected.changedPageCount)
             #expect(checkpoint.pageCount == pageCount)

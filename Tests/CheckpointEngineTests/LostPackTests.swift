@@ -1,4 +1,5 @@
 import CheckpointEngine
+import CheckpointIndex
 import CheckpointStore
 import CheckpointUpkeep
 import Foundation

@@ -120,7 +120,7 @@ import VarveTestSupport
             let guest = SimulatedGuest(layout: GuestLayout(pageCount: 300))
             guest.with { $0.write(3, [UInt8](repeating: UInt8(number + 1), count: Page.byteCount)) }
             let session = try CaptureSession(
-                of: guest, in: repository, lineage: "web\(number)", options: options)
+                of: guest, in: repository, lineage: LineageName("web\(number)"), options: options)
             _ = try session.capture()
             guest.with { $0.write(4, [UInt8](repeating: UInt8(number + 1), count: Page.byteCount)) }
             #expect(try session.capture().checkpoint.changedPageCount == 1, "\(taken.name)")

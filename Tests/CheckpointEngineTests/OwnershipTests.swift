@@ -87,11 +87,12 @@ import VarveTestSupport
             guard let subject = try OwnershipTests.make(kind) else { return }
             var random = TestSeed.generator(9100 + salt)
             var first: CaptureSession? = try CaptureSession(
-                of: subject.guest, in: here, lineage: "a\(salt)")
+                of: subject.guest, in: here, lineage: LineageName("a\(salt)"))
             OwnershipTests.write(subject, &random)
             _ = try first?.capture()
+            let lineage = try LineageName("b\(salt)")
             let error = OwnershipTests.refusal { () throws(CaptureError) in
-                _ = try CaptureSession(of: subject.guest, in: there, lineage: "b\(salt)")
+                _ = try CaptureSession(of: subject.guest, in: there, lineage: lineage)
             }
             #expect(error?.code == .busy)
             #expect(error?.message.contains("close that session") == true, "the remedy is said")
@@ -99,7 +100,8 @@ import VarveTestSupport
             let isClosed = Bool.random(using: &random)
             if isClosed { first?.close() } else { first = nil }
             OwnershipTests.write(subject, &random)
-            let second = try CaptureSession(of: subject.guest, in: there, lineage: "b\(salt)")
+            let second = try CaptureSession(
+                of: subject.guest, in: there, lineage: LineageName("b\(salt)"))
             try OwnershipTests.expectWhole(second, subject, "the second's first")
             OwnershipTests.write(subject, &random)
             first?.close()
@@ -131,12 +133,12 @@ import VarveTestSupport
             guard let subject = try OwnershipTests.make(kind) else { return }
             var random = TestSeed.generator(9200 + salt)
             var a: CaptureSession? = try CaptureSession(
-                of: AnotherView(of: subject.guest), in: here, lineage: "a\(salt)")
+                of: AnotherView(of: subject.guest), in: here, lineage: LineageName("a\(salt)"))
             OwnershipTests.write(subject, &random)
             _ = try a?.capture()
             OwnershipTests.write(subject, &random)
             let b = try CaptureSession(
-                of: AnotherView(of: subject.guest), in: there, lineage: "b\(salt)")
+                of: AnotherView(of: subject.guest), in: there, lineage: LineageName("b\(salt)"))
             if order != .oldEndsBeforeNewCaptured {
                 try OwnershipTests.expectWhole(b, subject, "\(order), salt \(salt), B's first")
             }
@@ -167,7 +169,7 @@ import VarveTestSupport
         for salt in UInt64(0)..<5 {
             var random = TestSeed.generator(9300 + salt)
             let guest = SimulatedGuest(layout: GuestLayout(pageCount: 120))
-            let session = try CaptureSession(of: guest, in: store, lineage: "a\(salt)")
+            let session = try CaptureSession(of: guest, in: store, lineage: LineageName("a\(salt)"))
             let first = try session.capture().checkpoint
             for calls in 0..<14 {
                 let subject = Subject(guest: guest, pageCount: 120) { frame, value in

@@ -100,9 +100,10 @@ private struct PlainImage: ImageSource {
             // Every other image continues a history: data becomes a hole, and the reverse.
             let lineage = "web\(round / 4)"
             let image = SparseImageTests.image(pageCount: 3000 + round / 4 * 17, &random)
-            let found = try sparse.importImage(image, lineage: lineage)
+            let found = try sparse.importImage(image, lineage: LineageName(lineage))
             skipped += image.byteCount - image.readByteCount
-            let expected = try plain.importImage(PlainImage(image: image), lineage: lineage)
+            let expected = try plain.importImage(
+                PlainImage(image: image), lineage: LineageName(lineage))
             #expect(found.root == expected.root, "round \(round)")
             #expect(found.pageCount == expected.pageCount)
             #expect(found.zeroPageCount == expected.zeroPageCount)

@@ -24,7 +24,10 @@ import VarveTestSupport
             at: path, .writing, files: UnsyncedFiles(PosixFiles(root: path)))
         let sessions = try lineages.map { lineage in
             let guest = SimulatedGuest(layout: GuestLayout(pageCount: 8))
-            return (guest, try CaptureSession(of: guest, in: repository, lineage: lineage), lineage)
+            return (
+                guest, try CaptureSession(of: guest, in: repository, lineage: LineageName(lineage)),
+                lineage
+            )
         }
         for step in 0..<count {
             let (guest, session, lineage) =
@@ -33,7 +36,7 @@ import VarveTestSupport
                 $0.write(
                     UInt64(step % 8), [UInt8](repeating: UInt8(step % 251), count: Page.byteCount))
             }
-            _ = try session.capture(label: step % 3 == 0 ? "of-\(lineage)" : nil)
+            _ = try session.capture(label: step % 3 == 0 ? try Label("of-\(lineage)") : nil)
         }
         for (_, session, _) in sessions { session.close() }
         return repository
@@ -43,7 +46,7 @@ import VarveTestSupport
         of all: [Checkpoint], _ random: inout SeededGenerator
     ) -> [CheckpointSelection] {
         (0..<200).map { _ in
-            let lineages = ["web", "w", "we", "db", "wex", ""]
+            let lineages: [LineageName] = ["web", "w", "we", "db", "wex"]
             func maybe<T>(_ value: T?) -> T? { Bool.random(using: &random) ? value : nil }
             return CheckpointSelection(
                 lineage: maybe(lineages.randomElement(using: &random)),
@@ -94,19 +97,19 @@ import VarveTestSupport
                     "\(selection)")
             }
             for lineage in ["web", "w", "we", "db"] {
-                let own = left.filter { $0.lineage == lineage }
-                #expect(try repository.newest(ofLineage: lineage) == own.last)
-                let label = "of-\(lineage)"
+                let own = left.filter { $0.lineage.text == lineage }
+                #expect(try repository.newest(ofLineage: LineageName(lineage)) == own.last)
+                let label = try Label("of-\(lineage)")
                 let holder = own.last { $0.label == label }
-                let found = try? repository.checkpoint(named: label)
+                let found = try? repository.checkpoint(named: label.text)
                 #expect(found == holder)
                 for checkpoint in own {
                     let current = try repository.currentLabel(of: checkpoint)
                     #expect(current == (checkpoint == holder ? label : nil))
                 }
             }
-            let names = Set(left.map(\.lineage)).sorted()
-            #expect(try repository.lineages().map(\.name) == names)
+            let names = Set(left.map(\.lineage.text)).sorted()
+            #expect(try repository.lineages().map(\.name.text) == names)
         }
     }
 

@@ -30,7 +30,7 @@ import VarveTestSupport
                     guest.write(place, [UInt8](repeating: UInt8(step + 1), count: Page.byteCount))
                 }
             }
-            _ = try session.capture(label: "step\(step)")
+            _ = try session.capture(label: Label("step\(step)"))
             copies.append(guest.with { $0.pages })
         }
         session.close()
@@ -41,7 +41,7 @@ import VarveTestSupport
     private func check(_ copies: [[UInt64: [UInt8]]], gone: Set<Int>) throws {
         let repository = try Repository.open(at: path, .reading)
         #expect(
-            try repository.checkpoints().compactMap(\.label)
+            try repository.checkpoints().compactMap(\.label?.text)
                 == copies.indices.filter { !gone.contains($0) }.map { "step\($0)" })
         for (step, copy) in copies.enumerated() {
             if gone.contains(step) {

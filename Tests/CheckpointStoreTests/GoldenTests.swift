@@ -153,7 +153,7 @@ import VarveTestSupport
                 guest.with { if $0.pages[frame] != page { $0.write(frame, page) } }
             }
             guest.with { $0.state = GoldenTests.state(step: step) }
-            ids.append(try session.capture(label: "step\(step)").checkpoint.id)
+            ids.append(try session.capture(label: Label("step\(step)")).checkpoint.id)
         }
         session.close()
         for steps in [[0, 1, 2], [4, 5, 8]] {
@@ -172,7 +172,7 @@ import VarveTestSupport
         #expect(!packs.contains("00000001.pack"), "a pack was removed")
         let repository = try Repository.open(at: path, .reading)
         let checkpoints = try repository.checkpoints()
-        #expect(checkpoints.map(\.label) == keptSteps.map { "step\($0)" })
+        #expect(checkpoints.map(\.label?.text) == keptSteps.map { "step\($0)" })
         for (index, step) in keptSteps.enumerated() {
             #expect(independent.checkpoints[index].pages == prunedPages(step: step))
             #expect(independent.checkpoints[index].id == checkpoints[index].id.digest.bytes)

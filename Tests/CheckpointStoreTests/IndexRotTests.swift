@@ -62,8 +62,8 @@ import VarveTestSupport
             pages.append(guest.with { $0.pages })
         }
         return Answers(
-            checkpoints: checkpoints, lineages: try repository.lineages().map(\.name),
-            labels: try checkpoints.map { try repository.currentLabel(of: $0) }, pages: pages)
+            checkpoints: checkpoints, lineages: try repository.lineages().map(\.name.text),
+            labels: try checkpoints.map { try repository.currentLabel(of: $0)?.text }, pages: pages)
     }
 
     /// The result of the check for the present file.

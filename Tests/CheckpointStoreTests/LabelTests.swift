@@ -28,7 +28,7 @@ import VarveTestSupport
         let session = try CaptureSession(of: guest, in: repository, lineage: "web")
         let ids = try (0..<count).map { step in
             guest.with { $0.write(UInt64(step % 16), LabelTests.page(step + 1)) }
-            return try session.capture(label: label).checkpoint.id
+            return try session.capture(label: label.map { try Label($0) }).checkpoint.id
         }
         session.close()
         try repository.close()
@@ -40,7 +40,7 @@ import VarveTestSupport
     }
 
     private func labels() throws -> [String?] {
-        try Repository.open(at: path, .reading).checkpoints().map(\.label)
+        try Repository.open(at: path, .reading).checkpoints().map { $0.label?.text }
     }
 
     // MARK: - What a label is
@@ -108,6 +108,7 @@ import VarveTestSupport
             .capture(label: "taken").checkpoint
         func code(_ label: String?, _ id: CheckpointID) -> RepositoryError.Code? {
             do throws(RepositoryError) {
+                let label = try label.map { (text) throws(RepositoryError) in try Label(text) }
                 try repository.setLabel(label, of: id)
                 return nil
             } catch {
@@ -225,14 +226,14 @@ private struct LabelWalk {
             }
         }
         let label = LabelWalk.names.randomElement(using: &random) ?? ""
-        let id = try session.capture(label: label.isEmpty ? nil : label).checkpoint.id
+        let id = try session.capture(label: label.isEmpty ? nil : Label(label)).checkpoint.id
         expected.append((id, label))
     }
 
     private mutating func label() throws {
         guard let place = expected.indices.randomElement(using: &random) else { return }
         let label = LabelWalk.names.randomElement(using: &random) ?? ""
-        try repository.setLabel(label.isEmpty ? nil : label, of: expected[place].id)
+        try repository.setLabel(label.isEmpty ? nil : Label(label), of: expected[place].id)
         expected[place].label = label
         if label.isEmpty { return }
         for later in expected.indices where later > place && expected[later].label == label {
@@ -259,7 +260,7 @@ private struct LabelWalk {
     private func check() throws {
         let found = try repository.checkpoints()
         #expect(found.map(\.id) == expected.map(\.id))
-        #expect(found.map { $0.label ?? "" } == expected.map(\.label))
+        #expect(found.map { $0.label?.text ?? "" } == expected.map(\.label))
         for name in LabelWalk.names where !name.isEmpty {
             let bearer = expected.last { $0.label == name }?.id
             #expect((try? repository.checkpoint(named: name))?.id == bearer, "\(name)")

@@ -37,7 +37,7 @@ import VarveTestSupport
     ) throws -> (id: CheckpointID, pages: [UInt64: [UInt8]]) {
         var random = TestSeed.generator(seed)
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: count))
-        let session = try CaptureSession(of: guest, in: repository, lineage: lineage)
+        let session = try CaptureSession(of: guest, in: repository, lineage: LineageName(lineage))
         for frame in 0..<UInt64(count) {
             let page = OpenPackTests.noise(&random)
             guest.with { $0.write(frame, page) }
@@ -196,7 +196,8 @@ import VarveTestSupport
                 let page = OpenPackTests.noise(&random)
                 other.with { $0.write(frame, page) }
             }
-            let session = try CaptureSession(of: other, in: repository, lineage: "other\(seed)")
+            let session = try CaptureSession(
+                of: other, in: repository, lineage: LineageName("other\(seed)"))
             pack = try session.capture().checkpoint.location.pack
             session.close()
         }

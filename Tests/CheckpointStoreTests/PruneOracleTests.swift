@@ -128,7 +128,8 @@ private struct PruneWorld {
         options.poolByteCount = 2 << 20
         options.workerCount = 1
         let session = try CaptureSession(
-            of: guest, in: repository, lineage: lineage, parent: parent, options: options)
+            of: guest, in: repository, lineage: LineageName(lineage), parent: parent,
+            options: options)
         let history = History(guest: guest, session: session)
         histories[lineage] = history
         return history
@@ -173,7 +174,7 @@ private struct PruneWorld {
     private mutating func label() throws {
         guard let one = try repository.checkpoints().randomElement(using: &random) else { return }
         let label = ["x", "y", nil].randomElement(using: &random) ?? nil
-        try repository.setLabel(label.map { "\(one.lineage)-\($0)" }, of: one.id)
+        try repository.setLabel(label.map { try Label("\(one.lineage)-\($0)") }, of: one.id)
     }
 
     private mutating func lease() throws {

@@ -42,7 +42,8 @@ import VarveTestSupport
         var random = TestSeed.generator(seed)
         let layout = GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: pages)])
         let guest = SimulatedGuest(layout: layout)
-        let session = try CaptureSession(of: guest, in: repository, lineage: "web\(seed)")
+        let session = try CaptureSession(
+            of: guest, in: repository, lineage: LineageName("web\(seed)"))
         var copies: Copies = [:]
         var checkpoints: [Checkpoint] = []
         for step in 0..<count {

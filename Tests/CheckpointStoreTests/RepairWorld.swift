@@ -83,12 +83,12 @@ final class RepairWorld {
         let pages = RepairWorld.pageCount
         let guest = SimulatedGuest(
             layout: GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: pages)]))
-        let start = try parent ?? repository.newest(ofLineage: lineage)
+        let start = try parent ?? repository.newest(ofLineage: LineageName(lineage))
         for (frame, contents) in start.flatMap({ copies[$0.id] }) ?? [:] {
             guest.with { $0.write(frame, contents) }
         }
         let session = try CaptureSession(
-            of: guest, in: repository, lineage: lineage, parent: parent)
+            of: guest, in: repository, lineage: LineageName(lineage), parent: parent)
         var result: [Checkpoint] = []
         for step in 0..<count {
             // Sometimes the same frames as before: then the previous map is not needed.

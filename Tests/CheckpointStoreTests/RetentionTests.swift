@@ -1,3 +1,4 @@
+import CheckpointIndex
 import Foundation
 import Testing
 import VarveTestSupport
@@ -48,7 +49,7 @@ import VarveTestSupport
     @Test func aLabelKeepsTheNewestThatHasIt() {
         var policy = RetentionPolicy()
         policy.keepLast = 1
-        let labels = ["latest", "latest", nil, "release", "latest", "release"]
+        let labels: [Label?] = ["latest", "latest", nil, "release", "latest", "release"]
         let facts = labels.enumerated().map { Fact(timeNanoseconds: -Int64($0), label: $1) }
         let kept = decide(policy, facts).map { !$0.isEmpty }
         #expect(kept == [true, false, false, true, false, false])

@@ -37,7 +37,7 @@ import VarveTestSupport
     private func capture(
         _ guest: SimulatedGuest, _ lineage: String, in repository: Repository
     ) throws -> Checkpoint {
-        let session = try CaptureSession(of: guest, in: repository, lineage: lineage)
+        let session = try CaptureSession(of: guest, in: repository, lineage: LineageName(lineage))
         defer { session.close() }
         return try session.capture().checkpoint
     }

@@ -39,7 +39,8 @@ import VarveTestSupport
             for (frame, contents) in guest.with({ $0.pages }) {
                 other.with { $0.write(frame, contents) }
             }
-            let once = try CaptureSession(of: other, in: repository, lineage: "copy\(step)")
+            let once = try CaptureSession(
+                of: other, in: repository, lineage: LineageName("copy\(step)"))
             _ = try once.capture()
             once.close()
         }

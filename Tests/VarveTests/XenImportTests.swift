@@ -133,11 +133,11 @@ import VarveTestSupport
         }
         var counts = [Int](repeating: 0, count: 5)
         for (number, cut) in cuts.enumerated() {
-            let lineage = "cut-\(number)"
+            let lineage = try LineageName("cut-\(number)")
             let expected = NaiveStream(Array(bytes[..<cut])).epochs.count
             var published: [Checkpoint] = []
             var message = ""
-            do {
+            do throws(CaptureError) {
                 let result = try repository.importXenStream(
                     .libxl, lineage: lineage, published: { published.append($0) },
                     source: XenImportTests.source(bytes[..<cut]))
@@ -210,7 +210,9 @@ import VarveTestSupport
             #expect((error?.cause as? XenStreamError)?.code == .noState)
         }
         var raw: [UInt8] = []
-        try repository.export(checkpoint, as: .raw) { $0.withUnsafeBytes { raw.append(contentsOf: $0) } }
+        try repository.export(checkpoint, as: .raw) {
+            $0.withUnsafeBytes { raw.append(contentsOf: $0) }
+        }
         #expect(raw == [UInt8](repeating: 3, count: 16 * Page.byteCount))
         try repository.close()
     }

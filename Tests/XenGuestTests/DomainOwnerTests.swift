@@ -1,4 +1,5 @@
 import CheckpointEngine
+import CheckpointIndex
 import CheckpointStore
 import Foundation
 import Glibc
@@ -176,7 +177,8 @@ import XenStream
             let domain = try XenDomain(Scene.number, calls: scene.xen, options: scene.options)
             func session(_ lineage: String) throws -> CaptureSession {
                 try CaptureSession(
-                    of: AnotherView(of: domain), in: scene.repository, lineage: lineage,
+                    of: AnotherView(of: domain), in: scene.repository,
+                    lineage: LineageName(lineage),
                     options: scene.captureOptions)
             }
             func expectWhole(_ session: CaptureSession, _ note: String) throws {

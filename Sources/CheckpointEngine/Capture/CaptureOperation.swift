@@ -9,7 +9,7 @@ import Synchronization
 /// See `CapturePhase` for the phases and the state in each.
 struct CaptureOperation {
     private let session: CaptureSession
-    private let label: String?
+    private let label: Label?
     private let progress: (@Sendable (CaptureProgress) -> Void)?
     private let job: CaptureJob
     private let taken: Taken
@@ -24,7 +24,7 @@ struct CaptureOperation {
     }
 
     init(
-        session: CaptureSession, label: String?,
+        session: CaptureSession, label: Label?,
         progress: (@Sendable (CaptureProgress) -> Void)?
     ) {
         self.session = session

@@ -45,7 +45,7 @@ public final class CaptureSession: Sendable {
     /// The guest.
     public let guest: any Guest
     /// The lineage that checkpoints go to.
-    public let lineage: String
+    public let lineage: LineageName
     let options: CaptureOptions
     let pipeline: CheckpointPipeline
     let keeper: RetentionKeeper?
@@ -66,7 +66,7 @@ public final class CaptureSession: Sendable {
     ///   - parent: follow this checkpoint instead: a branch.
     ///   - options: sizes and limits.
     public init(
-        of guest: any Guest, in repository: Repository, lineage: String,
+        of guest: any Guest, in repository: Repository, lineage: LineageName,
         parent: Checkpoint? = nil, options: CaptureOptions = CaptureOptions()
     ) throws(CaptureError) {
         do {
@@ -103,7 +103,7 @@ public final class CaptureSession: Sendable {
     ///   - label: a name for this one checkpoint.
     ///   - progress: called on this thread from time to time.
     public func capture(
-        label: String? = nil, progress: (@Sendable (CaptureProgress) -> Void)? = nil
+        label: Label? = nil, progress: (@Sendable (CaptureProgress) -> Void)? = nil
     ) throws(CaptureError) -> CaptureResult {
         do {
             return try begin(label: label, progress: progress).wait()
@@ -121,7 +121,7 @@ public final class CaptureSession: Sendable {
     ///
     /// Blocks before the pause while the pool or the disk cannot keep up.
     public func begin(
-        label: String? = nil, progress: (@Sendable (CaptureProgress) -> Void)? = nil
+        label: Label? = nil, progress: (@Sendable (CaptureProgress) -> Void)? = nil
     ) throws(CaptureError) -> PendingCapture {
         if let label {
             do throws(RepositoryError) {

@@ -47,7 +47,7 @@ extension Repository {
     ///   - progress: called in phase `reading` with bytes; the total is not known.
     ///   - read: fills a buffer from the current position; returns the byte count, 0 at the end.
     public func importImage(
-        lineage: String, label: String? = nil, options: CaptureOptions = CaptureOptions(),
+        lineage: LineageName, label: Label? = nil, options: CaptureOptions = CaptureOptions(),
         cancellation: Cancellation? = nil, progress: ProgressHandler? = nil,
         read: (UnsafeMutableRawBufferPointer) throws -> Int
     ) throws(CaptureError) -> Checkpoint {
@@ -73,7 +73,7 @@ extension Repository {
     ///   - progress: called on the caller's thread in phase `reading`, with the bytes that were read
     ///     or are being read.
     public func importImage(
-        _ image: some ImageSource, lineage: String, label: String? = nil,
+        _ image: some ImageSource, lineage: LineageName, label: Label? = nil,
         options: CaptureOptions = CaptureOptions(), cancellation: Cancellation? = nil,
         progress: ProgressHandler? = nil
     ) throws(CaptureError) -> Checkpoint {
@@ -105,7 +105,7 @@ extension Repository {
     }
 
     private func importImage(
-        lineage: String, label: String?, options: CaptureOptions, _ control: WorkControl,
+        lineage: LineageName, label: Label?, options: CaptureOptions, _ control: WorkControl,
         _ stage: (StreamImport) throws -> Void
     ) throws(CaptureError) -> Checkpoint {
         do throws(RepositoryError) {

@@ -12,7 +12,7 @@ package import PackStore
 ///
 /// After an error the import has ended; published checkpoints stay.
 public final class StreamImport {
-    private let lineage: String
+    private let lineage: LineageName
     private let clock: @Sendable () -> Int64
     private let pipeline: CheckpointPipeline
     private let control: WorkControl
@@ -37,7 +37,8 @@ public final class StreamImport {
     ///   - cancellation: ends calls with `cancelled`; they have then stored nothing of the next
     ///     checkpoint.
     public convenience init(
-        into repository: Repository, lineage: String, options: CaptureOptions = CaptureOptions(),
+        into repository: Repository, lineage: LineageName,
+        options: CaptureOptions = CaptureOptions(),
         cancellation: Cancellation? = nil
     ) throws(CaptureError) {
         try self.init(
@@ -54,7 +55,7 @@ public final class StreamImport {
     }
 
     package init(
-        into repository: Repository, lineage: String, options: CaptureOptions,
+        into repository: Repository, lineage: LineageName, options: CaptureOptions,
         _ control: WorkControl
     ) throws(CaptureError) {
         do throws(RepositoryError) {
@@ -208,7 +209,7 @@ public final class StreamImport {
     ///   - label: a name for this one checkpoint.
     ///   - state: the guest's state other than memory.
     public func publish(
-        label: String? = nil, state: GuestState = .empty
+        label: Label? = nil, state: GuestState = .empty
     ) throws(CaptureError) -> Checkpoint {
         try check(label: label)
         flush()
@@ -249,7 +250,7 @@ public final class StreamImport {
 
     /// Throws unless a checkpoint of this import may have a label; called before anything is
     /// submitted.
-    package func check(label: String?) throws(CaptureError) {
+    package func check(label: Label?) throws(CaptureError) {
         do throws(RepositoryError) {
             try pipeline.repository.checkNames(lineage: lineage, label: label)
         } catch {

@@ -1,5 +1,5 @@
 import CheckpointFormat
-import CheckpointIndex
+public import CheckpointIndex
 public import CheckpointStore
 public import CheckpointUpkeep
 public import GuestModel
@@ -74,7 +74,7 @@ public final class RetentionKeeper: Sendable {
     }
 
     private let repository: Repository
-    private let lineage: String
+    private let lineage: LineageName
     private let retention: Retention
     private let clock: @Sendable () -> Int64
     private let state = Monitor(State())
@@ -84,7 +84,7 @@ public final class RetentionKeeper: Sendable {
     ///
     /// Fails with `invalidOption` if a value cannot be used.
     public convenience init(
-        _ retention: Retention, of repository: Repository, lineage: String
+        _ retention: Retention, of repository: Repository, lineage: LineageName
     ) throws(RepositoryError) {
         try retention.check()
         self.init(
@@ -93,7 +93,7 @@ public final class RetentionKeeper: Sendable {
 
     /// Starts with a clock that returns the present, in nanoseconds since 1970.
     package init(
-        _ retention: Retention, of repository: Repository, lineage: String,
+        _ retention: Retention, of repository: Repository, lineage: LineageName,
         clock: @escaping @Sendable () -> Int64
     ) {
         self.clock = clock

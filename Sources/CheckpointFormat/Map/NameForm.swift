@@ -37,6 +37,11 @@ package enum NameForm {
         }
     }
 
+    /// Hashes a name's bytes, consistent with `areSame`.
+    package static func hash(_ name: String, into hasher: inout Hasher) {
+        for byte in name.utf8 { hasher.combine(byte) }
+    }
+
     /// True if a record may contain the text as a name.
     ///
     /// Like `isName`, but accepts any non-ASCII character that is displayed as it is: the set of

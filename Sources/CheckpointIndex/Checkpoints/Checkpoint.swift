@@ -10,19 +10,19 @@ public struct Checkpoint: Hashable, Sendable {
     /// Its label, or nil: the one it was published with, or one set later (`setLabel`).
     ///
     /// The value is the one at the time of the lookup.
-    public private(set) var label: String?
+    public private(set) var label: Label?
 
     package init(id: CheckpointID, manifest: Manifest, location: RecordLocation) {
         self.id = id
         self.manifest = manifest
         self.location = location
-        label = manifest.label.isEmpty ? nil : manifest.label
+        label = manifest.label.isEmpty ? nil : Label(stored: manifest.label)
     }
 
     /// The same checkpoint with its current label; an empty one means none.
     package func labelled(_ label: String) -> Checkpoint {
         var checkpoint = self
-        checkpoint.label = label.isEmpty ? nil : label
+        checkpoint.label = label.isEmpty ? nil : Label(stored: label)
         return checkpoint
     }
 
@@ -32,7 +32,7 @@ public struct Checkpoint: Hashable, Sendable {
     }
 
     /// The lineage to which it belongs.
-    public var lineage: String { manifest.lineage }
+    public var lineage: LineageName { LineageName(stored: manifest.lineage) }
     /// When the guest was paused, in nanoseconds since 1970.
     public var timeNanoseconds: Int64 { manifest.timeNanoseconds }
     /// The Merkle root of the page map: identifies the contents of the memory.

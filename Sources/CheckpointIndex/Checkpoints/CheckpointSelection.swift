@@ -4,7 +4,7 @@ public import GuestModel
 /// Selects the checkpoints of a list: those that satisfy every field.
 public struct CheckpointSelection: Hashable, Sendable {
     /// Those of one lineage; nil: of all lineages.
-    public var lineage: String?
+    public var lineage: LineageName?
     /// At most this many, the newest ones; nil: no limit.
     public var newest: Int?
     /// Those that were published before this one; nil: all.
@@ -22,7 +22,7 @@ public struct CheckpointSelection: Hashable, Sendable {
 
     /// Creates a selection; by default of all checkpoints.
     public init(
-        lineage: String? = nil, newest: Int? = nil, before: CheckpointID? = nil,
+        lineage: LineageName? = nil, newest: Int? = nil, before: CheckpointID? = nil,
         since: Int64? = nil, until: Int64? = nil
     ) {
         self.lineage = lineage

@@ -4,14 +4,16 @@ package import PackStore
 
 /// Validation of lineages and labels.
 package enum Names {
-    /// Fails unless `name` is a valid lineage or label.
-    package static func check(_ name: String, kind: String) throws(RepositoryError) {
-        guard NameForm.isName(name) else {
-            throw RepositoryError(
-                .invalidName,
-                "'\(PrintableText.escape(name))' cannot be a \(kind); use 1 to 255 letters, digits "
-                    + "and . _ - : @ +, not beginning with -\(hasMark(name) ? markHint : "")")
-        }
+    /// Fails unless a lineage or label can have the name.
+    static func check(_ name: String, kind: String) throws(RepositoryError) {
+        guard NameForm.canBeStored(name) else { throw invalid(name, kind: kind) }
+    }
+
+    private static func invalid(_ name: String, kind: String) -> RepositoryError {
+        RepositoryError(
+            .invalidName,
+            "'\(PrintableText.escape(name))' cannot be a \(kind); use 1 to 255 letters, digits "
+                + "and . _ - : @ +, not beginning with -\(hasMark(name) ? markHint : "")")
     }
 
     private static let markHint = "; an accent must be part of its letter (NFC)"
@@ -21,8 +23,9 @@ package enum Names {
         name.unicodeScalars.contains { $0.properties.canonicalCombiningClass != .notReordered }
     }
 
-    /// Fails if a new name could be mistaken for an ID.
+    /// Fails if a new name has characters that are no letters, or could be mistaken for an ID.
     package static func checkNew(_ name: String, kind: String) throws(RepositoryError) {
+        guard NameForm.isName(name) else { throw invalid(name, kind: kind) }
         guard NameForm.isIDPrefix(name) else { return }
         throw RepositoryError(
             .invalidName,

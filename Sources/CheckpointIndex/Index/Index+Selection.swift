@@ -36,7 +36,7 @@ extension Index {
             guard let entry = try entry(before, transaction), !entry.isForgotten else { return }
             end = entry.order
         }
-        let lineage = selection.lineage
+        let lineage = selection.lineage?.text
         var bound = Index.orderKey(end)
         if let lineage {
             guard let key = NameKey.key(lineage, end) else { return }

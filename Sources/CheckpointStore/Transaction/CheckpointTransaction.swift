@@ -19,15 +19,15 @@ import Synchronization
 
 /// The names of a checkpoint and how it was taken.
 package struct CheckpointFacts: Sendable {
-    package var lineage: String
-    package var label: String?
+    package var lineage: LineageName
+    package var label: Label?
     package var timeNanoseconds: Int64
     package var pause: Duration
     package var precopyRounds: Int
     package var comparedAll: Bool
 
     package init(
-        lineage: String, label: String?, timeNanoseconds: Int64, pause: Duration = .zero,
+        lineage: LineageName, label: Label?, timeNanoseconds: Int64, pause: Duration = .zero,
         precopyRounds: Int = 0, comparedAll: Bool
     ) {
         self.lineage = lineage
@@ -161,8 +161,6 @@ package final class CheckpointTransaction: Sendable {
         state guestState: GuestState, _ facts: CheckpointFacts,
         while goesOn: @escaping () -> Bool = { true }
     ) throws(RepositoryError) -> Prepared {
-        try Names.check(facts.lineage, kind: "lineage")
-        if let label = facts.label { try Names.check(label, kind: "label") }
         var manifest = manifest(facts, parent)
         var changed = DirtyBitmap()
         try draft.withState { (state) throws(RepositoryError) in
@@ -256,8 +254,8 @@ package final class CheckpointTransaction: Sendable {
         manifest.pauseNanoseconds =
             UInt64(seconds) * 1_000_000_000 + UInt64(attoseconds / 1_000_000_000)
         manifest.precopyRounds = UInt32(facts.precopyRounds)
-        manifest.lineage = facts.lineage
-        manifest.label = facts.label ?? ""
+        manifest.lineage = facts.lineage.text
+        manifest.label = facts.label?.text ?? ""
         return manifest
     }
 

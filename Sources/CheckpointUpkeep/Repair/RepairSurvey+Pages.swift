@@ -1,7 +1,7 @@
-import PackStore
 import CheckpointFormat
 import CheckpointIndex
 import GuestModel
+import PackStore
 
 /// Which pages are available, and where the others should be.
 struct RepairStock: Sendable {

@@ -66,7 +66,7 @@ public struct RetentionPolicy: Hashable, Sendable {
     /// Why a checkpoint is kept.
     public enum Reason: Hashable, Sendable {
         /// It has a label.
-        case label(String)
+        case label(Label)
         /// It is one of the newest checkpoints (`keepLast`).
         case last
         /// It is recent enough (`keepWithin`).
@@ -137,10 +137,9 @@ public struct RetentionPolicy: Hashable, Sendable {
     ///   - nowNanoseconds: the present time, in nanoseconds since 1970; later times are in doubt.
     /// - Returns: a decision for each, in the same order.
     public func decide(_ checkpoints: [Checkpoint], nowNanoseconds: Int64) -> [Decision] {
-        // By bytes: Swift treats two spellings of a name as equal.
-        var lineages: [[UInt8]: [Int]] = [:]
+        var lineages: [LineageName: [Int]] = [:]
         for (index, checkpoint) in checkpoints.enumerated() {
-            lineages[Array(checkpoint.lineage.utf8), default: []].append(index)
+            lineages[checkpoint.lineage, default: []].append(index)
         }
         var decisions: [Int: Decision] = [:]
         for members in lineages.values {
@@ -159,7 +158,7 @@ public struct RetentionPolicy: Hashable, Sendable {
     /// What the rules consider.
     package struct Fact {
         package let timeNanoseconds: Int64
-        let label: String?
+        let label: Label?
     }
 
     /// The verdict on a fact.
@@ -195,7 +194,7 @@ public struct RetentionPolicy: Hashable, Sendable {
     private struct Ring {
         let policy: RetentionPolicy
         private var count = 0
-        private var labels: Set<[UInt8]> = []
+        private var labels: Set<Label> = []
         /// The newest certain time of the stretch, from which ages are measured.
         private var newestTime: Int64?
         /// The certain time considered last: older checkpoints were taken before it.
@@ -211,7 +210,7 @@ public struct RetentionPolicy: Hashable, Sendable {
         mutating func decide(_ fact: Fact, _ finding: CheckpointTimes.Finding) -> Verdict {
             var reasons: [Reason] = []
             // A label refers to the newest checkpoint that has it.
-            if let label = fact.label, labels.insert(Array(label.utf8)).inserted {
+            if let label = fact.label, labels.insert(label).inserted {
                 reasons.append(.label(label))
             }
             count += 1

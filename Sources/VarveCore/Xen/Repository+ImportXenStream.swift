@@ -42,7 +42,7 @@ extension Repository {
     ///     the stream. nil: only what was read along with the stream is examined.
     ///   - source: fills a buffer from the current position; returns the byte count, 0 at the end.
     public func importXenStream(
-        _ format: XenStreamFormat, lineage: String, label: String? = nil,
+        _ format: XenStreamFormat, lineage: LineageName, label: Label? = nil,
         configuration: [UInt8]? = nil, options: CaptureOptions = CaptureOptions(),
         cancellation: Cancellation? = nil, progress: ProgressHandler? = nil,
         published: (Checkpoint) throws -> Void = { _ in },
@@ -100,14 +100,14 @@ extension Repository {
 /// Passes the contents of a stream to an import.
 private final class ImportVisitor: XenStreamVisitor {
     private let target: StreamImport
-    private var label: String?
+    private var label: Label?
     private let configuration: [UInt8]?
     private let published: (Checkpoint) throws -> Void
     private let check: (XenIdentity) throws -> Void
     private(set) var checkpoints: [Checkpoint] = []
 
     init(
-        _ target: StreamImport, label: String?, configuration: [UInt8]?,
+        _ target: StreamImport, label: Label?, configuration: [UInt8]?,
         published: @escaping (Checkpoint) throws -> Void,
         check: @escaping (XenIdentity) throws -> Void
     ) {

@@ -96,12 +96,12 @@ struct CrashCheck {
         }
         if let copy = copies[checkpoint.id] {
             let labels = labels[checkpoint.id] ?? [copy.label]
-            guard copy.pages == pages, labels.contains(checkpoint.label),
-                copy.lineage == checkpoint.lineage
+            guard copy.pages == pages, labels.contains(checkpoint.label?.text),
+                copy.lineage == checkpoint.lineage.text
             else { throw fail("checkpoint \(checkpoint.id.short) is not what was captured") }
             try checkReading(checkpoint, copy, repository)
         } else if !attempts.contains(where: {
-            $0.lineage == checkpoint.lineage && $0.pages == pages
+            $0.lineage == checkpoint.lineage.text && $0.pages == pages
         }) {
             throw fail("checkpoint \(checkpoint.id.short) is half there")
         }
@@ -143,7 +143,7 @@ struct CrashCheck {
     private func checkNames(_ found: [Checkpoint], _ repository: Repository) throws {
         for label in Set(found.compactMap(\.label)) {
             let newest = found.last { $0.label == label }
-            guard try repository.checkpoint(named: label) == newest else {
+            guard try repository.checkpoint(named: label.text) == newest else {
                 throw fail("label \(label) names another checkpoint than the newest with it")
             }
         }

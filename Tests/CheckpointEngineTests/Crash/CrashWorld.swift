@@ -222,7 +222,7 @@ final class CrashWorld: Sendable {
         let repository = try repository()
         var labelling = Labelling(id: id, label: label, start: disk.calls.count)
         do {
-            try repository.setLabel(label, of: id)
+            try repository.setLabel(label.map { try Label($0) }, of: id)
             labelling.end = disk.calls.count
         } catch {
             noteFailure("label", error)
@@ -363,7 +363,8 @@ final class CrashWorld: Sendable {
         let guest = guest(lineage)
         func attempt() throws -> CaptureSession {
             try CaptureSession(
-                of: guest, in: repository, lineage: lineage, parent: parent, options: options)
+                of: guest, in: repository, lineage: LineageName(lineage), parent: parent,
+                options: options)
         }
         let session: CaptureSession
         do {
@@ -385,7 +386,7 @@ final class CrashWorld: Sendable {
         let guest = guest(lineage)
         let copy = Copy(lineage: lineage, label: label, pages: guest.with { $0.pages })
         state.withLock { $0.attempts.append(copy) }
-        let outcome = Result { try session.capture(label: label) }
+        let outcome = Result { try session.capture(label: label.map { try Label($0) }) }
         if guest.pausesOpen != 0 {
             state.withLock { $0.problems.append("\(lineage) was not resumed") }
         }
@@ -440,8 +441,9 @@ final class CrashWorld: Sendable {
         options.poolByteCount = 4 << 20
         options.workerCount = 1
         do {
-            let checkpoint = try (try repository()).importImage(lineage: lineage, options: options)
-            { buffer in
+            let checkpoint = try (try repository()).importImage(
+                lineage: LineageName(lineage), options: options
+            ) { buffer in
                 let count = min(buffer.count, image.count - position)
                 buffer.copyBytes(from: image[position..<position + count])
                 position += count
@@ -461,7 +463,8 @@ final class CrashWorld: Sendable {
         options.poolByteCount = 4 << 20
         options.workerCount = 1
         do {
-            _ = try (try repository()).importImage(image, lineage: lineage, options: options)
+            _ = try (try repository()).importImage(
+                image, lineage: LineageName(lineage), options: options)
             state.withLock { $0.problems.append("an image that changed was taken in") }
         } catch {
             noteFailure("import", error)

@@ -58,7 +58,7 @@ package struct StoreTrial {
                 _ = try? repository.difference(from: first, to: last)
             }
             for lineage in try repository.lineages() {
-                _ = try? repository.checkpoint(named: lineage.name + "~1")
+                _ = try? repository.checkpoint(named: "\(lineage.name)~1")
             }
             _ = try? repository.statistics()
             let report = try repository.verify()

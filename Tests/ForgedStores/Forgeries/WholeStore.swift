@@ -61,10 +61,10 @@ package enum WholeStore {
     ) throws -> [Checkpoint] {
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: pageCount))
         guest.with { $0.state = GuestState(records: [.init(kind: "cpu", bytes: [1, 2, 3, 4])]) }
-        let start = try repository.newest(ofLineage: lineage)
+        let start = try repository.newest(ofLineage: LineageName(lineage))
         if let start { _ = try repository.restore(start, into: guest) }
         let session = try CaptureSession(
-            of: guest, in: repository, lineage: lineage, parent: start)
+            of: guest, in: repository, lineage: LineageName(lineage), parent: start)
         defer { session.close() }
         return try (0..<count).map { step in
             for index in 0..<(step == 0 && start == nil ? pageCount - 8 : 5) {
@@ -77,7 +77,7 @@ package enum WholeStore {
                 let page = noise.withUnsafeBytes { Array($0) }
                 guest.with { $0.write(UInt64(frame), page) }
             }
-            return try session.capture(label: step % 2 == 0 ? "\(lineage)-\(step)" : nil)
+            return try session.capture(label: step % 2 == 0 ? try Label("\(lineage)-\(step)") : nil)
                 .checkpoint
         }
     }

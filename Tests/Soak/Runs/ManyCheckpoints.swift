@@ -1,4 +1,5 @@
 import CheckpointEngine
+import CheckpointIndex
 import CheckpointStore
 import Glibc
 import GuestModel
@@ -42,7 +43,7 @@ public struct ManyCheckpoints: Sendable {
         let repository = try Repository.open(
             at: path, .writing, files: UnsyncedFiles(PosixFiles(root: path)))
         var random = SeededGenerator(seed: seed)
-        let guests = ["web", "db"].map { lineage in
+        let guests = (["web", "db"] as [LineageName]).map { lineage in
             (SimulatedGuest(layout: GuestLayout(pageCount: Int(Self.pageCount))), lineage)
         }
         let sessions = try guests.map { guest, lineage in
@@ -55,7 +56,8 @@ public struct ManyCheckpoints: Sendable {
                 let words = (0..<Page.byteCount / 8).map { $0 < 8 ? random.next() : 0 }
                 guests[which].0.with { $0.write(frame, words.withUnsafeBytes { Array($0) }) }
             }
-            _ = try sessions[which].capture(label: number % 100 == 50 ? "at-\(number)" : nil)
+            _ = try sessions[which].capture(
+                label: number % 100 == 50 ? try Label("at-\(number)") : nil)
         }
         for session in sessions { session.close() }
         try repository.close()

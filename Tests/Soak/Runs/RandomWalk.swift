@@ -66,7 +66,7 @@ public struct RandomWalk {
     var repository: Repository?
     var session: CaptureSession?
     let guest: SimulatedGuest
-    var lineage = "a"
+    var lineage: LineageName = "a"
     var copies: [CheckpointID: Copy] = [:]
     var order: [CheckpointID] = []
     /// Guests of captures that began since the last crash and were not acknowledged.
@@ -110,7 +110,7 @@ public struct RandomWalk {
         case .capture: try capture(label: nil)
         case .label:
             // Lineages do not share labels.
-            try capture(label: "\(lineage)-label\(Int.random(in: 0..<5, using: &random))")
+            try capture(label: Label("\(lineage)-label\(Int.random(in: 0..<5, using: &random))"))
         case .branch: try branch()
         case .revert: try revert()
         case .forget: try forget()
@@ -166,8 +166,8 @@ public struct RandomWalk {
     ///
     /// - Returns: false if it failed, which is correct if a failure was injected.
     @discardableResult
-    mutating func capture(label: String?, mayFail: Bool = false) throws -> Bool {
-        let copy = Copy(lineage: lineage, pages: guest.with { $0.pages })
+    mutating func capture(label: Label?, mayFail: Bool = false) throws -> Bool {
+        let copy = Copy(lineage: lineage.text, pages: guest.with { $0.pages })
         do {
             let checkpoint = try open().capture(label: label).checkpoint
             copies[checkpoint.id] = copy

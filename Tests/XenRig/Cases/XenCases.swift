@@ -113,7 +113,8 @@ struct XenCases {
         for index in 0..<count {
             while ContinuousClock.now < due { usleep(1000) }
             due = ContinuousClock.now + .milliseconds(milliseconds)
-            let result = try session.capture(label: index % 10 == 0 ? "compare-\(index)" : nil)
+            let result = try session.capture(
+                label: index % 10 == 0 ? try Label("compare-\(index)") : nil)
             var wrong = try naive.differences(from: result.checkpoint, in: repository)
             if index % 20 == 0 {
                 wrong += try naive.differingContents(of: result.checkpoint, in: repository)

@@ -2,9 +2,9 @@ import ArgumentParser
 import SystemPackage
 import Varve
 
-struct Label: ParsableCommand {
+struct LabelCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Sets, changes or removes a checkpoint's label.",
+        commandName: "label", abstract: "Sets, changes or removes a checkpoint's label.",
         discussion: """
             The label then refers to this checkpoint: later ones of the lineage that have it lose \
             it. A labelled checkpoint is kept by all --keep rules of 'varve forget'. The \
@@ -38,7 +38,8 @@ struct Label: ParsableCommand {
         try reporting {
             let repository = try lock.open(store)
             let found = try repository.checkpoint(named: checkpoint)
-            let changed = try repository.setLabel(label, of: found.id)
+            let changed = try repository.setLabel(
+                try label.map { try Label($0) }, of: found.id)
             let what =
                 (label.map { "label '\($0)' given to" } ?? "label removed from")
                 + " checkpoint \(found.id.short)"
