@@ -26,6 +26,9 @@ final class CaptureJob: Sendable {
         var result: Result<Checkpoint, CaptureError>?
         var audit: CaptureAudit?
         var machine = CaptureMachine()
+
+        /// True if there is nothing to wait for: every submitted batch was encoded, or none will be.
+        var isDrained: Bool { failure != nil || openBatchCount == 0 }
     }
 
     let state = Monitor(State())
@@ -64,21 +67,16 @@ final class CaptureJob: Sendable {
 
     /// Waits until every submitted batch was encoded; throws if one could not be.
     func drain() throws(CaptureError) {
-        let failure = state.wait { state -> CaptureError?? in
-            if let failure = state.failure { return .some(failure) }
-            return state.openBatchCount == 0 ? .some(nil) : nil
-        }
+        state.wait { $0.isDrained ? () : nil }
         if let failure { throw failure }
     }
 
     /// Waits until every submitted batch was encoded; throws if the work is to end.
     func drain(_ control: WorkControl) throws(CaptureError) {
-        let end: Result<Void, CaptureError>? = state.wait(until: control.cancellation) { state in
-            if let failure = state.failure { return .failure(failure) }
-            return state.openBatchCount == 0 ? .success(()) : nil
+        guard state.wait(until: control.cancellation, { $0.isDrained ? () : nil }) != nil else {
+            throw control.cancelledCapture
         }
-        guard let end else { throw control.cancelledCapture }
-        try end.get()
+        if let failure { throw failure }
         try control.checkCapture()
     }
 

@@ -7,11 +7,16 @@ import Synchronization
 
 // From staged pages to a published checkpoint.
 //
-//   capture thread -> pool -> job -> dispatcher thread -> workers -> packs
-//                                          |
-//                                          -> publisher thread: manifest, sync
-//                                                    |
-//                                                    -> indexer thread: index
+//   capture thread -> pool -> jobs -> dispatcher thread -> tasks -> workers -> packs
+//                                           |
+//                                           -> publications -> publisher thread: manifest, sync
+//                                                                   |
+//                                                 published <-------+
+//                                                     |
+//                                                     -> indexer thread: index
+//
+// `jobs`, `tasks`, `publications` and `published` are channels. Closing `jobs` ends it all: a stage
+// whose channel has ended closes those that it sends to.
 //
 // The dispatcher takes jobs in the order in which they began, one at a time: a job's draft starts
 // from the page map that the previous job left. Batches of one job go to all workers. While one job
@@ -21,19 +26,10 @@ import Synchronization
 
 /// Encodes and publishes the captures of one guest, in order.
 final class CheckpointPipeline: Sendable {
-    private struct Queue: Sendable {
-        var jobs: [CaptureJob] = []
+    /// How the jobs stand.
+    private struct Progress: Sendable {
         /// Jobs that have not ended.
         var openCount = 0
-        /// What the publisher has to publish, or is publishing.
-        var publication: Publication?
-        var isClosed = false
-        /// True when the dispatcher has handed over the last publication.
-        var isDrained = false
-        /// Published checkpoints that the indexer has to add, in order.
-        var published: [Published] = []
-        /// True when the publisher has handed over the last one.
-        var isPublished = false
         var failureCount: UInt64 = 0
     }
 
@@ -54,16 +50,6 @@ final class CheckpointPipeline: Sendable {
         let checkpoint: Checkpoint
         /// How long encoding and publishing would have taken without waiting.
         let busy: Duration
-    }
-
-    private struct Work: Sendable {
-        var items: [(batch: StagedBatch, job: CaptureJob)] = []
-        var draft: CheckpointDraft?
-        var transaction: CheckpointTransaction?
-        var level = CompressionLevel.standard
-        /// The time of all workers together that the job took so far.
-        var busy = Duration.zero
-        var isClosed = false
     }
 
     /// One batch of work, and what it needs.
@@ -92,8 +78,16 @@ final class CheckpointPipeline: Sendable {
     private let levelControl: Mutex<LevelControl>
     private let workerCount: Int
     private let control: WorkControl
-    private let queue = Monitor(Queue())
-    private let work = Monitor(Work())
+    private let progress = Monitor(Progress())
+    private let jobs = Channel<CaptureJob>()
+    private let tasks = Channel<Task>()
+    /// The time of all workers together that the job being encoded took so far.
+    private let busy = Mutex(Duration.zero)
+    /// A job stays here until it is known whether its checkpoint exists: the next one is prepared
+    /// after that.
+    private let publications = Channel<Publication>(capacity: 1)
+    /// A job stays here until it has ended.
+    private let published = Channel<Published>()
     private let base: Mutex<Base>
     private let threads = Mutex<[Threads.Thread]>([])
 
@@ -127,7 +121,7 @@ final class CheckpointPipeline: Sendable {
 
     /// Ends the threads after all jobs have ended.
     func close() {
-        queue.change { $0.isClosed = true }
+        jobs.close()
         let threads = threads.withLock { threads in
             defer { threads = [] }
             return threads
@@ -136,24 +130,25 @@ final class CheckpointPipeline: Sendable {
     }
 
     /// Begins a job; it waits its turn.
+    ///
+    /// The pipeline must not be closed.
     func begin(
         ended: @escaping @Sendable (CaptureJob, Result<Checkpoint, CaptureError>) -> Void
     ) -> CaptureJob {
-        queue.change { queue in
-            precondition(!queue.isClosed, "the pipeline is closed")
-            let job = CaptureJob(generation: queue.failureCount, ended: ended)
-            queue.jobs.append(job)
-            queue.openCount += 1
+        progress.change { progress in
+            let job = CaptureJob(generation: progress.failureCount, ended: ended)
+            progress.openCount += 1
+            jobs.send(job)
             return job
         }
     }
 
     /// Jobs that have not ended.
-    var openJobCount: Int { queue.read { $0.openCount } }
+    var openJobCount: Int { progress.read { $0.openCount } }
 
     /// Waits until at most `count` jobs have not ended.
     func waitForJobs(atMost count: Int) {
-        queue.wait { $0.openCount <= count ? () : nil }
+        progress.wait { $0.openCount <= count ? () : nil }
     }
 
     // MARK: - Base, while no job is open
@@ -199,7 +194,7 @@ final class CheckpointPipeline: Sendable {
 
     private func dispatch() {
         var lastStart: ContinuousClock.Instant?
-        while let job = nextJob() {
+        while let job = jobs.receive() {
             let start = ContinuousClock.now
             do {
                 try checkPredecessors(of: job)
@@ -213,22 +208,15 @@ final class CheckpointPipeline: Sendable {
             }
             lastStart = start
         }
-        queue.change { $0.isDrained = true }
-        work.change { $0.isClosed = true }
+        publications.close()
+        tasks.close()
     }
 
     /// The level that the next checkpoint is compressed at.
     var level: CompressionLevel { levelControl.withLock { $0.level } }
 
-    private func nextJob() -> CaptureJob? {
-        queue.wait { queue -> CaptureJob?? in
-            if !queue.jobs.isEmpty { return .some(queue.jobs.removeFirst()) }
-            return queue.isClosed ? .some(nil) : nil
-        }
-    }
-
     private func checkPredecessors(of job: CaptureJob) throws(CaptureError) {
-        guard job.generation == queue.read({ $0.failureCount }) else {
+        guard job.generation == progress.read({ $0.failureCount }) else {
             throw CaptureError(
                 .predecessorFailed,
                 "an earlier capture failed after this one had begun; take it again, the next "
@@ -246,9 +234,9 @@ final class CheckpointPipeline: Sendable {
         }
         // Its pages are merged back before the next job that need not fail with it can begin.
         job.ended(job, result)
-        queue.change { queue in
-            if case .failure = result { queue.failureCount += 1 }
-            queue.openCount -= 1
+        progress.change { progress in
+            if case .failure = result { progress.failureCount += 1 }
+            progress.openCount -= 1
         }
         job.state.change { $0.result = result }
     }
@@ -268,7 +256,7 @@ final class CheckpointPipeline: Sendable {
                 try control.check()
                 draft.adopt(completion.layout)
                 try audit(job, completion, draft)
-                waitForPublication()
+                publications.waitUntilEmpty()
                 try checkPredecessors(of: job)
                 let (parent, lease) = base.withLock { ($0.parent, $0.lease) }
                 let start = ContinuousClock.now
@@ -277,7 +265,7 @@ final class CheckpointPipeline: Sendable {
                     while: { self.goesOn(job) })
                 // The last check: once published, the checkpoint exists.
                 try control.check()
-                let encoding = work.read { $0.busy } / workerCount
+                let encoding = busy.withLock { $0 } / workerCount
                 publication = Publication(
                     job: job, transaction: transaction, prepared: prepared,
                     busy: encoding + (ContinuousClock.now - start), interval: interval)
@@ -287,7 +275,7 @@ final class CheckpointPipeline: Sendable {
             }
             let map = draft.finish()
             base.withLock { $0.map = map }
-            queue.change { $0.publication = publication }
+            publications.send(publication)
         } catch {
             // The map has parts of a checkpoint that does not exist: read it again.
             base.withLock { $0.map = nil }
@@ -306,36 +294,67 @@ final class CheckpointPipeline: Sendable {
         }
     }
 
-    private func waitForPublication() {
-        queue.wait { $0.publication == nil ? () : nil }
+    /// The page map that a job starts from.
+    private func takeMap() throws(RepositoryError) -> PageMap {
+        let known = base.withLock { base in
+            defer { base.map = nil }
+            return base.map
+        }
+        if let known { return known }
+        // The checkpoint that is being published may become the parent.
+        publications.waitUntilEmpty()
+        guard let parent else { return PageMap() }
+        return try repository.pageMap(of: parent).map
+    }
+
+    /// Hands a job's batches to the workers until it is complete and all are encoded.
+    private func encodeBatches(
+        _ job: CaptureJob, _ draft: CheckpointDraft, _ transaction: CheckpointTransaction
+    ) throws(CaptureError) {
+        let level = level
+        busy.withLock { $0 = .zero }
+        while true {
+            let batches = job.state.wait { state -> [StagedBatch]? in
+                if state.failure != nil { return state.openBatchCount == 0 ? [] : nil }
+                if !state.batches.isEmpty {
+                    defer { state.batches.removeAll() }
+                    return state.batches
+                }
+                return state.completion != nil && state.openBatchCount == 0 ? [] : nil
+            }
+            if batches.isEmpty { break }
+            tasks.send(
+                contentsOf: batches.lazy.map {
+                    Task(batch: $0, job: job, draft: draft, transaction: transaction, level: level)
+                })
+        }
+        if let failure = job.failure { throw failure }
+    }
+
+    /// Compares pages that the log called clean; a miss fails the job before it is published.
+    private func audit(
+        _ job: CaptureJob, _ completion: CaptureJob.Completion, _ draft: CheckpointDraft
+    ) throws(CaptureError) {
+        guard let audit = completion.audit?.compare(with: draft) else { return }
+        job.state.change { $0.audit = audit }
+        if audit.missedPageCount > 0 { throw CaptureError(audit) }
     }
 
     // MARK: - The publisher
 
     private func runPublisher() {
-        while let publication = nextPublication() {
+        while let publication = publications.peek() {
             do throws(CaptureError) {
-                let published = try publish(publication)
-                queue.change { queue in
-                    queue.published.append(published)
-                    queue.publication = nil
-                }
+                published.send(try publish(publication))
             } catch {
                 // In the order in which they began; nothing is prepared before the outcome is
                 // known.
-                queue.wait { $0.published.isEmpty ? () : nil }
+                published.waitUntilEmpty()
                 end(publication.job, .failure(error))
-                queue.change { $0.publication = nil }
             }
+            publications.removeFirst()
         }
-        queue.change { $0.isPublished = true }
-    }
-
-    private func nextPublication() -> Publication? {
-        queue.wait { queue -> Publication?? in
-            if let publication = queue.publication { return .some(publication) }
-            return queue.isDrained ? .some(nil) : nil
-        }
+        published.close()
     }
 
     private func publish(_ publication: Publication) throws(CaptureError) -> Published {
@@ -362,89 +381,29 @@ final class CheckpointPipeline: Sendable {
 
     private func runIndexer() {
         var meter = ProcessorMeter()
-        while let published = nextPublished() {
+        while let done = published.peek() {
             let start = ContinuousClock.now
-            let publication = published.publication
+            let publication = done.publication
             publication.transaction.index()
             // Before the checkpoint is announced: a prune that follows finds the parent free.
             publication.prepared.releaseParent()
             if let interval = publication.interval {
-                let busy = published.busy + (ContinuousClock.now - start)
+                let busy = done.busy + (ContinuousClock.now - start)
                 let share = meter.take()
                 levelControl.withLock {
                     $0.note(busy: busy, interval: interval, processorShare: share)
                 }
             }
-            end(publication.job, .success(published.checkpoint))
-            queue.change { queue in _ = queue.published.removeFirst() }
+            end(publication.job, .success(done.checkpoint))
+            published.removeFirst()
         }
-    }
-
-    private func nextPublished() -> Published? {
-        queue.wait { queue -> Published?? in
-            if let published = queue.published.first { return .some(published) }
-            return queue.isPublished ? .some(nil) : nil
-        }
-    }
-
-    /// Compares pages that the log called clean; a miss fails the job before it is published.
-    private func audit(
-        _ job: CaptureJob, _ completion: CaptureJob.Completion, _ draft: CheckpointDraft
-    ) throws(CaptureError) {
-        guard let audit = completion.audit?.compare(with: draft) else { return }
-        job.state.change { $0.audit = audit }
-        if audit.missedPageCount > 0 { throw CaptureError(audit) }
-    }
-
-    private func takeMap() throws(RepositoryError) -> PageMap {
-        let known = base.withLock { base in
-            defer { base.map = nil }
-            return base.map
-        }
-        if let known { return known }
-        // The checkpoint that is being published may become the parent.
-        waitForPublication()
-        guard let parent else { return PageMap() }
-        return try repository.pageMap(of: parent).map
-    }
-
-    /// Hands a job's batches to the workers until it is complete and all are encoded.
-    private func encodeBatches(
-        _ job: CaptureJob, _ draft: CheckpointDraft, _ transaction: CheckpointTransaction
-    ) throws(CaptureError) {
-        let next = level
-        work.change { work in
-            work.draft = draft
-            work.transaction = transaction
-            work.level = next
-            work.busy = .zero
-        }
-        defer {
-            work.change { work in
-                work.draft = nil
-                work.transaction = nil
-            }
-        }
-        while true {
-            let batches = job.state.wait { state -> [StagedBatch]? in
-                if state.failure != nil { return state.openBatchCount == 0 ? [] : nil }
-                if !state.batches.isEmpty {
-                    defer { state.batches.removeAll() }
-                    return state.batches
-                }
-                return state.completion != nil && state.openBatchCount == 0 ? [] : nil
-            }
-            if batches.isEmpty { break }
-            work.change { $0.items.append(contentsOf: batches.map { ($0, job) }) }
-        }
-        if let failure = job.failure { throw failure }
     }
 
     // MARK: - Workers
 
     private func runWorker() {
         var encoder = BatchEncoder()
-        while let task = nextTask() {
+        while let task = tasks.receive() {
             let job = task.job
             var failure: CaptureError?
             if job.failure == nil {
@@ -456,32 +415,14 @@ final class CheckpointPipeline: Sendable {
                 } catch {
                     failure = error
                 }
-                let busy = ContinuousClock.now - start
-                work.update { work in
-                    work.busy += busy
-                    return false
-                }
+                let took = ContinuousClock.now - start
+                busy.withLock { $0 += took }
             }
             if let failure { job.fail(failure) }
             job.state.update { state in
                 state.openBatchCount -= 1
                 return state.openBatchCount == 0
             }
-        }
-    }
-
-    private func nextTask() -> Task? {
-        work.wait { work -> Task?? in
-            if let item = work.items.first, let draft = work.draft,
-                let transaction = work.transaction
-            {
-                work.items.removeFirst()
-                return .some(
-                    Task(
-                        batch: item.batch, job: item.job, draft: draft,
-                        transaction: transaction, level: work.level))
-            }
-            return work.isClosed ? .some(nil) : nil
         }
     }
 }

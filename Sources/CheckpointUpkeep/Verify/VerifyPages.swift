@@ -11,9 +11,7 @@ final class VerifyPages: Sendable {
         let requests: [PageRequest]
     }
 
-    private struct Queue: Sendable {
-        var batches: [Batch] = []
-        var isClosed = false
+    private struct Outcome: Sendable {
         var failure: RepositoryError?
         var pageCount = 0
     }
@@ -25,7 +23,8 @@ final class VerifyPages: Sendable {
     private let repository: Repository
     private let findings: VerifyFindings
     private let control: WorkControl
-    private let queue = Monitor(Queue())
+    private let batches = Channel<Batch>(capacity: waitingCountMax)
+    private let outcome = Mutex(Outcome())
     private let threads = Mutex<[Threads.Thread]>([])
 
     init(_ repository: Repository, _ findings: VerifyFindings, _ control: WorkControl) {
@@ -45,36 +44,27 @@ final class VerifyPages: Sendable {
         while start < requests.count {
             let end = min(start + VerifyPages.batchPageCount, requests.count)
             let batch = Batch(checkpoint: checkpoint, requests: Array(requests[start..<end]))
-            queue.waitAndNotify { queue -> Void? in
-                guard queue.batches.count < VerifyPages.waitingCountMax else { return nil }
-                queue.batches.append(batch)
-                return ()
-            }
+            batches.send(batch)
             start = end
         }
     }
 
     /// Waits until all pages were read; returns their number.
     func finish() throws(RepositoryError) -> Int {
-        queue.change { $0.isClosed = true }
+        batches.close()
         let threads = threads.withLock { threads in
             defer { threads = [] }
             return threads
         }
         for thread in threads { thread.join() }
-        let (failure, count) = queue.read { ($0.failure, $0.pageCount) }
+        let (failure, count) = outcome.withLock { ($0.failure, $0.pageCount) }
         if let failure { throw failure }
         return count
     }
 
     private func run() {
         var fetcher = PageFetcher(repository)
-        while true {
-            let next = queue.waitAndNotify { queue -> Batch?? in
-                if !queue.batches.isEmpty { return .some(queue.batches.removeFirst()) }
-                return queue.isClosed ? .some(nil) : nil
-            }
-            guard let batch = next else { return }
+        while let batch = batches.receive() {
             do {
                 try control.check()
                 try fetcher.fetch(batch.requests[...]) { corruption, request in
@@ -83,10 +73,10 @@ final class VerifyPages: Sendable {
                     findings.note(corruption, request.digest, storedBy: batch.checkpoint)
                 } deliver: { _, _, _ in
                 }
-                queue.change { $0.pageCount += batch.requests.count }
+                outcome.withLock { $0.pageCount += batch.requests.count }
             } catch {
                 let wrapped = repository.indexFailure(error)
-                queue.change { $0.failure = $0.failure ?? wrapped }
+                outcome.withLock { $0.failure = $0.failure ?? wrapped }
             }
         }
     }

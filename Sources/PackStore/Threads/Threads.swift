@@ -131,8 +131,13 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
     /// The same, and wakes every thread that waits: one may wait for what `body` changed.
     package func waitAndNotify<T>(_ body: (inout Value) -> T?) -> T {
         let result = wait(body)
-        pthread_cond_broadcast(condition)
+        wake()
         return result
+    }
+
+    /// Wakes every thread that waits, after a `wait` whose `body` changed what one waits for.
+    package func wake() {
+        pthread_cond_broadcast(condition)
     }
 
     /// Blocks until `body` returns a value, and returns that; nil after `limit`.
