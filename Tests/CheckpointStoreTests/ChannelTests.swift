@@ -36,8 +36,8 @@ import Testing
     @Test func eachElementGoesToOneReceiver() throws {
         let channel = Channel<Int>(capacity: 3)
         let received = Mutex<[Int]>([])
-        let receivers = (0..<3).map { _ in
-            Threads.Thread {
+        let receivers = try (0..<3).map { _ in
+            try Threads.Thread {
                 while let value = channel.receive() { received.withLock { $0.append(value) } }
             }
         }
@@ -49,10 +49,10 @@ import Testing
 
     @Test(.timeLimit(.minutes(1))) func closingWakesReceivers() throws {
         let channel = Channel<Int>()
-        let receivers = (0..<2).map { _ in
-            Threads.Thread { #expect(channel.receive() == nil) }
+        let receivers = try (0..<2).map { _ in
+            try Threads.Thread { #expect(channel.receive() == nil) }
         }
-        let peeking = Threads.Thread { #expect(channel.peek() == nil) }
+        let peeking = try Threads.Thread { #expect(channel.peek() == nil) }
         channel.close()
         for receiver in receivers { receiver.join() }
         peeking.join()
@@ -62,7 +62,7 @@ import Testing
     @Test func aFullChannelBlocksItsSender() throws {
         let channel = Channel<Int>(capacity: 2)
         let sentCount = Atomic(0)
-        let sender = Threads.Thread {
+        let sender = try Threads.Thread {
             for value in 0..<5 {
                 channel.send(value)
                 sentCount.add(1, ordering: .sequentiallyConsistent)
@@ -88,7 +88,7 @@ import Testing
         channel.send(7)
         #expect(channel.peek() == 7)
         #expect(channel.peek() == 7)
-        let waiting = Threads.Thread {
+        let waiting = try Threads.Thread {
             channel.waitUntilEmpty()
             #expect(left.withLock { $0 })
             channel.send(8)

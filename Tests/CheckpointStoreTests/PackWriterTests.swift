@@ -21,7 +21,7 @@ import VarveTestSupport
             files: files, repository: repository, pack: 1, scan: nil, packByteCountMax: 60_000)
         let isDone = Atomic<Bool>(false)
         let published = Mutex<[(RecordLocation, [UInt8])]>([])
-        let capturing = Threads.Thread {
+        let capturing = try Threads.Thread {
             var number: UInt64 = 0
             while !isDone.load(ordering: .acquiring) {
                 number += 1

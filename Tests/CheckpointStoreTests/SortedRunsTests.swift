@@ -91,8 +91,8 @@ import VarveTestSupport
         let looked = Atomic<Int>(0)
         var model = PageModel()
         let seeds = (0..<3).map { _ in random.next() }
-        let readers = seeds.map { seed in
-            Threads.Thread {
+        let readers = try seeds.map { seed in
+            try Threads.Thread {
                 var random = SeededGenerator(seed: seed)
                 while !isDone.load(ordering: .acquiring) {
                     let digests = known.withLock { $0.shuffled(using: &random).prefix(40) }

@@ -79,15 +79,21 @@ public final class CaptureSession: Sendable {
             }
             pipeline = try CheckpointPipeline(
                 repository: repository, parent: newest, options: options)
+            do {
+                keeper = try options.retention.map { (retention) throws(RepositoryError) in
+                    try RetentionKeeper(
+                        retention, of: repository, lineage: lineage, clock: options.clock)
+                }
+            } catch {
+                pipeline.close()
+                throw error
+            }
         } catch {
             throw CaptureError(wrapping: error)
         }
         self.guest = guest
         self.lineage = lineage
         self.options = options
-        keeper = options.retention.map {
-            RetentionKeeper($0, of: repository, lineage: lineage, clock: options.clock)
-        }
     }
 
     deinit {

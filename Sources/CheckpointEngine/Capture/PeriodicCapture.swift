@@ -70,7 +70,8 @@ public final class PeriodicCapture: Sendable {
 
     /// Starts: the first capture is due immediately.
     ///
-    /// Fails with `invalidOption` if a time or count of the schedule is negative.
+    /// Fails with `invalidOption` if a time or count of the schedule is negative, and with the
+    /// repository's `callFailed` if no thread can be started.
     ///
     /// - Parameters:
     ///   - session: the session that captures. It is not closed at the end.
@@ -82,13 +83,13 @@ public final class PeriodicCapture: Sendable {
         of session: CaptureSession, _ schedule: Schedule,
         handler: @escaping @Sendable (Event) -> Decision
     ) throws(CaptureError) {
+        core = Core(session, schedule, handler)
         do throws(RepositoryError) {
             try schedule.check()
+            try core.start()
         } catch {
             throw CaptureError(error)
         }
-        core = Core(session, schedule, handler)
-        core.start()
     }
 
     deinit { core.requestStop() }
@@ -139,8 +140,9 @@ private final class Core: Sendable {
         self.handler = handler
     }
 
-    func start() {
-        thread.withLock { $0 = Threads.Thread { self.run() } }
+    func start() throws(RepositoryError) {
+        let started = try Threads.Thread { self.run() }
+        thread.withLock { $0 = started }
     }
 
     func requestStop() {

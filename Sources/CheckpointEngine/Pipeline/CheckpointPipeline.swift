@@ -103,30 +103,48 @@ final class CheckpointPipeline: Sendable {
         pool = try StagingPool(byteCount: options.poolByteCount)
         levelControl = Mutex(LevelControl(options.compression, within: options.compressionRange))
         workerCount = max(1, options.workerCount)
-        let workerCount = workerCount
         let lease = try parent.map { (parent) throws(RepositoryError) in
             try repository.leaseForSession(parent)
         }
         base = Mutex(Base(parent: parent, lease: lease, map: parent == nil ? PageMap() : nil))
-        // The threads reference the pipeline; `close` ends them.
-        threads.withLock { threads in
-            threads.append(Threads.Thread { self.dispatch() })
-            threads.append(Threads.Thread { self.runPublisher() })
-            threads.append(Threads.Thread { self.runIndexer() })
-            for _ in 0..<workerCount {
-                threads.append(Threads.Thread { self.runWorker() })
-            }
+        do {
+            try start()
+        } catch {
+            close()
+            throw error
         }
     }
 
-    /// Ends the threads after all jobs have ended.
+    /// Starts the threads, which reference the pipeline until it is closed.
+    ///
+    /// The dispatcher is the first: each that starts is ended by one that has started before it.
+    private func start() throws(RepositoryError) {
+        try start { $0.dispatch() }
+        try start { $0.runPublisher() }
+        try start { $0.runIndexer() }
+        for _ in 0..<workerCount { try start { $0.runWorker() } }
+    }
+
+    private func start(
+        _ body: @escaping @Sendable (CheckpointPipeline) -> Void
+    ) throws(RepositoryError) {
+        let thread = try Threads.Thread { body(self) }
+        threads.withLock { $0.append(thread) }
+    }
+
+    /// Ends the threads after all jobs have ended, and waits for that.
     func close() {
-        jobs.close()
+        requestClose()
         let threads = threads.withLock { threads in
             defer { threads = [] }
             return threads
         }
         for thread in threads { thread.join() }
+    }
+
+    /// Begins no more jobs: the threads end, by themselves, when all jobs have ended.
+    func requestClose() {
+        jobs.close()
     }
 
     /// Begins a job; it waits its turn.

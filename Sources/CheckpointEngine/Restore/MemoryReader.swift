@@ -152,7 +152,8 @@ public struct MemoryReader {
 
     /// A window that a thread fills.
     private struct Filling {
-        let thread: Threads.Thread
+        /// nil: the window was filled on the caller's thread, as no other could be started.
+        let thread: Threads.Thread?
         let result: Result
 
         final class Result: Sendable {
@@ -160,9 +161,9 @@ public struct MemoryReader {
         }
 
         func wait() throws(CaptureError) -> Window {
-            thread.join()
+            thread?.join()
             guard let result = result.value.withLock({ $0 }) else {
-                preconditionFailure("a thread that was joined has set its result")
+                preconditionFailure("a thread that has ended has set its result")
             }
             return try result.get()
         }
@@ -184,7 +185,7 @@ public struct MemoryReader {
             }
         }
         let supply = PageSupply(repository: repository, checkpoint: checkpoint)
-        let thread = Threads.Thread { [pages] in
+        let fill = { @Sendable [pages] in
             let outcome: Swift.Result<Window, CaptureError>
             do {
                 _ = try supply.read(pages, into: window)
@@ -194,6 +195,8 @@ public struct MemoryReader {
             }
             result.value.withLock { $0 = outcome }
         }
+        let thread = try? Threads.Thread(fill)
+        if thread == nil { fill() }
         return Filling(thread: thread, result: result)
     }
 }

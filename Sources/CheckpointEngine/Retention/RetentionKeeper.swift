@@ -82,12 +82,13 @@ public final class RetentionKeeper: Sendable {
 
     /// Starts; nothing happens before the first publication.
     ///
-    /// Fails with `invalidOption` if a value cannot be used.
+    /// Fails with `invalidOption` if a value cannot be used, and with `callFailed` if no thread can
+    /// be started.
     public convenience init(
         _ retention: Retention, of repository: Repository, lineage: LineageName
     ) throws(RepositoryError) {
         try retention.check()
-        self.init(
+        try self.init(
             retention, of: repository, lineage: lineage, clock: CaptureOptions().clock)
     }
 
@@ -95,13 +96,14 @@ public final class RetentionKeeper: Sendable {
     package init(
         _ retention: Retention, of repository: Repository, lineage: LineageName,
         clock: @escaping @Sendable () -> Int64
-    ) {
+    ) throws(RepositoryError) {
         self.clock = clock
         self.repository = repository
         self.lineage = lineage
         self.retention = retention
         // The thread references the keeper; `close` ends it.
-        thread.withLock { $0 = Threads.Thread { self.run() } }
+        let started = try Threads.Thread { self.run() }
+        thread.withLock { $0 = started }
     }
 
     /// Reports that the lineage has a new checkpoint; returns immediately.

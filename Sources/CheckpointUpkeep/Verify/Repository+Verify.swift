@@ -261,7 +261,7 @@ final class Verification: Sendable {
     // MARK: - Checkpoints
 
     func walk(_ catalog: [CatalogEntry], forgotten: [CatalogEntry]) throws {
-        let pages = VerifyPages(repository, findings, control)
+        let pages = try VerifyPages(repository, findings, control)
         do {
             try walk(catalog, Set(forgotten.map(\.id)), pages)
             try walk(forgotten: forgotten, pages)

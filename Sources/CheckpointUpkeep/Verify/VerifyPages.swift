@@ -27,15 +27,19 @@ final class VerifyPages: Sendable {
     private let outcome = Mutex(Outcome())
     private let threads = Mutex<[Threads.Thread]>([])
 
-    init(_ repository: Repository, _ findings: VerifyFindings, _ control: WorkControl) {
+    /// Fails if not even one thread can be started.
+    init(
+        _ repository: Repository, _ findings: VerifyFindings, _ control: WorkControl
+    ) throws(RepositoryError) {
         self.repository = repository
         self.findings = findings
         self.control = control
-        threads.withLock { threads in
-            for _ in 0..<Threads.processorCount {
-                threads.append(Threads.Thread { self.run() })
-            }
+        var started = [try Threads.Thread { self.run() }]
+        while started.count < Threads.processorCount, let next = try? Threads.Thread({ self.run() })
+        {
+            started.append(next)
         }
+        threads.withLock { [started] in $0 = started }
     }
 
     /// Submits pages that a checkpoint stored, sorted by location; blocks while many are queued.

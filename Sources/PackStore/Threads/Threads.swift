@@ -16,41 +16,86 @@ package enum Threads {
         return .seconds(time.tv_sec) + .nanoseconds(time.tv_nsec)
     }
 
-    /// Runs `body` on `count` threads, including the caller's, and returns when all have ended.
+    /// Calls `body` with each number below `count`, 0 at least, and returns when all calls have
+    /// ended.
+    ///
+    /// Each runs on a thread of its own, one of them the caller's. Where the system has no more
+    /// threads the caller's makes the other calls too, one after another.
     package static func concurrently(_ count: Int, _ body: @escaping @Sendable (Int) -> Void) {
-        let threads = (1..<max(count, 1)).map { index in Thread { body(index) } }
+        var threads: [Thread] = []
+        while threads.count + 1 < count {
+            let index = threads.count + 1
+            guard let thread = try? Thread({ body(index) }) else { break }
+            threads.append(thread)
+        }
         body(0)
+        for index in threads.count + 1..<max(count, threads.count + 1) { body(index) }
         for thread in threads { thread.join() }
     }
 
-    /// A single thread.
+    /// Lets the creation of threads fail, for tests: in the task that sets it and the calls that
+    /// the task makes.
+    @TaskLocal package static var shortage: Shortage?
+
+    /// How many threads can still be created.
+    package final class Shortage: Sendable {
+        private let left: Atomic<Int>
+
+        package init(after count: Int) { left = Atomic(count) }
+
+        fileprivate var isReached: Bool { left.subtract(1, ordering: .relaxed).oldValue <= 0 }
+    }
+
+    private static func tooMany(errno: Int32) -> RepositoryError {
+        RepositoryError(
+            .callFailed,
+            "no thread can be started: \(String(cString: strerror(errno))); raise the limit of "
+                + "threads (ulimit -u, pids.max of the cgroup) or end other programs", errno: errno)
+    }
+
+    /// A single thread; it ends by itself when the object is released without `join`.
     package final class Thread: Sendable {
         private let handle: Mutex<pthread_t?>
 
         /// Starts a thread that runs `body`.
-        package init(_ body: @escaping @Sendable () -> Void) {
+        ///
+        /// Fails if the system allows this process, or its user, no more threads.
+        package init(_ body: @escaping @Sendable () -> Void) throws(RepositoryError) {
             let box = Unmanaged.passRetained(Body(body))
             var handle = pthread_t()
-            let code = pthread_create(
-                &handle, nil,
-                { argument in
-                    guard let argument else { return nil }
-                    Unmanaged<Body>.fromOpaque(argument).takeRetainedValue().run()
-                    return nil
-                }, box.toOpaque())
-            precondition(code == 0, "the system has no thread left (pthread_create: \(code))")
+            let code =
+                shortage?.isReached == true
+                ? EAGAIN
+                : pthread_create(
+                    &handle, nil,
+                    { argument in
+                        guard let argument else { return nil }
+                        Unmanaged<Body>.fromOpaque(argument).takeRetainedValue().run()
+                        return nil
+                    }, box.toOpaque())
+            guard code == 0 else {
+                box.release()
+                throw Threads.tooMany(errno: code)
+            }
             self.handle = Mutex(handle)
+        }
+
+        deinit {
+            if let handle = take() { pthread_detach(handle) }
         }
 
         /// Waits until it has ended.
         ///
         /// Later calls return at once.
         package func join() {
-            let handle = handle.withLock { handle in
+            if let handle = take() { pthread_join(handle, nil) }
+        }
+
+        private func take() -> pthread_t? {
+            handle.withLock { handle in
                 defer { handle = nil }
                 return handle
             }
-            if let handle { pthread_join(handle, nil) }
         }
     }
 

@@ -82,7 +82,9 @@ struct CallThread {
         guard code == 0 else {
             body.release()
             throw GuestError(
-                code: .callFailed, message: "no thread can be started", errno: code)
+                code: .callFailed,
+                message: "no thread can be started: \(String(cString: strerror(code))); raise the "
+                    + "limit of threads (ulimit -u, pids.max of the cgroup)", errno: code)
         }
         self.thread = thread
     }

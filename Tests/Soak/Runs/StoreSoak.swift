@@ -58,7 +58,7 @@ public final class StoreSoak: Sendable {
 
     /// Runs until the end.
     public func run() throws -> Result {
-        let pruner = Threads.Thread { self.pruneUntilDone() }
+        let pruner = try Threads.Thread { self.pruneUntilDone() }
         let outcome = Swift.Result { try self.captureAll() }
         isDone.store(true, ordering: .releasing)
         pruner.join()
