@@ -113,6 +113,28 @@ import VarveTestSupport
         #expect(failures > 6)
     }
 
+    /// Memory that a failed capture found in the layout, and that no log names, is in the next.
+    @Test func newMemoryOutlivesAFailedCapture() throws {
+        let (guest, files, repository, session) = try make(pageCount: 50)
+        guest.with { $0.unloggedFrames = Set(50..<100) }
+        _ = try session.capture()
+        var failures = 0
+        for call in 0..<16 {
+            guest.with { $0.write(UInt64(50 + call), FailureTests.page(call)) }
+            files.failCall(call % 8, errno: 5)
+            do {
+                _ = try session.capture()
+            } catch {
+                failures += 1
+            }
+            files.failCall(nil, errno: 0)
+            let result = try session.capture()
+            #expect(!result.checkpoint.comparedAll)
+            try expectEqual(result.checkpoint, guest, repository)
+        }
+        #expect(failures > 4)
+    }
+
     @Test func capturesBegunBeforeAFailureFailToo() throws {
         let (guest, files, repository, session) = try make(pageCount: 2000)
         _ = try session.capture()
@@ -168,7 +190,7 @@ import VarveTestSupport
         #expect(copy.changedPageCount == 1 && copy.storedPageCount == 0, "the page is known")
     }
 
-    @Test func moreDirtyPagesThanTheRingHoldsIsAnErrorAndNoLoss() throws {
+    @Test func moreDirtyPagesThanThePoolHoldsIsAnErrorAndNoLoss() throws {
         var options = CaptureOptions()
         options.poolByteCount = 4 << 20
         options.precopyRoundsMax = 2

@@ -2,61 +2,46 @@ import CheckpointFormat
 import CheckpointIndex
 import CheckpointStore
 import GuestModel
-import Synchronization
 
 /// One capture, on the caller's thread: from the dirty log to the pool.
 ///
 /// See `CapturePhase` for the phases and the state in each.
-struct CaptureOperation {
+struct CaptureOperation: ~Copyable {
     private let session: CaptureSession
     private let label: Label?
     private let progress: (@Sendable (CaptureProgress) -> Void)?
     private let job: CaptureJob
-    private let taken: Taken
+    /// Every page of this capture: what goes back if it fails.
+    private let taken: TakenPages
+    /// Those that are to be copied next.
+    private var dirty = DirtyBitmap()
+    /// The guest's layout as it was looked at last; at first, that of the last capture.
+    private var layout: GuestLayout
+    /// Its frames.
+    private var frames: DirtyBitmap
+    /// Rounds of copying so far.
+    private var round = 0
+    private var facts = PendingCapture.Facts()
 
-    /// What the capture took from the log; the pipeline merges it back if the capture fails.
-    private final class Taken: Sendable {
-        struct Pages: Sendable {
-            var pages = DirtyBitmap()
-            var comparesAll = false
-        }
-        let pages = Mutex(Pages())
-    }
-
-    init(
-        session: CaptureSession, label: Label?,
+    /// Takes a checkpoint up to the point where the guest runs again.
+    static func run(
+        _ session: CaptureSession, label: Label?,
         progress: (@Sendable (CaptureProgress) -> Void)?
-    ) {
-        self.session = session
-        self.label = label
-        self.progress = progress
-        let taken = Taken()
-        self.taken = taken
-        job = session.pipeline.begin {
+    ) throws(CaptureError) -> PendingCapture {
+        let taken = TakenPages()
+        let job = session.pipeline.begin {
             [memory = session.state, keeper = session.keeper] _, result in
-            guard case .failure(let error) = result else {
-                keeper?.checkpointPublished()
-                return
+            switch result {
+            case .success: keeper?.checkpointPublished()
+            case .failure(let error):
+                let unsaved = taken.pages(after: error)
+                memory.mergeBack(unsaved.pages, comparesAll: unsaved.comparesAll)
             }
-            let (pages, comparesAll) = taken.pages.withLock { ($0.pages, $0.comparesAll) }
-            memory.mergeBack(pages, comparesAll: comparesAll || error.code == .auditMissed)
         }
-    }
-
-    /// Takes the checkpoint up to the point where the guest runs again.
-    func run() throws(CaptureError) -> PendingCapture {
+        var operation = CaptureOperation(session, label, progress, job, taken)
         do {
-            let log = SessionLog(session)
-            try log?.begin()
-            job.move { $0.begin() }
-            takeUnsaved()
-            let facts =
-                if let log {
-                    try captureTracked(log)
-                } else {
-                    try captureUntracked()
-                }
-            return PendingCapture(job: job, facts: facts)
+            try operation.capture()
+            return PendingCapture(job: job, facts: operation.facts)
         } catch {
             let failure = CaptureError(wrapping: error)
             job.abort(failure)
@@ -66,195 +51,208 @@ struct CaptureOperation {
         }
     }
 
+    private init(
+        _ session: CaptureSession, _ label: Label?,
+        _ progress: (@Sendable (CaptureProgress) -> Void)?, _ job: CaptureJob, _ taken: TakenPages
+    ) {
+        self.session = session
+        self.label = label
+        self.progress = progress
+        self.job = job
+        self.taken = taken
+        layout = session.state.withLock { $0.layout }
+        frames = DirtyBitmap(layout)
+    }
+
+    private mutating func capture() throws {
+        let log = SessionLog(session)
+        try log?.begin()
+        job.move { $0.begin() }
+        takeUnsaved()
+        if let log {
+            try captureTracked(log)
+        } else {
+            try captureUntracked()
+        }
+    }
+
     /// Takes over the pages that earlier captures could not save.
-    private func takeUnsaved() {
-        let (unsaved, comparesAll) = session.state.withLock { state in
-            defer {
-                state.unsaved = DirtyBitmap()
-                state.comparesAll = false
-            }
-            return (state.unsaved, state.comparesAll)
-        }
-        taken.pages.withLock { taken in
-            taken.pages = unsaved
-            taken.comparesAll = comparesAll
-        }
+    private mutating func takeUnsaved() {
+        let unsaved = session.state.takeUnsaved()
+        dirty.formUnion(unsaved.pages)
+        taken.merge(unsaved)
     }
 
     // MARK: - With a dirty log
 
-    private func captureTracked(_ log: SessionLog) throws -> PendingCapture.Facts {
-        let comparesAll = taken.pages.withLock { $0.comparesAll }
-        var facts = PendingCapture.Facts()
-        var dirty = taken.pages.withLock { $0.pages }
-        var seen = session.state.withLock { $0.layout }
-        let layout = try currentLayout()
-        dirty.formUnion(CaptureOperation.addedFrames(layout, since: &seen))
-        if comparesAll {
-            dirty = DirtyBitmap(layout)
-            // What was logged so far is already in the set, which has every page.
-            var forgotten = DirtyBitmap()
-            _ = try take(log, into: &forgotten, isFinal: false)
-        }
-        var all = dirty
-        var rounds = 0
+    private mutating func captureTracked(_ log: SessionLog) throws {
+        try takeFirst(log)
         while true {
-            var expected = 0
-            (dirty, rounds, expected) = try precopy(log, dirty, rounds, &all, &facts)
-            let attempt = try pauseAndCopy(log, dirty, expected, &seen, &all, &facts)
-            switch attempt {
-            case .copied(let completion):
-                finish(completion, rounds: rounds, all: all, comparesAll: comparesAll, &facts)
-                return facts
-            case .tooMany(let set):
-                job.move { $0.backOff(round: max(1, rounds)) }
-                guard rounds < session.options.precopyRoundsMax else { throw poolTooSmall(set) }
-                dirty = set
-            }
+            let expected = try precopy(log)
+            if let paused = try pauseAndCopy(log, expecting: expected) { return finish(paused) }
+            job.move { $0.backOff(round: max(1, round)) }
+            guard round < session.options.precopyRoundsMax else { throw poolTooSmall() }
         }
     }
 
-    private func poolTooSmall(_ set: DirtyBitmap) -> CaptureError {
+    /// Decides what to copy first: pages left by earlier captures and new frames, or every page.
+    private mutating func takeFirst(_ log: SessionLog) throws {
+        see(try currentLayout())
+        guard taken.comparesAll else { return }
+        // What was logged so far is in the set that replaces it, which has every page.
+        _ = try take(log, isFinal: false)
+        takeAll()
+    }
+
+    private func poolTooSmall() -> CaptureError {
         CaptureError(
             .poolTooSmall,
-            "\(counted(set.count, "page")) dirty in the pause, but the staging pool holds "
+            "\(counted(dirty.count, "page")) dirty in the pause, but the staging pool holds "
                 + "\(session.pipeline.pool.pageCount); give the session a larger poolByteCount")
     }
 
     /// Copies while the guest runs, until what is left fits the pause.
     ///
-    /// - Returns: pages left over, rounds in all, and pages expected in the pause. The log is
-    ///   counted once a round: for a process each count is a walk over its page tables.
-    private func precopy(
-        _ log: SessionLog, _ first: DirtyBitmap, _ roundsSoFar: Int,
-        _ all: inout DirtyBitmap, _ facts: inout PendingCapture.Facts
-    ) throws -> (DirtyBitmap, Int, Int) {
-        var dirty = first
-        var rounds = roundsSoFar
+    /// The log is counted once a round: for a process each count is a walk over its page tables.
+    ///
+    /// - Returns: pages expected in the pause.
+    private mutating func precopy(_ log: SessionLog) throws -> Int {
         let limit = pausePageCountMax
         var previous = Int.max
-        while rounds < session.options.precopyRoundsMax {
-            let known = dirty.count
-            let expected = known + (try log.peekCount())
-            if expected <= limit || expected >= previous { return (dirty, rounds, expected) }
+        while true {
+            let expected = dirty.count + (try log.peekCount())
+            guard round < session.options.precopyRoundsMax, expected > limit, expected < previous
+            else { return expected }
             previous = expected
-            if try take(log, into: &dirty, isFinal: false) == .unknown {
-                dirty = DirtyBitmap(try session.guest.layout())
-                taken.pages.withLock { $0.comparesAll = true }
-            }
-            all.formUnion(dirty)
-            rounds += 1
-            job.move { $0.precopy() }
-            dirty.formIntersection(DirtyBitmap(try session.guest.layout()))
-            try copy(dirty, phase: .precopy(round: rounds), &facts)
-            try job.drain()
-            dirty = DirtyBitmap()
+            try copyRound(log)
         }
-        return (dirty, rounds, dirty.count + (try log.peekCount()))
+    }
+
+    /// Copies what is dirty now, while the guest runs.
+    private mutating func copyRound(_ log: SessionLog) throws {
+        let knowledge = try take(log, isFinal: false)
+        // Frames that are new are left to the pause, which finds them by the layout.
+        let present = DirtyBitmap(try session.guest.layout())
+        if knowledge == .unknown { add(present) }
+        round += 1
+        job.move { $0.precopy() }
+        dirty.formIntersection(present)
+        try copyDirty(phase: .precopy(round: round))
+        try job.drain()
+        dirty.removeAll()
     }
 
     /// Pages that can be copied within the pause budget.
     private var pausePageCountMax: Int {
-        let (seconds, attoseconds) = session.options.pauseBudget.components
-        let budget = Double(seconds) + Double(attoseconds) * 1e-18
-        let pages = budget * session.state.withLock { $0.copyRate }
+        let pages = session.options.pauseBudget.inSeconds * session.state.withLock { $0.copyRate }
         return min(Int(pages), session.pipeline.pool.pageCount * 3 / 4)
     }
 
-    /// Takes the log, and records what was taken so that it is merged back after a failure.
-    private func take(
-        _ log: SessionLog, into dirty: inout DirtyBitmap, isFinal: Bool
-    ) throws -> DirtyKnowledge {
+    // MARK: - The set
+
+    /// Takes the log into the set.
+    private mutating func take(_ log: SessionLog, isFinal: Bool) throws -> DirtyKnowledge {
         do {
             let knowledge = try log.take(into: &dirty, isFinal: isFinal)
-            taken.pages.withLock { taken in
-                taken.pages.formUnion(dirty)
-                taken.comparesAll = taken.comparesAll || knowledge == .unknown
-            }
+            taken.insert(dirty)
+            if knowledge == .unknown { taken.compareAll() }
             return knowledge
         } catch {
             // The log may have been cleared: its content is unknown.
-            taken.pages.withLock { $0.comparesAll = true }
+            taken.compareAll()
             throw error
         }
     }
 
-    private enum Attempt {
-        case copied(Paused)
-        case tooMany(DirtyBitmap)
+    private mutating func takeAll() {
+        add(frames)
     }
+
+    private mutating func add(_ pages: DirtyBitmap) {
+        dirty.formUnion(pages)
+        taken.insert(pages)
+    }
+
+    /// Notes the guest's layout.
+    ///
+    /// Frames that it has and the one before had not are added to the set: new memory is copied
+    /// whatever the log says of it.
+    private mutating func see(_ current: GuestLayout) {
+        guard current != layout else { return }
+        var added = DirtyBitmap(current)
+        added.subtract(frames)
+        add(added)
+        layout = current
+        frames = DirtyBitmap(current)
+    }
+
+    // MARK: - The pause
 
     /// What was found in the pause.
     private struct Paused {
-        let layout: GuestLayout
         let state: GuestState
         let batches: [StagedBatch]
         let audit: AuditSample?
         let timeNanoseconds: Int64
-        let pause: Duration
     }
 
     /// The pause: take the final set, copy it, capture the state.
     ///
-    /// Nothing else: no call of the disk, and no allocation but a guest's own and an audit's,
-    /// unless more pages are dirty than were expected. `varve-counts` holds it to that.
-    private func pauseAndCopy(
-        _ log: SessionLog, _ known: DirtyBitmap, _ expected: Int,
-        _ seen: inout GuestLayout, _ all: inout DirtyBitmap, _ facts: inout PendingCapture.Facts
-    ) throws -> Attempt {
-        try session.checkCancelled()
-        var room = try waitForRoom(expected + session.options.auditPageCount)
-        let candidates = AuditCandidates(seen, count: session.options.auditPageCount)
-        // What grows with the guest's size is allocated before the pause.
-        var frames = DirtyBitmap(seen)
-        var dirty = DirtyBitmap(frameEnd: seen.frameEnd)
-        dirty.formUnion(known)
-        taken.pages.withLock { $0.pages.reserveCapacity(frameEnd: seen.frameEnd) }
-        let seenBefore = seen
+    /// Between pause and resume there is no call of the disk, and no allocation but a guest's own
+    /// and an audit's, unless the layout has changed, the log is unknown, or more pages are dirty
+    /// than were expected. `varve-counts` holds it to that.
+    ///
+    /// - Returns: nil if more pages are dirty than the pool has room for.
+    private mutating func pauseAndCopy(
+        _ log: SessionLog, expecting expected: Int
+    ) throws -> Paused? {
+        var room = try makeRoom(for: expected)
+        let candidates = AuditCandidates(layout, count: session.options.auditPageCount)
         job.move { $0.pause() }
         let start = ContinuousClock.now
-        let paused = try PausedGuest(pausing: session.guest)
+        let guest = try PausedGuest(pausing: session.guest)
         let time = session.options.clock()
-        // The log first: it may name frames that were added since the layout was read.
-        let knowledge = try take(log, into: &dirty, isFinal: true)
-        let layout = try currentLayout()
-        if knowledge == .unknown { dirty = DirtyBitmap(layout) }
-        if layout != seenBefore {
-            dirty.formUnion(CaptureOperation.addedFrames(layout, since: &seen))
-            frames = DirtyBitmap(layout)
-        }
-        dirty.formIntersection(frames)
+        try takeFinal(log)
         guard room.cut(dirty) else {
-            try paused.resume()
-            all.formUnion(dirty)
-            return .tooMany(dirty)
+            try guest.resume()
+            return nil
         }
-        let copyStart = ContinuousClock.now
-        try room.copyPages(from: session.guest)
-        let copyTime = ContinuousClock.now - copyStart
-        let audit = try stage(candidates, layout, outside: dirty)
+        let copyTime = try room.copyPages(from: session.guest)
+        let audit = try stage(candidates)
         let state = try session.guest.captureState()
         job.move { $0.copied() }
-        try paused.resume()
-        let pause = ContinuousClock.now - start
+        try guest.resume()
+        facts.pause = ContinuousClock.now - start
         job.move { $0.resume() }
-        all.formUnion(dirty)
         let batches = room.batches()
-        let pages = batches.reduce(0) { $0 + $1.pageCount }
-        learn(pages, copyTime)
-        facts.copiedPageCount += pages
-        facts.pausedPageCount = pages
-        facts.pause = pause
-        return .copied(
-            Paused(
-                layout: layout, state: state, batches: batches, audit: audit,
-                timeNanoseconds: time, pause: pause))
+        note(batches, copyTime)
+        return Paused(state: state, batches: batches, audit: audit, timeNanoseconds: time)
+    }
+
+    /// Waits until the pool has room for what is expected in the pause and some more, and allocates
+    /// what grows with the guest's size.
+    private mutating func makeRoom(for expected: Int) throws(CaptureError) -> PauseRoom {
+        try session.checkCancelled()
+        let wanted = expected + session.options.auditPageCount
+        let pages = wanted + wanted / 4 + 2 * StagingPool.slotPageCount
+        session.pipeline.pool.waitForFree(pages / StagingPool.slotPageCount + 1)
+        if let failure = job.failure { throw failure }
+        dirty.reserveCapacity(frameEnd: layout.frameEnd)
+        taken.reserveCapacity(frameEnd: layout.frameEnd)
+        return PauseRoom(session.pipeline.pool, pageCount: pages)
+    }
+
+    /// Takes what the log has now that the guest is paused.
+    private mutating func takeFinal(_ log: SessionLog) throws {
+        // The log first: it may name frames that were added since the layout was read.
+        let knowledge = try take(log, isFinal: true)
+        see(try currentLayout())
+        if knowledge == .unknown { takeAll() }
+        dirty.formIntersection(frames)
     }
 
     /// Copies those of an audit's frames that are clean, as far as the pool has room.
-    private func stage(
-        _ candidates: AuditCandidates, _ layout: GuestLayout, outside dirty: DirtyBitmap
-    ) throws(GuestError) -> AuditSample? {
+    private func stage(_ candidates: AuditCandidates) throws(GuestError) -> AuditSample? {
         guard session.options.auditPageCount > 0 else { return nil }
         var batches: [StagedBatch] = []
         for runs in StagedBatches.cut(candidates.runs(in: layout, outside: dirty))
@@ -264,21 +262,31 @@ struct CaptureOperation {
         return AuditSample(batches: batches, cleanPageCount: layout.pageCount - dirty.count)
     }
 
-    private func finish(
-        _ paused: Paused, rounds: Int, all: DirtyBitmap, comparesAll: Bool,
-        _ facts: inout PendingCapture.Facts
-    ) {
+    /// Notes what a pause copied, and learns from it how fast copying is.
+    private mutating func note(_ batches: [StagedBatch], _ copyTime: Duration) {
+        let pages = batches.reduce(0) { $0 + $1.pageCount }
+        facts.pausedPageCount = pages
+        facts.copiedPageCount += pages
+        let seconds = copyTime.inSeconds
+        guard pages >= 256, seconds > 0 else { return }
+        session.state.withLock { state in
+            state.copyRate = 0.75 * state.copyRate + 0.25 * Double(pages) / seconds
+        }
+    }
+
+    /// Hands over what the pause copied: the rest is the pipeline's.
+    private mutating func finish(_ paused: Paused) {
         for batch in paused.batches { job.submit(batch) }
-        facts.dirtyPageCount = all.count
-        session.state.withLock { $0.layout = paused.layout }
-        let comparedAll = comparesAll || taken.pages.withLock { $0.comparesAll }
+        facts.dirtyPageCount = taken.count(within: frames)
+        let layout = layout
+        session.state.withLock { $0.layout = layout }
         job.complete(
             CaptureJob.Completion(
-                layout: paused.layout, state: paused.state,
+                layout: layout, state: paused.state,
                 facts: CheckpointFacts(
                     lineage: session.lineage, label: label,
-                    timeNanoseconds: paused.timeNanoseconds, pause: paused.pause,
-                    precopyRounds: rounds, comparedAll: comparedAll), audit: paused.audit))
+                    timeNanoseconds: paused.timeNanoseconds, pause: facts.pause,
+                    precopyRounds: round, comparedAll: taken.comparesAll), audit: paused.audit))
     }
 
     /// The guest's layout; throws if a page map cannot hold it.
@@ -301,71 +309,37 @@ struct CaptureOperation {
         return layout
     }
 
-    /// Frames that a layout has and the previous one had not: new memory is copied whatever the log
-    /// says of it.
-    private static func addedFrames(
-        _ layout: GuestLayout, since seen: inout GuestLayout
-    ) -> DirtyBitmap {
-        guard seen != layout else { return DirtyBitmap() }
-        var added = DirtyBitmap(layout)
-        added.subtract(DirtyBitmap(seen))
-        seen = layout
-        return added
-    }
-
-    /// Waits, before the pause, until the pool has room for what is expected and some more.
-    private func waitForRoom(_ expected: Int) throws(CaptureError) -> PauseRoom {
-        let pages = expected + expected / 4 + 2 * StagingPool.slotPageCount
-        session.pipeline.pool.waitForFree(pages / StagingPool.slotPageCount + 1)
-        if let failure = job.failure { throw failure }
-        return PauseRoom(session.pipeline.pool, pageCount: pages)
-    }
-
-    private func learn(_ pages: Int, _ time: Duration) {
-        let (seconds, attoseconds) = time.components
-        let elapsed = Double(seconds) + Double(attoseconds) * 1e-18
-        guard pages >= 256, elapsed > 0 else { return }
-        session.state.withLock { state in
-            state.copyRate = 0.75 * state.copyRate + 0.25 * Double(pages) / elapsed
-        }
-    }
-
     // MARK: - Without a dirty log
 
     /// Pauses the guest and hands every page to the workers, which compare it.
     ///
     /// The guest is paused for the whole time, because without a log nothing else is correct.
-    private func captureUntracked() throws -> PendingCapture.Facts {
-        var facts = PendingCapture.Facts()
+    private mutating func captureUntracked() throws {
+        taken.compareAll()
         job.move { $0.pause() }
         let start = ContinuousClock.now
-        let paused = try PausedGuest(pausing: session.guest)
+        let guest = try PausedGuest(pausing: session.guest)
         let time = session.options.clock()
-        let layout = try currentLayout()
-        let all = DirtyBitmap(layout)
-        try copy(all, phase: .paused, &facts)
+        see(try currentLayout())
+        dirty = frames
+        taken.insert(dirty)
+        try copyDirty(phase: .paused)
         let state = try session.guest.captureState()
         job.move { $0.copied() }
-        try paused.resume()
+        try guest.resume()
         job.move { $0.resume() }
         facts.pause = ContinuousClock.now - start
         facts.pausedPageCount = facts.copiedPageCount
-        let completion = Paused(
-            layout: layout, state: state, batches: [], audit: nil, timeNanoseconds: time,
-            pause: facts.pause)
-        finish(completion, rounds: 0, all: all, comparesAll: true, &facts)
-        return facts
+        finish(Paused(state: state, batches: [], audit: nil, timeNanoseconds: time))
     }
 
     // MARK: - Copying
 
-    /// Copies pages and hands them to the workers immediately.
-    private func copy(
-        _ pages: DirtyBitmap, phase: CapturePhase, _ facts: inout PendingCapture.Facts
-    ) throws {
-        let total = pages.count
+    /// Copies the set and hands it to the workers immediately.
+    private mutating func copyDirty(phase: CapturePhase) throws {
+        let total = dirty.count
         var done = 0
-        for runs in StagedBatches.cut(pages.runs()) {
+        for runs in StagedBatches.cut(dirty.runs()) {
             try session.checkCancelled()
             if let failure = job.failure { throw failure }
             let batch = try stage(runs)

@@ -26,6 +26,17 @@ public final class CaptureSession: Sendable {
                 state.comparesAll = state.comparesAll || comparesAll
             }
         }
+
+        /// Gives the pages that are in no checkpoint to a capture.
+        func takeUnsaved() -> UnsavedPages {
+            withLock { state in
+                defer {
+                    state.unsaved = DirtyBitmap()
+                    state.comparesAll = false
+                }
+                return UnsavedPages(pages: state.unsaved, comparesAll: state.comparesAll)
+            }
+        }
     }
 
     struct State: Sendable {
@@ -141,7 +152,7 @@ public final class CaptureSession: Sendable {
         guard !state.withLock({ $0.isClosed }) else { throw CaptureSession.closed }
         isCancelled.store(false, ordering: .relaxed)
         pipeline.waitForJobs(atMost: max(1, options.overlappingCapturesMax) - 1)
-        return try CaptureOperation(session: self, label: label, progress: progress).run()
+        return try CaptureOperation.run(self, label: label, progress: progress)
     }
 
     /// Makes the capture in progress fail with `cancelled`, unless it has reached its pause.

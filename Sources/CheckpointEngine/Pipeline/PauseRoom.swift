@@ -40,7 +40,10 @@ struct PauseRoom: ~Copyable {
     }
 
     /// Copies the pages that were cut.
-    mutating func copyPages(from guest: any Guest) throws(GuestError) {
+    ///
+    /// - Returns: how long that took.
+    mutating func copyPages(from guest: any Guest) throws(GuestError) -> Duration {
+        let clockStart = ContinuousClock.now
         var start = 0
         for index in ends.indices {
             if index == slots.count { slots.append(pool.take()) }
@@ -52,6 +55,7 @@ struct PauseRoom: ~Copyable {
             try guest.copyPages(batch, into: &destination)
             start = ends[index]
         }
+        return ContinuousClock.now - clockStart
     }
 
     /// The copies, as the workers take them; slots that were not needed go back to the pool.
