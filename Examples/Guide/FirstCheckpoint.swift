@@ -38,7 +38,7 @@ func tenCheckpoints(of memory: ProcessMemory, in repository: Repository) throws 
     options.retention = Retention(RetentionPolicy(keepLast: 5))
     let session = try CaptureSession(
         of: memory, in: repository, lineage: "periodic", options: options)
-    var schedule = PeriodicCapture.Schedule(every: .milliseconds(20))
+    var schedule = CheckpointSchedule(every: .milliseconds(20))
     schedule.countMax = 10
     let periodic = try PeriodicCapture(of: session, schedule) { event in
         if case .failed(let error) = event { print("failed: \(error)") }

@@ -75,10 +75,10 @@ struct Forget: ParsableCommand {
 
     private func decide(_ repository: Repository) throws -> [RetentionPolicy.Decision] {
         guard rules.policy.isEmpty else {
-            let found = try repository.checkpoints(
-                lineage: try lineage.map { try LineageName($0) })
-            if let lineage, found.isEmpty {
-                throw NewLineage.missing(lineage, in: repository, at: store)
+            let name = try lineage.map { try NewLineage.named($0, in: repository, at: store) }
+            let found = try repository.checkpoints(lineage: name)
+            if let name, found.isEmpty {
+                throw NewLineage.missing(name.text, in: repository, at: store)
             }
             return rules.policy.decide(found)
         }

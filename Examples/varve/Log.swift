@@ -43,17 +43,16 @@ struct Log: ParsableCommand {
         try reporting {
             let repository = try Reading.open(store, isJSON: json)
             var damage: [Corruption] = []
+            let name = try lineage.map { try NewLineage.named($0, in: repository, at: store) }
             let selection = CheckpointSelection(
-                lineage: try lineage.map { try LineageName($0) }, newest: newest,
+                lineage: name, newest: newest,
                 before: try before.map { try repository.checkpoint(named: $0).id },
                 since: since?.first, until: until?.last)
             let checkpoints = try repository.checkpoints(selection) { damage.append($0) }
-            if let lineage, checkpoints.isEmpty, damage.isEmpty,
-                try !repository.lineages().contains(where: {
-                    $0.name.text.utf8.elementsEqual(lineage.utf8)
-                })
+            if let name, checkpoints.isEmpty, damage.isEmpty,
+                try !repository.lineages().contains(where: { $0.name == name })
             {
-                throw NewLineage.missing(lineage, in: repository, at: store)
+                throw NewLineage.missing(name.text, in: repository, at: store)
             }
             guard let first = damage.first else { return try show(checkpoints, repository) }
             try Output.report(first.description, isDamaged: true) {

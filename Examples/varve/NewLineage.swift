@@ -18,6 +18,17 @@ enum NewLineage {
             isJSON: isJSON)
     }
 
+    /// A lineage as the user wrote it; a name that none can have is missing like any other.
+    static func named(
+        _ text: String, in repository: Repository, at store: StoreArgument
+    ) throws -> LineageName {
+        do {
+            return try LineageName(text)
+        } catch {
+            throw missing(text, in: repository, at: store)
+        }
+    }
+
     /// The error for a missing lineage.
     static func missing(_ name: String, in repository: Repository, at store: StoreArgument)
         -> ToolError

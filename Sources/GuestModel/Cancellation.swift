@@ -14,13 +14,40 @@ public final class Cancellation: Sendable {
         var next: UInt64 = 0
     }
 
+    /// A handler that is called when its cancellation is cancelled, until this is released.
+    package final class Registration: Sendable {
+        private let cancellation: Cancellation
+        private let key: UInt64
+
+        fileprivate init(_ cancellation: Cancellation, _ key: UInt64) {
+            self.cancellation = cancellation
+            self.key = key
+        }
+
+        deinit {
+            // Released outside the lock: it may own what removes handlers in its turn.
+            let handler = cancellation.state.withLock { $0.handlers.removeValue(forKey: key) }
+            withExtendedLifetime(handler) {}
+        }
+    }
+
     private let flag = Atomic(false)
     private let state = Mutex(State())
     private let condition: (@Sendable () -> Bool)?
+    private let links = Mutex<[Registration]>([])
 
     /// A cancellation that is not cancelled yet.
     public init() {
         condition = nil
+    }
+
+    /// One that is also cancelled when one of others is.
+    package init(linkedTo others: [Cancellation]) {
+        condition = others.first { $0.condition != nil }?.condition
+        let registrations = others.compactMap { other in
+            other.register { [weak self] in self?.cancel() }
+        }
+        links.withLock { $0 = registrations }
     }
 
     /// One that also counts as cancelled once `condition` has returned true.
@@ -51,21 +78,22 @@ public final class Cancellation: Sendable {
         return true
     }
 
-    /// Runs `body`; if this is cancelled meanwhile, or was before, calls `wake` on the cancelling
-    /// thread.
+    /// Has a handler called, once, by the thread that cancels this; at once if it is cancelled.
     ///
-    /// `wake` may also be called shortly after `body` has returned.
-    package func onCancel<Result: ~Copyable, Failure: Error>(
-        _ wake: @escaping @Sendable () -> Void, while body: () throws(Failure) -> Result
-    ) throws(Failure) -> Result {
+    /// The handler may also be called shortly after the registration was released.
+    ///
+    /// - Returns: what keeps the handler; nil if it was called at once.
+    package func register(_ handler: @escaping @Sendable () -> Void) -> Registration? {
         let key = state.withLock { state -> UInt64? in
             if flag.load(ordering: .relaxed) { return nil }
             state.next += 1
-            state.handlers[state.next] = wake
+            state.handlers[state.next] = handler
             return state.next
         }
-        if key == nil { wake() }
-        defer { if let key { state.withLock { $0.handlers[key] = nil } } }
-        return try body()
+        guard let key else {
+            handler()
+            return nil
+        }
+        return Registration(self, key)
     }
 }

@@ -19,6 +19,7 @@ public struct Progress: Hashable, Sendable {
     public struct Phase: Hashable, Sendable {
         private enum Kind: String {
             case precopy
+            case pausedCopy
             case reading
             case writing
             case rewriting
@@ -29,6 +30,9 @@ public struct Progress: Hashable, Sendable {
 
         /// Copying pages while the guest runs.
         public static let precopy = Phase(kind: .precopy)
+        /// Copying pages while the guest is paused, because it has no dirty log; the pause is longer
+        /// by the time that the handler takes.
+        public static let pausedCopy = Phase(kind: .pausedCopy)
         /// Reading: an image, a stream, packs, or pages of a checkpoint.
         public static let reading = Phase(kind: .reading)
         /// Writing pages, into a guest or a file.

@@ -135,7 +135,7 @@ private struct HoledImage: ImageSource {
         image.willRead = { watch.wait { $0.isOpen ? () : nil } }
         // Opens when nothing more is submitted: the import waits for a slot.
         let mostWaiting = Mutex(0)
-        let opener = Threads.Thread {
+        let opener = try Threads.Thread {
             var seen = 0
             while seen == 0 || watch.read({ $0.handedIn }) != seen {
                 seen = watch.read { $0.handedIn }

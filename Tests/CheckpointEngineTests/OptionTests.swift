@@ -133,8 +133,8 @@ import VarveTestSupport
         let repository = try Repository.create(at: directory.path.appending("store"))
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: 4))
         let session = try CaptureSession(of: guest, in: repository, lineage: "web")
-        func refuses(_ name: String, _ change: (inout PeriodicCapture.Schedule) -> Void) {
-            var schedule = PeriodicCapture.Schedule(every: .zero)
+        func refuses(_ name: String, _ change: (inout CheckpointSchedule) -> Void) {
+            var schedule = CheckpointSchedule(every: .zero)
             schedule.countMax = 1
             change(&schedule)
             let error = #expect(throws: CaptureError.self) {

@@ -91,9 +91,9 @@ import VarveTestSupport
         let pipeline = try CheckpointPipeline(
             repository: repository, parent: nil, options: CaptureOptions())
         let later = Mutex<CaptureJob?>(nil)
-        let first = pipeline.begin { _, _ in
+        let first = pipeline.begin(.none) { _, _ in
             // Here the capture thread merges back the pages that the job had taken.
-            let job = pipeline.begin { _, _ in }
+            let job = pipeline.begin(.none) { _, _ in }
             job.complete(
                 CaptureJob.Completion(
                     layout: .empty, state: .empty,

@@ -50,7 +50,7 @@ import VarveTestSupport
     @Test func asManyAsAskedAreTakenAndEachIsWhole() throws {
         let (_, session, repository) = try make()
         let journal = Journal()
-        var schedule = PeriodicCapture.Schedule(every: .zero)
+        var schedule = CheckpointSchedule(every: .zero)
         schedule.countMax = 7
         let periodic = try PeriodicCapture(of: session, schedule) {
             journal.note($0)
@@ -112,7 +112,7 @@ import VarveTestSupport
     @Test func aFailureIsToldAndLosesNothing() throws {
         let (guest, session, repository) = try make()
         let journal = Journal()
-        var schedule = PeriodicCapture.Schedule(every: .zero)
+        var schedule = CheckpointSchedule(every: .zero)
         schedule.countMax = 4
         let periodic = try PeriodicCapture(of: session, schedule) { event in
             journal.note(event)

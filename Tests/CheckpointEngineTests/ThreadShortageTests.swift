@@ -1,3 +1,4 @@
+import CheckpointIndex
 import CheckpointStore
 import CheckpointUpkeep
 import Glibc
@@ -124,7 +125,7 @@ import VarveTestSupport
         session.close()
         let restored = SimulatedGuest(layout: .empty)
         try with(threads: 0) {
-            _ = try Restore.run(checkpoint, from: repository, into: restored)
+            try repository.restore(checkpoint, into: restored)
             var count = 0
             try MemoryReader(checkpoint, from: repository).read { runs, _ in
                 count += runs.reduce(0) { $0 + $1.count }

@@ -2,6 +2,7 @@ import CheckpointFormat
 import CheckpointIndex
 import CheckpointStore
 import GuestModel
+import PackStore
 
 /// One capture, on the caller's thread: from the dirty log to the pool.
 ///
@@ -9,7 +10,7 @@ import GuestModel
 struct CaptureOperation: ~Copyable {
     private let session: CaptureSession
     private let label: Label?
-    private let progress: (@Sendable (CaptureProgress) -> Void)?
+    private let control: WorkControl
     private let job: CaptureJob
     /// Every page of this capture: what goes back if it fails.
     private let taken: TakenPages
@@ -25,11 +26,10 @@ struct CaptureOperation: ~Copyable {
 
     /// Takes a checkpoint up to the point where the guest runs again.
     static func run(
-        _ session: CaptureSession, label: Label?,
-        progress: (@Sendable (CaptureProgress) -> Void)?
+        _ session: CaptureSession, label: Label?, _ control: WorkControl
     ) throws(CaptureError) -> PendingCapture {
         let taken = TakenPages()
-        let job = session.pipeline.begin {
+        let job = session.pipeline.begin(control) {
             [memory = session.state, keeper = session.keeper] _, result in
             switch result {
             case .success: keeper?.checkpointPublished()
@@ -38,7 +38,7 @@ struct CaptureOperation: ~Copyable {
                 memory.mergeBack(unsaved.pages, comparesAll: unsaved.comparesAll)
             }
         }
-        var operation = CaptureOperation(session, label, progress, job, taken)
+        var operation = CaptureOperation(session, label, control, job, taken)
         do {
             try operation.capture()
             return PendingCapture(job: job, facts: operation.facts)
@@ -52,12 +52,12 @@ struct CaptureOperation: ~Copyable {
     }
 
     private init(
-        _ session: CaptureSession, _ label: Label?,
-        _ progress: (@Sendable (CaptureProgress) -> Void)?, _ job: CaptureJob, _ taken: TakenPages
+        _ session: CaptureSession, _ label: Label?, _ control: WorkControl, _ job: CaptureJob,
+        _ taken: TakenPages
     ) {
         self.session = session
         self.label = label
-        self.progress = progress
+        self.control = control
         self.job = job
         self.taken = taken
         layout = session.state.withLock { $0.layout }
@@ -137,7 +137,7 @@ struct CaptureOperation: ~Copyable {
         round += 1
         job.move { $0.precopy() }
         dirty.formIntersection(present)
-        try copyDirty(phase: .precopy(round: round))
+        try copyDirty(.precopy)
         try job.drain()
         dirty.removeAll()
     }
@@ -211,6 +211,7 @@ struct CaptureOperation: ~Copyable {
         job.move { $0.pause() }
         let start = ContinuousClock.now
         let guest = try PausedGuest(pausing: session.guest)
+        let paused = ContinuousClock.now
         let time = session.options.clock()
         try takeFinal(log)
         guard room.cut(dirty) else {
@@ -222,7 +223,8 @@ struct CaptureOperation: ~Copyable {
         let state = try session.guest.captureState()
         job.move { $0.copied() }
         try guest.resume()
-        facts.pause = ContinuousClock.now - start
+        facts.times = PauseTimes(
+            request: paused - start, downtime: ContinuousClock.now - paused)
         job.move { $0.resume() }
         let batches = room.batches()
         note(batches, copyTime)
@@ -232,11 +234,10 @@ struct CaptureOperation: ~Copyable {
     /// Waits until the pool has room for what is expected in the pause and some more, and allocates
     /// what grows with the guest's size.
     private mutating func makeRoom(for expected: Int) throws(CaptureError) -> PauseRoom {
-        try session.checkCancelled()
         let wanted = expected + session.options.auditPageCount
         let pages = wanted + wanted / 4 + 2 * StagingPool.slotPageCount
-        session.pipeline.pool.waitForFree(pages / StagingPool.slotPageCount + 1)
-        if let failure = job.failure { throw failure }
+        try session.pipeline.pool.waitForFree(pages / StagingPool.slotPageCount + 1, control)
+        try job.check()
         dirty.reserveCapacity(frameEnd: layout.frameEnd)
         taken.reserveCapacity(frameEnd: layout.frameEnd)
         return PauseRoom(session.pipeline.pool, pageCount: pages)
@@ -252,7 +253,7 @@ struct CaptureOperation: ~Copyable {
     }
 
     /// Copies those of an audit's frames that are clean, as far as the pool has room.
-    private func stage(_ candidates: AuditCandidates) throws(GuestError) -> AuditSample? {
+    private func stage(_ candidates: AuditCandidates) throws -> AuditSample? {
         guard session.options.auditPageCount > 0 else { return nil }
         var batches: [StagedBatch] = []
         for runs in StagedBatches.cut(candidates.runs(in: layout, outside: dirty))
@@ -285,7 +286,7 @@ struct CaptureOperation: ~Copyable {
                 layout: layout, state: paused.state,
                 facts: CheckpointFacts(
                     lineage: session.lineage, label: label,
-                    timeNanoseconds: paused.timeNanoseconds, pause: facts.pause,
+                    timeNanoseconds: paused.timeNanoseconds, pause: facts.times.downtime,
                     precopyRounds: round, comparedAll: taken.comparesAll), audit: paused.audit))
     }
 
@@ -319,16 +320,18 @@ struct CaptureOperation: ~Copyable {
         job.move { $0.pause() }
         let start = ContinuousClock.now
         let guest = try PausedGuest(pausing: session.guest)
+        let paused = ContinuousClock.now
         let time = session.options.clock()
         see(try currentLayout())
         dirty = frames
         taken.insert(dirty)
-        try copyDirty(phase: .paused)
+        try copyDirty(.pausedCopy)
         let state = try session.guest.captureState()
         job.move { $0.copied() }
         try guest.resume()
         job.move { $0.resume() }
-        facts.pause = ContinuousClock.now - start
+        facts.times = PauseTimes(
+            request: paused - start, downtime: ContinuousClock.now - paused)
         facts.pausedPageCount = facts.copiedPageCount
         finish(Paused(state: state, batches: [], audit: nil, timeNanoseconds: time))
     }
@@ -336,23 +339,22 @@ struct CaptureOperation: ~Copyable {
     // MARK: - Copying
 
     /// Copies the set and hands it to the workers immediately.
-    private mutating func copyDirty(phase: CapturePhase) throws {
+    private mutating func copyDirty(_ phase: Progress.Phase) throws {
         let total = dirty.count
         var done = 0
         for runs in StagedBatches.cut(dirty.runs()) {
-            try session.checkCancelled()
-            if let failure = job.failure { throw failure }
+            try job.check()
             let batch = try stage(runs)
             done += batch.pageCount
             job.submit(batch)
-            progress?(CaptureProgress(phase: phase, pagesDone: done, pagesTotal: total))
+            try control.report(phase, .pages, done, of: total)
         }
         facts.copiedPageCount += done
     }
 
     /// Copies runs of at most 256 pages into a slot.
-    private func stage(_ runs: [PageRange]) throws(GuestError) -> StagedBatch {
-        let slot = session.pipeline.pool.take()
+    private func stage(_ runs: [PageRange]) throws -> StagedBatch {
+        let slot = try session.pipeline.pool.take(control)
         let batch = StagedBatch(slot: slot, runs: runs)
         let bytes = slot.bytes[..<(batch.pageCount * Page.byteCount)]
         var destination = UnsafeMutableRawBufferPointer(rebasing: bytes).mutableBytes

@@ -1,6 +1,7 @@
 public import CheckpointFormat
 public import CheckpointIndex
 import CheckpointStore
+public import GuestModel
 package import PackStore
 
 /// How a session captures.
@@ -97,22 +98,14 @@ public struct CaptureResult: Sendable {
     public let copiedPageCount: Int
     /// Pages copied in the pause.
     public let pausedPageCount: Int
+    /// How long the guest took to pause, and how long it was paused.
+    public let pauseTimes: PauseTimes
     /// How long the guest was paused.
-    public let pause: Duration
+    public var pause: Duration { pauseTimes.downtime }
     /// The result of the audit of the dirty log; nil if none was requested.
     ///
     /// If it found a miss, nothing of that attempt was published, and this checkpoint is from a
     /// second attempt, which compared every page. Checkpoints since the previous full comparison
     /// may lack pages.
     public internal(set) var audit: CaptureAudit?
-}
-
-/// How far a capture has got; for a progress line.
-public struct CaptureProgress: Sendable {
-    /// The phase.
-    public let phase: CapturePhase
-    /// Pages copied so far in this phase.
-    public let pagesDone: Int
-    /// Pages to copy in this phase.
-    public let pagesTotal: Int
 }

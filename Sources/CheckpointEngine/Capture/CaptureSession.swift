@@ -64,7 +64,8 @@ public final class CaptureSession: Sendable {
     private let claim: GuestClaim
     /// Taken by each capture and revert.
     let turn = Monitor(false)
-    private let isCancelled = Atomic(false)
+    /// Cancels all calls that have begun; replaced when it has.
+    private let cancellation = Mutex(Cancellation())
 
     /// Begins a session, which owns the guest until it is closed or dropped.
     ///
@@ -108,38 +109,44 @@ public final class CaptureSession: Sendable {
     }
 
     deinit {
+        // Waits for nothing: what is in progress ends by itself.
         SessionLog(self)?.stop()
-        pipeline.close()
-        keeper?.close()
+        pipeline.requestClose()
+        keeper?.requestClose()
         claim.release()
     }
 
     /// Takes a checkpoint and returns when it is durable.
     ///
+    /// Blocks. When it throws, also because it was cancelled, there is no checkpoint, the guest runs,
+    /// and the next capture takes the pages of this one too. Cancelling wakes it wherever it waits;
+    /// a checkpoint that is already being written out is returned all the same.
+    ///
     /// - Parameters:
     ///   - label: a name for this one checkpoint.
-    ///   - progress: called on this thread from time to time.
+    ///   - cancellation: ends it with `cancelled`.
+    ///   - progress: called on this thread in phase `precopy`, or `pausedCopy` without a dirty log,
+    ///     with pages.
     public func capture(
-        label: Label? = nil, progress: (@Sendable (CaptureProgress) -> Void)? = nil
+        label: Label? = nil, cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
     ) throws(CaptureError) -> CaptureResult {
-        do {
-            return try begin(label: label, progress: progress).wait()
-        } catch {
-            guard let audit = error.audit else { throw error }
-            // The log cannot be relied on: retry, comparing every page.
-            var result = try begin(label: label, progress: progress).wait()
-            result.audit = audit
-            return result
+        try retryingAfterAudit { () throws(CaptureError) in
+            try begin(label: label, cancellation: cancellation, progress: progress).ended()
         }
     }
 
     /// Takes a checkpoint and returns as soon as the guest runs again; the checkpoint exists when
     /// `wait` of the result returns.
     ///
-    /// Blocks before the pause while the pool or the disk cannot keep up.
+    /// Blocks before the pause: while another capture or a revert of this session has not let its
+    /// guest run again, and while the pool or the disk cannot keep up. It fails and is cancelled as
+    /// `capture` is, and `cancellation` also ends the capture after this has returned.
     public func begin(
-        label: Label? = nil, progress: (@Sendable (CaptureProgress) -> Void)? = nil
+        label: Label? = nil, cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
     ) throws(CaptureError) -> PendingCapture {
+        let control = control(
+            "the capture was cancelled; the guest runs, and the next capture takes its pages",
+            cancellation, progress)
         if let label {
             do throws(RepositoryError) {
                 try pipeline.repository.checkNames(lineage: lineage, label: label)
@@ -147,17 +154,46 @@ public final class CaptureSession: Sendable {
                 throw CaptureError(error)
             }
         }
-        takeTurn()
+        try takeTurn(control)
         defer { endTurn() }
         guard !state.withLock({ $0.isClosed }) else { throw CaptureSession.closed }
-        isCancelled.store(false, ordering: .relaxed)
-        pipeline.waitForJobs(atMost: max(1, options.overlappingCapturesMax) - 1)
-        return try CaptureOperation.run(self, label: label, progress: progress)
+        try pipeline.waitForJobs(
+            atMost: max(1, options.overlappingCapturesMax) - 1, control)
+        return try CaptureOperation.run(self, label: label, control)
     }
 
-    /// Makes the capture in progress fail with `cancelled`, unless it has reached its pause.
+    /// Cancels the captures and the revert of this session that have begun, as their cancellations
+    /// would.
     public func cancel() {
-        isCancelled.store(true, ordering: .relaxed)
+        let cancellation = cancellation.withLock { current in
+            defer { current = Cancellation() }
+            return current
+        }
+        cancellation.cancel()
+    }
+
+    /// What may end one call.
+    func control(
+        _ remains: String, _ cancellation: Cancellation?, _ progress: ProgressHandler?
+    ) -> WorkControl {
+        let own = self.cancellation.withLock { $0 }
+        return WorkControl(
+            remains, Cancellation(linkedTo: [own] + (cancellation.map { [$0] } ?? [])), progress)
+    }
+
+    /// Runs `capture`, and once more if an audit found that the log cannot be relied on: that one
+    /// compares every page.
+    private func retryingAfterAudit(
+        _ capture: () throws(CaptureError) -> CaptureResult
+    ) throws(CaptureError) -> CaptureResult {
+        do {
+            return try capture()
+        } catch {
+            guard let audit = error.audit else { throw error }
+            var result = try capture()
+            result.audit = audit
+            return result
+        }
     }
 
     /// What `CaptureOptions.retention` has done so far; nil without one.
@@ -173,38 +209,43 @@ public final class CaptureSession: Sendable {
     /// The checkpoint that the next one will follow.
     public var parent: Checkpoint? { pipeline.parent }
 
-    /// Waits for captures in progress, stops the dirty log, and frees the guest for another
-    /// session.
+    /// Waits for captures in progress, stops the dirty log, ends the session's threads, gives back
+    /// its memory, and frees the guest for another session.
     ///
-    /// The guest continues to run. Harmless when called again.
-    public func close() {
-        takeTurn()
-        defer { endTurn() }
-        pipeline.waitForJobs(atMost: 0)
-        pipeline.release()
-        SessionLog(self)?.stop()
-        keeper?.close()
-        state.withLock { state in
-            state.isClosed = true
-            state.comparesAll = true
-        }
-        claim.release()
-    }
+    /// The guest continues to run. Blocks; captures that are in progress are not cancelled (`cancel`
+    /// does that). Harmless when called again. A session that is dropped without it ends its threads
+    /// later, by itself.
+    public func close() { end() }
 
-    static let closed = CaptureError(.closed, "the session is closed; begin another one")
-
-    func checkCancelled() throws(CaptureError) {
-        if isCancelled.load(ordering: .relaxed) {
-            throw CaptureError(.cancelled, "the capture was cancelled; the guest runs")
-        }
-    }
-
-    func takeTurn() {
+    func end() {
         turn.wait { isTaken -> Void? in
             guard !isTaken else { return nil }
             isTaken = true
             return ()
         }
+        defer { endTurn() }
+        pipeline.waitForJobs()
+        pipeline.release()
+        SessionLog(self)?.stop()
+        state.withLock { state in
+            state.isClosed = true
+            state.comparesAll = true
+        }
+        pipeline.close()
+        keeper?.close()
+        claim.release()
+    }
+
+    static let closed = CaptureError(.closed, "the session is closed; begin another one")
+
+    func takeTurn(_ control: WorkControl) throws(CaptureError) {
+        try control.checkCapture()
+        let isMine: Void? = turn.wait(until: control.cancellation) { isTaken -> Void? in
+            guard !isTaken else { return nil }
+            isTaken = true
+            return ()
+        }
+        if isMine == nil { throw control.cancelledCapture }
     }
 
     func endTurn() {
@@ -221,7 +262,7 @@ public final class PendingCapture: Sendable {
         var dirtyPageCount = 0
         var copiedPageCount = 0
         var pausedPageCount = 0
-        var pause = Duration.zero
+        var times = PauseTimes()
     }
 
     init(job: CaptureJob, facts: Facts) {
@@ -229,17 +270,42 @@ public final class PendingCapture: Sendable {
         self.facts = facts
     }
 
-    /// How long the guest was paused.
-    public var pause: Duration { facts.pause }
+    /// How long the guest took to pause, and how long it was paused.
+    public var pauseTimes: PauseTimes { facts.times }
 
     /// The capture's phase now.
     public var phase: CapturePhase { job.phase }
 
+    /// Cancels the capture.
+    ///
+    /// Its pages go to the next one; captures that were begun after it fail with
+    /// `predecessorFailed`. Without effect once the checkpoint is being written out.
+    public func cancel() {
+        job.control.cancellation?.cancel()
+    }
+
     /// Waits until the checkpoint is durable, or the capture failed and its pages are merged back.
-    public func wait() throws(CaptureError) -> CaptureResult {
+    ///
+    /// Blocks. Harmless when called again: each call has the same result.
+    public func wait() throws(CaptureError) -> CaptureResult { try ended() }
+
+    /// The same without blocking a thread; if the task is cancelled, so is the capture.
+    public func wait() async throws(CaptureError) -> CaptureResult {
+        await withTaskCancellationHandler {
+            await withCheckedContinuation { continuation in
+                job.whenEnded { continuation.resume() }
+            }
+        } onCancel: {
+            cancel()
+        }
+        return try ended()
+    }
+
+    /// Blocks until it has ended.
+    func ended() throws(CaptureError) -> CaptureResult {
         CaptureResult(
             checkpoint: try job.wait(), dirtyPageCount: facts.dirtyPageCount,
             copiedPageCount: facts.copiedPageCount, pausedPageCount: facts.pausedPageCount,
-            pause: facts.pause, audit: job.audit)
+            pauseTimes: facts.times, audit: job.audit)
     }
 }

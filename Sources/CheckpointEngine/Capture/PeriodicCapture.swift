@@ -14,8 +14,7 @@ import Synchronization
 
 /// Captures a guest repeatedly, on a thread of its own, until it is stopped.
 ///
-/// A late capture does not bring later ones closer together: the next is due one interval after the
-/// start of the late one. A failed capture loses nothing: the next one takes its pages. The
+/// A failed capture loses nothing: the next one takes its pages. The
 /// embedder keeps the session, may use it to capture and revert meanwhile, and closes it
 /// afterwards. Dropping the last reference also stops it, without waiting.
 public final class PeriodicCapture: Sendable {
@@ -40,32 +39,6 @@ public final class PeriodicCapture: Sendable {
         case stop
     }
 
-    /// When captures are due.
-    public struct Schedule: Sendable {
-        /// From the start of one capture to the start of the next; zero: back to back.
-        ///
-        /// After a failed capture the next begins a tenth of a second later at the earliest.
-        public var interval: Duration
-        /// The most captures to begin; nil: no limit.
-        public var countMax: Int?
-        /// No capture is begun after this time; nil: no limit.
-        public var timeMax: Duration?
-
-        /// Captures at an interval, without end.
-        ///
-        /// - Parameter interval: zero or more.
-        public init(every interval: Duration) {
-            self.interval = interval
-        }
-
-        fileprivate func check() throws(RepositoryError) {
-            let times = Duration.zero...OptionCheck.longest
-            try OptionCheck.check("interval", interval, in: times)
-            if let countMax { try OptionCheck.check("countMax", countMax, in: 0...Int.max) }
-            if let timeMax { try OptionCheck.check("timeMax", timeMax, in: times) }
-        }
-    }
-
     private let core: Core
 
     /// Starts: the first capture is due immediately.
@@ -80,12 +53,12 @@ public final class PeriodicCapture: Sendable {
     ///     begun, so it must be fast; it must not call `stop` or `wait`, which wait for it, and
     ///     returns `.stop` instead.
     public init(
-        of session: CaptureSession, _ schedule: Schedule,
+        of session: CaptureSession, _ schedule: CheckpointSchedule,
         handler: @escaping @Sendable (Event) -> Decision
     ) throws(CaptureError) {
         core = Core(session, schedule, handler)
+        try schedule.check()
         do throws(RepositoryError) {
-            try schedule.check()
             try core.start()
         } catch {
             throw CaptureError(error)
@@ -112,11 +85,6 @@ public final class PeriodicCapture: Sendable {
 
 /// What the thread references, so that it does not keep the embedder's object alive.
 private final class Core: Sendable {
-    private struct State {
-        var isStopping = false
-        var hasEnded = false
-    }
-
     private struct Pending {
         let capture: PendingCapture
         let lateness: Duration
@@ -126,13 +94,14 @@ private final class Core: Sendable {
     private static let restAfterFailure = Duration.milliseconds(100)
 
     private let session: CaptureSession
-    private let schedule: PeriodicCapture.Schedule
+    private let schedule: CheckpointSchedule
     private let handler: @Sendable (PeriodicCapture.Event) -> PeriodicCapture.Decision
-    private let state = Monitor(State())
+    private let stopping = Cancellation()
+    private let hasEnded = Monitor(false)
     private let thread = Mutex<Threads.Thread?>(nil)
 
     init(
-        _ session: CaptureSession, _ schedule: PeriodicCapture.Schedule,
+        _ session: CaptureSession, _ schedule: CheckpointSchedule,
         _ handler: @escaping @Sendable (PeriodicCapture.Event) -> PeriodicCapture.Decision
     ) {
         self.session = session
@@ -146,11 +115,11 @@ private final class Core: Sendable {
     }
 
     func requestStop() {
-        state.change { $0.isStopping = true }
+        stopping.cancel()
     }
 
     func join() {
-        state.wait { $0.hasEnded ? () : nil }
+        hasEnded.wait { $0 ? () : nil }
         let thread = thread.withLock { thread in
             defer { thread = nil }
             return thread
@@ -158,32 +127,19 @@ private final class Core: Sendable {
         thread?.join()
     }
 
-    var isRunning: Bool { state.read { !$0.hasEnded } }
+    var isRunning: Bool { hasEnded.read { !$0 } }
 
     private func run() {
-        let start = ContinuousClock.now
-        var due = start
-        var taken = 0
+        var times = DueTimes(schedule)
         var pending: Pending?
-        while taken < schedule.countMax ?? .max, waits(until: due),
-            schedule.timeMax.map({ ContinuousClock.now - start < $0 }) ?? true
-        {
-            let began = ContinuousClock.now
-            taken += 1
-            let next = begin(lateness: max(.zero, began - due))
+        while let lateness = times.next(until: stopping) {
+            let next = begin(lateness: lateness)
             settle(&pending)
             pending = next
-            let rest = next == nil ? Core.restAfterFailure : .zero
-            due = max(due + schedule.interval, ContinuousClock.now + rest)
+            if next == nil { times.rest(Core.restAfterFailure) }
         }
         settle(&pending)
-        state.change { $0.hasEnded = true }
-    }
-
-    /// Returns false if a stop is requested before then.
-    private func waits(until due: ContinuousClock.Instant) -> Bool {
-        let limit = due - ContinuousClock.now
-        return state.wait(atMost: limit) { $0.isStopping ? () : nil } == nil
+        hasEnded.change { $0 = true }
     }
 
     private func begin(lateness: Duration) -> Pending? {

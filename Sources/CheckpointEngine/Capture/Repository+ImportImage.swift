@@ -119,6 +119,7 @@ extension Repository {
             options.poolByteCount, 8 * max(1, options.workerCount) * StagingPool.slotByteCount)
         let stream = try StreamImport(
             into: self, lineage: lineage, options: options, control)
+        defer { stream.close() }
         do {
             try stream.check(label: label)
             try History.check(stream.parent, of: self, options) { state in

@@ -62,8 +62,7 @@ public final class StreamImport {
             try repository.checkNames(lineage: lineage, label: nil)
             parent = try repository.newest(ofLineage: lineage)
             pipeline = try CheckpointPipeline(
-                repository: repository, parent: parent, options: options,
-                control: control)
+                repository: repository, parent: parent, options: options)
         } catch {
             throw CaptureError(error)
         }
@@ -73,10 +72,19 @@ public final class StreamImport {
     }
 
     deinit {
-        if let job {
-            job.abort(CaptureError(.cancelled, "the import ended before its checkpoint was whole"))
-            _ = try? job.wait()
-        }
+        // Waits for nothing: what is in progress ends by itself.
+        job?.abort(control.cancelledCapture)
+        slot = nil
+        pipeline.requestClose()
+    }
+
+    /// Abandons what was submitted since the last checkpoint, ends the import's threads, and gives
+    /// back its memory.
+    ///
+    /// Blocks until that is done. Nothing may be called afterwards but this, which is harmless. An
+    /// import that is dropped without it ends its threads later, by itself.
+    public func close() {
+        _ = abandon(control.cancelledCapture)
         slot = nil
         pipeline.close()
     }
@@ -121,7 +129,7 @@ public final class StreamImport {
         }
         if inFlight.contains(frame) {
             flush()
-            try openJob().drain(control)
+            try openJob().drain()
             inFlight.removeAll()
         }
         let slot = try takeSlot()
@@ -198,7 +206,7 @@ public final class StreamImport {
 
     /// Waits until workers have processed everything that was submitted.
     func drain() throws(CaptureError) {
-        try openJob().drain(control)
+        try openJob().drain()
     }
 
     // MARK: - Checkpoints
@@ -260,7 +268,7 @@ public final class StreamImport {
 
     private func openJob() -> CaptureJob {
         if let job { return job }
-        let opened = pipeline.begin { _, _ in }
+        let opened = pipeline.begin(control) { _, _ in }
         opened.move { machine in
             machine.begin()
             machine.pause()

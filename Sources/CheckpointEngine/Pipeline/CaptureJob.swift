@@ -26,23 +26,33 @@ final class CaptureJob: Sendable {
         var result: Result<Checkpoint, CaptureError>?
         var audit: CaptureAudit?
         var machine = CaptureMachine()
+        /// Called when the result is known.
+        var waiting: [@Sendable () -> Void] = []
 
         /// True if there is nothing to wait for: every submitted batch was encoded, or none will be.
         var isDrained: Bool { failure != nil || openBatchCount == 0 }
     }
 
     let state = Monitor(State())
+    /// What may end it before its checkpoint exists.
+    let control: WorkControl
+    private let registration = Mutex<Cancellation.Registration?>(nil)
     /// The session's failure count when the job began.
     let generation: UInt64
     /// Called on the pipeline's thread when it has ended, before any waiting thread is told.
     let ended: @Sendable (CaptureJob, Result<Checkpoint, CaptureError>) -> Void
 
     init(
-        generation: UInt64,
+        generation: UInt64, control: WorkControl,
         ended: @escaping @Sendable (CaptureJob, Result<Checkpoint, CaptureError>) -> Void
     ) {
         self.generation = generation
+        self.control = control
         self.ended = ended
+        let registration = control.cancellation?.register { [weak self] in
+            self?.fail(control.cancelledCapture)
+        }
+        self.registration.withLock { $0 = registration }
     }
 
     /// Advances the state machine.
@@ -71,15 +81,6 @@ final class CaptureJob: Sendable {
         if let failure { throw failure }
     }
 
-    /// Waits until every submitted batch was encoded; throws if the work is to end.
-    func drain(_ control: WorkControl) throws(CaptureError) {
-        guard state.wait(until: control.cancellation, { $0.isDrained ? () : nil }) != nil else {
-            throw control.cancelledCapture
-        }
-        if let failure { throw failure }
-        try control.checkCapture()
-    }
-
     /// Marks everything as submitted; the pipeline publishes.
     func complete(_ completion: Completion) {
         state.change { state in
@@ -105,6 +106,32 @@ final class CaptureJob: Sendable {
 
     /// The result of the audit.
     var audit: CaptureAudit? { state.read { $0.audit } }
+
+    /// Throws if it has failed or is to end.
+    func check() throws(CaptureError) {
+        if let failure { throw failure }
+        try control.checkCapture()
+    }
+
+    /// Sets the result, and tells it to those who wait.
+    func end(_ result: Result<Checkpoint, CaptureError>) {
+        let waiting = state.change { state in
+            state.result = result
+            defer { state.waiting = [] }
+            return state.waiting
+        }
+        registration.withLock { $0 = nil }
+        for body in waiting { body() }
+    }
+
+    /// Calls `body` when the result is known: on the thread that sets it, or at once.
+    func whenEnded(_ body: @escaping @Sendable () -> Void) {
+        let isKnown = state.change { state in
+            if state.result == nil { state.waiting.append(body) }
+            return state.result != nil
+        }
+        if isKnown { body() }
+    }
 
     /// The failure so far, if any.
     var failure: CaptureError? { state.read { $0.failure } }

@@ -77,7 +77,6 @@ final class CheckpointPipeline: Sendable {
     let pool: StagingPool
     private let levelControl: Mutex<LevelControl>
     private let workerCount: Int
-    private let control: WorkControl
     private let progress = Monitor(Progress())
     private let jobs = Channel<CaptureJob>()
     private let tasks = Channel<Task>()
@@ -91,15 +90,11 @@ final class CheckpointPipeline: Sendable {
     private let base: Mutex<Base>
     private let threads = Mutex<[Threads.Thread]>([])
 
-    /// - Parameter control: checked on the dispatcher's thread, from when a job's last batch
-    ///   is encoded until it is published.
     init(
-        repository: Repository, parent: Checkpoint?, options: CaptureOptions,
-        control: WorkControl = .none
+        repository: Repository, parent: Checkpoint?, options: CaptureOptions
     ) throws(RepositoryError) {
         try options.check()
         self.repository = repository
-        self.control = control
         pool = try StagingPool(byteCount: options.poolByteCount)
         levelControl = Mutex(LevelControl(options.compression, within: options.compressionRange))
         workerCount = max(1, options.workerCount)
@@ -140,6 +135,7 @@ final class CheckpointPipeline: Sendable {
             return threads
         }
         for thread in threads { thread.join() }
+        pool.releaseMemory()
     }
 
     /// Begins no more jobs: the threads end, by themselves, when all jobs have ended.
@@ -150,11 +146,15 @@ final class CheckpointPipeline: Sendable {
     /// Begins a job; it waits its turn.
     ///
     /// The pipeline must not be closed.
+    ///
+    /// - Parameter control: ends it as a failure does, until it is published.
     func begin(
+        _ control: WorkControl,
         ended: @escaping @Sendable (CaptureJob, Result<Checkpoint, CaptureError>) -> Void
     ) -> CaptureJob {
         progress.change { progress in
-            let job = CaptureJob(generation: progress.failureCount, ended: ended)
+            let job = CaptureJob(
+                generation: progress.failureCount, control: control, ended: ended)
             progress.openCount += 1
             jobs.send(job)
             return job
@@ -165,8 +165,16 @@ final class CheckpointPipeline: Sendable {
     var openJobCount: Int { progress.read { $0.openCount } }
 
     /// Waits until at most `count` jobs have not ended.
-    func waitForJobs(atMost count: Int) {
-        progress.wait { $0.openCount <= count ? () : nil }
+    func waitForJobs(atMost count: Int, _ control: WorkControl) throws(CaptureError) {
+        let isReached: Void? = progress.wait(until: control.cancellation) {
+            $0.openCount <= count ? () : nil
+        }
+        if isReached == nil { throw control.cancelledCapture }
+    }
+
+    /// Waits until all jobs have ended.
+    func waitForJobs() {
+        progress.wait { $0.openCount == 0 ? () : nil }
     }
 
     // MARK: - Base, while no job is open
@@ -256,7 +264,7 @@ final class CheckpointPipeline: Sendable {
             if case .failure = result { progress.failureCount += 1 }
             progress.openCount -= 1
         }
-        job.state.change { $0.result = result }
+        job.end(result)
     }
 
     /// Encodes a job, and hands it to the publisher when the previous one is published.
@@ -271,7 +279,7 @@ final class CheckpointPipeline: Sendable {
                     preconditionFailure("a job without failure is completed")
                 }
                 job.move { $0.encode() }
-                try control.check()
+                try job.check()
                 draft.adopt(completion.layout)
                 try audit(job, completion, draft)
                 publications.waitUntilEmpty()
@@ -282,7 +290,7 @@ final class CheckpointPipeline: Sendable {
                     draft, parent: parent, lease: lease, state: completion.state, completion.facts,
                     while: { self.goesOn(job) })
                 // The last check: once published, the checkpoint exists.
-                try control.check()
+                try job.check()
                 let encoding = busy.withLock { $0 } / workerCount
                 publication = Publication(
                     job: job, transaction: transaction, prepared: prepared,
@@ -304,7 +312,7 @@ final class CheckpointPipeline: Sendable {
     /// Returns false if the job is to end; it has then failed.
     private func goesOn(_ job: CaptureJob) -> Bool {
         do throws(CaptureError) {
-            try control.checkCapture()
+            try job.check()
             return true
         } catch {
             job.fail(error)

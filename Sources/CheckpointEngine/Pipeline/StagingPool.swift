@@ -17,10 +17,12 @@ final class StagingPool: Sendable {
         var slots: [Int]
         /// True for slots whose memory the kernel has allocated.
         var isTouched: [Bool]
+        /// True once there is no memory any more.
+        var isReleased = false
     }
 
     private let free: Monitor<Free>
-    // Never moves and is freed in deinit; each slot belongs to its taker.
+    // Never moves and is freed once, when no slot is in use; each slot belongs to its taker.
     private nonisolated(unsafe) let memory: UnsafeMutableRawBufferPointer
     /// Slots in all.
     let slotCount: Int
@@ -45,7 +47,19 @@ final class StagingPool: Sendable {
     }
 
     deinit {
-        PageMemory.deallocate(memory)
+        releaseMemory()
+    }
+
+    /// Gives the memory back.
+    ///
+    /// No slot may be in use or be taken afterwards.
+    func releaseMemory() {
+        let isFirst = free.change { free in
+            precondition(free.slots.count == slotCount || free.isReleased, "no slot is in use")
+            defer { free.isReleased = true }
+            return !free.isReleased
+        }
+        if isFirst { PageMemory.deallocate(memory) }
     }
 
     /// Pages in all slots.
@@ -80,8 +94,8 @@ final class StagingPool: Sendable {
     ///
     /// The slots taken next then have memory: a page that the kernel must first allocate and clear
     /// costs more than copying into it, and that must not happen in the pause.
-    func waitForFree(_ count: Int) {
-        free.wait { free -> Void? in
+    func waitForFree(_ count: Int, _ control: WorkControl) throws(CaptureError) {
+        let isFree: Void? = free.wait(until: control.cancellation) { free -> Void? in
             guard free.slots.count >= min(count, slotCount) else { return nil }
             for index in free.slots.suffix(count) where !free.isTouched[index] {
                 touch(index)
@@ -89,6 +103,7 @@ final class StagingPool: Sendable {
             }
             return ()
         }
+        if isFree == nil { throw control.cancelledCapture }
     }
 
     private func touch(_ index: Int) {

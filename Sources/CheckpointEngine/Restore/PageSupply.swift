@@ -29,6 +29,7 @@ struct PageSupply: Sendable {
 
     let repository: Repository
     let checkpoint: Checkpoint
+    var control = WorkControl.none
 
     /// Reads pages, and passes them on in runs.
     ///
@@ -51,11 +52,12 @@ struct PageSupply: Sendable {
             Threads.processorCount, 1 + requests.count / PageSupply.threadPageCountMin)
         let results = Mutex<(bytes: Int, failure: (any Error)?)>((0, nil))
         let nextShare = Atomic(0)
-        let (repository, id) = (repository, checkpoint.id)
+        let (repository, id, control) = (repository, checkpoint.id, control)
         Threads.concurrently(threadCount) { _ in
             var fetcher = PageFetcher(repository)
             do {
                 while results.withLock({ $0.failure == nil }) {
+                    try control.check()
                     let share = nextShare.add(1, ordering: .relaxed).oldValue
                     let start = PageSupply.start(ofShare: share, requests)
                     let end = PageSupply.start(ofShare: share + 1, requests)

@@ -1,7 +1,8 @@
 import CPageKernels
 public import CheckpointIndex
 import CheckpointStore
-import GuestModel
+public import GuestModel
+import PackStore
 import Synchronization
 
 // Reverts in place: the guest goes back to a checkpoint, and only pages that differ are written.
@@ -39,19 +40,33 @@ extension CaptureSession {
     ///
     /// When it throws before writing, the guest continues unchanged. When writing itself fails, the
     /// guest runs with part of the pages: the message says so, and the next capture compares every
-    /// page.
+    /// page. Blocks. Cancelling wakes it wherever it waits, until the pause; the guest then
+    /// continues unchanged.
+    ///
+    /// - Parameters:
+    ///   - checkpoint: a checkpoint of the session's repository.
+    ///   - cancellation: ends it with `cancelled`.
+    ///   - progress: called in phase `reading`, before the pause, with pages; the total is not
+    ///     known.
     @discardableResult
-    public func revert(to checkpoint: Checkpoint) throws(CaptureError) -> RevertResult {
+    public func revert(
+        to checkpoint: Checkpoint, cancellation: Cancellation? = nil,
+        progress: ProgressHandler? = nil
+    ) throws(CaptureError) -> RevertResult {
         guard let writable = guest as? any WritableGuest else {
             throw CaptureError(
                 GuestError(code: .unsupported, message: "this guest cannot be written in place"))
         }
-        takeTurn()
+        let control = control(
+            "the revert was cancelled; the guest continues unchanged", cancellation, progress)
+        try takeTurn(control)
         defer { endTurn() }
         guard !state.withLock({ $0.isClosed }) else { throw CaptureSession.closed }
-        pipeline.waitForJobs(atMost: 0)
+        try pipeline.waitForJobs(atMost: 0, control)
         do {
-            return try RevertOperation(session: self, guest: writable, target: checkpoint).run()
+            return try RevertOperation(
+                session: self, guest: writable, target: checkpoint, control
+            ).run()
         } catch {
             throw CaptureError(wrapping: error)
         }
@@ -76,8 +91,13 @@ private struct RevertOperation {
     private let map: PageMap
     private let guestState: GuestState
     private let staged: StagedPages
+    private let control: WorkControl
 
-    init(session: CaptureSession, guest: any WritableGuest, target: Checkpoint) throws {
+    init(
+        session: CaptureSession, guest: any WritableGuest, target: Checkpoint,
+        _ control: WorkControl
+    ) throws {
+        self.control = control
         self.session = session
         self.guest = guest
         self.target = target
@@ -96,7 +116,7 @@ private struct RevertOperation {
     func run() throws -> RevertResult {
         try guest.checkState(guestState)
         var (candidates, known) = try candidatesWhileRunning()
-        _ = try staged.add(candidates)
+        try stage(candidates)
         if known != nil, try !stageRounds(&candidates) { known = nil }
         var sets = RevertSets(candidates, in: map.layout)
         var work = RevertWork(pageCount: candidates.count)
@@ -104,7 +124,7 @@ private struct RevertOperation {
         let start = ContinuousClock.now
         let paused = try PausedGuest(pausing: guest)
         try addLate(known, to: &sets)
-        let pausedReadByteCount = try staged.add(sets.late)
+        let pausedReadByteCount = try staged.add(sets.late, .none)
         let written = try write(sets, &work)
         do {
             try paused.resume()
@@ -119,6 +139,14 @@ private struct RevertOperation {
         return RevertResult(
             writtenPageCount: written, comparedPageCount: sets.candidates.count, pause: pause,
             pausedReadByteCount: pausedReadByteCount)
+    }
+
+    /// Reads pages while the guest runs.
+    ///
+    /// - Parameter all: these and those that were staged before.
+    private func stage(_ pages: DirtyBitmap, of all: DirtyBitmap? = nil) throws {
+        _ = try staged.add(pages, control)
+        try control.report(.reading, .pages, (all ?? pages).count, of: nil)
     }
 
     /// Stages what is written meanwhile, until so few new pages come that the pause may read them.
@@ -137,8 +165,8 @@ private struct RevertOperation {
             let count = new.count
             guard count > RevertOperation.pausePageCountMax, count < last else { return true }
             last = count
-            _ = try staged.add(new)
             candidates.formUnion(new)
+            try stage(new, of: candidates)
         }
         return true
     }
@@ -392,7 +420,7 @@ private struct RevertWork {
 /// Contents of a checkpoint's pages, verified, in memory.
 private final class StagedPages {
     private let map: PageMap
-    private let supply: PageSupply
+    private var supply: PageSupply
     private var parts: [StagedPart] = []
 
     init(map: PageMap, supply: PageSupply) {
@@ -405,7 +433,7 @@ private final class StagedPages {
     /// Zero and absent pages need no room.
     ///
     /// - Returns: bytes read from packs.
-    func add(_ frames: DirtyBitmap) throws -> Int {
+    func add(_ frames: DirtyBitmap, _ control: WorkControl) throws -> Int {
         var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
         frames.forEachRun { run in
             for number in run.frames where !parts.contains(where: { $0.contains(number) }) {
@@ -418,6 +446,7 @@ private final class StagedPages {
         var present = DirtyBitmap(frameEnd: UInt64(frames.words.count) * 64)
         for page in pages { present.insert(page.frame) }
         let part = StagedPart(present)
+        supply.control = control
         let byteCount = try supply.read(pages, into: part)
         parts.append(part)
         return byteCount

@@ -116,16 +116,17 @@ public final class RetentionKeeper: Sendable {
 
     /// Thins once more, and ends; waits for the thinning in progress.
     public func close() {
-        let wasClosed = state.change { state in
-            defer { state.isClosed = true }
-            return state.isClosed
-        }
-        if wasClosed { return }
+        requestClose()
         let thread = thread.withLock { thread in
             defer { thread = nil }
             return thread
         }
         thread?.join()
+    }
+
+    /// Has the thread end by itself, after it has thinned once more.
+    func requestClose() {
+        state.change { $0.isClosed = true }
     }
 
     private func run() {

@@ -49,11 +49,11 @@ extension Monitor {
         until cancellation: Cancellation?, _ body: (inout Value) -> T?
     ) -> T? {
         guard let cancellation else { return wait(body) }
-        return cancellation.onCancel({ self.change { _ in } }) {
-            wait { value -> T?? in
-                if let result = body(&value) { return .some(result) }
-                return cancellation.isCancelled ? .some(nil) : nil
-            }
+        let registration = cancellation.register { self.change { _ in } }
+        defer { withExtendedLifetime(registration) {} }
+        return wait { value -> T?? in
+            if let result = body(&value) { return .some(result) }
+            return cancellation.isCancelled ? .some(nil) : nil
         }
     }
 }

@@ -61,6 +61,7 @@ extension Repository {
             return try withoutActuallyEscaping(published) { published in
                 let target = try StreamImport(
                     into: self, lineage: lineage, options: options, control)
+                defer { target.close() }
                 try target.check(label: label)
                 let newest = try newest(ofLineage: lineage)
                 let visitor = ImportVisitor(

@@ -3,14 +3,6 @@ import GuestModel
 import Synchronization
 import XenStream
 
-/// The durations of one pause.
-public struct PauseTimes: Hashable, Sendable {
-    /// From the request until the domain was paused: the time that the guest takes to suspend.
-    public var request = Duration.zero
-    /// How long it was paused.
-    public var downtime = Duration.zero
-}
-
 /// Pauses and resumes a domain: by its own suspension, or by the hypervisor.
 ///
 /// It has the domain to itself (`DomainLock`).

@@ -245,7 +245,7 @@ extension XenDomain: WritableGuest {
     public func pause() throws(GuestError) { try pauser.pause() }
 
     /// The durations of the last pause.
-    public var pauseTimes: PauseTimes { pauser.times }
+    package var pauseTimes: PauseTimes { pauser.times }
 
     /// Resumes the domain.
     public func resume() throws(GuestError) {

@@ -1,0 +1,108 @@
+public import CheckpointIndex
+public import CheckpointStore
+public import GuestModel
+import PackStore
+
+// The blocking calls once more, for programs with Swift concurrency, as in the store.
+
+extension BlockingWork {
+    /// Runs a call of the engine.
+    package static func run<Success: Sendable>(
+        _ cancellation: Cancellation?,
+        _ body: @escaping @Sendable (Cancellation) throws(CaptureError) -> Success
+    ) async throws(CaptureError) -> Success {
+        try await run(cancellation, wrap: { CaptureError(wrapping: $0) }, body)
+    }
+}
+
+extension CaptureSession {
+    /// `capture` without blocking a thread of the cooperative pool.
+    public func capture(
+        label: Label? = nil, cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
+    ) async throws(CaptureError) -> CaptureResult {
+        do {
+            return try await begin(label: label, cancellation: cancellation, progress: progress)
+                .wait()
+        } catch {
+            guard let audit = error.audit else { throw error }
+            var result = try await begin(
+                label: label, cancellation: cancellation, progress: progress
+            ).wait()
+            result.audit = audit
+            return result
+        }
+    }
+
+    /// `begin` without blocking a thread of the cooperative pool.
+    ///
+    /// Cancelling the task has no effect once this has returned: cancel the result then.
+    public func begin(
+        label: Label? = nil, cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
+    ) async throws(CaptureError) -> PendingCapture {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+            try self.begin(label: label, cancellation: cancellation, progress: progress)
+        }
+    }
+
+    /// `revert` without blocking a thread of the cooperative pool.
+    @discardableResult
+    public func revert(
+        to checkpoint: Checkpoint, cancellation: Cancellation? = nil,
+        progress: ProgressHandler? = nil
+    ) async throws(CaptureError) -> RevertResult {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+            try self.revert(to: checkpoint, cancellation: cancellation, progress: progress)
+        }
+    }
+
+    /// `close` without blocking a thread of the cooperative pool.
+    public func close() async {
+        do throws(CaptureError) {
+            try await BlockingWork.run(nil) { (_) throws(CaptureError) in self.end() }
+        } catch {
+            // No thread can be started: it blocks this one, because a session must end.
+            end()
+        }
+    }
+}
+
+extension Repository {
+    /// `restore` without blocking a thread of the cooperative pool.
+    @discardableResult
+    public func restore(
+        _ checkpoint: Checkpoint, into guest: any WritableGuest,
+        cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
+    ) async throws(CaptureError) -> RestoreResult {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+            try self.restore(
+                checkpoint, into: guest, cancellation: cancellation, progress: progress)
+        }
+    }
+
+    /// `importImage` without blocking a thread of the cooperative pool.
+    public func importImage(
+        _ image: some ImageSource, lineage: LineageName, label: Label? = nil,
+        options: CaptureOptions = CaptureOptions(), cancellation: Cancellation? = nil,
+        progress: ProgressHandler? = nil
+    ) async throws(CaptureError) -> Checkpoint {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+            try self.importImage(
+                image, lineage: lineage, label: label, options: options,
+                cancellation: cancellation, progress: progress)
+        }
+    }
+
+    /// `importImage` without blocking a thread of the cooperative pool; `read` is called on another
+    /// thread.
+    public func importImage(
+        lineage: LineageName, label: Label? = nil, options: CaptureOptions = CaptureOptions(),
+        cancellation: Cancellation? = nil, progress: ProgressHandler? = nil,
+        read: @escaping @Sendable (UnsafeMutableRawBufferPointer) throws -> Int
+    ) async throws(CaptureError) -> Checkpoint {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+            try self.importImage(
+                lineage: lineage, label: label, options: options, cancellation: cancellation,
+                progress: progress, read: read)
+        }
+    }
+}

@@ -1,0 +1,46 @@
+public import GuestModel
+public import PackStore
+public import SystemPackage
+
+// The blocking calls once more, for programs with Swift concurrency. Each call does its work on a
+// thread of its own, so no thread of the cooperative pool is blocked; cancelling the task does what
+// `cancellation` does. Results, errors and what a cancelled call leaves are those of the blocking
+// call.
+
+extension Repository {
+    /// `open` without blocking a thread of the cooperative pool.
+    public static func open(
+        at path: FilePath, _ access: Access, waiting: LockWaiting = .none,
+        cancellation: Cancellation? = nil
+    ) async throws(RepositoryError) -> Repository {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(RepositoryError) in
+            try open(at: path, access, waiting: waiting, cancellation: cancellation)
+        }
+    }
+
+    /// `planPrune` without blocking a thread of the cooperative pool.
+    public func planPrune(
+        _ options: PruneOptions = PruneOptions(), cancellation: Cancellation? = nil
+    ) async throws(RepositoryError) -> PrunePlan {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(RepositoryError) in
+            try self.planPrune(options, cancellation: cancellation)
+        }
+    }
+
+    /// `close` without blocking a thread of the cooperative pool.
+    public func close() async throws(RepositoryError) {
+        try await BlockingWork.run(nil) { (_) throws(RepositoryError) in try self.close() }
+    }
+}
+
+extension PrunePlan {
+    /// `execute` without blocking a thread of the cooperative pool.
+    @discardableResult
+    public func execute(
+        cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
+    ) async throws(RepositoryError) -> PrunePlan {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(RepositoryError) in
+            try self.execute(cancellation: cancellation, progress: progress)
+        }
+    }
+}

@@ -1,0 +1,40 @@
+public import CheckpointEngine
+public import CheckpointIndex
+public import CheckpointStore
+public import GuestModel
+import PackStore
+public import XenStream
+
+// The blocking calls once more, for programs with Swift concurrency, as in the store.
+
+extension Repository {
+    /// `export` without blocking a thread of the cooperative pool; `sink` is called on another
+    /// thread.
+    public func export(
+        _ checkpoint: Checkpoint, as format: ExportFormat, cancellation: Cancellation? = nil,
+        progress: ProgressHandler? = nil, sink: @escaping @Sendable (RawSpan) throws -> Void
+    ) async throws(CaptureError) {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+            try self.export(
+                checkpoint, as: format, cancellation: cancellation, progress: progress, sink: sink)
+        }
+    }
+
+    /// `importXenStream` without blocking a thread of the cooperative pool; the closures are called
+    /// on another thread.
+    public func importXenStream(
+        _ format: XenStreamFormat, lineage: LineageName, label: Label? = nil,
+        configuration: [UInt8]? = nil, options: CaptureOptions = CaptureOptions(),
+        cancellation: Cancellation? = nil, progress: ProgressHandler? = nil,
+        published: @escaping @Sendable (Checkpoint) throws -> Void = { _ in },
+        trailing: (@Sendable (UnsafeMutableRawBufferPointer) throws -> Int)? = nil,
+        source: @escaping @Sendable (UnsafeMutableRawBufferPointer) throws -> Int
+    ) async throws(CaptureError) -> XenImportResult {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+            try self.importXenStream(
+                format, lineage: lineage, label: label, configuration: configuration,
+                options: options, cancellation: cancellation, progress: progress,
+                published: published, trailing: trailing, source: source)
+        }
+    }
+}
