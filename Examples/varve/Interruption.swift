@@ -102,15 +102,6 @@ enum Interruption {
         }
     }
 
-    /// Waits; throws `Requested` as soon as the user wants to end, or if that was requested before.
-    static func sleep(for duration: Duration) throws {
-        var end = pollfd(
-            fd: wakeup.load(ordering: .relaxed), events: Int16(POLLIN), revents: 0)
-        let milliseconds = (duration.microseconds + 999) / 1000
-        _ = poll(&end, 1, Int32(clamping: milliseconds))
-        try check()
-    }
-
     /// Throws `Requested` if the user wants to end.
     static func check() throws {
         if isRequested { throw Requested() }

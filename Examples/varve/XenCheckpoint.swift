@@ -1,4 +1,5 @@
 import ArgumentParser
+import Synchronization
 import Varve
 
 /// A duration as people write it: `200ms`, `5s`, `10m`, `2h`.
@@ -99,23 +100,23 @@ struct XenCheckpoint: ParsableCommand {
             try Interruption.arm()
             let found = try XenHost().domain(named: domain)
             let repository = try lock.open(store)
-            var options = XenDomain.Options.tool
-            options.pauseMode = pauseMode.mode
-            options.comparesAll = compareAll
-            options.takesLogOver = takeOver
-            if let suspendTimeout { options.suspendTimeout = suspendTimeout.duration }
             let name = lineage ?? (found.name.isEmpty ? "domain-\(found.domainID)" : found.name)
-            let taker = try taker(found, options, repository, lineage: name)
+            let checkpointer = try XenCheckpointer(
+                of: found, in: repository, lineage: try LineageName(name), options: options)
+            if let reason = checkpointer.comparesAllBecause {
+                Output.standardError("varve: every page is compared each time: \(reason)")
+            }
             let report = CheckpointReport(repository, isJSON: json)
             var failure: (any Error)?
             do {
-                try taker.takeAll(Schedule(every: every, count: count, time: time), report)
-            } catch is Interruption.Requested {
-                failure = nil
+                try checkpointer.run(schedule, cancellation: Interruption.cancellation) {
+                    report.note($0)
+                }
             } catch {
                 failure = error
             }
-            do { try taker.finish(report) } catch { failure = failure ?? error }
+            checkpointer.close()
+            checkpointer.retentionReport?.show()
             report.summary()
             try repository.close()
             if let failure { throw failure }
@@ -123,127 +124,24 @@ struct XenCheckpoint: ParsableCommand {
         }
     }
 
-    private func taker(
-        _ domain: XenHost.Domain, _ options: XenDomain.Options, _ repository: Repository,
-        lineage: String
-    ) throws -> any CheckpointTaker {
-        guard domain.kind == .pv else {
-            var capture = CaptureOptions()
-            capture.retention = rules.retention
-            capture.auditPageCount = audit
-            capture.acceptsGuestChange = acceptGuestChange
-            return try LiveTaker(
-                try XenDomain(domain.domainID, options: options), repository, lineage: lineage,
-                capture)
-        }
-        let guest = try XenPVDomain(domain.domainID, options: options)
-        let isLive = try every != nil && !compareAll && guest.logsWrites()
-        return try PVTaker(
-            guest, repository, lineage: lineage, rules.retention, isLive: isLive,
-            acceptsGuestChange: acceptGuestChange)
-    }
-}
-
-/// When checkpoints are due.
-struct Schedule {
-    private let interval: Duration
-    private let count: Int
-    private let time: Duration?
-    private let start = ContinuousClock.now
-    private var due = ContinuousClock.now
-    private var taken = 0
-
-    init(every: TimeSpan?, count: Int?, time: TimeSpan?) {
-        interval = every?.duration ?? .zero
-        self.count = count ?? (every == nil ? 1 : .max)
-        self.time = time?.duration
+    private var options: XenCheckpointer.Options {
+        var options = XenCheckpointer.Options()
+        options.domain = .tool
+        options.domain.pauseMode = pauseMode.mode
+        options.domain.comparesAll = compareAll
+        options.domain.takesLogOver = takeOver
+        if let suspendTimeout { options.domain.suspendTimeout = suspendTimeout.duration }
+        options.capture.retention = rules.retention
+        options.capture.auditPageCount = audit
+        options.capture.acceptsGuestChange = acceptGuestChange
+        return options
     }
 
-    /// Waits until the next one is due; nil if there is none, `Interruption.Requested` on `^C`.
-    ///
-    /// - Returns: how late it is.
-    mutating func next() throws -> Duration? {
-        let now = ContinuousClock.now
-        guard taken < count, time.map({ now - start < $0 }) ?? true else { return nil }
-        try Interruption.sleep(for: max(.zero, due - now))
-        taken += 1
-        let lag = max(.zero, ContinuousClock.now - due)
-        // A late checkpoint does not bring later ones closer together.
-        due = max(due + interval, ContinuousClock.now)
-        return lag
-    }
-}
-
-/// Takes checkpoints of one kind of domain.
-protocol CheckpointTaker {
-    /// Takes checkpoints until no more are due.
-    func takeAll(_ schedule: Schedule, _ report: CheckpointReport) throws
-    /// Waits for captures in progress, and releases the domain; also after a failure.
-    func finish(_ report: CheckpointReport) throws
-}
-
-/// PVH: the engine, with the hypervisor's log.
-final class LiveTaker: CheckpointTaker {
-    private struct Pending {
-        let capture: PendingCapture
-        let times: PauseTimes
-        let lag: Duration
-    }
-
-    private let guest: XenDomain
-    private let session: CaptureSession
-    private var pending: Pending?
-
-    init(
-        _ guest: XenDomain, _ repository: Repository, lineage: String, _ options: CaptureOptions
-    ) throws {
-        self.guest = guest
-        session = try CaptureSession(
-            of: guest, in: repository, lineage: LineageName(lineage), options: options)
-        if let reason = guest.comparesAllBecause {
-            Output.standardError("varve: every page is compared each time: \(reason)")
-        }
-    }
-
-    func takeAll(_ schedule: Schedule, _ report: CheckpointReport) throws {
-        var schedule = schedule
-        while let lag = try schedule.next() {
-            // The guest runs again when `begin` returns; the previous one is made durable
-            // meanwhile.
-            let capture = try session.begin()
-            let taken = Pending(capture: capture, times: guest.pauseTimes, lag: lag)
-            try settle(report)
-            pending = taken
-        }
-    }
-
-    func finish(_ report: CheckpointReport) throws {
-        defer {
-            session.close()
-            session.retentionReport?.show()
-        }
-        try settle(report)
-    }
-
-    /// nil if an audit found that the dirty log missed pages: nothing was published then, and the
-    /// next capture compares every page.
-    private func result(of capture: PendingCapture) throws -> CaptureResult? {
-        do {
-            return try capture.wait()
-        } catch {
-            guard error.audit != nil else { throw error }
-            Output.standardError("varve: \(error.message)")
-            return nil
-        }
-    }
-
-    private func settle(_ report: CheckpointReport) throws {
-        guard let settled = pending else { return }
-        pending = nil
-        guard let result = try result(of: settled.capture) else { return }
-        report.show(
-            result.checkpoint, dirty: result.dirtyPageCount, downtime: settled.times.downtime,
-            request: settled.times.request, lag: settled.lag)
+    private var schedule: CheckpointSchedule {
+        var schedule = CheckpointSchedule(every: every?.duration ?? .zero)
+        schedule.countMax = count ?? (every == nil ? 1 : nil)
+        schedule.timeMax = time?.duration
+        return schedule
     }
 }
 
@@ -273,12 +171,16 @@ extension RetentionRules {
 }
 
 /// Lines for checkpoints, and their summary.
-final class CheckpointReport {
+final class CheckpointReport: Sendable {
+    private struct State {
+        var downtimes: [Duration] = []
+        var requests: [Duration] = []
+        var addedByteCount = 0
+    }
+
     private let isJSON: Bool
-    private var downtimes: [Duration] = []
-    private var requests: [Duration] = []
-    private var addedByteCount = 0
     private let start = ContinuousClock.now
+    private let state = Mutex(State())
     private let printout = Printout()
     private let repository: Repository
 
@@ -287,27 +189,37 @@ final class CheckpointReport {
         self.isJSON = isJSON
     }
 
+    func note(_ event: XenCheckpointer.Event) {
+        switch event {
+        case .taken(let taken): show(taken)
+        case .auditMissed(let error): Output.standardError("varve: \(error.message)")
+        }
+    }
+
     /// Prints a line; checkpoints continue if that fails.
-    func show(
-        _ checkpoint: Checkpoint, dirty: Int, downtime: Duration, request: Duration, lag: Duration
-    ) {
-        if downtimes.isEmpty { NewLineage.say(checkpoint, in: repository, isJSON: isJSON) }
-        downtimes.append(downtime)
-        requests.append(request)
-        addedByteCount += checkpoint.addedByteCount
+    private func show(_ taken: XenCheckpointer.Taken) {
+        let (checkpoint, times) = (taken.checkpoint, taken.pauseTimes)
+        let isFirst = state.withLock { state in
+            state.downtimes.append(times.downtime)
+            state.requests.append(times.request)
+            state.addedByteCount += checkpoint.addedByteCount
+            return state.downtimes.count == 1
+        }
+        if isFirst { NewLineage.say(checkpoint, in: repository, isJSON: isJSON) }
         if isJSON {
             let more: [(String, JSON)] = [
-                ("dirtyPages", .integer(dirty)),
-                ("downtimeMicroseconds", .integer(downtime.microseconds)),
-                ("suspendMicroseconds", .integer(request.microseconds)),
-                ("lagMicroseconds", .integer(lag.microseconds)),
+                ("dirtyPages", .integer(taken.dirtyPageCount)),
+                ("downtimeMicroseconds", .integer(times.downtime.microseconds)),
+                ("suspendMicroseconds", .integer(times.request.microseconds)),
+                ("lagMicroseconds", .integer(taken.lateness.microseconds)),
             ]
             print(JSON.object(checkpoint.fields + more).text)
         } else {
             print(
-                "\(checkpoint.summaryLine); \(dirty) dirty, "
-                    + "downtime \(Format.milliseconds(downtime)), "
-                    + "suspend \(Format.milliseconds(request)), lag \(Format.milliseconds(lag))")
+                "\(checkpoint.summaryLine); \(taken.dirtyPageCount) dirty, "
+                    + "downtime \(Format.milliseconds(times.downtime)), "
+                    + "suspend \(Format.milliseconds(times.request)), "
+                    + "lag \(Format.milliseconds(taken.lateness))")
         }
     }
 
@@ -327,19 +239,22 @@ final class CheckpointReport {
 
     /// Throws, with exit code 4, if lines could not be printed.
     func check() throws {
-        try printout.check("\(counted(downtimes.count, "checkpoint")) stored")
+        let count = state.withLock { $0.downtimes.count }
+        try printout.check("\(counted(count, "checkpoint")) stored")
     }
 
     /// One line on standard error.
     func summary() {
-        guard !downtimes.isEmpty else { return }
+        let state = state.withLock { $0 }
+        guard !state.downtimes.isEmpty else { return }
         let seconds = Double((ContinuousClock.now - start).microseconds) / 1e6
         Output.standardError(
-            "varve: \(counted(downtimes.count, "checkpoint")) in \(Format.decimal(seconds, 1)) s, "
-                + "\(Format.bytes(addedByteCount)) added; downtime p50 \(middle(downtimes)), max "
-                + "\(Format.milliseconds(downtimes.max() ?? .zero)); "
-                + "suspend p50 \(middle(requests)), "
-                + "max \(Format.milliseconds(requests.max() ?? .zero))")
+            "varve: \(counted(state.downtimes.count, "checkpoint")) in "
+                + "\(Format.decimal(seconds, 1)) s, \(Format.bytes(state.addedByteCount)) added; "
+                + "downtime p50 \(middle(state.downtimes)), max "
+                + "\(Format.milliseconds(state.downtimes.max() ?? .zero)); "
+                + "suspend p50 \(middle(state.requests)), "
+                + "max \(Format.milliseconds(state.requests.max() ?? .zero))")
     }
 
     private func middle(_ durations: [Duration]) -> String {
