@@ -8,13 +8,13 @@ import XenStream
 
 /// Timers that a guest had set by hypercall, after a revert to a checkpoint by pause.
 @Suite struct TimerStubTests {
-    @Test func theCodeIsWhatAProcessorIsToRun() {
-        let stub = TimerStub(frame: PageFrameNumber(66), processors: [0, 1], isAMD: true)
+    @Test func theCodeIsWhatAProcessorIsToRun() throws {
+        let stub = try TimerStub(frame: PageFrameNumber(66), processors: [0, 1], isAMD: true)
         let code: [UInt8] = [
             0x0f, 0x01, 0xd9, 0x89, 0x06, 0xc7, 0x46, 0x04, 1, 0, 0, 0, 0xf3, 0x90, 0xeb, 0xfc,
         ]
         #expect(stub.bytes == code + [UInt8](repeating: 0, count: 16 + 2 * 8))
-        let intel = TimerStub(frame: PageFrameNumber(66), processors: [0], isAMD: false)
+        let intel = try TimerStub(frame: PageFrameNumber(66), processors: [0], isAMD: false)
         #expect(intel.bytes[2] == 0xc1, "vmcall")
         // The second processor's record: its number, and the address of its own result.
         let record = stub.registers(of: 1, in: [UInt8](repeating: 0xaa, count: 1032))
@@ -25,6 +25,17 @@ import XenStream
         #expect(word(536) == 66 * 4096 + 16 && word(552) == 66 * 4096 + 40)
         #expect(word(640) == 66 * 4096 && word(648) == 2)
         #expect(word(0) == 0xaaaa_aaaa_aaaa_aaaa, "what it does not need stays")
+    }
+
+    /// The processors are those of a checkpoint's state, which may say anything.
+    @Test func moreProcessorsThanAPageHasRoomForAreRefused() throws {
+        let most = try TimerStub(
+            frame: PageFrameNumber(66), processors: Array(0..<508), isAMD: true)
+        #expect(most.bytes.count == Page.byteCount)
+        let error = #expect(throws: GuestError.self) {
+            try TimerStub(frame: PageFrameNumber(66), processors: Array(0..<509), isAMD: true)
+        }
+        #expect(error?.code == .stateRejected)
     }
 
     @Test func theVendorIsReadFromThePolicy() {

@@ -16,6 +16,7 @@ struct TimerStub {
     private static let settingOffset = 16
     private static let answersOffset = 32
     private static let answerByteCount = 8
+    static let processorCountMax = (Page.byteCount - answersOffset) / answerByteCount
 
     /// `__HYPERVISOR_vcpu_op` of xen/include/public/xen.h.
     private static let vcpuOperation: UInt64 = 24
@@ -31,9 +32,18 @@ struct TimerStub {
 
     /// - Parameters:
     ///   - frame: a page of the guest, below 4 GiB.
-    ///   - processors: numbers of virtual processors.
+    ///   - processors: numbers of virtual processors; they may be a checkpoint's, and fail if they
+    ///     are more than a page has room for.
     ///   - isAMD: true if the processor's hypercall instruction is VMMCALL; else VMCALL.
-    init(frame: PageFrameNumber, processors: [UInt16], isAMD: Bool) {
+    init(
+        frame: PageFrameNumber, processors: [UInt16], isAMD: Bool
+    ) throws(GuestError) {
+        guard processors.count <= TimerStub.processorCountMax else {
+            throw GuestError(
+                code: .stateRejected,
+                message: "the state has \(processors.count) processors, and at most "
+                    + "\(TimerStub.processorCountMax) can set their timers")
+        }
         address = frame.rawValue * UInt64(Page.byteCount)
         precondition(address < 1 << 32, "the code runs without paging")
         self.processors = processors
@@ -47,7 +57,6 @@ struct TimerStub {
         // struct vcpu_set_singleshot_timer: at nanosecond 0, which may be in the past.
         bytes += [UInt8](repeating: 0, count: TimerStub.answersOffset - TimerStub.settingOffset)
         bytes += [UInt8](repeating: 0, count: processors.count * TimerStub.answerByteCount)
-        precondition(bytes.count <= Page.byteCount, "at most 508 processors")
         self.bytes = bytes
     }
 

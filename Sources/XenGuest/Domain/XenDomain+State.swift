@@ -62,7 +62,7 @@ extension XenDomain {
     ///
     /// After a failure the registers and the page are as in the checkpoint.
     private func runTimerStub(_ records: HVMRecords) throws(GuestError) {
-        let stub = TimerStub(
+        let stub = try TimerStub(
             frame: try stubFrame(), processors: records.processors,
             isAMD: HVMRecords.isAMD(cpuidPolicy: constant.cpuidPolicy))
         let page = try mapForWriting(PageFrameNumber(stub.address / UInt64(Page.byteCount)))
