@@ -29,7 +29,7 @@ final class CaptureJob: Sendable {
         /// Called when the result is known.
         var waiting: [@Sendable () -> Void] = []
 
-        /// True if there is nothing to wait for: every submitted batch was encoded, or none will be.
+        /// True if no batch need be waited for: each was encoded, or none will be.
         var isDrained: Bool { failure != nil || openBatchCount == 0 }
     }
 
