@@ -26,7 +26,7 @@ import VarveTestSupport
         var offset: UInt64 = 0
         while offset < size {
             do {
-                let (header, bytes) = try PackReader.readRecord(file, at: UInt32(offset))
+                let (header, bytes) = try PackReader.readRecord(file, at: UInt32(offset)).get()
                 records.append(bytes.withUnsafeBytes { Array($0) })
                 offset += UInt64(header.recordByteCount)
             } catch let error as FormatError {
@@ -47,7 +47,7 @@ import VarveTestSupport
                 try scanner.withRecord(at: UInt32(offset)) { header, bytes in
                     records.append(Array(bytes))
                     offset += UInt64(header.recordByteCount)
-                }
+                }.get()
             } catch let error as FormatError {
                 return (records, error.reason)
             }

@@ -95,18 +95,16 @@ package struct Envelope: Hashable, Sendable {
     /// Decodes an envelope of a given kind.
     package static func decode(_ bytes: [UInt8], kind: Kind) throws(Refusal) -> Envelope {
         guard bytes.count >= byteCount, bytes.starts(with: kind.magic) else { throw .foreign }
-        do {
-            return try ByteReader.decode(Array(bytes[..<byteCount])) {
+        let decoded: Result<Envelope, Refusal>
+        do throws(FormatError) {
+            decoded = try ByteReader.decode(Array(bytes[..<byteCount])) {
                 (reader) throws(FormatError) -> Result<Envelope, Refusal> in
                 try decodeFields(&reader, kind: kind)
-            }.get()
-        } catch let refusal as Refusal {
-            throw refusal
-        } catch let error as FormatError {
-            throw .damaged(error)
+            }
         } catch {
-            preconditionFailure("unexpected error while decoding an envelope: \(error)")
+            throw .damaged(error)
         }
+        return try decoded.get()
     }
 
     private static func decodeFields(

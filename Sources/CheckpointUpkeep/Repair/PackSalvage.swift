@@ -153,7 +153,7 @@ struct PackSalvage: Sendable {
         let byteCount = min(byteCount, UInt64(UInt32.max))
         while UInt64(offset) < byteCount {
             do {
-                let (header, record) = try PackReader.readRecord(file, at: offset)
+                let (header, record) = try PackReader.readRecord(file, at: offset).get()
                 guard UInt64(offset) + UInt64(header.recordByteCount) <= byteCount else { break }
                 let payload = record[RecordHeader.byteCount...].prefix(header.payloadCount)
                 if header.type == .mapPart {
@@ -234,7 +234,7 @@ struct PackSalvage: Sendable {
     ) throws -> UInt64 {
         var confirmed = read
         for entry in entries where entry.type.isConfirming {
-            let (header, _) = try PackReader.readRecord(file, at: entry.offset)
+            let (header, _) = try PackReader.readRecord(file, at: entry.offset).get()
             confirmed = max(confirmed, header.confirmed)
         }
         return UInt64(confirmed)
@@ -274,7 +274,7 @@ struct PackSalvage: Sendable {
     ) throws -> Bool {
         for entry in known {
             do {
-                let (header, record) = try PackReader.readRecord(file, at: entry.offset)
+                let (header, record) = try PackReader.readRecord(file, at: entry.offset).get()
                 let found = try PackScan.entry(
                     header, record, at: entry.offset, isRewritten: isRewritten)
                 guard found == entry else {
@@ -298,7 +298,7 @@ struct PackSalvage: Sendable {
         var offset = UInt64(Envelope.byteCount)
         while offset < byteCount, let start = UInt32(exactly: offset) {
             do {
-                let (header, record) = try PackReader.readRecord(file, at: start)
+                let (header, record) = try PackReader.readRecord(file, at: start).get()
                 if try PackScan.isSeal(header, at: start, size: byteCount) { return }
                 entries.append(
                     try PackScan.entry(header, record, at: start, isRewritten: isRewritten))
@@ -316,7 +316,7 @@ struct PackSalvage: Sendable {
         func isWhole(_ offset: UInt64) throws -> Bool {
             guard let place = UInt32(exactly: offset) else { return false }
             do {
-                let (header, record) = try PackReader.readRecord(file, at: place)
+                let (header, record) = try PackReader.readRecord(file, at: place).get()
                 if header.type == .packIndex { return true }
                 _ = try PackScan.entry(header, record, at: place, isRewritten: isRewritten)
                 return true
@@ -409,7 +409,7 @@ struct PackSalvage: Sendable {
                 let head = bytes[place..<place + RecordHeader.byteCount]
                 guard (try? head.withUnsafeBytes { try RecordHeader($0) }) != nil else { continue }
                 do {
-                    let (header, _) = try PackReader.readRecord(file, at: offset)
+                    let (header, _) = try PackReader.readRecord(file, at: offset).get()
                     if header.type != .packIndex { return header.address != 0 }
                 } catch is FormatError {
                     continue

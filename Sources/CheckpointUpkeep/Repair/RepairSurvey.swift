@@ -398,7 +398,7 @@ struct RepairSurvey: Sendable {
             throw Unreadable(corruption: lost(location, type))
         }
         let file = try files.open(salvages[place.file].path)
-        let (header, record) = try PackReader.readRecord(file, at: place.entry.offset)
+        let (header, record) = try PackReader.readRecord(file, at: place.entry.offset).get()
         let end = RecordHeader.byteCount + header.payloadCount
         return Array(record[RecordHeader.byteCount..<end])
     }

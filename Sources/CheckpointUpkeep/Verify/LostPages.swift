@@ -205,7 +205,7 @@ extension Verification {
     ) throws(RepositoryError) -> [UInt8]? {
         do {
             let file = try reader.file(pack)
-            let (header, bytes) = try PackReader.readRecord(file.file, at: offset)
+            let (header, bytes) = try PackReader.readRecord(file.file, at: offset).get()
             let end = RecordHeader.byteCount + header.payloadCount
             return Array(bytes[RecordHeader.byteCount..<end])
         } catch let error as RepositoryError {

@@ -7,7 +7,7 @@ import Synchronization
 extension Verification {
     func readPacks(_ packs: [UInt32]) throws {
         let next = Atomic(0)
-        let failure = Mutex<(any Error & Sendable)?>(nil)
+        let failure = Mutex<(any Error)?>(nil)
         Threads.concurrently(min(Threads.processorCount, packs.count)) { _ in
             while true {
                 let position = next.add(1, ordering: .relaxed).oldValue
@@ -19,12 +19,10 @@ extension Verification {
                     try self.readPack(packs[position], isNewest: isNewest)
                 } catch let error as RepositoryError where error.corruption != nil {
                     error.corruption.map { self.findings.note($0) }
-                } catch let error as RepositoryError {
-                    failure.withLock { $0 = error }
                 } catch let error as FileError {
                     failure.withLock { $0 = RepositoryError(error) }
                 } catch {
-                    preconditionFailure("unexpected error while reading a pack: \(error)")
+                    failure.withLock { $0 = error }
                 }
             }
         }
@@ -122,7 +120,7 @@ extension Verification {
                 continue
             }
             do {
-                let (header, record) = try PackReader.readRecord(file.file, at: offset)
+                let (header, record) = try PackReader.readRecord(file.file, at: offset).get()
                 if try PackScan.isSeal(header, at: offset, size: size) { break }
                 let entry = try PackScan.entry(
                     header, record, at: offset, isRewritten: file.isRewritten)

@@ -93,11 +93,17 @@ package final class PackReader: Sendable {
         at location: RecordLocation, _ type: RecordType
     ) throws(RepositoryError) -> (header: RecordHeader, payload: [UInt8]) {
         let file = try file(location.pack)
-        do {
-            guard let offset = file.offset(ofRecord: location.offset) else {
-                throw FormatError(offset: 0, reason: "prune removed it")
-            }
-            let (header, bytes) = try PackReader.readRecord(file.file, at: UInt32(offset))
+        guard let offset = file.offset(ofRecord: location.offset) else {
+            throw corrupted(location, type, FormatError(offset: 0, reason: "prune removed it"))
+        }
+        let found: Result<(header: RecordHeader, bytes: PageBytes), FormatError>
+        do throws(FileError) {
+            found = try PackReader.readRecord(file.file, at: UInt32(offset))
+        } catch {
+            throw RepositoryError(error)
+        }
+        do throws(FormatError) {
+            let (header, bytes) = try found.get()
             guard header.type == type else {
                 throw FormatError(offset: 4, reason: "expected a \(type), found a \(header.type)")
             }
@@ -110,12 +116,8 @@ package final class PackReader: Sendable {
                     bytes[
                         RecordHeader.byteCount..<RecordHeader.byteCount + header.payloadCount])
             )
-        } catch let error as FormatError {
-            throw corrupted(location, type, error)
-        } catch let error as FileError {
-            throw RepositoryError(error)
         } catch {
-            preconditionFailure("unexpected error while reading a record: \(error)")
+            throw corrupted(location, type, error)
         }
     }
 
@@ -131,23 +133,34 @@ package final class PackReader: Sendable {
 
     /// Reads a record and checks its checksum.
     ///
-    /// Throws `FormatError` or `FileError`.
+    /// - Returns: what is wrong with it, if the file can be read and holds no such record.
     package static func readRecord(
         _ file: any RepositoryFile, at offset: UInt32
-    ) throws -> (header: RecordHeader, bytes: PageBytes) {
+    ) throws(FileError) -> Result<(header: RecordHeader, bytes: PageBytes), FormatError> {
         let head = try file.readBytes(RecordHeader.byteCount, at: UInt64(offset))
-        guard head.count == RecordHeader.byteCount else {
-            throw FormatError(offset: 0, reason: "the pack ends within it")
+        let header: RecordHeader
+        do throws(FormatError) {
+            guard head.count == RecordHeader.byteCount else { throw PackReader.cutOff }
+            header = try head.withUnsafeBufferPointer { (bytes) throws(FormatError) in
+                try RecordHeader(UnsafeRawBufferPointer(bytes))
+            }
+        } catch {
+            return .failure(error)
         }
-        let header = try head.withUnsafeBytes { try RecordHeader($0) }
         let bytes = try file.readPages(
             header.recordByteCount, at: UInt64(offset), isHidden: header.type == .pageGroup)
-        guard bytes.count == header.recordByteCount else {
-            throw FormatError(offset: 0, reason: "the pack ends within it")
+        do throws(FormatError) {
+            guard bytes.count == header.recordByteCount else { throw PackReader.cutOff }
+            try bytes.withUnsafeBytes { (bytes) throws(FormatError) in
+                try RecordHeader.check(bytes)
+            }
+        } catch {
+            return .failure(error)
         }
-        try bytes.withUnsafeBytes { try RecordHeader.check($0) }
-        return (header, bytes)
+        return .success((header, bytes))
     }
+
+    private static let cutOff = FormatError(offset: 0, reason: "the pack ends within it")
 }
 
 extension RepositoryFile {

@@ -138,67 +138,80 @@ extension PackRewrite {
         pack: UInt32, from source: any RepositoryFile, _ files: any RepositoryFiles,
         repository: RepositoryID, payloads: [UInt32: [UInt8]] = [:]
     ) throws(RepositoryError) {
-        var isWhole = false
-        defer { if !isWhole { PackRewrite.discardNew(pack, files) } }
-        do {
-            let file = try files.open(PackName.newPath(pack), .create)
-            let envelope = Envelope(
-                kind: .pack, repository: repository, number: UInt64(pack), isRewritten: true)
-            try file.write(envelope.encoded, at: 0)
-            var offset = UInt64(Envelope.byteCount)
-            var records = RecordWriter()
-            for piece in pieces {
-                if let payload = payloads[piece.source.offset] {
-                    records.append(
-                        piece.entry.type, transaction: piece.entry.transaction,
-                        address: piece.entry.address, payload: payload)
-                } else {
-                    try append(piece, of: pack, from: source, to: &records)
-                }
-                guard records.count >= PackRewrite.bufferByteCount else { continue }
-                try records.withUnsafeBytes { try file.write($0, at: offset) }
-                offset += UInt64(records.count)
-                records.removeAll()
-            }
-            precondition(offset + UInt64(records.count) == UInt64(end), "sizes were exact")
-            records.append(.packIndex, transaction: 0, payload: index.encoded)
-            let footer = PackFooter(indexOffset: end, pack: UInt64(pack))
-            try records.withUnsafeBytes { try file.write($0, at: offset) }
-            try file.write(footer.encoded, at: offset + UInt64(records.count))
-            try file.sync()
-            isWhole = true
-        } catch let error as RepositoryError {
-            throw error
-        } catch let error as FileError {
-            throw RepositoryError(error)
+        let damage: Corruption?
+        do throws(FileError) {
+            damage = try write(pack: pack, from: source, files, repository, payloads)
         } catch {
-            preconditionFailure("unexpected error while rewriting a pack: \(error)")
+            PackRewrite.discardNew(pack, files)
+            throw RepositoryError(error)
+        }
+        if let damage {
+            PackRewrite.discardNew(pack, files)
+            throw RepositoryError(damage)
         }
     }
 
+    /// - Returns: the damaged record that ended it; nil if the new pack is whole and synced.
+    private func write(
+        pack: UInt32, from source: any RepositoryFile, _ files: any RepositoryFiles,
+        _ repository: RepositoryID, _ payloads: [UInt32: [UInt8]]
+    ) throws(FileError) -> Corruption? {
+        let file = try files.open(PackName.newPath(pack), .create)
+        let envelope = Envelope(
+            kind: .pack, repository: repository, number: UInt64(pack), isRewritten: true)
+        try file.write(envelope.encoded, at: 0)
+        var offset = UInt64(Envelope.byteCount)
+        var records = RecordWriter()
+        for piece in pieces {
+            if let payload = payloads[piece.source.offset] {
+                records.append(
+                    piece.entry.type, transaction: piece.entry.transaction,
+                    address: piece.entry.address, payload: payload)
+            } else if let damage = try append(piece, of: pack, from: source, to: &records) {
+                return damage
+            }
+            guard records.count >= PackRewrite.bufferByteCount else { continue }
+            try records.withUnsafeBytes { (bytes) throws(FileError) in
+                try file.write(bytes, at: offset)
+            }
+            offset += UInt64(records.count)
+            records.removeAll()
+        }
+        precondition(offset + UInt64(records.count) == UInt64(end), "sizes were exact")
+        records.append(.packIndex, transaction: 0, payload: index.encoded)
+        let footer = PackFooter(indexOffset: end, pack: UInt64(pack))
+        try records.withUnsafeBytes { (bytes) throws(FileError) in
+            try file.write(bytes, at: offset)
+        }
+        try file.write(footer.encoded, at: offset + UInt64(records.count))
+        try file.sync()
+        return nil
+    }
+
+    /// - Returns: the damage of the old record; nil if it was appended.
     private func append(
         _ piece: Piece, of pack: UInt32, from source: any RepositoryFile,
         to records: inout RecordWriter
-    ) throws {
-        let (header, record): (RecordHeader, PageBytes)
-        do {
-            (header, record) = try PackReader.readRecord(source, at: piece.source.offset)
-            guard header.type == piece.source.type,
-                header.payloadCount == piece.source.payloadCount
-            else { throw FormatError(offset: 4, reason: "it differs from the pack index") }
-        } catch let error as FormatError {
-            throw RepositoryError(
-                Corruption(
-                    file: PackName.path(pack), offset: UInt64(piece.source.offset),
-                    object: piece.source.type.description, reason: error.reason))
+    ) throws(FileError) -> Corruption? {
+        func damage(_ error: FormatError) -> Corruption {
+            Corruption(
+                file: PackName.path(pack), offset: UInt64(piece.source.offset),
+                object: piece.source.type.description, reason: error.reason)
         }
+        let (header, record): (RecordHeader, PageBytes)
+        switch try PackReader.readRecord(source, at: piece.source.offset) {
+        case .success(let found): (header, record) = (found.header, found.bytes)
+        case .failure(let error): return damage(error)
+        }
+        guard header.type == piece.source.type, header.payloadCount == piece.source.payloadCount
+        else { return damage(FormatError(offset: 4, reason: "it differs from the pack index")) }
         let payload = record[
             RecordHeader.byteCount..<RecordHeader.byteCount + header.payloadCount]
         guard let table = piece.entry.frame, let frame = piece.source.frame else {
             records.append(
                 header.type, transaction: header.transaction, address: piece.entry.address,
                 payload: Array(payload))
-            return
+            return nil
         }
         let skipped = frame.blocks[..<piece.blocks.lowerBound].reduce(0) { $0 + Int($1.byteCount) }
         let start = payload.startIndex + frame.headByteCount + skipped
@@ -214,5 +227,6 @@ extension PackRewrite {
             }
             return head.count + count
         }
+        return nil
     }
 }

@@ -24,7 +24,7 @@ extension PackScan {
         var offset = UInt32(Envelope.byteCount)
         while UInt64(offset) < size {
             do {
-                let (header, record) = try PackReader.readRecord(file.file, at: offset)
+                let (header, record) = try PackReader.readRecord(file.file, at: offset).get()
                 if try isSeal(header, at: offset, size: size) { break }
                 let entry = try entry(
                     header, record, at: offset, isRewritten: file.isRewritten)
@@ -77,7 +77,7 @@ extension PackScan {
     /// The offset of the next whole record after a damaged one; nil if there is none.
     package static func nextRecord(
         _ file: any RepositoryFile, after offset: UInt32, size: UInt64
-    ) throws -> UInt32? {
+    ) throws(FileError) -> UInt32? {
         // Page contents may look like records, so the damaged header is consulted first.
         let head = try file.readBytes(RecordHeader.byteCount, at: UInt64(offset))
         if let header = try? head.withUnsafeBytes({ try RecordHeader($0) }),
@@ -94,7 +94,7 @@ extension PackScan {
     /// Reads 1 MiB at a time.
     static func nextWhole(
         _ file: any RepositoryFile, from start: UInt64, size: UInt64
-    ) throws -> (offset: UInt32, header: RecordHeader)? {
+    ) throws(FileError) -> (offset: UInt32, header: RecordHeader)? {
         var window = start
         let end = min(size, UInt64(UInt32.max))
         while window < end {
@@ -117,11 +117,10 @@ extension PackScan {
     /// The header of a whole record; nil if none begins there.
     private static func whole(
         _ file: any RepositoryFile, at offset: UInt32
-    ) throws -> RecordHeader? {
-        do {
-            return try PackReader.readRecord(file, at: offset).header
-        } catch is FormatError {
+    ) throws(FileError) -> RecordHeader? {
+        guard case .success(let record) = try PackReader.readRecord(file, at: offset) else {
             return nil
         }
+        return record.header
     }
 }

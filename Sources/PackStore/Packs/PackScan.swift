@@ -75,13 +75,15 @@ package struct PackScan: Sendable {
     static func scan(
         _ file: any RepositoryFile, pack: UInt32, isRewritten: Bool, isNewest: Bool
     ) throws(RepositoryError) -> PackScan {
-        try naming(pack) {
+        try naming(pack) { () throws(FileError) in
             let size = try file.byteCount()
             // A rewritten pack gets its name only when it is complete and synced.
-            if !isNewest || isRewritten,
-                let sealed = try scanSealed(file, pack: pack, size: size, isRewritten: isRewritten)
-            {
-                return sealed
+            if !isNewest || isRewritten {
+                switch try scanSealed(file, pack: pack, size: size, isRewritten: isRewritten) {
+                case .success(nil): break
+                case .success(let sealed?): return .success(sealed)
+                case .failure(let error): return .failure(error)
+                }
             }
             return try scanRecords(file, size: size, isRewritten: isRewritten)
         }
@@ -91,7 +93,7 @@ package struct PackScan: Sendable {
     package static func scanRecords(
         _ file: any RepositoryFile, pack: UInt32, isRewritten: Bool
     ) throws(RepositoryError) -> PackScan {
-        try naming(pack) {
+        try naming(pack) { () throws(FileError) in
             try scanRecords(file, size: file.byteCount(), isRewritten: isRewritten)
         }
     }
@@ -100,107 +102,119 @@ package struct PackScan: Sendable {
     package static func scanSeal(
         _ file: any RepositoryFile, pack: UInt32, isRewritten: Bool
     ) throws(RepositoryError) -> PackScan? {
-        try naming(pack) {
+        try naming(pack) { () throws(FileError) in
             try scanSealed(file, pack: pack, size: file.byteCount(), isRewritten: isRewritten)
         }
     }
 
     private static func naming<T>(
-        _ pack: UInt32, _ body: () throws -> T
+        _ pack: UInt32, _ body: () throws(FileError) -> Result<T, FormatError>
     ) throws(RepositoryError) -> T {
-        do {
-            return try body()
-        } catch let error as FormatError {
+        let result: Result<T, FormatError>
+        do throws(FileError) {
+            result = try body()
+        } catch {
+            throw RepositoryError(error)
+        }
+        do throws(FormatError) {
+            return try result.get()
+        } catch {
             throw RepositoryError(
                 Corruption(
                     file: PackName.path(pack), offset: UInt64(error.offset), object: "pack index",
                     reason: error.reason))
-        } catch let error as FileError {
-            throw RepositoryError(error)
-        } catch {
-            preconditionFailure("unexpected error while scanning a pack: \(error)")
         }
     }
 
     private static func scanSealed(
         _ file: any RepositoryFile, pack: UInt32, size: UInt64, isRewritten: Bool
-    ) throws -> PackScan? {
+    ) throws(FileError) -> Result<PackScan?, FormatError> {
         let smallest = UInt64(Envelope.byteCount + PackFooter.byteCount)
-        guard size >= smallest, size <= UInt64(UInt32.max) else { return nil }
+        guard size >= smallest, size <= UInt64(UInt32.max) else { return .success(nil) }
         let end = size - UInt64(PackFooter.byteCount)
         let bytes = try file.readBytes(PackFooter.byteCount, at: end)
         let footer: PackFooter
-        do {
-            guard let found = try PackFooter.decode(bytes) else { return nil }
+        do throws(FormatError) {
+            guard let found = try PackFooter.decode(bytes) else { return .success(nil) }
             footer = found
         } catch {
-            throw FormatError(offset: Int(end), reason: error.reason)
+            return .failure(FormatError(offset: Int(end), reason: error.reason))
         }
         guard footer.pack == UInt64(pack) else {
-            throw FormatError(offset: Int(end), reason: "the footer names pack \(footer.pack)")
+            return .failure(
+                FormatError(offset: Int(end), reason: "the footer names pack \(footer.pack)"))
         }
-        do {
-            let (header, record) = try PackReader.readRecord(file, at: footer.indexOffset)
-            guard header.type == .packIndex,
-                UInt64(footer.indexOffset) + UInt64(header.recordByteCount) == end
-            else {
-                throw FormatError(offset: 0, reason: "the footer does not point at the pack index")
-            }
-            let index = try record.withUnsafeBytes { bytes in
-                let range =
-                    RecordHeader.byteCount..<RecordHeader.byteCount + header.payloadCount
-                return try PackIndex.decode(
-                    UnsafeRawBufferPointer(rebasing: bytes[range]),
-                    recordOffset: footer.indexOffset, isRewritten: isRewritten)
-            }
-            return PackScan(
-                entries: index.entries, validEnd: UInt32(size), isSealed: true,
-                fileByteCount: size, confirmed: UInt32(size), tail: nil)
-        } catch let error as FormatError {
-            throw FormatError(offset: Int(footer.indexOffset), reason: error.reason)
+        let found = try PackReader.readRecord(file, at: footer.indexOffset)
+        do throws(FormatError) {
+            let entries = try seal(try found.get(), footer, end: end, isRewritten: isRewritten)
+            return .success(
+                PackScan(
+                    entries: entries, validEnd: UInt32(size), isSealed: true,
+                    fileByteCount: size, confirmed: UInt32(size), tail: nil))
+        } catch {
+            return .failure(
+                FormatError(offset: Int(footer.indexOffset), reason: error.reason))
+        }
+    }
+
+    /// The entries of the pack index that a footer points at.
+    private static func seal(
+        _ record: (header: RecordHeader, bytes: PageBytes), _ footer: PackFooter, end: UInt64,
+        isRewritten: Bool
+    ) throws(FormatError) -> [PackIndex.Entry] {
+        guard record.header.type == .packIndex,
+            UInt64(footer.indexOffset) + UInt64(record.header.recordByteCount) == end
+        else {
+            throw FormatError(offset: 0, reason: "the footer does not point at the pack index")
+        }
+        return try record.bytes.withUnsafeBytes { (bytes) throws(FormatError) in
+            let start = RecordHeader.byteCount
+            return try PackIndex.decode(
+                UnsafeRawBufferPointer(
+                    rebasing: bytes[start..<start + record.header.payloadCount]),
+                recordOffset: footer.indexOffset, isRewritten: isRewritten
+            ).entries
         }
     }
 
     /// Reads an unsealed pack record by record.
     private static func scanRecords(
         _ file: any RepositoryFile, size: UInt64, isRewritten: Bool
-    ) throws -> PackScan {
+    ) throws(FileError) -> Result<PackScan, FormatError> {
         var entries: [PackIndex.Entry] = []
         var offset = UInt32(Envelope.byteCount)
         var addressEnd = UInt64(Envelope.byteCount)
         var confirmed: UInt32 = 0
         var tail: FormatError?
         guard size <= UInt64(UInt32.max) else {
-            throw FormatError(
-                offset: 0, reason: "the file has \(size) bytes, more than a pack can have")
+            return .failure(
+                FormatError(
+                    offset: 0, reason: "the file has \(size) bytes, more than a pack can have"))
         }
         var scanner = RecordScanner(file, size: size)
-        while UInt64(offset) < size {
-            do {
-                try scanner.withRecord(at: offset) { header, record in
-                    guard header.type != .packIndex else {
-                        throw FormatError(offset: 0, reason: "a pack index has no footer")
-                    }
-                    let entry = try entry(header, record, at: offset, isRewritten: isRewritten)
-                    guard entry.addresses.lowerBound >= addressEnd else {
-                        throw FormatError(offset: 24, reason: "addresses do not ascend")
-                    }
-                    addressEnd = entry.addresses.upperBound
-                    entries.append(entry)
-                    confirmed = max(confirmed, header.confirmed)
-                    offset += UInt32(header.recordByteCount)
+        while UInt64(offset) < size, tail == nil {
+            let read = try scanner.withRecord(at: offset) { (header, record) throws(FormatError) in
+                guard header.type != .packIndex else {
+                    throw FormatError(offset: 0, reason: "a pack index has no footer")
                 }
-            } catch let error as FormatError {
-                tail = error
-                break
+                let entry = try entry(header, record, at: offset, isRewritten: isRewritten)
+                guard entry.addresses.lowerBound >= addressEnd else {
+                    throw FormatError(offset: 24, reason: "addresses do not ascend")
+                }
+                addressEnd = entry.addresses.upperBound
+                entries.append(entry)
+                confirmed = max(confirmed, header.confirmed)
+                offset += UInt32(header.recordByteCount)
             }
+            if case .failure(let error) = read { tail = error }
         }
         if tail != nil {
             confirmed = max(confirmed, try confirmedAfter(file, from: offset, size: size))
         }
-        return PackScan(
-            entries: entries, validEnd: offset, isSealed: false, fileByteCount: size,
-            confirmed: confirmed, tail: tail)
+        return .success(
+            PackScan(
+                entries: entries, validEnd: offset, isSealed: false, fileByteCount: size,
+                confirmed: confirmed, tail: tail))
     }
 
     /// Converts a record to an entry of a pack index.
@@ -238,7 +252,7 @@ package struct PackScan: Sendable {
     /// The highest `confirmed` among whole records after a damaged place.
     private static func confirmedAfter(
         _ file: any RepositoryFile, from offset: UInt32, size: UInt64
-    ) throws -> UInt32 {
+    ) throws(FileError) -> UInt32 {
         var highest: UInt32 = 0
         var position = UInt64(offset)
         while let (place, header) = try nextWhole(file, from: position, size: size) {

@@ -26,20 +26,35 @@ package struct RecordScanner: ~Copyable {
 
     /// Calls `body` with the record at an offset, verified; it is valid only during the call.
     ///
-    /// Throws `FormatError` or `FileError`, as `PackReader.readRecord` does.
+    /// - Returns: what `body` returns or throws, or what is wrong with the record, as
+    ///   `PackReader.readRecord` does.
     package mutating func withRecord<T>(
-        at offset: UInt32, _ body: (RecordHeader, UnsafeRawBufferPointer) throws -> T
-    ) throws -> T {
-        let header = try RecordHeader(try bytes(RecordHeader.byteCount, at: UInt64(offset)))
-        let record = try bytes(header.recordByteCount, at: UInt64(offset))
-        try RecordHeader.check(record)
-        return try body(header, record)
+        at offset: UInt32,
+        _ body: (RecordHeader, UnsafeRawBufferPointer) throws(FormatError) -> T
+    ) throws(FileError) -> Result<T, FormatError> {
+        guard let head = try bytes(RecordHeader.byteCount, at: UInt64(offset)) else {
+            return .failure(RecordScanner.cutOff)
+        }
+        let header: RecordHeader
+        do throws(FormatError) {
+            header = try RecordHeader(head)
+        } catch {
+            return .failure(error)
+        }
+        guard let record = try bytes(header.recordByteCount, at: UInt64(offset)) else {
+            return .failure(RecordScanner.cutOff)
+        }
+        return Result { () throws(FormatError) -> T in
+            try RecordHeader.check(record)
+            return try body(header, record)
+        }
     }
 
+    /// Bytes of the file; nil if it ends before them.
     private mutating func bytes(
         _ count: Int, at offset: UInt64
-    ) throws -> UnsafeRawBufferPointer {
-        guard offset + UInt64(count) <= size else { throw RecordScanner.cutOff }
+    ) throws(FileError) -> UnsafeRawBufferPointer? {
+        guard offset + UInt64(count) <= size else { return nil }
         if offset < held.lowerBound || offset + UInt64(count) > held.upperBound {
             if count > buffer.count {
                 PageMemory.deallocate(buffer)
@@ -50,7 +65,7 @@ package struct RecordScanner: ~Copyable {
             let read = try file.read(
                 into: UnsafeMutableRawBufferPointer(rebasing: buffer[..<wanted]), at: offset)
             held = offset..<offset + UInt64(read)
-            guard read >= count else { throw RecordScanner.cutOff }
+            guard read >= count else { return nil }
         }
         let start = Int(offset - held.lowerBound)
         return UnsafeRawBufferPointer(rebasing: buffer[start..<start + count])
