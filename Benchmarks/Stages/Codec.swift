@@ -4,12 +4,17 @@ import GuestModel
 /// Encoding and decoding of page groups, on one thread.
 public struct FrameCodec: ~Copyable {
     private let compressor: Compressor
-    private let decompressor = Decompressor()
+    private let decompressor: Decompressor
     private var records = RecordWriter()
 
     /// Creates one thread's encoder and decoder.
     public init(level: CompressionLevel = .standard) {
-        compressor = Compressor(level: level)
+        do {
+            compressor = try Compressor(level: level)
+            decompressor = try Decompressor()
+        } catch {
+            preconditionFailure("no memory is left: \(error)")
+        }
     }
 
     /// Bytes of memory in a full page group.

@@ -64,7 +64,7 @@ import VarveTestSupport
         for index in pages.indices { pages[index] = random.next() }
         for level in [CompressionLevel.standard, .stored] {
             var records = RecordWriter()
-            let compressor = Compressor(level: level)
+            let compressor = try Compressor(level: level)
             for number in 0..<16 as Range<UInt32> {
                 pages.withUnsafeBytes { bytes in
                     _ = PageGroupEncoder.append(

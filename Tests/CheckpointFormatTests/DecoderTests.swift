@@ -143,8 +143,8 @@ import VarveTestSupport
                 MapRun(range: range(1 << 21, 4), content: .absent),
                 MapRun(range: range(1 << 22, 2), content: .storedHere, firstOrdinal: 0),
             ], digests: (1...5).map { digest($0) })
-        let compressor = Compressor(level: .standard)
-        let decompressor = Decompressor()
+        let compressor = try Compressor(level: .standard)
+        let decompressor = try Decompressor()
         let encoded = part.encoded(compressor: compressor)
         try attack(encoded, salt: 702) { bytes in
             let found = try bytes.withUnsafeBytes {
@@ -207,8 +207,8 @@ import VarveTestSupport
         var random = TestSeed.generator(707)
         var pages = [UInt8](repeating: 5, count: 4 * Page.byteCount)
         for index in 0..<Page.byteCount { pages[index] = .random(in: 0...255, using: &random) }
-        let compressor = Compressor(level: .standard)
-        let decompressor = Decompressor()
+        let compressor = try Compressor(level: .standard)
+        let decompressor = try Decompressor()
         var writer = RecordWriter()
         let table = pages.withUnsafeBytes { raw in
             PageGroupEncoder.append(

@@ -13,8 +13,8 @@ import VarveTestSupport
         }
     }
 
-    private static func frame(_ pages: [UInt8], _ level: CompressionLevel) -> [UInt8] {
-        let compressor = Compressor(level: level)
+    private static func frame(_ pages: [UInt8], _ level: CompressionLevel) throws -> [UInt8] {
+        let compressor = try Compressor(level: level)
         var records = RecordWriter()
         pages.withUnsafeBytes { bytes in
             _ = PageGroupEncoder.append(
@@ -24,32 +24,32 @@ import VarveTestSupport
         return records.bytes
     }
 
-    @Test(arguments: [1, 2, 3]) func lonelyPagesHaveNoTableAtTheDefaultLevel(count: Int) {
+    @Test(arguments: [1, 2, 3]) func lonelyPagesHaveNoTableAtTheDefaultLevel(count: Int) throws {
         let pages = LevelTests.pages(count)
-        let isFast = LevelTests.frame(pages, .standard) == LevelTests.frame(pages, .fast)
+        let isFast = try LevelTests.frame(pages, .standard) == LevelTests.frame(pages, .fast)
         #expect(isFast)
     }
 
-    @Test func moreOfThemHaveOne() {
+    @Test func moreOfThemHaveOne() throws {
         let pages = LevelTests.pages(4)
-        let size = LevelTests.frame(pages, .standard).count
-        #expect(size < LevelTests.frame(pages, .fast).count)
+        let size = try LevelTests.frame(pages, .standard).count
+        #expect(try size < LevelTests.frame(pages, .fast).count)
     }
 
-    @Test func whoNamesALevelGetsIt() {
+    @Test func whoNamesALevelGetsIt() throws {
         let pages = LevelTests.pages(1)
-        let size = LevelTests.frame(pages, CompressionLevel(rawValue: 3)).count
-        #expect(size < LevelTests.frame(pages, .standard).count)
+        let size = try LevelTests.frame(pages, CompressionLevel(rawValue: 3)).count
+        #expect(try size < LevelTests.frame(pages, .standard).count)
     }
 
-    @Test func storedPagesAreThePages() {
+    @Test func storedPagesAreThePages() throws {
         let pages = LevelTests.pages(16)
-        let frame = LevelTests.frame(pages, .stored)
+        let frame = try LevelTests.frame(pages, .stored)
         let isSame = Array(frame[(32 + 12)..<(32 + 12 + pages.count)]) == pages
         #expect(isSame)
     }
 
-    @Test func levelsAreALadder() {
+    @Test func levelsAreALadder() throws {
         var level = CompressionLevel(rawValue: 3)
         var ladder = [level.rawValue]
         while level != .stored {

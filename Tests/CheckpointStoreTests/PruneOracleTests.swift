@@ -187,10 +187,11 @@ private struct PruneWorld {
         let transaction = try repository.begin()
         var records = RecordWriter()
         let page = PruneWorld.noise(&random)
+        let compressor = try Compressor(level: .standard)
         let table = page.withUnsafeBytes {
             PageGroupEncoder.append(
                 [PageBlockSource(bytes: $0)], firstOrdinal: 0, transaction: transaction.number,
-                compressor: Compressor(level: .standard), to: &records)
+                compressor: compressor, to: &records)
         }
         let pending = PendingRecord(
             range: 0..<records.count, type: .pageGroup, transaction: transaction.number,

@@ -254,7 +254,7 @@ import VarveTestSupport
         let other = try repository.begin()
         var random = TestSeed.generator(905)
         var records = RecordWriter()
-        let compressor = Compressor(level: .standard)
+        let compressor = try Compressor(level: .standard)
         for ordinal in 0..<400 as Range<UInt32> {
             records.removeAll()
             let page = PruneTests.noise(&random)

@@ -112,7 +112,8 @@ struct RepairOracle {
         var pages = [UInt8](repeating: 0, count: pageCount * Page.byteCount)
         let isDecoded = stored.withUnsafeBytes { stored in
             pages.withUnsafeMutableBytes { pages in
-                (try? PageBlock.decode(stored, decompressor: Decompressor(), into: pages)) != nil
+                (try? PageBlock.decode(stored, decompressor: try Decompressor(), into: pages))
+                    != nil
             }
         }
         guard isDecoded else { return nil }
@@ -273,7 +274,7 @@ extension RepairOracle {
                 }
                 let payload = bytes[start + RecordHeader.byteCount..<start + 32 + count]
                 let part = payload.withUnsafeBytes {
-                    try? MapPart.decode($0, decompressor: Decompressor())
+                    try? MapPart.decode($0, decompressor: try Decompressor())
                 }
                 part?.forEachRun { run, digests in
                     var next = digests.startIndex

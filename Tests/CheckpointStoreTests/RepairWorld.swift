@@ -122,7 +122,7 @@ final class RepairWorld {
         let draft = CheckpointDraft(map: PageMap())
         draft.adopt(
             GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: count)]))
-        let compressor = Compressor(level: .standard)
+        let compressor = try Compressor(level: .standard)
         var changed: [Int] = []
         for (frame, contents) in pages.sorted(by: { $0.key < $1.key })
         where contents.contains(where: { $0 != 0 }) {

@@ -49,7 +49,7 @@ import VarveTestSupport
     private func parts(_ store: ForgedStore) throws -> [(place: RecordPlace, part: MapPart)] {
         try store.places(2).filter { !store.packs[$0.pack].isRewritten }.map { place in
             let part = try store[place].payload.withUnsafeBytes {
-                try MapPart.decode($0, decompressor: Decompressor())
+                try MapPart.decode($0, decompressor: try Decompressor())
             }
             return (place, part)
         }
@@ -72,7 +72,7 @@ import VarveTestSupport
     private func renumbered(
         _ part: MapPart, startingRunAt start: UInt32? = nil,
         _ change: (_ ordinal: UInt32, _ isLast: Bool) -> UInt32 = { ordinal, _ in ordinal }
-    ) -> [UInt8] {
+    ) throws -> [UInt8] {
         let last = part.runs.lastIndex { $0.content == .storedHere }
         var runs: [MapRun] = []
         for (index, run) in part.runs.enumerated() {
@@ -99,7 +99,7 @@ import VarveTestSupport
             if let begun { runs.append(begun) }
         }
         return MapPart(runs: runs, digests: part.digests)
-            .encoded(compressor: Compressor(level: .standard))
+            .encoded(compressor: try Compressor(level: .standard))
     }
 
     /// A page map with wrong ordinals for some pages: other pages of the same page groups, for
@@ -113,7 +113,7 @@ import VarveTestSupport
             let stored = part.runs.filter { $0.content == .storedHere }.map(\.range.count)
             guard stored.reduce(0, +) > 1 else { continue }
             var forged = whole
-            forged[place].payload = renumbered(part) { ordinal, isLast in
+            forged[place].payload = try renumbered(part) { ordinal, isLast in
                 switch what {
                 case "all one further": ordinal + 1
                 case "the last one nowhere": isLast ? 1 << 20 : ordinal
@@ -174,7 +174,7 @@ import VarveTestSupport
                 let first = own.ordinals.lowerBound + 1
                 record.payload.replaceSubrange(0..<4, with: Little.bytes(UInt64(first), 4))
                 var forged = whole
-                forged[place].payload = renumbered(
+                forged[place].payload = try renumbered(
                     part, startingRunAt: first + UInt32(record.payload[4]))
                 forged.packs[own.place.pack].records.insert(record, at: own.place.record + 1)
                 forged.relink(from: whole)

@@ -49,6 +49,14 @@ package enum StoreFuzz {
         precondition(encoded == payload, "there is one form for each value")
     }
 
+    private static func decompressor() -> Decompressor {
+        do {
+            return try Decompressor()
+        } catch {
+            preconditionFailure("no memory is left: \(error)")
+        }
+    }
+
     private static func frame(_ payload: [UInt8]) throws(FormatError) {
         let table = try payload.withUnsafeBufferPointer { (bytes) throws(FormatError) in
             try PageGroupTable.decode(UnsafeRawBufferPointer(bytes), payloadCount: bytes.count)
@@ -56,7 +64,7 @@ package enum StoreFuzz {
         var count = 0
         table.forEachLocation(pack: 1, recordOffset: 64) { _ in count += 1 }
         precondition(count == table.pageCount, "each page has a place")
-        let decompressor = Decompressor()
+        let decompressor = decompressor()
         var offset = table.headByteCount
         for block in table.blocks {
             var pages = [UInt8](repeating: 0, count: Int(block.pageCount) * Page.byteCount)
@@ -71,8 +79,9 @@ package enum StoreFuzz {
     }
 
     private static func map(_ payload: [UInt8]) throws(FormatError) {
+        let decompressor = decompressor()
         let part = try payload.withUnsafeBufferPointer { (bytes) throws(FormatError) in
-            try MapPart.decode(UnsafeRawBufferPointer(bytes), decompressor: Decompressor())
+            try MapPart.decode(UnsafeRawBufferPointer(bytes), decompressor: decompressor)
         }
         let count = part.runs.reduce(0) { $0 + $1.range.count }
         precondition(count <= MapPart.frameCountMax, "a part names no more frames")

@@ -1,6 +1,7 @@
 import CheckpointFormat
 import CheckpointStore
 import GuestModel
+import PackStore
 
 /// One worker's tools: determines the contents of a batch's pages, and hands them to the store.
 ///
@@ -9,9 +10,18 @@ struct BatchEncoder: ~Copyable {
     /// Pages that are read together and classified while they are in the caches: 256 KiB.
     private static let piecePageCount = 64
 
-    private var storer = PageStorer()
+    private var storer: PageStorer
     private var frames: [UInt64] = []
     private var classifier = PageClassifier()
+
+    /// Fails if there is no memory for a compressor.
+    init() throws(CaptureError) {
+        do throws(RepositoryError) {
+            storer = try PageStorer()
+        } catch {
+            throw CaptureError(error)
+        }
+    }
 
     /// Compares a batch with the draft, and stores what is new.
     mutating func encode(

@@ -428,27 +428,40 @@ final class CheckpointPipeline: Sendable {
     // MARK: - Workers
 
     private func runWorker() {
-        var encoder = BatchEncoder()
-        while let task = tasks.receive() {
-            let job = task.job
-            var failure: CaptureError?
-            if job.failure == nil {
-                let start = ContinuousClock.now
-                do throws(CaptureError) {
-                    try encoder.encode(
-                        task.batch, level: task.level, draft: task.draft,
-                        transaction: task.transaction)
-                } catch {
-                    failure = error
-                }
-                let took = ContinuousClock.now - start
-                busy.withLock { $0 += took }
+        while true {
+            do throws(CaptureError) {
+                var encoder = try BatchEncoder()
+                while let task = tasks.receive() { work(on: task, &encoder) }
+                return
+            } catch {
+                // No memory for an encoder: a job fails, and then there may be some.
+                guard let task = tasks.receive() else { return }
+                finish(task, failure: error)
             }
-            if let failure { job.fail(failure) }
-            job.state.update { state in
-                state.openBatchCount -= 1
-                return state.openBatchCount == 0
+        }
+    }
+
+    private func work(on task: Task, _ encoder: inout BatchEncoder) {
+        var failure: CaptureError?
+        if task.job.failure == nil {
+            let start = ContinuousClock.now
+            do throws(CaptureError) {
+                try encoder.encode(
+                    task.batch, level: task.level, draft: task.draft, transaction: task.transaction)
+            } catch {
+                failure = error
             }
+            let took = ContinuousClock.now - start
+            busy.withLock { $0 += took }
+        }
+        finish(task, failure: failure)
+    }
+
+    private func finish(_ task: Task, failure: CaptureError?) {
+        if let failure { task.job.fail(failure) }
+        task.job.state.update { state in
+            state.openBatchCount -= 1
+            return state.openBatchCount == 0
         }
     }
 }

@@ -54,8 +54,8 @@ struct PageSupply: Sendable {
         let nextShare = Atomic(0)
         let (repository, id, control) = (repository, checkpoint.id, control)
         Threads.concurrently(threadCount) { _ in
-            var fetcher = PageFetcher(repository)
             do {
+                var fetcher = try PageFetcher(repository)
                 while results.withLock({ $0.failure == nil }) {
                     try control.check()
                     let share = nextShare.add(1, ordering: .relaxed).oldValue
@@ -69,11 +69,11 @@ struct PageSupply: Sendable {
                                 to: id, frame: request.frame)
                         }, deliver: target.take)
                 }
+                let bytes = fetcher.bytesRead
+                results.withLock { $0.bytes += bytes }
             } catch {
                 results.withLock { $0.failure = $0.failure ?? error }
             }
-            let bytes = fetcher.bytesRead
-            results.withLock { $0.bytes += bytes }
         }
         let (bytes, failure) = results.withLock {
             ($0.bytes, $0.failure.map { $0 as any Error & Sendable })

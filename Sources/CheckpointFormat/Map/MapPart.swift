@@ -95,7 +95,15 @@ extension MapPart {
                 ordinal = Int64(run.firstOrdinal) + Int64(run.range.count)
             }
         }
-        let stored = MapPart.pack(columns.bytes, compressor: compressor)
+        return encoded(columns.bytes, stored: MapPart.pack(columns.bytes, compressor: compressor))
+    }
+
+    /// The payload of a part without frames.
+    package static var emptyPayload: [UInt8] {
+        MapPart(runs: [], digests: []).encoded([], stored: [])
+    }
+
+    private func encoded(_ columns: [UInt8], stored: [UInt8]) -> [UInt8] {
         var writer = ByteWriter(reserving: 16 + stored.count + digests.count * 32)
         writer.write(UInt32(digests.count))
         writer.write(UInt32(stored.count))

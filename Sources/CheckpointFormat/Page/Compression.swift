@@ -47,6 +47,12 @@ extension CompressionLevel: Comparable {
     }
 }
 
+/// There is no memory for zstd's tables.
+package struct CompressionMemoryError: Error, Hashable, Sendable {
+    /// Lets allocations fail, for tests: in the task that sets it and the calls that it makes.
+    @TaskLocal package static var isForced = false
+}
+
 /// Idle zstd contexts, kept for reuse: creating one costs as much as compressing several pages, and
 /// a restore or a checkpoint needs several.
 private struct ContextPool: ~Copyable {
@@ -61,8 +67,14 @@ private struct ContextPool: ~Copyable {
 
     private let idle = Mutex<[Context]>([])
 
-    func take() -> OpaquePointer? {
-        idle.withLock { $0.popLast() }?.pointer
+    /// An idle context, or a new one.
+    func take(
+        orCreate create: () -> OpaquePointer?
+    ) throws(CompressionMemoryError) -> OpaquePointer {
+        guard !CompressionMemoryError.isForced,
+            let pointer = idle.withLock({ $0.popLast() })?.pointer ?? create()
+        else { throw CompressionMemoryError() }
+        return pointer
     }
 
     /// - Returns: false if the pool is full; the caller must then free the context.
@@ -84,11 +96,8 @@ package struct Compressor: ~Copyable {
     /// The level for subsequent calls.
     package var level: CompressionLevel
 
-    package init(level: CompressionLevel) {
-        guard let context = Compressor.pool.take() ?? czstd_create_compressor() else {
-            preconditionFailure("zstd has no memory for a compressor")
-        }
-        self.context = context
+    package init(level: CompressionLevel) throws(CompressionMemoryError) {
+        context = try Compressor.pool.take { czstd_create_compressor() }
         self.level = level
     }
 
@@ -123,11 +132,8 @@ package struct Decompressor: ~Copyable {
 
     private let context: OpaquePointer
 
-    package init() {
-        guard let context = Decompressor.pool.take() ?? czstd_create_decompressor() else {
-            preconditionFailure("zstd has no memory for a decompressor")
-        }
-        self.context = context
+    package init() throws(CompressionMemoryError) {
+        context = try Decompressor.pool.take { czstd_create_decompressor() }
     }
 
     deinit {

@@ -16,7 +16,7 @@ package enum MapReader {
         _ reader: PackReader, at location: RecordLocation, of manifest: Manifest
     ) throws(RepositoryError) -> MapPart {
         let (header, payload) = try reader.record(at: location, .mapPart)
-        let decompressor = Decompressor()
+        let decompressor = try Decompressor.allocate()
         do throws(FormatError) {
             try manifest.checkOwns(header.transaction)
             return try payload.withUnsafeBufferPointer { (bytes) throws(FormatError) -> MapPart in

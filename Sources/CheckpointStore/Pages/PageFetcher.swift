@@ -159,7 +159,7 @@ package struct PageFetcher: ~Copyable {
     package typealias Placing = (PageRange) -> UnsafeMutableRawBufferPointer?
 
     private let repository: Repository
-    private let decompressor = Decompressor()
+    private let decompressor: Decompressor
     private let stored: UnsafeMutableRawBufferPointer
     /// Buffer for pages of the batch without a destination.
     private let pages: UnsafeMutableRawBufferPointer
@@ -175,7 +175,9 @@ package struct PageFetcher: ~Copyable {
     /// Number of bytes read from packs so far.
     package private(set) var bytesRead = 0
 
-    package init(_ repository: Repository) {
+    /// Fails if there is no memory for a decompressor.
+    package init(_ repository: Repository) throws(RepositoryError) {
+        decompressor = try Decompressor.allocate()
         self.repository = repository
         stored = PageMemory.allocate(
             byteCount: PageFetcher.readByteCountMax + PageGroupTable.pageLimit * Page.byteCount)

@@ -287,7 +287,7 @@ package final class CheckpointTransaction: Sendable {
         while goesOn: @escaping () -> Bool
     ) throws(RepositoryError) -> [RecordLocation] {
         var locations: [RecordLocation] = []
-        let compressor = Compressor(level: .standard)
+        let compressor = try Compressor.allocate(level: .standard)
         var builder = MapBuilder { (part) throws(RepositoryError) in
             guard goesOn() else { throw CheckpointTransaction.cancelled }
             locations.append(

@@ -8,7 +8,7 @@ package import PackStore
 /// Each instance belongs to one thread. Its buffers are reused: it allocates only a table per page
 /// group, and a few arrays per batch of pages.
 package struct PageStorer: ~Copyable {
-    private var compressor = Compressor(level: .standard)
+    private var compressor: Compressor
     private var records = RecordWriter()
     private var changed: [Int] = []
     private var candidates: [PageDigest] = []
@@ -17,7 +17,10 @@ package struct PageStorer: ~Copyable {
     private var pending: [PendingRecord] = []
     private var stored: [(range: PageRange, ordinal: UInt32)] = []
 
-    package init() {}
+    /// Fails if there is no memory for a compressor.
+    package init() throws(RepositoryError) {
+        compressor = try Compressor.allocate(level: .standard)
+    }
 
     /// Adds pages to a draft, and stores those whose content is new to the repository.
     ///

@@ -257,8 +257,8 @@ private struct RepairOperation {
         let saved = preparation.saved
         let pages = RepairPages(
             files: RepairFiles(files, preparation.repository), paths: preparation.presentPaths)
-        let unpacker = BlockUnpacker()
-        let compressor = Compressor(level: .standard)
+        let unpacker = try BlockUnpacker()
+        let compressor = try Compressor.allocate(level: .standard)
         let map = PageMap()
         let count = RepairOperation.pagesOfFrame
         let buffer = PageMemory.allocate(byteCount: count * Page.byteCount)
@@ -317,7 +317,7 @@ private struct RepairOperation {
             }
         }
         let digests = preparation.saved.map(\.digest)
-        let compressor = Compressor(level: .standard)
+        let compressor = try Compressor.allocate(level: .standard)
         var manifest = Manifest()
         for first in stride(from: 0, to: digests.count, by: MapPart.frameCountMax) {
             let end = min(first + MapPart.frameCountMax, digests.count)

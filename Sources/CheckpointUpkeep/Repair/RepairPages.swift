@@ -31,12 +31,12 @@ struct RepairPages: Sendable {
     func digests(of blocks: [BlockPlace]) throws -> [[PageDigest]?] {
         let threadCount = min(
             Threads.processorCount, 1 + blocks.count / RepairPages.sliceCountMin)
-        let parts = Mutex<[Int: Result<[[PageDigest]?], FileError>]>([:])
+        let parts = Mutex<[Int: Result<[[PageDigest]?], any Error>]>([:])
         Threads.concurrently(threadCount) { thread in
             let start = blocks.count * thread / threadCount
             let end = blocks.count * (thread + 1) / threadCount
-            let part = Result { () throws(FileError) -> [[PageDigest]?] in
-                let unpacker = BlockUnpacker()
+            let part = Result { () throws -> [[PageDigest]?] in
+                let unpacker = try BlockUnpacker()
                 var digests: [[PageDigest]?] = []
                 for block in blocks[start..<end] {
                     digests.append(try self.pages(block, unpacker) { unpacker.digests($0) })
@@ -66,9 +66,11 @@ struct BlockUnpacker: ~Copyable {
 
     private let stored: UnsafeMutableRawBufferPointer
     private let unpacked: UnsafeMutableRawBufferPointer
-    private let decompressor = Decompressor()
+    private let decompressor: Decompressor
 
-    init() {
+    /// Fails if there is no memory for a decompressor.
+    init() throws(RepositoryError) {
+        decompressor = try Decompressor.allocate()
         stored = PageMemory.allocate(byteCount: BlockUnpacker.byteCountMax)
         unpacked = PageMemory.allocate(byteCount: BlockUnpacker.byteCountMax)
     }

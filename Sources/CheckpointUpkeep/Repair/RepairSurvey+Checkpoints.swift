@@ -192,8 +192,7 @@ extension RepairSurvey {
     }
 
     /// An empty part of a page map.
-    static let emptyPart = MapPart(runs: [], digests: []).encoded(
-        compressor: Compressor(level: .standard))
+    static let emptyPart = MapPart.emptyPayload
     private static let emptyPartByteCount = RecordHeader.recordByteCount(payload: emptyPart.count)
 
     private func missing(

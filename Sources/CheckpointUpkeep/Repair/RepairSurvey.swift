@@ -406,10 +406,8 @@ struct RepairSurvey: Sendable {
     /// A part of a page map.
     func mapPart(at location: RecordLocation) throws -> MapPart {
         let payload = try payload(at: location, .mapPart)
-        let part = try payload.withUnsafeBytes {
-            try MapPart.decode($0, decompressor: Decompressor())
-        }
-        return part
+        let decompressor = try Decompressor.allocate()
+        return try payload.withUnsafeBytes { try MapPart.decode($0, decompressor: decompressor) }
     }
 
     /// What happened to a record that is missing, and where.

@@ -67,21 +67,29 @@ final class VerifyPages: Sendable {
     }
 
     private func run() {
-        var fetcher = PageFetcher(repository)
-        while let batch = batches.receive() {
-            do {
-                try control.check()
-                try fetcher.fetch(batch.requests[...]) { corruption, request in
-                    // A page of a forgotten checkpoint may just have been pruned.
-                    guard try repository.location(of: request.digest) != nil else { return }
-                    findings.note(corruption, request.digest, storedBy: batch.checkpoint)
-                } deliver: { _, _, _ in
-                }
-                outcome.withLock { $0.pageCount += batch.requests.count }
-            } catch {
-                let wrapped = repository.indexFailure(error)
-                outcome.withLock { $0.failure = $0.failure ?? wrapped }
+        do throws(RepositoryError) {
+            var fetcher = try PageFetcher(repository)
+            while let batch = batches.receive() { read(batch, &fetcher) }
+        } catch {
+            outcome.withLock { $0.failure = $0.failure ?? error }
+            // Nobody waits for a place: what is submitted from here on is not read.
+            while batches.receive() != nil {}
+        }
+    }
+
+    private func read(_ batch: Batch, _ fetcher: inout PageFetcher) {
+        do {
+            try control.check()
+            try fetcher.fetch(batch.requests[...]) { corruption, request in
+                // A page of a forgotten checkpoint may just have been pruned.
+                guard try repository.location(of: request.digest) != nil else { return }
+                findings.note(corruption, request.digest, storedBy: batch.checkpoint)
+            } deliver: { _, _, _ in
             }
+            outcome.withLock { $0.pageCount += batch.requests.count }
+        } catch {
+            let wrapped = repository.indexFailure(error)
+            outcome.withLock { $0.failure = $0.failure ?? wrapped }
         }
     }
 }
