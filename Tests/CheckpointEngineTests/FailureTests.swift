@@ -116,16 +116,21 @@ import VarveTestSupport
     /// Memory that came just before the pause of a failed capture, and that no log names, is in the
     /// next one.
     @Test func newMemoryOutlivesAFailedCapture() throws {
-        let (guest, files, repository, session) = try make(pageCount: 50)
+        var options = CaptureOptions()
+        options.pauseBudget = .microseconds(10)
+        let (guest, files, repository, session) = try make(pageCount: 50, options: options)
         guest.with { $0.unloggedFrames = Set(50..<2000) }
         _ = try session.capture()
-        // It grows by a page at each call, also between the first look at its layout and the pause.
+        // It grows by a page while pages are copied before the pause.
         guest.setLive { state in
             let frame = state.pages.count
             if frame < 2000 { state.write(UInt64(frame), FailureTests.page(frame)) }
         }
         var failures = 0
         for call in 0..<16 {
+            guest.with { state in
+                for frame in 0..<50 { state.write(UInt64(frame), FailureTests.page(call + frame)) }
+            }
             files.failCall(call % 8, errno: 5)
             do {
                 _ = try session.capture()
