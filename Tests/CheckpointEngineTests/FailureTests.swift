@@ -141,7 +141,7 @@ import VarveTestSupport
             let result = try session.capture()
             #expect(!result.checkpoint.comparedAll)
             let restored = SimulatedGuest(layout: .empty)
-            _ = try Restore.run(result.checkpoint, from: repository, into: restored)
+            try repository.restore(result.checkpoint, into: restored)
             let isEqual = restored.with { $0.pages } == guest.with { $0.resumedPages }
             #expect(isEqual, "after call \(call) failed")
         }

@@ -126,7 +126,7 @@ import VarveTestSupport
         session.close()
         let restored = SimulatedGuest(layout: .empty)
         try with(threads: 0) {
-            _ = try Restore.run(checkpoint, from: repository, into: restored)
+            _ = try repository.restore(checkpoint, into: restored)
             var count = 0
             try MemoryReader(checkpoint, from: repository).read { runs, _ in
                 count += runs.reduce(0) { $0 + $1.count }
@@ -144,7 +144,7 @@ import VarveTestSupport
         let checkpoint = try session.capture().checkpoint
         session.close()
         let failures: [() throws -> Void] = [
-            { _ = try Restore.run(checkpoint, from: repository, into: guest) },
+            { _ = try repository.restore(checkpoint, into: guest) },
             { _ = try MemoryReader(checkpoint, from: repository) },
             { _ = try BatchEncoder() },
         ]
@@ -159,7 +159,7 @@ import VarveTestSupport
             try CompressionMemoryError.$isForced.withValue(true) { _ = try PageFetcher(repository) }
         }
         let restored = SimulatedGuest(layout: .empty)
-        _ = try Restore.run(checkpoint, from: repository, into: restored)
+        _ = try repository.restore(checkpoint, into: restored)
         #expect(try repository.verify().isClean)
     }
 }
