@@ -17,18 +17,39 @@ package enum IndexFailure {
         switch error {
         case let error as RepositoryError: error
         case let error as FileError: RepositoryError(error)
-        case let error as LMDBError where error.isOutOfAddresses:
+        case let error as IndexError: resolve(error, at: path, files)
+        default: condemn("\(error)", at: path, files)
+        }
+    }
+
+    private static func resolve(
+        _ error: IndexError, at path: FilePath, _ files: any RepositoryFiles
+    ) -> RepositoryError {
+        switch error {
+        case .repository(let error): error
+        case .file(let error): RepositoryError(error)
+        case .call where error.isOutOfAddresses:
             RepositoryError(
                 .callFailed,
                 "the index does not fit in the address space of this process; raise the "
                     + "address space limit (ulimit -v)")
-        case let error as LMDBError where !error.isDamage:
+        case .call(let call, let code) where !error.isDamage:
             RepositoryError(
                 FileError(
-                    call: error.call, path: path.appending(StoreDirectory.index).string,
-                    errno: cause(of: error, files)))
-        case let error as LMDBError: condemn("\(error.call): \(error.reason)", at: path, files)
-        default: condemn("\(error)", at: path, files)
+                    call: call, path: path.appending(StoreDirectory.index).string,
+                    errno: cause(of: code, files)))
+        case .call, .damagedValue, .contradiction: condemn("\(error)", at: path, files)
+        }
+    }
+
+    /// True if a file was not there.
+    static func isMissingFile(_ error: any Error) -> Bool {
+        switch error {
+        case IndexError.file(let error): error.isMissing
+        case let error as FileError: error.isMissing
+        case IndexError.repository(let error): error.errno == ENOENT
+        case let error as RepositoryError: error.errno == ENOENT
+        default: false
         }
     }
 
@@ -49,10 +70,9 @@ package enum IndexFailure {
     }
 
     /// The system error: LMDB reports EIO for a write that a full disk or a limit cut short.
-    private static func cause(of error: LMDBError, _ files: any RepositoryFiles) -> Int32 {
-        guard error.code == EIO,
-            let directory = try? files.openDirectory(StoreDirectory.index)
-        else { return error.code }
+    private static func cause(of code: Int32, _ files: any RepositoryFiles) -> Int32 {
+        guard code == EIO, let directory = try? files.openDirectory(StoreDirectory.index)
+        else { return code }
         if system_isFull(directory.descriptor) { return ENOSPC }
         return system_isNearSizeLimit("data.mdb", in: directory.descriptor) ? EFBIG : EIO
     }

@@ -102,13 +102,21 @@ extension Repository {
 
     /// The checkpoint on whose page map that of a checkpoint is based; nil for a base map.
     package func mapAncestor(of checkpoint: Checkpoint) throws(RepositoryError) -> Checkpoint? {
-        guard let id = checkpoint.mapAncestor else { return nil }
-        guard let entry = try withCurrentIndex({ try $0.entry(id) }) else {
-            throw MapReader.lostAncestor(of: checkpoint, reader)
+        var walk = MapAncestry(of: checkpoint)
+        return try mapAncestor(&walk)
+    }
+
+    /// The next checkpoint of a walk; nil after the base map.
+    func mapAncestor(_ walk: inout MapAncestry) throws(RepositoryError) -> Checkpoint? {
+        let last = walk.current
+        return try walk.next { (id) throws(RepositoryError) in
+            guard let entry = try withCurrentIndex({ try $0.entry(id) }) else {
+                throw MapReader.lostAncestor(of: last, reader)
+            }
+            return try read(entry)
+        } unfit: { checkpoint, error in
+            MapReader.unfitAncestor(of: checkpoint, error, reader)
         }
-        let ancestor = try read(entry)
-        try MapReader.check(checkpoint, ancestor: ancestor, reader)
-        return ancestor
     }
 
     /// The checkpoint with a name: an ID or a prefix of one, of at least four digits, a lineage
@@ -234,7 +242,7 @@ extension Repository {
                 FormatError(offset: 0, reason: "it is checkpoint \(found.short), not \(id.short)"))
         }
         guard entry.agrees(with: manifest) else {
-            throw indexFailure(LMDBError.damagedValue("catalog entry"))
+            throw indexFailure(IndexError.damagedValue("catalog entry"))
         }
         return Checkpoint(id: id, manifest: manifest, location: location).labelled(entry.label)
     }
@@ -246,9 +254,8 @@ extension Repository {
         of checkpoint: Checkpoint
     ) throws(RepositoryError) -> (map: PageMap, mapsRead: Int) {
         var chain = [checkpoint]
-        while let last = chain.last, let ancestor = try mapAncestor(of: last) {
-            chain.append(ancestor)
-        }
+        var walk = MapAncestry(of: checkpoint)
+        while let ancestor = try mapAncestor(&walk) { chain.append(ancestor) }
         let map = PageMap()
         do throws(RepositoryError) {
             for step in chain.reversed() {

@@ -297,7 +297,7 @@ extension Repository {
         try files.createDirectory(StoreDirectory.index)
         do {
             try openSound(reader).reset(repository: id)
-        } catch let error as LMDBError where error.isDamage {
+        } catch let error as IndexError where error.isDamage {
             try IndexMark.deleteIndex(files)
             try openSound(reader).reset(repository: id)
         }
@@ -462,7 +462,7 @@ extension Repository {
                 try index.reset(repository: reader.repository)
             }
             return index
-        } catch let error as LMDBError where error.isDamage || error.isBusy {
+        } catch let error as IndexError where error.isDamage || error.isBusy {
             // Busy: a process was suspended while opening it; that process continues with the old
             // file.
             try IndexMark.deleteIndex(reader.files)

@@ -1,7 +1,7 @@
 import CheckpointFormat
 import CheckpointIndex
 import Glibc
-import LMDBTables
+package import LMDBTables
 package import PackStore
 import SystemPackage
 
@@ -30,8 +30,10 @@ public struct TemporaryIndex: Hashable, Sendable {
 }
 
 extension Repository {
-    static func openForReading(_ path: FilePath, _ reader: PackReader) throws -> OpenedIndex {
-        if let owner = try reader.files.foreignOwner() {
+    static func openForReading(
+        _ path: FilePath, _ reader: PackReader
+    ) throws(IndexError) -> OpenedIndex {
+        if let owner = try IndexError.ofFiles(reader.files.foreignOwner()) {
             let reason = "it belongs to another user (UID \(owner))"
             return try salvage(
                 reader, TemporaryIndex(reason: reason, isOdd: false, isFromPacks: true))
@@ -40,24 +42,30 @@ extension Repository {
         guard let index = found else { return try salvage(reader, problem) }
         if try isCurrent(index, reader) { return OpenedIndex(index: index) }
         // A running writer keeps the index up to date.
-        if try isBeingWritten(reader) { return try asFarAsItGoes(index, reader) }
+        if try IndexError.ofFiles(isBeingWritten(reader)) {
+            return try asFarAsItGoes(index, reader)
+        }
         // The writer may have ended just now.
         if try isCurrent(index, reader) { return OpenedIndex(index: index) }
-        do {
+        do throws(IndexError) {
             return try current(index, reader)
-        } catch let error as LMDBError where !error.isDamage {
+        } catch {
             // No space for a copy, or a writer started in the meantime.
-            return try asFarAsItGoes(index, reader)
-        } catch let error as FileError where error.isFull || error.isForbidden {
-            return try asFarAsItGoes(index, reader)
-        } catch let error as RepositoryError where error.code == .noSpace {
+            let goesOn =
+                switch error {
+                case .call: !error.isDamage
+                case .file(let error): error.isFull || error.isForbidden
+                case .repository(let error): error.code == .noSpace
+                case .damagedValue, .contradiction: false
+                }
+            guard goesOn else { throw error }
             return try asFarAsItGoes(index, reader)
         }
     }
 
     /// The same repository, read with an index built from the packs alone, in case its own index is
     /// damaged.
-    package func withoutIndex() throws -> Repository {
+    package func withoutIndex() throws(IndexError) -> Repository {
         let opened = try Repository.salvage(
             reader, TemporaryIndex(reason: "it may be damaged", isOdd: false, isFromPacks: true))
         return Repository(
@@ -65,12 +73,14 @@ extension Repository {
     }
 
     /// The repository's own index if it may be used, or why it may not.
-    private static func sharedIndex(_ reader: PackReader) throws -> (Index?, TemporaryIndex?) {
+    private static func sharedIndex(
+        _ reader: PackReader
+    ) throws(IndexError) -> (Index?, TemporaryIndex?) {
         func refused(_ reason: String, isOdd: Bool = false) -> (Index?, TemporaryIndex?) {
             (nil, TemporaryIndex(reason: reason, isOdd: isOdd, isFromPacks: true))
         }
-        do {
-            guard try !IndexMark.isForeign(reader.files) else {
+        do throws(IndexError) {
+            guard try !IndexError.ofFiles(IndexMark.isForeign(reader.files)) else {
                 return refused("it may be damaged, or incomplete after a power failure")
             }
             let index = try openShared(reader)
@@ -78,24 +88,30 @@ extension Repository {
                 return refused("it is being created, or is not this repository's")
             }
             return (index, nil)
-        } catch let error as FileError {
-            if error.isMissing { return refused("there is none") }
-            guard error.finding != nil || error.isForbidden else { throw error }
-            return refused(RepositoryError(error).message, isOdd: error.isOdd)
-        } catch let error as LMDBError {
+        } catch {
+            if case .file(let error) = error {
+                if error.isMissing { return refused("there is none") }
+                guard error.finding != nil || error.isForbidden else { throw .file(error) }
+                return refused(RepositoryError(error).message, isOdd: error.isOdd)
+            }
             if error.isMissing { return refused("there is none") }
             guard error.isDamage || error.isBusy || error.isForbidden else { throw error }
-            return refused(error.isDamage ? "it is damaged" : "\(error.call): \(error.reason)")
+            return refused(error.isDamage ? "it is damaged" : "\(error)")
         }
     }
 
     /// Opens the shared index; without locks if its reader table cannot be written.
-    private static func openShared(_ reader: PackReader) throws -> Index {
-        do {
+    private static func openShared(_ reader: PackReader) throws(IndexError) -> Index {
+        do throws(IndexError) {
             return try Index.open(reader.files, .reading)
-        } catch let error as FileError where error.finding == nil && error.isForbidden {
-            return try Index.open(reader.files, .readingWithoutLocks)
-        } catch let error as LMDBError where error.isForbidden {
+        } catch {
+            let isForbidden =
+                if case .file(let error) = error {
+                    error.finding == nil && error.isForbidden
+                } else {
+                    error.isForbidden
+                }
+            guard isForbidden else { throw error }
             return try Index.open(reader.files, .readingWithoutLocks)
         }
     }
@@ -111,22 +127,24 @@ extension Repository {
     }
 
     /// A copy of a sound index, brought up to date.
-    private static func current(_ original: Index, _ reader: PackReader) throws -> OpenedIndex {
+    private static func current(
+        _ original: Index, _ reader: PackReader
+    ) throws(IndexError) -> OpenedIndex {
         let index = try original.makePrivateCopy()
         let temporary = TemporaryIndex(
             reason: "it lacks the most recent writes", isOdd: false, isFromPacks: false)
-        do {
+        do throws(IndexError) {
             var replay = try IndexReplay(reader: reader, index: index)
-            let packs = try PackName.list(reader.files)
+            let packs = try IndexError.ofPacks(PackName.list(reader.files))
             let end = try replay.run(packs: packs)
             if let confirmed = end.confirmedEnd {
                 try index.advance(to: confirmed, highestTransaction: end.highestTransaction)
             }
             return OpenedIndex(index: index, temporary: temporary)
-        } catch let error as RepositoryError {
+        } catch {
             guard let corruption = error.corruption else { throw error }
             let mark = try index.readMark()
-            let packs = try PackName.list(reader.files)
+            let packs = try IndexError.ofPacks(PackName.list(reader.files))
             if mark.namesBytes, try reaches(mark, packs, reader) {
                 return OpenedIndex(index: index, damage: [corruption], temporary: temporary)
             }
@@ -139,10 +157,11 @@ extension Repository {
     /// be kept, since restoring a pack from a copy changes the order.
     package static func salvage(
         _ reader: PackReader, _ temporary: TemporaryIndex? = nil
-    ) throws -> OpenedIndex {
+    ) throws(IndexError) -> OpenedIndex {
         let index = try Index.makePrivate(repository: reader.repository)
         var replay = try IndexReplay(reader: reader, index: index, toleratesDamage: true)
-        let end = try replay.run(packs: try PackName.list(reader.files))
+        let end = try replay.run(
+            packs: try IndexError.ofPacks(PackName.list(reader.files)))
         if let confirmed = end.confirmedEnd {
             try index.advance(to: confirmed, highestTransaction: end.highestTransaction)
         }
@@ -152,30 +171,39 @@ extension Repository {
     /// True if no pack extends beyond a read mark.
     private static func reaches(
         _ mark: ReadMark, _ packs: [UInt32], _ reader: PackReader
-    ) throws -> Bool {
+    ) throws(IndexError) -> Bool {
         guard let newest = packs.last, newest >= mark.pack else { return true }
         guard newest == mark.pack else { return false }
-        return try reader.files.open(PackName.path(newest), .read).byteCount()
-            <= UInt64(mark.offset)
+        return try byteCount(of: newest, reader) <= UInt64(mark.offset)
     }
 
     /// True if the index has read the newest pack to its end, and no later pack is missing.
-    private static func isCurrent(_ index: Index, _ reader: PackReader) throws -> Bool {
+    private static func isCurrent(
+        _ index: Index, _ reader: PackReader
+    ) throws(IndexError) -> Bool {
         let mark = try index.readMark()
-        if let end = try StoreHead(reader.files, reader.repository).confirmed, end > mark {
-            return false
+        let head = try IndexError.ofFiles(StoreHead(reader.files, reader.repository))
+        if let end = head.confirmed, end > mark { return false }
+        guard let newest = try IndexError.ofPacks(PackName.list(reader.files)).last else {
+            return !mark.namesBytes
         }
-        guard let newest = try PackName.list(reader.files).last else { return !mark.namesBytes }
         guard newest == mark.pack else { return false }
-        return try reader.files.open(PackName.path(newest), .read).byteCount()
-            == UInt64(mark.offset)
+        return try byteCount(of: newest, reader) == UInt64(mark.offset)
+    }
+
+    private static func byteCount(
+        of pack: UInt32, _ reader: PackReader
+    ) throws(IndexError) -> UInt64 {
+        try IndexError.ofFiles(reader.files.open(PackName.path(pack), .read).byteCount())
     }
 
     /// A sound index that cannot be brought up to date now: it lists no checkpoints later than its
     /// read mark.
     ///
     /// If the packs end before that mark, they are damaged.
-    private static func asFarAsItGoes(_ index: Index, _ reader: PackReader) throws -> OpenedIndex {
+    private static func asFarAsItGoes(
+        _ index: Index, _ reader: PackReader
+    ) throws(IndexError) -> OpenedIndex {
         let mark = try index.readMark()
         guard mark.namesBytes, try !index.pruned().contains(mark.pack) else {
             return OpenedIndex(index: index)
@@ -189,7 +217,7 @@ extension Repository {
                 mark, .publish,
                 FormatError(offset: 0, reason: "the pack ends before indexed data"))
         } catch {
-            guard let corruption = error.corruption else { throw error }
+            guard let corruption = error.corruption else { throw .repository(error) }
             // Prune may just have removed it.
             if try index.pruned().contains(mark.pack) { return OpenedIndex(index: index) }
             return OpenedIndex(index: index, damage: [corruption])

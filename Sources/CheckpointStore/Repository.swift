@@ -184,10 +184,10 @@ public final class Repository: Sendable {
 
     /// Queues a published checkpoint for the index; `indexPublished` must follow.
     func didPublish(
-        _ publication: Publication, transaction: UInt64, frames: TransactionGroups
+        _ publication: Publication, transaction: UInt64, groups: TransactionGroups
     ) {
         unindexed.withLock {
-            $0.append(.publication(publication, frames, transaction: transaction))
+            $0.append(.publication(publication, groups, transaction: transaction))
         }
     }
 
@@ -283,12 +283,12 @@ public final class Repository: Sendable {
         let highest = state.withLock { $0.nextTransaction - 1 }
         while let next = waiting.first {
             switch next {
-            case .publication(let publication, var frames, let transaction):
+            case .publication(let publication, var groups, let transaction):
                 var chain = MapChainReader(index: index, reader: reader)
                 // Condemned pages were stored again, if at all, before this was published.
                 let condemned = activity.read { $0.condemned }
                 try index.add(
-                    publication, frames: &frames, chain: &chain,
+                    publication, groups: &groups, chain: &chain,
                     readMark: advancesMark ? readMark(behind: publication, by: transaction) : nil,
                     highestTransaction: highest, condemned: condemned)
             case .forgotten(let ids, let pack):
@@ -367,9 +367,7 @@ public final class Repository: Sendable {
                 return try body()
             } catch {
                 attempt += 1
-                let isGone =
-                    (error as? FileError)?.isMissing ?? false
-                    || (error as? RepositoryError)?.errno == ENOENT
+                let isGone = IndexFailure.isMissingFile(error)
                 let now = try withIndex { try $0.moment() }
                 guard !isWritable, attempt < 50, isGone || now != before else {
                     throw indexFailure(error)
@@ -384,18 +382,17 @@ public final class Repository: Sendable {
         from checkpoint: Checkpoint, to position: UInt32
     ) throws(RepositoryError) -> (frames: DirtyBitmap, ancestor: CheckpointID) {
         var frames = DirtyBitmap()
-        var current = checkpoint
-        while current.manifest.mapPosition > position,
-            let ancestor = try mapAncestor(of: current)
-        {
-            frames.formUnion(try MapReader.frames(reader, current.manifest))
-            current = ancestor
+        var walk = MapAncestry(of: checkpoint)
+        while walk.current.manifest.mapPosition > position {
+            let step = walk.current
+            guard try mapAncestor(&walk) != nil else { break }
+            frames.formUnion(try MapReader.frames(reader, step.manifest))
         }
-        guard current.manifest.mapPosition == position else {
+        guard walk.current.manifest.mapPosition == position else {
             throw reader.corrupted(
                 checkpoint.location, .publish,
                 FormatError(offset: 88, reason: "its chain of page maps has a gap"))
         }
-        return (frames, current.id)
+        return (frames, walk.current.id)
     }
 }

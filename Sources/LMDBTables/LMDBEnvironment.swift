@@ -32,23 +32,20 @@ package final class LMDBEnvironment: @unchecked Sendable {
 
     /// Opens an environment, with as much address space as is available.
     ///
-    /// Throws `LMDBError`, or `FileError` if one of its files is of the wrong kind or another
-    /// user's.
-    ///
     /// - Parameter temporaryPlace: where the files of a temporary index are, for error messages.
     package convenience init(
         _ directory: OpenDirectory, tables names: [String], _ access: LMDBAccess,
         temporaryPlace: String? = nil
-    ) throws {
-        try LMDBEnvironment.checkFiles(directory)
+    ) throws(IndexError) {
+        try IndexError.ofFiles(LMDBEnvironment.checkFiles(directory))
         for byteCount in LMDBEnvironment.mapByteCounts.dropLast() {
-            do {
+            do throws(IndexError) {
                 try self.init(
                     directory, tables: names, access, mapByteCount: byteCount,
                     temporaryPlace: temporaryPlace)
                 return
-            } catch let error as LMDBError where error.code == ENOMEM {
-                continue
+            } catch {
+                guard error.isOutOfMemory else { throw error }
             }
         }
         try self.init(
@@ -60,24 +57,26 @@ package final class LMDBEnvironment: @unchecked Sendable {
     private init(
         _ directory: OpenDirectory, tables names: [String], _ access: LMDBAccess,
         mapByteCount: Int, temporaryPlace: String?
-    ) throws {
+    ) throws(IndexError) {
         let isReadOnly = access == .readingWithoutLocks
         // Opening writes the meta pages of a new file.
         let held = HeldSizeSignal()
         defer { held.release() }
         try LMDBEnvironment.checkHeads(directory)
         // LMDB would create it otherwise.
-        if access != .writing, try directory.status(of: LMDBEnvironment.dataName) == nil {
-            throw LMDBError(call: "open", code: ENOENT)
+        if access != .writing,
+            try IndexError.ofFiles(directory.status(of: LMDBEnvironment.dataName)) == nil
+        {
+            throw IndexError.call("open", code: ENOENT)
         }
         if !isReadOnly { try LMDBEnvironment.reserveLockFile(directory) }
-        let lock = try directory.status(of: LMDBEnvironment.lockName)
+        let lock = try IndexError.ofFiles(directory.status(of: LMDBEnvironment.lockName))
         var created: OpaquePointer?
         try LMDBEnvironment.check(mdb_env_create(&created), "mdb_env_create")
         guard let environment = created else {
-            throw LMDBError(call: "mdb_env_create", code: ENOMEM)
+            throw IndexError.call("mdb_env_create", code: ENOMEM)
         }
-        do {
+        do throws(IndexError) {
             try LMDBEnvironment.check(
                 mdb_env_set_mapsize(environment, mapByteCount), "mdb_env_set_mapsize")
             try LMDBEnvironment.check(
@@ -89,7 +88,9 @@ package final class LMDBEnvironment: @unchecked Sendable {
             // No TLS: a read txn may end on a thread other than the one that began it.
             let flags = MDB_NOTLS | MDB_NOSYNC | (isReadOnly ? MDB_RDONLY | MDB_NOLOCK : 0)
             try LMDBEnvironment.check(
-                mdb_env_open(environment, directory.systemPath(), UInt32(flags), 0o600),
+                mdb_env_open(
+                    environment, try IndexError.ofFiles(directory.systemPath()), UInt32(flags),
+                    0o600),
                 "mdb_env_open")
             try LMDBEnvironment.checkOpened(environment, directory, lock, isReadOnly: isReadOnly)
             var status = MDB_stat()
@@ -98,7 +99,7 @@ package final class LMDBEnvironment: @unchecked Sendable {
             // Reading a page beyond the end of the file would end the process.
             let needed = try LMDBEnvironment.neededByteCount(environment, pageByteCount)
             guard try LMDBEnvironment.file(environment).byteCount >= needed else {
-                throw LMDBError.contradiction(in: "mdb_env_open")
+                throw IndexError.contradiction(in: "mdb_env_open")
             }
             try LMDBEnvironment.checkPages(environment, pageByteCount, isReadOnly: isReadOnly)
             var dead: Int32 = 0
@@ -145,19 +146,21 @@ package final class LMDBEnvironment: @unchecked Sendable {
     /// Fails if LMDB has opened files other than those that were checked.
     private static func checkOpened(
         _ environment: OpaquePointer, _ directory: OpenDirectory, _ lock: stat?, isReadOnly: Bool
-    ) throws {
-        try checkFiles(directory)
+    ) throws(IndexError) {
+        try IndexError.ofFiles(checkFiles(directory))
         var status = stat()
         guard system_fstat(try file(environment).descriptor, &status) == 0 else {
-            throw LMDBError(call: "fstat", code: errno)
+            throw IndexError.call("fstat", code: errno)
         }
         let opened = Identity(status)
-        let data = try directory.status(of: dataName).map { Identity($0) }
-        let locked = try directory.status(of: lockName).map { Identity($0) }
+        let data = try IndexError.ofFiles(directory.status(of: dataName)).map { Identity($0) }
+        let locked = try IndexError.ofFiles(directory.status(of: lockName)).map { Identity($0) }
         let isSame = data == opened && (isReadOnly || locked == lock.map { Identity($0) })
         guard isSame else {
-            throw FileError(
-                .moved("was replaced while it was opened"), path: directory.path, errno: ESTALE)
+            throw .file(
+                FileError(
+                    .moved("was replaced while it was opened"), path: directory.path,
+                    errno: ESTALE))
         }
     }
 
@@ -168,10 +171,10 @@ package final class LMDBEnvironment: @unchecked Sendable {
     /// alternately. Their layout is that of LMDB 0.9 (`MDB_page`, `MDB_meta` of mdb.c): a page
     /// header of 16 bytes, magic u32, version u32, address u64, map size u64, and two tables of 48
     /// bytes, of which the first begins with the page size; then the last page u64.
-    private static func checkHeads(_ directory: OpenDirectory) throws {
+    private static func checkHeads(_ directory: OpenDirectory) throws(IndexError) {
         // A new file has none.
-        guard try directory.status(of: dataName) != nil else { return }
-        let descriptor = try directory.open(dataName, O_RDONLY)
+        guard try IndexError.ofFiles(directory.status(of: dataName)) != nil else { return }
+        let descriptor = try IndexError.ofFiles(directory.open(dataName, O_RDONLY))
         defer { system_close(descriptor) }
         var status = stat()
         guard system_fstat(descriptor, &status) == 0, status.st_size > 0 else { return }
@@ -179,14 +182,14 @@ package final class LMDBEnvironment: @unchecked Sendable {
         let pageByteCount = min(Int(sysconf(Int32(_SC_PAGESIZE))), 0x8000)
         let pageCount = UInt64(Int(status.st_size) / pageByteCount)
         try withUnsafeTemporaryAllocation(byteCount: 152, alignment: 8) {
-            (head) throws(LMDBError) in
+            (head) throws(IndexError) in
             for page in 0..<2 {
                 let count = system_pread(
                     descriptor, UnsafeMutableRawBufferPointer(head), page * pageByteCount)
                 let size = head.loadUnaligned(fromByteOffset: 40, as: UInt32.self)
                 let last = head.loadUnaligned(fromByteOffset: 136, as: UInt64.self)
                 guard count == head.count, size == UInt32(pageByteCount), last < pageCount else {
-                    throw LMDBError.contradiction(in: "mdb_env_open")
+                    throw IndexError.contradiction(in: "mdb_env_open")
                 }
             }
         }
@@ -198,17 +201,17 @@ package final class LMDBEnvironment: @unchecked Sendable {
     /// follows no references.
     private static func checkPages(
         _ environment: OpaquePointer, _ pageByteCount: Int, isReadOnly: Bool
-    ) throws(LMDBError) {
+    ) throws(IndexError) {
         let descriptor = try file(environment).descriptor
         // Another round is needed only if a writer commits between two calls, or is not held off.
         for _ in 0..<16 {
-            var transaction: OpaquePointer?
+            var txn: OpaquePointer?
             try check(
-                mdb_txn_begin(environment, nil, UInt32(MDB_RDONLY), &transaction), "mdb_txn_begin")
-            defer { mdb_txn_abort(transaction) }
-            let moment = UInt64(mdb_txn_id(transaction))
+                mdb_txn_begin(environment, nil, UInt32(MDB_RDONLY), &txn), "mdb_txn_begin")
+            defer { mdb_txn_abort(txn) }
+            let moment = UInt64(mdb_txn_id(txn))
             let file = LMDBFileCheck(descriptor: descriptor, pageByteCount: pageByteCount)
-            do throws(LMDBError) {
+            do throws(IndexError) {
                 if try file.check(moment: moment) == .sound { return }
             } catch {
                 // Without permission to lock, a writer may have overwritten what was read.
@@ -218,15 +221,15 @@ package final class LMDBEnvironment: @unchecked Sendable {
                 guard UInt64(information.me_last_txnid) > moment else { throw error }
             }
         }
-        throw LMDBError(call: "mdb_txn_begin", code: EBUSY)
+        throw IndexError.call("mdb_txn_begin", code: EBUSY)
     }
 
     /// Reserves disk space for the lock file before LMDB maps it: a write to a mapped page for
     /// which a full disk has no space ends the process.
     ///
     /// LMDB chooses its size: 64 bytes per reader, and less than a page in addition.
-    private static func reserveLockFile(_ directory: OpenDirectory) throws {
-        let descriptor = try directory.open(lockName, O_RDWR | O_CREAT, 0o600)
+    private static func reserveLockFile(_ directory: OpenDirectory) throws(IndexError) {
+        let descriptor = try IndexError.ofFiles(directory.open(lockName, O_RDWR | O_CREAT, 0o600))
         defer { system_close(descriptor) }
         // The first process to open it holds a lock on its first byte until it is set up, and LMDB
         // waits for that lock indefinitely, even if that process is suspended at that moment.
@@ -235,91 +238,97 @@ package final class LMDBEnvironment: @unchecked Sendable {
             WallClock.sleep(milliseconds: 20)
         }
         guard system_isLocked(descriptor, at: 0, 1) != true else {
-            throw LMDBError(call: "mdb_env_open", code: EBUSY)
+            throw IndexError.call("mdb_env_open", code: EBUSY)
         }
         let code = system_reserve(descriptor, readerCountMax * 64 + 4096)
-        guard code == 0 else { throw LMDBError(call: "fallocate", code: code) }
+        guard code == 0 else { throw IndexError.call("fallocate", code: code) }
     }
 
     private static func openTables(
         _ environment: OpaquePointer, _ names: [String], _ access: LMDBAccess
-    ) throws(LMDBError) -> [LMDBTableID] {
-        do throws(LMDBError) {
+    ) throws(IndexError) -> [LMDBTableID] {
+        do throws(IndexError) {
             // A write txn would wait for one of another process.
             return try openTables(environment, names, makesThem: false)
-        } catch  where error.code == MDB_NOTFOUND && access == .writing {
+        } catch  where error.isMissingTable && access == .writing {
             return try openTables(environment, names, makesThem: true)
         }
     }
 
     private static func openTables(
         _ environment: OpaquePointer, _ names: [String], makesThem: Bool
-    ) throws(LMDBError) -> [LMDBTableID] {
-        var transaction: OpaquePointer?
+    ) throws(IndexError) -> [LMDBTableID] {
+        var txn: OpaquePointer?
         try check(
-            mdb_txn_begin(environment, nil, makesThem ? 0 : UInt32(MDB_RDONLY), &transaction),
+            mdb_txn_begin(environment, nil, makesThem ? 0 : UInt32(MDB_RDONLY), &txn),
             "mdb_txn_begin")
         var tables: [LMDBTableID] = []
         for name in names {
             var table: MDB_dbi = 0
-            let code = mdb_dbi_open(transaction, name, makesThem ? UInt32(MDB_CREATE) : 0, &table)
+            let code = mdb_dbi_open(txn, name, makesThem ? UInt32(MDB_CREATE) : 0, &table)
             if code != 0 {
-                mdb_txn_abort(transaction)
-                throw LMDBError(call: "mdb_dbi_open", code: code)
+                mdb_txn_abort(txn)
+                throw IndexError.call("mdb_dbi_open", code: code)
             }
             tables.append(LMDBTableID(handle: table))
         }
-        try check(mdb_txn_commit(transaction), "mdb_txn_commit")
+        try check(mdb_txn_commit(txn), "mdb_txn_commit")
         return tables
     }
 
     /// Runs `body` in a read txn: a snapshot of the index.
-    package func read<T, E: Error>(
-        _ body: (borrowing LMDBTxn) throws(E) -> T
-    ) throws -> T {
+    package func read<T>(
+        _ body: (borrowing LMDBTxn) throws(IndexError) -> T
+    ) throws(IndexError) -> T {
         var handle: OpaquePointer?
         try LMDBEnvironment.check(
             mdb_txn_begin(environment, nil, UInt32(MDB_RDONLY), &handle), "mdb_txn_begin")
-        guard let handle else { throw LMDBError(call: "mdb_txn_begin", code: ENOMEM) }
-        let transaction = LMDBTxn(handle: handle)
-        guard isReadOnly else { return try body(transaction) }
+        guard let handle else { throw .call("mdb_txn_begin", code: ENOMEM) }
+        let txn = LMDBTxn(handle: handle)
+        guard isReadOnly else { return try body(txn) }
         // Without permission to lock, a writer may reuse the pages of this snapshot from its second
         // txn after it: what was read is then discarded.
         let moment = mdb_txn_id(handle)
-        let result = Result { try body(transaction) }
+        let result = Result { () throws(IndexError) in try body(txn) }
         var information = MDB_envinfo()
         try LMDBEnvironment.check(mdb_env_info(environment, &information), "mdb_env_info")
         guard information.me_last_txnid <= moment + 1 else {
-            throw RepositoryError(
-                .busy,
-                "a writer changed the index while it was being read, and without write permission "
-                    + "the reader cannot prevent that; try again")
+            throw .repository(
+                RepositoryError(
+                    .busy,
+                    "a writer changed the index while it was being read, and without write "
+                        + "permission the reader cannot prevent that; try again"))
         }
         return try result.get()
     }
 
     /// Runs `body` in a write txn, and commits it if `body` returns.
-    package func write<T>(_ body: (borrowing LMDBTxn) throws -> T) throws -> T {
+    package func write<T>(
+        _ body: (borrowing LMDBTxn) throws(IndexError) -> T
+    ) throws(IndexError) -> T {
         // LMDB may write large changes before the commit.
         let held = HeldSizeSignal()
         defer { held.release() }
-        do {
+        do throws(IndexError) {
             var handle: OpaquePointer?
             try LMDBEnvironment.check(mdb_txn_begin(environment, nil, 0, &handle), "mdb_txn_begin")
-            guard let handle else { throw LMDBError(call: "mdb_txn_begin", code: ENOMEM) }
-            let transaction = LMDBTxn(handle: handle)
-            let value = try body(transaction)
-            try transaction.commit()
+            guard let handle else { throw .call("mdb_txn_begin", code: ENOMEM) }
+            let txn = LMDBTxn(handle: handle)
+            let value = try body(txn)
+            try txn.commit()
             try fill()
             return value
-        } catch let error as LMDBError where error.isWrite {
-            guard let temporaryPlace else { throw error }
+        } catch {
+            guard let temporaryPlace, error.isWrite, case .call(_, let code) = error else {
+                throw error
+            }
             // LMDB reports EIO for a write that a full disk cut short.
             let file = try? LMDBEnvironment.file(environment)
             let isFull = file.map { system_isFull($0.descriptor) } ?? false
-            throw FileError(
-                call: FileError.makingTemporary, path: temporaryPlace,
-                errno: isFull ? ENOSPC : error.code)
+            throw .file(
+                FileError(
+                    call: FileError.makingTemporary, path: temporaryPlace,
+                    errno: isFull ? ENOSPC : code))
         }
     }
 
@@ -327,35 +336,35 @@ package final class LMDBEnvironment: @unchecked Sendable {
     ///
     /// LMDB does not write pages at the end of the file that a txn allocated and freed; once these
     /// are included, a shorter file has been truncated.
-    private func fill() throws(LMDBError) {
+    private func fill() throws(IndexError) {
         let needed = try LMDBEnvironment.neededByteCount(environment, pageByteCount)
         let file = try LMDBEnvironment.file(environment)
         if file.byteCount < needed, system_ftruncate(file.descriptor, needed) != 0 {
-            throw LMDBError(call: "ftruncate", code: errno)
+            throw IndexError.call("ftruncate", code: errno)
         }
     }
 
     /// Total size of the environment's pages in bytes.
     private static func neededByteCount(
         _ environment: OpaquePointer, _ pageByteCount: Int
-    ) throws(LMDBError) -> Int {
+    ) throws(IndexError) -> Int {
         var information = MDB_envinfo()
         try check(mdb_env_info(environment, &information), "mdb_env_info")
         let (bytes, overflows) = (information.me_last_pgno + 1)
             .multipliedReportingOverflow(by: pageByteCount)
-        guard !overflows else { throw LMDBError.contradiction(in: "mdb_env_info") }
+        guard !overflows else { throw IndexError.contradiction(in: "mdb_env_info") }
         return bytes
     }
 
     /// The environment's file descriptor and file size.
     private static func file(
         _ environment: OpaquePointer
-    ) throws(LMDBError) -> (descriptor: Int32, byteCount: Int) {
+    ) throws(IndexError) -> (descriptor: Int32, byteCount: Int) {
         var descriptor: Int32 = -1
         try check(mdb_env_get_fd(environment, &descriptor), "mdb_env_get_fd")
         var status = stat()
         guard system_fstat(descriptor, &status) == 0 else {
-            throw LMDBError(call: "fstat", code: errno)
+            throw IndexError.call("fstat", code: errno)
         }
         return (descriptor, Int(status.st_size))
     }
@@ -363,7 +372,7 @@ package final class LMDBEnvironment: @unchecked Sendable {
     /// Starts writeback of the part of the file that is due (`WritebackPacing`).
     ///
     /// Does not wait for the disk.
-    package func writeBackShare() throws(LMDBError) {
+    package func writeBackShare() throws(IndexError) {
         let file = try LMDBEnvironment.file(environment)
         let share = pacing.withLock { state in
             let now = ContinuousClock.now
@@ -378,8 +387,8 @@ package final class LMDBEnvironment: @unchecked Sendable {
     ///
     /// `mdb_env_copy` does the same but waits for the writer. The meta pages are read first: later
     /// ones could refer to pages that were not read yet, or that a writer has overwritten since.
-    package func copy(to target: Int32) throws {
-        try read { transaction in
+    package func copy(to target: Int32) throws(IndexError) {
+        try read { (txn) throws(IndexError) in
             let file = try LMDBEnvironment.file(environment)
             let buffer = UnsafeMutableRawBufferPointer.allocate(
                 byteCount: 1 << 20, alignment: 4096)
@@ -389,15 +398,15 @@ package final class LMDBEnvironment: @unchecked Sendable {
                 let part = UnsafeMutableRawBufferPointer(
                     rebasing: buffer[..<(offset == 0 ? 2 * pageByteCount : buffer.count)])
                 let count = system_pread(file.descriptor, part, offset)
-                guard count >= 0 else { throw LMDBError(call: "pread", code: errno) }
+                guard count >= 0 else { throw IndexError.call("pread", code: errno) }
                 if count == 0 { break }
                 if offset == 0 {
                     let numbers = [0, pageByteCount].map { head -> UInt64 in
                         guard count >= head + 152 else { return .max }
                         return part.loadUnaligned(fromByteOffset: head + 144, as: UInt64.self)
                     }
-                    guard numbers.max() == transaction.moment else {
-                        throw LMDBError(call: "mdb_txn_begin", code: EBUSY)
+                    guard numbers.max() == txn.moment else {
+                        throw IndexError.call("mdb_txn_begin", code: EBUSY)
                     }
                 }
                 var done = 0
@@ -405,7 +414,7 @@ package final class LMDBEnvironment: @unchecked Sendable {
                     let rest = UnsafeRawBufferPointer(rebasing: part[done..<count])
                     let written = system_pwrite(target, rest, offset + done)
                     guard written > 0 else {
-                        throw LMDBError(call: "pwrite", code: written < 0 ? errno : EIO)
+                        throw IndexError.call("pwrite", code: written < 0 ? errno : EIO)
                     }
                     done += written
                 }
@@ -415,11 +424,11 @@ package final class LMDBEnvironment: @unchecked Sendable {
     }
 
     /// Writes everything committed to the disk.
-    package func sync() throws(LMDBError) {
+    package func sync() throws(IndexError) {
         try LMDBEnvironment.check(mdb_env_sync(environment, 1), "mdb_env_sync")
     }
 
-    static func check(_ code: Int32, _ call: String) throws(LMDBError) {
-        if code != 0 { throw LMDBError(call: call, code: code) }
+    static func check(_ code: Int32, _ call: String) throws(IndexError) {
+        if code != 0 { throw IndexError.call(call, code: code) }
     }
 }

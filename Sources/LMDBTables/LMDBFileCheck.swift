@@ -131,7 +131,7 @@ package final class LMDBFileCheck {
     /// Costs one read of the whole file, and one bit of memory per page. Throws what is wrong.
     ///
     /// - Parameter moment: the ID of the txn, which keeps a writer from reusing its pages.
-    package func check(moment: UInt64) throws(LMDBError) -> Outcome {
+    package func check(moment: UInt64) throws(IndexError) -> Outcome {
         self.moment = moment
         var heads: [(free: Tree, main: Tree, last: UInt64, number: UInt64)] = []
         for slot in 0..<2 as Range<UInt64> {
@@ -155,7 +155,7 @@ package final class LMDBFileCheck {
         }
         var status = stat()
         guard system_fstat(descriptor, &status) == 0 else {
-            throw LMDBError(call: "fstat", code: errno)
+            throw IndexError.call("fstat", code: errno)
         }
         // The meta page may count pages beyond the end of the file; none of them may be used.
         let inFile = UInt64(Int(status.st_size) / pageByteCount)
@@ -180,7 +180,7 @@ package final class LMDBFileCheck {
         return .sound
     }
 
-    private func check(_ tree: Tree, _ kind: Kind) throws(LMDBError) {
+    private func check(_ tree: Tree, _ kind: Kind) throws(IndexError) {
         if tree.root == Tree.noRoot {
             guard tree.isEmpty else { throw fault(tree.root, "the counts of an empty tree") }
             return
@@ -205,7 +205,7 @@ package final class LMDBFileCheck {
     private func walk(
         _ number: UInt64, level: Int, from lower: UnsafeRawBufferPointer?,
         to upper: UnsafeRawBufferPointer?, _ tally: inout Tally
-    ) throws(LMDBError) {
+    ) throws(IndexError) {
         guard number > 1, number < pageCount else { throw fault(number, "a page's number") }
         guard meet(number) else { throw fault(number, "a page that is used twice") }
         let page = try page(number, level: level)
@@ -244,7 +244,7 @@ package final class LMDBFileCheck {
     private func checkOrder(
         _ key: UnsafeRawBufferPointer, after last: UnsafeRawBufferPointer?, isBound: Bool,
         _ tally: Tally, _ number: UInt64
-    ) throws(LMDBError) {
+    ) throws(IndexError) {
         guard let last else { return }
         let isRight = isBound ? !isBefore(key, last, tally.kind) : isBefore(last, key, tally.kind)
         guard isRight else { throw fault(number, "the order of keys") }
@@ -304,7 +304,7 @@ package final class LMDBFileCheck {
     /// Checks that the nodes of a page are within it, do not overlap, and have keys valid in LMDB.
     private func nodes(
         of page: UnsafeRawBufferPointer, _ number: UInt64, isLeaf: Bool, _ kind: Kind
-    ) throws(LMDBError) -> Nodes {
+    ) throws(IndexError) -> Nodes {
         let lower = Int(page.number(at: 12) as UInt16)
         let upper = Int(page.number(at: 14) as UInt16)
         let count = (lower - LMDBFileCheck.pageHeadByteCount) / 2
@@ -360,7 +360,7 @@ package final class LMDBFileCheck {
 
     private func checkValue(
         _ nodes: Nodes, _ position: Int, _ number: UInt64, level: Int, _ tally: inout Tally
-    ) throws(LMDBError) {
+    ) throws(IndexError) {
         let flags = nodes.flags(position)
         let byteCount = nodes.dataByteCount(position)
         let isElsewhere = flags == LMDBFileCheck.bigDataFlag
@@ -389,7 +389,7 @@ package final class LMDBFileCheck {
     /// Marks the pages of a value that is stored on pages of its own.
     private func meetOverflow(
         _ first: UInt64, _ byteCount: Int, _ tally: inout Tally
-    ) throws(LMDBError) {
+    ) throws(IndexError) {
         guard first > 1, first < pageCount else { throw fault(first, "a page's number") }
         // The level below the pages of the tree.
         let page = try page(first, level: tally.depth)
@@ -408,13 +408,14 @@ package final class LMDBFileCheck {
     private func checkValue(
         _ value: UnsafeRawBufferPointer, _ key: UnsafeRawBufferPointer, _ number: UInt64,
         _ kind: Kind
-    ) throws(LMDBError) {
+    ) throws(IndexError) {
         guard kind == .free else {
             guard checksValues else { return }
-            do throws(LMDBError) {
+            do throws(IndexError) {
                 _ = try SealedValue.open(value, of: key)
             } catch {
-                throw fault(number, error.call)
+                guard case .damagedValue(let what) = error else { throw error }
+                throw fault(number, what)
             }
             return
         }
@@ -447,17 +448,17 @@ package final class LMDBFileCheck {
     }
 
     /// Reads a page into the buffer of a level.
-    private func page(_ number: UInt64, level: Int) throws(LMDBError) -> UnsafeRawBufferPointer {
+    private func page(_ number: UInt64, level: Int) throws(IndexError) -> UnsafeRawBufferPointer {
         while buffers.count <= level {
             buffers.append(.allocate(byteCount: pageByteCount, alignment: 8))
         }
         let count = system_pread(descriptor, buffers[level], Int(number) * pageByteCount)
-        guard count >= 0 else { throw LMDBError(call: "pread", code: errno) }
+        guard count >= 0 else { throw IndexError.call("pread", code: errno) }
         guard count == pageByteCount else { throw fault(number, "the end of the file") }
         return UnsafeRawBufferPointer(buffers[level])
     }
 
-    private func fault(_ page: UInt64, _ what: String) -> LMDBError {
+    private func fault(_ page: UInt64, _ what: String) -> IndexError {
         .damagedValue("page \(page), \(what)")
     }
 }

@@ -19,29 +19,16 @@ package struct LMDBTxn: ~Copyable {
         if isOpen { mdb_txn_abort(handle) }
     }
 
-    consuming func commit() throws(LMDBError) {
+    consuming func commit() throws(IndexError) {
         isOpen = false
         try LMDBEnvironment.check(mdb_txn_commit(handle), "mdb_txn_commit")
-    }
-
-    /// The value of a key, valid only inside `body`; nil if there is none.
-    ///
-    /// - Parameter isChecked: false to skip the checksum of a large value that was verified when it
-    ///   was first read.
-    @inlinable
-    package func get<T>(
-        _ table: LMDBTableID, _ key: UnsafeRawBufferPointer, isChecked: Bool = true,
-        _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> T
-    ) throws(LMDBError) -> T? {
-        guard let value = try find(table, key, isChecked: isChecked) else { return nil }
-        return try body(value)
     }
 
     /// The value of a key, valid until the txn ends; nil if there is none.
     @usableFromInline
     package func find(
         _ table: LMDBTableID, _ key: UnsafeRawBufferPointer, isChecked: Bool
-    ) throws(LMDBError) -> UnsafeRawBufferPointer? {
+    ) throws(IndexError) -> UnsafeRawBufferPointer? {
         var keyValue = LMDBTxn.value(key)
         var found = MDB_val()
         let code = mdb_get(handle, table.handle, &keyValue, &found)
@@ -51,23 +38,19 @@ package struct LMDBTxn: ~Copyable {
         return try SealedValue.open(stored, of: key, isChecked: isChecked)
     }
 
-    /// Calls `body` with a finder for looking up many keys, each value valid only inside it.
-    ///
-    /// Lookups in byte order of the keys are several times as fast as in any other: neighbours
-    /// share a page.
-    package func withFinder<T>(
-        _ table: LMDBTableID, _ body: (borrowing LMDBFinder) throws(LMDBError) -> T
-    ) throws(LMDBError) -> T {
+    /// Opens a cursor; it must be closed.
+    func openCursor(_ table: LMDBTableID) throws(IndexError) -> OpaquePointer {
         var cursor: OpaquePointer?
         try LMDBEnvironment.check(mdb_cursor_open(handle, table.handle, &cursor), "mdb_cursor_open")
-        guard let cursor else { throw LMDBError(call: "mdb_cursor_open", code: ENOMEM) }
-        return try body(LMDBFinder(cursor: cursor))
+        guard let cursor else { throw .call("mdb_cursor_open", code: ENOMEM) }
+        return cursor
     }
 
     /// Sets a key's value.
+    @usableFromInline
     package func put(
         _ table: LMDBTableID, _ key: UnsafeRawBufferPointer, _ bytes: UnsafeRawBufferPointer
-    ) throws(LMDBError) {
+    ) throws(IndexError) {
         var keyValue = LMDBTxn.value(key)
         var value = MDB_val(mv_size: SealedValue.byteCount(of: bytes.count), mv_data: nil)
         try LMDBEnvironment.check(
@@ -81,10 +64,10 @@ package struct LMDBTxn: ~Copyable {
     /// Removes a key; a missing one is not an error.
     ///
     /// - Returns: true if it existed.
-    @discardableResult
-    package func delete(_ table: LMDBTableID, _ key: UnsafeRawBufferPointer) throws(LMDBError)
-        -> Bool
-    {
+    @usableFromInline
+    package func delete(
+        _ table: LMDBTableID, _ key: UnsafeRawBufferPointer
+    ) throws(IndexError) -> Bool {
         var keyValue = LMDBTxn.value(key)
         let code = mdb_del(handle, table.handle, &keyValue, nil)
         if code == MDB_NOTFOUND { return false }
@@ -92,88 +75,16 @@ package struct LMDBTxn: ~Copyable {
         return true
     }
 
-    /// The greatest key of a table; nil if it is empty.
-    package func lastKey(_ table: LMDBTableID) throws(LMDBError) -> [UInt8]? {
-        var cursor: OpaquePointer?
-        try LMDBEnvironment.check(mdb_cursor_open(handle, table.handle, &cursor), "mdb_cursor_open")
-        defer { mdb_cursor_close(cursor) }
-        var key = MDB_val()
-        var value = MDB_val()
-        let code = mdb_cursor_get(cursor, &key, &value, MDB_LAST)
-        if code == MDB_NOTFOUND { return nil }
-        try LMDBEnvironment.check(code, "mdb_cursor_get")
-        return Array(UnsafeRawBufferPointer(start: key.mv_data, count: key.mv_size))
-    }
-
     /// Removes all keys of a table.
-    package func clear(_ table: LMDBTableID) throws(LMDBError) {
+    package func clear(_ table: LMDBTableID) throws(IndexError) {
         try LMDBEnvironment.check(mdb_drop(handle, table.handle, 0), "mdb_drop")
     }
 
     /// Number of keys in a table.
-    package func count(_ table: LMDBTableID) throws(LMDBError) -> Int {
+    func count(_ table: LMDBTableID) throws(IndexError) -> Int {
         var status = MDB_stat()
         try LMDBEnvironment.check(mdb_stat(handle, table.handle, &status), "mdb_stat")
         return status.ms_entries
-    }
-
-    /// Calls `body` with keys from `start` on, in byte order, until it returns false.
-    package func scan(
-        _ table: LMDBTableID, from start: [UInt8],
-        _ body: (
-            _ key: UnsafeRawBufferPointer, _ value: UnsafeRawBufferPointer
-        ) throws(LMDBError) -> Bool
-    ) throws(LMDBError) {
-        var cursor: OpaquePointer?
-        try LMDBEnvironment.check(mdb_cursor_open(handle, table.handle, &cursor), "mdb_cursor_open")
-        defer { mdb_cursor_close(cursor) }
-        var key = MDB_val()
-        var value = MDB_val()
-        var code = start.withUnsafeBytes { bytes in
-            key = LMDBTxn.value(bytes)
-            return mdb_cursor_get(cursor, &key, &value, start.isEmpty ? MDB_FIRST : MDB_SET_RANGE)
-        }
-        while code == 0 {
-            if try !LMDBTxn.passOn(key, value, body) { return }
-            code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)
-        }
-        if code != MDB_NOTFOUND { throw LMDBError(call: "mdb_cursor_get", code: code) }
-    }
-
-    /// Calls `body` with keys before `end` in descending order, until it returns false.
-    package func scanBackwards(
-        _ table: LMDBTableID, before end: [UInt8],
-        _ body: (
-            _ key: UnsafeRawBufferPointer, _ value: UnsafeRawBufferPointer
-        ) throws(LMDBError) -> Bool
-    ) throws(LMDBError) {
-        var cursor: OpaquePointer?
-        try LMDBEnvironment.check(mdb_cursor_open(handle, table.handle, &cursor), "mdb_cursor_open")
-        defer { mdb_cursor_close(cursor) }
-        var key = MDB_val()
-        var value = MDB_val()
-        var code = end.withUnsafeBytes { bytes in
-            key = LMDBTxn.value(bytes)
-            return mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE)
-        }
-        let first = code == MDB_NOTFOUND ? MDB_LAST : MDB_PREV
-        if code == 0 || code == MDB_NOTFOUND {
-            code = mdb_cursor_get(cursor, &key, &value, first)
-        }
-        while code == 0 {
-            if try !LMDBTxn.passOn(key, value, body) { return }
-            code = mdb_cursor_get(cursor, &key, &value, MDB_PREV)
-        }
-        if code != MDB_NOTFOUND { throw LMDBError(call: "mdb_cursor_get", code: code) }
-    }
-
-    private static func passOn(
-        _ key: MDB_val, _ value: MDB_val,
-        _ body: (UnsafeRawBufferPointer, UnsafeRawBufferPointer) throws(LMDBError) -> Bool
-    ) throws(LMDBError) -> Bool {
-        let key = UnsafeRawBufferPointer(start: key.mv_data, count: key.mv_size)
-        let stored = UnsafeRawBufferPointer(start: value.mv_data, count: value.mv_size)
-        return try body(key, try SealedValue.open(stored, of: key))
     }
 
     static func value(_ bytes: UnsafeRawBufferPointer) -> MDB_val {

@@ -25,7 +25,7 @@ enum SealedValue {
     /// The value without its checksum; throws `damagedValue` if the checksum is wrong.
     static func open(
         _ stored: UnsafeRawBufferPointer, of key: UnsafeRawBufferPointer, isChecked: Bool = true
-    ) throws(LMDBError) -> UnsafeRawBufferPointer {
+    ) throws(IndexError) -> UnsafeRawBufferPointer {
         let count = stored.count - checksumByteCount
         guard count >= 0 else { throw .damagedValue("a value without a checksum") }
         let value = UnsafeRawBufferPointer(rebasing: stored[..<count])

@@ -42,17 +42,12 @@ import VarveTestSupport
     private func spoil(_ table: Index.Table, _ value: [UInt8]) throws {
         let index = try Index.open(
             in: OpenDirectory(path.appending("index").string), .writing)
-        try index.environment.write { transaction in
+        let raw = LMDBTable<[UInt8], [UInt8]>(index.table(table))
+        try index.environment.write { (txn) throws(IndexError) in
             var keys: [[UInt8]] = []
-            try transaction.scan(index.table(table), from: []) { (key, _) throws(LMDBError) in
-                keys.append(Array(key))
-                return true
-            }
-            for key in keys {
-                try key.withUnsafeBytes { key in
-                    try value.withUnsafeBytes { try transaction.put(index.table(table), key, $0) }
-                }
-            }
+            var entries = try raw.entries(in: txn)
+            while let key = try entries.nextKey() { keys.append(key) }
+            for key in keys { try raw.put(value, for: key, in: txn) }
         }
     }
 
@@ -98,7 +93,10 @@ import VarveTestSupport
         try {
             let index = try Index.open(
                 in: OpenDirectory(path.appending("index").string), .writing)
-            try index.environment.write { try index.setValue($0, key, [1]) }
+            let raw = LMDBTable<[UInt8], [UInt8]>(index.table(.state))
+            try index.environment.write { (txn) throws(IndexError) in
+                try raw.put([1], for: Array(key.utf8), in: txn)
+            }
         }()
         #expect(try restore() == pages)
         try Repository.open(at: path, .writing).close()
@@ -170,11 +168,10 @@ import VarveTestSupport
             PageDigest(hashing: $0)
         }
         try repository.withIndex { index in
-            try index.environment.write { transaction in
-                try Index.withKey(digest) { (key) throws(LMDBError) in
-                    #expect(try transaction.delete(index.table(.pages), key))
-                }
+            let isRemoved = try index.environment.write { (txn) throws(IndexError) in
+                try index.tables.pages.remove(digest, in: txn)
             }
+            #expect(isRemoved)
         }
         let error = #expect(throws: RepositoryError.self) { try repository.verify(.structure) }
         #expect(error?.code == .indexDamaged)

@@ -202,9 +202,9 @@ import VarveTestSupport
         while !isDone.isSet || rounds < 5 {
             let descriptor = open(file.path, O_RDONLY)
             defer { close(descriptor) }
-            try index.environment.read { transaction in
+            try index.environment.read { (txn) throws(IndexError) in
                 let check = LMDBFileCheck(descriptor: descriptor, pageByteCount: 4096)
-                _ = try check.check(moment: transaction.moment)
+                _ = try check.check(moment: txn.moment)
             }
             rounds += 1
         }

@@ -85,14 +85,13 @@ import VarveTestSupport
             if !looked.contains(location.pack) { pages.append(digest) }
         }
         let far = checkpoints.map(\.id).filter { !near.contains($0) }.map(\.digest)
-        try index.environment.write { transaction in
+        try index.environment.write { (txn) throws(IndexError) in
             for (table, digests) in [
                 (Index.Table.pages, pages), (.ownedFrames, far), (.checkpoints, far),
             ] {
+                let raw = LMDBTable<CheckpointID, CheckpointID>(index.table(table))
                 for digest in digests {
-                    try Index.withKey(digest) { (key) throws(LMDBError) in
-                        try transaction.put(index.table(table), key, key)
-                    }
+                    try raw.put(CheckpointID(digest), for: CheckpointID(digest), in: txn)
                 }
             }
         }

@@ -24,6 +24,16 @@ import VarveTestSupport
         return index
     }
 
+    /// Runs `body`, which may fail in other ways than the index, in a read txn.
+    private func reading(
+        _ index: Index, _ body: (borrowing LMDBTxn) throws -> Void
+    ) throws {
+        let result = try index.environment.read { (txn) throws(IndexError) in
+            Result { try body(txn) }
+        }
+        try result.get()
+    }
+
     /// Additions, drains and deletions compared with a dictionary, as seen by the writer, by
     /// another user of the index, and in older snapshots.
     @Test(arguments: 0..<(TestSeed.isLong ? 200 : 12 as UInt64))
@@ -43,7 +53,10 @@ import VarveTestSupport
             case 7..<9: try model.delete(Int.random(in: 1...80, using: &random), index, &random)
             default: try model.deleteElsewhere(index, &random)
             }
-            if step == start { try index.environment.write { try index.makeFilter($0) } }
+            if step == start {
+                try index.environment.write { (txn) throws(IndexError) in try index.makeFilter(txn)
+                }
+            }
             if step % 10 == 3 { try model.check(other, &random) }
             try model.check(index, &random)
         }
@@ -62,19 +75,19 @@ import VarveTestSupport
         var model = PageModel()
         for _ in 0..<20 { try model.add(9, index, &random) }
         let old = model
-        try index.environment.read { transaction in
-            let early = asksEarly ? try index.recentWindow(transaction) : nil
+        try reading(index) { txn in
+            let early = asksEarly ? try index.recentWindow(txn) : nil
             for _ in 0..<40 {
                 try model.add(7, index, &random)
                 try model.delete(3, index, &random)
                 try model.check(index, &random)
             }
-            let window = try early ?? index.recentWindow(transaction)
+            let window = try early ?? index.recentWindow(txn)
             for (digest, location) in old.pages {
-                #expect(try index.location(digest, in: window, transaction) == location)
+                #expect(try index.location(digest, in: window, txn) == location)
             }
             for digest in model.pages.keys where old.pages[digest] == nil {
-                #expect(try index.location(digest, in: window, transaction) == nil)
+                #expect(try index.location(digest, in: window, txn) == nil)
             }
         }
         try model.check(index, &random)
@@ -139,7 +152,9 @@ import VarveTestSupport
             _ = try session.capture()
             inRuns.append(
                 try repository.withIndex { index in
-                    try index.environment.read { try index.pagesInRuns($0).count }
+                    try index.environment.read { (txn) throws(IndexError) in
+                        try index.pagesInRuns(txn).count
+                    }
                 })
         }
         #expect(inRuns == [0, 0, 7, 7])
@@ -155,7 +170,9 @@ import VarveTestSupport
         var most = 0
         for _ in 0..<200 {
             try model.add(100, index, &random)
-            let inRuns = try index.environment.read { try index.pagesInRuns($0).count }
+            let inRuns = try index.environment.read { (txn) throws(IndexError) in
+                try index.pagesInRuns(txn).count
+            }
             most = max(most, inRuns)
         }
         // The pages of the last sweep, and those since.
@@ -252,12 +269,16 @@ private struct PageModel {
         }
         new.sort { $0.digest.precedes($1.digest) }
         for page in new { pages[page.digest] = page.location }
-        let before = try index.environment.read { try index.recentWindow($0)?.first }
-        try index.environment.write { transaction in
-            for page in new { try index.placeUnreferenced(page.digest, transaction) }
-            try index.add(new, transaction)
+        let before = try index.environment.read { (txn) throws(IndexError) in
+            try index.recentWindow(txn)?.first
         }
-        let after = try index.environment.read { try index.recentWindow($0)?.first }
+        try index.environment.write { (txn) throws(IndexError) in
+            for page in new { try index.placeUnreferenced(page.digest, txn) }
+            try index.add(new, txn)
+        }
+        let after = try index.environment.read { (txn) throws(IndexError) in
+            try index.recentWindow(txn)?.first
+        }
         if let before, before != after { drainCount += 1 }
     }
 
@@ -265,7 +286,9 @@ private struct PageModel {
     mutating func replace(_ index: Index, _ random: inout SeededGenerator) throws {
         guard let digest = digests.randomElement(using: &random) else { return }
         let location = PageModel.location(&random)
-        try index.environment.write { try index.setLocation(location, of: digest, $0) }
+        try index.environment.write { (txn) throws(IndexError) in
+            try index.setLocation(location, of: digest, txn)
+        }
         pages[digest] = location
     }
 

@@ -1,9 +1,9 @@
 package import CheckpointFormat
 package import GuestModel
-import LMDBTables
+package import LMDBTables
 
 /// What the index stores of one manifest: all that lists, names and statistics need.
-package struct CatalogEntry: Hashable, Sendable {
+package struct CatalogEntry: Hashable, Sendable, EncodedValue {
     package let id: CheckpointID
     package let location: RecordLocation
     package let order: UInt64
@@ -56,9 +56,10 @@ package struct CatalogEntry: Hashable, Sendable {
         return entry
     }
 
-    /// Decodes a value of the index.
-    init(id: CheckpointID, indexed bytes: UnsafeRawBufferPointer) throws(LMDBError) {
-        self.id = id
+    package init(
+        indexed bytes: UnsafeRawBufferPointer, of key: UnsafeRawBufferPointer
+    ) throws(IndexError) {
+        id = try CheckpointID(indexed: key)
         do throws(FormatError) {
             var reader = ByteReader(bytes)
             let pack = try reader.read(UInt32.self)
@@ -80,8 +81,7 @@ package struct CatalogEntry: Hashable, Sendable {
         guard order < Index.numberMax else { throw .damagedValue("catalog entry") }
     }
 
-    /// Encodes the value.
-    var encoded: [UInt8] {
+    package var encoded: [UInt8] {
         var value = ByteWriter(reserving: 61 + lineage.utf8.count + label.utf8.count)
         value.write(location.pack)
         value.write(location.offset)
@@ -108,32 +108,44 @@ package struct CatalogEntry: Hashable, Sendable {
     }
 }
 
-/// Keys of the name tables: checkpoints with the same name are adjacent, in publication order.
-enum NameKey {
+/// A key of a name table: checkpoints with the same name are adjacent, in publication order.
+package struct NameKey: TableKey {
+    let name: String
+    let order: UInt64
+
     /// The key of one checkpoint; nil for a name longer than any writer allows: no table has it.
-    static func key(_ name: String, _ order: UInt64) -> [UInt8]? {
+    init?(_ name: String, _ order: UInt64) {
         guard name.utf8.count <= NameForm.byteCountMax else { return nil }
-        var writer = ByteWriter(reserving: 9 + name.utf8.count)
-        writer.write(UInt8(name.utf8.count))
-        writer.write(raw: name.utf8)
-        writer.write(order.bigEndian)
-        return writer.bytes
+        self.name = name
+        self.order = order
     }
 
     /// A key that follows all keys of a name.
-    static func end(of name: String) -> [UInt8]? { key(name, .max) }
+    static func end(of name: String) -> NameKey? { NameKey(name, .max) }
 
-    /// The name in a key.
-    static func name(in key: UnsafeRawBufferPointer) throws(LMDBError) -> String {
-        guard let count = key.first, key.count == Int(count) + 9,
-            let name = String(validating: key[1..<1 + Int(count)], as: UTF8.self)
+    package init(indexed bytes: UnsafeRawBufferPointer) throws(IndexError) {
+        guard let count = bytes.first, bytes.count == Int(count) + 9,
+            let name = String(validating: bytes[1..<1 + Int(count)], as: UTF8.self)
         else { throw .damagedValue("name") }
-        return name
+        self.name = name
+        order = try CatalogOrder(
+            indexed: UnsafeRawBufferPointer(rebasing: bytes.suffix(8))
+        ).order
     }
 
-    /// True if a key belongs to this name.
-    static func isKey(_ key: UnsafeRawBufferPointer, of name: String) -> Bool {
-        key.count == name.utf8.count + 9 && Int(key[0]) == name.utf8.count
-            && key[1..<key.count - 8].elementsEqual(name.utf8)
+    package func withBytes<T>(
+        _ body: (UnsafeRawBufferPointer) throws(IndexError) -> T
+    ) throws(IndexError) -> T {
+        let count = name.utf8.count
+        return try withUnsafeTemporaryAllocation(byteCount: count + 9, alignment: 8) {
+            (bytes) throws(IndexError) in
+            bytes[0] = UInt8(count)
+            for (position, byte) in name.utf8.enumerated() { bytes[1 + position] = byte }
+            bytes.storeBytes(of: order.bigEndian, toByteOffset: 1 + count, as: UInt64.self)
+            return try body(UnsafeRawBufferPointer(bytes))
+        }
     }
+
+    /// True if it is a key of this name.
+    func isKey(of name: String) -> Bool { NameForm.areSame(self.name, name) }
 }

@@ -1,6 +1,6 @@
 package import CheckpointFormat
 package import GuestModel
-import LMDBTables
+package import LMDBTables
 import PackStore
 
 /// A manifest to be indexed.
@@ -48,29 +48,31 @@ extension Index {
     ///
     /// - Parameter condemned: digests that prune is about to delete: their new locations count.
     package func add(
-        _ publication: Publication, frames: inout TransactionGroups,
+        _ publication: Publication, groups: inout TransactionGroups,
         chain: inout MapChainReader, readMark: ReadMark?, highestTransaction: UInt64,
         condemned: Set<PageDigest> = []
-    ) throws {
+    ) throws(IndexError) {
         if try entry(publication.id) != nil {
-            return try environment.write { try setMarks(readMark, highestTransaction, $0) }
+            return try environment.write { (txn) throws(IndexError) in
+                try setMarks(readMark, highestTransaction, txn)
+            }
         }
         var ownedFrames: OwnedFrames?
         if !publication.isForgotten, !publication.toleratesDamage {
             ownedFrames = try self.ownedFrames(of: publication, &chain)
         }
         var addition = try IndexAddition(publication.id, ownedFrames, index: self)
-        try addition.addPages(of: publication, &frames, &chain, condemned)
-        try environment.write { transaction in
-            try addition.finish(publication, frames, transaction)
-            try setMarks(readMark, highestTransaction, transaction)
+        try addition.addPages(of: publication, &groups, &chain, condemned)
+        try environment.write { (txn) throws(IndexError) in
+            try addition.finish(publication, groups, txn)
+            try setMarks(readMark, highestTransaction, txn)
         }
     }
 
     /// A checkpoint's owned frames: those recorded when its addition began, or new ones.
     private func ownedFrames(
         of publication: Publication, _ chain: inout MapChainReader
-    ) throws -> OwnedFrames {
+    ) throws(IndexError) -> OwnedFrames {
         if let begun = try ownedFrames(publication.id) { return begun }
         let parent = publication.manifest.parent
         var predecessor: CheckpointID?
@@ -93,24 +95,21 @@ extension Index {
 
     private func setMarks(
         _ readMark: ReadMark?, _ highestTransaction: UInt64,
-        _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        var counter = ByteWriter()
-        counter.write(highestTransaction)
-        try setValue(transaction, "transaction", counter.bytes)
-        guard let readMark else { return }
-        var mark = ByteWriter()
-        mark.write(readMark.pack)
-        mark.write(readMark.offset)
-        try setValue(transaction, "read", mark.bytes)
+        _ txn: borrowing LMDBTxn
+    ) throws(IndexError) {
+        try tables.state.highestTransaction.set(
+            HighestTransaction(highestTransaction), in: txn)
+        if let readMark { try tables.state.readMark.set(readMark, in: txn) }
     }
 
     /// Advances the read mark past records that need no indexing.
     ///
     /// - Parameter highestTransaction: the highest transaction number among them. It must not be
     ///   reused: pages of an abandoned transaction may remain in the packs.
-    package func advance(to mark: ReadMark, highestTransaction: UInt64) throws {
-        try environment.write { try setMarks(mark, highestTransaction, $0) }
+    package func advance(to mark: ReadMark, highestTransaction: UInt64) throws(IndexError) {
+        try environment.write { (txn) throws(IndexError) in
+            try setMarks(mark, highestTransaction, txn)
+        }
     }
 }
 
@@ -131,7 +130,6 @@ private struct IndexAddition {
     private static let leafCountMax = 8192
     /// Number of entries in a half-full leaf of the index's tables.
     private static let leafPageCount = 32
-    private static let progressKey = "adding"
 
     private let index: Index
     private let id: CheckpointID
@@ -146,19 +144,16 @@ private struct IndexAddition {
     /// Number of pages in the transaction's page groups that the page map refers to.
     private var placedCount = 0
 
-    init(_ id: CheckpointID, _ ownedFrames: OwnedFrames?, index: Index) throws {
+    init(_ id: CheckpointID, _ ownedFrames: OwnedFrames?, index: Index) throws(IndexError) {
         self.index = index
         self.id = id
         self.ownedFrames = ownedFrames
-        (doneCount, batchCountMax) = try index.environment.read { transaction in
-            let batchCountMax = try IndexAddition.batchCountMax(index, transaction)
-            guard let bytes = try index.value(transaction, IndexAddition.progressKey),
-                bytes.count == PageDigest.byteCount + 8, PageDigest(bytes: bytes) == id.digest
-            else { return (0, batchCountMax) }
-            let count = bytes[PageDigest.byteCount...].reversed().reduce(0) {
-                $0 << 8 | UInt64($1)
-            }
-            return (count, batchCountMax)
+        (doneCount, batchCountMax) = try index.environment.read { (txn) throws(IndexError) in
+            let progress = try index.tables.state.adding.value(in: txn)
+            return (
+                progress?.id == id ? progress?.count ?? 0 : 0,
+                try IndexAddition.batchCountMax(index, txn)
+            )
         }
     }
 
@@ -167,23 +162,22 @@ private struct IndexAddition {
     ///
     /// Larger batches put more entries into the same leaf.
     private static func batchCountMax(
-        _ index: Index, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) -> Int {
+        _ index: Index, _ txn: borrowing LMDBTxn
+    ) throws(IndexError) -> Int {
         if let limit = index.recent.limits.additionCountMax { return limit }
         let known =
-            try transaction.count(index.table(.pages))
-            + transaction.count(index.table(.references))
+            try index.tables.pages.count(in: txn) + index.tables.references.count(in: txn)
         return max(leafCountMax, (leafCountMax * leafPageCount - known) / 2)
     }
 
     /// Adds the entries of the page map, in order, and then those that it inherits from the maps on
     /// which it is based in frames that the checkpoint owns.
     mutating func addPages(
-        of publication: Publication, _ frames: inout TransactionGroups,
+        of publication: Publication, _ groups: inout TransactionGroups,
         _ chain: inout MapChainReader, _ condemned: Set<PageDigest>
-    ) throws {
+    ) throws(IndexError) {
         var inherited = ownedFrames?.frames ?? DirtyBitmap()
-        batch.reserveCapacity(min(batchCountMax, frames.pageCount))
+        batch.reserveCapacity(min(batchCountMax, groups.pageCount))
         var check = MapCheck(publication.manifest)
         for location in publication.manifest.mapParts {
             let part: MapPart
@@ -200,24 +194,27 @@ private struct IndexAddition {
                     throw chain.reader.corrupted(location, .mapPart, error)
                 }
             } catch {
-                guard publication.toleratesDamage, error.corruption != nil else { throw error }
+                guard publication.toleratesDamage, error.corruption != nil else {
+                    throw .repository(error)
+                }
                 continue
             }
-            try part.forEachRun { (run, digests) throws in
+            try part.forEachRun { (run, digests) throws(IndexError) in
                 inherited.remove(run.range)
-                try add(run, digests, &frames, condemned)
+                try add(run, digests, &groups, condemned)
             }
         }
         guard !inherited.isEmpty, let ancestor = publication.manifest.ancestor else { return }
-        try chain.forEachPage(of: ancestor, in: inherited) { _, digest throws in
+        try chain.forEachPage(of: ancestor, in: inherited) {
+            (_, digest) throws(IndexError) in
             try append(Entry(digest: digest, location: nil, isCondemned: false, isOwned: true))
         }
     }
 
     private mutating func add(
-        _ run: MapRun, _ digests: ArraySlice<PageDigest>, _ frames: inout TransactionGroups,
+        _ run: MapRun, _ digests: ArraySlice<PageDigest>, _ groups: inout TransactionGroups,
         _ condemned: Set<PageDigest>
-    ) throws {
+    ) throws(IndexError) {
         guard run.content.hasDigests else { return }
         guard run.content == .storedHere else {
             for position in 0..<run.range.count {
@@ -226,8 +223,8 @@ private struct IndexAddition {
             return
         }
         var position = 0
-        try frames.forEachLocation(from: run.firstOrdinal, count: run.range.count) {
-            (location) throws in
+        try groups.forEachLocation(from: run.firstOrdinal, count: run.range.count) {
+            (location) throws(IndexError) in
             let digest = digests[digests.startIndex + position]
             try add(run, position, digest, location, condemned)
             position += 1
@@ -237,7 +234,7 @@ private struct IndexAddition {
     private mutating func add(
         _ run: MapRun, _ position: Int, _ digest: PageDigest, _ location: PageLocation?,
         _ condemned: Set<PageDigest>
-    ) throws {
+    ) throws(IndexError) {
         let frame = PageFrameNumber(run.range.first.rawValue + UInt64(position))
         let isOwned = ownedFrames?.frames.contains(frame) ?? false
         guard location != nil || isOwned else { return }
@@ -248,19 +245,16 @@ private struct IndexAddition {
                 isCondemned: location != nil && condemned.contains(digest), isOwned: isOwned))
     }
 
-    private mutating func append(_ entry: Entry) throws {
+    private mutating func append(_ entry: Entry) throws(IndexError) {
         count += 1
         // Already indexed before a failure.
         guard count > doneCount else { return }
         batch.append(entry)
         guard batch.count >= batchCountMax else { return }
-        batchCountMax = try index.environment.write { transaction in
-            try put(transaction)
-            var progress = ByteWriter(reserving: PageDigest.byteCount + 8)
-            progress.write(id.digest)
-            progress.write(count)
-            try index.setValue(transaction, IndexAddition.progressKey, progress.bytes)
-            return try IndexAddition.batchCountMax(index, transaction)
+        batchCountMax = try index.environment.write { (txn) throws(IndexError) in
+            try put(txn)
+            try index.tables.state.adding.set(AdditionProgress(id: id, count: count), in: txn)
+            return try IndexAddition.batchCountMax(index, txn)
         }
         doneCount = count
         batch.removeAll(keepingCapacity: true)
@@ -268,67 +262,92 @@ private struct IndexAddition {
 
     /// Adds the remaining entries and the catalog entry.
     func finish(
-        _ publication: Publication, _ frames: TransactionGroups,
-        _ transaction: borrowing LMDBTxn
-    ) throws {
-        try put(transaction)
-        if placedCount < frames.pageCount {
+        _ publication: Publication, _ groups: TransactionGroups,
+        _ txn: borrowing LMDBTxn
+    ) throws(IndexError) {
+        try put(txn)
+        if placedCount < groups.pageCount {
             // Pages that changed again before the checkpoint was taken.
-            for pack in frames.packs { try index.addCandidate(pack, transaction) }
+            for pack in groups.packs { try index.addCandidate(pack, txn) }
         }
         let manifest = publication.manifest
-        try index.setTransaction(manifest.transaction, id, transaction)
+        try index.tables.transactions.put(
+            id, for: TransactionNumber(manifest.transaction), in: txn)
         if let ancestor = manifest.ancestor {
-            try index.link(ancestor, id, in: .builders, transaction)
+            try index.tables.builders.insert(CheckpointPair(ancestor, id), in: txn)
         }
         if publication.isForgotten {
             // It is not known how much of it is needed.
             let parts = manifest.mapParts + manifest.stateParts + [publication.location]
-            for pack in Set(parts.map(\.pack)) { try index.addCandidate(pack, transaction) }
+            for pack in Set(parts.map(\.pack)) { try index.addCandidate(pack, txn) }
         }
         try index.addToCatalog(
-            transaction, id, manifest, at: publication.location,
-            isForgotten: publication.isForgotten, forgetPack: publication.forgetPack ?? 0)
+            id, manifest, at: publication.location, isForgotten: publication.isForgotten,
+            forgetPack: publication.forgetPack ?? 0, txn)
     }
 
-    private func put(_ transaction: borrowing LMDBTxn) throws {
-        if let ownedFrames { try index.setOwnedFrames(ownedFrames, of: id, transaction) }
+    private func put(_ txn: borrowing LMDBTxn) throws(IndexError) {
+        if let ownedFrames { try index.setOwnedFrames(ownedFrames, of: id, txn) }
         // The result does not depend on the order of the entries.
         let order = Index.keyOrder(batch.count) { batch[$0].digest }
         let stored = order.filter { batch[$0].location != nil }
-        let window = try index.recentWindow(transaction)
+        let window = try index.recentWindow(txn)
         let known = try index.locations(
-            stored, of: batch.count, { batch[$0].digest }, in: window, transaction)
+            stored, of: batch.count, { batch[$0].digest }, in: window, txn)
         var new: [PlacedPage] = []
         for position in order {
             let entry = batch[position]
             guard let location = entry.location else {
-                try index.reference(entry.digest, transaction)
+                try index.reference(entry.digest, txn)
                 continue
             }
             // A page may occur twice in one batch.
             let earlier = new.last?.digest == entry.digest ? new.last?.location : nil
             if let known = known[position] ?? earlier {
-                try put(entry, location, known: known, transaction)
+                try put(entry, location, known: known, txn)
                 continue
             }
             new.append(PlacedPage(digest: entry.digest, location: location))
             // The page's entry counts as its first reference.
-            if !entry.isOwned { try index.placeUnreferenced(entry.digest, transaction) }
+            if !entry.isOwned { try index.placeUnreferenced(entry.digest, txn) }
         }
-        try index.add(new, transaction)
+        try index.add(new, txn)
     }
 
     /// Adds a page whose location is known.
     private func put(
         _ entry: Entry, _ location: PageLocation, known: PageLocation,
-        _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        if entry.isOwned { try index.reference(entry.digest, transaction) }
+        _ txn: borrowing LMDBTxn
+    ) throws(IndexError) {
+        if entry.isOwned { try index.reference(entry.digest, txn) }
         guard known != location else { return }
         // A page stored by two transactions is read from the first location, unless prune is about
         // to remove that.
-        if entry.isCondemned { try index.setLocation(location, of: entry.digest, transaction) }
-        try index.addCandidate(entry.isCondemned ? known.pack : location.pack, transaction)
+        if entry.isCondemned { try index.setLocation(location, of: entry.digest, txn) }
+        try index.addCandidate(entry.isCondemned ? known.pack : location.pack, txn)
     }
+}
+
+/// How much of a checkpoint that is being added in several steps is in the index.
+struct AdditionProgress: TableValue, FixedCoding {
+    let id: CheckpointID
+    /// Number of its entries that were added.
+    let count: UInt64
+
+    init(id: CheckpointID, count: UInt64) {
+        self.id = id
+        self.count = count
+    }
+
+    init(
+        indexed bytes: UnsafeRawBufferPointer, of key: UnsafeRawBufferPointer
+    ) throws(IndexError) {
+        let (digest, count) = try decodeIndexed("addition", bytes) {
+            (reader) throws(FormatError) in
+            (try reader.readDigest(), try reader.read(UInt64.self))
+        }
+        self.init(id: CheckpointID(digest), count: count)
+    }
+
+    var indexedBytes: (CheckpointID, UInt64) { (id, count.littleEndian) }
 }

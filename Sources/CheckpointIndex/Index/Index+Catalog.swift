@@ -1,48 +1,31 @@
 import CheckpointFormat
 package import GuestModel
-import LMDBTables
+package import LMDBTables
 
 extension Index {
     /// The catalog entry of a checkpoint; nil if there is none with that ID.
-    package func entry(_ id: CheckpointID) throws -> CatalogEntry? {
-        try environment.read { try entry(id, $0) }
+    package func entry(_ id: CheckpointID) throws(IndexError) -> CatalogEntry? {
+        try environment.read { (txn) throws(IndexError) in try entry(id, txn) }
     }
 
     func entry(
-        _ id: CheckpointID, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) -> CatalogEntry? {
-        try Index.withKey(id) { (key) throws(LMDBError) in
-            try transaction.get(table(.checkpoints), key) { (value) throws(LMDBError) in
-                try CatalogEntry(id: id, indexed: value)
-            }
-        }
-    }
-
-    static func withKey<T>(
-        _ id: CheckpointID, _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> T
-    ) throws(LMDBError) -> T {
-        var words = id.digest.words
-        let result = withUnsafeBytes(of: &words) { key in
-            Result { () throws(LMDBError) in try body(key) }
-        }
-        return try result.get()
+        _ id: CheckpointID, _ txn: borrowing LMDBTxn
+    ) throws(IndexError) -> CatalogEntry? {
+        try tables.checkpoints.value(for: id, in: txn)
     }
 
     /// All checkpoints that exist, in order of publication.
-    package func catalog() throws -> [CatalogEntry] {
+    package func catalog() throws(IndexError) -> [CatalogEntry] {
         try catalog(CheckpointSelection())
     }
 
     /// All manifests in the packs, including those of forgotten checkpoints, in pack order.
-    package func manifests() throws -> [CatalogEntry] {
-        var entries = try environment.read { transaction in
-            var entries: [CatalogEntry] = []
-            try transaction.scan(table(.checkpoints), from: []) {
-                (key, value) throws(LMDBError) in
-                entries.append(try CatalogEntry(id: CheckpointID(indexed: key), indexed: value))
-                return true
-            }
-            return entries
+    package func manifests() throws(IndexError) -> [CatalogEntry] {
+        var entries = try environment.read { (txn) throws(IndexError) in
+            var found: [CatalogEntry] = []
+            var entries = try tables.checkpoints.entries(in: txn)
+            while let (_, entry) = try entries.next() { found.append(entry) }
+            return found
         }
         entries.sort {
             ($0.location.pack, $0.location.offset) < ($1.location.pack, $1.location.offset)
@@ -51,59 +34,55 @@ extension Index {
     }
 
     /// The newest checkpoint of a lineage.
-    package func newest(lineage: String) throws -> CheckpointID? {
-        try environment.read { try newest(of: lineage, in: .lineages, $0) }
+    package func newest(lineage: String) throws(IndexError) -> CheckpointID? {
+        try environment.read { (txn) throws(IndexError) in
+            try newest(of: lineage, in: tables.lineages, txn)
+        }
     }
 
     /// The checkpoint with a label; the newest if several have it.
-    package func labelled(_ label: String) throws -> CheckpointID? {
-        try environment.read { try newest(of: label, in: .labels, $0) }
+    package func labelled(_ label: String) throws(IndexError) -> CheckpointID? {
+        try environment.read { (txn) throws(IndexError) in
+            try newest(of: label, in: tables.labels, txn)
+        }
     }
 
     /// The names of lineages and of labels, at most `limit` of each.
-    package func names(limit: Int) throws -> [String] {
-        try environment.read { transaction in
-            var found: [String] = []
-            for names in [Table.lineages, .labels] {
-                let end = found.count + limit
-                try forEachName(in: names, transaction) { (name) throws(LMDBError) in
-                    found.append(name)
-                    return found.count < end
-                }
-            }
-            return found
+    package func names(limit: Int) throws(IndexError) -> [String] {
+        try environment.read { (txn) throws(IndexError) in
+            try names(in: tables.lineages, limit: limit, txn)
+                + names(in: tables.labels, limit: limit, txn)
         }
     }
 
-    /// Calls `body` with the distinct names in a table, until it returns false.
-    private func forEachName(
-        in names: Table, _ transaction: borrowing LMDBTxn,
-        _ body: (String) throws(LMDBError) -> Bool
-    ) throws(LMDBError) {
-        var start: [UInt8] = []
-        while true {
-            var next: String?
-            try transaction.scan(table(names), from: start) { (key, _) throws(LMDBError) in
-                next = try NameKey.name(in: key)
-                return false
-            }
-            guard let name = next, let end = NameKey.end(of: name), try body(name) else { return }
+    /// The distinct names in a table, at most `limit`.
+    ///
+    /// Reads one entry per name.
+    private func names(
+        in names: LMDBTable<NameKey, CheckpointID>, limit: Int = .max, _ txn: borrowing LMDBTxn
+    ) throws(IndexError) -> [String] {
+        var found: [String] = []
+        var start: NameKey?
+        while found.count < limit {
+            var keys = try names.entries(from: start, in: txn)
+            guard let key = try keys.nextKey(), let end = NameKey.end(of: key.name) else { break }
+            found.append(key.name)
             start = end
         }
+        return found
     }
 
     /// The names of all lineages with their newest checkpoints, in byte order.
     ///
     /// Reads one entry per lineage.
-    package func lineages() throws -> [(name: String, newest: CheckpointID)] {
-        let found = try environment.read { transaction in
+    package func lineages() throws(IndexError) -> [(name: String, newest: CheckpointID)] {
+        let found = try environment.read { (txn) throws(IndexError) in
             var found: [(name: String, newest: CheckpointID)] = []
-            try forEachName(in: .lineages, transaction) { (name) throws(LMDBError) in
-                guard let newest = try newest(of: name, in: .lineages, transaction) else {
+            for name in try names(in: tables.lineages, txn) {
+                guard let newest = try newest(of: name, in: tables.lineages, txn) else {
                     throw .damagedValue("lineage")
                 }
                 found.append((name, newest))
-                return true
             }
             return found
         }
@@ -111,24 +90,25 @@ extension Index {
     }
 
     /// IDs that begin with the given hexadecimal digits, at most `limit`.
-    package func ids(prefix: String, limit: Int) throws -> [CheckpointID] {
+    package func ids(prefix: String, limit: Int) throws(IndexError) -> [CheckpointID] {
         let digits = prefix.compactMap { $0.hexDigitValue }
         guard digits.count == prefix.utf8.count, !digits.isEmpty, digits.count <= 64 else {
             return []
         }
-        let even = digits.count % 2 == 0 ? digits : digits + [0]
-        let start = stride(from: 0, to: even.count, by: 2).map {
-            UInt8(even[$0] * 16 + even[$0 + 1])
-        }
+        let padded = digits + Array(repeating: 0, count: 2 * PageDigest.byteCount - digits.count)
+        let first = CheckpointID(
+            PageDigest(
+                bytes: stride(from: 0, to: padded.count, by: 2).map {
+                    UInt8(padded[$0] * 16 + padded[$0 + 1])
+                }))
         let wanted = prefix.lowercased()
-        return try environment.read { transaction in
+        return try environment.read { (txn) throws(IndexError) in
             var result: [CheckpointID] = []
-            try transaction.scan(table(.checkpoints), from: start) {
-                (key, value) throws(LMDBError) in
-                let id = try CheckpointID(indexed: key)
-                guard id.description.hasPrefix(wanted) else { return false }
-                if try !CatalogEntry(id: id, indexed: value).isForgotten { result.append(id) }
-                return result.count < limit
+            var entries = try tables.checkpoints.entries(from: first, in: txn)
+            while result.count < limit, let (id, entry) = try entries.next(),
+                id.description.hasPrefix(wanted)
+            {
+                if !entry.isForgotten { result.append(id) }
             }
             return result
         }
@@ -136,87 +116,40 @@ extension Index {
 
     /// Adds one published checkpoint to the catalog, inside a write txn.
     func addToCatalog(
-        _ transaction: borrowing LMDBTxn, _ id: CheckpointID, _ manifest: Manifest,
-        at location: RecordLocation, isForgotten: Bool, forgetPack: UInt32
-    ) throws {
-        var order: UInt64 = 0
-        try transaction.scanBackwards(table(.order), before: Index.orderEnd) {
-            (key, _) throws(LMDBError) in
-            order = try Index.order(in: key) + 1
-            return false
-        }
+        _ id: CheckpointID, _ manifest: Manifest, at location: RecordLocation, isForgotten: Bool,
+        forgetPack: UInt32, _ txn: borrowing LMDBTxn
+    ) throws(IndexError) {
+        let last = try tables.order.lastKey(in: txn)
         let entry = CatalogEntry(
-            id: id, manifest, at: location, order: order, isForgotten: isForgotten,
-            forgetPack: forgetPack)
-        try put(entry, transaction)
-        if !isForgotten { try addToLists(entry, transaction) }
+            id: id, manifest, at: location, order: last.map { $0.order + 1 } ?? 0,
+            isForgotten: isForgotten, forgetPack: forgetPack)
+        try put(entry, txn)
+        if !isForgotten { try addToLists(entry, txn) }
     }
 
     /// Adds a checkpoint to the lists and the name tables.
-    func addToLists(
-        _ entry: CatalogEntry, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        try forEachKey(of: entry) { (table, key) throws(LMDBError) in
-            try key.withUnsafeBytes { key in
-                Result { () throws(LMDBError) in
-                    try Index.withKey(entry.id) { (value) throws(LMDBError) in
-                        try transaction.put(self.table(table), key, value)
-                    }
-                }
-            }.get()
-        }
+    func addToLists(_ entry: CatalogEntry, _ txn: borrowing LMDBTxn) throws(IndexError) {
+        try tables.order.put(entry.id, for: CatalogOrder(entry.order), in: txn)
+        if let key = entry.lineageKey { try tables.lineages.put(entry.id, for: key, in: txn) }
+        if let key = entry.labelKey { try tables.labels.put(entry.id, for: key, in: txn) }
     }
 
     /// Removes a checkpoint from the lists and the name tables.
-    func removeFromLists(
-        _ entry: CatalogEntry, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        try forEachKey(of: entry) { (table, key) throws(LMDBError) in
-            try key.withUnsafeBytes { key in
-                Result { () throws(LMDBError) in
-                    _ = try transaction.delete(self.table(table), key)
-                }
-            }.get()
-        }
+    func removeFromLists(_ entry: CatalogEntry, _ txn: borrowing LMDBTxn) throws(IndexError) {
+        try tables.order.remove(CatalogOrder(entry.order), in: txn)
+        if let key = entry.lineageKey { try tables.lineages.remove(key, in: txn) }
+        if let key = entry.labelKey { try tables.labels.remove(key, in: txn) }
     }
 
-    /// Calls `body` with the tables that list an existing checkpoint, and its key in each.
-    private func forEachKey(
-        of entry: CatalogEntry, _ body: (Table, [UInt8]) throws(LMDBError) -> Void
-    ) throws(LMDBError) {
-        try body(.order, Index.orderKey(entry.order))
-        if let key = NameKey.key(entry.lineage, entry.order) { try body(.lineages, key) }
-        if !entry.label.isEmpty, let key = NameKey.key(entry.label, entry.order) {
-            try body(.labels, key)
-        }
-    }
-
-    func put(
-        _ entry: CatalogEntry, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        let value = entry.encoded
-        try Index.withKey(entry.id) { (key) throws(LMDBError) in
-            try value.withUnsafeBufferPointer { (bytes) throws(LMDBError) in
-                try transaction.put(table(.checkpoints), key, UnsafeRawBufferPointer(bytes))
-            }
-        }
-    }
-
-    static func withKey<T>(
-        order: UInt64, _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> T
-    ) throws(LMDBError) -> T {
-        var bytes = order.bigEndian
-        let result = withUnsafeBytes(of: &bytes) { key in
-            Result { () throws(LMDBError) in try body(key) }
-        }
-        return try result.get()
+    func put(_ entry: CatalogEntry, _ txn: borrowing LMDBTxn) throws(IndexError) {
+        try tables.checkpoints.put(entry, for: entry.id, in: txn)
     }
 }
 
-extension CheckpointID {
-    /// Decodes a digest stored in the index.
-    init(indexed bytes: UnsafeRawBufferPointer) throws(LMDBError) {
-        guard bytes.count == PageDigest.byteCount else { throw .damagedValue("digest") }
-        self.init(PageDigest(bytes: bytes))
-    }
+extension CatalogEntry {
+    /// Its key in the table of lineages.
+    var lineageKey: NameKey? { NameKey(lineage, order) }
+
+    /// Its key in the table of labels; nil if it has none.
+    var labelKey: NameKey? { label.isEmpty ? nil : NameKey(label, order) }
 }

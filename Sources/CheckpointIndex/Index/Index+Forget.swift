@@ -1,6 +1,6 @@
 package import CheckpointFormat
 package import GuestModel
-import LMDBTables
+package import LMDBTables
 
 // Changes of the index by forget and prune.
 
@@ -11,28 +11,29 @@ extension Index {
     /// takes its place. IDs that are unknown or already forgotten are skipped.
     ///
     /// - Parameter pack: the pack of the forget record.
-    package func forget(_ ids: [CheckpointID], in pack: UInt32) throws {
-        try environment.write { transaction in
+    package func forget(_ ids: [CheckpointID], in pack: UInt32) throws(IndexError) {
+        try environment.write { (txn) throws(IndexError) in
             for id in ids {
-                guard let entry = try entry(id, transaction), !entry.isForgotten else { continue }
-                try removeFromLists(entry, transaction)
-                try put(entry.forgotten(in: pack), transaction)
-                try setPending(.hasOwnedFrames, id, transaction)
-                if entry.labelPack > 0 { try addCandidate(entry.labelPack, transaction) }
+                guard let entry = try entry(id, txn), !entry.isForgotten else { continue }
+                try removeFromLists(entry, txn)
+                try put(entry.forgotten(in: pack), txn)
+                try tables.pending.put(.hasOwnedFrames, for: id, in: txn)
+                if entry.labelPack > 0 { try addCandidate(entry.labelPack, txn) }
             }
         }
     }
 
     /// The packs that prune removed.
-    package func pruned() throws -> PrunedRecord {
-        try environment.read { transaction in
-            guard let bytes = try value(transaction, "pruned") else { return PrunedRecord() }
-            return try PrunedRecord.decode(bytes)
+    package func pruned() throws(IndexError) -> PrunedRecord {
+        try environment.read { (txn) throws(IndexError) in
+            try tables.state.pruned.value(in: txn) ?? PrunedRecord()
         }
     }
 
     /// Records that packs were removed.
-    package func setPruned(_ record: PrunedRecord) throws {
-        try environment.write { try setValue($0, "pruned", record.encoded) }
+    package func setPruned(_ record: PrunedRecord) throws(IndexError) {
+        try environment.write { (txn) throws(IndexError) in
+            try tables.state.pruned.set(record, in: txn)
+        }
     }
 }

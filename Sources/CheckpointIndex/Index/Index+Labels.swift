@@ -1,6 +1,6 @@
 package import CheckpointFormat
 package import GuestModel
-import LMDBTables
+package import LMDBTables
 
 // Labels that were set after publication.
 
@@ -10,23 +10,23 @@ extension Index {
     /// Checkpoints that are unknown or forgotten are skipped. Repeating it changes nothing.
     ///
     /// - Parameter pack: the pack of the labels record.
-    package func setLabels(_ changes: [LabelsRecord.Change], in pack: UInt32) throws {
-        try environment.write { transaction in
+    package func setLabels(_ changes: [LabelsRecord.Change], in pack: UInt32) throws(IndexError) {
+        try environment.write { (txn) throws(IndexError) in
             for change in changes {
-                guard let entry = try entry(CheckpointID(change.id), transaction),
+                guard let entry = try entry(CheckpointID(change.id), txn),
                     !entry.isForgotten
                 else { continue }
-                try removeFromLists(entry, transaction)
-                if entry.labelPack > 0 { try addCandidate(entry.labelPack, transaction) }
+                try removeFromLists(entry, txn)
+                if entry.labelPack > 0 { try addCandidate(entry.labelPack, txn) }
                 let changed = entry.labelled(change.label, in: pack)
-                try put(changed, transaction)
-                try addToLists(changed, transaction)
+                try put(changed, txn)
+                try addToLists(changed, txn)
             }
         }
     }
 
     /// True if an existing checkpoint has the label that a change gave it.
-    package func hasLabel(_ change: LabelsRecord.Change) throws -> Bool {
+    package func hasLabel(_ change: LabelsRecord.Change) throws(IndexError) -> Bool {
         guard let entry = try entry(CheckpointID(change.id)), !entry.isForgotten else {
             return false
         }
@@ -35,19 +35,17 @@ extension Index {
 
     /// The checkpoints with a label that were published after a given one, newest first, at most
     /// `limit`.
-    package func labelled(_ label: String, after entry: CatalogEntry, limit: Int) throws
-        -> [CheckpointID]
+    package func labelled(_ label: String, after entry: CatalogEntry, limit: Int)
+        throws(IndexError) -> [CheckpointID]
     {
         guard let end = NameKey.end(of: label) else { return [] }
-        return try environment.read { transaction in
+        return try environment.read { (txn) throws(IndexError) in
             var found: [CheckpointID] = []
-            try transaction.scanBackwards(table(.labels), before: end) {
-                (key, value) throws(LMDBError) in
-                guard NameKey.isKey(key, of: label),
-                    try Index.order(in: key.suffix(8)) > entry.order
-                else { return false }
-                found.append(try CheckpointID(indexed: value))
-                return found.count < limit
+            var entries = try tables.labels.entriesBackwards(before: end, in: txn)
+            while found.count < limit, let (key, id) = try entries.next(), key.isKey(of: label),
+                key.order > entry.order
+            {
+                found.append(id)
             }
             return found
         }

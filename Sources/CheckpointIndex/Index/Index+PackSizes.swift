@@ -1,5 +1,5 @@
 package import CheckpointFormat
-import LMDBTables
+package import LMDBTables
 package import PackStore
 
 // An index may be older than the packs: a copy of the repository, or a restore from a backup, may
@@ -16,35 +16,24 @@ package import PackStore
 
 extension Index {
     /// The lengths of sealed packs in bytes.
-    package func packSizes() throws -> [UInt32: UInt32] {
-        try environment.read { transaction in
+    package func packSizes() throws(IndexError) -> [UInt32: UInt32] {
+        try environment.read { (txn) throws(IndexError) in
             var found: [UInt32: UInt32] = [:]
-            try transaction.scan(table(.sizes), from: []) { (key, value) throws(LMDBError) in
-                guard value.count == 4 else { throw .damagedValue("pack size") }
-                found[try Index.pack(key)] = UInt32(
-                    littleEndian: value.loadUnaligned(as: UInt32.self))
-                return true
-            }
+            var entries = try tables.sizes.entries(in: txn)
+            while let (key, size) = try entries.next() { found[key.pack] = size.byteCount }
             return found
         }
     }
 
     /// Stores the lengths of packs; nil for one that is about to be rewritten or removed.
-    package func setPackSizes(_ sizes: [UInt32: UInt32?]) throws {
+    package func setPackSizes(_ sizes: [UInt32: UInt32?]) throws(IndexError) {
         guard !sizes.isEmpty else { return }
-        try environment.write { transaction in
+        try environment.write { (txn) throws(IndexError) in
             for (pack, size) in sizes {
-                try Index.withKey(pack: pack) { (key) throws(LMDBError) in
-                    guard var value = size?.littleEndian else {
-                        _ = try transaction.delete(table(.sizes), key)
-                        return
-                    }
-                    let result = withUnsafeBytes(of: &value) { bytes in
-                        Result { () throws(LMDBError) in
-                            try transaction.put(table(.sizes), key, bytes)
-                        }
-                    }
-                    try result.get()
+                if let size {
+                    try tables.sizes.put(PackSize(size), for: PackNumber(pack), in: txn)
+                } else {
+                    try tables.sizes.remove(PackNumber(pack), in: txn)
                 }
             }
         }
@@ -57,21 +46,23 @@ extension Index {
     /// - Parameter known: the lengths that this index stores.
     package func isStale(
         _ packs: [UInt32], known: [UInt32: UInt32], _ reader: PackReader
-    ) throws -> Bool {
+    ) throws(IndexError) -> Bool {
         let mark = try readMark()
         guard mark.namesBytes else { return false }
         for pack in packs where pack <= mark.pack {
-            do {
-                let size = try reader.files.open(PackName.path(pack), .read).byteCount()
+            do throws(IndexError) {
+                let size = try Index.byteCount(of: pack, reader)
                 if let known = known[pack], UInt64(known) == size { continue }
-                let file = try reader.file(pack)
+                let file = try IndexError.ofPacks(reader.file(pack))
                 guard file.isRewritten else { continue }
-                if try PackScan.scan(file, isNewest: false).isSealed { return true }
-            } catch let error as RepositoryError where error.corruption != nil {
+                if try IndexError.ofPacks(PackScan.scan(file, isNewest: false)).isSealed {
+                    return true
+                }
+            } catch {
                 // Damage is no reason to discard the index; reading the pack reports it.
-                continue
-            } catch let error as FileError where error.isMissing || error.isOdd {
-                continue
+                if error.corruption != nil { continue }
+                if case .file(let error) = error, error.isMissing || error.isOdd { continue }
+                throw error
             }
         }
         return false
@@ -82,7 +73,7 @@ extension Index {
     /// - Parameters:
     ///   - mark: how far this index had read the packs before it was brought up to date.
     ///   - known: the packs of which it knew then that they had been removed.
-    package func lostPacks(upTo mark: ReadMark, known: PrunedRecord) throws -> Bool {
+    package func lostPacks(upTo mark: ReadMark, known: PrunedRecord) throws(IndexError) -> Bool {
         guard mark.namesBytes else { return false }
         let removed = PrunedRecord(
             ranges: try pruned().ranges.compactMap { range in
@@ -93,12 +84,17 @@ extension Index {
     }
 
     /// Stores the lengths of sealed packs.
-    package func measure(_ sealed: [UInt32], _ reader: PackReader) throws {
+    package func measure(_ sealed: [UInt32], _ reader: PackReader) throws(IndexError) {
         var sizes: [UInt32: UInt32?] = [:]
         for pack in sealed {
-            let size = try reader.files.open(PackName.path(pack), .read).byteCount()
-            sizes[pack] = UInt32(clamping: size)
+            sizes[pack] = UInt32(clamping: try Index.byteCount(of: pack, reader))
         }
         try setPackSizes(sizes)
+    }
+
+    private static func byteCount(
+        of pack: UInt32, _ reader: PackReader
+    ) throws(IndexError) -> UInt64 {
+        try IndexError.ofFiles(reader.files.open(PackName.path(pack), .read).byteCount())
     }
 }

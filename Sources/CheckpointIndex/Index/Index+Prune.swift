@@ -5,13 +5,15 @@ package import LMDBTables
 // Prune's queries and changes of the index.
 
 /// A forgotten checkpoint that prune has not finished removing.
-package enum PendingPrune: Hashable, Sendable {
+package enum PendingPrune: Hashable, Sendable, EncodedValue {
     /// It still has its owned frames.
     case hasOwnedFrames
     /// Its manifest was about to be removed from the packs.
     case isLeaving(transaction: UInt64, mapAncestor: CheckpointID?)
 
-    fileprivate init(indexed bytes: UnsafeRawBufferPointer) throws(LMDBError) {
+    package init(
+        indexed bytes: UnsafeRawBufferPointer, of key: UnsafeRawBufferPointer
+    ) throws(IndexError) {
         switch (bytes.first, bytes.count) {
         case (0, 1): self = .hasOwnedFrames
         case (1, 41):
@@ -24,7 +26,7 @@ package enum PendingPrune: Hashable, Sendable {
         }
     }
 
-    fileprivate var encoded: [UInt8] {
+    package var encoded: [UInt8] {
         var writer = ByteWriter(reserving: 41)
         switch self {
         case .hasOwnedFrames: writer.write(UInt8(0))
@@ -50,70 +52,43 @@ package struct PackUse: Hashable, Sendable {
 
 extension Index {
     /// The ID of the index's current state: it grows with each change.
-    package func moment() throws -> UInt64 { try environment.read { $0.moment } }
+    package func moment() throws(IndexError) -> UInt64 { try environment.read { $0.moment } }
 
     // MARK: - Checkpoints
 
-    package func setPending(
-        _ pending: PendingPrune, _ id: CheckpointID, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        let value = pending.encoded
-        try Index.withKey(id) { (key) throws(LMDBError) in
-            try value.withUnsafeBufferPointer { (bytes) throws(LMDBError) in
-                try transaction.put(table(.pending), key, UnsafeRawBufferPointer(bytes))
-            }
-        }
-    }
-
     /// Forgotten checkpoints that prune has not finished removing.
-    package func pending() throws -> [CheckpointID: PendingPrune] {
-        try environment.read { transaction in
+    package func pending() throws(IndexError) -> [CheckpointID: PendingPrune] {
+        try environment.read { (txn) throws(IndexError) in
             var found: [CheckpointID: PendingPrune] = [:]
-            try transaction.scan(table(.pending), from: []) { (key, value) throws(LMDBError) in
-                found[try CheckpointID(indexed: key)] = try PendingPrune(indexed: value)
-                return true
-            }
+            var entries = try tables.pending.entries(in: txn)
+            while let (id, pending) = try entries.next() { found[id] = pending }
             return found
         }
     }
 
     /// The checkpoint that a transaction published.
-    package func checkpoint(of number: UInt64) throws -> CheckpointID? {
-        try environment.read { transaction in
-            try Index.withKey(order: number) { (key) throws(LMDBError) in
-                try transaction.get(table(.transactions), key, CheckpointID.init(indexed:))
-            }
-        }
-    }
-
-    func setTransaction(
-        _ number: UInt64, _ id: CheckpointID, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        try Index.withKey(order: number) { (key) throws(LMDBError) in
-            try Index.withKey(id) { (value) throws(LMDBError) in
-                try transaction.put(table(.transactions), key, value)
-            }
+    package func checkpoint(of number: UInt64) throws(IndexError) -> CheckpointID? {
+        try environment.read { (txn) throws(IndexError) in
+            try tables.transactions.value(for: TransactionNumber(number), in: txn)
         }
     }
 
     /// Removes the entries of forgotten checkpoints whose manifests are no longer in the packs.
-    package func drop(_ leaving: [CheckpointID: PendingPrune]) throws {
+    package func drop(_ leaving: [CheckpointID: PendingPrune]) throws(IndexError) {
         guard !leaving.isEmpty else { return }
-        try environment.write { transaction in
+        try environment.write { (txn) throws(IndexError) in
             for (id, pending) in leaving {
                 guard case .isLeaving(let number, let ancestor) = pending,
-                    let entry = try entry(id, transaction), entry.isForgotten
+                    let entry = try entry(id, txn), entry.isForgotten
                 else { continue }
-                try Index.withKey(id) { (key) throws(LMDBError) in
-                    _ = try transaction.delete(table(.checkpoints), key)
-                    _ = try transaction.delete(table(.pending), key)
+                try tables.checkpoints.remove(id, in: txn)
+                try tables.pending.remove(id, in: txn)
+                try tables.transactions.remove(TransactionNumber(number), in: txn)
+                if let ancestor {
+                    try tables.builders.remove(CheckpointPair(ancestor, id), in: txn)
                 }
-                try Index.withKey(order: number) { (key) throws(LMDBError) in
-                    _ = try transaction.delete(table(.transactions), key)
-                }
-                if let ancestor { try removeLink(ancestor, id, in: .builders, transaction) }
                 // The forget record may now be garbage.
-                if entry.forgetPack > 0 { try addCandidate(entry.forgetPack, transaction) }
+                if entry.forgetPack > 0 { try addCandidate(entry.forgetPack, txn) }
             }
         }
     }
@@ -123,60 +98,59 @@ extension Index {
     /// - Returns: false if the index no longer matches the plan: the txn must not be committed
     ///   then.
     package func transferOwnership(
-        _ steps: ArraySlice<OwnershipTransfer>, _ transaction: borrowing LMDBTxn
-    ) throws -> Bool {
-        let window = try recentWindow(transaction)
+        _ steps: ArraySlice<OwnershipTransfer>, _ txn: borrowing LMDBTxn
+    ) throws(IndexError) -> Bool {
+        let window = try recentWindow(txn)
         // A successor of several of them is written once.
         var changed: [CheckpointID: OwnedFrames] = [:]
+        func current(
+            _ id: CheckpointID, _ txn: borrowing LMDBTxn
+        ) throws(IndexError) -> OwnedFrames? {
+            if let own = changed.removeValue(forKey: id) { return own }
+            return try tables.ownedFrames.value(for: id, in: txn)
+        }
         for step in steps {
-            guard
-                let ownedFrames = try changed.removeValue(forKey: step.id)
-                    ?? self.ownedFrames(step.id, transaction),
+            guard let ownedFrames = try current(step.id, txn),
                 ownedFrames.predecessor == step.predecessor,
-                try linked(step.id, in: .successors, transaction) == step.successors
+                try tables.successors.seconds(of: step.id, in: txn) == step.successors
             else { return false }
             for successor in step.successors {
-                guard var own = try changed[successor] ?? self.ownedFrames(successor, transaction)
-                else { return false }
+                guard var own = try current(successor, txn) else { return false }
                 own.frames.formUnion(ownedFrames.frames)
                 own.predecessor = ownedFrames.predecessor
                 changed[successor] = own
-                try removeLink(step.id, successor, in: .successors, transaction)
+                try tables.successors.remove(CheckpointPair(step.id, successor), in: txn)
                 if let predecessor = ownedFrames.predecessor {
-                    try link(predecessor, successor, in: .successors, transaction)
+                    try tables.successors.insert(CheckpointPair(predecessor, successor), in: txn)
                 }
             }
             if let predecessor = ownedFrames.predecessor {
-                try removeLink(predecessor, step.id, in: .successors, transaction)
+                try tables.successors.remove(CheckpointPair(predecessor, step.id), in: txn)
             }
-            try Index.withKey(step.id) { (key) throws(LMDBError) in
-                _ = try transaction.delete(table(.ownedFrames), key)
-                _ = try transaction.delete(table(.pending), key)
-            }
+            try tables.ownedFrames.remove(step.id, in: txn)
+            try tables.pending.remove(step.id, in: txn)
             for (digest, count) in step.gained {
-                try reference(digest, count: count, transaction)
+                try reference(digest, count: count, txn)
             }
-            for digest in step.lost { try dereference(digest, in: window, transaction) }
+            for digest in step.lost { try dereference(digest, in: window, txn) }
         }
-        for (id, ownedFrames) in changed { try setOwnedFrames(ownedFrames, of: id, transaction) }
+        for (id, ownedFrames) in changed { try setOwnedFrames(ownedFrames, of: id, txn) }
         return true
     }
 
     // MARK: - Pages
 
     /// Calls `body` with every page and its location, in digest order.
-    package func forEachPage(_ body: (PageDigest, PageLocation) -> Void) throws {
-        try environment.read { transaction in
-            var others = try pagesInRuns(transaction)[...]
-            try transaction.scan(table(.pages), from: []) {
-                (key, value) throws(LMDBError) in
-                let digest = try CheckpointID(indexed: key).digest
+    package func forEachPage(_ body: (PageDigest, PageLocation) -> Void) throws(IndexError) {
+        try environment.read { (txn) throws(IndexError) in
+            var others = try pagesInRuns(txn)[...]
+            var entries = try tables.pages.entries(in: txn)
+            while let (digest, location) = try entries.next() {
                 while let other = others.first, other.digest.precedes(digest) {
                     body(other.digest, other.location)
                     others.removeFirst()
                 }
-                body(digest, try PageLocation(indexed: value))
-                return true
+                body(digest, location)
             }
             for other in others { body(other.digest, other.location) }
         }
@@ -189,36 +163,30 @@ extension Index {
     /// - Returns: false if a page at its old location has a reference.
     package func deletePages(
         _ pages: [PageDigest: PageLocation], openFrom openPack: UInt32 = .max
-    ) throws -> Bool {
+    ) throws(IndexError) -> Bool {
         var areDead = true
         var rest = Array(pages)[...]
         while !rest.isEmpty {
-            try environment.write { transaction in
-                let window = try recentWindow(transaction)
+            try environment.write { (txn) throws(IndexError) in
+                let window = try recentWindow(txn)
                 var buried: [RecentPlace] = []
                 var dropped: [PageLocation] = []
                 for (digest, location) in rest.prefix(1 << 16) {
                     // A page that was stored again is kept.
-                    let now = try self.location(digest, in: window, transaction)
+                    let now = try self.location(digest, in: window, txn)
                     guard now == location else { continue }
-                    let isDead = try Index.withKey(digest) { (key) throws(LMDBError) in
-                        guard try transaction.delete(table(.unreferenced), key) else {
-                            return false
-                        }
-                        _ = try transaction.delete(table(.pages), key)
-                        return true
-                    }
-                    guard isDead else {
+                    guard try tables.unreferenced.remove(digest, in: txn) else {
                         areDead = false
                         continue
                     }
+                    try tables.pages.remove(digest, in: txn)
                     if location.pack >= openPack { dropped.append(location) }
-                    if let place = try recentPlace(digest, in: window, transaction) {
+                    if let place = try recentPlace(digest, in: window, txn) {
                         buried.append(place)
                     }
                 }
-                try bury(buried, transaction)
-                try noteDropped(dropped, from: openPack, transaction)
+                try bury(buried, txn)
+                try noteDropped(dropped, from: openPack, txn)
             }
             rest = rest.dropFirst(1 << 16)
         }
@@ -229,51 +197,34 @@ extension Index {
 
     /// Records that a pack may contain garbage.
     package func addCandidate(
-        _ pack: UInt32, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        try Index.withKey(pack: pack) { (key) throws(LMDBError) in
-            try Index.withKey(order: transaction.moment) { (value) throws(LMDBError) in
-                try transaction.put(table(.candidates), key, value)
-            }
-        }
+        _ pack: UInt32, _ txn: borrowing LMDBTxn
+    ) throws(IndexError) {
+        try tables.candidates.put(IndexMoment(txn.moment), for: PackNumber(pack), in: txn)
     }
 
-    package func addCandidate(_ packs: Set<UInt32>) throws {
+    package func addCandidate(_ packs: Set<UInt32>) throws(IndexError) {
         guard !packs.isEmpty else { return }
-        try environment.write { transaction in
-            for pack in packs { try addCandidate(pack, transaction) }
+        try environment.write { (txn) throws(IndexError) in
+            for pack in packs { try addCandidate(pack, txn) }
         }
     }
 
     /// Packs that may contain garbage, and since when.
-    package func candidates() throws -> [UInt32: UInt64] {
-        try environment.read { transaction in
+    package func candidates() throws(IndexError) -> [UInt32: UInt64] {
+        try environment.read { (txn) throws(IndexError) in
             var found: [UInt32: UInt64] = [:]
-            try transaction.scan(table(.candidates), from: []) { (key, value) throws(LMDBError) in
-                guard key.count == 4, value.count == 8 else { throw .damagedValue("candidate") }
-                let moment = value.loadUnaligned(as: UInt64.self)
-                found[try Index.pack(key)] = UInt64(bigEndian: moment)
-                return true
-            }
+            var entries = try tables.candidates.entries(in: txn)
+            while let (key, since) = try entries.next() { found[key.pack] = since.moment }
             return found
         }
     }
 
     /// What prune found when it last examined each pack.
-    package func packUses() throws -> [UInt32: PackUse] {
-        try environment.read { transaction in
+    package func packUses() throws(IndexError) -> [UInt32: PackUse] {
+        try environment.read { (txn) throws(IndexError) in
             var found: [UInt32: PackUse] = [:]
-            try transaction.scan(table(.packs), from: []) { (key, value) throws(LMDBError) in
-                guard value.count == 8 else { throw .damagedValue("pack") }
-                let bytes = value.loadUnaligned(as: UInt32.self)
-                let unused = value.loadUnaligned(fromByteOffset: 4, as: UInt32.self)
-                let use = PackUse(
-                    byteCount: Int(UInt32(littleEndian: bytes)),
-                    unusedByteCount: Int(UInt32(littleEndian: unused)))
-                guard use.unusedByteCount <= use.byteCount else { throw .damagedValue("pack") }
-                found[try Index.pack(key)] = use
-                return true
-            }
+            var entries = try tables.packs.entries(in: txn)
+            while let (key, use) = try entries.next() { found[key.pack] = use }
             return found
         }
     }
@@ -285,44 +236,20 @@ extension Index {
     ///   - moment: candidate entries of these packs up to it are removed.
     package func setPackUses(
         _ uses: [UInt32: PackUse?], settled: Set<UInt32>, upTo moment: UInt64
-    ) throws {
+    ) throws(IndexError) {
         let candidates = try candidates()
-        try environment.write { transaction in
+        try environment.write { (txn) throws(IndexError) in
             for pack in settled {
                 guard let since = candidates[pack], since <= moment else { continue }
-                try Index.withKey(pack: pack) { (key) throws(LMDBError) in
-                    _ = try transaction.delete(table(.candidates), key)
-                }
+                try tables.candidates.remove(PackNumber(pack), in: txn)
             }
             for (pack, use) in uses {
-                try Index.withKey(pack: pack) { (key) throws(LMDBError) in
-                    guard let use else {
-                        _ = try transaction.delete(table(.packs), key)
-                        return
-                    }
-                    var value = ByteWriter(reserving: 8)
-                    value.write(UInt32(use.byteCount))
-                    value.write(UInt32(use.unusedByteCount))
-                    try value.bytes.withUnsafeBufferPointer { (bytes) throws(LMDBError) in
-                        try transaction.put(table(.packs), key, UnsafeRawBufferPointer(bytes))
-                    }
+                if let use {
+                    try tables.packs.put(use, for: PackNumber(pack), in: txn)
+                } else {
+                    try tables.packs.remove(PackNumber(pack), in: txn)
                 }
             }
         }
-    }
-
-    static func pack(_ key: UnsafeRawBufferPointer) throws(LMDBError) -> UInt32 {
-        guard key.count == 4 else { throw .damagedValue("pack number") }
-        return UInt32(bigEndian: key.loadUnaligned(as: UInt32.self))
-    }
-
-    static func withKey(
-        pack: UInt32, _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> Void
-    ) throws(LMDBError) {
-        var bytes = pack.bigEndian
-        let result = withUnsafeBytes(of: &bytes) { key in
-            Result { () throws(LMDBError) in try body(key) }
-        }
-        try result.get()
     }
 }

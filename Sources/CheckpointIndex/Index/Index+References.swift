@@ -8,46 +8,35 @@ package import LMDBTables
 //   `unreferenced`
 
 extension Index {
-    package static func withKey<T>(
-        _ digest: PageDigest, _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> T
-    ) throws(LMDBError) -> T {
-        try withKey(CheckpointID(digest), body)
-    }
-
     /// A page's reference count.
     func referenceCount(
-        _ digest: PageDigest, in window: RecentWindow?, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) -> Int {
-        try Index.withKey(digest) { (key) throws(LMDBError) in
-            let more = try extraCount(key, transaction)
-            guard try location(digest, in: window, transaction) != nil else { return Int(more) }
-            let isNobodys = try transaction.get(table(.unreferenced), key) { _ in true } ?? false
-            return Int(more) + (isNobodys ? 0 : 1)
-        }
+        _ digest: PageDigest, in window: RecentWindow?, _ txn: borrowing LMDBTxn
+    ) throws(IndexError) -> Int {
+        let more = Int(try extraCount(digest, txn))
+        guard try location(digest, in: window, txn) != nil else { return more }
+        return try tables.unreferenced.contains(digest, in: txn) ? more : more + 1
     }
 
     /// Adds references to a page.
     func reference(
-        _ digest: PageDigest, count: UInt32 = 1, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        try Index.withKey(digest) { (key) throws(LMDBError) in
-            let isFirst = try transaction.delete(table(.unreferenced), key)
-            let added = count - (isFirst ? 1 : 0)
-            guard added > 0 else { return }
-            let sum = try extraCount(key, transaction).addingReportingOverflow(added)
-            guard !sum.overflow else { throw .damagedValue("reference count") }
-            try setExtraCount(sum.partialValue, key, transaction)
-        }
+        _ digest: PageDigest, count: UInt32 = 1, _ txn: borrowing LMDBTxn
+    ) throws(IndexError) {
+        let isFirst = try tables.unreferenced.remove(digest, in: txn)
+        let added = count - (isFirst ? 1 : 0)
+        guard added > 0 else { return }
+        let sum = try extraCount(digest, txn).addingReportingOverflow(added)
+        guard !sum.overflow else { throw .damagedValue("reference count") }
+        try setExtraCount(sum.partialValue, digest, txn)
     }
 
     /// Removes one reference to a page.
     func dereference(
-        _ digest: PageDigest, in window: RecentWindow?, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        try Index.withKey(digest) { (key) throws(LMDBError) in
-            let more = try extraCount(key, transaction)
-            guard more == 0 else { return try setExtraCount(more - 1, key, transaction) }
-            if try location(digest, in: window, transaction) != nil { try note(key, transaction) }
+        _ digest: PageDigest, in window: RecentWindow?, _ txn: borrowing LMDBTxn
+    ) throws(IndexError) {
+        let more = try extraCount(digest, txn)
+        guard more == 0 else { return try setExtraCount(more - 1, digest, txn) }
+        if try location(digest, in: window, txn) != nil {
+            try tables.unreferenced.insert(digest, in: txn)
         }
     }
 
@@ -55,59 +44,40 @@ extension Index {
     ///
     /// References that already existed remain.
     package func placeUnreferenced(
-        _ digest: PageDigest, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        try Index.withKey(digest) { (key) throws(LMDBError) in
-            let more = try extraCount(key, transaction)
-            if more > 0 {
-                try setExtraCount(more - 1, key, transaction)
-            } else {
-                try note(key, transaction)
-            }
+        _ digest: PageDigest, _ txn: borrowing LMDBTxn
+    ) throws(IndexError) {
+        let more = try extraCount(digest, txn)
+        if more > 0 {
+            try setExtraCount(more - 1, digest, txn)
+        } else {
+            try tables.unreferenced.insert(digest, in: txn)
         }
-    }
-
-    /// Records that a page has no reference.
-    private func note(
-        _ key: UnsafeRawBufferPointer, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        try transaction.put(
-            table(.unreferenced), key, UnsafeRawBufferPointer(start: nil, count: 0))
     }
 
     private func extraCount(
-        _ key: UnsafeRawBufferPointer, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) -> UInt32 {
-        try transaction.get(table(.references), key) { (bytes) throws(LMDBError) in
-            guard bytes.count == 4 else { throw .damagedValue("reference count") }
-            return UInt32(littleEndian: bytes.loadUnaligned(as: UInt32.self))
-        } ?? 0
+        _ digest: PageDigest, _ txn: borrowing LMDBTxn
+    ) throws(IndexError) -> UInt32 {
+        try tables.references.value(for: digest, in: txn)?.count ?? 0
     }
 
     private func setExtraCount(
-        _ count: UInt32, _ key: UnsafeRawBufferPointer, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        guard count > 0 else {
-            _ = try transaction.delete(table(.references), key)
-            return
+        _ count: UInt32, _ digest: PageDigest, _ txn: borrowing LMDBTxn
+    ) throws(IndexError) {
+        if count > 0 {
+            try tables.references.put(ReferenceCount(count), for: digest, in: txn)
+        } else {
+            try tables.references.remove(digest, in: txn)
         }
-        var value = count.littleEndian
-        let result = withUnsafeBytes(of: &value) { bytes in
-            Result { () throws(LMDBError) in try transaction.put(table(.references), key, bytes) }
-        }
-        try result.get()
     }
 
     /// Pages without references, and their locations.
-    package func unreferencedPages() throws -> [PageDigest: PageLocation] {
-        try environment.read { transaction in
-            let window = try recentWindow(transaction)
+    package func unreferencedPages() throws(IndexError) -> [PageDigest: PageLocation] {
+        try environment.read { (txn) throws(IndexError) in
+            let window = try recentWindow(txn)
             var found: [PageDigest: PageLocation] = [:]
-            try transaction.scan(table(.unreferenced), from: []) {
-                (key, _) throws(LMDBError) in
-                let digest = try CheckpointID(indexed: key).digest
-                found[digest] = try location(digest, in: window, transaction)
-                return true
+            var entries = try tables.unreferenced.entries(in: txn)
+            while let digest = try entries.nextKey() {
+                found[digest] = try location(digest, in: window, txn)
             }
             return found
         }
@@ -118,14 +88,14 @@ extension Index {
     /// - Parameter changes: the changes of the pages' reference counts.
     package func pagesWithoutReferences(
         after changes: [PageDigest: Int]
-    ) throws -> [PageDigest: PageLocation] {
-        try environment.read { transaction in
-            let window = try recentWindow(transaction)
+    ) throws(IndexError) -> [PageDigest: PageLocation] {
+        try environment.read { (txn) throws(IndexError) in
+            let window = try recentWindow(txn)
             var found: [PageDigest: PageLocation] = [:]
             for (digest, change) in changes where change < 0 {
-                let count = try referenceCount(digest, in: window, transaction)
+                let count = try referenceCount(digest, in: window, txn)
                 guard count + change <= 0 else { continue }
-                found[digest] = try location(digest, in: window, transaction)
+                found[digest] = try location(digest, in: window, txn)
             }
             return found
         }

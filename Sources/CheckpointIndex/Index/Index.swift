@@ -7,7 +7,8 @@ import Synchronization
 
 // The derived index: the location of the page of each digest, and the catalog of checkpoints. It
 // can be deleted while no process has it open; `IndexReplay` rebuilds it from the packs. It never
-// refers to anything that is not published.
+// refers to anything that is not published. The tables, with the types of their keys and values, are
+// `IndexTables`.
 //
 //   table        key                        value
 //   pages        digest, 32 bytes           location: pack u32, block offset u32, block bytes u32,
@@ -76,6 +77,8 @@ package final class Index: Sendable {
         case packs
         case candidates
         case sizes
+
+        fileprivate static let names = allCases.map { "\($0)" }
     }
 
     static let version: UInt32 = 7
@@ -85,6 +88,7 @@ package final class Index: Sendable {
 
     // The registry owns it, and closes it when the last index is released.
     package unowned let environment: LMDBEnvironment
+    package let tables: IndexTables
     private let key: IndexEnvironments.Key
     /// What this process has read of the runs.
     package let recent = SortedRuns()
@@ -94,6 +98,7 @@ package final class Index: Sendable {
     private init(_ opened: (key: IndexEnvironments.Key, environment: LMDBEnvironment)) {
         key = opened.key
         environment = opened.environment
+        tables = IndexTables(opened.environment.tables)
     }
 
     deinit {
@@ -101,17 +106,17 @@ package final class Index: Sendable {
     }
 
     /// Opens the index in a directory.
-    ///
-    /// Throws `LMDBError`, or `FileError` if one of its files was not created by LMDB.
-    static func open(in directory: OpenDirectory, _ access: LMDBAccess) throws -> Index {
-        let names = Table.allCases.map { "\($0)" }
-        return Index(
-            try IndexEnvironments.open(directory, tables: names, access))
+    static func open(
+        in directory: OpenDirectory, _ access: LMDBAccess
+    ) throws(IndexError) -> Index {
+        Index(try IndexEnvironments.open(directory, tables: Table.names, access))
     }
 
     /// Opens the index in a directory of a repository's files.
-    package static func open(_ files: any RepositoryFiles, _ access: LMDBAccess) throws -> Index {
-        try open(in: try files.openDirectory(StoreDirectory.index), access)
+    package static func open(
+        _ files: any RepositoryFiles, _ access: LMDBAccess
+    ) throws(IndexError) -> Index {
+        try open(in: try IndexError.ofFiles(files.openDirectory(StoreDirectory.index)), access)
     }
 
     /// Fails if LMDB's files in a repository are of the wrong kind or another user's.
@@ -120,105 +125,67 @@ package final class Index: Sendable {
     }
 
     /// Creates an index private to this process, which is removed with it.
-    package static func makePrivate(repository: RepositoryID) throws -> Index {
-        let names = Table.allCases.map { "\($0)" }
-        let index = Index(try IndexEnvironments.openPrivate(tables: names))
+    package static func makePrivate(repository: RepositoryID) throws(IndexError) -> Index {
+        let index = Index(try IndexEnvironments.openPrivate(tables: Table.names))
         try index.reset(repository: repository)
         return index
     }
 
     /// Creates a private copy of a snapshot of this index.
-    package func makePrivateCopy() throws -> Index {
-        let names = Table.allCases.map { "\($0)" }
-        return Index(try IndexEnvironments.openPrivate(tables: names, copyOf: environment))
+    package func makePrivateCopy() throws(IndexError) -> Index {
+        Index(try IndexEnvironments.openPrivate(tables: Table.names, copyOf: environment))
     }
 
+    /// A table whatever its keys and values are.
     package func table(_ table: Table) -> LMDBTableID { environment.tables[table.rawValue] }
 
     // MARK: - Identity
 
     /// True if it belongs to the repository and has this version.
-    package func isSound(repository: RepositoryID) throws -> Bool {
-        try environment.read { transaction in
-            var expected = ByteWriter()
-            expected.write(repository)
-            var version = ByteWriter()
-            version.write(Index.version)
-            return try value(transaction, "repository") == expected.bytes
-                && value(transaction, "version") == version.bytes
+    package func isSound(repository: RepositoryID) throws(IndexError) -> Bool {
+        try environment.read { (txn) throws(IndexError) in
+            let owner = try tables.state.repository.value(in: txn)
+            let version = try tables.state.version.value(in: txn)
+            return owner == Index.stored(repository) && version == Index.storedVersion
         }
     }
 
     /// Empties it and assigns it to the repository: the first step of a rebuild.
-    package func reset(repository: RepositoryID) throws {
+    package func reset(repository: RepositoryID) throws(IndexError) {
         filter.clear()
-        try environment.write { transaction in
-            for table in Table.allCases { try transaction.clear(self.table(table)) }
-            var id = ByteWriter()
-            id.write(repository)
-            try setValue(transaction, "repository", id.bytes)
-            var version = ByteWriter()
-            version.write(Index.version)
-            try setValue(transaction, "version", version.bytes)
+        try environment.write { (txn) throws(IndexError) in
+            for table in Table.allCases { try txn.clear(self.table(table)) }
+            try tables.state.repository.set(Index.stored(repository), in: txn)
+            try tables.state.version.set(Index.storedVersion, in: txn)
         }
+    }
+
+    private static func stored(_ repository: RepositoryID) -> [UInt8] {
+        var id = ByteWriter()
+        id.write(repository)
+        return id.bytes
+    }
+
+    private static var storedVersion: [UInt8] {
+        var version = ByteWriter()
+        version.write(Index.version)
+        return version.bytes
     }
 
     /// Writes it to the disk.
-    package func sync() throws { try environment.sync() }
-
-    // MARK: - State values
-
-    func value(_ transaction: borrowing LMDBTxn, _ key: String) throws(LMDBError)
-        -> [UInt8]?
-    {
-        try Index.withKey(key) { (bytes) throws(LMDBError) in
-            try transaction.get(table(.state), bytes) { Array($0) }
-        }
-    }
-
-    func setValue(
-        _ transaction: borrowing LMDBTxn, _ key: String, _ value: [UInt8]
-    ) throws(LMDBError) {
-        try Index.withKey(key) { (bytes) throws(LMDBError) in
-            try value.withUnsafeBufferPointer { (buffer) throws(LMDBError) in
-                try transaction.put(table(.state), bytes, UnsafeRawBufferPointer(buffer))
-            }
-        }
-    }
-
-    static func withKey<T>(
-        _ key: String, _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> T
-    ) throws(LMDBError) -> T {
-        try Array(key.utf8).withUnsafeBufferPointer { (bytes) throws(LMDBError) -> T in
-            try body(UnsafeRawBufferPointer(bytes))
-        }
-    }
+    package func sync() throws(IndexError) { try environment.sync() }
 
     /// The position up to which packs were read.
-    package func readMark() throws -> ReadMark {
-        try environment.read { transaction in
-            guard let bytes = try value(transaction, "read") else {
-                return ReadMark(pack: 0, offset: 0)
-            }
-            return try ByteReader.decode(bytes) { (reader) throws(FormatError) in
-                let pack = try reader.read(UInt32.self)
-                return ReadMark(pack: pack, offset: try reader.read(UInt32.self))
-            }
+    package func readMark() throws(IndexError) -> ReadMark {
+        try environment.read { (txn) throws(IndexError) in
+            try tables.state.readMark.value(in: txn) ?? ReadMark(pack: 0, offset: 0)
         }
     }
 
     /// The highest transaction number seen.
-    package func highestTransaction() throws -> UInt64 {
-        try environment.read { transaction in
-            guard let bytes = try value(transaction, "transaction") else { return 0 }
-            let number = try ByteReader.decode(bytes) { (reader) throws(FormatError) in
-                try reader.read(UInt64.self)
-            }
-            // No record has such a number (`TransactionNumbers`).
-            guard TransactionNumbers.hasRoom(after: number) else {
-                throw LMDBError.damagedValue("highest transaction")
-            }
-            return number
+    package func highestTransaction() throws(IndexError) -> UInt64 {
+        try environment.read { (txn) throws(IndexError) in
+            try tables.state.highestTransaction.value(in: txn)?.number ?? 0
         }
     }
 }
@@ -232,12 +199,11 @@ extension Index {
     /// ones.
     package func locations(
         of digests: Span<PageDigest>, _ body: (_ index: Int, PageLocation?) -> Void
-    ) throws {
+    ) throws(IndexError) {
         let order = Index.keyOrder(digests.count) { digests[$0] }
-        let found = try environment.read { transaction in
-            let window = try recentWindow(transaction)
-            return try locations(
-                order, of: digests.count, { digests[$0] }, in: window, transaction)
+        let found = try environment.read { (txn) throws(IndexError) in
+            let window = try recentWindow(txn)
+            return try locations(order, of: digests.count, { digests[$0] }, in: window, txn)
         }
         for position in digests.indices { body(position, found[position]) }
     }
@@ -255,32 +221,10 @@ extension Index {
     }
 
     /// Number of distinct pages stored.
-    package func pageCount() throws -> Int {
-        try environment.read { try $0.count(table(.pages)) + pagesInRuns($0).count }
-    }
-}
-
-extension PageLocation {
-    init(indexed bytes: UnsafeRawBufferPointer) throws(LMDBError) {
-        guard bytes.count == PageLocation.byteCount else { throw .damagedValue("location") }
-        self.init(
-            pack: UInt32(littleEndian: bytes.loadUnaligned(as: UInt32.self)),
-            blockOffset: UInt32(
-                littleEndian: bytes.loadUnaligned(fromByteOffset: 4, as: UInt32.self)),
-            blockByteCount: UInt32(
-                littleEndian: bytes.loadUnaligned(fromByteOffset: 8, as: UInt32.self)),
-            blockPageCount: bytes[12], slot: bytes[13])
-        guard pack > 0, slot < blockPageCount, blockPageCount <= PageGroupTable.pageLimit,
-            blockByteCount <= Int(blockPageCount) * Page.byteCount
-        else { throw .damagedValue("location") }
-    }
-
-    func encode(into bytes: UnsafeMutableRawBufferPointer) {
-        bytes.storeBytes(of: pack.littleEndian, as: UInt32.self)
-        bytes.storeBytes(of: blockOffset.littleEndian, toByteOffset: 4, as: UInt32.self)
-        bytes.storeBytes(of: blockByteCount.littleEndian, toByteOffset: 8, as: UInt32.self)
-        bytes[12] = blockPageCount
-        bytes[13] = slot
+    package func pageCount() throws(IndexError) -> Int {
+        try environment.read { (txn) throws(IndexError) in
+            try tables.pages.count(in: txn) + pagesInRuns(txn).count
+        }
     }
 }
 
@@ -309,11 +253,12 @@ private enum IndexEnvironments {
     /// Opens an environment, or returns an open one; `release` must be called for each.
     static func open(
         _ directory: OpenDirectory, tables: [String], _ access: LMDBAccess
-    ) throws -> (key: Key, environment: LMDBEnvironment) {
+    ) throws(IndexError) -> (key: Key, environment: LMDBEnvironment) {
         let key = Key(
-            identity: Identity(try directory.status()),
+            identity: Identity(try IndexError.ofFiles(directory.status())),
             isReadOnly: access == .readingWithoutLocks)
-        let environment = try open.withLock { (entries) throws -> LMDBEnvironment in
+        let environment = try open.withLock {
+            (entries) throws(IndexError) -> LMDBEnvironment in
             if let entry = entries[key] {
                 entries[key]?.holderCount += 1
                 return entry.environment
@@ -330,22 +275,25 @@ private enum IndexEnvironments {
     /// - Parameter original: the environment to copy; nil to create an empty one.
     static func openPrivate(
         tables: [String], copyOf original: LMDBEnvironment? = nil
-    ) throws -> (key: Key, environment: LMDBEnvironment) {
-        let directory = try NamelessDirectory()
-        let opened = try OpenDirectory(directory.path)
+    ) throws(IndexError) -> (key: Key, environment: LMDBEnvironment) {
+        let directory = try IndexError.ofFiles(NamelessDirectory())
+        let opened = try IndexError.ofFiles(OpenDirectory(directory.path))
         let environment: LMDBEnvironment
-        do {
+        do throws(IndexError) {
             if let original {
-                let file = try opened.open("data.mdb", O_RDWR | O_CREAT | O_EXCL, 0o600)
+                let file = try IndexError.ofFiles(
+                    opened.open("data.mdb", O_RDWR | O_CREAT | O_EXCL, 0o600))
                 defer { system_close(file) }
                 try original.copy(to: file)
             }
             environment = try LMDBEnvironment(
                 opened, tables: tables, .writing, temporaryPlace: directory.parent)
-        } catch let error as LMDBError where error.isWrite {
+        } catch {
+            guard error.isWrite, case .call(_, let code) = error else { throw error }
             // The disk of $TMPDIR, not that of the store.
-            throw FileError(
-                call: FileError.makingTemporary, path: directory.parent, errno: error.code)
+            throw .file(
+                FileError(
+                    call: FileError.makingTemporary, path: directory.parent, errno: code))
         }
         let number = privateCount.add(1, ordering: .relaxed).newValue
         let key = Key(number: number, isReadOnly: false)

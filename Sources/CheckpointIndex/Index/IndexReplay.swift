@@ -1,5 +1,6 @@
 package import CheckpointFormat
 package import GuestModel
+package import LMDBTables
 package import PackStore
 
 // Reads packs into the index: what follows the read mark, or everything. Requires the writer's
@@ -37,10 +38,11 @@ package struct IndexReplay {
     ///
     /// - Parameter toleratesDamage: true to read past damage and collect it in `damage`. The order
     ///   of checkpoints may then differ from that of publication, so the index must not be kept.
-    package init(reader: PackReader, index: Index, toleratesDamage: Bool = false) throws {
+    package init(reader: PackReader, index: Index, toleratesDamage: Bool = false) throws(IndexError)
+    {
         self.reader = reader
         self.index = index
-        head = try StoreHead(reader.files, reader.repository)
+        head = try IndexError.ofFiles(StoreHead(reader.files, reader.repository))
         chain = MapChainReader(index: index, reader: reader)
         self.toleratesDamage = toleratesDamage
         highestTransaction = try index.highestTransaction()
@@ -67,7 +69,7 @@ package struct IndexReplay {
     }
 
     /// Reads from the read mark on.
-    package mutating func run(packs: [UInt32]) throws -> End {
+    package mutating func run(packs: [UInt32]) throws(IndexError) -> End {
         let mark = try index.readMark()
         let acknowledged = max(mark, head.confirmed ?? mark)
         var last: (entry: PackIndex.Entry, pack: UInt32, scan: PackScan)?
@@ -75,7 +77,7 @@ package struct IndexReplay {
         var whole = packs.filter { $0 >= mark.pack }
         var hollow: [UInt32] = []
         while let newest = whole.last, newest > acknowledged.pack,
-            try PackScan.isHollow(reader.files, pack: newest)
+            try IndexError.ofPacks(PackScan.isHollow(reader.files, pack: newest))
         {
             hollow.append(whole.removeLast())
         }
@@ -93,7 +95,9 @@ package struct IndexReplay {
                     highestTransaction, and: entry.transaction)
                 if entry.type.isConfirming { confirming = entry }
                 if pack > mark.pack || entry.address >= mark.offset {
-                    try tolerating { replay throws in try replay.read(entry, in: pack) }
+                    try tolerating { (replay) throws(IndexError) in
+                        try replay.read(entry, in: pack)
+                    }
                 }
             }
             if let confirming {
@@ -125,7 +129,8 @@ package struct IndexReplay {
     ///
     /// So data that was removed on purpose is not reported missing, and data that prune was about
     /// to remove is not indexed.
-    private mutating func readAhead(_ packs: [UInt32], _ acknowledged: ReadMark) throws {
+    private mutating func readAhead(_ packs: [UInt32], _ acknowledged: ReadMark) throws(IndexError)
+    {
         var isNewest = true
         var hasPruned = false
         for pack in packs.reversed() where !(hasPruned && pruned.contains(pack)) {
@@ -135,12 +140,14 @@ package struct IndexReplay {
             isNewest = false
             for entry in scan.entries.reversed() {
                 let location = RecordLocation(pack: pack, offset: entry.address)
-                try tolerating { replay throws in
+                try tolerating { (replay) throws(IndexError) in
                     if entry.type == .forget {
-                        let record = try ForgetRecord.read(replay.reader, at: location)
+                        let record = try IndexError.ofPacks(
+                            ForgetRecord.read(replay.reader, at: location))
                         for id in record.ids { replay.forgotten[CheckpointID(id)] = pack }
                     } else if entry.type == .pruned, !hasPruned {
-                        replay.pruned = try PrunedRecord.read(replay.reader, at: location)
+                        replay.pruned = try IndexError.ofPacks(
+                            PrunedRecord.read(replay.reader, at: location))
                         hasPruned = true
                     }
                 }
@@ -150,10 +157,12 @@ package struct IndexReplay {
     }
 
     /// Runs `body`; damage that it finds is thrown, or collected if tolerated.
-    private mutating func tolerating(_ body: (inout IndexReplay) throws -> Void) throws {
-        do {
+    private mutating func tolerating(
+        _ body: (inout IndexReplay) throws(IndexError) -> Void
+    ) throws(IndexError) {
+        do throws(IndexError) {
             try body(&self)
-        } catch let error as RepositoryError {
+        } catch {
             guard toleratesDamage, let corruption = error.corruption else { throw error }
             if !damage.contains(corruption) { damage.append(corruption) }
         }
@@ -163,10 +172,12 @@ package struct IndexReplay {
     /// repository is reported itself, and not the pack before it for not being sealed.
     private mutating func dropForeign(
         _ packs: inout [UInt32], _ acknowledged: ReadMark
-    ) throws {
+    ) throws(IndexError) {
         while let newest = packs.last, newest > acknowledged.pack {
             let known = damage.count
-            try tolerating { replay throws in _ = try replay.reader.file(newest) }
+            try tolerating { (replay) throws(IndexError) in
+                _ = try IndexError.ofPacks(replay.reader.file(newest))
+            }
             if damage.count == known { return }
             packs.removeLast()
         }
@@ -176,24 +187,28 @@ package struct IndexReplay {
     ///
     /// A pack gets its name, durably, before the next one is created; packs without published data
     /// are removed from the highest down, and others only after a record lists them.
-    private mutating func findMissing(_ packs: [UInt32], upTo newest: UInt32) throws {
+    private mutating func findMissing(_ packs: [UInt32], upTo newest: UInt32) throws(IndexError) {
         for gap in PackGaps.missing(packs, pruned, upTo: newest) {
-            try tolerating { _ throws in throw PackFile.missing(gap) }
+            try tolerating { (_) throws(IndexError) in
+                throw .repository(PackFile.missing(gap))
+            }
         }
     }
 
     /// The contents of a pack; nil if it is unreadable, and that is tolerated.
     private mutating func scan(
         _ pack: UInt32, isNewest: Bool, _ acknowledged: ReadMark
-    ) throws -> PackScan? {
+    ) throws(IndexError) -> PackScan? {
         if let newest, newest.pack == pack { return newest.scan }
         var scan: PackScan?
-        try tolerating { replay throws in
-            scan = try replay.scanWhole(pack, isNewest: isNewest, acknowledged)
+        try tolerating { (replay) throws(IndexError) in
+            scan = try IndexError.ofPacks(
+                replay.scanWhole(pack, isNewest: isNewest, acknowledged))
         }
         if scan != nil { return scan }
-        try tolerating { replay throws in
-            let (found, damage) = try PackScan.salvage(replay.reader, pack: pack)
+        try tolerating { (replay) throws(IndexError) in
+            let (found, damage) = try IndexError.ofPacks(
+                PackScan.salvage(replay.reader, pack: pack))
             scan = found
             replay.damage += damage.filter { !replay.damage.contains($0) }
         }
@@ -203,7 +218,7 @@ package struct IndexReplay {
     /// The contents of a pack; throws if acknowledged data is damaged.
     private func scanWhole(
         _ pack: UInt32, isNewest: Bool, _ acknowledged: ReadMark
-    ) throws -> PackScan {
+    ) throws(RepositoryError) -> PackScan {
         let scan = try PackScan.scan(reader, pack: pack, isNewest: isNewest)
         // The mark is an address: a sealed pack may have been rewritten to a shorter one.
         let isCut =
@@ -219,17 +234,18 @@ package struct IndexReplay {
     }
 
     /// Fails if a manifest contradicts earlier ones.
-    private mutating func check(_ checkpoint: Checkpoint) throws {
+    private mutating func check(_ checkpoint: Checkpoint) throws(IndexError) {
         if let other = try index.checkpoint(of: checkpoint.manifest.transaction),
             other != checkpoint.id, try index.entry(other) != nil
         {
             refused.insert(checkpoint.id)
-            throw ManifestReader.sharedTransaction(checkpoint, with: other, reader)
+            throw .repository(
+                ManifestReader.sharedTransaction(checkpoint, with: other, reader))
         }
         guard forgotten[checkpoint.id] == nil else { return }
         let (reader, refused, pruned) = (reader, refused, pruned)
-        try tolerating { replay throws in
-            try replay.chain.checkAncestor(of: checkpoint) { id, last in
+        try tolerating { (replay) throws(IndexError) in
+            try replay.chain.checkAncestor(of: checkpoint) { (id, last) throws(RepositoryError) in
                 // A refused one, or one in a pack that was removed but still exists, is not
                 // available.
                 guard !refused.contains(id) else { return false }
@@ -244,7 +260,7 @@ package struct IndexReplay {
         RecordLocation(pack: pack, offset: entry.address + (entry.end - entry.offset))
     }
 
-    private mutating func read(_ entry: PackIndex.Entry, in pack: UInt32) throws {
+    private mutating func read(_ entry: PackIndex.Entry, in pack: UInt32) throws(IndexError) {
         let location = RecordLocation(pack: pack, offset: entry.address)
         switch entry.type {
         case .pageGroup:
@@ -252,25 +268,25 @@ package struct IndexReplay {
             pending[entry.transaction, default: TransactionGroups()].append(table, at: location)
             unpublished[entry.transaction, default: []].insert(pack)
         case .publish:
-            let (id, manifest) = try ManifestReader.read(reader, at: location)
+            let (id, manifest) = try IndexError.ofPacks(ManifestReader.read(reader, at: location))
             try check(Checkpoint(id: id, manifest: manifest, location: location))
             unpublished[entry.transaction] = nil
-            var frames = pending.removeValue(forKey: entry.transaction) ?? TransactionGroups()
+            var groups = pending.removeValue(forKey: entry.transaction) ?? TransactionGroups()
             // The mark may pass page groups of other transactions only if none is unpublished.
             try index.add(
                 Publication(
                     id: id, manifest: manifest, location: location,
                     forgetPack: forgotten[id], pruned: pruned, toleratesDamage: toleratesDamage),
-                frames: &frames, chain: &chain,
+                groups: &groups, chain: &chain,
                 readMark: pending.isEmpty ? end(of: entry, in: pack) : nil,
                 highestTransaction: highestTransaction)
         case .forget:
             // Those indexed before; `readAhead` handled the others.
-            let record = try ForgetRecord.read(reader, at: location)
+            let record = try IndexError.ofPacks(ForgetRecord.read(reader, at: location))
             try index.forget(record.ids.map { CheckpointID($0) }, in: pack)
         case .labels:
             // Read in pack order: the last record that lists a checkpoint counts.
-            let record = try LabelsRecord.read(reader, at: location)
+            let record = try IndexError.ofPacks(LabelsRecord.read(reader, at: location))
             try index.setLabels(record.changes, in: pack)
         case .mapPart, .guestState:
             unpublished[entry.transaction, default: []].insert(pack)
@@ -344,7 +360,7 @@ package enum ManifestReader {
     static func isInPacks(
         _ id: CheckpointID, before end: RecordLocation, notIn pruned: PrunedRecord,
         _ reader: PackReader
-    ) throws -> Bool {
+    ) throws(RepositoryError) -> Bool {
         let packs = try PackName.list(reader.files)
         for pack in packs where pack <= end.pack && !pruned.contains(pack) {
             guard let scan = try? PackScan.scan(reader, pack: pack, isNewest: pack == packs.last)
@@ -363,7 +379,7 @@ package enum ManifestReader {
         _ reader: PackReader, at location: RecordLocation
     ) throws(RepositoryError) -> (id: CheckpointID, manifest: Manifest) {
         let (header, payload) = try reader.record(at: location, .publish)
-        do {
+        do throws(FormatError) {
             let manifest = try Manifest.decode(payload)
             guard manifest.transaction == header.transaction else {
                 throw FormatError(offset: 72, reason: "the transaction numbers differ")
@@ -371,10 +387,8 @@ package enum ManifestReader {
             try manifest.check(at: location)
             let digest = payload.withUnsafeBytes { PageDigest(hashing: $0) }
             return (CheckpointID(digest), manifest)
-        } catch let error as FormatError {
-            throw reader.corrupted(location, .publish, error)
         } catch {
-            preconditionFailure("unexpected error while decoding: \(error)")
+            throw reader.corrupted(location, .publish, error)
         }
     }
 }

@@ -1,6 +1,6 @@
 import CheckpointFormat
 package import GuestModel
-import LMDBTables
+package import LMDBTables
 
 // Which checkpoint refers to which page, so that prune need not read all page maps.
 //
@@ -31,7 +31,7 @@ import LMDBTables
 // other owned frames. Any are correct as long as the two rules hold.
 
 /// The frames in which a checkpoint holds its own references.
-package struct OwnedFrames: Sendable {
+package struct OwnedFrames: Sendable, EncodedValue {
     /// The checkpoint whose pages it has in all other frames; nil: there are none.
     package var predecessor: CheckpointID?
     package var frames: DirtyBitmap
@@ -41,8 +41,9 @@ package struct OwnedFrames: Sendable {
         self.frames = frames
     }
 
-    /// Decodes a value of the index.
-    init(indexed bytes: UnsafeRawBufferPointer) throws(LMDBError) {
+    package init(
+        indexed bytes: UnsafeRawBufferPointer, of key: UnsafeRawBufferPointer
+    ) throws(IndexError) {
         do throws(FormatError) {
             var reader = ByteReader(bytes)
             let digest = try reader.readDigest()
@@ -66,7 +67,7 @@ package struct OwnedFrames: Sendable {
 
     /// Encodes the value: the predecessor, then for each run the number of frames since the end of
     /// the previous run, and its length.
-    var encoded: [UInt8] {
+    package var encoded: [UInt8] {
         var writer = ByteWriter(reserving: PageDigest.byteCount + 64)
         writer.write(predecessor?.digest ?? .none)
         var end: UInt64 = 0
@@ -81,99 +82,52 @@ package struct OwnedFrames: Sendable {
 
 extension Index {
     /// A checkpoint's owned frames; nil if it was pruned, or never existed.
-    func ownedFrames(
-        _ id: CheckpointID, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) -> OwnedFrames? {
-        try Index.withKey(id) { (key) throws(LMDBError) in
-            try transaction.get(table(.ownedFrames), key, OwnedFrames.init(indexed:))
+    package func ownedFrames(_ id: CheckpointID) throws(IndexError) -> OwnedFrames? {
+        try environment.read { (txn) throws(IndexError) in
+            try tables.ownedFrames.value(for: id, in: txn)
         }
     }
 
-    package func ownedFrames(_ id: CheckpointID) throws -> OwnedFrames? {
-        try environment.read { try ownedFrames(id, $0) }
-    }
-
     /// True if a checkpoint has owned frames.
-    package func hasOwnedFrames(_ id: CheckpointID) throws -> Bool {
-        try environment.read { transaction in
-            try Index.withKey(id) { (key) throws(LMDBError) in
-                try transaction.get(table(.ownedFrames), key) { _ in true } ?? false
-            }
+    package func hasOwnedFrames(_ id: CheckpointID) throws(IndexError) -> Bool {
+        try environment.read { (txn) throws(IndexError) in
+            try tables.ownedFrames.contains(id, in: txn)
         }
     }
 
     /// Stores a checkpoint's owned frames and its predecessor.
     func setOwnedFrames(
-        _ ownedFrames: OwnedFrames, of id: CheckpointID, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        let value = ownedFrames.encoded
-        try Index.withKey(id) { (key) throws(LMDBError) in
-            try value.withUnsafeBufferPointer { (bytes) throws(LMDBError) in
-                try transaction.put(table(.ownedFrames), key, UnsafeRawBufferPointer(bytes))
-            }
-        }
+        _ ownedFrames: OwnedFrames, of id: CheckpointID, _ txn: borrowing LMDBTxn
+    ) throws(IndexError) {
+        try tables.ownedFrames.put(ownedFrames, for: id, in: txn)
         if let predecessor = ownedFrames.predecessor {
-            try link(predecessor, id, in: .successors, transaction)
+            try tables.successors.insert(CheckpointPair(predecessor, id), in: txn)
         }
     }
 
     /// The checkpoints whose predecessor is the given one.
-    package func successors(of id: CheckpointID) throws -> Set<CheckpointID> {
-        try environment.read { try linked(id, in: .successors, $0) }
+    package func successors(of id: CheckpointID) throws(IndexError) -> Set<CheckpointID> {
+        try environment.read { (txn) throws(IndexError) in
+            try tables.successors.seconds(of: id, in: txn)
+        }
     }
 
     /// The checkpoints whose page maps are based on the given one's.
-    package func builders(on id: CheckpointID) throws -> Set<CheckpointID> {
-        try environment.read { try linked(id, in: .builders, $0) }
-    }
-
-    // MARK: - Pairs of checkpoints
-
-    func link(
-        _ first: CheckpointID, _ second: CheckpointID, in pairs: Table,
-        _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        try Index.withKey(first, second) { (key) throws(LMDBError) in
-            try transaction.put(table(pairs), key, UnsafeRawBufferPointer(start: nil, count: 0))
+    package func builders(on id: CheckpointID) throws(IndexError) -> Set<CheckpointID> {
+        try environment.read { (txn) throws(IndexError) in
+            try tables.builders.seconds(of: id, in: txn)
         }
     }
+}
 
-    func removeLink(
-        _ first: CheckpointID, _ second: CheckpointID, in pairs: Table,
-        _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) {
-        try Index.withKey(first, second) { (key) throws(LMDBError) in
-            _ = try transaction.delete(table(pairs), key)
-        }
-    }
-
-    /// The second elements of the pairs with the given first element.
-    func linked(
-        _ first: CheckpointID, in pairs: Table, _ transaction: borrowing LMDBTxn
-    ) throws(LMDBError) -> Set<CheckpointID> {
+extension LMDBTable where Key == CheckpointPair, Value == NoValue {
+    /// The second checkpoints of the pairs with the given first one.
+    func seconds(
+        of first: CheckpointID, in txn: borrowing LMDBTxn
+    ) throws(IndexError) -> Set<CheckpointID> {
         var found: Set<CheckpointID> = []
-        var start = ByteWriter(reserving: PageDigest.byteCount)
-        start.write(first.digest)
-        try transaction.scan(table(pairs), from: start.bytes) { (key, _) throws(LMDBError) in
-            guard key.count == 2 * PageDigest.byteCount else { throw .damagedValue("pair") }
-            let digest = PageDigest(bytes: key)
-            guard digest == first.digest else { return false }
-            found.insert(
-                CheckpointID(PageDigest(bytes: key.dropFirst(PageDigest.byteCount))))
-            return true
-        }
+        var pairs = try entries(from: CheckpointPair(first, CheckpointID(.none)), in: txn)
+        while let pair = try pairs.nextKey(), pair.first == first { found.insert(pair.second) }
         return found
-    }
-
-    private static func withKey(
-        _ first: CheckpointID, _ second: CheckpointID,
-        _ body: (UnsafeRawBufferPointer) throws(LMDBError) -> Void
-    ) throws(LMDBError) {
-        var key = ByteWriter(reserving: 2 * PageDigest.byteCount)
-        key.write(first.digest)
-        key.write(second.digest)
-        try key.bytes.withUnsafeBufferPointer { (bytes) throws(LMDBError) in
-            try body(UnsafeRawBufferPointer(bytes))
-        }
     }
 }

@@ -1,16 +1,41 @@
 package import CheckpointFormat
 package import GuestModel
-import LMDBTables
+package import LMDBTables
 import Synchronization
 
 // A run: the pages that one write txn added, in digest order. Its value in the table `recent` has
 // for each page its digest and its location. A location of zeros: prune removed the page.
 
-/// The entries of a run, in place or while they are gathered.
-enum SortedRun {
+/// A view of a run; valid as long as its bytes.
+package struct SortedRun: TableValue {
     static let entryByteCount = PageDigest.byteCount + PageLocation.byteCount
 
     private typealias Words = (UInt64, UInt64, UInt64, UInt64)
+
+    private let bytes: UnsafeRawBufferPointer
+
+    /// Number of entries.
+    var count: Int { bytes.count / SortedRun.entryByteCount }
+
+    package init(
+        indexed bytes: UnsafeRawBufferPointer, of key: UnsafeRawBufferPointer
+    ) throws(IndexError) {
+        try self.init(bytes)
+    }
+
+    init(_ bytes: UnsafeRawBufferPointer) throws(IndexError) {
+        guard bytes.count % SortedRun.entryByteCount == 0 else { throw .damagedValue("run") }
+        self.bytes = bytes
+    }
+
+    package func withBytes<T>(
+        _ body: (UnsafeRawBufferPointer) throws(IndexError) -> T
+    ) throws(IndexError) -> T {
+        try body(bytes)
+    }
+
+    /// A copy of the bytes.
+    var encoded: [UInt8] { Array(bytes) }
 
     static func encode(_ pages: [PlacedPage]) -> [UInt8] {
         [UInt8](unsafeUninitializedCapacity: pages.count * entryByteCount) { buffer, count in
@@ -18,43 +43,35 @@ enum SortedRun {
             for page in pages {
                 run.storeBytes(of: page.digest.words, toByteOffset: count, as: Words.self)
                 let start = count + PageDigest.byteCount
+                withUnsafeBytes(of: page.location.indexedBytes) { location in
+                    UnsafeMutableRawBufferPointer(rebasing: run[start...])
+                        .copyMemory(from: location)
+                }
                 count += entryByteCount
-                page.location.encode(
-                    into: UnsafeMutableRawBufferPointer(rebasing: run[start..<count]))
             }
         }
     }
 
-    /// Number of entries in a run.
-    static func count(_ run: UnsafeRawBufferPointer) throws(LMDBError) -> Int {
-        guard run.count % entryByteCount == 0 else { throw .damagedValue("run") }
-        return run.count / entryByteCount
-    }
-
-    static func digest(_ run: UnsafeRawBufferPointer, _ position: Int) -> PageDigest {
-        let start = position * entryByteCount
-        return PageDigest(words: run.loadUnaligned(fromByteOffset: start, as: Words.self))
+    func digest(_ position: Int) -> PageDigest {
+        let start = position * SortedRun.entryByteCount
+        return PageDigest(words: bytes.loadUnaligned(fromByteOffset: start, as: Words.self))
     }
 
     /// An entry's location; nil if prune removed the page.
-    static func location(
-        _ run: UnsafeRawBufferPointer, _ position: Int
-    ) throws(LMDBError) -> PageLocation? {
-        let start = position * entryByteCount + PageDigest.byteCount
-        let bytes = UnsafeRawBufferPointer(rebasing: run[start..<start + PageLocation.byteCount])
+    func location(_ position: Int) throws(IndexError) -> PageLocation? {
+        let start = position * SortedRun.entryByteCount + PageDigest.byteCount
+        let bytes = UnsafeRawBufferPointer(rebasing: bytes[start..<start + PageLocation.byteCount])
         guard bytes.contains(where: { $0 != 0 }) else { return nil }
         return try PageLocation(indexed: bytes)
     }
 
     /// The first entry whose digest is not below a position in the digest space.
-    static func firstPosition(
-        _ run: UnsafeRawBufferPointer, from order: UInt64
-    ) throws(LMDBError) -> Int {
+    func firstPosition(from order: UInt64) -> Int {
         var low = 0
-        var high = try count(run)
+        var high = count
         while low < high {
             let middle = (low + high) / 2
-            if digest(run, middle).order < order { low = middle + 1 } else { high = middle }
+            if digest(middle).order < order { low = middle + 1 } else { high = middle }
         }
         return low
     }
@@ -129,16 +146,16 @@ struct RecentPages {
 
     /// Adds a run; one that was read before is skipped.
     mutating func add(
-        _ run: UnsafeRawBufferPointer, number: UInt64
-    ) throws(LMDBError) {
-        let count = try SortedRun.count(run)
+        _ run: SortedRun, number: UInt64
+    ) throws(IndexError) {
+        let count = run.count
         guard count <= UInt32.max else { throw .damagedValue("run") }
         guard numbers.insert(number).inserted else { return }
         oldest = min(oldest, number)
         lastOrdinal += 1
         runs[lastOrdinal] = number
         for position in 0..<count {
-            let prefix = SortedRun.digest(run, position).words.0
+            let prefix = run.digest(position).words.0
             let table = RecentPages.table(of: prefix)
             if tables[table].takenCount * 2 >= tables[table].slots.count { makeRoom(table) }
             tables[table].insert(
@@ -188,8 +205,8 @@ struct RecentPages {
 
     /// Calls `body` with possible positions of a page, until it returns a value.
     func find<T>(
-        _ digest: PageDigest, _ body: (RecentPlace) throws(LMDBError) -> T?
-    ) throws(LMDBError) -> T? {
+        _ digest: PageDigest, _ body: (RecentPlace) throws(IndexError) -> T?
+    ) throws(IndexError) -> T? {
         let prefix = digest.words.0
         let table = RecentPages.table(of: prefix)
         guard !tables[table].slots.isEmpty else { return nil }
@@ -250,9 +267,9 @@ package final class SortedRuns: Sendable {
 
     /// Runs `body` under the lock.
     func withPages<T>(
-        _ body: (inout RecentPages) throws(LMDBError) -> T
-    ) throws(LMDBError) -> T {
-        try pages.withLock { (pages) throws(LMDBError) -> T in try body(&pages) }
+        _ body: (inout RecentPages) throws(IndexError) -> T
+    ) throws(IndexError) -> T {
+        try pages.withLock { (pages) throws(IndexError) -> T in try body(&pages) }
     }
 
     fileprivate func endViewing(from number: UInt64) {

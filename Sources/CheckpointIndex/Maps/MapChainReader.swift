@@ -1,6 +1,6 @@
 package import CheckpointFormat
 package import GuestModel
-import LMDBTables
+package import LMDBTables
 package import PackStore
 
 /// Reads page maps along their chain, and caches the most recently read ones.
@@ -23,16 +23,19 @@ package struct MapChainReader {
     }
 
     /// A checkpoint whose manifest is in the packs, forgotten or not.
-    package mutating func checkpoint(_ id: CheckpointID) throws -> Checkpoint {
+    package mutating func checkpoint(_ id: CheckpointID) throws(IndexError) -> Checkpoint {
         if let known = checkpoints[id] { return known }
         guard let entry = try index.entry(id) else {
-            throw LMDBError.contradiction(in: "catalog")
+            throw .contradiction(in: "catalog")
         }
-        let (found, manifest) = try ManifestReader.read(reader, at: entry.location)
+        let (found, manifest) = try IndexError.ofPacks(
+            ManifestReader.read(reader, at: entry.location))
         guard found == id else {
-            throw reader.corrupted(
-                entry.location, .publish,
-                FormatError(offset: 0, reason: "it is checkpoint \(found.short), not \(id.short)"))
+            throw .repository(
+                reader.corrupted(
+                    entry.location, .publish,
+                    FormatError(
+                        offset: 0, reason: "it is checkpoint \(found.short), not \(id.short)")))
         }
         if checkpoints.count >= MapChainReader.checkpointCountMax { checkpoints.removeAll() }
         let checkpoint = Checkpoint(id: id, manifest: manifest, location: entry.location)
@@ -45,16 +48,9 @@ package struct MapChainReader {
     /// - Parameter pruned: packs that were removed, if parts that prune removed are to be skipped.
     package mutating func map(
         of checkpoint: Checkpoint, passingOver pruned: PrunedRecord? = nil
-    ) throws -> [MapPart] {
+    ) throws(IndexError) -> [MapPart] {
         if let known = maps[checkpoint.id] { return known }
-        var parts: [MapPart] = []
-        try MapReader.forEachPart(reader, checkpoint.manifest) {
-            (location) throws(RepositoryError) in
-            guard let pruned else { return false }
-            return try reader.isPruned(location, pruned)
-        } _: { part in
-            parts.append(part)
-        }
+        let parts = try IndexError.ofPacks(readParts(of: checkpoint, passingOver: pruned))
         let count = parts.reduce(0) { $0 + $1.digests.count }
         while digestCount + count > MapChainReader.digestCountMax, !order.isEmpty {
             let oldest = maps.removeValue(forKey: order.removeFirst()) ?? []
@@ -66,14 +62,35 @@ package struct MapChainReader {
         return parts
     }
 
-    /// A checkpoint and the ancestors of its page map, up to the base map.
-    mutating func chain(from checkpoint: Checkpoint) throws -> [Checkpoint] {
-        var result = [checkpoint]
-        while let last = result.last, let ancestor = last.mapAncestor {
-            let next = try self.checkpoint(ancestor)
-            try MapReader.check(last, ancestor: next, reader)
-            result.append(next)
+    private func readParts(
+        of checkpoint: Checkpoint, passingOver pruned: PrunedRecord?
+    ) throws(RepositoryError) -> [MapPart] {
+        var parts: [MapPart] = []
+        try MapReader.forEachPart(reader, checkpoint.manifest) {
+            (location) throws(RepositoryError) in
+            guard let pruned else { return false }
+            return try reader.isPruned(location, pruned)
+        } _: { part in
+            parts.append(part)
         }
+        return parts
+    }
+
+    /// The next checkpoint of a walk; nil after the base map.
+    private mutating func next(_ walk: inout MapAncestry) throws(IndexError) -> Checkpoint? {
+        let reader = reader
+        return try walk.next { (id) throws(IndexError) in
+            try checkpoint(id)
+        } unfit: { checkpoint, error in
+            .repository(MapReader.unfitAncestor(of: checkpoint, error, reader))
+        }
+    }
+
+    /// A checkpoint and the ancestors of its page map, up to the base map.
+    mutating func chain(from checkpoint: Checkpoint) throws(IndexError) -> [Checkpoint] {
+        var result = [checkpoint]
+        var walk = MapAncestry(of: checkpoint)
+        while let ancestor = try next(&walk) { result.append(ancestor) }
         return result
     }
 
@@ -84,20 +101,19 @@ package struct MapChainReader {
     ///   lacks, before that of a checkpoint: if so, the index is damaged, otherwise the packs are.
     mutating func checkAncestor(
         of checkpoint: Checkpoint,
-        packsHold: (CheckpointID, _ before: Checkpoint) throws -> Bool
-    ) throws {
-        var last = checkpoint
-        while let ancestor = last.mapAncestor {
-            guard try checkpoints[ancestor] != nil || index.entry(ancestor) != nil else {
-                if try packsHold(ancestor, last) {
-                    throw LMDBError.contradiction(in: "catalog")
+        packsHold: (CheckpointID, _ before: Checkpoint) throws(RepositoryError) -> Bool
+    ) throws(IndexError) {
+        var walk = MapAncestry(of: checkpoint)
+        repeat {
+            let last = walk.current
+            guard let ancestor = last.mapAncestor else { return }
+            if checkpoints[ancestor] == nil, try index.entry(ancestor) == nil {
+                if try IndexError.ofPacks(packsHold(ancestor, last)) {
+                    throw .contradiction(in: "catalog")
                 }
-                throw MapReader.lostAncestor(of: last, reader)
+                throw .repository(MapReader.lostAncestor(of: last, reader))
             }
-            let next = try self.checkpoint(ancestor)
-            try MapReader.check(last, ancestor: next, reader)
-            last = next
-        }
+        } while try next(&walk) != nil
     }
 
     /// Calls `body` with the distinct pages of a checkpoint in the given frames.
@@ -105,17 +121,14 @@ package struct MapChainReader {
     /// Reads its maps until each of the frames was found.
     package mutating func forEachPage(
         of id: CheckpointID, in frames: DirtyBitmap,
-        _ body: (PageFrameNumber, PageDigest) throws -> Void
-    ) throws {
+        _ body: (PageFrameNumber, PageDigest) throws(IndexError) -> Void
+    ) throws(IndexError) {
+        guard !frames.isEmpty else { return }
         var wanted = frames
-        var next: CheckpointID? = id
-        var last: Checkpoint?
-        while let id = next, !wanted.isEmpty {
-            let checkpoint = try checkpoint(id)
-            if let last { try MapReader.check(last, ancestor: checkpoint, reader) }
-            last = checkpoint
-            for part in try map(of: checkpoint) {
-                try part.forEachRun { (run, digests) throws in
+        var walk = MapAncestry(of: try checkpoint(id))
+        repeat {
+            for part in try map(of: walk.current) {
+                try part.forEachRun { (run, digests) throws(IndexError) in
                     if run.content.hasDigests {
                         for (frame, digest) in zip(run.range.frames, digests)
                         where wanted.contains(PageFrameNumber(frame)) {
@@ -125,14 +138,14 @@ package struct MapChainReader {
                     wanted.remove(run.range)
                 }
             }
-            next = checkpoint.mapAncestor
-        }
+            if wanted.isEmpty { return }
+        } while try next(&walk) != nil
     }
 
     /// Calls `body` with every page of a checkpoint.
     package mutating func forEachPage(
-        of id: CheckpointID, _ body: (PageFrameNumber, PageDigest) throws -> Void
-    ) throws {
+        of id: CheckpointID, _ body: (PageFrameNumber, PageDigest) throws(IndexError) -> Void
+    ) throws(IndexError) {
         var frames = DirtyBitmap()
         for step in try chain(from: checkpoint(id)) {
             for part in try map(of: step) { for run in part.runs { frames.insert(run.range) } }
@@ -152,7 +165,7 @@ extension MapChainReader {
     /// - Parameter other: nil to get the frames that exist.
     mutating func differing(
         _ checkpoint: Checkpoint, from other: CheckpointID?
-    ) throws -> DirtyBitmap {
+    ) throws(IndexError) -> DirtyBitmap {
         let mine = try chain(from: checkpoint)
         guard let other else { return try frames(of: mine) }
         if checkpoint.mapAncestor == other { return try frames(of: [checkpoint]) }
@@ -184,7 +197,7 @@ extension MapChainReader {
     }
 
     /// The frames in the maps of the given checkpoints.
-    private mutating func frames(of steps: [Checkpoint]) throws -> DirtyBitmap {
+    private mutating func frames(of steps: [Checkpoint]) throws(IndexError) -> DirtyBitmap {
         var frames = DirtyBitmap()
         for step in steps {
             for part in try map(of: step) { for run in part.runs { frames.insert(run.range) } }

@@ -60,16 +60,11 @@ package enum MapReader {
         }
     }
 
-    /// Fails unless a checkpoint's delta map can be based on the map of another one.
-    package static func check(
-        _ checkpoint: Checkpoint, ancestor: Checkpoint, _ reader: PackReader
-    ) throws(RepositoryError) {
-        do throws(FormatError) {
-            try checkpoint.check(ancestor: ancestor)
-        } catch {
-            throw reader.corrupted(checkpoint.location, .publish, error)
-                .attributed(to: checkpoint.id)
-        }
+    /// The error for a checkpoint whose page map cannot be based on that of its ancestor.
+    package static func unfitAncestor(
+        of checkpoint: Checkpoint, _ error: FormatError, _ reader: PackReader
+    ) -> RepositoryError {
+        reader.corrupted(checkpoint.location, .publish, error).attributed(to: checkpoint.id)
     }
 
     /// The error for a checkpoint whose page map is based on one that is in no pack.
@@ -119,7 +114,7 @@ package enum MapReader {
 
 extension Checkpoint {
     /// Fails unless this one's delta map can be based on the map of another one.
-    package func check(ancestor: Checkpoint) throws(FormatError) {
+    func check(ancestor: Checkpoint) throws(FormatError) {
         guard ancestor.location < location else {
             throw FormatError(
                 offset: 88,

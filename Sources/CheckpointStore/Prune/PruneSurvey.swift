@@ -88,7 +88,7 @@ struct PruneSurvey: Sendable {
         var copies: [DirtyBitmap] = []
         for successor in following {
             guard let theirs = try ownedFrames(of: successor, index) else {
-                throw LMDBError.contradiction(in: "owned frames")
+                throw IndexError.contradiction(in: "owned frames")
             }
             lost.formIntersection(theirs.frames)
             guard following.count > 1 else { break }

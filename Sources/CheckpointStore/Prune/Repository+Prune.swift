@@ -309,10 +309,10 @@ private struct PruneOperation {
         let survey = plan.preparation.survey
         let assessment = plan.preparation.assessment
         var moment: UInt64 = 0
-        try index.environment.write { transaction in
-            moment = transaction.moment
+        try index.environment.write { (txn) throws(IndexError) in
+            moment = txn.moment
             for pack in assessment.assessedPacks.union(assessment.unsettled) {
-                try index.addCandidate(pack, transaction)
+                try index.addCandidate(pack, txn)
             }
         }
         var steps = survey.steps[...]
@@ -323,17 +323,19 @@ private struct PruneOperation {
                 count += 1 + steps[end].lost.count + steps[end].gained.count
                 end += 1
             }
-            try index.environment.write { transaction in
-                guard try index.transferOwnership(steps[..<end], transaction)
-                else { throw changedSince() }
+            try index.environment.write { (txn) throws(IndexError) in
+                guard try index.transferOwnership(steps[..<end], txn)
+                else { throw .repository(changedSince()) }
             }
             steps = steps[end...]
         }
         let openPack = plan.preparation.openPack
         guard try index.deletePages(survey.dead, openFrom: openPack) else { throw changedSince() }
         guard !leaving.isEmpty else { return moment }
-        try index.environment.write { transaction in
-            for (id, pending) in leaving { try index.setPending(pending, id, transaction) }
+        try index.environment.write { (txn) throws(IndexError) in
+            for (id, pending) in leaving {
+                try index.tables.pending.put(pending, for: id, in: txn)
+            }
         }
         return moment
     }

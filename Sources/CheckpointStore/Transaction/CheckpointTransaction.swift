@@ -42,7 +42,7 @@ package struct CheckpointFacts: Sendable {
 /// Appends a checkpoint's pages to the packs, and publishes it.
 package final class CheckpointTransaction: Sendable {
     private struct State {
-        var frames = TransactionGroups()
+        var groups = TransactionGroups()
         var claims = DigestSet()
         var nextOrdinal: UInt32 = 0
         var storedPages: UInt64 = 0
@@ -131,7 +131,7 @@ package final class CheckpointTransaction: Sendable {
             for (record, location) in zip(frames, locations) {
                 state.packs.insert(location.pack)
                 guard let table = record.frame else { continue }
-                state.frames.append(table, at: location)
+                state.groups.append(table, at: location)
                 state.storedPages += UInt64(table.pageCount)
                 state.blockBytes += UInt64(table.payloadCount - table.headByteCount)
             }
@@ -209,14 +209,14 @@ package final class CheckpointTransaction: Sendable {
         let id = CheckpointID(payload.withUnsafeBytes { PageDigest(hashing: $0) })
         let publication = Publication(
             id: id, manifest: prepared.manifest, location: location, changed: prepared.changed)
-        let frames = state.withLock { state in
+        let groups = state.withLock { state in
             state.isOpen = false
-            return state.frames
+            return state.groups
         }
         writer.end(wasPublished: true)
         // Leased before the index contains it, so before it can be forgotten.
         let lease = SessionLease(unchecked: id, in: repository)
-        repository.didPublish(publication, transaction: number, frames: frames)
+        repository.didPublish(publication, transaction: number, groups: groups)
         return Published(checkpoint: publication.checkpoint, lease: lease)
     }
 

@@ -36,7 +36,7 @@ struct RepairHints: Sendable {
             if error.isMissing { return }
             throw error
         }
-        do {
+        do throws(IndexError) {
             let index = try Index.open(files.files, writes ? .reading : .readingWithoutLocks)
             guard try index.isSound(repository: files.repository) else {
                 problem = "it is not the index of this repository"
@@ -47,15 +47,12 @@ struct RepairHints: Sendable {
             pruned = try index.pruned()
             highestTransaction = try index.highestTransaction()
             self.index = index
-        } catch let error as LMDBError where error.code == ENOMEM {
-            throw FileError(call: error.call, path: StoreDirectory.index, errno: ENOMEM)
-        } catch let error as FileError {
-            // Another user's index is not read; that is not damage to it.
-            guard writes || error.isOdd else { return }
-            self = RepairHints(head, problem: RepositoryError(error).message)
-        } catch let error as LMDBError {
-            self = RepairHints(head, problem: "\(error.call): \(error.reason)")
         } catch {
+            if case .call(let call, ENOMEM) = error {
+                throw FileError(call: call, path: StoreDirectory.index, errno: ENOMEM)
+            }
+            // Another user's index is not read; that is not damage to it.
+            if case .file(let error) = error, !writes, !error.isOdd { return }
             self = RepairHints(head, problem: "\(error)")
         }
     }

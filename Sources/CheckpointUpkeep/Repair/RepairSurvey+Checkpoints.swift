@@ -120,17 +120,17 @@ extension RepairSurvey {
         of checkpoint: Checkpoint
     ) throws -> (members: [Checkpoint], lost: [RecordLocation]) {
         var chain = [checkpoint]
-        while let last = chain.last, let ancestor = last.mapAncestor {
-            guard let position = positions[ancestor] else {
-                throw Unreadable(corruption: lostManifest(ancestor))
-            }
-            let next = members[position].checkpoint
-            do throws(FormatError) {
-                try last.check(ancestor: next)
-            } catch {
-                throw unreadable(last.location, .publish, error.reason)
-            }
-            chain.append(next)
+        var walk = MapAncestry(of: checkpoint)
+        while let ancestor = try walk.next(
+            { (id) throws(Unreadable) in
+                guard let position = positions[id] else {
+                    throw Unreadable(corruption: lostManifest(id))
+                }
+                return members[position].checkpoint
+            },
+            unfit: { unreadable($0.location, .publish, $1.reason) })
+        {
+            chain.append(ancestor)
         }
         return (chain, chain.flatMap(\.manifest.mapParts).filter { records[$0] == nil })
     }

@@ -14,8 +14,14 @@ extension PackScan {
     /// Throws `corrupted` only if the envelope is damaged.
     package static func salvage(
         _ reader: PackReader, pack: UInt32
-    ) throws -> (scan: PackScan, damage: [Corruption]) {
+    ) throws(RepositoryError) -> (scan: PackScan, damage: [Corruption]) {
         let file = try reader.file(pack)
+        return try naming(pack) { try salvage(file, pack: pack) }
+    }
+
+    private static func salvage(
+        _ file: PackFile, pack: UInt32
+    ) throws -> (scan: PackScan, damage: [Corruption]) {
         // No record begins above 2^32.
         let size = min(try file.file.byteCount(), UInt64(UInt32.max))
         var entries: [PackIndex.Entry] = []
