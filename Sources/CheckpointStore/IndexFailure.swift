@@ -1,5 +1,5 @@
 import CheckpointFormat
-import CheckpointIndex
+package import CheckpointIndex
 import Glibc
 import LMDBTables
 package import PackStore
@@ -79,6 +79,26 @@ package enum IndexFailure {
 }
 
 extension Repository {
+    /// The relations between the tables of the index that do not hold (`Index+Invariants`).
+    ///
+    /// Reads all of the index, and every page map. None are checked in a temporary index that
+    /// counts no references.
+    package func brokenIndexRelations() throws(RepositoryError) -> [BrokenRelation] {
+        guard countsReferences else { return [] }
+        return try withIndex { index in
+            do throws(IndexError) {
+                return try index.checkInvariants(
+                    maps: MapChainReader(index: index, reader: reader))
+            } catch {
+                // A forgotten checkpoint's page map may be damaged, or was just pruned.
+                guard error.corruption != nil || IndexFailure.isMissingFile(error) else {
+                    throw error
+                }
+                return try index.checkInvariants()
+            }
+        }
+    }
+
     /// The error to throw for an error of the index; a damaged index is first condemned.
     package func indexFailure(_ error: any Error) -> RepositoryError {
         IndexFailure.resolve(error, at: path, files)

@@ -314,12 +314,15 @@ public final class Repository: Sendable {
 
     // MARK: - The index
 
+    /// True if the index counts references to pages.
+    var countsReferences: Bool { state.withLock { !$0.lacksReferences } }
+
     /// This repository, or the same with an index that counts references to pages.
     ///
     /// A reader's temporary index has no counts: only planning a prune needs them, and they cost
     /// reading every page map.
     func withReferences() throws -> Repository {
-        guard state.withLock({ $0.lacksReferences }) else { return self }
+        if countsReferences { return self }
         let index = try Index.makePrivate(repository: id)
         // A separate reader: packs open in this one may have been rewritten in the meantime.
         let reader = PackReader(files: files, repository: id)

@@ -105,6 +105,8 @@ private struct PruneWorld {
         case 95..<97: try reopen(anew: false)
         default: try reopen(anew: true)
         }
+        let broken = try repository.brokenIndexRelations()
+        #expect(broken.isEmpty, "\(broken)")
     }
 
     mutating func finish() throws {

@@ -15,6 +15,9 @@ import Synchronization
 //     the maps of the next ones are read. A page that an earlier checkpoint stored must be in the
 //     index, and in an existing pack.
 //
+// If nothing is found, and every byte is verified, the tables of the index are compared with each
+// other and with the page maps (`Index+Invariants`).
+//
 // If damage is found, the page maps are read once more: for pages that were not read, and for every
 // checkpoint that contains an unreadable page.
 //
@@ -103,6 +106,7 @@ extension Repository {
             let unindexed =
                 arePacksWhole
                 ? [] : try verification.unindexedCheckpoints(known + lost, alsoForgotten)
+            if depth == .full { try verification.checkIndex() }
             try verification.findAffected(existing)
             let found = (lost.map { ($0.id, $0.location) } + unindexed)
             let all =
@@ -200,6 +204,18 @@ final class Verification: Sendable {
             state.report.affectedCheckpoints = affected
             state.report.checkpointCount = catalog.count - affected.count
             return state.report
+        }
+    }
+
+    /// Reports relations of the index that do not hold, unless there is damage that explains them.
+    func checkIndex() throws {
+        guard findings.isEmpty else { return }
+        try control.check()
+        for relation in try repository.brokenIndexRelations() {
+            findings.note(
+                Corruption(
+                    file: StoreDirectory.index, offset: 0, object: "relation \(relation.number)",
+                    reason: relation.reason))
         }
     }
 

@@ -123,6 +123,10 @@ public struct RandomWalk {
         case .flipBit: try flipBit()
         }
         if guest.pausesOpen != 0 { throw violation("the guest was not resumed") }
+        if stepCount % 10 == 0, let repository {
+            let broken = try repository.brokenIndexRelations()
+            guard broken.isEmpty else { throw violation("the index: \(broken)") }
+        }
         if stepCount % 1000 == 0 { try checkAll() }
     }
 

@@ -130,6 +130,11 @@ public final class StoreSoak: Sendable {
                     continue
                 }
                 try repository.planPrune().execute()
+                // Beside captures.
+                let broken = try repository.brokenIndexRelations()
+                guard broken.isEmpty else {
+                    throw Violation(description: "the index: \(broken)")
+                }
                 result.withLock { $0.pruneCount += 1 }
                 note()
             } catch {
