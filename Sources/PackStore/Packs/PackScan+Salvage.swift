@@ -16,12 +16,16 @@ extension PackScan {
         _ reader: PackReader, pack: UInt32
     ) throws(RepositoryError) -> (scan: PackScan, damage: [Corruption]) {
         let file = try reader.file(pack)
-        return try naming(pack) { try salvage(file, pack: pack) }
+        do throws(FileError) {
+            return try salvage(file, pack: pack)
+        } catch {
+            throw RepositoryError(error)
+        }
     }
 
     private static func salvage(
         _ file: PackFile, pack: UInt32
-    ) throws -> (scan: PackScan, damage: [Corruption]) {
+    ) throws(FileError) -> (scan: PackScan, damage: [Corruption]) {
         // No record begins above 2^32.
         let size = min(try file.file.byteCount(), UInt64(UInt32.max))
         var entries: [PackIndex.Entry] = []
@@ -29,8 +33,9 @@ extension PackScan {
         var confirmed: UInt32 = 0
         var offset = UInt32(Envelope.byteCount)
         while UInt64(offset) < size {
-            do {
-                let (header, record) = try PackReader.readRecord(file.file, at: offset).get()
+            let record = try PackReader.readRecord(file.file, at: offset)
+            do throws(FormatError) {
+                let (header, record) = try record.get()
                 if try isSeal(header, at: offset, size: size) { break }
                 let entry = try entry(
                     header, record, at: offset, isRewritten: file.isRewritten)
@@ -42,7 +47,7 @@ extension PackScan {
                 entries.append(entry)
                 confirmed = max(confirmed, header.confirmed)
                 offset += UInt32(header.recordByteCount)
-            } catch let error as FormatError {
+            } catch {
                 damage.append(
                     Corruption(
                         file: PackName.path(pack), offset: UInt64(offset), object: "record",

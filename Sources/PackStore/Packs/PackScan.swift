@@ -108,7 +108,7 @@ package struct PackScan: Sendable {
     }
 
     /// Runs `body`, which reads a pack, and converts its errors.
-    static func naming<T>(
+    private static func naming<T>(
         _ pack: UInt32, _ body: () throws(FileError) -> Result<T, FormatError>
     ) throws(RepositoryError) -> T {
         let result: Result<T, FormatError>
