@@ -36,6 +36,26 @@ extension Repository {
         try create(at: path, files: PosixFiles(root: path))
     }
 
+    /// Creates a repository that does not survive: nothing is synced, and closing it removes it.
+    ///
+    /// For fuzzers and tests, which go back to checkpoints of the same run: taking one waits for no
+    /// disk. It is lost when it is closed or dropped, and after a crash of the machine. A process
+    /// that is killed leaves the directory, `varve-volatile-` and six letters, to be deleted.
+    ///
+    /// - Parameter parent: where its directory is created; it needs the space of all checkpoints
+    ///   that are not forgotten. `/dev/shm` is memory.
+    public static func createVolatile(
+        in parent: FilePath = "/dev/shm"
+    ) throws(RepositoryError) -> Repository {
+        let files: VolatileFiles
+        do throws(FileError) {
+            files = try VolatileFiles(in: parent)
+        } catch {
+            throw RepositoryError(error)
+        }
+        return try create(at: files.path ?? parent, files: files)
+    }
+
     /// Creates a repository over other files, or with other limits.
     package static func create(
         at path: FilePath, files: any RepositoryFiles,

@@ -101,8 +101,10 @@ public final class Repository: Sendable {
 
     /// Ends writing: marks everything confirmed, syncs the index, and releases the lock.
     ///
-    /// Reading remains possible. Also called by `deinit`, where a failure cannot be reported.
+    /// Reading remains possible, except from a volatile repository, which this removes. Also called
+    /// by `deinit`, where a failure cannot be reported.
     public func close() throws(RepositoryError) {
+        defer { (files as? VolatileFiles)?.discard() }
         let lock = state.withLock { state in
             defer { state.lock = nil }
             return state.lock

@@ -1,4 +1,5 @@
 import CheckpointFormat
+import CheckpointIndex
 import CheckpointStore
 import CheckpointUpkeep
 import Glibc

@@ -21,7 +21,7 @@ import VarveTestSupport
         var random = TestSeed.generator(900 + seed)
         try Repository.create(at: path).close()
         let repository = try Repository.open(
-            at: path, .writing, files: UnsyncedFiles(PosixFiles(root: path)))
+            at: path, .writing, files: VolatileFiles(PosixFiles(root: path)))
         let sessions = try lineages.map { lineage in
             let guest = SimulatedGuest(layout: GuestLayout(pageCount: 8))
             return (

@@ -28,7 +28,8 @@ import VarveTestSupport
                 $0.write(number, IndexInvariantTests.page(UInt8(number)))
                 $0.write(8 + number, IndexInvariantTests.page(99))
             }
-            checkpoints.append(try session.capture(label: "label\(number)").checkpoint)
+            let label = try Label("label\(number)")
+            checkpoints.append(try session.capture(label: label).checkpoint)
         }
         session.close()
         try repository.forget([checkpoints[1].id])

@@ -109,11 +109,13 @@ public final class CaptureSession: Sendable {
     }
 
     deinit {
-        // Waits for nothing: what is in progress ends by itself.
+        // Waits for nothing: what is in progress ends by itself, and only then can another session
+        // have the guest, which would otherwise follow a checkpoint that is no longer the newest.
         SessionLog(self)?.stop()
-        pipeline.requestClose()
-        keeper?.requestClose()
-        claim.release()
+        pipeline.requestClose { [claim, keeper] in
+            keeper?.requestClose()
+            claim.release()
+        }
     }
 
     /// Takes a checkpoint and returns when it is durable.

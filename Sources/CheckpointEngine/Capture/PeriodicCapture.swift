@@ -1,4 +1,5 @@
 import CheckpointStore
+import GuestModel
 import PackStore
 import Synchronization
 

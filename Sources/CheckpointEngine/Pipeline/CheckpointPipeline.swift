@@ -89,6 +89,8 @@ final class CheckpointPipeline: Sendable {
     private let published = Channel<Published>()
     private let base: Mutex<Base>
     private let threads = Mutex<[Threads.Thread]>([])
+    /// Called when all jobs have ended.
+    private let afterLast = Mutex<(@Sendable () -> Void)?>(nil)
 
     init(
         repository: Repository, parent: Checkpoint?, options: CaptureOptions
@@ -139,7 +141,10 @@ final class CheckpointPipeline: Sendable {
     }
 
     /// Begins no more jobs: the threads end, by themselves, when all jobs have ended.
-    func requestClose() {
+    ///
+    /// - Parameter ended: called by the last stage when all jobs have ended.
+    func requestClose(ended: (@Sendable () -> Void)? = nil) {
+        afterLast.withLock { $0 = $0 ?? ended }
         jobs.close()
     }
 
@@ -423,6 +428,7 @@ final class CheckpointPipeline: Sendable {
             end(publication.job, .success(done.checkpoint))
             published.removeFirst()
         }
+        afterLast.withLock { $0 }?()
     }
 
     // MARK: - Workers

@@ -41,7 +41,7 @@ public struct ManyCheckpoints: Sendable {
     public func make() throws {
         try Repository.create(at: path).close()
         let repository = try Repository.open(
-            at: path, .writing, files: UnsyncedFiles(PosixFiles(root: path)))
+            at: path, .writing, files: VolatileFiles(PosixFiles(root: path)))
         var random = SeededGenerator(seed: seed)
         let guests = (["web", "db"] as [LineageName]).map { lineage in
             (SimulatedGuest(layout: GuestLayout(pageCount: Int(Self.pageCount))), lineage)

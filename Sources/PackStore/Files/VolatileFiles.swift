@@ -1,14 +1,50 @@
-import CheckpointStore
-package import PackStore
+import Glibc
+package import SystemPackage
 
-/// Wraps files and never syncs them, for stores that need no durability.
-package final class UnsyncedFiles: RepositoryFiles {
+/// Files that are never synced, for stores that need no durability: after a crash of the machine
+/// they may hold anything.
+package final class VolatileFiles: RepositoryFiles {
     private let inner: any RepositoryFiles
+    /// The directory that goes with this; nil: none.
+    private let ownDirectory: String?
 
-    package init(_ inner: any RepositoryFiles) { self.inner = inner }
+    /// - Parameter inner: does all but syncing.
+    package init(_ inner: any RepositoryFiles) {
+        self.inner = inner
+        ownDirectory = nil
+    }
+
+    /// Files in a new directory, accessible to this user only.
+    ///
+    /// - Parameter parent: the directory in which it is created.
+    package init(in parent: FilePath) throws(FileError) {
+        guard let path = system_mkdtemp("\(parent)/varve-volatile-") else {
+            throw FileError(call: FileError.makingTemporary, path: parent.string, errno: errno)
+        }
+        ownDirectory = path
+        inner = PosixFiles(root: FilePath(path))
+    }
+
+    deinit { discard() }
+
+    /// The directory that goes with this; nil: none.
+    package var path: FilePath? { ownDirectory.map { FilePath($0) } }
+
+    /// Removes the directory that goes with this, and everything in it.
+    package func discard() {
+        guard let ownDirectory else { return }
+        let folders = [
+            StoreDirectory.packs, StoreDirectory.index, StoreDirectory.leases,
+            StoreDirectory.damaged,
+        ]
+        for folder in folders.map({ "\(ownDirectory)/\($0)" }) + [ownDirectory] {
+            for name in system_names(folder) ?? [] { _ = system_unlink("\(folder)/\(name)") }
+            _ = system_rmdir(folder)
+        }
+    }
 
     package func open(_ path: String, _ mode: FileMode) throws(FileError) -> any RepositoryFile {
-        UnsyncedFile(try inner.open(path, mode))
+        VolatileFile(try inner.open(path, mode))
     }
 
     package func createDirectory(_ path: String) throws(FileError) {
@@ -41,7 +77,7 @@ package final class UnsyncedFiles: RepositoryFiles {
     package var bootID: [UInt8] { inner.bootID }
 }
 
-private final class UnsyncedFile: RepositoryFile {
+private final class VolatileFile: RepositoryFile {
     private let inner: any RepositoryFile
 
     init(_ inner: any RepositoryFile) { self.inner = inner }
