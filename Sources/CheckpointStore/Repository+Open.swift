@@ -2,7 +2,7 @@ package import CheckpointFormat
 import CheckpointIndex
 import Glibc
 public import GuestModel
-import LMDBTables
+package import LMDBTables
 public import PackStore
 public import SystemPackage
 
@@ -310,15 +310,18 @@ extension Repository {
     // MARK: - Repair
 
     /// Empties the index of a repository under repair; the lock must be held.
-    package static func emptyIndex(of id: RepositoryID, _ files: any RepositoryFiles) throws {
+    package static func emptyIndex(
+        of id: RepositoryID, _ files: any RepositoryFiles
+    ) throws(IndexError) {
         let reader = PackReader(files: files, repository: id)
         // LMDB does not check this itself.
-        try files.checkPlace(writing: nil)
-        try files.createDirectory(StoreDirectory.index)
-        do {
+        try IndexError.ofFiles(files.checkPlace(writing: nil))
+        try IndexError.ofFiles(files.createDirectory(StoreDirectory.index))
+        do throws(IndexError) {
             try openSound(reader).reset(repository: id)
-        } catch let error as IndexError where error.isDamage {
-            try IndexMark.deleteIndex(files)
+        } catch {
+            guard error.isDamage else { throw error }
+            try IndexError.ofFiles(IndexMark.deleteIndex(files))
             try openSound(reader).reset(repository: id)
         }
     }
@@ -329,7 +332,7 @@ extension Repository {
     package static func openRepaired(
         _ path: FilePath, _ id: RepositoryID, _ files: any RepositoryFiles,
         packByteCountMax: Int, lock takeLock: () -> (any RepositoryFile)?
-    ) throws -> Repository {
+    ) throws(IndexError) -> Repository {
         let reader = PackReader(files: files, repository: id)
         let opened = try openForWriting(reader, packByteCountMax: packByteCountMax)
         return Repository(
@@ -340,13 +343,13 @@ extension Repository {
 
     private static func openForWriting(
         _ reader: PackReader, packByteCountMax: Int
-    ) throws -> OpenedIndex {
+    ) throws(IndexError) -> OpenedIndex {
         let index = try openSound(reader)
         // An interrupted creation may not have synced the last name.
-        try reader.files.syncDirectory("")
-        let packs = try PackName.list(reader.files)
+        try IndexError.ofFiles(reader.files.syncDirectory(""))
+        let packs = try IndexError.ofPacks(PackName.list(reader.files))
         var sizes = try index.packSizes()
-        func reset() throws {
+        func reset() throws(IndexError) {
             try index.reset(repository: reader.repository)
             sizes = [:]
         }
@@ -359,19 +362,20 @@ extension Repository {
             replay = try IndexReplay(reader: reader, index: index)
             end = try replay.run(packs: packs)
         }
-        try TransactionNumbers.requireRoom(after: end.highestTransaction)
+        try IndexError.ofPacks(TransactionNumbers.requireRoom(after: end.highestTransaction))
         // From the highest down, each durably: a crash leaves no gap, because a gap is a lost pack.
         for pack in end.abandonedPacks.sorted(by: >) {
             reader.drop(pack)
-            try reader.files.remove(PackName.path(pack))
-            try reader.files.syncDirectory(StoreDirectory.packs)
+            try IndexError.ofFiles(reader.files.remove(PackName.path(pack)))
+            try IndexError.ofFiles(reader.files.syncDirectory(StoreDirectory.packs))
         }
-        try finishPrune(reader, end.prunedPacks)
+        try IndexError.ofFiles(finishPrune(reader, end.prunedPacks))
         // No transaction is in progress, so what was read but not published never will be.
         if let confirmed = end.confirmedEnd {
             try index.advance(to: confirmed, highestTransaction: end.highestTransaction)
         }
-        let writer = try resume(reader, end, limit: packByteCountMax - packIndexReserve)
+        let writer = try IndexError.ofPacks(
+            resume(reader, end, limit: packByteCountMax - packIndexReserve))
         let gone = Set(end.prunedPacks).union(end.abandonedPacks)
         try index.measure(
             packs.filter { $0 < writer.openPack && !gone.contains($0) && sizes[$0] == nil }, reader)
@@ -396,7 +400,7 @@ extension Repository {
     }
 
     /// Finishes an interrupted prune: removes the packs that it had listed.
-    private static func finishPrune(_ reader: PackReader, _ packs: [UInt32]) throws {
+    private static func finishPrune(_ reader: PackReader, _ packs: [UInt32]) throws(FileError) {
         guard !packs.isEmpty else { return }
         for pack in packs {
             reader.drop(pack)
@@ -408,7 +412,7 @@ extension Repository {
     /// Creates a writer that continues after the newest publication, and truncates what follows it.
     private static func resume(
         _ reader: PackReader, _ end: IndexReplay.End, limit: Int
-    ) throws -> PackWriter {
+    ) throws(RepositoryError) -> PackWriter {
         guard let last = end.lastConfirming, let scan = end.scan else {
             return try PackWriter(
                 files: reader.files, repository: reader.repository, pack: end.nextPack, scan: nil,
@@ -429,14 +433,18 @@ extension Repository {
     package static func resume(
         _ reader: PackReader, _ pack: UInt32, _ scan: PackScan, keeping kept: [PackIndex.Entry],
         limit: Int
-    ) throws -> PackWriter {
+    ) throws(RepositoryError) -> PackWriter {
         let validEnd = kept.last?.end ?? UInt32(Envelope.byteCount)
-        if scan.fileByteCount > UInt64(validEnd) {
-            let file = try reader.files.open(PackName.path(pack), .update)
-            try file.truncate(to: UInt64(validEnd))
-        }
         let confirmed = min(max(scan.confirmed, UInt32(Envelope.byteCount)), validEnd)
-        try settle(reader, pack, UInt64(confirmed)..<UInt64(validEnd))
+        do throws(FileError) {
+            if scan.fileByteCount > UInt64(validEnd) {
+                let file = try reader.files.open(PackName.path(pack), .update)
+                try file.truncate(to: UInt64(validEnd))
+            }
+            try settle(reader, pack, UInt64(confirmed)..<UInt64(validEnd))
+        } catch {
+            throw RepositoryError(error)
+        }
         let trimmed = PackScan(
             entries: kept, validEnd: validEnd, isSealed: false, fileByteCount: UInt64(validEnd),
             confirmed: validEnd, tail: nil)
@@ -451,7 +459,7 @@ extension Repository {
     /// sync would do nothing.
     private static func settle(
         _ reader: PackReader, _ pack: UInt32, _ range: Range<UInt64>
-    ) throws {
+    ) throws(FileError) {
         let file = try reader.files.open(PackName.path(pack), .update)
         var offset = range.lowerBound
         while offset < range.upperBound {
@@ -466,26 +474,35 @@ extension Repository {
         try file.sync()
     }
 
+    /// Deletes an index that was not closed, and marks the index as open.
+    ///
+    /// - Returns: true if it was deleted.
+    private static func prepareIndex(_ files: any RepositoryFiles) throws(FileError) -> Bool {
+        // Before anything is created or deleted there.
+        try Index.checkFiles(files)
+        let isForeign = try IndexMark.isForeign(files)
+        if isForeign { try IndexMark.deleteIndex(files) }
+        try IndexMark.set(files)
+        return isForeign
+    }
+
     /// Opens the index, or rebuilds it if it is missing, foreign, damaged or was not closed.
     ///
     /// The lock must be held; the index may be written from then on.
-    static func openSound(_ reader: PackReader) throws -> Index {
-        // Before anything is created or deleted there.
-        try Index.checkFiles(reader.files)
-        let isForeign = try IndexMark.isForeign(reader.files)
-        if isForeign { try IndexMark.deleteIndex(reader.files) }
-        try IndexMark.set(reader.files)
-        do {
+    static func openSound(_ reader: PackReader) throws(IndexError) -> Index {
+        let isForeign = try IndexError.ofFiles(prepareIndex(reader.files))
+        do throws(IndexError) {
             let index = try Index.open(reader.files, .writing)
             // This process may still have the old one open.
-            if try isForeign || !index.isSound(repository: reader.repository) {
-                try index.reset(repository: reader.repository)
-            }
+            var isSound = !isForeign
+            if isSound { isSound = try index.isSound(repository: reader.repository) }
+            if !isSound { try index.reset(repository: reader.repository) }
             return index
-        } catch let error as IndexError where error.isDamage || error.isBusy {
+        } catch {
+            guard error.isDamage || error.isBusy else { throw error }
             // Busy: a process was suspended while opening it; that process continues with the old
             // file.
-            try IndexMark.deleteIndex(reader.files)
+            try IndexError.ofFiles(IndexMark.deleteIndex(reader.files))
             let index = try Index.open(reader.files, .writing)
             try index.reset(repository: reader.repository)
             return index

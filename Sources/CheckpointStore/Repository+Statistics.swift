@@ -44,7 +44,7 @@ extension Repository {
         return try besideAWriter { try count() }
     }
 
-    private func count() throws -> RepositoryStatistics {
+    private func count() throws(RepositoryError) -> RepositoryStatistics {
         var result = RepositoryStatistics()
         for entry in try withCurrentIndex({ try $0.catalog() }) {
             result.checkpointCount += 1

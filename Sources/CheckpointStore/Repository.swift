@@ -248,7 +248,7 @@ public final class Repository: Sendable {
     /// Must not be called with `activity` locked.
     func catchUp() throws(RepositoryError) {
         do {
-            try unindexed.withLock { waiting in
+            try unindexed.withLock { (waiting) throws(IndexError) in
                 try indexAll(&waiting, advancesMark: false)
                 if temporaryIndex != nil { try readOn() }
             }
@@ -260,10 +260,12 @@ public final class Repository: Sendable {
     /// Adds what others have written since to a private index.
     ///
     /// Costs a check of the newest pack if nothing was written.
-    private func readOn() throws {
-        let packs = try PackName.list(files)
+    private func readOn() throws(IndexError) {
+        let packs = try IndexError.ofPacks(PackName.list(files))
         guard let newest = packs.last else { return }
-        let end = (newest, try files.open(PackName.path(newest), .read).byteCount())
+        let byteCount = try IndexError.ofFiles(
+            files.open(PackName.path(newest), .read).byteCount())
+        let end = (newest, byteCount)
         let isNew = state.withLock { state in
             defer { state.packsEnd = end }
             return state.packsEnd.map { $0 != end } ?? true
@@ -280,7 +282,7 @@ public final class Repository: Sendable {
     ///
     /// - Parameter advancesMark: true to record the position from which packs must be read after a
     ///   crash.
-    private func indexAll(_ waiting: inout [Unindexed], advancesMark: Bool) throws {
+    private func indexAll(_ waiting: inout [Unindexed], advancesMark: Bool) throws(IndexError) {
         // The read mark passes records of abandoned transactions, whose numbers must not be reused.
         let highest = state.withLock { $0.nextTransaction - 1 }
         while let next = waiting.first {
@@ -323,13 +325,13 @@ public final class Repository: Sendable {
     ///
     /// A reader's temporary index has no counts: only planning a prune needs them, and they cost
     /// reading every page map.
-    func withReferences() throws -> Repository {
+    func withReferences() throws(IndexError) -> Repository {
         if countsReferences { return self }
         let index = try Index.makePrivate(repository: id)
         // A separate reader: packs open in this one may have been rewritten in the meantime.
         let reader = PackReader(files: files, repository: id)
         var replay = try IndexReplay(reader: reader, index: index)
-        let end = try replay.run(packs: try PackName.list(files))
+        let end = try replay.run(packs: try IndexError.ofPacks(PackName.list(files)))
         if let confirmed = end.confirmedEnd {
             try index.advance(to: confirmed, highestTransaction: end.highestTransaction)
         }

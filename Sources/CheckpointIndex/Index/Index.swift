@@ -7,8 +7,8 @@ import Synchronization
 
 // The derived index: the location of the page of each digest, and the catalog of checkpoints. It
 // can be deleted while no process has it open; `IndexReplay` rebuilds it from the packs. It never
-// refers to anything that is not published. The tables, with the types of their keys and values, are
-// `IndexTables`; what must hold between them is in `Index+Invariants`.
+// refers to anything that is not published. The tables, with the types of their keys and values,
+// are `IndexTables`; what must hold between them is in `Index+Invariants`.
 //
 //   table        key                        value
 //   pages        digest, 32 bytes           location: pack u32, block offset u32, block bytes u32,

@@ -32,7 +32,7 @@ struct OpenPackScan: Sendable {
     /// What a reader finds in it; nil if there is nothing.
     ///
     /// What was appended after the newest confirming record belongs to a transaction in progress.
-    init?(reading pack: UInt32, _ reader: PackReader) throws {
+    init?(reading pack: UInt32, _ reader: PackReader) throws(RepositoryError) {
         guard try PackName.list(reader.files).contains(pack),
             try !PackScan.isHollow(reader.files, pack: pack)
         else { return nil }

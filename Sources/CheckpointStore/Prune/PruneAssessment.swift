@@ -1,6 +1,7 @@
 import CheckpointFormat
 import CheckpointIndex
 import GuestModel
+import LMDBTables
 import PackStore
 
 // Determines which packs to examine, and what to keep of them.
@@ -66,21 +67,27 @@ struct PruneAssessment: Sendable {
     init(
         _ survey: PruneSurvey, openPack: UInt32, sealing: OpenPackScan? = nil,
         transactions: Set<UInt64>, repository: Repository, _ control: WorkControl
-    ) throws {
+    ) throws(IndexError) {
         self.survey = survey
         self.sealing = sealing
         self.transactions = transactions
         self.control = control
         self.openPack = openPack
         reader = repository.reader
-        let index = try repository.withIndex { $0 }
+        let index = try IndexError.ofPacks(repository.withIndex { $0 })
         let uses = try index.packUses()
         recorded = Set(uses.keys)
-        for pack in try PackName.list(reader.files) where !survey.pruned.contains(pack) {
+        let packs = try IndexError.ofPacks(PackName.list(reader.files))
+        for pack in packs where !survey.pruned.contains(pack) {
             let isSealed = pack < openPack
             let use = isSealed ? uses[pack] : nil
             let known = pack == sealing?.pack ? sealing?.byteCount : use?.byteCount
-            let size = try known ?? repository.byteCount(of: pack)
+            let size: Int
+            if let known {
+                size = known
+            } else {
+                size = try IndexError.ofPacks(repository.byteCount(of: pack))
+            }
             byteCount += size
             guard isSealed else { continue }
             self.known[pack] = Pack(
@@ -96,7 +103,7 @@ struct PruneAssessment: Sendable {
     }
 
     /// Examines more packs.
-    mutating func assess(_ packs: Set<UInt32>, of repository: Repository) throws {
+    mutating func assess(_ packs: Set<UInt32>, of repository: Repository) throws(IndexError) {
         var standing = try Standing(
             survey, openPack: openPack, sealing: sealing, repository: repository)
         try assess(packs, &standing)
@@ -115,10 +122,12 @@ struct PruneAssessment: Sendable {
     /// Forgotten checkpoints whose manifests go with a pack if it is rewritten or removed.
     func leaving(with pack: UInt32) -> [CheckpointID: PendingPrune] { kept[pack]?.leaving ?? [:] }
 
-    private mutating func assess(_ packs: Set<UInt32>, _ standing: inout Standing) throws {
+    private mutating func assess(_ packs: Set<UInt32>, _ standing: inout Standing)
+        throws(IndexError)
+    {
         var waiting = packs
         while let pack = waiting.popFirst() {
-            try control.check()
+            try IndexError.ofPacks(control.check())
             if pack >= openPack { unsettled.insert(pack) }
             guard let before = known[pack], kept[pack] == nil else { continue }
             guard let entries = try entries(of: pack) else {
@@ -134,9 +143,9 @@ struct PruneAssessment: Sendable {
     }
 
     /// The records of a pack; nil if it is not sealed.
-    private func entries(of pack: UInt32) throws -> [PackIndex.Entry]? {
+    private func entries(of pack: UInt32) throws(IndexError) -> [PackIndex.Entry]? {
         if let sealing, sealing.pack == pack { return sealing.entries }
-        let scan = try PackScan.scan(reader, pack: pack, isNewest: false)
+        let scan = try IndexError.ofPacks(PackScan.scan(reader, pack: pack, isNewest: false))
         return scan.isSealed ? scan.entries : nil
     }
 
@@ -144,20 +153,20 @@ struct PruneAssessment: Sendable {
     private func keep(
         _ entries: [PackIndex.Entry], of pack: UInt32, _ standing: inout Standing,
         _ waiting: inout Set<UInt32>
-    ) throws -> Kept {
+    ) throws(IndexError) -> Kept {
         var kept = Kept()
-        var frames: [UInt64: TransactionGroups] = [:]
+        var groups: [UInt64: TransactionGroups] = [:]
         var numbers: Set<UInt64> = []
         for entry in entries {
             if entry.transaction > 0 { numbers.insert(entry.transaction) }
             guard let table = entry.frame else { continue }
             let location = RecordLocation(pack: pack, offset: entry.address)
-            frames[entry.transaction, default: TransactionGroups()].append(table, at: location)
+            groups[entry.transaction, default: TransactionGroups()].append(table, at: location)
         }
         for number in numbers where !transactions.contains(number) {
             guard let checkpoint = try standing.checkpoint(of: number) else { continue }
-            if var frames = frames[number] {
-                try standing.keepBlocks(of: checkpoint, &frames, into: &kept.blocks)
+            if var groups = groups[number] {
+                try standing.keepBlocks(of: checkpoint, &groups, into: &kept.blocks)
             }
             let manifest = checkpoint.manifest
             switch try standing.standing(of: checkpoint) {
@@ -179,13 +188,14 @@ struct PruneAssessment: Sendable {
     }
 
     /// The rewrite of an examined pack.
-    func cut(_ pack: UInt32, _ index: Index) throws -> PackRewrite {
-        try cut(pack, try PackScan.scan(reader, pack: pack, isNewest: false).entries, index)
+    func cut(_ pack: UInt32, _ index: Index) throws(IndexError) -> PackRewrite {
+        let scan = try IndexError.ofPacks(PackScan.scan(reader, pack: pack, isNewest: false))
+        return try cut(pack, scan.entries, index)
     }
 
     private func cut(
         _ pack: UInt32, _ entries: [PackIndex.Entry], _ index: Index
-    ) throws -> PackRewrite {
+    ) throws(IndexError) -> PackRewrite {
         guard let kept = kept[pack] else {
             preconditionFailure("only an examined pack can be rewritten")
         }
@@ -194,22 +204,24 @@ struct PruneAssessment: Sendable {
             keepsBlock: { entry, address in
                 transactions.contains(entry.transaction) || kept.blocks.contains(address)
             },
-            keepsRecord: { entry in
+            keepsRecord: { (entry) throws(IndexError) in
                 switch entry.type {
                 case .forget:
                     // As long as a manifest is in the packs, some record must say that its
                     // checkpoint was forgotten.
                     let location = RecordLocation(pack: pack, offset: entry.address)
-                    return try ForgetRecord.read(reader, at: location).ids.contains {
-                        try index.entry(CheckpointID($0)) != nil
+                    let record = try IndexError.ofPacks(ForgetRecord.read(reader, at: location))
+                    for id in record.ids where try index.entry(CheckpointID(id)) != nil {
+                        return true
                     }
+                    return false
                 case .labels:
                     // Only labels still in use. The last record that lists a checkpoint is always
                     // kept, so no kept record can bring back an older label.
                     let location = RecordLocation(pack: pack, offset: entry.address)
-                    return try LabelsRecord.read(reader, at: location).changes.contains {
-                        try index.hasLabel($0)
-                    }
+                    let record = try IndexError.ofPacks(LabelsRecord.read(reader, at: location))
+                    for change in record.changes where try index.hasLabel(change) { return true }
+                    return false
                 case .mark, .pruned:
                     // A sealed pack is confirmed by its footer; removals are listed in a new record
                     // before it goes.

@@ -1,4 +1,5 @@
 import CheckpointFormat
+import LMDBTables
 
 /// What a prune may leave unused.
 public struct PruneOptions: Hashable, Sendable {
@@ -59,7 +60,7 @@ public struct PrunePlan: Sendable {
     let preparation: PrunePreparation
 
     /// Decides what happens to each pack; examines those that change and were not examined yet.
-    init(_ preparation: PrunePreparation) throws {
+    init(_ preparation: PrunePreparation) throws(IndexError) {
         var preparation = preparation
         byteCount = preparation.assessment.byteCount
         deadPageCount = preparation.survey.dead.count

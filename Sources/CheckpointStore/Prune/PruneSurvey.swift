@@ -33,29 +33,33 @@ struct PruneSurvey: Sendable {
     init(
         _ pending: [CheckpointID: PendingPrune], kept: Set<CheckpointID>, repository: Repository,
         _ control: WorkControl
-    ) throws {
+    ) throws(IndexError) {
         var (forgotten, vanished): ([CatalogEntry], [CheckpointID: PendingPrune]) = ([], [:])
-        let index = try repository.withIndex { $0 }
+        let index = try IndexError.ofPacks(repository.withIndex { $0 })
         pruned = try index.pruned()
         for (id, state) in pending {
             guard let entry = try index.entry(id), entry.isForgotten else { continue }
             if state == .hasOwnedFrames {
                 if !kept.contains(id) { forgotten.append(entry) }
-            } else if try repository.reader.isPruned(entry.location, pruned) {
+            } else if try IndexError.ofPacks(
+                repository.reader.isPruned(entry.location, pruned))
+            {
                 vanished[id] = state
             }
         }
         self.vanished = vanished
-        guarded = try kept.filter { id in
-            try index.entry(id)?.isForgotten == true && !index.hasOwnedFrames(id)
+        var guarded: Set<CheckpointID> = []
+        for id in kept where try index.entry(id)?.isForgotten == true {
+            if try !index.hasOwnedFrames(id) { guarded.insert(id) }
         }
+        self.guarded = guarded
         // Newest first: then none receives owned frames from another before it gives away its own,
         // and the pages in its owned frames are all in its own page map.
         forgotten.sort { $0.order > $1.order }
         leaving = Set(forgotten.map(\.id))
         var chain = MapChainReader(index: index, reader: repository.reader)
         for entry in forgotten {
-            try control.check()
+            try IndexError.ofPacks(control.check())
             try transferOwnership(entry.id, index, &chain)
         }
         ownedFrames = [:]
@@ -79,7 +83,7 @@ struct PruneSurvey: Sendable {
     /// Plans the transfer of one checkpoint.
     private mutating func transferOwnership(
         _ id: CheckpointID, _ index: Index, _ chain: inout MapChainReader
-    ) throws {
+    ) throws(IndexError) {
         guard let own = try ownedFrames(of: id, index) else { return }
         let following = try successors(of: id, index)
         var lost = own.frames
@@ -125,7 +129,9 @@ struct PruneSurvey: Sendable {
     }
 
     /// A checkpoint's owned frames after the steps so far.
-    private mutating func ownedFrames(of id: CheckpointID, _ index: Index) throws -> OwnedFrames? {
+    private mutating func ownedFrames(of id: CheckpointID, _ index: Index) throws(IndexError)
+        -> OwnedFrames?
+    {
         if let known = ownedFrames[id] { return known }
         let found = try index.ownedFrames(id)
         ownedFrames[id] = found
@@ -135,7 +141,7 @@ struct PruneSurvey: Sendable {
     /// A checkpoint's successors after the steps so far.
     private mutating func successors(
         of id: CheckpointID, _ index: Index
-    ) throws -> Set<CheckpointID> {
+    ) throws(IndexError) -> Set<CheckpointID> {
         if let known = successors[id] { return known }
         let found = try index.successors(of: id)
         successors[id] = found

@@ -73,20 +73,20 @@ extension Repository {
         try requireWhole()
         let control = WorkControl(
             "planning the prune was cancelled; nothing was changed", cancellation)
-        return try besideAWriter { () throws in
-            try control.check()
-            try catchUp()
+        return try besideAWriter { () throws(IndexError) in
+            try IndexError.ofPacks(control.check())
+            try IndexError.ofPacks(catchUp())
             return try withReferences().choosePlan(options, control)
         }
     }
 
     private func choosePlan(
         _ options: PruneOptions, _ control: WorkControl
-    ) throws -> PrunePlan {
+    ) throws(IndexError) -> PrunePlan {
         let plan = try plan(options, control)
         let openPack = plan.preparation.openPack
         guard plan.wantsOpenPack(ofAtMost: packByteCountMax),
-            let scan = try openPackScan(openPack)
+            let scan = try IndexError.ofPacks(openPackScan(openPack))
         else { return plan }
         let sealed = try self.plan(options, control, sealing: scan)
         guard sealed.changes(openPack) else {
@@ -98,12 +98,12 @@ extension Repository {
             return try PrunePlan(preparation)
         }
         guard isWritable else { return sealed }
-        guard try openWriter().sealQuietPack() else { return plan }
+        guard try IndexError.ofPacks(openWriter().sealQuietPack()) else { return plan }
         return try self.plan(options, control)
     }
 
     /// The contents of the open pack; nil if it cannot be sealed.
-    private func openPackScan(_ pack: UInt32) throws -> OpenPackScan? {
+    private func openPackScan(_ pack: UInt32) throws(RepositoryError) -> OpenPackScan? {
         guard isWritable else { return try OpenPackScan(reading: pack, reader) }
         guard let entries = try openWriter().quietEntries(of: pack) else { return nil }
         return OpenPackScan(pack: pack, entries: entries)
@@ -112,21 +112,25 @@ extension Repository {
     /// - Parameter scan: the open pack, to be treated as sealed.
     private func plan(
         _ options: PruneOptions, _ control: WorkControl, sealing scan: OpenPackScan? = nil
-    ) throws -> PrunePlan {
+    ) throws(IndexError) -> PrunePlan {
         // Before everything else: later publications may refer to a page that the survey finds
         // dead.
-        let moment = try withIndex { try $0.moment() }
+        let moment = try IndexError.ofPacks(withIndex { try $0.moment() })
         // Session leases and catalog of one moment: a session that moves from one checkpoint to the
         // next has one of them in it. Reader leases are read afterwards: a later lease sees what
         // was forgotten.
-        let (pending, held, transactions, count) = try activity.read { activity in
-            Result { (try self.withIndex { try $0.pending() }, activity) }
-        }.map {
-            ($0, Set($1.sessionLeases.keys), Set($1.transactions.keys), $1.pruneCount)
-        }.get()
-        let kept = held.union(try leased())
+        let (found, held, transactions, count) = activity.read { activity in
+            (
+                Result { () throws(RepositoryError) in try self.withIndex { try $0.pending() } },
+                Set(activity.sessionLeases.keys), Set(activity.transactions.keys),
+                activity.pruneCount
+            )
+        }
+        let pending = try IndexError.ofPacks(found.get())
+        let kept = held.union(try IndexError.ofPacks(leased()))
         let survey = try PruneSurvey(pending, kept: kept, repository: self, control)
-        let openPack = try scan.map { $0.pack + 1 } ?? prunableEnd()
+        let openPack =
+            if let scan { scan.pack + 1 } else { try IndexError.ofPacks(prunableEnd()) }
         let assessment = try PruneAssessment(
             survey, openPack: openPack, sealing: scan, transactions: transactions,
             repository: self, control)
@@ -144,7 +148,8 @@ extension Repository {
                 assessment: assessment, options: options, openPack: openPack,
                 transactions: transactions, pruneCount: count, moment: moment,
                 leasedByteCount: leasedByteCount,
-                droppedByteCount: try withIndex { try $0.droppedByteCount(in: openPack) }))
+                droppedByteCount: try IndexError.ofPacks(
+                    withIndex { try $0.droppedByteCount(in: openPack) })))
     }
 
     /// The first pack that must not be touched.
@@ -199,7 +204,7 @@ extension PrunePlan {
                 activity.condemned = []
             }
         }
-        do {
+        do throws(IndexError) {
             let plan = try settled(writer, control)
             guard !plan.isEmpty || plan.hasPreparedChanges else { return plan }
             try PruneOperation(plan: plan, writer: writer).run(control)
@@ -211,7 +216,9 @@ extension PrunePlan {
 
     /// Condemns the dead pages, waits for transactions that may rely on them, and accounts for what
     /// these published.
-    private func settled(_ writer: PackWriter, _ control: WorkControl) throws -> PrunePlan {
+    private func settled(
+        _ writer: PackWriter, _ control: WorkControl
+    ) throws(IndexError) -> PrunePlan {
         let repository = preparation.repository
         // From now on no sealed pack is taken back, even if a transaction is abandoned.
         writer.leaveSealedPacks()
@@ -224,14 +231,16 @@ extension PrunePlan {
         let settled: Void? = repository.activity.wait(until: control.cancellation) { now in
             active.allSatisfy { now.transactions[$0] == nil } ? () : nil
         }
-        guard settled != nil else { throw control.cancelled }
-        try repository.catchUp()
+        guard settled != nil else { throw .repository(control.cancelled) }
+        try IndexError.ofPacks(repository.catchUp())
         guard !repository.indexIsBehind else {
-            throw RepositoryError(
-                .busy, "the index lacks a checkpoint while others are taken; prune again later")
+            throw .repository(
+                RepositoryError(
+                    .busy, "the index lacks a checkpoint while others are taken; prune again later")
+            )
         }
         var preparation = preparation
-        let moment = try repository.withIndex { try $0.moment() }
+        let moment = try IndexError.ofPacks(repository.withIndex { try $0.moment() })
         let isUnchanged =
             moment == preparation.moment && preparation.transactions.isEmpty
             && openPack >= preparation.openPack
@@ -266,35 +275,38 @@ private struct PruneOperation {
     private let files: any RepositoryFiles
     private let index: Index
 
-    init(plan: PrunePlan, writer: PackWriter) throws {
+    init(plan: PrunePlan, writer: PackWriter) throws(IndexError) {
         self.plan = plan
         self.writer = writer
         repository = plan.preparation.repository
         files = repository.files
-        index = try repository.withIndex { $0 }
+        index = try IndexError.ofPacks(repository.withIndex { $0 })
     }
 
-    func run(_ control: WorkControl) throws {
+    func run(_ control: WorkControl) throws(IndexError) {
         let touched = plan.packs.filter { $0.fate != .kept }
         var leaving: [CheckpointID: PendingPrune] = [:]
         for pack in touched {
             leaving.merge(plan.preparation.assessment.leaving(with: pack.number)) { $1 }
         }
         // LMDB does not check this itself.
-        try files.checkPlace(writing: nil)
+        try IndexError.ofFiles(files.checkPlace(writing: nil))
         let moment = try changeIndex(leaving)
         try nameRemoved()
         repository.activity.change { $0.condemned = [] }
         try index.setPackSizes(Dictionary(uniqueKeysWithValues: touched.map { ($0.number, nil) }))
         for (done, pack) in touched.enumerated() {
-            try control.report(.rewriting, .packs, done, of: touched.count)
+            try IndexError.ofPacks(
+                control.report(.rewriting, .packs, done, of: touched.count))
             if pack.fate == .removed {
-                try remove(pack.number)
+                try IndexError.ofFiles(remove(pack.number))
             } else {
                 try rewrite(pack.number)
             }
         }
-        if !touched.isEmpty { try files.syncDirectory(StoreDirectory.packs) }
+        if !touched.isEmpty {
+            try IndexError.ofFiles(files.syncDirectory(StoreDirectory.packs))
+        }
         let rewritten = touched.filter { $0.fate == .rewritten }.map(\.number)
         try index.measure(rewritten, repository.reader)
         try index.drop(leaving.merging(plan.preparation.survey.vanished) { $1 })
@@ -305,7 +317,7 @@ private struct PruneOperation {
     /// Removes the owned frames of forgotten checkpoints, and the dead pages, from the index.
     ///
     /// - Returns: the index's state since which packs that change are candidates.
-    private func changeIndex(_ leaving: [CheckpointID: PendingPrune]) throws -> UInt64 {
+    private func changeIndex(_ leaving: [CheckpointID: PendingPrune]) throws(IndexError) -> UInt64 {
         let survey = plan.preparation.survey
         let assessment = plan.preparation.assessment
         var moment: UInt64 = 0
@@ -330,7 +342,9 @@ private struct PruneOperation {
             steps = steps[end...]
         }
         let openPack = plan.preparation.openPack
-        guard try index.deletePages(survey.dead, openFrom: openPack) else { throw changedSince() }
+        guard try index.deletePages(survey.dead, openFrom: openPack) else {
+            throw .repository(changedSince())
+        }
         guard !leaving.isEmpty else { return moment }
         try index.environment.write { (txn) throws(IndexError) in
             for (id, pending) in leaving {
@@ -349,7 +363,7 @@ private struct PruneOperation {
     }
 
     /// Records what was found in each pack, and that those that changed contain no garbage.
-    private func noteUses(upTo moment: UInt64) throws {
+    private func noteUses(upTo moment: UInt64) throws(IndexError) {
         let assessment = plan.preparation.assessment
         var uses: [UInt32: PackUse?] = [:]
         for pack in plan.packs {
@@ -369,7 +383,7 @@ private struct PruneOperation {
     }
 
     /// Lists the packs to be removed in a record, before they are removed.
-    private func nameRemoved() throws {
+    private func nameRemoved() throws(IndexError) {
         let removed = plan.packs.filter { $0.fate == .removed }.map(\.number)
         let rewritten = Set(plan.packs.filter { $0.fate == .rewritten }.map(\.number))
         let losesRecord = plan.preparation.assessment.packs.contains {
@@ -377,11 +391,11 @@ private struct PruneOperation {
         }
         guard !removed.isEmpty || losesRecord else { return }
         let record = plan.preparation.survey.pruned.union(removed)
-        _ = try writer.appendAlone(.pruned, payload: record.encoded)
-        try repository.withIndex { try $0.setPruned(record) }
+        _ = try IndexError.ofPacks(writer.appendAlone(.pruned, payload: record.encoded))
+        try index.setPruned(record)
     }
 
-    private func remove(_ pack: UInt32) throws {
+    private func remove(_ pack: UInt32) throws(FileError) {
         do throws(FileError) {
             try files.remove(PackName.path(pack))
         } catch  where error.isMissing {
@@ -390,10 +404,11 @@ private struct PruneOperation {
         repository.reader.drop(pack)
     }
 
-    private func rewrite(_ pack: UInt32) throws {
-        let source = try repository.reader.file(pack)
+    private func rewrite(_ pack: UInt32) throws(IndexError) {
+        let source = try IndexError.ofPacks(repository.reader.file(pack))
         let cut = try plan.preparation.assessment.cut(pack, index)
-        try cut.write(pack: pack, from: source.file, files, repository: repository.id)
+        try IndexError.ofPacks(
+            cut.write(pack: pack, from: source.file, files, repository: repository.id))
         repository.reader.drop(pack)
     }
 }

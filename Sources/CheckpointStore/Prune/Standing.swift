@@ -1,6 +1,7 @@
 import CheckpointFormat
 import CheckpointIndex
 import GuestModel
+import LMDBTables
 import PackStore
 
 /// The standing of checkpoints in a prune, determined on demand.
@@ -36,17 +37,17 @@ struct Standing {
     /// - Parameter sealing: a pack that is treated as sealed.
     init(
         _ survey: PruneSurvey, openPack: UInt32, sealing: OpenPackScan?, repository: Repository
-    ) throws {
+    ) throws(IndexError) {
         self.survey = survey
         self.sealing = sealing
         self.openPack = openPack
         reader = repository.reader
-        index = try repository.withIndex { $0 }
+        index = try IndexError.ofPacks(repository.withIndex { $0 })
         chain = MapChainReader(index: index, reader: reader)
     }
 
     /// The checkpoint that a transaction published; nil if there is none.
-    mutating func checkpoint(of number: UInt64) throws -> Checkpoint? {
+    mutating func checkpoint(of number: UInt64) throws(IndexError) -> Checkpoint? {
         guard let id = try index.checkpoint(of: number), survey.vanished[id] == nil else {
             return nil
         }
@@ -54,7 +55,7 @@ struct Standing {
     }
 
     /// Adds packs of which less is kept since a checkpoint gave up its owned frames.
-    mutating func changed(_ id: CheckpointID, _ packs: inout Set<UInt32>) throws {
+    mutating func changed(_ id: CheckpointID, _ packs: inout Set<UInt32>) throws(IndexError) {
         var next: CheckpointID? = id
         while let id = next, try !exists(id) {
             let checkpoint = try chain.checkpoint(id)
@@ -69,7 +70,7 @@ struct Standing {
         }
     }
 
-    mutating func standing(of checkpoint: Checkpoint) throws -> Kind {
+    mutating func standing(of checkpoint: Checkpoint) throws(IndexError) -> Kind {
         if let known = kinds[checkpoint.id] { return known }
         let kind: Kind
         if try exists(checkpoint.id) {
@@ -92,13 +93,14 @@ struct Standing {
         unsettled.formUnion(checkpoint.recordLocations.map(\.pack))
     }
 
-    private func exists(_ id: CheckpointID) throws -> Bool {
+    private func exists(_ id: CheckpointID) throws(IndexError) -> Bool {
         if survey.guarded.contains(id) { return true }
-        return try !survey.leaving.contains(id) && index.hasOwnedFrames(id)
+        if survey.leaving.contains(id) { return false }
+        return try index.hasOwnedFrames(id)
     }
 
     /// True if the page map of an existing checkpoint is based on a given one, directly or not.
-    private mutating func isBuiltOn(_ id: CheckpointID) throws -> Bool {
+    private mutating func isBuiltOn(_ id: CheckpointID) throws(IndexError) -> Bool {
         if let known = builtOn[id] { return known }
         var found = false
         for builder in try index.builders(on: id) {
@@ -119,7 +121,7 @@ struct Standing {
     /// the rest of its page map.
     private mutating func stored(
         by checkpoint: Checkpoint
-    ) throws -> [(run: MapRun, digests: ArraySlice<PageDigest>)] {
+    ) throws(IndexError) -> [(run: MapRun, digests: ArraySlice<PageDigest>)] {
         var found: [(run: MapRun, digests: ArraySlice<PageDigest>)] = []
         for part in try chain.map(of: checkpoint, passingOver: survey.pruned) {
             part.forEachRun { run, digests in
@@ -132,12 +134,12 @@ struct Standing {
     /// Finds the blocks to keep in some page groups of a checkpoint's transaction: those with a
     /// page whose location in the index is there and which is not dead.
     mutating func keepBlocks(
-        of checkpoint: Checkpoint, _ frames: inout TransactionGroups, into blocks: inout Set<UInt32>
-    ) throws {
+        of checkpoint: Checkpoint, _ groups: inout TransactionGroups, into blocks: inout Set<UInt32>
+    ) throws(IndexError) {
         var pages: [(digest: PageDigest, location: PageLocation)] = []
         for (run, digests) in try stored(by: checkpoint) {
             var next = digests.startIndex
-            frames.forEachLocation(from: run.firstOrdinal, count: run.range.count) { location in
+            groups.forEachLocation(from: run.firstOrdinal, count: run.range.count) { location in
                 if let location { pages.append((digests[next], location)) }
                 next += 1
             }
@@ -154,7 +156,7 @@ struct Standing {
 
     /// True if a page that a checkpoint's transaction stored is still read from there: then its
     /// page map is needed to tell which page that is.
-    private mutating func hasBlocks(_ checkpoint: Checkpoint) throws -> Bool {
+    private mutating func hasBlocks(_ checkpoint: Checkpoint) throws(IndexError) -> Bool {
         for (_, digests) in try stored(by: checkpoint) {
             var rest = digests
             // Most have one among the first.
@@ -174,7 +176,9 @@ struct Standing {
     }
 
     /// True if the block is in a sealed pack and a given transaction wrote it.
-    private mutating func isStored(_ location: PageLocation, by number: UInt64) throws -> Bool {
+    private mutating func isStored(_ location: PageLocation, by number: UInt64) throws(IndexError)
+        -> Bool
+    {
         if location.pack >= openPack { return false }
         let address = UInt64(location.blockOffset)
         let entry = try entries(of: location.pack).first(endingBehind: address) {
@@ -184,11 +188,12 @@ struct Standing {
         return entry.transaction == number
     }
 
-    private mutating func entries(of pack: UInt32) throws -> [PackIndex.Entry] {
+    private mutating func entries(of pack: UInt32) throws(IndexError) -> [PackIndex.Entry] {
         if let sealing, sealing.pack == pack { return sealing.entries }
         if let known = scans[pack] { return known }
         if scans.count >= Standing.scanCountMax { scans.removeAll() }
-        let entries = try PackScan.scan(reader, pack: pack, isNewest: false).entries
+        let scan = try IndexError.ofPacks(PackScan.scan(reader, pack: pack, isNewest: false))
+        let entries = scan.entries
         scans[pack] = entries
         return entries
     }

@@ -30,11 +30,11 @@ package struct PackRewrite: Sendable {
     ///   - bridgeByteCountMax: maximum number of dead bytes kept between two blocks.
     ///   - keepsBlock: whether to keep the block with an address.
     ///   - keepsRecord: whether to keep a record other than a page group.
-    package init(
+    package init<E: Error>(
         _ entries: [PackIndex.Entry], bridgeByteCountMax: Int = PackRewrite.bridgeByteCountMax,
         keepsBlock: (PackIndex.Entry, UInt32) -> Bool,
-        keepsRecord: (PackIndex.Entry) throws -> Bool
-    ) rethrows {
+        keepsRecord: (PackIndex.Entry) throws(E) -> Bool
+    ) throws(E) {
         for entry in entries {
             guard let frame = entry.frame else {
                 if try keepsRecord(entry) { append(entry, blocks: 0..<0, address: entry.address) }
