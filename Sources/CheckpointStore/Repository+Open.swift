@@ -61,49 +61,69 @@ extension Repository {
         at path: FilePath, files: any RepositoryFiles,
         packByteCountMax: Int = Repository.packByteCountMax
     ) throws(RepositoryError) -> Repository {
+        var obstacle: String?
         do throws(FileError) {
-            try files.createDirectory("")
-            let known: Set = [
-                StoreDirectory.packs, StoreDirectory.index, lockPath, envelopePath + ".new",
-            ]
-            let names = try files.list("")
-            try checkOwner(path, files)
-            if names.contains(envelopePath) {
-                throw FileError(call: "create", path: path.string, errno: 0)
-            }
-            // Leftovers of an interrupted creation are accepted; anything else is not ours.
-            var packs: [String] = []
-            if names.contains(StoreDirectory.packs) { packs = try files.list(StoreDirectory.packs) }
-            guard Set(names).isSubset(of: known), packs.isEmpty else {
-                throw FileError(call: "create", path: path.string, errno: 1)
-            }
-            try files.createDirectory(StoreDirectory.packs)
-            try files.syncDirectory("")
-            let envelope = Envelope(
-                kind: .repository, repository: .random(), number: WallClock.nanoseconds)
-            try files.replace(envelopePath, with: envelope.encoded)
+            obstacle = try createFiles(at: path, files)
         } catch {
-            if error.call == "create" {
-                throw RepositoryError(
-                    .exists,
-                    error.errno == 0
-                        ? "\(path) is a repository already; nothing was changed"
-                        : "\(path) is not empty; name a new or empty directory")
-            }
-            if error.call == "readdir" && error.isMissing {
-                throw RepositoryError(
-                    .exists, "\(path) is not a directory; name a new or empty one")
-            }
             if error.isMissing {
                 throw RepositoryError(
                     .missing, "\(path) cannot be created because its parent does not exist")
             }
             throw uncreated(path, RepositoryError(error))
         }
+        if let obstacle { throw RepositoryError(.exists, obstacle) }
         do throws(RepositoryError) {
             return try open(at: path, .writing, files: files, packByteCountMax: packByteCountMax)
         } catch {
             throw uncreated(path, error)
+        }
+    }
+
+    /// Creates a repository's directories and its envelope.
+    ///
+    /// - Returns: why the directory cannot become one, and was not changed; nil if it did.
+    private static func createFiles(
+        at path: FilePath, _ files: any RepositoryFiles
+    ) throws(FileError) -> String? {
+        try files.createDirectory("")
+        let known: Set = [
+            StoreDirectory.packs, StoreDirectory.index, lockPath, envelopePath + ".new",
+        ]
+        guard let names = try listing(files, "") else {
+            return "\(path) is not a directory; name a new or empty one"
+        }
+        try checkOwner(path, files)
+        if names.contains(envelopePath) {
+            return "\(path) is a repository already; nothing was changed"
+        }
+        // Leftovers of an interrupted creation are accepted; anything else is not ours.
+        var packs: [String] = []
+        if names.contains(StoreDirectory.packs) {
+            guard let found = try listing(files, StoreDirectory.packs) else {
+                return "\(path) is not a directory; name a new or empty one"
+            }
+            packs = found
+        }
+        guard Set(names).isSubset(of: known), packs.isEmpty else {
+            return "\(path) is not empty; name a new or empty directory"
+        }
+        try files.createDirectory(StoreDirectory.packs)
+        try files.syncDirectory("")
+        let envelope = Envelope(
+            kind: .repository, repository: .random(), number: WallClock.nanoseconds)
+        try files.replace(envelopePath, with: envelope.encoded)
+        return nil
+    }
+
+    /// The names in a directory; nil if it is none.
+    private static func listing(
+        _ files: any RepositoryFiles, _ path: String
+    ) throws(FileError) -> [String]? {
+        do throws(FileError) {
+            return try files.list(path)
+        } catch {
+            guard error.isMissing else { throw error }
+            return nil
         }
     }
 
