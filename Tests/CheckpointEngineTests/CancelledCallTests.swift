@@ -244,7 +244,14 @@ import VarveTestSupport
         options.pauseBudget = .zero
         let session = try CaptureSession(
             of: guest, in: repository, lineage: "web", options: options)
-        try follow([.precopy]) { _ = try session.capture(progress: $0) }
+        try follow([.precopy]) { progress in
+            guest.with { guest in
+                for frame in UInt64(0)..<500 {
+                    guest.write(frame, [UInt8](repeating: 7, count: Page.byteCount))
+                }
+            }
+            _ = try session.capture(progress: progress)
+        }
         try follow([.reading]) { try session.revert(to: checkpoints[1], progress: $0) }
         session.close()
         let other = SimulatedGuest(layout: GuestLayout(pageCount: 10), hasLog: false)
@@ -258,7 +265,8 @@ import VarveTestSupport
             try repository.planPrune(prune).execute { _ in throw Enough() }
         }
         let seen = Mutex<[Progress]>([])
-        try repository.planPrune(prune).execute { progress in seen.withLock { $0.append(progress) } }
+        try repository.planPrune(prune).execute { progress in seen.withLock { $0.append(progress) }
+        }
         let last = seen.withLock { $0.last }
         #expect(last?.phase == .rewriting && last?.unit == .packs && last?.done == last?.total)
     }

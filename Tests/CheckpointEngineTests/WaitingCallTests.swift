@@ -67,11 +67,15 @@ import VarveTestSupport
         write(guest, 0..<10, 1)
         let pending = try session.begin()
         write(guest, 5..<20, 2)
-        let error = try cancelled { bySession ? session.cancel() : $0.cancel() } _: {
+        let error = try cancelled {
+            bySession ? session.cancel() : $0.cancel()
+        } _: {
             _ = try session.begin(cancellation: $0)
         }
         #expect(error?.code == .cancelled)
-        let revert = try cancelled { bySession ? session.cancel() : $0.cancel() } _: {
+        let revert = try cancelled {
+            bySession ? session.cancel() : $0.cancel()
+        } _: {
             try session.revert(to: try repository.checkpoint(named: "web"), cancellation: $0)
         }
         #expect(revert?.code == .cancelled)
@@ -91,11 +95,13 @@ import VarveTestSupport
             options.poolByteCount = 4 << 20
             options.workerCount = 1
         }
-        write(guest, 0..<900, 1)
+        write(guest, 0..<600, 1)
         files.shutWrites()
         let pending = try session.begin()
-        write(guest, 0..<900, 2)
-        let error = try cancelled { $0.cancel() } _: {
+        write(guest, 0..<600, 2)
+        let error = try cancelled {
+            $0.cancel()
+        } _: {
             _ = try session.begin(cancellation: $0)
         }
         #expect(error?.code == .cancelled)

@@ -30,10 +30,11 @@ struct CaptureOperation: ~Copyable {
     ) throws(CaptureError) -> PendingCapture {
         let taken = TakenPages()
         let job = session.pipeline.begin(control) {
-            [memory = session.state, keeper = session.keeper] _, result in
+            [memory = session.state, keeper = session.keeper] job, result in
             switch result {
             case .success: keeper?.checkpointPublished()
             case .failure(let error):
+                guard !job.isAborted else { return }
                 let unsaved = taken.pages(after: error)
                 memory.mergeBack(unsaved.pages, comparesAll: unsaved.comparesAll)
             }
@@ -43,10 +44,12 @@ struct CaptureOperation: ~Copyable {
             try operation.capture()
             return PendingCapture(job: job, facts: operation.facts)
         } catch {
+            // The pages go back now: the pipeline may not get to this job for long, if the disk of
+            // an earlier one stands still.
             let failure = CaptureError(wrapping: error)
+            let unsaved = taken.pages(after: failure)
+            session.state.mergeBack(unsaved.pages, comparesAll: unsaved.comparesAll)
             job.abort(failure)
-            // Until the pipeline has merged the pages back, the next capture would lack them.
-            _ = try? job.wait()
             throw failure
         }
     }

@@ -112,6 +112,7 @@ public final class CaptureSession: Sendable {
         // Waits for nothing: what is in progress ends by itself, and only then can another session
         // have the guest, which would otherwise follow a checkpoint that is no longer the newest.
         SessionLog(self)?.stop()
+        if pipeline.openJobCount == 0 { claim.release() }
         pipeline.requestClose { [claim, keeper] in
             keeper?.requestClose()
             claim.release()

@@ -22,6 +22,8 @@ final class CaptureJob: Sendable {
         var completion: Completion?
         /// True once the capture thread will submit nothing more.
         var isHandedOver = false
+        /// True if the capture thread has ended it, which takes its pages back itself.
+        var isAborted = false
         var failure: CaptureError?
         var result: Result<Checkpoint, CaptureError>?
         var audit: CaptureAudit?
@@ -92,8 +94,14 @@ final class CaptureJob: Sendable {
     /// Ends the job from the capture thread, which submits nothing more.
     func abort(_ error: CaptureError) {
         fail(error)
-        state.change { $0.isHandedOver = true }
+        state.change { state in
+            state.isHandedOver = true
+            state.isAborted = true
+        }
     }
+
+    /// True if it was ended by `abort`: no later capture lacks its pages.
+    var isAborted: Bool { state.read { $0.isAborted } }
 
     /// Ends the job with an error: what is staged is dropped.
     func fail(_ error: CaptureError) {

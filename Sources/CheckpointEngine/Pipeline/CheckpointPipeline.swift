@@ -266,7 +266,7 @@ final class CheckpointPipeline: Sendable {
         // Its pages are merged back before the next job that need not fail with it can begin.
         job.ended(job, result)
         progress.change { progress in
-            if case .failure = result { progress.failureCount += 1 }
+            if case .failure = result, !job.isAborted { progress.failureCount += 1 }
             progress.openCount -= 1
         }
         job.end(result)
