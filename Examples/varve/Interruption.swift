@@ -21,7 +21,7 @@ enum Interruption {
     /// True if an error means that a command ended because the user wanted it.
     static func isRequest(_ error: any Error) -> Bool {
         guard isRequested else { return false }
-        guard let error = error as? CaptureError else { return error is Requested }
+        guard let error = error as? CheckpointError else { return error is Requested }
         return error.code == .cancelled || error.cause is Requested
     }
 

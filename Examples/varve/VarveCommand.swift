@@ -138,16 +138,16 @@ struct ToolError: Error, CustomStringConvertible {
         case let error as ToolError: self = error
         case let error as RepositoryError where error.code == .invalidOption:
             self.init(error.message, .usage)
-        case let error as CaptureError where error.code == .invalidOption:
+        case let error as CheckpointError where error.code == .invalidOption:
             self.init(error.message, .usage)
         case let error as GuestError where error.code == .invalidOption:
             self.init(error.message, .usage)
         case let error as RepositoryError:
             self.init(error.message, damaged: error.code == .corrupted)
-        case let error as CaptureError where error.code == .callerFailed:
+        case let error as CheckpointError where error.code == .callerFailed:
             // What a closure of this tool threw.
             self = error.cause.map { ToolError($0) } ?? ToolError(error.message)
-        case let error as CaptureError:
+        case let error as CheckpointError:
             self.init(error.message, damaged: error.repositoryError?.code == .corrupted)
         default: self.init("\(error)")
         }

@@ -9,9 +9,9 @@ extension BlockingWork {
     /// Runs a call of the engine.
     package static func run<Success: Sendable>(
         _ cancellation: Cancellation?,
-        _ body: @escaping @Sendable (Cancellation) throws(CaptureError) -> Success
-    ) async throws(CaptureError) -> Success {
-        try await run(cancellation, wrap: { CaptureError(wrapping: $0) }, body)
+        _ body: @escaping @Sendable (Cancellation) throws(CheckpointError) -> Success
+    ) async throws(CheckpointError) -> Success {
+        try await run(cancellation, wrap: { CheckpointError(wrapping: $0) }, body)
     }
 }
 
@@ -19,7 +19,7 @@ extension CaptureSession {
     /// `capture` without blocking a thread of the cooperative pool.
     public func capture(
         label: Label? = nil, cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
-    ) async throws(CaptureError) -> CaptureResult {
+    ) async throws(CheckpointError) -> CaptureResult {
         do {
             return try await begin(label: label, cancellation: cancellation, progress: progress)
                 .wait()
@@ -38,8 +38,8 @@ extension CaptureSession {
     /// Cancelling the task has no effect once this has returned: cancel the result then.
     public func begin(
         label: Label? = nil, cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
-    ) async throws(CaptureError) -> PendingCapture {
-        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+    ) async throws(CheckpointError) -> PendingCapture {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CheckpointError) in
             try self.begin(label: label, cancellation: cancellation, progress: progress)
         }
     }
@@ -49,16 +49,16 @@ extension CaptureSession {
     public func revert(
         to checkpoint: Checkpoint, cancellation: Cancellation? = nil,
         progress: ProgressHandler? = nil
-    ) async throws(CaptureError) -> RevertResult {
-        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+    ) async throws(CheckpointError) -> RevertResult {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CheckpointError) in
             try self.revert(to: checkpoint, cancellation: cancellation, progress: progress)
         }
     }
 
     /// `close` without blocking a thread of the cooperative pool.
     public func close() async {
-        do throws(CaptureError) {
-            try await BlockingWork.run(nil) { (_) throws(CaptureError) in self.end() }
+        do throws(CheckpointError) {
+            try await BlockingWork.run(nil) { (_) throws(CheckpointError) in self.end() }
         } catch {
             // No thread can be started: it blocks this one, because a session must end.
             end()
@@ -72,8 +72,8 @@ extension Repository {
     public func restore(
         _ checkpoint: Checkpoint, into guest: any WritableGuest,
         cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
-    ) async throws(CaptureError) -> RestoreResult {
-        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+    ) async throws(CheckpointError) -> RestoreResult {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CheckpointError) in
             try self.restore(
                 checkpoint, into: guest, cancellation: cancellation, progress: progress)
         }
@@ -84,8 +84,8 @@ extension Repository {
         _ image: some ImageSource, lineage: LineageName, label: Label? = nil,
         options: CaptureOptions = CaptureOptions(), cancellation: Cancellation? = nil,
         progress: ProgressHandler? = nil
-    ) async throws(CaptureError) -> Checkpoint {
-        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+    ) async throws(CheckpointError) -> Checkpoint {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CheckpointError) in
             try self.importImage(
                 image, lineage: lineage, label: label, options: options,
                 cancellation: cancellation, progress: progress)
@@ -98,8 +98,8 @@ extension Repository {
         lineage: LineageName, label: Label? = nil, options: CaptureOptions = CaptureOptions(),
         cancellation: Cancellation? = nil, progress: ProgressHandler? = nil,
         read: @escaping @Sendable (UnsafeMutableRawBufferPointer) throws -> Int
-    ) async throws(CaptureError) -> Checkpoint {
-        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+    ) async throws(CheckpointError) -> Checkpoint {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CheckpointError) in
             try self.importImage(
                 lineage: lineage, label: label, options: options, cancellation: cancellation,
                 progress: progress, read: read)

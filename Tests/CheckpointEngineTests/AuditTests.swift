@@ -62,7 +62,7 @@ import VarveTestSupport
             state.write(5, CrashWorld.page(2))
         }
         let pending = try session.begin()
-        let error = #expect(throws: CaptureError.self) { try pending.wait() }
+        let error = #expect(throws: CheckpointError.self) { try pending.wait() }
         #expect(error?.code == .auditMissed && error?.audit?.missedPageCount == 1)
         let next = try session.capture()
         #expect(next.checkpoint.comparedAll)

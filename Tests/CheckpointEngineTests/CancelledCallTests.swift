@@ -49,7 +49,7 @@ import VarveTestSupport
             } catch {
                 let isCancelled =
                     (error as? RepositoryError)?.code == .cancelled
-                    || (error as? CaptureError)?.code == .cancelled
+                    || (error as? CheckpointError)?.code == .cancelled
                 guard isCancelled else { throw error }
                 #expect("\(error)".contains("cancelled"))
                 try left()

@@ -84,7 +84,7 @@ import VarveTestSupport
         let before = try PackBytes.all(in: path)
         for round in 0..<3 {
             var mostPacks = 0
-            #expect(throws: CaptureError.self) {
+            #expect(throws: CheckpointError.self) {
                 try importImage(into: repository, seed: 100, fails: true) {
                     mostPacks = try PackBytes.all(in: path).count
                 }
@@ -111,7 +111,7 @@ import VarveTestSupport
         _ = try importImage(into: repository, lineage: "first", seed: 1, fails: false)
         let before = try PackBytes.all(in: path)
         let count = files.callCount
-        #expect(throws: CaptureError.self) {
+        #expect(throws: CheckpointError.self) {
             try importImage(into: repository, seed: 2, fails: true)
         }
         let calls = files.callCount - count
@@ -119,7 +119,7 @@ import VarveTestSupport
         var uncleared = 0
         for _ in 0..<(TestSeed.isLong ? 400 : 10) {
             files.failCall(Int.random(in: 0..<calls, using: &random), errno: errno)
-            #expect(throws: CaptureError.self) {
+            #expect(throws: CheckpointError.self) {
                 try importImage(into: repository, seed: 2, fails: true)
             }
             files.failCall(nil, errno: 0)
@@ -138,7 +138,7 @@ import VarveTestSupport
         let repository = try create(files)
         var expected: [CheckpointID] = []
         let other = try repository.begin()
-        #expect(throws: CaptureError.self) {
+        #expect(throws: CheckpointError.self) {
             try importImage(into: repository, seed: 1, fails: true) {
                 // Between records of the failing one.
                 let taken = try importImage(
@@ -146,7 +146,7 @@ import VarveTestSupport
                 expected.append(taken.id)
             }
         }
-        #expect(throws: CaptureError.self) {
+        #expect(throws: CheckpointError.self) {
             try importImage(into: repository, seed: 3, fails: true)
         }
         let filled = try PackBytes.all(in: path).count
@@ -173,7 +173,7 @@ import VarveTestSupport
         _ = try importImage(into: repository, lineage: "kept", seed: 2, fails: false)
         try repository.forget([first.id])
         var plan: PrunePlan?
-        #expect(throws: CaptureError.self) {
+        #expect(throws: CheckpointError.self) {
             try importImage(into: repository, seed: 3, fails: true) {
                 plan = try repository.planPrune(PruneOptions(unusedPercentMax: 0))
             }
@@ -191,7 +191,7 @@ import VarveTestSupport
         let repository = try create(files)
         _ = try importImage(into: repository, lineage: "first", seed: 1, fails: false)
         var late: CheckpointTransaction? = try repository.begin()
-        #expect(throws: CaptureError.self) {
+        #expect(throws: CheckpointError.self) {
             try importImage(into: repository, seed: 2, fails: true)
         }
         try repository.close()

@@ -219,7 +219,7 @@ import VarveTestSupport
         guest.with { state in
             for frame in 0..<2000 { state.write(UInt64(frame), FailureTests.page(9)) }
         }
-        let error = #expect(throws: CaptureError.self) { try session.capture() }
+        let error = #expect(throws: CheckpointError.self) { try session.capture() }
         #expect(error?.code == .poolTooSmall)
         #expect(error?.message.contains("poolByteCount") == true)
         #expect(guest.pausesOpen == 0)
@@ -235,7 +235,7 @@ import VarveTestSupport
             for frame in 0..<2000 { state.write(UInt64(frame), FailureTests.page(frame)) }
         }
         guest.setLive { [weak session] _ in session?.cancel() }
-        let error = #expect(throws: CaptureError.self) { try session.capture() }
+        let error = #expect(throws: CheckpointError.self) { try session.capture() }
         #expect(error?.code == .cancelled)
         #expect(guest.pausesOpen == 0)
         guest.setLive(nil)
@@ -246,7 +246,7 @@ import VarveTestSupport
         let (guest, _, repository, session) = try make(pageCount: 10)
         let far = PageRange(first: PageFrameNumber(1 << 33), count: 1)
         guest.with { $0.statedLayout = GuestLayout(runs: [far]) }
-        let error = #expect(throws: CaptureError.self) { try session.capture() }
+        let error = #expect(throws: CheckpointError.self) { try session.capture() }
         #expect(error?.guestError?.code == .unsupported)
         #expect(guest.pausesOpen == 0)
         guest.with { $0.statedLayout = nil }
@@ -294,7 +294,7 @@ import VarveTestSupport
         let before = guest.with { $0.pages }
         let pack = try PosixFiles(root: path).open("packs/00000001.pack", .update)
         try pack.write([1, 2, 3], at: 100_000)
-        let error = #expect(throws: CaptureError.self) { try session.revert(to: first) }
+        let error = #expect(throws: CheckpointError.self) { try session.revert(to: first) }
         #expect(error?.repositoryError?.code == .corrupted)
         #expect(guest.with { $0.pages } == before)
         #expect(guest.pausesOpen == 0)

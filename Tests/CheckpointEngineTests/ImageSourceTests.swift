@@ -105,10 +105,10 @@ private final class MemoryImage: ImageSource {
         let bytes = image(pageCount: 2000, &random)
         let whole = MemoryImage(bytes)
         func fails(
-            _ image: MemoryImage, _ code: CaptureError.Code, _ reason: String,
+            _ image: MemoryImage, _ code: CheckpointError.Code, _ reason: String,
             progress: ProgressHandler? = nil
         ) throws {
-            let error = #expect(throws: CaptureError.self) {
+            let error = #expect(throws: CheckpointError.self) {
                 try repository.importImage(image, lineage: "a", progress: progress)
             }
             #expect(error?.code == code && error?.message.contains(reason) == true)
@@ -126,7 +126,7 @@ private final class MemoryImage: ImageSource {
         try fails(MemoryImage([1, 2, 3]), .sizeMismatch, "not a multiple of 4096")
         let first = try repository.importImage(whole, lineage: "a")
         #expect(first.pageCount == 2000)
-        let error = #expect(throws: CaptureError.self) {
+        let error = #expect(throws: CheckpointError.self) {
             try repository.importImage(
                 MemoryImage([UInt8](bytes.dropLast(Page.byteCount))), lineage: "a")
         }

@@ -75,7 +75,7 @@ private struct HoledImage: ImageSource {
             }
             return last.map { count >= $0 } ?? false
         })
-        do throws(CaptureError) {
+        do throws(CheckpointError) {
             let checkpoint = try repository.importImage(
                 InterruptedImportTests.image(seed), lineage: "web",
                 options: InterruptedImportTests.options, cancellation: cancellation)

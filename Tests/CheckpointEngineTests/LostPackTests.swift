@@ -63,7 +63,7 @@ import VarveTestSupport
                     (0..<Page.byteCount).map { _ in UInt8.random(in: 0...255, using: &random) })
             }
         }
-        let error = #expect(throws: CaptureError.self) { try session.capture() }
+        let error = #expect(throws: CheckpointError.self) { try session.capture() }
         #expect(error?.message.contains(stray) == true, "\(error?.message ?? "")")
         #expect(try Data(contentsOf: URL(fileURLWithPath: stray)) == Data("precious".utf8))
         // After the file is moved away the session continues.

@@ -80,7 +80,7 @@ import VarveTestSupport
         var elements = bytes.mutableSpan
         var span = elements.mutableBytes
         if address > UInt64.max - 8000 {
-            do throws(CaptureError) {
+            do throws(CheckpointError) {
                 try reader.readBytes(at: address, into: &span)
                 Issue.record("bytes beyond the last address were read")
             } catch {

@@ -194,7 +194,7 @@ import VarveTestSupport
         _ = try session.capture()
         shell("mv store aside")
         guest.with { $0.write(3, [UInt8](repeating: 7, count: Page.byteCount)) }
-        #expect(throws: CaptureError.self) { try session.capture() }
+        #expect(throws: CheckpointError.self) { try session.capture() }
         shell("mv aside store")
         let last = try session.capture().checkpoint
         session.close()

@@ -84,7 +84,7 @@ import VarveTestSupport
                 { _ = try StreamImport(into: repository, lineage: "web", options: options) },
             ]
             for attempt in attempts {
-                let error = #expect(throws: CaptureError.self) { try attempt() }
+                let error = #expect(throws: CheckpointError.self) { try attempt() }
                 #expect(error?.code == .invalidOption, "\(refused.name)")
                 #expect(error?.message.contains(refused.name) == true, "\(error?.message ?? "")")
             }
@@ -137,7 +137,7 @@ import VarveTestSupport
             var schedule = CheckpointSchedule(every: .zero)
             schedule.countMax = 1
             change(&schedule)
-            let error = #expect(throws: CaptureError.self) {
+            let error = #expect(throws: CheckpointError.self) {
                 try PeriodicCapture(of: session, schedule) { _ in .stop }
             }
             #expect(error?.code == .invalidOption && error?.message.contains(name) == true)

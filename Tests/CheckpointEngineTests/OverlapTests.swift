@@ -71,9 +71,9 @@ import VarveTestSupport
         files.waitUntilHeld()
         guest.with { $0.write(2, OverlapTests.page(2)) }
         let two = try session.begin()
-        let failure = #expect(throws: CaptureError.self) { try one.wait() }
+        let failure = #expect(throws: CheckpointError.self) { try one.wait() }
         #expect(failure?.code == .repository)
-        let next = #expect(throws: CaptureError.self) { try two.wait() }
+        let next = #expect(throws: CheckpointError.self) { try two.wait() }
         #expect(next?.code == .predecessorFailed || next?.code == .repository)
         let result = try session.capture()
         #expect(result.checkpoint.parent == first.id)
@@ -102,10 +102,10 @@ import VarveTestSupport
             later.withLock { $0 = job }
         }
         first.move { $0.begin() }
-        first.abort(CaptureError(.cancelled, "the test gives it up"))
-        #expect(throws: CaptureError.self) { try first.wait() }
+        first.abort(CheckpointError(.cancelled, "the test gives it up"))
+        #expect(throws: CheckpointError.self) { try first.wait() }
         let job = try #require(later.withLock { $0 })
-        let failure = #expect(throws: CaptureError.self) { try job.wait() }
+        let failure = #expect(throws: CheckpointError.self) { try job.wait() }
         #expect(failure?.code == .predecessorFailed)
         pipeline.close()
         try repository.close()

@@ -71,7 +71,7 @@ import VarveTestSupport
             sourceLocation: location)
     }
 
-    private static func refusal(_ body: () throws(CaptureError) -> Void) -> GuestError? {
+    private static func refusal(_ body: () throws(CheckpointError) -> Void) -> GuestError? {
         do {
             try body()
             return nil
@@ -91,7 +91,7 @@ import VarveTestSupport
             OwnershipTests.write(subject, &random)
             _ = try first?.capture()
             let lineage = try LineageName("b\(salt)")
-            let error = OwnershipTests.refusal { () throws(CaptureError) in
+            let error = OwnershipTests.refusal { () throws(CheckpointError) in
                 _ = try CaptureSession(of: subject.guest, in: there, lineage: lineage)
             }
             #expect(error?.code == .busy)
@@ -108,7 +108,7 @@ import VarveTestSupport
             first = nil
             try OwnershipTests.expectWhole(second, subject, "after the first's end, salt \(salt)")
             #expect(
-                OwnershipTests.refusal { () throws(CaptureError) in
+                OwnershipTests.refusal { () throws(CheckpointError) in
                     _ = try CaptureSession(of: subject.guest, in: here, lineage: "c")
                 }?.code == .busy, "the first's end has freed nothing of the second's")
             second.close()
@@ -216,7 +216,7 @@ import VarveTestSupport
         _ = try session.capture()
         session.close()
         for _ in 0..<2 {
-            let error = OwnershipTests.refusal { () throws(CaptureError) in
+            let error = OwnershipTests.refusal { () throws(CheckpointError) in
                 _ = try CaptureSession(of: Stranger(guest), in: store, lineage: "a")
             }
             #expect(error?.code == .anotherGuest)
@@ -234,14 +234,14 @@ import VarveTestSupport
         let other = ProcessMemory(tracking: .compareAll)
         _ = try other.register(UnsafeMutableRawBufferPointer(rebasing: region.bytes[(8 * 4096)...]))
         let session = try CaptureSession(of: owner, in: here, lineage: "a")
-        let error = OwnershipTests.refusal { () throws(CaptureError) in
+        let error = OwnershipTests.refusal { () throws(CheckpointError) in
             _ = try CaptureSession(of: other, in: there, lineage: "b")
         }
         #expect(error?.code == .busy && error?.message.contains("memory at 0x") == true)
         session.close()
         let second = try CaptureSession(of: other, in: there, lineage: "b")
         #expect(
-            OwnershipTests.refusal { () throws(CaptureError) in
+            OwnershipTests.refusal { () throws(CheckpointError) in
                 _ = try CaptureSession(of: owner, in: here, lineage: "a")
             }?.code == .busy)
         second.close()
@@ -256,7 +256,7 @@ import VarveTestSupport
         let region = try owner.allocate(byteCount: 4 * Page.byteCount)
         _ = try other.register(region.bytes)
         #expect(
-            OwnershipTests.refusal { () throws(CaptureError) in
+            OwnershipTests.refusal { () throws(CheckpointError) in
                 _ = try CaptureSession(of: other, in: there, lineage: "b")
             }?.code == .busy)
         // And in the other direction: memory that has an owner cannot be added to another owner's

@@ -17,7 +17,7 @@ import VarveTestSupport
         struct Entries {
             var taken = 0
             var published: [Checkpoint] = []
-            var failures: [CaptureError] = []
+            var failures: [CheckpointError] = []
         }
 
         let entries = Mutex(Entries())

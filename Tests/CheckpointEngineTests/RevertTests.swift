@@ -35,7 +35,7 @@ import VarveTestSupport
     @Test func aGuestThatWillNotGoOnIsComparedAfterwards() throws {
         let (guest, session, repository, checkpoints) = try make()
         guest.with { $0.failingResumeCount = 2 }
-        #expect(throws: CaptureError.self) { try session.revert(to: checkpoints[0]) }
+        #expect(throws: CheckpointError.self) { try session.revert(to: checkpoints[0]) }
         try guest.resume()
         #expect(try guest.memoryRoot() == checkpoints[0].root)
         var log = DirtyBitmap()

@@ -61,7 +61,7 @@ import VarveTestSupport
         options.retention = Retention(RetentionPolicy(keepLast: 2))
         let (guest, repository) = try make()
         for count in 0..<6 {
-            let error = #expect(throws: CaptureError.self) {
+            let error = #expect(throws: CheckpointError.self) {
                 try with(threads: count) {
                     _ = try CaptureSession(
                         of: guest, in: repository, lineage: "web", options: options)
@@ -82,7 +82,7 @@ import VarveTestSupport
         var repository: Repository? = consume made
         weak let left = repository
         for count in 0..<5 {
-            _ = #expect(throws: CaptureError.self) {
+            _ = #expect(throws: CheckpointError.self) {
                 try with(threads: count) {
                     var options = CaptureOptions()
                     options.workerCount = 2
@@ -98,7 +98,7 @@ import VarveTestSupport
     @Test func whatRunsOnItsOwnSaysSo() throws {
         let (guest, repository) = try make()
         let session = try CaptureSession(of: guest, in: repository, lineage: "web")
-        let error = #expect(throws: CaptureError.self) {
+        let error = #expect(throws: CheckpointError.self) {
             try with(threads: 0) {
                 _ = try PeriodicCapture(of: session, .init(every: .zero)) { _ in .stop }
             }
@@ -110,7 +110,7 @@ import VarveTestSupport
                     Retention(RetentionPolicy(keepLast: 1)), of: repository, lineage: "web")
             }
         }
-        #expect(throws: CaptureError.self) {
+        #expect(throws: CheckpointError.self) {
             try with(threads: 2) { _ = try StreamImport(into: repository, lineage: "other") }
         }
         _ = try session.capture()
@@ -150,7 +150,7 @@ import VarveTestSupport
             { _ = try BatchEncoder() },
         ]
         for (index, call) in failures.enumerated() {
-            let error = #expect(throws: CaptureError.self) {
+            let error = #expect(throws: CheckpointError.self) {
                 try CompressionMemoryError.$isForced.withValue(true, operation: call)
             }
             #expect(error?.repositoryError?.code == .callFailed, "call \(index)")

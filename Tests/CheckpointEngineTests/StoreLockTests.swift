@@ -178,7 +178,7 @@ import VarveTestSupport
             } catch {
                 outcome.refused += 1
                 let cause =
-                    (error as? CaptureError)?.repositoryError ?? error as? RepositoryError
+                    (error as? CheckpointError)?.repositoryError ?? error as? RepositoryError
                 // Prune first reports that the repository has changed since it was planned.
                 let allowed: Set<RepositoryError.Code> =
                     step == 4 ? [.lockLost, .planStale] : [.lockLost]
@@ -233,7 +233,7 @@ import VarveTestSupport
         try happen(event)
         let refused = #expect(throws: RepositoryError.self) { try open(locksDirectory: true) }
         #expect(refused?.code == .locked, "\(refused?.message ?? "")")
-        let error = #expect(throws: CaptureError.self) { try session.capture() }
+        let error = #expect(throws: CheckpointError.self) { try session.capture() }
         #expect(error?.repositoryError?.code == .lockLost, "\(error.map { "\($0)" } ?? "")")
         let message = error?.repositoryError?.message ?? ""
         #expect(message.contains("\(path)/lock was removed or replaced"), "\(message)")

@@ -44,14 +44,14 @@ import VarveTestSupport
     private func cancelled(
         _ cancel: (Cancellation) -> Void,
         _ call: @escaping @Sendable (Cancellation) throws -> Void
-    ) throws -> CaptureError? {
+    ) throws -> CheckpointError? {
         let cancellation = Cancellation()
-        let error = Mutex<CaptureError?>(nil)
+        let error = Mutex<CheckpointError?>(nil)
         let thread = try Threads.Thread {
             do {
                 try call(cancellation)
             } catch let failure {
-                error.withLock { $0 = failure as? CaptureError }
+                error.withLock { $0 = failure as? CheckpointError }
             }
         }
         // Long enough to wait; if it does not yet, it is cancelled before.
@@ -125,7 +125,7 @@ import VarveTestSupport
         second.cancel()
         files.open()
         _ = try await first.wait()
-        let error = await #expect(throws: CaptureError.self) { try await task.value }
+        let error = await #expect(throws: CheckpointError.self) { try await task.value }
         #expect(error?.code == .cancelled)
         let last = try await session.capture().checkpoint
         #expect(try guest.memoryRoot() == last.root && last.changedPageCount == 10)
@@ -197,7 +197,7 @@ import VarveTestSupport
         write(guest, 0..<10, 1)
         let pending = try #require(try session?.begin())
         session = nil
-        let busy = #expect(throws: CaptureError.self) {
+        let busy = #expect(throws: CheckpointError.self) {
             try CaptureSession(of: guest, in: repository, lineage: "web")
         }
         #expect(busy?.guestError?.code == .busy)

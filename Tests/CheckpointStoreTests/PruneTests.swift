@@ -467,7 +467,7 @@ import VarveTestSupport
             }
             #expect(pages == copies[checkpoints[5].id])
         }
-        #expect(throws: CaptureError.self) { try MemoryReader(checkpoints[5], from: other) }
+        #expect(throws: CheckpointError.self) { try MemoryReader(checkpoints[5], from: other) }
         let rest = try repository.planPrune(PruneOptions.everything)
         #expect(rest.deadPageCount > 0)
         try rest.execute()

@@ -137,7 +137,7 @@ import VarveTestSupport
             let expected = NaiveStream(Array(bytes[..<cut])).epochs.count
             var published: [Checkpoint] = []
             var message = ""
-            do throws(CaptureError) {
+            do throws(CheckpointError) {
                 let result = try repository.importXenStream(
                     .libxl, lineage: lineage, published: { published.append($0) },
                     source: XenImportTests.source(bytes[..<cut]))
@@ -166,7 +166,7 @@ import VarveTestSupport
         var maker = StreamMaker.guest(
             isPV: false, wrapper: .libxc, epochCount: 2, pageCount: 40, &random)
         maker.record(0x55)
-        let error = #expect(throws: CaptureError.self) {
+        let error = #expect(throws: CheckpointError.self) {
             try repository.importXenStream(
                 .libxc, lineage: "web", source: XenImportTests.source(maker.bytes[...]))
         }
@@ -201,7 +201,7 @@ import VarveTestSupport
         }
         for format in [ExportFormat.xl(configuration: nil), .libxc, .elf] {
             var isTouched = false
-            let error = #expect(throws: CaptureError.self) {
+            let error = #expect(throws: CheckpointError.self) {
                 try repository.export(checkpoint, as: format) { _ in
                     isTouched = true
                 }

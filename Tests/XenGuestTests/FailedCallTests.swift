@@ -42,7 +42,8 @@ import XenStream
                 try body()
             } catch {
                 thrown += 1
-                let message = (error as? CaptureError)?.message ?? (error as? GuestError)?.message
+                let message =
+                    (error as? CheckpointError)?.message ?? (error as? GuestError)?.message
                 #expect(isSentence(message ?? ""), "\(error)")
             }
             let isOver = scene.xen.with { $0.fault != nil }

@@ -131,7 +131,7 @@ func failure(
         Issue.record("nothing was thrown", sourceLocation: location)
         return nil
     } catch {
-        let found = (error as? CaptureError)?.guestError ?? error as? GuestError
+        let found = (error as? CheckpointError)?.guestError ?? error as? GuestError
         #expect(isSentence(found?.message ?? ""), "\(error)", sourceLocation: location)
         return found
     }

@@ -128,7 +128,7 @@ import XenStream
         let checkpoint = try scene.capture().checkpoint
         scene.write()
         scene.xen.with(Scene.number) { $0.isStuck = true }
-        let error = #expect(throws: CaptureError.self) {
+        let error = #expect(throws: CheckpointError.self) {
             try scene.session?.revert(to: checkpoint)
         }
         #expect(error?.message.contains("has not set its timer") == true)

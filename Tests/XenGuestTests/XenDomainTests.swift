@@ -35,7 +35,7 @@ import VarveTestSupport
             do {
                 _ = try scene.capture("round \(round)")
                 published += 1
-            } catch let error as CaptureError {
+            } catch let error as CheckpointError {
                 // A page was removed between the log and the copy, without a record in the log.
                 #expect(error.message.contains("take the checkpoint again"))
                 #expect(isSentence(error.message))

@@ -27,7 +27,7 @@ struct CaptureOperation: ~Copyable {
     /// Takes a checkpoint up to the point where the guest runs again.
     static func run(
         _ session: CaptureSession, label: Label?, _ control: WorkControl
-    ) throws(CaptureError) -> PendingCapture {
+    ) throws(CheckpointError) -> PendingCapture {
         let taken = TakenPages()
         let job = session.pipeline.begin(control) {
             [memory = session.state, keeper = session.keeper] job, result in
@@ -46,7 +46,7 @@ struct CaptureOperation: ~Copyable {
         } catch {
             // The pages go back now: the pipeline may not get to this job for long, if the disk of
             // an earlier one stands still.
-            let failure = CaptureError(wrapping: error)
+            let failure = CheckpointError(wrapping: error)
             let unsaved = taken.pages(after: failure)
             session.state.mergeBack(unsaved.pages, comparesAll: unsaved.comparesAll)
             job.abort(failure)
@@ -107,8 +107,8 @@ struct CaptureOperation: ~Copyable {
         takeAll()
     }
 
-    private func poolTooSmall() -> CaptureError {
-        CaptureError(
+    private func poolTooSmall() -> CheckpointError {
+        CheckpointError(
             .poolTooSmall,
             "\(counted(dirty.count, "page")) dirty in the pause, but the staging pool holds "
                 + "\(session.pipeline.pool.pageCount); give the session a larger poolByteCount")
@@ -236,7 +236,7 @@ struct CaptureOperation: ~Copyable {
 
     /// Waits until the pool has room for what is expected in the pause and some more, and allocates
     /// what grows with the guest's size.
-    private mutating func makeRoom(for expected: Int) throws(CaptureError) -> PauseRoom {
+    private mutating func makeRoom(for expected: Int) throws(CheckpointError) -> PauseRoom {
         let wanted = expected + session.options.auditPageCount
         let pages = wanted + wanted / 4 + 2 * StagingPool.slotPageCount
         try session.pipeline.pool.waitForFree(pages / StagingPool.slotPageCount + 1, control)

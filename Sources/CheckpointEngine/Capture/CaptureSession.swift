@@ -80,7 +80,7 @@ public final class CaptureSession: Sendable {
     public init(
         of guest: any Guest, in repository: Repository, lineage: LineageName,
         parent: Checkpoint? = nil, options: CaptureOptions = CaptureOptions()
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         do {
             try repository.checkNames(lineage: lineage, label: nil)
             claim = try guest.claim()
@@ -101,7 +101,7 @@ public final class CaptureSession: Sendable {
                 throw error
             }
         } catch {
-            throw CaptureError(wrapping: error)
+            throw CheckpointError(wrapping: error)
         }
         self.guest = guest
         self.lineage = lineage
@@ -132,8 +132,8 @@ public final class CaptureSession: Sendable {
     ///     with pages.
     public func capture(
         label: Label? = nil, cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
-    ) throws(CaptureError) -> CaptureResult {
-        try retryingAfterAudit { () throws(CaptureError) in
+    ) throws(CheckpointError) -> CaptureResult {
+        try retryingAfterAudit { () throws(CheckpointError) in
             try begin(label: label, cancellation: cancellation, progress: progress).ended()
         }
     }
@@ -146,7 +146,7 @@ public final class CaptureSession: Sendable {
     /// `capture` is, and `cancellation` also ends the capture after this has returned.
     public func begin(
         label: Label? = nil, cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
-    ) throws(CaptureError) -> PendingCapture {
+    ) throws(CheckpointError) -> PendingCapture {
         let control = control(
             "the capture was cancelled; the guest runs, and the next capture takes its pages",
             cancellation, progress)
@@ -154,7 +154,7 @@ public final class CaptureSession: Sendable {
             do throws(RepositoryError) {
                 try pipeline.repository.checkNames(lineage: lineage, label: label)
             } catch {
-                throw CaptureError(error)
+                throw CheckpointError(error)
             }
         }
         try takeTurn(control)
@@ -187,8 +187,8 @@ public final class CaptureSession: Sendable {
     /// Runs `capture`, and once more if an audit found that the log cannot be relied on: that one
     /// compares every page.
     private func retryingAfterAudit(
-        _ capture: () throws(CaptureError) -> CaptureResult
-    ) throws(CaptureError) -> CaptureResult {
+        _ capture: () throws(CheckpointError) -> CaptureResult
+    ) throws(CheckpointError) -> CaptureResult {
         do {
             return try capture()
         } catch {
@@ -239,9 +239,9 @@ public final class CaptureSession: Sendable {
         claim.release()
     }
 
-    static let closed = CaptureError(.closed, "the session is closed; begin another one")
+    static let closed = CheckpointError(.closed, "the session is closed; begin another one")
 
-    func takeTurn(_ control: WorkControl) throws(CaptureError) {
+    func takeTurn(_ control: WorkControl) throws(CheckpointError) {
         try control.checkCapture()
         let isMine: Void? = turn.wait(until: control.cancellation) { isTaken -> Void? in
             guard !isTaken else { return nil }
@@ -290,10 +290,10 @@ public final class PendingCapture: Sendable {
     /// Waits until the checkpoint is durable, or the capture failed and its pages are merged back.
     ///
     /// Blocks. Harmless when called again: each call has the same result.
-    public func wait() throws(CaptureError) -> CaptureResult { try ended() }
+    public func wait() throws(CheckpointError) -> CaptureResult { try ended() }
 
     /// The same without blocking a thread; if the task is cancelled, so is the capture.
-    public func wait() async throws(CaptureError) -> CaptureResult {
+    public func wait() async throws(CheckpointError) -> CaptureResult {
         await withTaskCancellationHandler {
             await withCheckedContinuation { continuation in
                 job.whenEnded { continuation.resume() }
@@ -305,7 +305,7 @@ public final class PendingCapture: Sendable {
     }
 
     /// Blocks until it has ended.
-    func ended() throws(CaptureError) -> CaptureResult {
+    func ended() throws(CheckpointError) -> CaptureResult {
         CaptureResult(
             checkpoint: try job.wait(), dirtyPageCount: facts.dirtyPageCount,
             copiedPageCount: facts.copiedPageCount, pausedPageCount: facts.pausedPageCount,

@@ -22,14 +22,14 @@ public struct CheckpointSchedule: Sendable {
     }
 
     /// Throws `invalidOption` if a time or count is negative.
-    package func check() throws(CaptureError) {
+    package func check() throws(CheckpointError) {
         let times = Duration.zero...OptionCheck.longest
         do throws(RepositoryError) {
             try OptionCheck.check("interval", interval, in: times)
             if let countMax { try OptionCheck.check("countMax", countMax, in: 0...Int.max) }
             if let timeMax { try OptionCheck.check("timeMax", timeMax, in: times) }
         } catch {
-            throw CaptureError(error)
+            throw CheckpointError(error)
         }
     }
 }

@@ -16,16 +16,16 @@ package enum History {
     package static func check(
         _ newest: Checkpoint?, of repository: Repository, _ options: CaptureOptions,
         difference: (GuestState) -> String?
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         guard let newest, !options.acceptsGuestChange else { return }
         let state: GuestState
         do throws(RepositoryError) {
             state = try repository.state(of: newest)
         } catch {
-            throw CaptureError(error)
+            throw CheckpointError(error)
         }
         guard let difference = difference(state) else { return }
-        throw CaptureError(
+        throw CheckpointError(
             GuestError(
                 code: .anotherGuest,
                 message: "lineage '\(newest.lineage)' is another guest's: \(difference); name "

@@ -29,7 +29,7 @@ public final class PeriodicCapture: Sendable {
         ///
         /// If the error has an `audit`, the dirty log missed pages: nothing was published, and the
         /// next capture compares every page.
-        case failed(CaptureError)
+        case failed(CheckpointError)
     }
 
     /// What the handler wants next.
@@ -56,13 +56,13 @@ public final class PeriodicCapture: Sendable {
     public init(
         of session: CaptureSession, _ schedule: CheckpointSchedule,
         handler: @escaping @Sendable (Event) -> Decision
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         core = Core(session, schedule, handler)
         try schedule.check()
         do throws(RepositoryError) {
             try core.start()
         } catch {
-            throw CaptureError(error)
+            throw CheckpointError(error)
         }
     }
 
@@ -144,7 +144,7 @@ private final class Core: Sendable {
     }
 
     private func begin(lateness: Duration) -> Pending? {
-        do throws(CaptureError) {
+        do throws(CheckpointError) {
             let capture = try session.begin()
             tell(.taken(capture, lateness: lateness))
             return Pending(capture: capture, lateness: lateness)
@@ -159,7 +159,7 @@ private final class Core: Sendable {
     private func settle(_ pending: inout Pending?) {
         guard let settled = pending else { return }
         pending = nil
-        do throws(CaptureError) {
+        do throws(CheckpointError) {
             tell(.published(try settled.capture.wait(), lateness: settled.lateness))
         } catch {
             tell(.failed(error))

@@ -50,7 +50,7 @@ extension Repository {
         lineage: LineageName, label: Label? = nil, options: CaptureOptions = CaptureOptions(),
         cancellation: Cancellation? = nil, progress: ProgressHandler? = nil,
         read: (UnsafeMutableRawBufferPointer) throws -> Int
-    ) throws(CaptureError) -> Checkpoint {
+    ) throws(CheckpointError) -> Checkpoint {
         let control = StreamImport.control(cancellation, progress)
         return try importImage(lineage: lineage, label: label, options: options, control) {
             try ImageStaging.stageAll($0, control, read)
@@ -76,7 +76,7 @@ extension Repository {
         _ image: some ImageSource, lineage: LineageName, label: Label? = nil,
         options: CaptureOptions = CaptureOptions(), cancellation: Cancellation? = nil,
         progress: ProgressHandler? = nil
-    ) throws(CaptureError) -> Checkpoint {
+    ) throws(CheckpointError) -> Checkpoint {
         let control = StreamImport.control(cancellation, progress)
         return try importImage(lineage: lineage, label: label, options: options, control) {
             (stream) throws in
@@ -107,11 +107,11 @@ extension Repository {
     private func importImage(
         lineage: LineageName, label: Label?, options: CaptureOptions, _ control: WorkControl,
         _ stage: (StreamImport) throws -> Void
-    ) throws(CaptureError) -> Checkpoint {
+    ) throws(CheckpointError) -> Checkpoint {
         do throws(RepositoryError) {
             try options.check()
         } catch {
-            throw CaptureError(error)
+            throw CheckpointError(error)
         }
         var options = options
         // No guest is paused meanwhile: a small pool keeps the data in the caches.
@@ -168,9 +168,9 @@ private enum ImageStaging {
         try check(pageCount: pageCount, against: stream.parent)
     }
 
-    static func check(byteCount: Int) throws(CaptureError) {
+    static func check(byteCount: Int) throws(CheckpointError) {
         guard byteCount % Page.byteCount == 0 else {
-            throw CaptureError(
+            throw CheckpointError(
                 .sizeMismatch,
                 "the image has \(counted(byteCount, "byte")), which is not a multiple of "
                     + "\(Page.byteCount); it "
@@ -181,16 +181,16 @@ private enum ImageStaging {
     /// An image must have pages, and as many as its lineage's newest checkpoint.
     static func check(
         pageCount: Int, against parent: Checkpoint?
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         guard pageCount > 0 else {
-            throw CaptureError(.sizeMismatch, "the image is empty; there is nothing to import")
+            throw CheckpointError(.sizeMismatch, "the image is empty; there is nothing to import")
         }
         guard UInt64(pageCount) <= PageMap.frameEndMax else {
-            throw CaptureError(
+            throw CheckpointError(
                 .sizeMismatch, "the image has \(pageCount) pages, and at most 2^32 can be imported")
         }
         guard let parent, pageCount != parent.pageCount else { return }
-        throw CaptureError(
+        throw CheckpointError(
             .sizeMismatch,
             "the image is \(pageCount > parent.pageCount ? "larger" : "smaller") than the "
                 + "\(parent.pageCount * Page.byteCount) bytes of lineage '\(parent.lineage)'; name "

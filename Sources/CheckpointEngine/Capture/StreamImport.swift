@@ -40,7 +40,7 @@ public final class StreamImport {
         into repository: Repository, lineage: LineageName,
         options: CaptureOptions = CaptureOptions(),
         cancellation: Cancellation? = nil
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         try self.init(
             into: repository, lineage: lineage, options: options,
             StreamImport.control(cancellation))
@@ -57,14 +57,14 @@ public final class StreamImport {
     package init(
         into repository: Repository, lineage: LineageName, options: CaptureOptions,
         _ control: WorkControl
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         do throws(RepositoryError) {
             try repository.checkNames(lineage: lineage, label: nil)
             parent = try repository.newest(ofLineage: lineage)
             pipeline = try CheckpointPipeline(
                 repository: repository, parent: parent, options: options)
         } catch {
-            throw CaptureError(error)
+            throw CheckpointError(error)
         }
         self.lineage = lineage
         self.control = control
@@ -98,8 +98,8 @@ public final class StreamImport {
     ///   - contents: 4096 bytes for each; they are copied.
     public func write(
         _ frames: Span<PageFrameNumber>, _ contents: RawSpan
-    ) throws(CaptureError) {
-        try contents.withUnsafeBytes { (bytes) throws(CaptureError) in
+    ) throws(CheckpointError) {
+        try contents.withUnsafeBytes { (bytes) throws(CheckpointError) in
             precondition(bytes.count == frames.count * Page.byteCount, "4096 bytes for each frame")
             for index in frames.indices {
                 let start = index * Page.byteCount
@@ -110,7 +110,7 @@ public final class StreamImport {
     }
 
     /// Submits a frame of zeros.
-    public func writeZero(_ frame: PageFrameNumber) throws(CaptureError) {
+    public func writeZero(_ frame: PageFrameNumber) throws(CheckpointError) {
         try append(frame, nil)
     }
 
@@ -121,9 +121,9 @@ public final class StreamImport {
 
     private func append(
         _ frame: PageFrameNumber, _ page: UnsafeRawBufferPointer?
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         guard frame.rawValue < PageMap.frameEndMax else {
-            throw CaptureError(
+            throw CheckpointError(
                 .sizeMismatch,
                 "the guest has frame \(frame), but only frames below 2^32 can be checkpointed")
         }
@@ -151,7 +151,7 @@ public final class StreamImport {
         }
     }
 
-    private func takeSlot() throws(CaptureError) -> StagingPool.Slot {
+    private func takeSlot() throws(CheckpointError) -> StagingPool.Slot {
         if let slot { return slot }
         let taken = try pipeline.pool.take(control)
         slot = taken
@@ -188,7 +188,7 @@ public final class StreamImport {
     ///   - filling: reads some of them into memory.
     func submit(
         _ range: PageRange, filling: @escaping StagedBatch.Filling
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         if let failure = openJob().failure { throw failure }
         let slot = try pipeline.pool.take(control)
         populated.insert(range)
@@ -196,7 +196,7 @@ public final class StreamImport {
     }
 
     /// Submits zero frames, none submitted before.
-    func submitZeros(_ range: PageRange) throws(CaptureError) {
+    func submitZeros(_ range: PageRange) throws(CheckpointError) {
         if let failure = openJob().failure { throw failure }
         populated.insert(range)
         // Frames that were never submitted are already zero.
@@ -205,7 +205,7 @@ public final class StreamImport {
     }
 
     /// Waits until workers have processed everything that was submitted.
-    func drain() throws(CaptureError) {
+    func drain() throws(CheckpointError) {
         try openJob().drain()
     }
 
@@ -218,7 +218,7 @@ public final class StreamImport {
     ///   - state: the guest's state other than memory.
     public func publish(
         label: Label? = nil, state: GuestState = .empty
-    ) throws(CaptureError) -> Checkpoint {
+    ) throws(CheckpointError) -> Checkpoint {
         try check(label: label)
         flush()
         let job = openJob()
@@ -243,12 +243,12 @@ public final class StreamImport {
     /// Abandons what was submitted since the last checkpoint, and returns the reason.
     ///
     /// - Returns: the first failure: the pipeline's own, if that came earlier.
-    func abandon(_ error: any Error) -> CaptureError {
-        let failure = CaptureError(wrapping: error)
+    func abandon(_ error: any Error) -> CheckpointError {
+        let failure = CheckpointError(wrapping: error)
         guard let job else { return failure }
         self.job = nil
         job.abort(failure)
-        do throws(CaptureError) {
+        do throws(CheckpointError) {
             _ = try job.wait()
             return failure
         } catch {
@@ -258,11 +258,11 @@ public final class StreamImport {
 
     /// Throws unless a checkpoint of this import may have a label; called before anything is
     /// submitted.
-    package func check(label: Label?) throws(CaptureError) {
+    package func check(label: Label?) throws(CheckpointError) {
         do throws(RepositoryError) {
             try pipeline.repository.checkNames(lineage: lineage, label: label)
         } catch {
-            throw CaptureError(error)
+            throw CheckpointError(error)
         }
     }
 

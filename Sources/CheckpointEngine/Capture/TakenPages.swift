@@ -46,7 +46,7 @@ final class TakenPages: Sendable {
     }
 
     /// What goes back after a failure: after a missed page, every page is in doubt.
-    func pages(after error: CaptureError) -> UnsavedPages {
+    func pages(after error: CheckpointError) -> UnsavedPages {
         var pages = unsaved.withLock { $0 }
         if error.code == .auditMissed { pages.comparesAll = true }
         return pages

@@ -15,11 +15,11 @@ struct BatchEncoder: ~Copyable {
     private var classifier = PageClassifier()
 
     /// Fails if there is no memory for a compressor.
-    init() throws(CaptureError) {
+    init() throws(CheckpointError) {
         do throws(RepositoryError) {
             storer = try PageStorer()
         } catch {
-            throw CaptureError(error)
+            throw CheckpointError(error)
         }
     }
 
@@ -27,7 +27,7 @@ struct BatchEncoder: ~Copyable {
     mutating func encode(
         _ batch: StagedBatch, level: CompressionLevel, draft: CheckpointDraft,
         transaction: CheckpointTransaction
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         if batch.isZero {
             for run in batch.runs { draft.updateZeros(run) }
             return
@@ -40,7 +40,7 @@ struct BatchEncoder: ~Copyable {
                 UnsafeRawBufferPointer(batch.slot.bytes), of: frames.span,
                 holding: contents.span, level: level, draft: draft, transaction: transaction)
         } catch {
-            throw CaptureError(wrapping: error)
+            throw CheckpointError(wrapping: error)
         }
     }
 

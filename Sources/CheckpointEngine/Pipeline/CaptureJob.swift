@@ -24,8 +24,8 @@ final class CaptureJob: Sendable {
         var isHandedOver = false
         /// True if the capture thread has ended it, which takes its pages back itself.
         var isAborted = false
-        var failure: CaptureError?
-        var result: Result<Checkpoint, CaptureError>?
+        var failure: CheckpointError?
+        var result: Result<Checkpoint, CheckpointError>?
         var audit: CaptureAudit?
         var machine = CaptureMachine()
         /// Called when the result is known.
@@ -42,11 +42,11 @@ final class CaptureJob: Sendable {
     /// The session's failure count when the job began.
     let generation: UInt64
     /// Called on the pipeline's thread when it has ended, before any waiting thread is told.
-    let ended: @Sendable (CaptureJob, Result<Checkpoint, CaptureError>) -> Void
+    let ended: @Sendable (CaptureJob, Result<Checkpoint, CheckpointError>) -> Void
 
     init(
         generation: UInt64, control: WorkControl,
-        ended: @escaping @Sendable (CaptureJob, Result<Checkpoint, CaptureError>) -> Void
+        ended: @escaping @Sendable (CaptureJob, Result<Checkpoint, CheckpointError>) -> Void
     ) {
         self.generation = generation
         self.control = control
@@ -78,7 +78,7 @@ final class CaptureJob: Sendable {
     }
 
     /// Waits until every submitted batch was encoded; throws if one could not be.
-    func drain() throws(CaptureError) {
+    func drain() throws(CheckpointError) {
         state.wait { $0.isDrained ? () : nil }
         if let failure { throw failure }
     }
@@ -92,7 +92,7 @@ final class CaptureJob: Sendable {
     }
 
     /// Ends the job from the capture thread, which submits nothing more.
-    func abort(_ error: CaptureError) {
+    func abort(_ error: CheckpointError) {
         fail(error)
         state.change { state in
             state.isHandedOver = true
@@ -104,7 +104,7 @@ final class CaptureJob: Sendable {
     var isAborted: Bool { state.read { $0.isAborted } }
 
     /// Ends the job with an error: what is staged is dropped.
-    func fail(_ error: CaptureError) {
+    func fail(_ error: CheckpointError) {
         state.change { state in
             if state.failure == nil && state.result == nil { state.failure = error }
             state.openBatchCount -= state.batches.count
@@ -116,13 +116,13 @@ final class CaptureJob: Sendable {
     var audit: CaptureAudit? { state.read { $0.audit } }
 
     /// Throws if it has failed or is to end.
-    func check() throws(CaptureError) {
+    func check() throws(CheckpointError) {
         if let failure { throw failure }
         try control.checkCapture()
     }
 
     /// Sets the result, and tells it to those who wait.
-    func end(_ result: Result<Checkpoint, CaptureError>) {
+    func end(_ result: Result<Checkpoint, CheckpointError>) {
         let waiting = state.change { state in
             state.result = result
             defer { state.waiting = [] }
@@ -142,10 +142,10 @@ final class CaptureJob: Sendable {
     }
 
     /// The failure so far, if any.
-    var failure: CaptureError? { state.read { $0.failure } }
+    var failure: CheckpointError? { state.read { $0.failure } }
 
     /// Waits for the end.
-    func wait() throws(CaptureError) -> Checkpoint {
+    func wait() throws(CheckpointError) -> Checkpoint {
         try state.wait { $0.result }.get()
     }
 }

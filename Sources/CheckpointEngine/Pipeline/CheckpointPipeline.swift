@@ -155,7 +155,7 @@ final class CheckpointPipeline: Sendable {
     /// - Parameter control: ends it as a failure does, until it is published.
     func begin(
         _ control: WorkControl,
-        ended: @escaping @Sendable (CaptureJob, Result<Checkpoint, CaptureError>) -> Void
+        ended: @escaping @Sendable (CaptureJob, Result<Checkpoint, CheckpointError>) -> Void
     ) -> CaptureJob {
         progress.change { progress in
             let job = CaptureJob(
@@ -170,7 +170,7 @@ final class CheckpointPipeline: Sendable {
     var openJobCount: Int { progress.read { $0.openCount } }
 
     /// Waits until at most `count` jobs have not ended.
-    func waitForJobs(atMost count: Int, _ control: WorkControl) throws(CaptureError) {
+    func waitForJobs(atMost count: Int, _ control: WorkControl) throws(CheckpointError) {
         let isReached: Void? = progress.wait(until: control.cancellation) {
             $0.openCount <= count ? () : nil
         }
@@ -231,7 +231,7 @@ final class CheckpointPipeline: Sendable {
                 try checkPredecessors(of: job)
                 try encode(job, interval: lastStart.map { start - $0 })
             } catch {
-                let failure = CaptureError(wrapping: error)
+                let failure = CheckpointError(wrapping: error)
                 job.fail(failure)
                 // The capture thread may still be submitting: wait until it has noticed.
                 job.state.wait { $0.isHandedOver ? () : nil }
@@ -246,9 +246,9 @@ final class CheckpointPipeline: Sendable {
     /// The level that the next checkpoint is compressed at.
     var level: CompressionLevel { levelControl.withLock { $0.level } }
 
-    private func checkPredecessors(of job: CaptureJob) throws(CaptureError) {
+    private func checkPredecessors(of job: CaptureJob) throws(CheckpointError) {
         guard job.generation == progress.read({ $0.failureCount }) else {
-            throw CaptureError(
+            throw CheckpointError(
                 .predecessorFailed,
                 "an earlier capture failed after this one had begun; take it again, the next "
                     + "capture has the pages of both")
@@ -256,7 +256,7 @@ final class CheckpointPipeline: Sendable {
     }
 
     /// Records the result of a job.
-    private func end(_ job: CaptureJob, _ result: Result<Checkpoint, CaptureError>) {
+    private func end(_ job: CaptureJob, _ result: Result<Checkpoint, CheckpointError>) {
         job.state.change { state in
             switch result {
             case .success: state.machine.publish()
@@ -316,7 +316,7 @@ final class CheckpointPipeline: Sendable {
 
     /// Returns false if the job is to end; it has then failed.
     private func goesOn(_ job: CaptureJob) -> Bool {
-        do throws(CaptureError) {
+        do throws(CheckpointError) {
             try job.check()
             return true
         } catch {
@@ -341,7 +341,7 @@ final class CheckpointPipeline: Sendable {
     /// Hands a job's batches to the workers until it is complete and all are encoded.
     private func encodeBatches(
         _ job: CaptureJob, _ draft: CheckpointDraft, _ transaction: CheckpointTransaction
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         let level = level
         busy.withLock { $0 = .zero }
         while true {
@@ -365,17 +365,17 @@ final class CheckpointPipeline: Sendable {
     /// Compares pages that the log called clean; a miss fails the job before it is published.
     private func audit(
         _ job: CaptureJob, _ completion: CaptureJob.Completion, _ draft: CheckpointDraft
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         guard let audit = completion.audit?.compare(with: draft) else { return }
         job.state.change { $0.audit = audit }
-        if audit.missedPageCount > 0 { throw CaptureError(audit) }
+        if audit.missedPageCount > 0 { throw CheckpointError(audit) }
     }
 
     // MARK: - The publisher
 
     private func runPublisher() {
         while let publication = publications.peek() {
-            do throws(CaptureError) {
+            do throws(CheckpointError) {
                 published.send(try publish(publication))
             } catch {
                 // In the order in which they began; nothing is prepared before the outcome is
@@ -388,7 +388,7 @@ final class CheckpointPipeline: Sendable {
         published.close()
     }
 
-    private func publish(_ publication: Publication) throws(CaptureError) -> Published {
+    private func publish(_ publication: Publication) throws(CheckpointError) -> Published {
         let start = ContinuousClock.now
         do throws(RepositoryError) {
             let published = try publication.transaction.publish(publication.prepared)
@@ -402,7 +402,7 @@ final class CheckpointPipeline: Sendable {
         } catch {
             publication.transaction.abandon()
             base.withLock { $0.map = nil }
-            let failure = CaptureError(error)
+            let failure = CheckpointError(error)
             publication.job.fail(failure)
             throw failure
         }
@@ -435,7 +435,7 @@ final class CheckpointPipeline: Sendable {
 
     private func runWorker() {
         while true {
-            do throws(CaptureError) {
+            do throws(CheckpointError) {
                 var encoder = try BatchEncoder()
                 while let task = tasks.receive() { work(on: task, &encoder) }
                 return
@@ -448,10 +448,10 @@ final class CheckpointPipeline: Sendable {
     }
 
     private func work(on task: Task, _ encoder: inout BatchEncoder) {
-        var failure: CaptureError?
+        var failure: CheckpointError?
         if task.job.failure == nil {
             let start = ContinuousClock.now
-            do throws(CaptureError) {
+            do throws(CheckpointError) {
                 try encoder.encode(
                     task.batch, level: task.level, draft: task.draft, transaction: task.transaction)
             } catch {
@@ -463,7 +463,7 @@ final class CheckpointPipeline: Sendable {
         finish(task, failure: failure)
     }
 
-    private func finish(_ task: Task, failure: CaptureError?) {
+    private func finish(_ task: Task, failure: CheckpointError?) {
         if let failure { task.job.fail(failure) }
         task.job.state.update { state in
             state.openBatchCount -= 1

@@ -83,7 +83,7 @@ final class StagingPool: Sendable {
     }
 
     /// Takes a slot; blocks until one is free, and fails if the work is to end.
-    func take(_ control: WorkControl) throws(CaptureError) -> Slot {
+    func take(_ control: WorkControl) throws(CheckpointError) -> Slot {
         try control.checkCapture()
         let index = free.wait(until: control.cancellation) { $0.slots.popLast() }
         guard let index else { throw control.cancelledCapture }
@@ -94,7 +94,7 @@ final class StagingPool: Sendable {
     ///
     /// The slots taken next then have memory: a page that the kernel must first allocate and clear
     /// costs more than copying into it, and that must not happen in the pause.
-    func waitForFree(_ count: Int, _ control: WorkControl) throws(CaptureError) {
+    func waitForFree(_ count: Int, _ control: WorkControl) throws(CheckpointError) {
         let isFree: Void? = free.wait(until: control.cancellation) { free -> Void? in
             guard free.slots.count >= min(count, slotCount) else { return nil }
             for index in free.slots.suffix(count) where !free.isTouched[index] {

@@ -2,14 +2,14 @@ import PackStore
 
 extension WorkControl {
     /// The error of a capture or an import that was cancelled.
-    var cancelledCapture: CaptureError { CaptureError(cancelled) }
+    var cancelledCapture: CheckpointError { CheckpointError(cancelled) }
 
     /// Throws `cancelled` if the capture or import is to end.
-    func checkCapture() throws(CaptureError) {
+    func checkCapture() throws(CheckpointError) {
         do throws(RepositoryError) {
             try check()
         } catch {
-            throw CaptureError(error)
+            throw CheckpointError(error)
         }
     }
 }

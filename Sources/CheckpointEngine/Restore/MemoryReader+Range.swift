@@ -22,13 +22,13 @@ extension MemoryReader {
     ///   - destination: exactly as long as the range, 4096 bytes per frame.
     public func read(
         _ range: PageRange, into destination: inout MutableRawSpan
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         precondition(
             destination.byteCount == range.byteCount, "the destination is as long as the range")
         do {
             try destination.withUnsafeMutableBytes { try read(range, $0) }
         } catch {
-            throw CaptureError(wrapping: error)
+            throw CheckpointError(wrapping: error)
         }
     }
 
@@ -41,14 +41,14 @@ extension MemoryReader {
     ///   - destination: as long as the bytes to read.
     public func readBytes(
         at address: UInt64, into destination: inout MutableRawSpan
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         let pageByteCount = UInt64(Page.byteCount)
         guard destination.byteCount > 0 else { return }
         var frame = address / pageByteCount
         let skipped = Int(address % pageByteCount)
         let pageCount = (UInt64(destination.byteCount) + UInt64(skipped)) / pageByteCount + 1
         guard pageCount <= PageRange.frameLimit - frame else {
-            throw CaptureError(
+            throw CheckpointError(
                 .sizeMismatch,
                 "\(destination.byteCount) bytes from address 0x\(String(address, radix: 16)) on "
                     + "end beyond 2^64; request less")
@@ -66,7 +66,7 @@ extension MemoryReader {
                 }
             }
         } catch {
-            throw CaptureError(wrapping: error)
+            throw CheckpointError(wrapping: error)
         }
     }
 

@@ -25,13 +25,13 @@ public struct MemoryReader {
     public let state: GuestState
 
     /// Reads the checkpoint's page map and state.
-    public init(_ checkpoint: Checkpoint, from repository: Repository) throws(CaptureError) {
+    public init(_ checkpoint: Checkpoint, from repository: Repository) throws(CheckpointError) {
         do throws(RepositoryError) {
             lease = try repository.lease([checkpoint.id])
             map = try repository.pageMap(of: checkpoint).map
             state = try repository.state(of: checkpoint)
         } catch {
-            throw CaptureError(error)
+            throw CheckpointError(error)
         }
         self.repository = repository
         self.checkpoint = checkpoint
@@ -95,14 +95,14 @@ public struct MemoryReader {
     public func read(
         cancellation: Cancellation? = nil, progress: ProgressHandler? = nil,
         deliver: (_ runs: [PageRange], _ contents: UnsafeRawBufferPointer) throws -> Void
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         let control = WorkControl(
             "reading the checkpoint was cancelled; a part of it was delivered", cancellation,
             progress)
         do {
             try read(control, deliver)
         } catch {
-            throw CaptureError(wrapping: error)
+            throw CheckpointError(wrapping: error)
         }
     }
 
@@ -157,10 +157,10 @@ public struct MemoryReader {
         let result: Result
 
         final class Result: Sendable {
-            let value = Mutex<Swift.Result<Window, CaptureError>?>(nil)
+            let value = Mutex<Swift.Result<Window, CheckpointError>?>(nil)
         }
 
-        func wait() throws(CaptureError) -> Window {
+        func wait() throws(CheckpointError) -> Window {
             thread?.join()
             guard let result = result.value.withLock({ $0 }) else {
                 preconditionFailure("a thread that has ended has set its result")
@@ -186,12 +186,12 @@ public struct MemoryReader {
         }
         let supply = PageSupply(repository: repository, checkpoint: checkpoint)
         let fill = { @Sendable [pages] in
-            let outcome: Swift.Result<Window, CaptureError>
+            let outcome: Swift.Result<Window, CheckpointError>
             do {
                 _ = try supply.read(pages, into: window)
                 outcome = .success(window)
             } catch {
-                outcome = .failure(CaptureError(wrapping: error))
+                outcome = .failure(CheckpointError(wrapping: error))
             }
             result.value.withLock { $0 = outcome }
         }

@@ -34,7 +34,7 @@ extension Repository {
     public func restore(
         _ checkpoint: Checkpoint, into guest: any WritableGuest,
         cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
-    ) throws(CaptureError) -> RestoreResult {
+    ) throws(CheckpointError) -> RestoreResult {
         let control = WorkControl(
             "the restore was cancelled; the guest holds part of the checkpoint and must not run",
             cancellation, progress)
@@ -63,7 +63,7 @@ extension Repository {
                 writtenPageCount: total - zeroPages, mapsRead: mapsRead, bytesRead: bytesRead,
                 root: checkpoint.root)
         } catch {
-            throw CaptureError(wrapping: error)
+            throw CheckpointError(wrapping: error)
         }
     }
 }

@@ -52,9 +52,9 @@ extension CaptureSession {
     public func revert(
         to checkpoint: Checkpoint, cancellation: Cancellation? = nil,
         progress: ProgressHandler? = nil
-    ) throws(CaptureError) -> RevertResult {
+    ) throws(CheckpointError) -> RevertResult {
         guard let writable = guest as? any WritableGuest else {
-            throw CaptureError(
+            throw CheckpointError(
                 GuestError(code: .unsupported, message: "this guest cannot be written in place"))
         }
         let control = control(
@@ -68,7 +68,7 @@ extension CaptureSession {
                 session: self, guest: writable, target: checkpoint, control
             ).run()
         } catch {
-            throw CaptureError(wrapping: error)
+            throw CheckpointError(wrapping: error)
         }
     }
 }
@@ -281,7 +281,7 @@ private struct RevertOperation {
             try guest.restoreState(guestState)
         } catch {
             session.state.mergeBack(DirtyBitmap(), comparesAll: true)
-            throw CaptureError(
+            throw CheckpointError(
                 .guest,
                 "the revert to \(target.id.short) failed after writing \(counted(written, "page")) "
                     + "(\(error)); the guest runs with part of them; revert again or restore it")

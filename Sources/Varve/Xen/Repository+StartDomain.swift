@@ -41,12 +41,12 @@ extension Repository {
     public func startDomain(
         from checkpoint: Checkpoint, options: XenStartOptions = XenStartOptions(),
         cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
-    ) throws(CaptureError) -> XenHost.Domain {
+    ) throws(CheckpointError) -> XenHost.Domain {
         do {
             return try XenStart(repository: self, checkpoint: checkpoint, options: options)
                 .run(cancellation, progress)
         } catch {
-            throw CaptureError(wrapping: error)
+            throw CheckpointError(wrapping: error)
         }
     }
 }
@@ -84,7 +84,7 @@ private struct XenStart {
         }
         let status = process.wait()
         // xl's messages explain a pipe that it closed.
-        if let failure, !((failure as? CaptureError)?.cause is GuestError) { throw failure }
+        if let failure, !((failure as? CheckpointError)?.cause is GuestError) { throw failure }
         guard status == 0, failure == nil else {
             let lines = process.collectedLines.filter { $0.contains("rror") }
             throw GuestError(

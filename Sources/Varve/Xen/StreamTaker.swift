@@ -20,7 +20,7 @@ final class StreamTaker: DomainTaker {
     init(
         _ guest: XenPVDomain, _ repository: Repository, _ lineage: LineageName,
         _ options: XenCheckpointer.Options
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         self.guest = guest
         self.repository = repository
         self.lineage = lineage
@@ -30,7 +30,7 @@ final class StreamTaker: DomainTaker {
                 try RetentionKeeper(retention, of: repository, lineage: lineage)
             }
         } catch {
-            throw CaptureError(wrapping: error)
+            throw CheckpointError(wrapping: error)
         }
     }
 
@@ -40,7 +40,7 @@ final class StreamTaker: DomainTaker {
 
     func capture(
         _ label: Label?, _ cancellation: Cancellation?, _ progress: ProgressHandler?
-    ) throws(CaptureError) -> XenCheckpointer.Taken {
+    ) throws(CheckpointError) -> XenCheckpointer.Taken {
         let control = WorkControl(
             "the capture was cancelled; the domain runs", cancellation, progress)
         let isMine: Void? = turn.wait(until: cancellation) { isTaken -> Void? in
@@ -48,7 +48,7 @@ final class StreamTaker: DomainTaker {
             isTaken = true
             return ()
         }
-        guard isMine != nil else { throw CaptureError(wrapping: control.cancelled) }
+        guard isMine != nil else { throw CheckpointError(wrapping: control.cancelled) }
         defer { turn.change { $0 = false } }
         return try save(label, .zero, cancellation, progress)
     }
@@ -57,20 +57,21 @@ final class StreamTaker: DomainTaker {
     private func save(
         _ label: Label?, _ lateness: Duration, _ cancellation: Cancellation?,
         _ progress: ProgressHandler?
-    ) throws(CaptureError) -> XenCheckpointer.Taken {
+    ) throws(CheckpointError) -> XenCheckpointer.Taken {
         do {
             var found: Checkpoint?
             let times = try guest.save(.plain) { source in
                 try read(source, label, cancellation, progress) { found = $0 }
             }
             guard let checkpoint = found else {
-                throw CaptureError(.invalidStream, "libxenguest ended its stream without an epoch")
+                throw CheckpointError(
+                    .invalidStream, "libxenguest ended its stream without an epoch")
             }
             return XenCheckpointer.Taken(
                 checkpoint: checkpoint, dirtyPageCount: checkpoint.pageCount,
                 pauseTimes: times.last ?? PauseTimes(), lateness: lateness)
         } catch {
-            throw CaptureError(wrapping: error)
+            throw CheckpointError(wrapping: error)
         }
     }
 
@@ -78,7 +79,7 @@ final class StreamTaker: DomainTaker {
         _ source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int, _ label: Label? = nil,
         _ cancellation: Cancellation? = nil, _ progress: ProgressHandler? = nil,
         published: (Checkpoint) throws -> Void
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         _ = try repository.importXenStream(
             .libxc, lineage: lineage, label: label, configuration: guest.configuration,
             options: options.capture, cancellation: cancellation, progress: progress,
@@ -91,7 +92,7 @@ final class StreamTaker: DomainTaker {
     func run(
         _ schedule: CheckpointSchedule, until stop: Cancellation,
         _ handler: @escaping @Sendable (XenCheckpointer.Event) throws -> Void
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         turn.wait { isTaken -> Void? in
             guard !isTaken else { return nil }
             isTaken = true
@@ -109,7 +110,7 @@ final class StreamTaker: DomainTaker {
                 }
             }
         } catch {
-            throw CaptureError(wrapping: error)
+            throw CheckpointError(wrapping: error)
         }
     }
 

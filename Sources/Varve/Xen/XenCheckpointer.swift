@@ -46,7 +46,7 @@ public final class XenCheckpointer: Sendable {
         case taken(Taken)
         /// An audit found that the dirty log had missed pages: this capture published nothing, and
         /// the next one compares every page. The error says how many.
-        case auditMissed(CaptureError)
+        case auditMissed(CheckpointError)
     }
 
     /// The lineage that checkpoints go to.
@@ -67,7 +67,7 @@ public final class XenCheckpointer: Sendable {
     public convenience init(
         of domain: XenHost.Domain, in repository: Repository, lineage: LineageName,
         options: Options = Options()
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         do {
             if domain.kind == .pv {
                 self.init(
@@ -81,14 +81,14 @@ public final class XenCheckpointer: Sendable {
                     lineage: lineage, options: options)
             }
         } catch {
-            throw CaptureError(wrapping: error)
+            throw CheckpointError(wrapping: error)
         }
     }
 
     /// The same for a PVH domain that the caller has opened.
     package convenience init(
         of domain: XenDomain, in repository: Repository, lineage: LineageName, options: Options
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         self.init(
             lineage, domain.comparesAllBecause,
             LogTaker(
@@ -99,7 +99,7 @@ public final class XenCheckpointer: Sendable {
     /// The same for a PV domain that the caller has opened.
     package convenience init(
         of domain: XenPVDomain, in repository: Repository, lineage: LineageName, options: Options
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         self.init(lineage, nil, try StreamTaker(domain, repository, lineage, options))
     }
 
@@ -124,7 +124,7 @@ public final class XenCheckpointer: Sendable {
     ///     domain.
     public func capture(
         label: Label? = nil, cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
-    ) throws(CaptureError) -> Taken {
+    ) throws(CheckpointError) -> Taken {
         try taker.capture(label, cancellation, progress)
     }
 
@@ -143,7 +143,7 @@ public final class XenCheckpointer: Sendable {
     public func run(
         _ schedule: CheckpointSchedule, cancellation: Cancellation? = nil,
         handler: @escaping @Sendable (Event) throws -> Void
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         try schedule.check()
         let stop = Cancellation(linkedTo: cancellation.map { [$0] } ?? [])
         try taker.run(schedule, until: stop, handler)
@@ -162,8 +162,8 @@ extension XenCheckpointer {
     /// `capture` without blocking a thread of the cooperative pool.
     public func capture(
         label: Label? = nil, cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
-    ) async throws(CaptureError) -> Taken {
-        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+    ) async throws(CheckpointError) -> Taken {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CheckpointError) in
             try self.capture(label: label, cancellation: cancellation, progress: progress)
         }
     }
@@ -173,8 +173,8 @@ extension XenCheckpointer {
     public func run(
         _ schedule: CheckpointSchedule, cancellation: Cancellation? = nil,
         handler: @escaping @Sendable (Event) throws -> Void
-    ) async throws(CaptureError) {
-        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+    ) async throws(CheckpointError) {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CheckpointError) in
             try self.run(schedule, cancellation: cancellation, handler: handler)
         }
     }
@@ -185,8 +185,8 @@ extension Repository {
     public func startDomain(
         from checkpoint: Checkpoint, options: XenStartOptions = XenStartOptions(),
         cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
-    ) async throws(CaptureError) -> XenHost.Domain {
-        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+    ) async throws(CheckpointError) -> XenHost.Domain {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CheckpointError) in
             try self.startDomain(
                 from: checkpoint, options: options, cancellation: cancellation,
                 progress: progress)
@@ -198,12 +198,12 @@ extension Repository {
 protocol DomainTaker: Sendable {
     func capture(
         _ label: Label?, _ cancellation: Cancellation?, _ progress: ProgressHandler?
-    ) throws(CaptureError) -> XenCheckpointer.Taken
+    ) throws(CheckpointError) -> XenCheckpointer.Taken
 
     func run(
         _ schedule: CheckpointSchedule, until stop: Cancellation,
         _ handler: @escaping @Sendable (XenCheckpointer.Event) throws -> Void
-    ) throws(CaptureError)
+    ) throws(CheckpointError)
 
     var retentionReport: RetentionReport? { get }
     func close()
@@ -226,7 +226,7 @@ private final class LogTaker: DomainTaker {
 
     func capture(
         _ label: Label?, _ cancellation: Cancellation?, _ progress: ProgressHandler?
-    ) throws(CaptureError) -> XenCheckpointer.Taken {
+    ) throws(CheckpointError) -> XenCheckpointer.Taken {
         taken(
             try session.capture(label: label, cancellation: cancellation, progress: progress),
             .zero)
@@ -235,12 +235,12 @@ private final class LogTaker: DomainTaker {
     func run(
         _ schedule: CheckpointSchedule, until stop: Cancellation,
         _ handler: @escaping @Sendable (XenCheckpointer.Event) throws -> Void
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         var times = DueTimes(schedule)
         var pending: Pending?
-        var failure: CaptureError?
+        var failure: CheckpointError?
         while failure == nil, let lateness = times.next(until: stop) {
-            do throws(CaptureError) {
+            do throws(CheckpointError) {
                 // The domain runs again when `begin` returns; the previous one is made durable
                 // meanwhile.
                 let next = Pending(capture: try session.begin(), lateness: lateness)
@@ -251,7 +251,7 @@ private final class LogTaker: DomainTaker {
                 failure = error
             }
         }
-        do throws(CaptureError) {
+        do throws(CheckpointError) {
             try settle(pending, handler)
         } catch {
             failure = failure ?? error
@@ -261,10 +261,10 @@ private final class LogTaker: DomainTaker {
 
     private func settle(
         _ pending: Pending?, _ handler: (XenCheckpointer.Event) throws -> Void
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         guard let pending else { return }
         let event: XenCheckpointer.Event
-        do throws(CaptureError) {
+        do throws(CheckpointError) {
             event = .taken(taken(try pending.capture.wait(), pending.lateness))
         } catch {
             guard error.audit != nil else { throw error }
@@ -273,7 +273,7 @@ private final class LogTaker: DomainTaker {
         do {
             try handler(event)
         } catch {
-            throw CaptureError(wrapping: error)
+            throw CheckpointError(wrapping: error)
         }
     }
 

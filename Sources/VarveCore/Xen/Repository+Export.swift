@@ -37,12 +37,12 @@ extension Repository {
     public func export(
         _ checkpoint: Checkpoint, as format: ExportFormat, cancellation: Cancellation? = nil,
         progress: ProgressHandler? = nil, sink: @escaping (RawSpan) throws -> Void
-    ) throws(CaptureError) {
+    ) throws(CheckpointError) {
         let output = CheckpointOutput(sink: sink, cancellation: cancellation, progress: progress)
         do {
             try output.write(try MemoryReader(checkpoint, from: self), as: format)
         } catch {
-            throw CaptureError(wrappingStream: error)
+            throw CheckpointError(wrappingStream: error)
         }
     }
 }
@@ -111,10 +111,11 @@ private struct CheckpointOutput {
     }
 }
 
-extension CaptureError {
+extension CheckpointError {
     /// Wraps what an import or export of a stream of Xen threw.
     init(wrappingStream error: any Error) {
-        let stream = error as? XenStreamError ?? (error as? CaptureError)?.cause as? XenStreamError
+        let stream =
+            error as? XenStreamError ?? (error as? CheckpointError)?.cause as? XenStreamError
         if let stream {
             self.init(.invalidStream, stream.message, cause: stream)
         } else {

@@ -48,7 +48,7 @@ extension Repository {
         published: (Checkpoint) throws -> Void = { _ in },
         trailing: ((UnsafeMutableRawBufferPointer) throws -> Int)? = nil,
         source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int
-    ) throws(CaptureError) -> XenImportResult {
+    ) throws(CheckpointError) -> XenImportResult {
         let control = StreamImport.control(cancellation, progress)
         var position = 0
         let reporting = { (buffer: UnsafeMutableRawBufferPointer) throws in
@@ -74,7 +74,7 @@ extension Repository {
                     XenStreamReader(format: format, source: reporting), visitor, trailing)
             }
         } catch {
-            throw CaptureError(wrappingStream: error)
+            throw CheckpointError(wrappingStream: error)
         }
     }
 

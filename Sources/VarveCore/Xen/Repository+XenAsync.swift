@@ -13,8 +13,8 @@ extension Repository {
     public func export(
         _ checkpoint: Checkpoint, as format: ExportFormat, cancellation: Cancellation? = nil,
         progress: ProgressHandler? = nil, sink: @escaping @Sendable (RawSpan) throws -> Void
-    ) async throws(CaptureError) {
-        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+    ) async throws(CheckpointError) {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CheckpointError) in
             try self.export(
                 checkpoint, as: format, cancellation: cancellation, progress: progress, sink: sink)
         }
@@ -29,8 +29,8 @@ extension Repository {
         published: @escaping @Sendable (Checkpoint) throws -> Void = { _ in },
         trailing: (@Sendable (UnsafeMutableRawBufferPointer) throws -> Int)? = nil,
         source: @escaping @Sendable (UnsafeMutableRawBufferPointer) throws -> Int
-    ) async throws(CaptureError) -> XenImportResult {
-        try await BlockingWork.run(cancellation) { (cancellation) throws(CaptureError) in
+    ) async throws(CheckpointError) -> XenImportResult {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CheckpointError) in
             try self.importXenStream(
                 format, lineage: lineage, label: label, configuration: configuration,
                 options: options, cancellation: cancellation, progress: progress,

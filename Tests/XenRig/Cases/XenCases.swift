@@ -276,7 +276,7 @@ struct XenCases {
                 _ = try? ChildProcess(["sh", "-c", command]).wait()
             }
             print("outcome: published")
-        } catch let error as CaptureError {
+        } catch let error as CheckpointError {
             print("outcome: \(error.message)")
         }
     }

@@ -2,11 +2,11 @@ import CheckpointStore
 public import GuestModel
 public import PackStore
 
-/// Why a capture, restore or revert failed.
+/// Why a capture, restore, revert, import or export failed.
 ///
 /// The guest runs, unless the message says otherwise, and its dirty pages are kept for the next
 /// capture.
-public struct CaptureError: Error, Sendable {
+public struct CheckpointError: Error, Sendable {
     /// The kinds of failure; more may be added.
     public struct Code: Hashable, Sendable {
         private enum Kind {
@@ -102,7 +102,7 @@ public struct CaptureError: Error, Sendable {
     /// Wraps any error thrown below, or by a closure of the caller.
     package init(wrapping error: any Error) {
         switch error {
-        case let error as CaptureError: self = error
+        case let error as CheckpointError: self = error
         case let error as RepositoryError: self.init(error)
         case let error as GuestError: self.init(error)
         default: self.init(.callerFailed, "\(error)", cause: error)
@@ -110,7 +110,7 @@ public struct CaptureError: Error, Sendable {
     }
 }
 
-extension CaptureError: CustomStringConvertible {
+extension CheckpointError: CustomStringConvertible {
     /// The message.
     public var description: String { message }
 }
