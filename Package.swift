@@ -15,8 +15,8 @@ let package = Package(
         .library(name: "GuestConformance", targets: ["GuestConformance"]),
         .executable(name: "varve", targets: ["varve-cli"]),
         .executable(name: "timetravel", targets: ["TimeTravel"]),
-        // For the package in Benchmarks alone; no promise of an interface.
-        .library(name: "VarveStages", targets: ["VarveStages"]),
+        // For the package in Benchmarks alone; the underscore says that it is no API.
+        .library(name: "_VarveStages", targets: ["_VarveStages"]),
     ],
     dependencies: [
         // FilePath and Errno in the store's interface, so that no path is a bare string.
@@ -104,13 +104,13 @@ let package = Package(
         .target(
             name: "Varve",
             dependencies: [
-                "CheckpointEngine", "CheckpointStore", "GuestModel", "VarveCore", "XenGuest",
-                "XenStream",
+                "CheckpointEngine", "CheckpointIndex", "CheckpointStore", "GuestModel",
+                "PackStore", "VarveCore", "XenGuest", "XenStream",
             ]),
 
         // Single stages of the pipeline, for Benchmarks to time: it sees no `package` declaration.
         .target(
-            name: "VarveStages",
+            name: "_VarveStages",
             dependencies: [
                 "CPageKernels", "CheckpointFormat", "CheckpointIndex", "CheckpointStore",
                 "GuestModel",
@@ -228,7 +228,7 @@ let package = Package(
                 "CLinux", "CheckpointEngine", "CheckpointFormat", "CheckpointIndex",
                 "CheckpointStore",
                 "CheckpointUpkeep", "GuestConformance", "GuestModel",
-                "VarveTestSupport", "XenGuest", "XenStream",
+                "Varve", "VarveTestSupport", "XenGuest", "XenStream",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
         .testTarget(

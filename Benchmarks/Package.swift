@@ -22,7 +22,7 @@ func suite(_ name: String, _ dependencies: Target.Dependency...) -> Target {
 }
 
 let varve = Target.Dependency.product(name: "Varve", package: "varve")
-let stages = Target.Dependency.product(name: "VarveStages", package: "varve")
+let stages = Target.Dependency.product(name: "_VarveStages", package: "varve")
 let paths = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
 
 let package = Package(

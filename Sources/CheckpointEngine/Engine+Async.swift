@@ -16,6 +16,17 @@ extension BlockingWork {
 }
 
 extension CaptureSession {
+    /// Begins a session, as `init` does, without blocking a thread of the cooperative pool.
+    public static func open(
+        of guest: any Guest, in repository: Repository, lineage: LineageName,
+        parent: Checkpoint? = nil, options: CaptureOptions = CaptureOptions()
+    ) async throws(CheckpointError) -> CaptureSession {
+        try await BlockingWork.run(nil) { (_) throws(CheckpointError) in
+            try CaptureSession(
+                of: guest, in: repository, lineage: lineage, parent: parent, options: options)
+        }
+    }
+
     /// `capture` without blocking a thread of the cooperative pool.
     public func capture(
         label: Label? = nil, cancellation: Cancellation? = nil, progress: ProgressHandler? = nil

@@ -8,6 +8,11 @@ public import SystemPackage
 // call.
 
 extension Repository {
+    /// `create` without blocking a thread of the cooperative pool.
+    public static func create(at path: FilePath) async throws(RepositoryError) -> Repository {
+        try await BlockingWork.run(nil) { (_) throws(RepositoryError) in try create(at: path) }
+    }
+
     /// `open` without blocking a thread of the cooperative pool.
     public static func open(
         at path: FilePath, _ access: Access, waiting: LockWaiting = .none,

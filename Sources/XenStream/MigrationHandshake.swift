@@ -10,13 +10,14 @@
 ///     receiver -> sender   permission: the sender resumes its guest
 ///
 /// The texts are those of tools/xl/xl.h; each but the banner is sent with its NUL.
-public enum MigrationHandshake {
+package enum MigrationHandshake {
     /// The receiver waits for the stream.
-    public static let banner = Array("xl migration receiver ready, send binary domain data.\n".utf8)
+    package static let banner = Array(
+        "xl migration receiver ready, send binary domain data.\n".utf8)
     /// The receiver has the guest.
-    public static let ready = Array("domain received, ready to unpause".utf8) + [0]
+    package static let ready = Array("domain received, ready to unpause".utf8) + [0]
     /// The other end may let the guest run.
-    public static let permission = Array("domain is yours, you are cleared to unpause".utf8) + [0]
+    package static let permission = Array("domain is yours, you are cleared to unpause".utf8) + [0]
     /// The receiver's outcome follows, in one byte.
-    public static let report = Array("my copy unpause results are as follows".utf8) + [0]
+    package static let report = Array("my copy unpause results are as follows".utf8) + [0]
 }

@@ -90,19 +90,20 @@ import VarveTestSupport
         let repository = try Repository.create(at: path)
         let pipeline = try CheckpointPipeline(
             repository: repository, parent: nil, options: CaptureOptions())
+        let completion = CaptureJob.Completion(
+            layout: .empty, state: .empty,
+            facts: CheckpointFacts(
+                lineage: "web", label: nil, timeNanoseconds: 0, comparedAll: false))
         let later = Mutex<CaptureJob?>(nil)
         let first = pipeline.begin(.none) { _, _ in
             // Here the capture thread merges back the pages that the job had taken.
             let job = pipeline.begin(.none) { _, _ in }
-            job.complete(
-                CaptureJob.Completion(
-                    layout: .empty, state: .empty,
-                    facts: CheckpointFacts(
-                        lineage: "web", label: nil, timeNanoseconds: 0, comparedAll: false)))
+            job.complete(completion)
             later.withLock { $0 = job }
         }
         first.move { $0.begin() }
-        first.abort(CheckpointError(.cancelled, "the test gives it up"))
+        first.fail(CheckpointError(.cancelled, "the test gives it up"))
+        first.complete(completion)
         #expect(throws: CheckpointError.self) { try first.wait() }
         let job = try #require(later.withLock { $0 })
         let failure = #expect(throws: CheckpointError.self) { try job.wait() }

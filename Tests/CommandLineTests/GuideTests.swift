@@ -48,6 +48,16 @@ import VarveTestSupport
             ])
     }
 
+    /// On one thread: a call that blocked it would stop the task that cancels another's wait.
+    @Test func concurrency() throws {
+        let lines = try run("concurrency", "tasks")
+        #expect(
+            lines == [
+                "the wait for the lock was cancelled", "checkpoints: 50",
+                "the last one is the memory: true", "clean: true",
+            ])
+    }
+
     @Test func afterACrash() throws {
         let (process, output) = try start("fill", "counter")
         // Durable checkpoints are announced; after a few of them it is killed.

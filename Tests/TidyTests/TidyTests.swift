@@ -107,7 +107,7 @@ import VarveTestSupport
     @Test func codeInGuidesIsTheirProgramsCode() throws {
         let programs = try TidyTests.files(["Examples/Guide"], [".swift"])
             .map { try TidyTests.text($0) }.joined()
-        for guide in ["FirstCheckpoint", "AfterACrash", "YourOwnGuest"] {
+        for guide in ["FirstCheckpoint", "Concurrency", "AfterACrash", "YourOwnGuest"] {
             let text = try TidyTests.text("Sources/Varve/Varve.docc/\(guide).md")
             let blocks = text.components(separatedBy: "```swift\n").dropFirst()
             #expect(!blocks.isEmpty)

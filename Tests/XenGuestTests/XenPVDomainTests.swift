@@ -7,12 +7,10 @@ import VarveTestSupport
 @testable import XenGuest
 @testable import XenStream
 
-/// PV domains, whose stream is read while libxenguest writes it.
-@Suite struct XenPVDomainTests {
-    private struct GaveUp: Error {}
-
+/// The stream of a PV domain.
+enum PVStream {
     /// A stream in epochs, which the writer writes between its steps.
-    private func epochs(isCheckpointed: Bool) -> [[UInt8]] {
+    static func epochs(isCheckpointed: Bool) -> [[UInt8]] {
         var random = TestSeed.generator(8800)
         let maker = StreamMaker.guest(
             isPV: true, wrapper: .libxc, epochCount: isCheckpointed ? 4 : 0, pageCount: 300,
@@ -29,13 +27,18 @@ import VarveTestSupport
         if start < maker.bytes.count { parts.append(Array(maker.bytes[start...])) }
         return parts
     }
+}
+
+/// PV domains, whose stream is read while libxenguest writes it.
+@Suite struct XenPVDomainTests {
+    private struct GaveUp: Error {}
 
     private func make(
         isCheckpointed: Bool, suspendTimeout: Duration = .seconds(10)
     ) throws -> (FakeXen, XenPVDomain, [[UInt8]]) {
         let xen = FakeXen()
         xen.add(FakeDomain(Scene.number, frames: [0..<300], seed: 3, isHVM: false))
-        let epochs = epochs(isCheckpointed: isCheckpointed)
+        let epochs = PVStream.epochs(isCheckpointed: isCheckpointed)
         xen.with { $0.epochs = epochs }
         var options = XenDomain.Options()
         options.suspendTimeout = suspendTimeout

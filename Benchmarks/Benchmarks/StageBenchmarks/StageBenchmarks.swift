@@ -4,7 +4,7 @@ import Glibc
 import Measuring
 import Synchronization
 import Varve
-import VarveStages
+import _VarveStages
 
 // The stages of a capture and of a restore, one at a time: copy, zero test, digest, encode, decode,
 // index. One thread each unless stated otherwise.

@@ -4,19 +4,19 @@
 /// mistaken for one would be stored without complaint if its length is a multiple of 4096, but no
 /// guest can be restored from it. Memory may begin with anything, so a raw image may look like one
 /// of these; where a format's magic number is short, more bytes are checked.
-public struct ImageContainer: Hashable, Sendable {
+package struct ImageContainer: Hashable, Sendable {
     /// The name of the format, with its article: `a qcow2 disk image`.
-    public let name: String
+    package let name: String
     /// How to get raw memory from it; part of a sentence.
-    public let remedy: String
+    package let remedy: String
 
     /// Bytes that are needed to detect a format.
-    public static let byteCount = 4096
+    package static let byteCount = 4096
 
     /// Detects the format; nil if it is not a known one.
     ///
     /// - Parameter bytes: the first bytes of the file, up to `byteCount`; all of a shorter file.
-    public init?(detecting bytes: UnsafeRawBufferPointer) {
+    package init?(detecting bytes: UnsafeRawBufferPointer) {
         guard let mark = ImageContainer.marks.first(where: { $0.isIn(bytes) }) else { return nil }
         name = mark.name
         remedy = mark.remedy.rawValue

@@ -72,7 +72,7 @@ public final class ImageFile: WritableGuest {
     }
 
     /// Creates an image to be filled from a checkpoint, at a place that was examined before.
-    public init(
+    package init(
         creating place: OutputPlace, replacing: Bool = false, byteCount: Int? = nil
     ) throws(GuestError) {
         mayHaveHoles = false

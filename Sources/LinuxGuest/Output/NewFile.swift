@@ -1,8 +1,8 @@
 import CLinux
 import Glibc
-public import GuestModel
+package import GuestModel
 import Synchronization
-public import SystemPackage
+package import SystemPackage
 
 /// A file that is written without a name, and gets its name when it is complete.
 ///
@@ -17,7 +17,7 @@ public import SystemPackage
 /// replaces another takes over the other's owner, group and permissions; where the path is a
 /// symbolic link, its target is replaced. Other hard links to a replaced file keep the old
 /// contents.
-public final class NewFile: Sendable {
+package final class NewFile: Sendable {
     private let path: FilePath
     private let isReplacing: Bool
     private let descriptorNumber: Int32
@@ -36,7 +36,7 @@ public final class NewFile: Sendable {
     ///   - replacing: whether a file that has the name may be replaced.
     ///   - byteCount: the least number of bytes that will be written, if that is known; a file
     ///     system without that much room is refused now.
-    public init(
+    package init(
         _ path: FilePath, replacing: Bool = false, byteCount: Int? = nil
     ) throws(GuestError) {
         guard case .file(let target, let exists) = try OutputPlace(path) else {
@@ -68,7 +68,7 @@ public final class NewFile: Sendable {
     }
 
     /// The open file; closed when this is released.
-    public var descriptor: Int32 { descriptorNumber }
+    package var descriptor: Int32 { descriptorNumber }
 
     /// Permissions of a new file.
     private static let mode: mode_t = 0o600
@@ -182,7 +182,7 @@ public final class NewFile: Sendable {
     // MARK: - Naming
 
     /// Makes the file durable and gives it its name.
-    public func finish() throws(GuestError) {
+    package func finish() throws(GuestError) {
         guard system_fsync(descriptorNumber) == 0 else {
             throw GuestError.call("fsync", path.printable)
         }
@@ -242,7 +242,7 @@ public final class NewFile: Sendable {
     }
 
     /// Removes it completely; harmless after `finish`.
-    public func abandon() {
+    package func abandon() {
         state.withLock { state in
             if state.isOpen, let temporary = state.temporary { _ = system_unlink(temporary) }
             state.temporary = nil

@@ -1,12 +1,12 @@
 import Glibc
-public import GuestModel
+package import GuestModel
 import SystemPackage
 
 /// Sequential output to whatever a path names.
 ///
 /// A regular file gets its name when it is complete (`NewFile`); pipes, devices and open
 /// descriptors are written in place.
-public final class OutputFile: Sendable {
+package final class OutputFile: Sendable {
     private enum Target {
         case file(NewFile)
         /// Opened here, and closed here.
@@ -28,7 +28,7 @@ public final class OutputFile: Sendable {
     ///   - replacing: whether a file may be replaced.
     ///   - byteCount: the least number of bytes that will be written, if that is known; a place
     ///     without that much room is refused now.
-    public init(
+    package init(
         _ place: OutputPlace, replacing: Bool = false, byteCount: Int? = nil
     ) throws(GuestError) {
         switch place {
@@ -57,7 +57,7 @@ public final class OutputFile: Sendable {
     }
 
     /// Appends bytes; blocks as the place does.
-    public func write(_ bytes: UnsafeRawBufferPointer) throws(GuestError) {
+    package func write(_ bytes: UnsafeRawBufferPointer) throws(GuestError) {
         var done = 0
         while done < bytes.count {
             let rest = UnsafeRawBufferPointer(rebasing: bytes[done...])
@@ -68,7 +68,7 @@ public final class OutputFile: Sendable {
     }
 
     /// Makes a file durable and gives it its name; a block device is synced.
-    public func finish() throws(GuestError) {
+    package func finish() throws(GuestError) {
         switch target {
         case .file(let file): try file.finish()
         case .opened(isBlockDevice: true):

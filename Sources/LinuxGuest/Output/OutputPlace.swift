@@ -1,12 +1,12 @@
 import Glibc
-public import GuestModel
-public import SystemPackage
+package import GuestModel
+package import SystemPackage
 
 /// What a path names as an output, determined before any work is done.
 ///
 /// Only a regular file is ever replaced. Pipes and devices are written in place, and a path that
 /// names an open descriptor of this process refers to that descriptor.
-public enum OutputPlace: Hashable, Sendable {
+package enum OutputPlace: Hashable, Sendable {
     /// A regular file, or a name that does not exist.
     ///
     /// The path is that of the file itself: a symbolic link at the end of the given path has been
@@ -25,7 +25,7 @@ public enum OutputPlace: Hashable, Sendable {
     ///
     /// Throws `GuestError` for a directory, a socket, a dangling symbolic link, an open file of
     /// another process, a name that is too long, and a path that cannot be examined.
-    public init(_ path: FilePath) throws(GuestError) {
+    package init(_ path: FilePath) throws(GuestError) {
         guard !path.isEmpty else { throw OutputPlace.refusal("an empty path", "names no file") }
         var target = path
         for _ in 0..<OutputPlace.linkCountMax {

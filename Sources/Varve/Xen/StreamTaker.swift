@@ -6,6 +6,7 @@ import PackStore
 import Synchronization
 import VarveCore
 import XenGuest
+import XenStream
 
 /// PV: streams of libxenguest.
 final class StreamTaker: DomainTaker {
@@ -71,7 +72,7 @@ final class StreamTaker: DomainTaker {
                 checkpoint: checkpoint, dirtyPageCount: checkpoint.pageCount,
                 pauseTimes: times.last ?? PauseTimes(), lateness: lateness)
         } catch {
-            throw CheckpointError(wrapping: error)
+            throw CheckpointError(wrappingStream: error)
         }
     }
 
@@ -79,14 +80,19 @@ final class StreamTaker: DomainTaker {
         _ source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int, _ label: Label? = nil,
         _ cancellation: Cancellation? = nil, _ progress: ProgressHandler? = nil,
         published: (Checkpoint) throws -> Void
-    ) throws(CheckpointError) {
-        _ = try repository.importXenStream(
-            .libxc, lineage: lineage, label: label, configuration: guest.configuration,
-            options: options.capture, cancellation: cancellation, progress: progress,
-            published: {
-                try published($0)
-                keeper?.checkpointPublished()
-            }, source: source)
+    ) throws {
+        do throws(CheckpointError) {
+            _ = try repository.importXenStream(
+                .libxc, lineage: lineage, label: label, configuration: guest.configuration,
+                options: options.capture, cancellation: cancellation, progress: progress,
+                published: {
+                    try published($0)
+                    keeper?.checkpointPublished()
+                }, source: source)
+        } catch {
+            // Of a stream that is cut short, `save` knows the cause.
+            throw error.cause as? XenStreamError ?? error
+        }
     }
 
     func run(
@@ -110,7 +116,7 @@ final class StreamTaker: DomainTaker {
                 }
             }
         } catch {
-            throw CheckpointError(wrapping: error)
+            throw CheckpointError(wrappingStream: error)
         }
     }
 

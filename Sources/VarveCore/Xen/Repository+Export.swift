@@ -113,7 +113,7 @@ private struct CheckpointOutput {
 
 extension CheckpointError {
     /// Wraps what an import or export of a stream of Xen threw.
-    init(wrappingStream error: any Error) {
+    package init(wrappingStream error: any Error) {
         let stream =
             error as? XenStreamError ?? (error as? CheckpointError)?.cause as? XenStreamError
         if let stream {

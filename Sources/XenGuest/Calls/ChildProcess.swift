@@ -1,12 +1,12 @@
 import CXen
 import Glibc
-public import GuestModel
+package import GuestModel
 import Synchronization
 
 /// A child process with a pipe to its standard input.
 ///
 /// All kernel calls for it are here.
-public final class ChildProcess: Sendable {
+package final class ChildProcess: Sendable {
     private let identifier: pid_t
     private let input: Mutex<Int32>
     private let output: Int32
@@ -23,7 +23,7 @@ public final class ChildProcess: Sendable {
     ///   - collectsOutput: everything that it prints is kept for `collectedLines`.
     ///   - inNewSession: signals to this process's group do not reach it.
     ///   - inherited: an open file that it inherits under the same number, at least 3.
-    public init(
+    package init(
         _ command: [String], readsOutput: Bool = false, collectsOutput: Bool = false,
         inNewSession: Bool = false, inherited: Int32? = nil
     ) throws(GuestError) {
@@ -104,7 +104,7 @@ public final class ChildProcess: Sendable {
     }
 
     /// The last lines that it printed, at most 4096 bytes.
-    public var collectedLines: [String] {
+    package var collectedLines: [String] {
         var bytes = [UInt8](repeating: 0, count: 4096)
         let end = lseek(collected, 0, SEEK_END)
         let count = pread(collected, &bytes, bytes.count, max(0, end - off_t(bytes.count)))
@@ -122,7 +122,7 @@ public final class ChildProcess: Sendable {
     }
 
     /// Writes all bytes to the program's standard input.
-    public func write(_ bytes: UnsafeRawBufferPointer) throws(GuestError) {
+    package func write(_ bytes: UnsafeRawBufferPointer) throws(GuestError) {
         var done = 0
         while done < bytes.count {
             let rest = UnsafeRawBufferPointer(rebasing: bytes[done...])
@@ -163,7 +163,7 @@ public final class ChildProcess: Sendable {
     func readByte() -> UInt8? { ChildProcess.readByte(output) }
 
     /// Closes its standard input.
-    public func closeInput() {
+    package func closeInput() {
         input.withLock { descriptor in
             if descriptor >= 0 { close(descriptor) }
             descriptor = -1
@@ -184,7 +184,7 @@ public final class ChildProcess: Sendable {
     /// Closes its standard input, waits for its end, and returns its exit status; 128 plus the
     /// signal's number if a signal ended it.
     @discardableResult
-    public func wait() -> Int32 {
+    package func wait() -> Int32 {
         closeInput()
         return status.withLock { status in
             var code = status ?? 0

@@ -8,7 +8,7 @@ import GuestModel
 /// receiver accepts. Not thread-safe; used once.
 ///
 /// The layouts are those of Xen's docs/specs and of tools/xl.
-public struct XenStreamReader: ~Copyable {
+package struct XenStreamReader: ~Copyable {
     private var input: StreamInput
     private let format: XenStreamFormat
     private var libxc = LibxcReader()
@@ -16,7 +16,7 @@ public struct XenStreamReader: ~Copyable {
     /// - Parameters:
     ///   - format: the stream's format.
     ///   - source: fills a buffer from the current position; returns the byte count, 0 at the end.
-    public init(
+    package init(
         format: XenStreamFormat,
         source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int
     ) {
@@ -25,13 +25,13 @@ public struct XenStreamReader: ~Copyable {
     }
 
     /// What was read so far; valid after an error too.
-    public var summary: XenStreamSummary { libxc.summary }
+    package var summary: XenStreamSummary { libxc.summary }
 
     /// Reads the stream to its end.
     ///
     /// Blocks as the source does. Throws `XenStreamError`, or what source or visitor throws; epochs
     /// that were reported as whole remain valid.
-    public mutating func run(_ visitor: any XenStreamVisitor) throws {
+    package mutating func run(_ visitor: any XenStreamVisitor) throws {
         switch format {
         case .xl:
             try readXlHeader()
@@ -52,7 +52,7 @@ public struct XenStreamReader: ~Copyable {
     /// - Parameter source: continues where the source of the stream stopped. Without it only what
     ///   was read along with the stream is examined, and nothing blocks: the other end of a
     ///   migration keeps sending after its stream.
-    public mutating func trailer(
+    package mutating func trailer(
         from source: ((UnsafeMutableRawBufferPointer) throws -> Int)? = nil
     ) throws -> XenStreamTrailer? {
         input.read(from: source ?? { _ in 0 })

@@ -1,9 +1,9 @@
-public import GuestModel
+package import GuestModel
 
 /// Receives the contents of a stream, in the stream's order.
 ///
 /// Called on the reader's thread. An error that it throws ends the reading and is passed on.
-public protocol XenStreamVisitor: AnyObject {
+package protocol XenStreamVisitor: AnyObject {
     /// Pages with their contents.
     ///
     /// A frame may occur again, even in the same call: the last content counts.

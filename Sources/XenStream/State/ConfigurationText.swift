@@ -4,19 +4,19 @@
 /// xl.cfg, according to the scanner and grammar of Xen's tools/libs/util. Whether the values are
 /// valid for a guest is left to xl.
 /// guest is xl's to say.
-public struct XenConfigurationText: Hashable, Sendable {
+package struct XenConfigurationText: Hashable, Sendable {
     /// The text, without a NUL.
-    public let bytes: [UInt8]
+    package let bytes: [UInt8]
     /// True for JSON, false for an xl.cfg.
-    public let isJSON: Bool
+    package let isJSON: Bool
 
     /// Larger ones are rejected: 1 MiB.
-    public static let byteCountMax = 1 << 20
+    package static let byteCountMax = 1 << 20
 
     /// Checks a text; one NUL at its end is dropped.
     ///
     /// Throws `XenStreamError.Code.malformed` if it is neither form. O(length).
-    public init(_ bytes: [UInt8]) throws(XenStreamError) {
+    package init(_ bytes: [UInt8]) throws(XenStreamError) {
         let text = bytes.last == 0 ? Array(bytes.dropLast()) : bytes
         func refusal(_ reason: String) -> XenStreamError {
             XenStreamError(

@@ -14,44 +14,44 @@ public enum XenPauseMode: String, Hashable, Sendable {
 }
 
 /// State of a live PVH or HVM domain, in the records that its stream would have.
-public struct XenLiveState: Sendable {
+package struct XenLiveState: Sendable {
     /// How the domain was paused.
-    public var pauseMode: XenPauseMode
+    package var pauseMode: XenPauseMode
     /// The domain ID.
-    public var domain: UInt32
+    package var domain: UInt32
     /// The domain's uuid, 16 bytes.
-    public var uuid: [UInt8]
+    package var uuid: [UInt8]
     /// The hypervisor's version.
-    public var xenMajor: UInt32 = 0
+    package var xenMajor: UInt32 = 0
     /// The hypervisor's version.
-    public var xenMinor: UInt32 = 0
+    package var xenMinor: UInt32 = 0
     /// `xen_cpuid_leaf_t`, one after another.
-    public var cpuidPolicy: [UInt8] = []
+    package var cpuidPolicy: [UInt8] = []
     /// `xen_msr_entry_t`, one after another.
-    public var msrPolicy: [UInt8] = []
+    package var msrPolicy: [UInt8] = []
     /// The configuration of xl as JSON, without a NUL; nil if there is none.
-    public var configuration: [UInt8]?
+    package var configuration: [UInt8]?
     /// The body of X86_TSC_INFO: see `tscInfo`.
-    public var tsc: [UInt8] = []
+    package var tsc: [UInt8] = []
     /// `xc_domain_hvm_getcontext`.
-    public var hvmContext: [UInt8] = []
+    package var hvmContext: [UInt8] = []
     /// Parameters that are not zero.
-    public var parameters: [(index: UInt64, value: UInt64)] = []
+    package var parameters: [(index: UInt64, value: UInt64)] = []
 
     /// Parameters that a stream carries: `write_hvm_params` of xg_sr_save_x86_hvm.c.
-    public static let parameterIndexes: [UInt32] = [
+    package static let parameterIndexes: [UInt32] = [
         1, 5, 6, 9, 12, 17, 19, 27, 28, 29, 32, 33, 34, 36, 37, 38,
     ]
 
     /// Initializes it with what distinguishes domains.
-    public init(pauseMode: XenPauseMode, domain: UInt32, uuid: [UInt8]) {
+    package init(pauseMode: XenPauseMode, domain: UInt32, uuid: [UInt8]) {
         self.pauseMode = pauseMode
         self.domain = domain
         self.uuid = uuid
     }
 
     /// The body of X86_TSC_INFO.
-    public static func tscInfo(
+    package static func tscInfo(
         mode: UInt32, kilohertz: UInt32, nanoseconds: UInt64, incarnation: UInt32
     ) -> [UInt8] {
         mode.littleEndianBytes + kilohertz.littleEndianBytes + nanoseconds.littleEndianBytes
@@ -59,7 +59,7 @@ public struct XenLiveState: Sendable {
     }
 
     /// The records, in the order of a stream.
-    public var guestState: GuestState {
+    package var guestState: GuestState {
         var records: [GuestState.Record] = []
         func add(_ kind: String, _ bytes: [UInt8]) {
             records.append(GuestState.Record(kind: kind, bytes: bytes))

@@ -2,20 +2,20 @@
 ///
 /// libxl reads and writes this JSON; only the requested values are changed, so fields that a later
 /// libxl adds are preserved.
-public struct XenConfiguration: Sendable {
+package struct XenConfiguration: Sendable {
     /// The text, without a NUL.
-    public private(set) var json: [UInt8]
+    package private(set) var json: [UInt8]
 
     /// Takes JSON as `xl save` writes it; a NUL at its end is dropped.
-    public init(_ json: [UInt8]) {
+    package init(_ json: [UInt8]) {
         self.json = Array(json.prefix { $0 != 0 })
     }
 
     /// `c_info.name`; nil if there is none, or it has escapes.
-    public var name: String? { text(at: ["c_info", "name"]) }
+    package var name: String? { text(at: ["c_info", "name"]) }
 
     /// `c_info.uuid`; nil if there is none, or it has escapes.
-    public var uuid: String? { text(at: ["c_info", "uuid"]) }
+    package var uuid: String? { text(at: ["c_info", "uuid"]) }
 
     /// True if the value at the end of a path of keys is an object.
     func hasObject(at path: [String]) -> Bool {
@@ -37,7 +37,7 @@ public struct XenConfiguration: Sendable {
     /// - Parameters:
     ///   - name: without quotes, backslashes and control characters.
     ///   - uuid: 16 bytes.
-    public mutating func rename(_ name: String, uuid: [UInt8]) throws(XenStreamError) {
+    package mutating func rename(_ name: String, uuid: [UInt8]) throws(XenStreamError) {
         let isPlain = name.utf8.allSatisfy {
             $0 >= 0x20 && $0 != Cursor.quote && $0 != Cursor.backslash
         }
@@ -63,7 +63,7 @@ public struct XenConfiguration: Sendable {
     }
 
     /// `00112233-4455-6677-8899-aabbccddeeff`.
-    public static func text(ofUUID uuid: [UInt8]) -> String {
+    package static func text(ofUUID uuid: [UInt8]) -> String {
         var text = ""
         for (index, byte) in uuid.enumerated() {
             if [4, 6, 8, 10].contains(index) { text += "-" }

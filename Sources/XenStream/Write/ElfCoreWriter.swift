@@ -1,4 +1,4 @@
-public import GuestModel
+package import GuestModel
 
 // The core format of `xl dump-core` (docs/misc/dump-core-format.txt), in file order:
 //
@@ -16,7 +16,7 @@ public import GuestModel
 ///
 /// For crash, gdb's Xen readers and Volatility. In a stream the page tables of a PV guest have
 /// frame numbers in place of machine frames, so the p2m of such a core is the identity.
-public struct ElfCoreWriter {
+package struct ElfCoreWriter {
     private struct Section {
         let name: String
         let type: UInt32
@@ -40,7 +40,7 @@ public struct ElfCoreWriter {
     ///   - state: the checkpoint's state, as `XenStreamReader` returned it.
     ///   - layout: its frames.
     ///   - sink: takes the bytes.
-    public init(
+    package init(
         state: GuestState, layout: GuestLayout, sink: @escaping XenStreamWriter.Sink
     ) throws(XenStreamError) {
         self.sink = sink
@@ -113,7 +113,7 @@ public struct ElfCoreWriter {
     /// Writes everything that comes before the pages.
     ///
     /// All pages of the layout must follow, frames ascending, and nothing else.
-    public mutating func begin() throws {
+    package mutating func begin() throws {
         let frameSection = isPV ? ".xen_p2m" : ".xen_pfn"
         let entryByteCount = isPV ? 16 : 8
         let all = [".shstrtab"] + sections.map(\.name) + [frameSection, ".xen_pages"]
