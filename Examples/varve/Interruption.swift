@@ -36,8 +36,8 @@ enum Interruption {
 
     /// From here on `^C`, SIGTERM and SIGHUP cancel `cancellation` and end `wait`, once.
     ///
-    /// SIGHUP is left out if it was ignored at the start, as under `nohup`. Called before any thread
-    /// is started: threads inherit the mask, so one thread receives these signals.
+    /// SIGHUP is left out if it was ignored at the start, as under `nohup`. Called before any
+    /// thread is started: threads inherit the mask, so one thread receives these signals.
     static func arm() throws {
         var set = sigset_t()
         sigemptyset(&set)

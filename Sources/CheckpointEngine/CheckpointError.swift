@@ -57,8 +57,8 @@ public struct CheckpointError: Error, Sendable {
     public let code: Code
     /// One sentence: what failed, and the remedy.
     public let message: String
-    /// The error that caused it: the guest's, the repository's, a stream's, or what a closure of the
-    /// caller threw; nil if it arose here.
+    /// The error that caused it: the guest's, the repository's, a stream's, or what a closure of
+    /// the caller threw; nil if it arose here.
     public let cause: (any Error)?
     /// The guest's error.
     public var guestError: GuestError? { cause as? GuestError }

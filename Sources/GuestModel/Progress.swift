@@ -30,8 +30,8 @@ public struct Progress: Hashable, Sendable {
 
         /// Copying pages while the guest runs.
         public static let precopy = Phase(kind: .precopy)
-        /// Copying pages while the guest is paused, because it has no dirty log; the pause is longer
-        /// by the time that the handler takes.
+        /// Copying pages while the guest is paused, because it has no dirty log; the pause is
+        /// longer by the time that the handler takes.
         public static let pausedCopy = Phase(kind: .pausedCopy)
         /// Reading: an image, a stream, packs, or pages of a checkpoint.
         public static let reading = Phase(kind: .reading)

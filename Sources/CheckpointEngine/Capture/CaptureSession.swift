@@ -121,9 +121,9 @@ public final class CaptureSession: Sendable {
 
     /// Takes a checkpoint and returns when it is durable.
     ///
-    /// Blocks. When it throws, also because it was cancelled, there is no checkpoint, the guest runs,
-    /// and the next capture takes the pages of this one too. Cancelling wakes it wherever it waits;
-    /// a checkpoint that is already being written out is returned all the same.
+    /// Blocks. When it throws, also because it was cancelled, there is no checkpoint, the guest
+    /// runs, and the next capture takes the pages of this one too. Cancelling wakes it wherever it
+    /// waits; a checkpoint that is already being written out is returned all the same.
     ///
     /// - Parameters:
     ///   - label: a name for this one checkpoint.
@@ -215,9 +215,9 @@ public final class CaptureSession: Sendable {
     /// Waits for captures in progress, stops the dirty log, ends the session's threads, gives back
     /// its memory, and frees the guest for another session.
     ///
-    /// The guest continues to run. Blocks; captures that are in progress are not cancelled (`cancel`
-    /// does that). Harmless when called again. A session that is dropped without it ends its threads
-    /// later, by itself.
+    /// The guest continues to run. Blocks; captures that are in progress are not cancelled
+    /// (`cancel` does that). Harmless when called again. A session that is dropped without it ends
+    /// its threads later, by itself.
     public func close() { end() }
 
     func end() {

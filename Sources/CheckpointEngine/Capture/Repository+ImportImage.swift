@@ -70,8 +70,8 @@ extension Repository {
     ///   - label: a name for this one checkpoint.
     ///   - options: sizes and limits.
     ///   - cancellation: ends it with `cancelled`.
-    ///   - progress: called on the caller's thread in phase `reading`, with the bytes that were read
-    ///     or are being read.
+    ///   - progress: called on the caller's thread in phase `reading`, with the bytes that were
+    ///     read or are being read.
     public func importImage(
         _ image: some ImageSource, lineage: LineageName, label: Label? = nil,
         options: CaptureOptions = CaptureOptions(), cancellation: Cancellation? = nil,

@@ -26,8 +26,8 @@ import Synchronization
 extension Repository {
     /// Reads and verifies a repository, on all processors.
     ///
-    /// Damage is collected, not thrown; only errors of the disk are thrown. Blocks. Changes nothing,
-    /// and nothing is left when it is cancelled.
+    /// Damage is collected, not thrown; only errors of the disk are thrown. Blocks. Changes
+    /// nothing, and nothing is left when it is cancelled.
     ///
     /// - Parameters:
     ///   - depth: every byte, the structure, or a sample.

@@ -113,9 +113,9 @@ public final class XenCheckpointer: Sendable {
 
     /// Takes a checkpoint and returns when it is durable.
     ///
-    /// Blocks. If an audit finds that the log cannot be relied on, it takes the checkpoint again and
-    /// compares every page. When it throws, also because it was cancelled, there is no checkpoint
-    /// and the domain runs.
+    /// Blocks. If an audit finds that the log cannot be relied on, it takes the checkpoint again
+    /// and compares every page. When it throws, also because it was cancelled, there is no
+    /// checkpoint and the domain runs.
     ///
     /// - Parameters:
     ///   - label: a name for this one checkpoint.

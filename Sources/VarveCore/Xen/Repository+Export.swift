@@ -23,9 +23,9 @@ extension Repository {
     /// Writes a checkpoint as a file that Xen's tools and others read, sequentially in one pass;
     /// every page is verified against its digest first.
     ///
-    /// Blocks as `sink` does. Memory: the page map and 64 MiB. Fails with `invalidStream` before the
-    /// first byte if the checkpoint lacks what the format needs. When it throws, also because it was
-    /// cancelled, `sink` got a part of the file.
+    /// Blocks as `sink` does. Memory: the page map and 64 MiB. Fails with `invalidStream` before
+    /// the first byte if the checkpoint lacks what the format needs. When it throws, also because
+    /// it was cancelled, `sink` got a part of the file.
     ///
     /// - Parameters:
     ///   - checkpoint: a checkpoint of this repository.
