@@ -113,7 +113,7 @@ let package = Package(
             name: "_VarveStages",
             dependencies: [
                 "CPageKernels", "CheckpointFormat", "CheckpointIndex", "CheckpointStore",
-                "GuestModel",
+                "GuestModel", "XenStream",
             ],
             path: "Benchmarks/Stages"),
         // Counts of allocations, calls and bytes with their budgets: Scripts/benchmark --counts.

@@ -44,7 +44,7 @@ let package = Package(
         suite("StageBenchmarks", varve, stages),
         suite("CaptureBenchmarks", varve),
         suite("StoreBenchmarks", varve),
-        suite("StreamBenchmarks", varve, paths),
+        suite("StreamBenchmarks", varve, stages, paths),
         suite("PeerBenchmarks"),
     ]
 )

@@ -94,7 +94,7 @@ struct Bar {
                 let other = figure.series(limit), let written = figure.note("pages written")
             else { return nil }
             return Verdict(
-                measured: "\(Format.times(ratio.p50)): standing still "
+                measured: "\(Format.times(ratio.p50)): downtime "
                     + "\(Format.seconds(subject.seconds.p50)), whole "
                     + "\(Format.seconds(whole.seconds.p50)); "
                     + "\(Format.number(written)) pages written; the least over the limit's least "
@@ -104,7 +104,7 @@ struct Bar {
         }
         return Bar(
             figure?.title ?? "revert",
-            "writes only pages that differ; standing still <= 2 x copying them", verdict)
+            "writes only pages that differ; downtime <= 2 x copying them", verdict)
     }
 
     private static func metadata(_ results: Results, _ note: String, _ most: Double) -> Bar {
@@ -119,20 +119,20 @@ struct Bar {
     }
 
     private static func memory(_ results: Results) -> Bar {
-        let ring = Double(256 << 20)
+        let pool = Double(256 << 20)
         let shares = results.figures.compactMap { figure -> (share: Double, text: String)? in
             guard let beside = figure.note("memory beside the guest"),
                 let guest = figure.note("guest")
             else { return nil }
             return (
-                beside / (guest / 100 + ring),
+                beside / (guest / 100 + pool),
                 "\(Format.bytes(beside)) beside \(Format.bytes(guest)) (\(figure.id))"
             )
         }
         let worst = shares.max { $0.share < $1.share }
         return Bar(
             "memory of the capturing process, all captures of this run",
-            "<= 1 % of the guest and the ring (256 MiB)",
+            "<= 1 % of the guest and the staging pool (256 MiB)",
             worst.map {
                 Verdict(
                     measured: "at worst \($0.text): \(Format.times($0.share)) of it",

@@ -19,7 +19,7 @@ import VarveTestSupport
         [UInt8](repeating: UInt8(truncatingIfNeeded: value), count: Page.byteCount)
     }
 
-    /// A session whose disk stands still from its first checkpoint on.
+    /// A session whose disk stalls from its first checkpoint on.
     private func stalled(
         _ change: (inout CaptureOptions) -> Void
     ) throws -> (SimulatedGuest, Repository, CaptureSession, GatedFiles) {

@@ -102,8 +102,8 @@ private struct PruneWorld {
         case 82..<84: try abandon()
         case 84..<86: try label()
         case 86..<95: try prune()
-        case 95..<97: try reopen(anew: false)
-        default: try reopen(anew: true)
+        case 95..<97: try reopen(withoutIndex: false)
+        default: try reopen(withoutIndex: true)
         }
         let broken = try repository.brokenIndexRelations()
         #expect(broken.isEmpty, "\(broken)")
@@ -112,7 +112,7 @@ private struct PruneWorld {
     mutating func finish() throws {
         leases = [:]
         try prune()
-        try reopen(anew: true)
+        try reopen(withoutIndex: true)
         try prune()
         for checkpoint in try repository.checkpoints() { try check(checkpoint) }
         let report = try repository.verify()
@@ -204,11 +204,11 @@ private struct PruneWorld {
         transaction.abandon()
     }
 
-    private mutating func reopen(anew: Bool) throws {
+    private mutating func reopen(withoutIndex: Bool) throws {
         for history in histories.values { history.session.close() }
         histories = [:]
         try repository.close()
-        if anew {
+        if withoutIndex {
             counts.rebuilds += 1
             for name in try FileManager.default.contentsOfDirectory(
                 atPath: path.appending("index").string)

@@ -127,7 +127,7 @@ import VarveTestSupport
     @Test func aDomainThatCannotBeTakenWholeIsRefusedUntouched() throws {
         try expectRefused(.gone, saying: "xl list") { $0.domains[7] = nil }
         try expectRefused(.gone, saying: "xl list") { $0.domains[7]?.facts.isDying = true }
-        try expectRefused(.unsupported, saying: "use XenPVDomain") {
+        try expectRefused(.unsupported, saying: "use XenCheckpointer") {
             $0.domains[7]?.facts.isHVM = false
         }
         try expectRefused(.unsupported, saying: "varve import") {

@@ -105,7 +105,7 @@ goes_on() {
     tries=50
     while [ "$(writes "$1")" -le "$before" ]; do
         tries=$((tries - 1))
-        [ $tries -gt 0 ] || fail "$1 stands still at $before" || return 1
+        [ $tries -gt 0 ] || fail "$1 does not go on after $before" || return 1
         sleep 0.2
     done
     [ "$(errors "$1")" -eq 0 ] || fail "the guest found errors" || return 1

@@ -195,11 +195,11 @@ live_kill() {
     awk '{ print $1 }' watched | sort -n >downtimes
     awk '{ print $2 }' watched | sort -n >ends
     awk '$1 == 0' watched | wc -l >unheld
-    echo "# killed $killed times; the guest stood still after the death for" \
+    echo "# killed $killed times; the guest was paused after the death for" \
         "$(middle_and_max <downtimes) ms (p50, max); $(cat unheld) times it did not"
     echo "# the guard was done $(middle_and_max <ends) ms after it; it resumed the guest" \
         "$(grep -c 'was resumed' guards) times"
-    [ "$(tail -n 1 downtimes)" -le 1000 ] || fail "the guest stood still too long" || return 1
+    [ "$(tail -n 1 downtimes)" -le 1000 ] || fail "the guest was paused too long" || return 1
     $varve verify store
 }
 

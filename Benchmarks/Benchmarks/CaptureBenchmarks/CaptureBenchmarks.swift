@@ -241,7 +241,7 @@ private func revert() {
             throw Child.Failure(description: "\(result.writtenPageCount) pages were written")
         }
         let bytes = dirtyCount * Page.byteCount
-        run.add("standing still", .subject, seconds: result.pause.seconds, byteCount: bytes)
+        run.add("downtime", .subject, seconds: result.pause.seconds, byteCount: bytes)
         run.add("whole, with reading and checking", .part, seconds: whole, byteCount: bytes)
         run.limit("memcpy of the pages to their places", byteCount: bytes) {
             guard let to = other.bytes.baseAddress, let from = subject.target.bytes.baseAddress

@@ -25,7 +25,7 @@ private func copyBenchmarks() {
     let byteCount = Settings.sized(256 << 20, quick: 32 << 20)
     let rounds = Settings.sized(15, quick: 3)
 
-    compare("copy.pages", "scattered pages into a ring, page by page", rounds: rounds) { _ in
+    compare("copy.pages", "scattered pages into a pool, page by page", rounds: rounds) { _ in
         (Memory(byteCount: byteCount), Memory(byteCount: byteCount))
     } round: { memories, run in
         let (source, target) = memories

@@ -3,6 +3,7 @@ import Foundation
 import Measuring
 import SystemPackage
 import Varve
+import _VarveStages
 
 // Import and export of a libxc stream, compared with reading the file and compressing it.
 
@@ -77,21 +78,9 @@ private final class StreamSubject {
         let output = try FileDescriptor.open(
             path, .writeOnly, options: [.create, .truncate], permissions: .ownerReadWrite)
         defer { try? output.close() }
-        let header: [UInt8] = [2, 0, 0, 0, 12, 0, 0, 0, 4, 0, 0, 0, 17, 0, 0, 0]
-        let state = GuestState(records: [
-            .init(kind: XenStateKind.domainHeader, bytes: header),
-            .init(kind: "libxc.HVM_CONTEXT", bytes: [UInt8](repeating: 1, count: 2504)),
-        ])
-        var writer = try XenStreamWriter(.libxc, state: state) { _ = try output.writeAll($0) }
-        try writer.begin()
-        let step = 4 << 20
-        for offset in stride(from: 0, to: byteCount, by: step) {
-            let piece = UnsafeRawBufferPointer(
-                rebasing: UnsafeRawBufferPointer(memory.bytes)[offset..<offset + step])
-            let first = PageFrameNumber(UInt64(offset / Page.byteCount))
-            try writer.pages([PageRange(first: first, count: step / Page.byteCount)], piece)
+        try PageStream.write(UnsafeRawBufferPointer(memory.bytes)) {
+            _ = try output.writeAll($0)
         }
-        try writer.finish()
     }
 
     /// Replaces the repository with a new one.
@@ -116,7 +105,7 @@ private final class StreamSubject {
         let output = try FileDescriptor.open("/dev/null", .writeOnly)
         defer { try? output.close() }
         try repository.export(newest, as: .libxc) { bytes in
-            _ = try output.writeAll(bytes)
+            try bytes.withUnsafeBytes { _ = try output.writeAll($0) }
         }
     }
 }

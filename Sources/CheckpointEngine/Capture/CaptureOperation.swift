@@ -45,7 +45,7 @@ struct CaptureOperation: ~Copyable {
             return PendingCapture(job: job, facts: operation.facts)
         } catch {
             // The pages go back now: the pipeline may not get to this job for long, if the disk of
-            // an earlier one stands still.
+            // an earlier one stalls.
             let failure = CheckpointError(wrapping: error)
             let unsaved = taken.pages(after: failure)
             session.state.mergeBack(unsaved.pages, comparesAll: unsaved.comparesAll)

@@ -129,7 +129,7 @@ public final class XenDomain: Sendable {
             throw GuestError(
                 code: .unsupported,
                 message: "domain \(domainID) is a PV domain, whose page tables only libxenguest's "
-                    + "stream makes canonical; use XenPVDomain")
+                    + "stream makes canonical; use XenCheckpointer")
         }
         guard try calls.list("/local/domain/0/device-model/\(domainID)").isEmpty else {
             throw GuestError(

@@ -1,5 +1,5 @@
 import Glibc
-public import GuestModel
+package import GuestModel
 import Synchronization
 import XenStream
 
@@ -8,18 +8,18 @@ import XenStream
 /// Page tables of a PV domain name machine frames; libxenguest makes them canonical. The domain is
 /// always paused by suspension. Without log-dirty mode (Debian's hypervisor has none for PV) it is
 /// paused while all of its memory is written, as with `xl save -c`.
-public final class XenPVDomain: Sendable {
+package final class XenPVDomain: Sendable {
     /// The domain ID.
-    public let domainID: UInt32
+    package let domainID: UInt32
     /// xl's configuration as JSON, for `XenImport`: the stream has none.
-    public let configuration: [UInt8]
+    package let configuration: [UInt8]
     private let calls: any XenCalls
     private let pauser: DomainPauser
 
     /// Takes ownership of a domain, which runs unaffected until the first save.
     ///
     /// - Parameter options: `suspendTimeout` and `guardCommand` are used.
-    public convenience init(
+    package convenience init(
         _ domainID: UInt32, options: XenDomain.Options = XenDomain.Options()
     ) throws(GuestError) {
         try self.init(domainID, calls: LibxenCalls(), options: options)
@@ -48,7 +48,7 @@ public final class XenPVDomain: Sendable {
     /// True if the hypervisor logs this domain's writes, as `Mode.checkpointed` needs.
     ///
     /// Debian's does not: it is built without shadow paging. This turns the log on and off.
-    public func logsWrites() throws(GuestError) -> Bool {
+    package func logsWrites() throws(GuestError) -> Bool {
         try XenPVDomain.logsWrites(domainID, calls)
     }
 
@@ -64,7 +64,7 @@ public final class XenPVDomain: Sendable {
     }
 
     /// How a save proceeds.
-    public enum Mode: Sendable {
+    package enum Mode: Sendable {
         /// One epoch, all memory, written while the domain is paused.
         case plain
         /// Epoch after epoch of a live, checkpointed stream (Remus): needs log-dirty mode.
@@ -89,7 +89,7 @@ public final class XenPVDomain: Sendable {
     ///
     /// - Parameter body: gets the stream as a source for `XenImport`, and must read it to its end.
     /// - Returns: the durations of each epoch's pause.
-    public func save(
+    package func save(
         _ mode: Mode,
         _ body: (_ source: @escaping (UnsafeMutableRawBufferPointer) throws -> Int) throws -> Void
     ) throws -> [PauseTimes] {

@@ -1,4 +1,4 @@
-public import GuestModel
+package import GuestModel
 
 /// Writes a checkpoint as a stream that Xen restores: a file of `xl save`, or the bare libxc stream
 /// in version 3.
@@ -10,9 +10,9 @@ public import GuestModel
 ///
 /// Memory is bounded: 8 bytes for each of 1024 frames. Pages are passed on from the caller's
 /// memory. Order of records: xg_sr_save.c, xg_sr_save_x86_pv.c and xg_sr_save_x86_hvm.c of Xen.
-public struct XenStreamWriter {
+package struct XenStreamWriter {
     /// The format to write.
-    public enum Format: Sendable {
+    package enum Format: Sendable {
         /// A file that `xl restore` starts.
         case xl
         /// The bare libxc stream.
@@ -20,7 +20,7 @@ public struct XenStreamWriter {
     }
 
     /// Receives bytes in order; valid only during the call.
-    public typealias Sink = (UnsafeRawBufferPointer) throws -> Void
+    package typealias Sink = (UnsafeRawBufferPointer) throws -> Void
 
     private let format: Format
     private let xen: XenState
@@ -36,7 +36,7 @@ public struct XenStreamWriter {
     ///   - configuration: replaces the checkpoint's own: JSON as `xl save` writes it, or an xl.cfg;
     ///     checked (`XenConfigurationText`).
     ///   - sink: takes the bytes.
-    public init(
+    package init(
         _ format: Format, state: GuestState, configuration: [UInt8]? = nil, sink: @escaping Sink
     ) throws(XenStreamError) {
         self.format = format
@@ -69,7 +69,7 @@ public struct XenStreamWriter {
     }
 
     /// Writes everything that comes before the pages.
-    public mutating func begin() throws {
+    package mutating func begin() throws {
         if format == .xl { try beginXl() }
         var bytes = LibxcLayout.marker.bigEndianBytes + LibxcLayout.ident.bigEndianBytes
         bytes += LibxcLayout.version.bigEndianBytes + [UInt8](repeating: 0, count: 8)
@@ -102,7 +102,7 @@ public struct XenStreamWriter {
     /// - Parameters:
     ///   - runs: frames, ascending, after those of earlier calls.
     ///   - contents: 4096 bytes for each, without gaps.
-    public mutating func pages(_ runs: [PageRange], _ contents: UnsafeRawBufferPointer) throws {
+    package mutating func pages(_ runs: [PageRange], _ contents: UnsafeRawBufferPointer) throws {
         var batch: [UInt64] = []
         batch.reserveCapacity(LibxcLayout.batchPageCount)
         var start = 0
@@ -152,7 +152,7 @@ public struct XenStreamWriter {
     }
 
     /// Writes everything that comes after the pages.
-    public mutating func finish() throws {
+    package mutating func finish() throws {
         try writeBroken()
         var bytes: [UInt8] = []
         let before: [LibxcRecordType] = [.pvInfo, .cpuidPolicy, .msrPolicy, .pvP2MFrames]

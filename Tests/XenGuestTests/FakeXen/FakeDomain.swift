@@ -101,7 +101,7 @@ struct FakeDomain {
 
     /// A write by the guest: logged.
     mutating func write(_ frame: UInt64, _ bytes: [UInt8]) {
-        precondition(isRunning, "a domain that stands still writes nothing")
+        precondition(isRunning, "a paused domain writes nothing")
         overwrite(frame, bytes)
         markDirty(frame)
     }

@@ -36,7 +36,7 @@ extension XenCases {
                 since = start
                 still = max(still, now - start)
                 guard isGuarded || now - death < .seconds(1) else {
-                    throw Failed("the domain stands still without its guard: \(facts)")
+                    throw Failed("the domain stays paused without its guard: \(facts)")
                 }
             } else {
                 if let start = since { still = max(still, now - start) }

@@ -49,7 +49,7 @@ struct MemoryUse {
     /// The total.
     private(set) var total = 0
     /// The mapping of the staging pool: the only one of 256 MiB that is not a file.
-    private(set) var ring = 0
+    private(set) var pool = 0
     /// Mapped files: the program itself, and the index.
     private(set) var files = 0
     /// The largest ones.
@@ -79,12 +79,12 @@ struct MemoryUse {
         total += resident
         let isFile = name.hasPrefix("/")
         if isFile { files += resident }
-        if !isFile, size >= 256 << 10 { ring += resident }
+        if !isFile, size >= 256 << 10 { pool += resident }
         if resident > 0 { mappings.append(("\(name) of \(size)", resident)) }
     }
 
     /// Total, staging pool, files, and the rest.
-    var line: String { "\(total) \(ring) \(files) \(total - ring - files)" }
+    var line: String { "\(total) \(pool) \(files) \(total - pool - files)" }
 
     private static func lines(of path: String) -> [Substring]? {
         guard let file = fopen(path, "r") else { return nil }

@@ -28,7 +28,7 @@ extension XenCases {
             usleep(500)
         }
         guard status == 0 else { throw Failed("\(command): ended with \(status)") }
-        guard !downtimes.isEmpty else { throw Failed("the domain never stood still") }
+        guard !downtimes.isEmpty else { throw Failed("the domain was never paused") }
         print("\(downtimes.count) \(middleAndMax(downtimes))")
     }
 
