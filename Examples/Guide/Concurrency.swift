@@ -1,8 +1,9 @@
 import Synchronization
 import VarveCore
 
-/// Tasks that write, capture, go back and wait for a lock, side by side. No call blocks a thread of
-/// the tasks: `guide` runs this with one thread for all of them.
+/// Tasks that write, capture, go back and wait for a lock, side by side.
+///
+/// No call blocks a thread of the tasks: `guide` runs this with one thread for all of them.
 func concurrency(in store: FilePath) async throws {
     let gate = WriterGate()
     let memory = ProcessMemory(hold: { gate.close() }, release: { gate.open() })

@@ -1,7 +1,9 @@
 /// The durations of one pause of a guest.
 public struct PauseTimes: Hashable, Sendable {
-    /// From the request to pause until the guest was paused: for a domain of Xen that suspends
-    /// itself, the time that it takes to do so. It runs for most of it.
+    /// From the request to pause until the guest was paused.
+    ///
+    /// For a domain of Xen that suspends itself it is the time that this takes; the domain runs for
+    /// most of it.
     public var request = Duration.zero
     /// How long it was paused.
     public var downtime = Duration.zero

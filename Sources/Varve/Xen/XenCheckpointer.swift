@@ -169,7 +169,9 @@ extension XenCheckpointer {
     }
 
     /// `run` without blocking a thread of the cooperative pool; the handler is called on another
-    /// thread. Cancelling the task does what `cancellation` does.
+    /// thread.
+    ///
+    /// Cancelling the task does what `cancellation` does.
     public func run(
         _ schedule: CheckpointSchedule, cancellation: Cancellation? = nil,
         handler: @escaping @Sendable (Event) throws -> Void
