@@ -57,7 +57,7 @@ import VarveTestSupport
         #expect(broken.map(\.number) == [number], "\(broken)")
     }
 
-    /// Verification finds what no checkpoint is affected by, and the index is made anew.
+    /// Verification finds what no checkpoint is affected by, and the index is rebuilt.
     @Test(arguments: [7, 9, 12])
     func verificationMissesIt(number: Int) throws {
         let (repository, checkpoints) = try make()
@@ -82,7 +82,7 @@ import VarveTestSupport
     private static func `break`(
         _ number: Int, _ ids: [CheckpointID], _ tables: IndexTables, _ txn: borrowing LMDBTxn
     ) throws(IndexError) {
-        let nobody = CheckpointID(digest(200))
+        let unknown = CheckpointID(digest(200))
         let (shared, own) = (digest(99), digest(1))
         func entry(
             _ position: Int, _ txn: borrowing LMDBTxn
@@ -103,14 +103,14 @@ import VarveTestSupport
         case 3:
             guard let key = NameKey("other", 1) else { return }
             try tables.labels.put(ids[0], for: key, in: txn)
-        case 4: try tables.transactions.put(nobody, for: TransactionNumber(999), in: txn)
+        case 4: try tables.transactions.put(unknown, for: TransactionNumber(999), in: txn)
         case 5:
             let leaving = PendingPrune.isLeaving(transaction: 1, mapAncestor: nil)
             try tables.pending.put(leaving, for: ids[0], in: txn)
         case 6: try tables.pending.remove(ids[1], in: txn)
-        case 7: try tables.successors.insert(CheckpointPair(ids[0], nobody), in: txn)
-        case 8: try tables.builders.insert(CheckpointPair(ids[0], nobody), in: txn)
-        case 9: try tables.unreferenced.insert(nobody.digest, in: txn)
+        case 7: try tables.successors.insert(CheckpointPair(ids[0], unknown), in: txn)
+        case 8: try tables.builders.insert(CheckpointPair(ids[0], unknown), in: txn)
+        case 9: try tables.unreferenced.insert(unknown.digest, in: txn)
         case 10:
             try tables.pages.remove(shared, in: txn)
             let more = try count(shared, txn) + 1

@@ -1,4 +1,3 @@
-import CheckpointFormat
 import CheckpointIndex
 import CheckpointStore
 public import GuestModel

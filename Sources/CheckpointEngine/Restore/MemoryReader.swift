@@ -1,4 +1,3 @@
-import CheckpointFormat
 public import CheckpointIndex
 public import CheckpointStore
 public import GuestModel

@@ -1,4 +1,3 @@
-import CheckpointFormat
 public import CheckpointIndex
 public import CheckpointStore
 public import CheckpointUpkeep
@@ -162,10 +161,10 @@ public final class RetentionKeeper: Sendable {
                 state.report.forgottenCount += gone.count
                 state.report.inDoubt = inDoubt
             }
-            guard newest.location.pack > prunedPack else { return }
+            guard newest.pack > prunedPack else { return }
             let options = PruneOptions(unusedPercentMax: retention.unusedPercentMax)
             let done = try repository.planPrune(options).execute()
-            prunedPack = newest.location.pack
+            prunedPack = newest.pack
             state.change { state in
                 state.report.pruneCount += done.isEmpty ? 0 : 1
                 state.report.freedByteCount += done.freedByteCount

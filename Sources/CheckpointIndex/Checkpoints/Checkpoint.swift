@@ -64,6 +64,9 @@ public struct Checkpoint: Hashable, Sendable {
         RecordHeader.recordByteCount(payload: manifest.encoded.count)
     }
 
+    /// The pack that has its manifest.
+    package var pack: UInt32 { location.pack }
+
     /// The end of that record.
     package var end: RecordLocation {
         RecordLocation(pack: location.pack, offset: location.offset + UInt32(manifestByteCount))

@@ -209,7 +209,7 @@ private struct InvariantCheck {
         while let digest = try unreferenced.nextKey() {
             let location = try index.location(digest, in: window, txn)
             if location != nil { sum.remove(digest) }
-            expect(9, location != nil, "page \(digest), which nobody refers to, has no location")
+            expect(9, location != nil, "unreferenced page \(digest) has no location")
             let isReferenced = try tables.references.contains(digest, in: txn)
             expect(9, !isReferenced, "page \(digest) has references and has none")
         }

@@ -72,7 +72,7 @@ final class VerifyPages: Sendable {
             while let batch = batches.receive() { read(batch, &fetcher) }
         } catch {
             outcome.withLock { $0.failure = $0.failure ?? error }
-            // Nobody waits for a place: what is submitted from here on is not read.
+            // So that no sender waits for room: what is submitted from here on is not read.
             while batches.receive() != nil {}
         }
     }
