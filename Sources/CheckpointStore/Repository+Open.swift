@@ -51,7 +51,11 @@ extension Repository {
         do throws(FileError) {
             files = try VolatileFiles(in: parent)
         } catch {
-            throw RepositoryError(error)
+            throw RepositoryError(
+                error.isFull ? .noSpace : .callFailed,
+                "a volatile repository cannot be created in \(parent) "
+                    + "(\(String(cString: strerror(error.errno)))); name another directory",
+                errno: error.errno)
         }
         return try create(at: files.path ?? parent, files: files)
     }

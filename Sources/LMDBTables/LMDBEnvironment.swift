@@ -327,7 +327,7 @@ package final class LMDBEnvironment: @unchecked Sendable {
             let isFull = file.map { system_isFull($0.descriptor) } ?? false
             throw .file(
                 FileError(
-                    call: FileError.makingTemporary, path: temporaryPlace,
+                    .noTemporaryPlace, path: temporaryPlace,
                     errno: isFull ? ENOSPC : code))
         }
     }

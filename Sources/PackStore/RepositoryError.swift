@@ -137,11 +137,15 @@ public struct Corruption: Hashable, Sendable {
     public var checkpoint: CheckpointID?
     /// The guest frame that cannot be read, if it is one.
     public var frame: PageFrameNumber?
+    /// True if nothing in the pack can be read: it is missing, or its envelope is damaged.
+    package let isOfWholePack: Bool
 
     package init(
         file: String, offset: UInt64, object: String, reason: String,
-        checkpoint: CheckpointID? = nil, frame: PageFrameNumber? = nil
+        checkpoint: CheckpointID? = nil, frame: PageFrameNumber? = nil,
+        isOfWholePack: Bool = false
     ) {
+        self.isOfWholePack = isOfWholePack
         self.file = file
         self.offset = offset
         self.object = object

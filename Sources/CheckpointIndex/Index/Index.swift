@@ -293,7 +293,7 @@ private enum IndexEnvironments {
             // The disk of $TMPDIR, not that of the store.
             throw .file(
                 FileError(
-                    call: FileError.makingTemporary, path: directory.parent, errno: code))
+                    .noTemporaryPlace, path: directory.parent, errno: code))
         }
         let number = privateCount.add(1, ordering: .relaxed).newValue
         let key = Key(number: number, isReadOnly: false)

@@ -251,9 +251,7 @@ package struct PageFetcher: ~Copyable {
                 }
                 start += max(near.count, 1)
             } catch let error as RepositoryError {
-                guard let corruption = error.corruption,
-                    corruption.object == "pack"
-                        || corruption.object == "envelope"
+                guard let corruption = error.corruption, corruption.isOfWholePack
                 else { throw error }
                 try miss(first, corruption, damaged: damaged)
                 start += 1

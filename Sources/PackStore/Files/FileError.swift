@@ -20,6 +20,8 @@ package struct FileError: Error, Hashable, Sendable {
         case moved(String)
         /// The file `lock` is not the one that was locked.
         case lockLost
+        /// A directory for a temporary index cannot be created in this one.
+        case noTemporaryPlace
     }
 
     package init(call: String, path: String, errno: Int32) {
@@ -46,14 +48,6 @@ extension RepositoryError {
             return
         }
         let reason = String(cString: strerror(error.errno))
-        if error.call == FileError.makingTemporary {
-            self.init(
-                error.isFull ? .noSpace : .callFailed,
-                "no temporary index can be created in \(error.path) (\(reason)); set TMPDIR to a "
-                    + "writable directory with enough space for an index",
-                errno: error.errno)
-            return
-        }
         switch error.errno {
         case ENOSPC, EDQUOT:
             self.init(
@@ -106,6 +100,13 @@ extension RepositoryError {
                     + "there now, and a checkpoint that was being published is not stored; open "
                     + "the repository where it is now and try again",
                 errno: error.errno)
+        case .noTemporaryPlace:
+            let reason = String(cString: strerror(error.errno))
+            self.init(
+                error.isFull ? .noSpace : .callFailed,
+                "no temporary index can be created in \(error.path) (\(reason)); set TMPDIR to a "
+                    + "writable directory with enough space for an index",
+                errno: error.errno)
         case .lockLost:
             self.init(
                 .lockLost,
@@ -133,9 +134,6 @@ extension FileError {
         }
     }
 
-    /// The call that creates a temporary index.
-    package static let makingTemporary = "mkdtemp"
-
     /// True if the mount, the permissions or the ownership forbids it.
     package var isForbidden: Bool { [EROFS, EACCES, EPERM].contains(errno) }
 
@@ -152,7 +150,6 @@ extension FileError {
     ///
     /// A missing temporary directory does not count: it is not part of a store.
     package var isMissing: Bool {
-        finding == nil && call != FileError.makingTemporary
-            && (errno == ENOENT || errno == ENOTDIR)
+        finding == nil && (errno == ENOENT || errno == ENOTDIR)
     }
 }

@@ -11,7 +11,7 @@ package struct NamelessDirectory: ~Copyable {
     package init() throws(FileError) {
         parent = system_environment("TMPDIR") ?? "/tmp"
         guard let path = system_mkdtemp(parent + "/varve-") else {
-            throw FileError(call: FileError.makingTemporary, path: parent, errno: errno)
+            throw FileError(.noTemporaryPlace, path: parent, errno: errno)
         }
         self.path = path
     }

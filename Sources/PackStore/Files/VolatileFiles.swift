@@ -19,7 +19,7 @@ package final class VolatileFiles: RepositoryFiles {
     /// - Parameter parent: the directory in which it is created.
     package init(in parent: FilePath) throws(FileError) {
         guard let path = system_mkdtemp("\(parent)/varve-volatile-") else {
-            throw FileError(call: FileError.makingTemporary, path: parent.string, errno: errno)
+            throw FileError(call: "mkdtemp", path: parent.string, errno: errno)
         }
         ownDirectory = path
         inner = PosixFiles(root: FilePath(path))

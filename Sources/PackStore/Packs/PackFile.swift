@@ -60,7 +60,8 @@ package final class PackFile: Sendable {
                 file: PackName.path(packs.lowerBound), offset: 0, object: "pack",
                 reason: PackGaps.words(packs)
                     + (packs.count == 1
-                        ? "; restore it from a copy" : "; restore them from copies")))
+                        ? "; restore it from a copy" : "; restore them from copies"),
+                isOfWholePack: true))
     }
 
     private static func segments(

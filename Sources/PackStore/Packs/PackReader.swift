@@ -65,7 +65,8 @@ package final class PackReader: Sendable {
         func corrupted(_ reason: String) -> RepositoryError {
             RepositoryError(
                 Corruption(
-                    file: PackName.path(pack), offset: 0, object: "envelope", reason: reason))
+                    file: PackName.path(pack), offset: 0, object: "envelope", reason: reason,
+                    isOfWholePack: true))
         }
         let envelope: Envelope
         do {
