@@ -4,8 +4,8 @@ public import PackStore
 
 /// Why a capture, restore, revert, import or export failed.
 ///
-/// The guest runs, unless the message says otherwise, and its dirty pages are kept for the next
-/// capture.
+/// After a capture or a revert the guest runs, unless the message says otherwise, and its dirty
+/// pages are kept for the next capture.
 public struct CheckpointError: Error, Sendable {
     /// The kinds of failure; more may be added.
     public struct Code: Hashable, Sendable {
@@ -29,25 +29,26 @@ public struct CheckpointError: Error, Sendable {
         public static let guest = Code(kind: .guest)
         /// The repository failed; see `repositoryError`.
         public static let repository = Code(kind: .repository)
-        /// It was cancelled.
+        /// The call was cancelled; its documentation says what it left.
         public static let cancelled = Code(kind: .cancelled)
-        /// The guest writes more pages between two rounds than the staging pool holds.
+        /// More pages were dirty in the pause than the staging pool holds, after the last precopy
+        /// round.
         public static let poolTooSmall = Code(kind: .poolTooSmall)
         /// A capture that was begun before this one failed, so this one lacks its pages.
         public static let predecessorFailed = Code(kind: .predecessorFailed)
         /// An image differs in size from its lineage, or is not a whole number of pages.
         public static let sizeMismatch = Code(kind: .sizeMismatch)
         /// A closure or object that the caller passed threw, such as the source of an import or the
-        /// sink of an export; see `cause`.
+        /// sink of an export; `cause` is what it threw.
         public static let callerFailed = Code(kind: .callerFailed)
         /// A stream of Xen is damaged or cut short, or a checkpoint lacks what the format of a
-        /// stream needs; `cause` is a `XenStreamError`.
+        /// stream requires; `cause` is a `XenStreamError`.
         public static let invalidStream = Code(kind: .invalidStream)
         /// The session is closed.
         public static let closed = Code(kind: .closed)
-        /// The dirty log missed a page that an audit checked.
+        /// The dirty log did not name a page that was written, as an audit found.
         ///
-        /// See `audit`. Nothing was published, and the next capture compares every page.
+        /// `audit` has the counts. Nothing was published, and the next capture compares every page.
         public static let auditMissed = Code(kind: .auditMissed)
         /// An option has an invalid value; the message names it and the valid values.
         public static let invalidOption = Code(kind: .invalidOption)
@@ -57,14 +58,14 @@ public struct CheckpointError: Error, Sendable {
     public let code: Code
     /// One sentence: what failed, and the remedy.
     public let message: String
-    /// The error that caused it: the guest's, the repository's, a stream's, or what a closure of
-    /// the caller threw; nil if it arose here.
+    /// The error that caused this one: a `GuestError`, a `RepositoryError`, a `XenStreamError`, or
+    /// what a closure of the caller threw; nil if there is none.
     public let cause: (any Error)?
-    /// The guest's error.
+    /// `cause`, if it is a guest's error.
     public var guestError: GuestError? { cause as? GuestError }
-    /// The repository's error.
+    /// `cause`, if it is a repository's error.
     public var repositoryError: RepositoryError? { cause as? RepositoryError }
-    /// The result of the audit.
+    /// The result of the audit, for `auditMissed`; otherwise nil.
     public let audit: CaptureAudit?
 
     init(_ audit: CaptureAudit) {
@@ -99,7 +100,7 @@ public struct CheckpointError: Error, Sendable {
         self.init(code, error.message, cause: error)
     }
 
-    /// Wraps any error thrown below, or by a closure of the caller.
+    /// Wraps an error of a guest or repository, or one that a closure of the caller threw.
     package init(wrapping error: any Error) {
         switch error {
         case let error as CheckpointError: self = error

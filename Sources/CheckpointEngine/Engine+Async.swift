@@ -3,7 +3,7 @@ public import CheckpointStore
 public import GuestModel
 import PackStore
 
-// The blocking calls once more, for programs with Swift concurrency, as in the store.
+// The `async` forms of the blocking calls (`Repository+Async.swift` in the store, decision 0024).
 
 extension BlockingWork {
     /// Runs a call of the engine.
@@ -17,6 +17,8 @@ extension BlockingWork {
 
 extension CaptureSession {
     /// Begins a session, as `init` does, without blocking a thread of the cooperative pool.
+    ///
+    /// Cancelling the task has no effect.
     public static func open(
         of guest: any Guest, in repository: Repository, lineage: LineageName,
         parent: Checkpoint? = nil, options: CaptureOptions = CaptureOptions()
@@ -46,7 +48,7 @@ extension CaptureSession {
 
     /// `begin` without blocking a thread of the cooperative pool.
     ///
-    /// Cancelling the task has no effect once this has returned: cancel the result then.
+    /// Cancelling the task has no effect once this has returned; cancel the result instead.
     public func begin(
         label: Label? = nil, cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
     ) async throws(CheckpointError) -> PendingCapture {
@@ -66,12 +68,15 @@ extension CaptureSession {
         }
     }
 
-    /// `close` without blocking a thread of the cooperative pool.
+    /// `close` without blocking a thread of the cooperative pool, unless no other thread can be
+    /// started.
+    ///
+    /// Cancelling the task has no effect.
     public func close() async {
         do throws(CheckpointError) {
             try await BlockingWork.run(nil) { (_) throws(CheckpointError) in self.end() }
         } catch {
-            // No thread can be started: it blocks this one, because a session must end.
+            // No thread can be started. A session must end, so this thread is blocked.
             end()
         }
     }

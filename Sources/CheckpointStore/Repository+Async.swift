@@ -2,10 +2,11 @@ public import GuestModel
 public import PackStore
 public import SystemPackage
 
-// The blocking calls once more, for programs with Swift concurrency. Each call does its work on a
-// thread of its own, so no thread of the cooperative pool is blocked; cancelling the task does what
-// `cancellation` does. Results, errors and what a cancelled call leaves are those of the blocking
-// call.
+// The `async` forms of the blocking calls (decision 0024). Each runs its blocking form on a thread
+// of the library, so no thread of the cooperative pool is blocked. Cancelling the task does what
+// `cancellation` does; a form without that argument cannot be cancelled. Results, errors and what a
+// cancelled call leaves are those of the blocking form. If no thread can be started, a form throws
+// `callFailed`.
 
 extension Repository {
     /// `create` without blocking a thread of the cooperative pool.

@@ -3,7 +3,7 @@ public import GuestModel
 public import PackStore
 public import SystemPackage
 
-// The blocking calls once more, for programs with Swift concurrency, as in the store.
+// The `async` forms of the blocking calls (`Repository+Async.swift` in the store, decision 0024).
 
 extension Repository {
     /// `verify` without blocking a thread of the cooperative pool.

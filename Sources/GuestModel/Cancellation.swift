@@ -2,12 +2,13 @@ import Synchronization
 
 /// Ends calls early, from any thread.
 ///
-/// Pass one to a call that waits or runs long, and cancel it: the call fails with its error's code
-/// `cancelled` at its next step, and a call that waits is woken. The documentation of each call
-/// says what it leaves. One cancellation may be passed to any number of calls; it stays cancelled.
-/// A call whose work is already done returns its result.
+/// A call to which it was passed, and which is then cancelled, throws an error with the code
+/// `cancelled` at its next step. A call that waits is woken. A read or write of the disk, a pause
+/// of a guest, and a closure of the caller's are not interrupted. The documentation of each call
+/// says what it leaves. A call whose work is already done returns its result.
 ///
-/// The `async` variants of calls are also cancelled with their task.
+/// One cancellation may be passed to any number of calls. It cannot be reset: calls that have it
+/// and begin later fail at once. The `async` forms of calls are also cancelled with their task.
 public final class Cancellation: Sendable {
     private struct State {
         var handlers: [UInt64: @Sendable () -> Void] = [:]
@@ -41,7 +42,7 @@ public final class Cancellation: Sendable {
         condition = nil
     }
 
-    /// One that is also cancelled when one of others is.
+    /// A cancellation that is also cancelled when one of `others` is.
     package init(linkedTo others: [Cancellation]) {
         condition = others.first { $0.condition != nil }?.condition
         let registrations = others.compactMap { other in
@@ -50,16 +51,17 @@ public final class Cancellation: Sendable {
         links.withLock { $0 = registrations }
     }
 
-    /// One that also counts as cancelled once `condition` has returned true.
+    /// A cancellation that also counts as cancelled once `condition` has returned true.
     ///
-    /// - Parameter condition: called by each check; nothing wakes a call that waits for it.
+    /// - Parameter condition: called by each check. When it becomes true no waiting call is woken.
     package init(when condition: @escaping @Sendable () -> Bool) {
         self.condition = condition
     }
 
-    /// Cancels the calls that have this cancellation, now and later.
+    /// Cancels the calls to which this cancellation was passed, and those to which it will be.
     ///
-    /// Does not wait for them. Harmless when called again. Takes a lock: not for signal handlers.
+    /// Returns before the calls have ended. Calling it again has no effect. It takes a lock, so it
+    /// must not be called by a signal handler.
     public func cancel() {
         let handlers = state.withLock { state in
             flag.store(true, ordering: .relaxed)
@@ -69,7 +71,7 @@ public final class Cancellation: Sendable {
         for handler in handlers { handler() }
     }
 
-    /// True once it was cancelled.
+    /// True if it was cancelled.
     public var isCancelled: Bool {
         if flag.load(ordering: .relaxed) { return true }
         guard let condition, condition() else { return false }
@@ -78,11 +80,12 @@ public final class Cancellation: Sendable {
         return true
     }
 
-    /// Has a handler called, once, by the thread that cancels this; at once if it is cancelled.
+    /// Registers a handler that is called once, by the thread that cancels this.
     ///
-    /// The handler may also be called shortly after the registration was released.
+    /// If this is cancelled already, the handler is called before `register` returns. It may also
+    /// be called shortly after the registration was released.
     ///
-    /// - Returns: what keeps the handler; nil if it was called at once.
+    /// - Returns: the registration, which keeps the handler; nil if the handler was called.
     package func register(_ handler: @escaping @Sendable () -> Void) -> Registration? {
         let key = state.withLock { state -> UInt64? in
             if flag.load(ordering: .relaxed) { return nil }

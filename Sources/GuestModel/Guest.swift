@@ -1,7 +1,8 @@
 /// Anything with page-addressed memory that can be paused: what the engine captures.
 ///
-/// The engine calls one guest from one thread at a time. Calls may block for as long as the kernel
-/// or hypervisor takes; none is made on a thread of Swift's cooperative pool.
+/// The engine calls one guest from one thread at a time: the thread that made the call, or, for its
+/// `async` form, a thread of the library. Calls may block for as long as the kernel or hypervisor
+/// takes.
 ///
 /// The product `GuestConformance` checks your own guest against these requirements.
 public protocol Guest: AnyObject, Sendable {

@@ -1,14 +1,13 @@
-/// The durations of one pause of a guest.
+/// How long one pause of a guest took.
 public struct PauseTimes: Hashable, Sendable {
-    /// From the request to pause until the guest was paused.
+    /// The time from the request to pause until the guest was paused.
     ///
-    /// For a domain of Xen that suspends itself it is the time that this takes; the domain runs for
-    /// most of it.
+    /// A Xen domain that suspends itself takes most of it, and runs meanwhile.
     public var request = Duration.zero
-    /// How long it was paused.
+    /// The time from when the guest was paused until it was resumed.
     public var downtime = Duration.zero
 
-    /// Values as a guest reports them.
+    /// Creates a value as an engine or a guest measured it.
     public init(request: Duration = .zero, downtime: Duration = .zero) {
         self.request = request
         self.downtime = downtime

@@ -1,9 +1,9 @@
-/// How far a call has got; passed to its progress handler.
+/// How far a call has got, as it is passed to the call's progress handler.
 ///
-/// In a file that imports Foundation as well, whose `Progress` is another type, this one is
+/// Foundation has another type of this name: in a file that imports Foundation too, write
 /// `GuestModel.Progress`.
 public struct Progress: Hashable, Sendable {
-    /// What is counted.
+    /// The unit that is counted.
     public enum Unit: String, Hashable, Sendable {
         /// Pages of 4096 bytes.
         case pages
@@ -30,14 +30,15 @@ public struct Progress: Hashable, Sendable {
 
         /// Copying pages while the guest runs.
         public static let precopy = Phase(kind: .precopy)
-        /// Copying pages while the guest is paused, because it has no dirty log; the pause is
-        /// longer by the time that the handler takes.
+        /// Copying pages while the guest is paused, because it has no dirty log.
+        ///
+        /// The time that the handler takes is added to the pause.
         public static let pausedCopy = Phase(kind: .pausedCopy)
-        /// Reading: an image, a stream, packs, or pages of a checkpoint.
+        /// Reading an image, a stream, packs, or pages of a checkpoint.
         public static let reading = Phase(kind: .reading)
         /// Writing pages, into a guest or a file.
         public static let writing = Phase(kind: .writing)
-        /// Removing packs and writing them again without what is no longer needed or damaged.
+        /// Removing packs, and rewriting packs without what is unused or damaged.
         public static let rewriting = Phase(kind: .rewriting)
         /// Verifying what is stored.
         public static let verifying = Phase(kind: .verifying)
@@ -46,16 +47,16 @@ public struct Progress: Hashable, Sendable {
         public var name: String { kind.rawValue }
     }
 
-    /// What the call is doing.
+    /// The phase.
     public let phase: Phase
-    /// What `done` and `total` count.
+    /// The unit of `done` and `total`.
     public let unit: Unit
-    /// The amount done, from 0 to `total`.
+    /// The amount done in this phase, from 0 to `total`.
     public let done: Int
-    /// The amount in all in this phase; nil if it is not known.
+    /// The amount to do in this phase; nil if it is not known.
     public let total: Int?
 
-    /// Values as a call reports them.
+    /// Creates a value as a call reports it.
     public init(phase: Phase, unit: Unit, done: Int, total: Int?) {
         self.phase = phase
         self.unit = unit
@@ -64,9 +65,10 @@ public struct Progress: Hashable, Sendable {
     }
 }
 
-/// Takes the progress of a call.
+/// A closure that receives the progress of a call.
 ///
-/// It is called from time to time, on any thread, perhaps on several at once, and the call waits
-/// for it. If it throws, the call ends as if it had been cancelled (`Cancellation`). It must not
-/// use the session or the plan whose call reports.
+/// It is called from time to time, on any thread, perhaps on several threads at once, and the call
+/// waits until it returns. If it throws, the call ends as if it had been cancelled
+/// (`Cancellation`), with the code `cancelled`, and the message contains what it threw. It must not
+/// call the session or the plan whose progress it receives.
 public typealias ProgressHandler = @Sendable (Progress) throws -> Void

@@ -88,7 +88,7 @@ public struct RepositoryError: Error, Hashable, Sendable {
         public static let notOwner = Code(kind: .notOwner)
         /// An option has an invalid value; the message names the option and the values allowed.
         public static let invalidOption = Code(kind: .invalidOption)
-        /// The caller cancelled the wait.
+        /// The call was cancelled; its documentation says what it left.
         public static let cancelled = Code(kind: .cancelled)
     }
 

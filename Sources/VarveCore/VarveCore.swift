@@ -1,5 +1,5 @@
-// Everything but live Xen domains: it builds and runs without Xen's libraries. Xen's streams are
-// read and written all the same (`XenImport`, `XenExport`), because they are only bytes.
+// Everything except live Xen domains: it builds and runs without Xen's libraries. Xen's streams are
+// read and written here too (`importXenStream`, `export`), because that needs no library of Xen.
 
 @_exported public import CheckpointEngine
 @_exported public import CheckpointFormat

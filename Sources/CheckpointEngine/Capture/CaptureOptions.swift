@@ -4,64 +4,71 @@ import CheckpointStore
 public import GuestModel
 package import PackStore
 
-/// How a session captures.
+/// How a session captures, and how an import stores what it reads.
 public struct CaptureOptions: Sendable {
-    /// Bytes of the staging pool: the most that captures hold in memory, apart from the page map.
+    /// The size of the staging pool in bytes: the most memory that captures need, in addition to
+    /// the page map.
     ///
-    /// The pages that are dirty in the pause must fit in it. Its memory is touched only when
-    /// needed. 256 MiB; 1 to 2^40, and at least 4 MiB are reserved.
+    /// The pages that are dirty in the pause must fit in it. Its memory is touched only when it is
+    /// needed. 256 MiB by default; 1 to 2^40, of which at least 4 MiB are reserved.
     public var poolByteCount = 256 << 20
-    /// How long the pause may take to copy pages; dirty pages beyond that are copied before the
-    /// pause, while the guest runs.
+    /// The time that copying pages may take in the pause.
     ///
-    /// 10 ms; zero to an hour.
+    /// More dirty pages than can be copied in that time are copied before the pause, while the
+    /// guest runs. This is a goal and not a limit: after `precopyRoundsMax` rounds, or when another
+    /// round leaves no fewer pages, the pause begins anyway. 10 ms by default; zero to an hour.
     public var pauseBudget = Duration.milliseconds(10)
-    /// The most precopy rounds; after them the pause begins if the dirty pages fit in the pool.
+    /// The maximum number of precopy rounds.
     ///
-    /// 8; 0 to 1,000,000.
+    /// If the dirty pages do not fit in the pool after the last one, the capture fails with
+    /// `poolTooSmall`. 8 by default; 0 to 1,000,000.
     public var precopyRoundsMax = 8
-    /// The most captures that may be in progress at once: one being taken, one encoded, one
-    /// published, one indexed.
+    /// The maximum number of captures in progress: one that is taken, one that is encoded, one that
+    /// is published, and one that is indexed.
     ///
-    /// 4; 1 to 1024.
+    /// 4 by default; 1 to 1024.
     public var overlappingCapturesMax = 4
-    /// How strongly pages are compressed; zstd level 1.
+    /// How strongly pages are compressed; zstd level 1 by default.
     public var compression = CompressionLevel.standard
-    /// The range in which the session chooses a level for each checkpoint; nil: always
-    /// `compression`.
+    /// The range from which the session chooses a level for each checkpoint; nil for `compression`
+    /// always.
     ///
-    /// Starts with `compression`. Goes up by one level while encoding takes less than a quarter of
-    /// the time between captures, down by one when it takes more than half, and to the fastest when
-    /// it takes all of it. With a range from `stored` to 6, twice as many checkpoints of 1,000
-    /// pages are taken per second as at level 1, and hourly ones are compressed well. Restores read
-    /// all levels alike.
+    /// The first level is `compression`. The level rises by one while encoding takes less than a
+    /// quarter of the time between captures, falls by one when it takes more than half of it, and
+    /// falls to the fastest when it takes all of it. With a range from `stored` to 6, twice as many
+    /// checkpoints of 1,000 pages can be taken per second as at level 1, and hourly ones are
+    /// compressed well.
     public var compressionRange: ClosedRange<CompressionLevel>?
-    /// Threads that digest, compress and write; one per processor, and one more because at times
-    /// one of them waits for the disk.
+    /// The number of threads that digest, compress and write pages.
     ///
-    /// 1 to 1024.
+    /// One for each processor by default, and one more because at times one waits for the disk; 1
+    /// to 1024.
     public var workerCount = Threads.processorCount + 1
-    /// Which checkpoints of the lineage to keep; nil: all.
+    /// Which checkpoints of the lineage to keep; nil for all.
     ///
-    /// The others are forgotten, and their space is freed, while captures go on. See
-    /// `CaptureSession.retentionReport`.
+    /// The others are forgotten, and their space is freed, on a thread of the session while
+    /// captures continue. `CaptureSession.retentionReport` has the result. An import ignores this.
     public var retention: Retention?
 
-    /// Whether a lineage may continue with a guest other than its newest checkpoint's; if not, that
-    /// is refused where it is detected, for Xen domains by their kind and uuid.
+    /// Whether a lineage may continue with a guest other than that of its newest checkpoint.
+    ///
+    /// If not, such a guest is refused with `anotherGuest` where this is detected: for Xen domains
+    /// by their kind and uuid.
     public var acceptsGuestChange = false
 
-    /// Pages that the dirty log calls clean and that each capture checks anyway, drawn at random;
-    /// 0: none, 2^20 at most.
+    /// The number of pages that each capture draws at random from those that the dirty log calls
+    /// clean, and checks.
     ///
-    /// They are copied in the pause, and compared afterwards. If one was written, `capture` takes
-    /// the checkpoint again and compares every page; see `CaptureResult.audit`.
+    /// They are copied in the pause and compared afterwards. If one was written, nothing is
+    /// published; `capture` then takes the checkpoint again and compares every page
+    /// (`CaptureResult.audit`), and `begin` leaves that to the next capture. 0 by default, which is
+    /// none; at most 2^20.
     public var auditPageCount = 0
 
     /// The times of checkpoints, in nanoseconds since 1970, and the present for retention.
     package var clock: @Sendable () -> Int64 = { Int64(WallClock.nanoseconds) }
 
-    /// The defaults.
+    /// Creates options with the defaults.
     public init() {}
 
     /// Throws `invalidOption` if a value is invalid.
@@ -90,22 +97,23 @@ public struct CaptureOptions: Sendable {
 
 /// The result of a capture.
 public struct CaptureResult: Sendable {
-    /// The checkpoint; it is durable.
+    /// The checkpoint, which is durable.
     public let checkpoint: Checkpoint
-    /// Pages that the dirty log named, or all pages if every page was compared.
+    /// The number of pages that the dirty log named, or of all pages if every page was compared.
     public let dirtyPageCount: Int
-    /// Pages copied out of the guest, precopy rounds counted each time.
+    /// The number of pages that were copied out of the guest; a page that was copied in several
+    /// rounds counts each time.
     public let copiedPageCount: Int
-    /// Pages copied in the pause.
+    /// The number of pages that were copied in the pause.
     public let pausedPageCount: Int
     /// How long the guest took to pause, and how long it was paused.
     public let pauseTimes: PauseTimes
-    /// How long the guest was paused.
+    /// How long the guest was paused: `pauseTimes.downtime`.
     public var pause: Duration { pauseTimes.downtime }
     /// The result of the audit of the dirty log; nil if none was requested.
     ///
-    /// If it found a miss, nothing of that attempt was published, and this checkpoint is from a
-    /// second attempt, which compared every page. Checkpoints since the previous full comparison
-    /// may lack pages.
+    /// If it found a page that the log had missed, nothing of that attempt was published, and this
+    /// checkpoint is from a second attempt, which compared every page. Checkpoints since the
+    /// previous comparison of every page may lack pages.
     public internal(set) var audit: CaptureAudit?
 }

@@ -29,19 +29,19 @@ public enum CapturePhase: Hashable, Sendable {
     case idle
     /// The dirty log is on.
     case tracking
-    /// Copying while the guest runs; the round, from 1.
+    /// Pages are copied while the guest runs; rounds are numbered from 1.
     case precopy(round: Int)
     /// The guest is paused.
     case paused
-    /// Everything is copied; the guest is not resumed yet.
+    /// Every changed page is copied; the guest is still paused.
     case copied
     /// The guest runs again.
     case running
-    /// Digests, compression, writing.
+    /// Every page is digested, compressed and written.
     case encoding
     /// The checkpoint exists.
     case published
-    /// It failed; its pages are merged back and the guest runs.
+    /// The capture failed; its pages are merged back and the guest runs.
     case failed
 }
 

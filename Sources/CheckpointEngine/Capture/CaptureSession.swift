@@ -6,12 +6,16 @@ import Synchronization
 
 /// Captures one guest into one lineage, repeatedly.
 ///
-/// Methods block and may be called from any thread; captures and reverts run one at a time. The
+/// Methods block and may be called from any thread. Captures and reverts run one at a time. The
 /// guest is resumed on every path, and a page that was taken from the dirty log is either in a
 /// published checkpoint or taken again.
+///
+/// A session has a thread for each worker and three more, and one for retention. Close it: a
+/// session that is dropped instead waits for nothing, completes the captures in progress, and frees
+/// its guest for another session only then.
 public final class CaptureSession: Sendable {
-    /// What outlives a capture; separate from the session, because captures that end late still
-    /// merge their pages back.
+    /// What outlives a capture; separate from the session, because captures that end after the
+    /// session was released still merge their pages back.
     final class Memory: Sendable {
         private let state = Mutex(State())
 
@@ -27,7 +31,7 @@ public final class CaptureSession: Sendable {
             }
         }
 
-        /// Gives the pages that are in no checkpoint to a capture.
+        /// Takes the pages that are in no checkpoint, for a capture.
         func takeUnsaved() -> UnsavedPages {
             withLock { state in
                 defer {
@@ -62,21 +66,24 @@ public final class CaptureSession: Sendable {
     let keeper: RetentionKeeper?
     let state = Memory()
     private let claim: GuestClaim
-    /// Taken by each capture and revert.
+    /// True while a capture, a revert or `close` runs: one at a time.
     let turn = Monitor(false)
-    /// Cancels all calls that have begun; replaced when it has.
+    /// Cancels all calls that have begun; `cancel` replaces it.
     private let cancellation = Mutex(Cancellation())
 
-    /// Begins a session, which owns the guest until it is closed or dropped.
+    /// Begins a session, which owns the guest until the session is closed.
     ///
-    /// Fails with the guest's `busy` while another session has the guest (`Guest.claim`).
+    /// Throws the guest's `busy` while another session has the guest (`Guest.claim`), the guest's
+    /// `anotherGuest` if the lineage is another guest's, `invalidOption`, and the repository's
+    /// `callFailed` if its threads cannot be started. Blocks: it reads the newest checkpoint, and
+    /// its page map is read by the first capture. Nothing is done to the guest.
     ///
     /// - Parameters:
     ///   - guest: the guest to capture.
-    ///   - repository: the destination; opened for writing.
+    ///   - repository: the destination; open for writing.
     ///   - lineage: the guest's history. The first checkpoint follows its newest one.
-    ///   - parent: follow this checkpoint instead: a branch.
-    ///   - options: sizes and limits.
+    ///   - parent: a checkpoint that the first one follows instead, which begins a branch.
+    ///   - options: sizes, limits and retention.
     public init(
         of guest: any Guest, in repository: Repository, lineage: LineageName,
         parent: Checkpoint? = nil, options: CaptureOptions = CaptureOptions()
@@ -109,8 +116,8 @@ public final class CaptureSession: Sendable {
     }
 
     deinit {
-        // Waits for nothing: what is in progress ends by itself, and only then can another session
-        // have the guest, which would otherwise follow a checkpoint that is no longer the newest.
+        // Waits for nothing. Captures in progress end by themselves, and only then can another
+        // session have the guest: it would otherwise follow a checkpoint that is not the newest.
         SessionLog(self)?.stop()
         if pipeline.openJobCount == 0 { claim.release() }
         pipeline.requestClose { [claim, keeper] in
@@ -123,12 +130,16 @@ public final class CaptureSession: Sendable {
     ///
     /// Blocks. When it throws, also because it was cancelled, there is no checkpoint, the guest
     /// runs, and the next capture takes the pages of this one too. Cancelling wakes it wherever it
-    /// waits; a checkpoint that is already being written out is returned all the same.
+    /// waits, but does not interrupt the pause. Once the checkpoint's manifest is being written,
+    /// cancelling has no effect and the checkpoint is returned.
+    ///
+    /// If an audit finds that the dirty log missed a page, the checkpoint is taken a second time,
+    /// with every page compared.
     ///
     /// - Parameters:
-    ///   - label: a name for this one checkpoint.
-    ///   - cancellation: ends it with `cancelled`.
-    ///   - progress: called on this thread in phase `precopy`, or `pausedCopy` without a dirty log,
+    ///   - label: a label for this checkpoint.
+    ///   - cancellation: ends the capture with `cancelled`.
+    ///   - progress: called on this thread, in phase `precopy` (without a dirty log: `pausedCopy`),
     ///     with pages.
     public func capture(
         label: Label? = nil, cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
@@ -138,12 +149,13 @@ public final class CaptureSession: Sendable {
         }
     }
 
-    /// Takes a checkpoint and returns as soon as the guest runs again; the checkpoint exists when
-    /// `wait` of the result returns.
+    /// Begins a checkpoint, and returns as soon as the guest runs again.
     ///
-    /// Blocks before the pause: while another capture or a revert of this session has not let its
-    /// guest run again, and while the pool or the disk cannot keep up. It fails and is cancelled as
-    /// `capture` is, and `cancellation` also ends the capture after this has returned.
+    /// The checkpoint exists when `wait` of the result returns. This blocks until the pause is
+    /// over. Before that it also waits until no other `begin` or revert of this session runs, until
+    /// fewer than `overlappingCapturesMax` captures are in progress, and until the pool has room.
+    /// It fails and is cancelled as `capture` is. `cancellation` ends the capture also after this
+    /// has returned.
     public func begin(
         label: Label? = nil, cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
     ) throws(CheckpointError) -> PendingCapture {
@@ -165,8 +177,8 @@ public final class CaptureSession: Sendable {
         return try CaptureOperation.run(self, label: label, control)
     }
 
-    /// Cancels the captures and the revert of this session that have begun, as their cancellations
-    /// would.
+    /// Cancels all captures and reverts of this session that have begun, as their cancellations
+    /// would; returns before they have ended.
     public func cancel() {
         let cancellation = cancellation.withLock { current in
             defer { current = Cancellation() }
@@ -175,7 +187,7 @@ public final class CaptureSession: Sendable {
         cancellation.cancel()
     }
 
-    /// What may end one call.
+    /// The control of one call, which is also cancelled by `cancel`.
     func control(
         _ remains: String, _ cancellation: Cancellation?, _ progress: ProgressHandler?
     ) -> WorkControl {
@@ -184,8 +196,8 @@ public final class CaptureSession: Sendable {
             remains, Cancellation(linkedTo: [own] + (cancellation.map { [$0] } ?? [])), progress)
     }
 
-    /// Runs `capture`, and once more if an audit found that the log cannot be relied on: that one
-    /// compares every page.
+    /// Runs `capture`, and a second time if an audit found that the log missed a page; the second
+    /// capture compares every page.
     private func retryingAfterAudit(
         _ capture: () throws(CheckpointError) -> CaptureResult
     ) throws(CheckpointError) -> CaptureResult {
@@ -199,25 +211,24 @@ public final class CaptureSession: Sendable {
         }
     }
 
-    /// What `CaptureOptions.retention` has done so far; nil without one.
+    /// What retention has done so far; nil without `CaptureOptions.retention`.
     public var retentionReport: RetentionReport? { keeper?.report }
 
-    /// The dirty log that this session began; nil before its first capture, and for a guest without
-    /// one.
+    /// The dirty log that this session began; nil before the first capture, and for a guest without
+    /// a dirty log.
     ///
-    /// For inspection with `DirtyTracking.peekDirtyCount`. Pages that are taken from it are missing
-    /// from the next checkpoint, unless they are written again.
+    /// Only for `DirtyTracking.peekDirtyCount`: a page that is taken from the log is missing from
+    /// the next checkpoint, unless the guest writes it again.
     public var dirtyLog: DirtyLog? { state.withLock { $0.log } }
 
     /// The checkpoint that the next one will follow.
     public var parent: Checkpoint? { pipeline.parent }
 
-    /// Waits for captures in progress, stops the dirty log, ends the session's threads, gives back
-    /// its memory, and frees the guest for another session.
+    /// Ends the session: waits for captures in progress, stops the dirty log, ends the session's
+    /// threads, frees its memory, and frees the guest for another session.
     ///
-    /// The guest continues to run. Blocks; captures that are in progress are not cancelled
-    /// (`cancel` does that). Harmless when called again. A session that is dropped without it ends
-    /// its threads later, by itself.
+    /// Blocks until all of that is done. The guest runs. Captures in progress are completed; call
+    /// `cancel` first to end them. Later captures throw `closed`. Calling it again has no effect.
     public func close() { end() }
 
     func end() {
@@ -279,20 +290,22 @@ public final class PendingCapture: Sendable {
     /// The capture's phase now.
     public var phase: CapturePhase { job.phase }
 
-    /// Cancels the capture.
+    /// Cancels the capture; returns before it has ended.
     ///
-    /// Its pages go to the next one; captures that were begun after it fail with
-    /// `predecessorFailed`. Without effect once the checkpoint is being written out.
+    /// The next capture takes its pages. Captures that were begun after it fail with
+    /// `predecessorFailed`. It has no effect once the checkpoint's manifest is being written. A
+    /// cancellation that was passed to `begin` is not cancelled by this.
     public func cancel() {
         job.control.cancellation?.cancel()
     }
 
-    /// Waits until the checkpoint is durable, or the capture failed and its pages are merged back.
+    /// Waits until the checkpoint is durable, or until the capture has failed and its pages are
+    /// merged back.
     ///
-    /// Blocks. Harmless when called again: each call has the same result.
+    /// Blocks. Each call has the same result.
     public func wait() throws(CheckpointError) -> CaptureResult { try ended() }
 
-    /// The same without blocking a thread; if the task is cancelled, so is the capture.
+    /// `wait` without blocking a thread; cancelling the task cancels the capture.
     public func wait() async throws(CheckpointError) -> CaptureResult {
         await withTaskCancellationHandler {
             await withCheckedContinuation { continuation in
@@ -304,7 +317,7 @@ public final class PendingCapture: Sendable {
         return try ended()
     }
 
-    /// Blocks until it has ended.
+    /// Blocks until the capture has ended.
     func ended() throws(CheckpointError) -> CaptureResult {
         CaptureResult(
             checkpoint: try job.wait(), dirtyPageCount: facts.dirtyPageCount,

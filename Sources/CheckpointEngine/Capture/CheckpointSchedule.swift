@@ -4,24 +4,26 @@ import PackStore
 
 /// When checkpoints are due.
 ///
-/// A late checkpoint does not bring later ones closer together: the next is due one interval after
-/// the start of the late one.
+/// The first is due immediately, and each later one an interval after the one before it was due. A
+/// checkpoint that begins late does not delay the next one. One that begins later than an interval
+/// after it was due is followed by one that is due immediately; those in between are left out.
 public struct CheckpointSchedule: Sendable {
-    /// From the start of one capture to the start of the next; zero: back to back.
+    /// The time from when one checkpoint is due until the next is due; zero for one after another
+    /// without a break.
     public var interval: Duration
-    /// The most captures to begin; nil: no limit.
+    /// The maximum number of captures to begin; nil for no limit.
     public var countMax: Int?
-    /// No capture is begun after this time; nil: no limit.
+    /// The time, from the start of the schedule, after which no capture is begun; nil for no limit.
     public var timeMax: Duration?
 
-    /// Captures at an interval, without end.
+    /// Creates a schedule without end.
     ///
-    /// - Parameter interval: zero or more.
+    /// - Parameter interval: zero to 2^40 seconds.
     public init(every interval: Duration) {
         self.interval = interval
     }
 
-    /// Throws `invalidOption` if a time or count is negative.
+    /// Throws `invalidOption` if a time or count is out of range.
     package func check() throws(CheckpointError) {
         let times = Duration.zero...OptionCheck.longest
         do throws(RepositoryError) {
@@ -34,7 +36,7 @@ public struct CheckpointSchedule: Sendable {
     }
 }
 
-/// A schedule being kept; the first checkpoint is due immediately.
+/// The times at which a schedule's checkpoints are due, as they are reached.
 package struct DueTimes: Sendable {
     private let schedule: CheckpointSchedule
     private let start = ContinuousClock.now
@@ -45,7 +47,7 @@ package struct DueTimes: Sendable {
 
     /// Waits until the next checkpoint is due.
     ///
-    /// - Returns: how late it is; nil if none is due any more, or the wait is cancelled.
+    /// - Returns: how late it is; nil if the schedule has ended or the wait is cancelled.
     package mutating func next(until cancellation: Cancellation) -> Duration? {
         guard taken < schedule.countMax ?? .max, cancellation.sleep(until: due) else { return nil }
         let now = ContinuousClock.now
@@ -56,7 +58,7 @@ package struct DueTimes: Sendable {
         return lateness
     }
 
-    /// Has the next one wait for some time from now at least.
+    /// Delays the next checkpoint until at least `duration` from now.
     package mutating func rest(_ duration: Duration) {
         due = max(due, ContinuousClock.now + duration)
     }

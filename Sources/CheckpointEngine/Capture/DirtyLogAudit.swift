@@ -14,17 +14,18 @@ import GuestModel
 
 /// The result of an audit of the dirty log.
 public struct CaptureAudit: Hashable, Sendable {
-    /// Pages that were checked.
+    /// The number of pages that were checked.
     public let sampledPageCount: Int
-    /// Pages that the log called clean, from which they were drawn.
+    /// The number of pages that the log called clean, from which the sample was drawn.
     public let cleanPageCount: Int
-    /// Checked pages that had been written all the same.
+    /// The number of checked pages that had been written although the log called them clean.
     public let missedPageCount: Int
 
-    /// The probability that a sample of this size finds at least one missed page, if the log misses
+    /// The probability that a sample of this size has at least one missed page, if the log misses
     /// `count` pages.
     ///
-    /// Drawn without replacement: 1 - C(N - m, n) / C(N, n) for n of N pages and m missed ones.
+    /// The sample is drawn without replacement: 1 - C(N - m, n) / C(N, n) for n of N pages, of
+    /// which m are missed.
     public func probabilityOfFinding(missedPages count: Int) -> Double {
         guard count > 0, sampledPageCount > 0 else { return 0 }
         guard count <= cleanPageCount - sampledPageCount else { return 1 }

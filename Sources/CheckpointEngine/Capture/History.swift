@@ -11,8 +11,9 @@ package enum History {
     /// Reads the state of one checkpoint.
     ///
     /// - Parameters:
-    ///   - newest: the checkpoint that the next one follows; nil: none.
-    ///   - difference: how its state is another guest's; nil if it may be this guest's.
+    ///   - newest: the checkpoint that the next one follows; nil if there is none.
+    ///   - difference: returns how a state is known to be another guest's; nil if it may be this
+    ///     guest's.
     package static func check(
         _ newest: Checkpoint?, of repository: Repository, _ options: CaptureOptions,
         difference: (GuestState) -> String?

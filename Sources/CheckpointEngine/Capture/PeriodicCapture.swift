@@ -3,7 +3,7 @@ import GuestModel
 import PackStore
 import Synchronization
 
-// Takes checkpoints at an interval, on a thread of its own:
+// Takes checkpoints on a schedule, on a thread of its own:
 //
 //   due -> begin -> handler(.taken)        the guest runs again
 //       -> wait for the previous one -> handler(.published) or handler(.failed)
@@ -13,45 +13,47 @@ import Synchronization
 // A checkpoint is made durable during the next interval, so the interval bounds the time from one
 // pause to the next and not the time that a checkpoint takes.
 
-/// Captures a guest repeatedly, on a thread of its own, until it is stopped.
+/// Captures a guest on a schedule, on a thread of its own.
 ///
-/// A failed capture loses nothing: the next one takes its pages. The
-/// embedder keeps the session, may use it to capture and revert meanwhile, and closes it
-/// afterwards. Dropping the last reference also stops it, without waiting.
+/// A failed capture loses nothing: the next one takes its pages, after a rest of 100 ms. The caller
+/// keeps the session, may capture and revert with it meanwhile, and closes it afterwards. Releasing
+/// the last reference stops the captures without waiting for the one in progress.
 public final class PeriodicCapture: Sendable {
-    /// What happened.
+    /// What the handler is told.
     public enum Event: Sendable {
-        /// A capture was taken and the guest runs again; the checkpoint does not exist yet.
+        /// The guest runs again after its pause; the checkpoint does not exist yet.
+        ///
+        /// `lateness` is how long after it was due the capture began.
         case taken(PendingCapture, lateness: Duration)
         /// A checkpoint is durable.
         case published(CaptureResult, lateness: Duration)
-        /// A capture failed, or what it took was not published.
+        /// A capture failed: nothing was published, and the next capture takes its pages.
         ///
-        /// If the error has an `audit`, the dirty log missed pages: nothing was published, and the
-        /// next capture compares every page.
+        /// If the error has an `audit`, the dirty log missed pages, and the next capture compares
+        /// every page.
         case failed(CheckpointError)
     }
 
-    /// What the handler wants next.
+    /// What the handler decides.
     public enum Decision: Sendable {
-        /// Take the next capture when it is due.
+        /// The next capture begins when it is due.
         case goOn
-        /// Begin no further capture; what is in progress is waited for and reported.
+        /// No further capture begins. The one in progress is completed and reported.
         case stop
     }
 
     private let core: Core
 
-    /// Starts: the first capture is due immediately.
+    /// Starts a thread that captures; the first capture is due immediately.
     ///
-    /// Fails with `invalidOption` if a time or count of the schedule is negative, and with the
+    /// Throws `invalidOption` if a time or count of the schedule is out of range, and the
     /// repository's `callFailed` if no thread can be started.
     ///
     /// - Parameters:
     ///   - session: the session that captures. It is not closed at the end.
-    ///   - schedule: when.
-    ///   - handler: called on the capturing thread, one call at a time. While it runs no capture is
-    ///     begun, so it must be fast; it must not call `stop` or `wait`, which wait for it, and
+    ///   - schedule: when checkpoints are due.
+    ///   - handler: called on the capturing thread, one call at a time. No capture begins while it
+    ///     runs, so it should return soon. It must not call `stop` or `wait`, which wait for it; it
     ///     returns `.stop` instead.
     public init(
         of session: CaptureSession, _ schedule: CheckpointSchedule,
@@ -68,23 +70,24 @@ public final class PeriodicCapture: Sendable {
 
     deinit { core.requestStop() }
 
-    /// Begins no further capture, and returns when the one in progress is durable or has failed and
+    /// Begins no further capture, and waits until the one in progress is durable or has failed and
     /// the handler was told.
     ///
-    /// Harmless after it has ended.
+    /// Blocks. The capture in progress is not cancelled. Calling it again has no effect.
     public func stop() {
         core.requestStop()
         core.join()
     }
 
-    /// Returns when it has ended: by its schedule, its handler, or `stop` on another thread.
+    /// Blocks until the captures have ended: by the schedule, the handler, or `stop` on another
+    /// thread.
     public func wait() { core.join() }
 
-    /// True until it has ended.
+    /// True until the captures have ended.
     public var isRunning: Bool { core.isRunning }
 }
 
-/// What the thread references, so that it does not keep the embedder's object alive.
+/// What the thread references, so that it does not keep the caller's object alive.
 private final class Core: Sendable {
     private struct Pending {
         let capture: PendingCapture

@@ -3,49 +3,54 @@ public import CheckpointStore
 public import GuestModel
 import PackStore
 
-/// A raw memory image whose parts can be read in any order, such as a file.
+/// A raw memory image that can be read in any order, such as a file.
 public protocol ImageSource: Sendable {
-    /// Bytes in the image, as known when it was opened.
+    /// The size of the image in bytes when it was opened: a positive multiple of 4096.
     var byteCount: Int { get }
 
-    /// Fills a buffer from an offset in the image; throws if the image ends before that.
+    /// Fills a buffer from an offset in the image; throws if the image ends before the buffer is
+    /// full.
     ///
-    /// Called from several threads at once. It blocks for the disk.
+    /// Called on several threads at once. It may block.
     func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: Int) throws
 
-    /// The next range, from an offset, whose bytes may be nonzero; nil if the rest is zero.
+    /// Returns the next range, from an offset on, whose bytes may be nonzero; nil if the rest of
+    /// the image is zero.
     ///
-    /// For images with holes, which are then not read. Without it everything is read. Called on one
-    /// thread, with ascending offsets. For bytes that are written meanwhile the result may be
-    /// wrong: `checkUnchanged` detects that.
+    /// What lies between such ranges is not read. By default everything is read. Called on one
+    /// thread, with ascending offsets. The result may be wrong for bytes that are written
+    /// meanwhile; `checkUnchanged` detects that.
     func nextData(from offset: Int) throws -> Range<Int>?
 
-    /// Throws unless all reads saw the same image, that is, if it was written to meanwhile.
+    /// Throws if the image was written to since it was opened, so that reads may have seen
+    /// different images.
     ///
     /// Called once, after the last read and before the checkpoint exists.
     func checkUnchanged() throws
 }
 
 extension ImageSource {
-    /// Everything is read.
+    /// Returns the rest of the image: everything is read.
     public func nextData(from offset: Int) throws -> Range<Int>? { offset..<byteCount }
 }
 
 extension Repository {
-    /// Imports a raw memory image, read from beginning to end.
+    /// Imports a raw memory image that is read from beginning to end.
     ///
-    /// Every page is compared with the lineage's newest checkpoint; only pages that differ are
-    /// stored. Memory: the page map and the pool. For an image that can be read in any order the
-    /// other `importImage` is faster: here one thread reads. Blocks as `read` does. When it throws,
-    /// also because it was cancelled, nothing is published.
+    /// Every page is compared with the lineage's newest checkpoint, and only pages that differ are
+    /// stored. Needs memory for the page map and the pool. One thread reads; for an image that can
+    /// be read in any order the other `importImage` is faster. Blocks on `read` and on the disk.
+    /// When it throws, also because it was cancelled, nothing is published.
     ///
     /// - Parameters:
     ///   - lineage: the guest's history.
-    ///   - label: a name for this one checkpoint.
+    ///   - label: a label for this checkpoint.
     ///   - options: sizes and limits.
-    ///   - cancellation: ends it with `cancelled`, at the latest when `read` returns.
+    ///   - cancellation: ends the import with `cancelled`, at the latest when `read` returns.
     ///   - progress: called in phase `reading` with bytes; the total is not known.
-    ///   - read: fills a buffer from the current position; returns the byte count, 0 at the end.
+    ///   - read: fills a buffer from the current position, and returns the number of bytes, 0 at
+    ///     the end. What it throws is the `cause` of a `callerFailed`.
+    /// - Returns: the checkpoint, which is durable.
     public func importImage(
         lineage: LineageName, label: Label? = nil, options: CaptureOptions = CaptureOptions(),
         cancellation: Cancellation? = nil, progress: ProgressHandler? = nil,
@@ -59,19 +64,21 @@ extension Repository {
 
     /// Imports a raw memory image that can be read in any order.
     ///
-    /// Every page is compared with the lineage's newest checkpoint; only pages that differ are
+    /// Every page is compared with the lineage's newest checkpoint, and only pages that differ are
     /// stored. Each worker reads what it compares, so all processors read, and the data is compared
-    /// while it is in the caches. Holes are not read. Memory: the page map and the pool. Blocks.
-    /// When it throws, also because it was cancelled, nothing is published.
+    /// while it is in the caches. Holes are not read. Needs memory for the page map and the pool.
+    /// Blocks. When it throws, also because it was cancelled, nothing is published.
     ///
     /// - Parameters:
-    ///   - image: read on several threads.
+    ///   - image: the image, which is read on several threads. What it throws is the `cause` of a
+    ///     `callerFailed`.
     ///   - lineage: the guest's history.
-    ///   - label: a name for this one checkpoint.
+    ///   - label: a label for this checkpoint.
     ///   - options: sizes and limits.
-    ///   - cancellation: ends it with `cancelled`.
-    ///   - progress: called on the caller's thread in phase `reading`, with the bytes that were
+    ///   - cancellation: ends the import with `cancelled`.
+    ///   - progress: called on this thread in phase `reading`, with the number of bytes that were
     ///     read or are being read.
+    /// - Returns: the checkpoint, which is durable.
     public func importImage(
         _ image: some ImageSource, lineage: LineageName, label: Label? = nil,
         options: CaptureOptions = CaptureOptions(), cancellation: Cancellation? = nil,

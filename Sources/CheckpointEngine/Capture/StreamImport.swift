@@ -6,11 +6,11 @@ package import PackStore
 /// Imports memory that arrives as a stream of pages: one checkpoint after another.
 ///
 /// The first checkpoint is compared with the lineage's newest one and has only the frames that
-/// arrived. Each later one starts from the previous one. Memory: the page map and the pool,
-/// whatever the stream's length. One thread at a time; calls block while workers or the disk cannot
-/// keep up.
+/// arrived. Each later one starts from the previous one. Needs memory for the page map and the
+/// pool, whatever the stream's length. It may be used by one thread at a time. Calls block while
+/// the workers or the disk cannot keep up.
 ///
-/// After an error the import has ended; published checkpoints stay.
+/// After an error the import has ended: close it. Published checkpoints stay.
 public final class StreamImport {
     private let lineage: LineageName
     private let clock: @Sendable () -> Int64
@@ -28,14 +28,13 @@ public final class StreamImport {
     /// The checkpoint that the first one follows.
     let parent: Checkpoint?
 
-    /// Begins an import.
+    /// Begins an import, and starts its threads.
     ///
     /// - Parameters:
-    ///   - repository: opened for writing.
+    ///   - repository: the destination; open for writing.
     ///   - lineage: the guest's history.
     ///   - options: sizes and limits.
-    ///   - cancellation: ends calls with `cancelled`; they have then stored nothing of the next
-    ///     checkpoint.
+    ///   - cancellation: ends calls with `cancelled`, with nothing of the next checkpoint stored.
     public convenience init(
         into repository: Repository, lineage: LineageName,
         options: CaptureOptions = CaptureOptions(),
@@ -78,11 +77,12 @@ public final class StreamImport {
         pipeline.requestClose()
     }
 
-    /// Abandons what was submitted since the last checkpoint, ends the import's threads, and gives
-    /// back its memory.
+    /// Abandons what was submitted since the last checkpoint, ends the import's threads, and frees
+    /// its memory.
     ///
-    /// Blocks until that is done. Nothing may be called afterwards but this, which is harmless. An
-    /// import that is dropped without it ends its threads later, by itself.
+    /// Blocks until that is done. No other method may be called afterwards; calling this again has
+    /// no effect. An import that is dropped instead waits for nothing, and its threads end when
+    /// they have no more work.
     public func close() {
         _ = abandon(control.cancelledCapture)
         slot = nil
@@ -91,11 +91,11 @@ public final class StreamImport {
 
     // MARK: - Frame contents
 
-    /// Submits the contents of frames; for a frame that arrives again the last content counts.
+    /// Submits the contents of frames; if a frame is submitted again, its last content counts.
     ///
     /// - Parameters:
-    ///   - frames: in any order, below 2^32.
-    ///   - contents: 4096 bytes for each; they are copied.
+    ///   - frames: frames below 2^32, in any order.
+    ///   - contents: 4096 bytes for each frame; they are copied.
     public func write(
         _ frames: Span<PageFrameNumber>, _ contents: RawSpan
     ) throws(CheckpointError) {
@@ -109,7 +109,7 @@ public final class StreamImport {
         }
     }
 
-    /// Submits a frame of zeros.
+    /// Submits a frame whose content is zero.
     public func writeZero(_ frame: PageFrameNumber) throws(CheckpointError) {
         try append(frame, nil)
     }
@@ -211,10 +211,12 @@ public final class StreamImport {
 
     // MARK: - Checkpoints
 
-    /// Publishes what was submitted: when this returns the checkpoint is durable.
+    /// Publishes what was submitted as a checkpoint, which is durable when this returns.
+    ///
+    /// Blocks.
     ///
     /// - Parameters:
-    ///   - label: a name for this one checkpoint.
+    ///   - label: a label for this checkpoint.
     ///   - state: the guest's state other than memory.
     public func publish(
         label: Label? = nil, state: GuestState = .empty

@@ -3,13 +3,14 @@ import CheckpointStore
 public import GuestModel
 
 extension Guest {
-    /// The Merkle root of all of the guest's pages: equal to a checkpoint's `root` if and only if
-    /// the memory is equal.
+    /// Returns the Merkle root of all of the guest's pages, which equals a checkpoint's `root` if
+    /// and only if the memory is equal.
     ///
-    /// Reads and digests every page on this thread. The guest must be paused meanwhile.
+    /// Blocks: every page is copied and digested on this thread. No page may change meanwhile. The
+    /// guest is not paused by this.
     public func memoryRoot() throws(GuestError) -> PageDigest { try pageMap().root() }
 
-    /// The page map of the guest's current memory.
+    /// Returns the page map of the guest's current memory.
     func pageMap() throws(GuestError) -> PageMap {
         let layout = try layout()
         let map = PageMap()

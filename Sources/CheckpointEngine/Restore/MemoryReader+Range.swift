@@ -7,18 +7,18 @@ public import GuestModel
 // takes time in proportion to the guest's size, because the page map is read then.
 
 extension MemoryReader {
-    /// Reads the pages of some frames, each verified against its digest.
+    /// Reads the pages of a range of frames, and verifies each against its digest.
     ///
-    /// Frames that do not exist read as zeros; `layout` lists those that do. Blocks for the disk. A
-    /// range may be of any length; apart from `destination` it needs 40 bytes of memory for each of
-    /// at most 8,192 pages at a time. A reader must not be used by several threads at once.
+    /// Frames that do not exist read as zeros; `layout` lists those that do. Blocks for the disk.
+    /// The range may have any length. In addition to `destination` the call needs 40 bytes of
+    /// memory for each of at most 8,192 pages at a time. It cannot be cancelled.
     ///
-    /// When it throws, `destination` holds verified pages, zeros, and its previous bytes; nothing
-    /// unverified.
+    /// When it throws, `destination` holds verified pages, zeros and its previous bytes, and
+    /// nothing unverified.
     ///
     /// - Parameters:
     ///   - range: the frames.
-    ///   - destination: exactly as long as the range, 4096 bytes per frame.
+    ///   - destination: exactly as long as the range, 4096 bytes for each frame.
     public func read(
         _ range: PageRange, into destination: inout MutableRawSpan
     ) throws(CheckpointError) {
@@ -36,7 +36,7 @@ extension MemoryReader {
     /// A page of which only a part is requested is read and verified whole.
     ///
     /// - Parameters:
-    ///   - address: in bytes; frame times 4096.
+    ///   - address: the first byte; frame n begins at 4096 times n.
     ///   - destination: as long as the bytes to read.
     public func readBytes(
         at address: UInt64, into destination: inout MutableRawSpan

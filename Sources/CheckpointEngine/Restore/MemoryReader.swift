@@ -4,12 +4,15 @@ public import GuestModel
 import PackStore
 import Synchronization
 
-/// Reads a checkpoint's memory, verified: all of it from its lowest frame to its highest, for
-/// formats that are written in that order and for pipes, or single ranges in any order.
+/// Reads a checkpoint's memory and verifies it: all of it in the order of frames, as files and
+/// pipes are written, or single ranges in any order.
 ///
-/// The checkpoint is leased while the reader lives: prune does not remove its pages. Packs hold
-/// pages in the order in which they changed, so memory that is read as a whole is put in order in
-/// windows of 32 MiB: one is filled on all processors while the previous one is delivered.
+/// A reader must not be used by several threads at once. It needs memory for the page map, and 64
+/// MiB while all memory is read. The checkpoint is leased while the reader exists, so prune does
+/// not remove its pages.
+///
+/// Packs hold pages in the order in which they changed. Memory that is read as a whole is put in
+/// order in windows of 32 MiB: one is filled on all processors while the previous one is delivered.
 public struct MemoryReader {
     /// Pages in a window.
     static let windowPageCount = 8192
@@ -23,7 +26,9 @@ public struct MemoryReader {
     /// The checkpoint's state other than memory.
     public let state: GuestState
 
-    /// Reads the checkpoint's page map and state.
+    /// Creates a reader, which reads the checkpoint's page map and state.
+    ///
+    /// Blocks for the disk, for a time in proportion to the guest's size.
     public init(_ checkpoint: Checkpoint, from repository: Repository) throws(CheckpointError) {
         do throws(RepositoryError) {
             lease = try repository.lease([checkpoint.id])
@@ -83,14 +88,13 @@ public struct MemoryReader {
 
     /// Reads all pages.
     ///
-    /// Blocks; `deliver` is called on this thread. What it throws is the error's `cause`. When this
-    /// throws, also because it was cancelled, a part of the pages was delivered.
+    /// Blocks. When this throws, also because it was cancelled, a part of the pages was delivered.
     ///
     /// - Parameters:
-    ///   - cancellation: ends it with `cancelled`.
+    ///   - cancellation: ends the read with `cancelled`, between two windows.
     ///   - progress: called in phase `reading` with pages.
-    ///   - deliver: gets ascending runs and their contents without gaps, valid only during the
-    ///     call.
+    ///   - deliver: called on this thread with ascending runs and their contents without gaps,
+    ///     which are valid only during the call. What it throws is the error's `cause`.
     public func read(
         cancellation: Cancellation? = nil, progress: ProgressHandler? = nil,
         deliver: (_ runs: [PageRange], _ contents: UnsafeRawBufferPointer) throws -> Void
@@ -151,7 +155,7 @@ public struct MemoryReader {
 
     /// A window that a thread fills.
     private struct Filling {
-        /// nil: the window was filled on the caller's thread, as no other could be started.
+        /// The thread that fills the window; nil if none could be started and the caller's did.
         let thread: Threads.Thread?
         let result: Result
 

@@ -6,29 +6,29 @@ import Synchronization
 
 /// The result of a restore.
 public struct RestoreResult: Hashable, Sendable {
-    /// Pages written into the guest.
+    /// The number of pages that were written into the guest.
     public let writtenPageCount: Int
-    /// Stored page maps that were read: O(log n) for the n-th checkpoint.
+    /// The number of stored page maps that were read: O(log n) for the n-th checkpoint.
     public let mapsRead: Int
-    /// Bytes read from packs for pages.
+    /// The number of bytes that were read from packs for pages.
     public let bytesRead: Int
-    /// The page map's root; the memory now has it.
+    /// The checkpoint's root, which the guest's memory now has.
     public let root: PageDigest
 }
 
 extension Repository {
-    /// Restores a checkpoint into a guest: its pages, each verified, then its state.
+    /// Restores a checkpoint into a guest: its pages, each of which is verified, then its state.
     ///
-    /// Reads packs sequentially on all processors, and decompresses pages in the guest's memory
-    /// where this process can access it. Pages that fail verification there are cleared. Blocks.
-    /// When it throws, also because it was cancelled, the guest holds part of the checkpoint and
-    /// must not run.
+    /// The guest must not run meanwhile; this neither pauses nor resumes it. Blocks. Packs are read
+    /// sequentially on all processors, and pages are decompressed in the guest's memory where this
+    /// process can access it. A page that fails verification there is cleared. When this throws,
+    /// also because it was cancelled, the guest has a part of the checkpoint and must not run.
     ///
     /// - Parameters:
     ///   - checkpoint: a checkpoint of this repository.
     ///   - guest: a new guest, or one that is not running.
-    ///   - cancellation: ends it with `cancelled`.
-    ///   - progress: called in phase `writing` with pages.
+    ///   - cancellation: ends the restore with `cancelled`.
+    ///   - progress: called in phase `writing` with pages, on several threads at once.
     @discardableResult
     public func restore(
         _ checkpoint: Checkpoint, into guest: any WritableGuest,

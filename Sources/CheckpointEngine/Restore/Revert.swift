@@ -20,13 +20,16 @@ import Synchronization
 
 /// The result of a revert.
 public struct RevertResult: Sendable {
-    /// Pages that differed and were written.
+    /// The number of pages that differed and were written.
     public let writtenPageCount: Int
-    /// Pages that were compared.
+    /// The number of pages that were compared.
     public let comparedPageCount: Int
-    /// How long the guest was paused.
+    /// The time from the request to pause until the guest ran again.
+    ///
+    /// For a Xen domain that suspends itself this includes the time that it takes to do so.
     public let pause: Duration
-    /// Bytes that were read from packs in the pause: pages first written after the last round.
+    /// The number of bytes that were read from packs in the pause, for pages that were first
+    /// written after the last round.
     public let pausedReadByteCount: Int
 }
 
@@ -35,17 +38,18 @@ extension CaptureSession {
     ///
     /// The next capture follows that checkpoint.
     ///
-    /// Waits for captures in progress. Needs memory for the pages that may differ: those in which
-    /// the two checkpoints differ, and those written since the last capture.
+    /// Blocks, and waits until captures in progress have ended. Needs memory for the pages that may
+    /// differ: those in which the checkpoint differs from the newest one, and those that were
+    /// written since the last capture.
     ///
-    /// When it throws before writing, the guest continues unchanged. When writing itself fails, the
-    /// guest runs with part of the pages: the message says so, and the next capture compares every
-    /// page. Blocks. Cancelling wakes it wherever it waits, until the pause; the guest then
-    /// continues unchanged.
+    /// When this throws before it has written a page, the guest runs unchanged. When writing fails,
+    /// the guest runs with a part of the checkpoint's pages: the message says so, and the next
+    /// capture compares every page. Until the pause, cancelling wakes it wherever it waits, and the
+    /// guest runs unchanged. From the pause on cancelling has no effect.
     ///
     /// - Parameters:
     ///   - checkpoint: a checkpoint of the session's repository.
-    ///   - cancellation: ends it with `cancelled`.
+    ///   - cancellation: ends the revert with `cancelled`.
     ///   - progress: called in phase `reading`, before the pause, with pages; the total is not
     ///     known.
     @discardableResult

@@ -14,22 +14,22 @@ import Synchronization
 // A failure is counted and retried after the next publication: nothing waits for it, and no capture
 // fails because of it.
 
-/// Which checkpoints of a lineage to keep while it is captured.
+/// Which checkpoints of a lineage are kept while it is captured.
 public struct Retention: Sendable {
-    /// The checkpoints to keep; the newest is always kept.
+    /// The policy, which says what to keep; the newest checkpoint is always kept.
     public var policy: RetentionPolicy
-    /// The least time from one thinning to the next.
+    /// The minimum time from one thinning to the next.
     ///
-    /// A second.
+    /// A second by default; zero to 2^40 seconds.
     public var interval = Duration.seconds(1)
-    /// The unused bytes, in percent of the store, that a prune leaves.
+    /// The maximum of unused bytes that a prune leaves, in percent of the store.
     ///
-    /// A higher value costs space, a lower one costs writing. 20.
+    /// A higher value costs space, a lower one costs writing. 20 by default; 0 to 100.
     public var unusedPercentMax = 20.0
 
-    /// Keeps what a policy keeps.
+    /// Creates a retention by a policy.
     ///
-    /// A policy that keeps nothing is rejected where it is used.
+    /// A policy that keeps nothing is refused with `invalidOption` where the retention is used.
     public init(_ policy: RetentionPolicy) {
         self.policy = policy
     }
@@ -42,29 +42,31 @@ public struct Retention: Sendable {
     }
 }
 
-/// What a keeper has done.
+/// What a retention keeper has done so far.
 public struct RetentionReport: Sendable {
-    /// Checkpoints that were forgotten.
+    /// The number of checkpoints that were forgotten.
     public var forgottenCount = 0
-    /// Prunes that freed something.
+    /// The number of prunes that freed something.
     public var pruneCount = 0
-    /// Bytes that they freed.
+    /// The number of bytes that these prunes freed.
     public var freedByteCount = 0
-    /// Checkpoints that the last thinning kept because their times are in doubt, oldest first.
+    /// The checkpoints that the last thinning kept because their times are in doubt (`TimeDoubt`),
+    /// oldest first.
     ///
-    /// See `TimeDoubt`. They stay until no rule would keep them whatever their times, or until they
-    /// are forgotten by id.
+    /// They stay until no rule would keep them whatever their times, or until they are forgotten by
+    /// ID.
     public var inDoubt: [CheckpointID] = []
-    /// Thinnings that failed; each was retried later.
+    /// The number of thinnings that failed; the next thinning does what a failed one left.
     public var failureCount = 0
-    /// The last failure.
+    /// The last failure; nil if there was none.
     public var lastFailure: RepositoryError?
 }
 
 /// Thins a lineage while it is captured, on a thread of its own.
 ///
-/// A session with `CaptureOptions.retention` has one; create one for captures without a session.
-/// Needs the repository open for writing.
+/// A session with `CaptureOptions.retention` has a keeper of its own. Create one for checkpoints
+/// that come without a session, such as imports. The repository must be open for writing. Close the
+/// keeper: its thread keeps it until then.
 public final class RetentionKeeper: Sendable {
     private struct State {
         var isDue = false
@@ -79,10 +81,10 @@ public final class RetentionKeeper: Sendable {
     private let state = Monitor(State())
     private let thread = Mutex<Threads.Thread?>(nil)
 
-    /// Starts; nothing happens before the first publication.
+    /// Creates a keeper and starts its thread, which does nothing before the first publication.
     ///
-    /// Fails with `invalidOption` if a value cannot be used, and with `callFailed` if no thread can
-    /// be started.
+    /// Throws `invalidOption` if a value of the retention is invalid, and `callFailed` if no thread
+    /// can be started.
     public convenience init(
         _ retention: Retention, of repository: Repository, lineage: LineageName
     ) throws(RepositoryError) {
@@ -91,7 +93,7 @@ public final class RetentionKeeper: Sendable {
             retention, of: repository, lineage: lineage, clock: CaptureOptions().clock)
     }
 
-    /// Starts with a clock that returns the present, in nanoseconds since 1970.
+    /// Creates a keeper with a clock that returns the present, in nanoseconds since 1970.
     package init(
         _ retention: Retention, of repository: Repository, lineage: LineageName,
         clock: @escaping @Sendable () -> Int64
@@ -105,15 +107,17 @@ public final class RetentionKeeper: Sendable {
         thread.withLock { $0 = started }
     }
 
-    /// Reports that the lineage has a new checkpoint; returns immediately.
+    /// Tells the keeper that the lineage has a new checkpoint; returns immediately.
     public func checkpointPublished() {
         state.change { $0.isDue = true }
     }
 
-    /// What was done so far.
+    /// What the keeper has done so far.
     public var report: RetentionReport { state.read { $0.report } }
 
-    /// Thins once more, and ends; waits for the thinning in progress.
+    /// Thins the lineage once more, and ends the thread.
+    ///
+    /// Blocks until that is done. Calling it again has no effect.
     public func close() {
         requestClose()
         let thread = thread.withLock { thread in
@@ -123,7 +127,7 @@ public final class RetentionKeeper: Sendable {
         thread?.join()
     }
 
-    /// Has the thread end by itself, after it has thinned once more.
+    /// Ends the thread after it has thinned the lineage once more; returns immediately.
     func requestClose() {
         state.change { $0.isClosed = true }
     }

@@ -1,18 +1,18 @@
 import CheckpointFormat
 public import PackStore
 
-/// The name of a lineage: the history of one guest in a repository.
+/// The name of a lineage, which is the history of one guest in a repository.
 ///
-/// 1 to 255 bytes of letters, digits and `. _ - : @ +`, not beginning with `-`. Names are compared
-/// by their bytes.
+/// It has 1 to 255 bytes, consists of letters, digits and `. _ - : @ +`, and does not begin with
+/// `-`. Names are compared byte for byte.
 public struct LineageName: Sendable {
     /// The name.
     public let text: String
 
-    /// Checks a name; throws `invalidName` if it cannot be a lineage's.
+    /// Creates a name from a string; throws `invalidName` if the string cannot name a lineage.
     ///
-    /// A name that begins a lineage is checked further when it is used: it must not look like the
-    /// beginning of an ID, and must not be a label.
+    /// The call that begins a lineage also checks that its name does not look like the beginning of
+    /// an ID and is not a label, and throws `invalidName` too.
     public init(_ text: String) throws(RepositoryError) {
         try Names.check(text, kind: "lineage")
         self.text = text
@@ -22,14 +22,17 @@ public struct LineageName: Sendable {
     package init(stored text: String) { self.text = text }
 }
 
-/// A name for one checkpoint.
+/// A name for a checkpoint, of the same form as the name of a lineage.
 ///
-/// It has the same form as the name of a lineage. It refers to the newest checkpoint that has it.
+/// A label refers to the newest checkpoint that has it.
 public struct Label: Sendable {
     /// The label.
     public let text: String
 
-    /// Checks a label; throws `invalidName` if it is malformed.
+    /// Creates a label from a string; throws `invalidName` if the string cannot be a label.
+    ///
+    /// The call that gives it to a checkpoint also checks that it is not the name of a lineage, nor
+    /// a label of another lineage, and throws `invalidName` too.
     public init(_ text: String) throws(RepositoryError) {
         try Names.check(text, kind: "label")
         self.text = text
@@ -43,7 +46,7 @@ extension LineageName: Hashable, CustomStringConvertible, ExpressibleByStringLit
     /// The name itself.
     public var description: String { text }
 
-    /// A name in the program's source; traps if it is malformed.
+    /// A name in the program's source; a malformed one is a precondition failure.
     public init(stringLiteral text: String) {
         precondition(NameForm.canBeStored(text), "\"\(text)\" cannot name a lineage")
         self.text = text
@@ -62,7 +65,7 @@ extension Label: Hashable, CustomStringConvertible, ExpressibleByStringLiteral {
     /// The label itself.
     public var description: String { text }
 
-    /// A label in the program's source; traps if it is malformed.
+    /// A label in the program's source; a malformed one is a precondition failure.
     public init(stringLiteral text: String) {
         precondition(NameForm.canBeStored(text), "\"\(text)\" cannot be a label")
         self.text = text

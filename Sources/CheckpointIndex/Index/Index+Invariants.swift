@@ -2,42 +2,49 @@ import CheckpointFormat
 import GuestModel
 package import LMDBTables
 
-// The relations between the tables of an index that counts references. They hold after every txn.
+// The relations between the tables of an index that counts references. They hold after every txn,
+// and messages of `verify` name them by these numbers. A checkpoint exists if it is in
+// `checkpoints` and was not forgotten.
 //
-//   1. Each checkpoint that exists is in `order` under its order, and `order` lists no other.
-//   2. Likewise in `lineages` under its lineage and its order.
-//   3. Likewise in `labels`, if it has a label.
-//   4. Each checkpoint in `checkpoints` was published by one of `transactions`, and each of those
-//      published one of them.
-//   5. A checkpoint in `pending` is in `checkpoints`, and was forgotten.
-//   6. Each checkpoint that exists has owned frames. Otherwise only those have them that `pending`
-//      says to have them, and the one that is being added.
-//   7. `successors` has the predecessor of each checkpoint with owned frames, and no other pair.
-//      The predecessor has owned frames itself.
+//   1. `order` has each checkpoint that exists, under its number in the order, and no other.
+//   2. `lineages` has each checkpoint that exists, under its lineage and its number in the order,
+//      and no other.
+//   3. `labels` has each checkpoint that exists and has a label, under its label, and no other.
+//   4. `transactions` has the transaction that published each checkpoint in `checkpoints`, and no
+//      other.
+//   5. Each checkpoint in `pending` is in `checkpoints` and was forgotten.
+//   6. `ownedFrames` has each checkpoint that exists, those of which `pending` says that they have
+//      owned frames, the checkpoint that is being added, and no other.
+//   7. `successors` has the predecessor of each checkpoint in `ownedFrames`, and no other pair. The
+//      predecessor is in `ownedFrames` too.
 //   8. The second checkpoint of each pair in `builders` is in `checkpoints`.
-//   9. A page in `unreferenced` has a location, and is not in `references`.
-//  10. A page in `references` has a location.
-//  11. No page is in a pack that prune removed, and the pages of each run ascend.
-//  12. Pages have as many references as there are pages in the frames that checkpoints own.
+//   9. Each page in `unreferenced` has a location and is not in `references`.
+//  10. Each page in `references` has a location.
+//  11. No page has a location in a pack that prune removed. The pages of each sorted run ascend.
+//  12. The number of references to each page is the number of owned frames that have it.
 //
-// All of them are checked in one pass over the tables, and the last one in one over the page maps.
-// That uses bounded memory: tables are compared by looking up each entry of one in the other, and
-// by the number of entries; references by their number and by the sum of the digests of the pages
-// referred to, modulo 2^64, which differs if any page has another count.
+// Relations 1 to 11 are checked in one pass over the tables, and relation 12 in one pass over the
+// page maps. The memory that this needs does not grow with the tables: two tables are compared by
+// looking up each entry of one in the other, and by their numbers of entries. References are
+// compared by their number and by the sum, modulo 2^64, of the first words of the digests of the
+// pages to which they refer. If any page has another number of references, the sums almost
+// certainly differ.
 
 /// A relation between tables that does not hold.
 package struct BrokenRelation: Hashable, Sendable {
-    /// Its number in the list.
+    /// The number of the relation in the list at the head of this file.
     package let number: Int
-    /// The first contradiction that was found: a clause.
+    /// The first contradiction that was found, as a clause.
     package let reason: String
 }
 
 extension Index {
-    /// Checks the relations between its tables, in a snapshot; they are listed at the head of this
-    /// file.
+    /// Checks the relations that are listed at the head of this file, in one snapshot.
     ///
-    /// - Parameter maps: reads the page maps for the last relation; nil to skip it.
+    /// Reads every table, and every page map if `maps` is given. Relation 12 is not checked while a
+    /// checkpoint is being added.
+    ///
+    /// - Parameter maps: reads the page maps for relation 12; nil to leave that out.
     /// - Returns: the relations that do not hold.
     package func checkInvariants(
         maps: MapChainReader? = nil
@@ -58,7 +65,7 @@ extension Index {
     }
 }
 
-/// A number of pages, each as often as it is referred to, and the sum of their digests.
+/// A number of references to pages, and the sum of the first words of those pages' digests.
 private struct PageSum: Equatable {
     var count: UInt64 = 0
     var digests: UInt64 = 0
@@ -79,7 +86,7 @@ private struct InvariantCheck {
     private let tables: IndexTables
     /// The relations that do not hold.
     private(set) var broken: [Int: String] = [:]
-    /// True if a checkpoint has owned frames that is not in the catalog yet.
+    /// True if a checkpoint that is not in the catalog yet has owned frames.
     private(set) var isAdding = false
 
     init(_ tables: IndexTables) { self.tables = tables }
@@ -190,7 +197,7 @@ private struct InvariantCheck {
 
     // MARK: - Pages
 
-    /// Checks the pages, and adds up the references to them.
+    /// Checks the pages, and returns the sum of the references to them.
     mutating func checkPages(
         _ txn: borrowing LMDBTxn, index: Index
     ) throws(IndexError) -> PageSum {

@@ -1,17 +1,17 @@
 package import GuestModel
 
-/// Runs blocking calls for `async` ones: on threads of the library, because a blocked thread of
-/// Swift's cooperative pool is missing to every task of the program.
+/// Runs blocking calls for `async` ones, on threads of the library: no task of the program could
+/// use a thread of Swift's cooperative pool that a call blocks.
 package enum BlockingWork {
     /// Runs `body` on a thread of its own, and returns its result.
     ///
-    /// The task that waits blocks no thread. If it is cancelled, the cancellation passed to `body`
-    /// is, and this returns when `body` does.
+    /// The task that waits blocks no thread. Cancelling it cancels the cancellation that `body`
+    /// gets; this returns when `body` returns.
     ///
     /// - Parameters:
-    ///   - cancellation: also cancels `body`.
-    ///   - wrap: makes the error of a thread that cannot be started.
-    ///   - body: is passed the cancellation that it has to obey.
+    ///   - cancellation: also cancels the one that `body` gets.
+    ///   - wrap: converts the error that is thrown if no thread can be started.
+    ///   - body: gets the cancellation that ends it.
     package static func run<Success: Sendable, Failure: Error>(
         _ cancellation: Cancellation?, wrap: @escaping @Sendable (RepositoryError) -> Failure,
         _ body: @escaping @Sendable (Cancellation) throws(Failure) -> Success

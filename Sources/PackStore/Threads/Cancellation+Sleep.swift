@@ -1,7 +1,9 @@
 package import GuestModel
 
 extension Cancellation {
-    /// Blocks until a time; returns false if it is cancelled before.
+    /// Blocks until a time, or until this is cancelled.
+    ///
+    /// - Returns: false if this is cancelled.
     package func sleep(until time: ContinuousClock.Instant) -> Bool {
         let wakeup = Monitor(())
         let registration = register { wakeup.change { _ in } }

@@ -1,16 +1,17 @@
-/// A queue from threads to threads, in order, with an end.
+/// A queue between threads that keeps the order of its elements and can be closed.
 ///
-/// A sender waits while it is full, a receiver while it is empty. A stage that must be known to be
-/// at work takes its element with `peek` and gives its place up with `removeFirst` when it is done.
+/// A sender blocks while the channel is full, a receiver while it is empty. A receiver whose
+/// element must count as long as it works on it reads the element with `peek`, and removes it with
+/// `removeFirst` afterwards.
 package final class Channel<Element: Sendable>: Sendable {
     private struct State: Sendable {
-        // Not a slice, which would keep what was taken from it.
+        // Not a slice: that would retain the elements that were removed.
         var elements: [Element] = []
         var isClosed = false
-        /// Threads that wait for elements to leave: only then does taking one wake anybody.
+        /// The number of threads that wait for room: only then does removing an element wake them.
         var waitingForRoom = 0
 
-        /// True if a receiver need not wait: there is an element, or there never will be.
+        /// True if a receiver need not wait: the channel has an element, or is closed.
         var isReadable: Bool { !elements.isEmpty || isClosed }
 
         mutating func append(_ element: Element) {
@@ -26,20 +27,20 @@ package final class Channel<Element: Sendable>: Sendable {
     private let capacity: Int
     private let state = Monitor(State())
 
-    /// An empty channel.
+    /// Creates an empty channel.
     ///
-    /// - Parameter capacity: the most elements to hold; without it, sending never blocks.
+    /// - Parameter capacity: the maximum number of elements; without it, sending never blocks.
     package init(capacity: Int = .max) {
         precondition(capacity > 0, "a channel holds at least one element")
         self.capacity = capacity
     }
 
-    /// Elements that it holds now.
+    /// The number of elements in the channel.
     package var count: Int { state.read { $0.elements.count } }
 
     /// Adds an element; blocks while the channel is full.
     ///
-    /// It must not be closed.
+    /// The channel must not be closed.
     package func send(_ element: Element) {
         waitForRoom { state in
             guard state.elements.count < capacity else { return false }
@@ -49,16 +50,16 @@ package final class Channel<Element: Sendable>: Sendable {
         state.wake()
     }
 
-    /// Adds several elements at once, whatever the capacity: their receivers are woken once.
+    /// Adds several elements at once, without regard to the capacity, and wakes receivers once.
     ///
-    /// It must not be closed.
+    /// The channel must not be closed.
     package func send(contentsOf elements: some Sequence<Element>) {
         state.change { state in
             for element in elements { state.append(element) }
         }
     }
 
-    /// Takes the next element; blocks until there is one.
+    /// Removes and returns the next element; blocks until there is one.
     ///
     /// - Returns: nil if the channel is closed and empty.
     package func receive() -> Element? {
@@ -70,9 +71,9 @@ package final class Channel<Element: Sendable>: Sendable {
         return element
     }
 
-    /// Returns the next element and leaves it in its place, which `removeFirst` frees.
+    /// Returns the next element without removing it; blocks until there is one.
     ///
-    /// For a channel with a single receiver. Blocks until there is an element.
+    /// Only for a channel with a single receiver.
     ///
     /// - Returns: nil if the channel is closed and empty.
     package func peek() -> Element? {
@@ -93,14 +94,14 @@ package final class Channel<Element: Sendable>: Sendable {
         }
     }
 
-    /// Blocks until every element has left.
+    /// Blocks until the channel has no elements.
     package func waitUntilEmpty() {
         waitForRoom { $0.elements.isEmpty }
     }
 
-    /// Ends the channel after the elements that it holds.
+    /// Closes the channel: receivers get the elements that it still has, then nil.
     ///
-    /// Harmless when called again.
+    /// Calling it again has no effect.
     package func close() {
         state.change { $0.isClosed = true }
     }

@@ -1,26 +1,27 @@
 import Glibc
 import Synchronization
 
-/// The library's own threads: the store and the engine block on the disk, which Swift's cooperative
-/// pool must not.
+/// The threads of the library: the store and the engine block on the disk, and a thread of Swift's
+/// cooperative pool must not.
 package enum Threads {
-    /// Number of processors that this process may run on.
+    /// The number of processors that are online; at least 1.
     package static var processorCount: Int {
         max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))))
     }
 
-    /// CPU time used by this process so far, over all threads, user and kernel.
+    /// The processor time that all threads of this process have used so far, user and kernel.
     package static var processorTime: Duration {
         var time = timespec()
         clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time)
         return .seconds(time.tv_sec) + .nanoseconds(time.tv_nsec)
     }
 
-    /// Calls `body` with each number below `count`, 0 at least, and returns when all calls have
-    /// ended.
+    /// Calls `body` with each number below `count`, and in any case with 0; returns when all calls
+    /// have returned.
     ///
-    /// Each runs on a thread of its own, one of them the caller's. Where the system has no more
-    /// threads the caller's makes the other calls too, one after another.
+    /// Each call runs on a thread of its own, except that with 0, which runs on the caller's. If
+    /// the system has no more threads, the remaining calls run on the caller's thread, one after
+    /// another.
     package static func concurrently(_ count: Int, _ body: @escaping @Sendable (Int) -> Void) {
         var threads: [Thread] = []
         while threads.count + 1 < count {
@@ -33,11 +34,10 @@ package enum Threads {
         for thread in threads { thread.join() }
     }
 
-    /// Lets the creation of threads fail, for tests: in the task that sets it and the calls that
-    /// the task makes.
+    /// Lets the creation of threads fail, for tests, in the task that sets it.
     @TaskLocal package static var shortage: Shortage?
 
-    /// How many threads can still be created.
+    /// The number of threads that can still be created.
     package final class Shortage: Sendable {
         private let left: Atomic<Int>
 
@@ -53,13 +53,13 @@ package enum Threads {
                 + "threads (ulimit -u, pids.max of the cgroup) or end other programs", errno: errno)
     }
 
-    /// A single thread; it ends by itself when the object is released without `join`.
+    /// A thread; if the object is released without `join`, the thread continues and ends by itself.
     package final class Thread: Sendable {
         private let handle: Mutex<pthread_t?>
 
         /// Starts a thread that runs `body`.
         ///
-        /// Fails if the system allows this process, or its user, no more threads.
+        /// Throws `callFailed` if the system allows this process or its user no more threads.
         package init(_ body: @escaping @Sendable () -> Void) throws(RepositoryError) {
             let box = Unmanaged.passRetained(Body(body))
             var handle = pthread_t()
@@ -84,7 +84,7 @@ package enum Threads {
             if let handle = take() { pthread_detach(handle) }
         }
 
-        /// Waits until it has ended.
+        /// Blocks until the thread has ended.
         ///
         /// Later calls return at once.
         package func join() {
@@ -160,10 +160,10 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
         return body(value)
     }
 
-    /// Blocks until `body` returns a value, and returns that.
+    /// Blocks until `body` returns a value, and returns that value.
     ///
-    /// `body` may change the value, and is called again after each change. Wakes no other thread:
-    /// none may wait for what `body` changes.
+    /// `body` may change the monitor's value, and is called again after each change by another
+    /// thread. No thread is woken, so none may wait for what `body` changes.
     package func wait<T>(_ body: (inout Value) -> T?) -> T {
         pthread_mutex_lock(mutex)
         defer { pthread_mutex_unlock(mutex) }
@@ -173,22 +173,21 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
         }
     }
 
-    /// The same, and wakes every thread that waits: one may wait for what `body` changed.
+    /// Waits like `wait`, and then wakes every waiting thread: one may wait for the changed value.
     package func waitAndNotify<T>(_ body: (inout Value) -> T?) -> T {
         let result = wait(body)
         wake()
         return result
     }
 
-    /// Wakes every thread that waits, after a `wait` whose `body` changed what one waits for.
+    /// Wakes every waiting thread, after a `wait` whose `body` changed what one may wait for.
     package func wake() {
         pthread_cond_broadcast(condition)
     }
 
-    /// Blocks until `body` returns a value, and returns that; nil after `limit`.
+    /// Blocks until `body` returns a value, and returns that value; returns nil after `limit`.
     ///
-    /// `body` may change the value, and is called again after each change, and once at the end.
-    /// Wakes no other thread.
+    /// `body` is called as by `wait`, and once more after `limit`. No thread is woken.
     package func wait<T>(atMost limit: Duration, _ body: (inout Value) -> T?) -> T? {
         var end = timespec()
         clock_gettime(CLOCK_MONOTONIC, &end)

@@ -1,13 +1,13 @@
 package import GuestModel
 
-/// What a long call tells its caller, and what may end it early.
+/// The progress handler and the cancellation of one long call.
 package struct WorkControl: Sendable {
     private let remains: String
     private let progress: ProgressHandler?
     package let cancellation: Cancellation?
 
     /// - Parameters:
-    ///   - remains: the message of the error: what was cancelled, and what is left of it.
+    ///   - remains: the message of the error `cancelled`: what was cancelled, and what it left.
     package init(
         _ remains: String, _ cancellation: Cancellation?, _ progress: ProgressHandler? = nil
     ) {
@@ -16,18 +16,18 @@ package struct WorkControl: Sendable {
         self.progress = progress
     }
 
-    /// For a call that nothing ends.
+    /// The control of a call that cannot be cancelled and reports nothing.
     package static let none = WorkControl("", nil)
 
-    /// The error of a call that was cancelled.
+    /// The error that a call throws when it is cancelled.
     package var cancelled: RepositoryError { RepositoryError(.cancelled, remains) }
 
-    /// Throws `cancelled` if the call is to end.
+    /// Throws `cancelled` if the call was cancelled.
     package func check() throws(RepositoryError) {
         if let cancellation, cancellation.isCancelled { throw cancelled }
     }
 
-    /// Reports progress; throws `cancelled` if the call is to end.
+    /// Reports progress; throws `cancelled` if the call was cancelled or the handler throws.
     package func report(
         _ phase: Progress.Phase, _ unit: Progress.Unit, _ done: Int, of total: Int?
     ) throws(RepositoryError) {
@@ -42,9 +42,10 @@ package struct WorkControl: Sendable {
 }
 
 extension Monitor {
-    /// Blocks until `body` returns a value, and returns that; nil if the wait is cancelled first.
+    /// Blocks until `body` returns a value, and returns that value; returns nil if the wait is
+    /// cancelled first.
     ///
-    /// `body` is called as by `wait`.
+    /// `body` is called as by `wait`, and before the cancellation is checked.
     package func wait<T>(
         until cancellation: Cancellation?, _ body: (inout Value) -> T?
     ) -> T? {

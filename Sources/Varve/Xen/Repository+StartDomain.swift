@@ -8,34 +8,40 @@ import XenStream
 
 /// How a checkpoint is started as a new domain.
 public struct XenStartOptions: Sendable {
-    /// Another name, with a new uuid: required while the original runs.
+    /// The name of the new domain, which then has a new UUID; nil for the name and the UUID of the
+    /// checkpoint.
+    ///
+    /// Required while the original domain runs.
     public var name: String?
-    /// The domain stays paused until `xl unpause`.
+    /// Whether the new domain stays paused until `xl unpause`.
     public var isPaused = false
-    /// JSON as `xl save` writes it, or an xl.cfg, to replace the checkpoint's own.
+    /// A configuration that replaces the checkpoint's: JSON as `xl save` writes it, or an xl.cfg.
+    ///
+    /// An xl.cfg cannot be combined with `name`.
     public var configuration: [UInt8]?
-    /// The program, looked up in PATH.
+    /// The program `xl`, which is looked up in PATH.
     public var xl = "xl"
 
-    /// The defaults: the original's name, running.
+    /// Creates options with the defaults: the name of the checkpoint, and running.
     public init() {}
 }
 
 extension Repository {
-    /// Starts a checkpoint as a new domain; every page is verified against its digest first.
+    /// Starts a checkpoint as a new domain; each page is verified against its digest before it is
+    /// passed on.
     ///
-    /// Stock `xl restore` does it, fed by a pipe: it stays with the domain afterwards, for its
-    /// reboots and its end, which an embedder of libxenlight would have to do itself (decision
-    /// record 0007).
+    /// Blocks until the domain is built. It is built by `xl restore`, which reads the checkpoint
+    /// from a pipe, and whose process stays for the domain's reboots and end (decision 0007). When
+    /// this throws, also because it was cancelled, xl has removed what it built.
     ///
-    /// Blocks until xl has built the domain. When it throws, also because it was cancelled, xl has
-    /// removed what it began. A checkpoint that was taken under a later version of Xen than this
-    /// host's is refused before (`GuestError.Code.stateRejected`).
+    /// Throws, before anything is done, the guest's `busy` if a domain has the name, and
+    /// `stateRejected` if the checkpoint was taken by pause, or under a later version of Xen than
+    /// this host's.
     ///
     /// - Parameters:
     ///   - checkpoint: a checkpoint of this repository.
     ///   - options: the new domain's name and configuration.
-    ///   - cancellation: ends it with `cancelled`.
+    ///   - cancellation: ends the start with `cancelled`, while pages are passed on.
     ///   - progress: called in phase `reading` with pages.
     /// - Returns: the new domain.
     public func startDomain(

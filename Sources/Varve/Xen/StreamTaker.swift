@@ -8,14 +8,14 @@ import VarveCore
 import XenGuest
 import XenStream
 
-/// PV: streams of libxenguest.
+/// Takes checkpoints of a PV domain from streams of libxenguest.
 final class StreamTaker: DomainTaker {
     private let guest: XenPVDomain
     private let repository: Repository
     private let lineage: LineageName
     private let options: XenCheckpointer.Options
     private let keeper: RetentionKeeper?
-    /// Held by each call: a domain is saved by one at a time.
+    /// True while a call saves the domain: one at a time.
     private let turn = Monitor(false)
 
     init(
@@ -90,7 +90,7 @@ final class StreamTaker: DomainTaker {
                     keeper?.checkpointPublished()
                 }, source: source)
         } catch {
-            // Of a stream that is cut short, `save` knows the cause.
+            // `save` knows why a stream was cut short.
             throw error.cause as? XenStreamError ?? error
         }
     }
@@ -120,7 +120,7 @@ final class StreamTaker: DomainTaker {
         }
     }
 
-    /// Each checkpoint is an epoch of one live stream.
+    /// Takes checkpoints from one live stream, of which each epoch is one.
     private func runLive(
         _ schedule: CheckpointSchedule, until stop: Cancellation,
         _ handler: @escaping @Sendable (XenCheckpointer.Event) throws -> Void
@@ -138,7 +138,7 @@ final class StreamTaker: DomainTaker {
     }
 }
 
-/// What the writing and the reading thread of a stream report about each epoch.
+/// What the threads that write and read a stream report about each epoch.
 private final class StreamEpochs: Sendable {
     private struct State {
         var lateness: [Duration] = []
@@ -162,10 +162,10 @@ private final class StreamEpochs: Sendable {
         self.handler = handler
     }
 
-    /// What the handler threw.
+    /// What the handler threw; nil if it did not throw.
     var failure: (any Error)? { state.withLock { $0.failure.map { $0 as any Error & Sendable } } }
 
-    /// Waits until the next epoch is due; false if there is none.
+    /// Waits until the next epoch is due; returns false if there is none.
     func advance() -> Bool {
         guard let lateness = due.withLock({ $0.next(until: stop) }) else { return false }
         return state.withLock { state in
@@ -187,7 +187,7 @@ private final class StreamEpochs: Sendable {
         report()
     }
 
-    /// Reports the epochs for which both threads have made their calls.
+    /// Reports the epochs that are both written and durable.
     private func report() {
         state.withLock { state in
             while state.failure == nil,

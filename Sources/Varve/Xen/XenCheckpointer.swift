@@ -5,25 +5,30 @@ public import GuestModel
 import PackStore
 public import XenGuest
 
-/// Takes checkpoints of a running domain: one, or one after another on a schedule.
+/// Takes checkpoints of a running PVH or PV domain: one, or one after another on a schedule.
 ///
-/// The same for every kind of domain. PVH domains are captured with the hypervisor's dirty log; PV
-/// domains through the stream that libxenguest writes, which is one live stream where the
-/// hypervisor logs their writes. The domain runs again on every path; with a guard
-/// (`XenDomain.Options.guardCommand`) also if this process dies.
+/// A PVH domain is captured with the hypervisor's dirty log. A PV domain is captured through the
+/// stream that libxenguest writes: `run` takes all checkpoints from one live stream if the
+/// hypervisor logs the domain's writes. Otherwise, and for each `capture`, all memory is written
+/// while the domain is paused.
 ///
-/// It owns the domain until it is closed. Methods block; captures run one at a time.
+/// The domain runs again on every path, and with a guard (`XenDomain.Options.guardCommand`) also if
+/// this process dies. Methods block and may be called from any thread; captures run one at a time.
+/// Close the checkpointer when it is no longer needed. It holds the domain's lock until it is
+/// released.
 public final class XenCheckpointer: Sendable {
-    /// How checkpoints are taken.
+    /// How a domain is paused and captured.
     public struct Options: Sendable {
-        /// How the domain is handled: the kind of pause, the guard, the lock.
-        public var domain = XenDomain.Options()
-        /// How it is captured, and which checkpoints are kept (`CaptureOptions.retention`).
+        /// How the domain is paused, its guard, and its lock.
         ///
-        /// For a PV domain the limits of the pause and the audit have no meaning.
+        /// A PV domain can be paused only by suspension.
+        public var domain = XenDomain.Options()
+        /// How the domain is captured, and which checkpoints are kept (`CaptureOptions.retention`).
+        ///
+        /// For a PV domain `pauseBudget`, `precopyRoundsMax` and `auditPageCount` are ignored.
         public var capture = CaptureOptions()
 
-        /// The defaults.
+        /// Creates options with the defaults.
         public init() {}
     }
 
@@ -31,39 +36,45 @@ public final class XenCheckpointer: Sendable {
     public struct Taken: Sendable {
         /// The checkpoint.
         public let checkpoint: Checkpoint
-        /// Pages that the dirty log named, or all pages if every page was compared; for an epoch of
-        /// a PV domain's live stream, those that changed.
+        /// The number of pages that the dirty log named, or of all pages if each was compared.
+        ///
+        /// For an epoch of a PV domain's live stream, the number of pages that changed.
         public let dirtyPageCount: Int
         /// How long the domain took to pause, and how long it was paused.
         public let pauseTimes: PauseTimes
-        /// How long after it was due the capture began.
+        /// How much later than it was due the capture began; zero for `capture`.
         public let lateness: Duration
     }
 
-    /// What happens while checkpoints are taken on a schedule.
+    /// What the handler of `run` is told.
     public enum Event: Sendable {
         /// A checkpoint is durable.
         case taken(Taken)
-        /// An audit found that the dirty log had missed pages: this capture published nothing, and
-        /// the next one compares every page. The error says how many.
+        /// An audit found that the dirty log had missed pages.
+        ///
+        /// This capture published nothing, and the next one compares every page. The error's
+        /// `audit` has the counts.
         case auditMissed(CheckpointError)
     }
 
     /// The lineage that checkpoints go to.
     public let lineage: LineageName
-    /// Why every checkpoint compares every page; nil if the hypervisor's log is used.
+    /// Why every checkpoint of a PVH domain compares every page; nil if the hypervisor's log is
+    /// used, and for a PV domain.
     public let comparesAllBecause: String?
     private let taker: any DomainTaker
 
     /// Takes ownership of a domain, which runs unaffected until the first checkpoint.
     ///
-    /// Fails with a sentence and the remedy if it cannot be checkpointed.
+    /// Blocks: it takes the domain's lock, starts threads, and reads the lineage's newest
+    /// checkpoint. Throws the guest's `busy` if another checkpointer, in this process or another,
+    /// has the domain, and `unsupported` if the domain cannot be checkpointed, with the reason.
     ///
     /// - Parameters:
     ///   - domain: a running domain (`XenHost.domain(named:)`).
-    ///   - repository: opened for writing.
+    ///   - repository: the destination; open for writing.
     ///   - lineage: the domain's history.
-    ///   - options: sizes, limits, retention and guard.
+    ///   - options: pause, guard, sizes, limits and retention.
     public convenience init(
         of domain: XenHost.Domain, in repository: Repository, lineage: LineageName,
         options: Options = Options()
@@ -85,7 +96,7 @@ public final class XenCheckpointer: Sendable {
         }
     }
 
-    /// The same for a PVH domain that the caller has opened.
+    /// Takes checkpoints of a PVH domain that the caller has opened.
     package convenience init(
         of domain: XenDomain, in repository: Repository, lineage: LineageName, options: Options
     ) throws(CheckpointError) {
@@ -96,7 +107,7 @@ public final class XenCheckpointer: Sendable {
                     of: domain, in: repository, lineage: lineage, options: options.capture)))
     }
 
-    /// The same for a PV domain that the caller has opened.
+    /// Takes checkpoints of a PV domain that the caller has opened.
     package convenience init(
         of domain: XenPVDomain, in repository: Repository, lineage: LineageName, options: Options
     ) throws(CheckpointError) {
@@ -113,33 +124,35 @@ public final class XenCheckpointer: Sendable {
 
     /// Takes a checkpoint and returns when it is durable.
     ///
-    /// Blocks. If an audit finds that the log cannot be relied on, it takes the checkpoint again
-    /// and compares every page. When it throws, also because it was cancelled, there is no
+    /// Blocks. If an audit finds that the dirty log missed a page, the checkpoint is taken a second
+    /// time, with every page compared. When this throws, also because it was cancelled, there is no
     /// checkpoint and the domain runs.
     ///
     /// - Parameters:
-    ///   - label: a name for this one checkpoint.
-    ///   - cancellation: ends it with `cancelled`.
-    ///   - progress: as for `CaptureSession.capture`, or `Repository.importXenStream` for a PV
-    ///     domain.
+    ///   - label: a label for this checkpoint.
+    ///   - cancellation: ends the capture with `cancelled`.
+    ///   - progress: called as by `CaptureSession.capture`; for a PV domain as by
+    ///     `Repository.importXenStream`.
     public func capture(
         label: Label? = nil, cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
     ) throws(CheckpointError) -> Taken {
         try taker.capture(label, cancellation, progress)
     }
 
-    /// Takes checkpoints as they are due.
+    /// Takes checkpoints on a schedule.
     ///
-    /// Blocks until the schedule ends. A checkpoint is made durable while the domain runs and the
-    /// next one becomes due. If a capture fails this throws, after the one before it was reported.
+    /// Blocks until the schedule ends. A checkpoint of a PVH domain is reported when the domain was
+    /// paused for the next one, or at the end; it is durable by then, and usually since long
+    /// before. If a capture fails, this throws after the capture before it was reported.
     ///
     /// - Parameters:
-    ///   - schedule: when.
-    ///   - cancellation: begins no further capture; what is in progress is completed and reported,
-    ///     and this returns.
-    ///   - handler: called with each event, in order, never twice at once; on this thread or
-    ///     another. While it runs no capture is begun. If it throws, no further capture is begun,
-    ///     and this throws that as the error's `cause`.
+    ///   - schedule: when checkpoints are due.
+    ///   - cancellation: ends the schedule. The capture in progress is completed and reported, and
+    ///     this returns without an error.
+    ///   - handler: called with each event in order, one call at a time, on this thread or another.
+    ///     No capture begins while it runs. If it throws, no further capture begins, and this
+    ///     throws an error whose `cause` is what it threw; the capture in progress may still be
+    ///     reported.
     public func run(
         _ schedule: CheckpointSchedule, cancellation: Cancellation? = nil,
         handler: @escaping @Sendable (Event) throws -> Void
@@ -149,12 +162,14 @@ public final class XenCheckpointer: Sendable {
         try taker.run(schedule, until: stop, handler)
     }
 
-    /// What `CaptureOptions.retention` has done so far; nil without one.
+    /// What retention has done so far; nil without `CaptureOptions.retention`.
     public var retentionReport: RetentionReport? { taker.retentionReport }
 
-    /// Waits for captures in progress, and releases the domain, which runs.
+    /// Ends checkpoints of the domain, which runs: stops its dirty log, and ends threads.
     ///
-    /// Blocks. Harmless when called again.
+    /// Blocks: captures of a PVH domain that are in progress are completed, and retention thins the
+    /// lineage once more. Of a PV domain, call it when no other call is in progress. Calling it
+    /// again has no effect. The domain's lock is held until this object is released.
     public func close() { taker.close() }
 }
 
@@ -211,7 +226,7 @@ protocol DomainTaker: Sendable {
     func close()
 }
 
-/// PVH: the engine, with the hypervisor's log.
+/// Takes checkpoints of a PVH domain with a session, by the hypervisor's log.
 private final class LogTaker: DomainTaker {
     private struct Pending {
         let capture: PendingCapture
@@ -243,7 +258,7 @@ private final class LogTaker: DomainTaker {
         var failure: CheckpointError?
         while failure == nil, let lateness = times.next(until: stop) {
             do throws(CheckpointError) {
-                // The domain runs again when `begin` returns; the previous one is made durable
+                // The domain runs again when `begin` returns. The previous capture is made durable
                 // meanwhile.
                 let next = Pending(capture: try session.begin(), lateness: lateness)
                 let previous = pending

@@ -4,36 +4,38 @@ public import CheckpointStore
 public import GuestModel
 import XenStream
 
-/// The formats in which a checkpoint can be written in one pass.
+/// The formats in which a checkpoint can be exported.
 public enum ExportFormat: Sendable {
-    /// A file that `xl restore` starts.
+    /// The format of `xl save`, which `xl restore` reads.
     ///
-    /// The configuration is the checkpoint's own, or the given one: JSON as `xl save` writes it, or
-    /// an xl.cfg.
+    /// The configuration is JSON as `xl save` writes it, or an xl.cfg; nil for the checkpoint's
+    /// own.
     case xl(configuration: [UInt8]?)
-    /// The bare libxc stream, version 3.
+    /// The libxc stream without a header of xl or libxl, version 3.
     case libxc
     /// The core format of `xl dump-core`.
     case elf
-    /// Raw memory, from frame 0; holes are zeros.
+    /// Raw memory from frame 0; frames that do not exist are zeros.
     case raw
 }
 
 extension Repository {
-    /// Writes a checkpoint as a file that Xen's tools and others read, sequentially in one pass;
-    /// every page is verified against its digest first.
+    /// Writes a checkpoint in a format that Xen's tools and others read, from beginning to end.
     ///
-    /// Blocks as `sink` does. Memory: the page map and 64 MiB. Fails with `invalidStream` before
-    /// the first byte if the checkpoint lacks what the format needs. When it throws, also because
-    /// it was cancelled, `sink` got a part of the file.
+    /// Each page is verified against its digest before it is written.
+    ///
+    /// Blocks on `sink` and on the disk. Needs memory for the page map and 64 MiB. Throws
+    /// `invalidStream` before the first byte if the checkpoint lacks what the format requires. When
+    /// this throws later, also because it was cancelled, `sink` got a part of the output.
     ///
     /// - Parameters:
     ///   - checkpoint: a checkpoint of this repository.
-    ///   - format: the output format.
-    ///   - cancellation: ends it with `cancelled`, at the latest when `sink` returns.
+    ///   - format: the format of the output.
+    ///   - cancellation: ends the export with `cancelled`, after the window of 32 MiB that is being
+    ///     written.
     ///   - progress: called in phase `reading` with pages.
-    ///   - sink: gets the bytes in order; valid only during the call. What it throws is the error's
-    ///     `cause`.
+    ///   - sink: called on this thread with the bytes in order, which are valid only during the
+    ///     call. What it throws is the error's `cause`.
     public func export(
         _ checkpoint: Checkpoint, as format: ExportFormat, cancellation: Cancellation? = nil,
         progress: ProgressHandler? = nil, sink: @escaping (RawSpan) throws -> Void
@@ -112,7 +114,7 @@ private struct CheckpointOutput {
 }
 
 extension CheckpointError {
-    /// Wraps what an import or export of a stream of Xen threw.
+    /// Wraps an error that was thrown while a stream of Xen was imported or exported.
     package init(wrappingStream error: any Error) {
         let stream =
             error as? XenStreamError ?? (error as? CheckpointError)?.cause as? XenStreamError

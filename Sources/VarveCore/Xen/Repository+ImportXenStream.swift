@@ -6,41 +6,46 @@ public import XenStream
 
 /// The result of importing a stream.
 public struct XenImportResult: Sendable {
-    /// The checkpoints, one for each whole epoch; a plain stream is one epoch.
+    /// The checkpoints, one for each complete epoch; a plain stream is one epoch.
     public let checkpoints: [Checkpoint]
     /// A summary of the stream.
     public let summary: XenStreamSummary
     /// Where a checkpointed stream ended without an end record; nil if it had one.
     ///
-    /// Its sender died, or the guest failed over.
+    /// A stream ends so if its sender died, or if the guest failed over.
     public let cutShort: XenStreamError?
-    /// What follows the stream and was not read; nil: nothing, as far as was examined.
+    /// What follows the stream and was not imported; nil if nothing was found.
     public let trailer: XenStreamTrailer?
 }
 
 extension Repository {
-    /// Imports a stream of Xen to its end: each whole epoch becomes a checkpoint.
+    /// Imports a stream of Xen to its end; each complete epoch becomes a checkpoint.
     ///
-    /// Pages are compared with the lineage's newest checkpoint, and only what differs is stored. A
-    /// checkpoint is durable when `published` is called; an incomplete epoch at the stream's end is
-    /// dropped. Blocks as `source` does. Memory: the page map, the staging pool and the guest's
-    /// state.
+    /// Pages are compared with the lineage's newest checkpoint, and only pages that differ are
+    /// stored. A checkpoint is durable when `published` is called with it. An incomplete epoch at
+    /// the stream's end is dropped. Blocks on `source` and on the disk. Needs memory for the page
+    /// map, the staging pool and the guest's state.
     ///
-    /// When it throws, also because it was cancelled, the checkpoints that `published` was called
-    /// with stay, and nothing else does. Fails with `invalidStream` if the stream is damaged.
+    /// When it throws, also because it was cancelled, the checkpoints with which `published` was
+    /// called stay, and nothing else of the stream does. Throws `invalidStream` if the stream is
+    /// damaged, or if it is cut short before its first epoch is complete.
     ///
     /// - Parameters:
-    ///   - format: the stream's format.
+    ///   - format: the format of the stream.
     ///   - lineage: the guest's history.
-    ///   - label: a name for the first checkpoint.
-    ///   - configuration: xl's JSON, for a bare stream, which has none.
+    ///   - label: a label for the first checkpoint.
+    ///   - configuration: xl's JSON, for a libxc stream, which has none.
     ///   - options: sizes and limits.
-    ///   - cancellation: ends it with `cancelled`, at the latest when `source` returns.
+    ///   - cancellation: ends the import with `cancelled`, at the latest when `source` returns.
     ///   - progress: called in phase `reading` with bytes of the stream; the total is not known.
-    ///   - published: called with each checkpoint, as its epoch ends.
-    ///   - trailing: continues reading where `source` stopped, to find whether something follows
-    ///     the stream. nil: only what was read along with the stream is examined.
-    ///   - source: fills a buffer from the current position; returns the byte count, 0 at the end.
+    ///   - published: called on this thread with each checkpoint, when its epoch has ended. What it
+    ///     throws ends the import and is the error's `cause`.
+    ///   - trailing: continues to read where `source` stopped, to find out whether something
+    ///     follows the stream. If it is nil, only bytes that were read with the stream are
+    ///     examined.
+    ///   - source: fills a buffer from the current position, and returns the number of bytes, 0 at
+    ///     the end. What it throws is the error's `cause`.
+    /// - Returns: the checkpoints, and what is to be known about the stream.
     public func importXenStream(
         _ format: XenStreamFormat, lineage: LineageName, label: Label? = nil,
         configuration: [UInt8]? = nil, options: CaptureOptions = CaptureOptions(),

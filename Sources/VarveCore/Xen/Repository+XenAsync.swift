@@ -5,7 +5,7 @@ public import GuestModel
 import PackStore
 public import XenStream
 
-// The blocking calls once more, for programs with Swift concurrency, as in the store.
+// The `async` forms of the blocking calls (`Repository+Async.swift` in the store, decision 0024).
 
 extension Repository {
     /// `export` without blocking a thread of the cooperative pool; `sink` is called on another

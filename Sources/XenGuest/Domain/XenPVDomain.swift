@@ -11,7 +11,7 @@ import XenStream
 package final class XenPVDomain: Sendable {
     /// The domain ID.
     package let domainID: UInt32
-    /// xl's configuration as JSON, for `XenImport`: the stream has none.
+    /// xl's configuration as JSON, for `Repository.importXenStream`: the stream has none.
     package let configuration: [UInt8]
     private let calls: any XenCalls
     private let pauser: DomainPauser
@@ -87,7 +87,8 @@ package final class XenPVDomain: Sendable {
     ///
     /// The domain runs again when this returns or throws.
     ///
-    /// - Parameter body: gets the stream as a source for `XenImport`, and must read it to its end.
+    /// - Parameter body: gets the stream as a source for `Repository.importXenStream`, and must
+    ///   read it to its end.
     /// - Returns: the durations of each epoch's pause.
     package func save(
         _ mode: Mode,
