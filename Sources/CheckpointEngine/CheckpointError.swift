@@ -100,6 +100,9 @@ public struct CheckpointError: Error, Sendable {
         self.init(code, error.message, cause: error)
     }
 
+    /// The error of a call on a session or checkpointer that is closed.
+    package static let closed = CheckpointError(.closed, "the session is closed; begin another one")
+
     /// Wraps an error of a guest or repository, or one that a closure of the caller threw.
     package init(wrapping error: any Error) {
         switch error {

@@ -33,6 +33,11 @@ extension Repository {
         }
     }
 
+    /// `forget` without blocking a thread of the cooperative pool.
+    public func forget(_ ids: [CheckpointID]) async throws(RepositoryError) {
+        try await BlockingWork.run(nil) { (_) throws(RepositoryError) in try self.forget(ids) }
+    }
+
     /// `close` without blocking a thread of the cooperative pool.
     public func close() async throws(RepositoryError) {
         try await BlockingWork.run(nil) { (_) throws(RepositoryError) in try self.close() }

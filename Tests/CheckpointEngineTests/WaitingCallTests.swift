@@ -180,7 +180,7 @@ import VarveTestSupport
             }
         }
         #expect(image.pageCount == 4)
-        try repository.forget([checkpoints[3].id])
+        try await repository.forget([checkpoints[3].id])
         let plan = try await repository.planPrune(PruneOptions(unusedPercentMax: 0))
         _ = try await plan.execute()
         #expect(try await repository.verify().isClean)

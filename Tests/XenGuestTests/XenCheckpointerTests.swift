@@ -91,11 +91,20 @@ import VarveTestSupport
 
     @Test(arguments: Kind.allCases) func aHandlerThatThrowsEndsIt(kind: Kind) throws {
         let (checkpointer, xen, _) = try make(kind)
+        let callCount = Atomic(0)
         let error = #expect(throws: CheckpointError.self) {
-            try checkpointer.run(schedule(nil)) { _ in throw GaveUp() }
+            try checkpointer.run(schedule(nil)) { _ in
+                callCount.add(1, ordering: .relaxed)
+                throw GaveUp()
+            }
         }
         #expect(error?.code == .callerFailed && error?.cause is GaveUp)
+        #expect(callCount.load(ordering: .relaxed) == 1)
         checkpointer.close()
+        let closed = #expect(throws: CheckpointError.self) {
+            try checkpointer.capture() as XenCheckpointer.Taken
+        }
+        #expect(closed?.code == .closed)
         #expect(xen.complaints(Scene.number) == [])
     }
 
@@ -116,12 +125,16 @@ import VarveTestSupport
         #expect(try repository.checkpoints().map(\.label) == ["one", nil])
     }
 
+    /// Also a checkpoint long before the next one is due is reported when it is durable.
     @Test func aScheduleEndsWithItsTask() async throws {
         let (checkpointer, xen, repository) = try make(.pvh)
+        let reported = Atomic(0)
         let task = Task {
-            try await checkpointer.run(CheckpointSchedule(every: .seconds(3600))) { _ in }
+            try await checkpointer.run(CheckpointSchedule(every: .seconds(3600))) { _ in
+                reported.add(1, ordering: .relaxed)
+            }
         }
-        while try repository.checkpoints().isEmpty {
+        while reported.load(ordering: .relaxed) == 0 {
             try await Task.sleep(for: .milliseconds(5))
         }
         task.cancel()

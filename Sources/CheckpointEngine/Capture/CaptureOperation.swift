@@ -308,7 +308,7 @@ struct CaptureOperation: ~Copyable {
                 code: .unsupported,
                 message: "the guest has \(pageCount) pages and one at frame "
                     + "\(layout.frameEnd - 1); holes this large are possible only below frame "
-                    + "\(MapBounds.holeEndMax) only; number its frames from 0")
+                    + "\(MapBounds.holeEndMax); number its frames from 0")
         }
         return layout
     }

@@ -171,7 +171,7 @@ public final class CaptureSession: Sendable {
         }
         try takeTurn(control)
         defer { endTurn() }
-        guard !state.withLock({ $0.isClosed }) else { throw CaptureSession.closed }
+        guard !state.withLock({ $0.isClosed }) else { throw CheckpointError.closed }
         try pipeline.waitForJobs(
             atMost: max(1, options.overlappingCapturesMax) - 1, control)
         return try CaptureOperation.run(self, label: label, control)
@@ -250,8 +250,6 @@ public final class CaptureSession: Sendable {
         claim.release()
     }
 
-    static let closed = CheckpointError(.closed, "the session is closed; begin another one")
-
     func takeTurn(_ control: WorkControl) throws(CheckpointError) {
         try control.checkCapture()
         let isMine: Void? = turn.wait(until: control.cancellation) { isTaken -> Void? in
@@ -315,6 +313,15 @@ public final class PendingCapture: Sendable {
             cancel()
         }
         return try ended()
+    }
+
+    /// Waits for its end until a time, or until the wait is cancelled.
+    ///
+    /// - Returns: true if it has ended.
+    package func hasEnded(
+        by time: ContinuousClock.Instant, until cancellation: Cancellation
+    ) -> Bool {
+        job.hasEnded(by: time, until: cancellation)
     }
 
     /// Blocks until the capture has ended.

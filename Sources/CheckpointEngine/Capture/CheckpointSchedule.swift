@@ -40,7 +40,8 @@ public struct CheckpointSchedule: Sendable {
 package struct DueTimes: Sendable {
     private let schedule: CheckpointSchedule
     private let start = ContinuousClock.now
-    private var due = ContinuousClock.now
+    /// When the next one is due.
+    package private(set) var due = ContinuousClock.now
     private var taken = 0
 
     package init(_ schedule: CheckpointSchedule) { self.schedule = schedule }

@@ -7,6 +7,7 @@ import Synchronization
 //
 //   due -> begin -> handler(.taken)        the guest runs again
 //       -> wait for the previous one -> handler(.published) or handler(.failed)
+//       -> the same for this one, if it ends before the next is due
 //       -> sleep until the next is due, or until asked to stop
 //   asked to stop, or enough taken -> wait for the last one -> handler -> ended
 //
@@ -141,6 +142,8 @@ private final class Core: Sendable {
             settle(&pending)
             pending = next
             if next == nil { times.rest(Core.restAfterFailure) }
+            // Reported before the next one is due, if it ends before.
+            if next?.capture.hasEnded(by: times.due, until: stopping) == true { settle(&pending) }
         }
         settle(&pending)
         hasEnded.change { $0 = true }

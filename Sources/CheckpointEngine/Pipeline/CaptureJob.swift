@@ -132,6 +132,20 @@ final class CaptureJob: Sendable {
         for body in waiting { body() }
     }
 
+    /// Waits for the end until a time; returns true if it has ended.
+    ///
+    /// - Parameter cancellation: ends the wait.
+    func hasEnded(
+        by time: ContinuousClock.Instant, until cancellation: Cancellation
+    ) -> Bool {
+        let registration = cancellation.register { [state] in state.change { _ in } }
+        defer { withExtendedLifetime(registration) {} }
+        _ = state.wait(atMost: time - ContinuousClock.now) { state in
+            state.result != nil || cancellation.isCancelled ? () : nil
+        }
+        return state.read { $0.result != nil }
+    }
+
     /// Calls `body` when the result is known: on the thread that sets it, or at once.
     func whenEnded(_ body: @escaping @Sendable () -> Void) {
         let isKnown = state.change { state in

@@ -24,10 +24,10 @@ public struct RevertResult: Sendable {
     public let writtenPageCount: Int
     /// The number of pages that were compared.
     public let comparedPageCount: Int
-    /// The time from the request to pause until the guest ran again.
-    ///
-    /// For a Xen domain that suspends itself this includes the time that it takes to do so.
-    public let pause: Duration
+    /// How long the guest took to pause, and how long it was paused.
+    public let pauseTimes: PauseTimes
+    /// How long the guest was paused.
+    public var pause: Duration { pauseTimes.downtime }
     /// The number of bytes that were read from packs in the pause, for pages that were first
     /// written after the last round.
     public let pausedReadByteCount: Int
@@ -65,7 +65,7 @@ extension CaptureSession {
             "the revert was cancelled; the guest continues unchanged", cancellation, progress)
         try takeTurn(control)
         defer { endTurn() }
-        guard !state.withLock({ $0.isClosed }) else { throw CaptureSession.closed }
+        guard !state.withLock({ $0.isClosed }) else { throw CheckpointError.closed }
         try pipeline.waitForJobs(atMost: 0, control)
         do {
             return try RevertOperation(
@@ -127,6 +127,7 @@ private struct RevertOperation {
         session.state.withLock { $0.unsaved.reserveCapacity(frameEnd: sets.frameEnd) }
         let start = ContinuousClock.now
         let paused = try PausedGuest(pausing: guest)
+        let pausedSince = ContinuousClock.now
         try addLate(known, to: &sets)
         let pausedReadByteCount = try staged.add(sets.late, .none)
         let written = try write(sets, &work)
@@ -137,11 +138,13 @@ private struct RevertOperation {
             session.state.mergeBack(DirtyBitmap(), comparesAll: true)
             throw error
         }
-        let pause = ContinuousClock.now - start
+        let times = PauseTimes(
+            request: pausedSince - start, downtime: ContinuousClock.now - pausedSince)
         session.pipeline.rebase(on: target, lease: lease, map: map)
         forgetOwnWrites(sets.candidates)
         return RevertResult(
-            writtenPageCount: written, comparedPageCount: sets.candidates.count, pause: pause,
+            writtenPageCount: written, comparedPageCount: sets.candidates.count,
+            pauseTimes: times,
             pausedReadByteCount: pausedReadByteCount)
     }
 

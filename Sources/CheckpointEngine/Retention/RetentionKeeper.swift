@@ -128,7 +128,7 @@ public final class RetentionKeeper: Sendable {
     }
 
     /// Ends the thread after it has thinned the lineage once more; returns immediately.
-    func requestClose() {
+    package func requestClose() {
         state.change { $0.isClosed = true }
     }
 

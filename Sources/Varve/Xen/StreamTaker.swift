@@ -15,8 +15,14 @@ final class StreamTaker: DomainTaker {
     private let lineage: LineageName
     private let options: XenCheckpointer.Options
     private let keeper: RetentionKeeper?
-    /// True while a call saves the domain: one at a time.
-    private let turn = Monitor(false)
+    private enum Turn {
+        case free
+        case taken
+        case closed
+    }
+
+    /// Taken by each call: a domain is saved by one at a time.
+    private let turn = Monitor(Turn.free)
 
     init(
         _ guest: XenPVDomain, _ repository: Repository, _ lineage: LineageName,
@@ -37,20 +43,39 @@ final class StreamTaker: DomainTaker {
 
     var retentionReport: RetentionReport? { keeper?.report }
 
-    func close() { keeper?.close() }
+    deinit { keeper?.requestClose() }
+
+    func close() {
+        turn.wait { turn -> Void? in
+            if turn == .taken { return nil }
+            turn = .closed
+            return ()
+        }
+        keeper?.close()
+    }
+
+    /// Takes the turn; returns false if the wait is cancelled.
+    private func takeTurn(_ cancellation: Cancellation?) throws(CheckpointError) -> Bool {
+        let found = turn.wait(until: cancellation) { turn -> Turn? in
+            guard turn != .taken else { return nil }
+            defer { if turn == .free { turn = .taken } }
+            return turn
+        }
+        if found == .closed { throw CheckpointError.closed }
+        return found != nil
+    }
+
+    private func endTurn() { turn.change { $0 = .free } }
 
     func capture(
         _ label: Label?, _ cancellation: Cancellation?, _ progress: ProgressHandler?
     ) throws(CheckpointError) -> XenCheckpointer.Taken {
         let control = WorkControl(
             "the capture was cancelled; the domain runs", cancellation, progress)
-        let isMine: Void? = turn.wait(until: cancellation) { isTaken -> Void? in
-            guard !isTaken else { return nil }
-            isTaken = true
-            return ()
+        guard try takeTurn(cancellation) else {
+            throw CheckpointError(wrapping: control.cancelled)
         }
-        guard isMine != nil else { throw CheckpointError(wrapping: control.cancelled) }
-        defer { turn.change { $0 = false } }
+        defer { endTurn() }
         return try save(label, .zero, cancellation, progress)
     }
 
@@ -99,12 +124,8 @@ final class StreamTaker: DomainTaker {
         _ schedule: CheckpointSchedule, until stop: Cancellation,
         _ handler: @escaping @Sendable (XenCheckpointer.Event) throws -> Void
     ) throws(CheckpointError) {
-        turn.wait { isTaken -> Void? in
-            guard !isTaken else { return nil }
-            isTaken = true
-            return ()
-        }
-        defer { turn.change { $0 = false } }
+        guard try takeTurn(stop) else { return }
+        defer { endTurn() }
         do {
             let isLive = try !options.domain.comparesAll && guest.logsWrites()
             if isLive {

@@ -141,18 +141,17 @@ public final class XenCheckpointer: Sendable {
 
     /// Takes checkpoints on a schedule.
     ///
-    /// Blocks until the schedule ends. A checkpoint of a PVH domain is reported when the domain was
-    /// paused for the next one, or at the end; it is durable by then, and usually since long
-    /// before. If a capture fails, this throws after the capture before it was reported.
+    /// Blocks until the schedule ends. A checkpoint is made durable while the domain runs, and
+    /// reported then, or after the pause for the next one if that is due first. If a capture fails,
+    /// this throws after the capture before it was reported.
     ///
     /// - Parameters:
     ///   - schedule: when checkpoints are due.
     ///   - cancellation: ends the schedule. The capture in progress is completed and reported, and
     ///     this returns without an error.
     ///   - handler: called with each event in order, one call at a time, on this thread or another.
-    ///     No capture begins while it runs. If it throws, no further capture begins, and this
-    ///     throws an error whose `cause` is what it threw; the capture in progress may still be
-    ///     reported.
+    ///     No capture begins while it runs. If it throws, it is not called again, no further
+    ///     capture begins, and this throws an error whose `cause` is what it threw.
     public func run(
         _ schedule: CheckpointSchedule, cancellation: Cancellation? = nil,
         handler: @escaping @Sendable (Event) throws -> Void
@@ -165,11 +164,11 @@ public final class XenCheckpointer: Sendable {
     /// What retention has done so far; nil without `CaptureOptions.retention`.
     public var retentionReport: RetentionReport? { taker.retentionReport }
 
-    /// Ends checkpoints of the domain, which runs: stops its dirty log, and ends threads.
+    /// Waits for captures in progress, refuses later ones with `closed`, stops the domain's dirty
+    /// log, and ends the threads. The domain runs.
     ///
-    /// Blocks: captures of a PVH domain that are in progress are completed, and retention thins the
-    /// lineage once more. Of a PV domain, call it when no other call is in progress. Calling it
-    /// again has no effect. The domain's lock is held until this object is released.
+    /// Blocks; retention thins the lineage once more. Calling it again has no effect. The domain's
+    /// lock is held until this object is released.
     public func close() { taker.close() }
 }
 
@@ -255,25 +254,25 @@ private final class LogTaker: DomainTaker {
     ) throws(CheckpointError) {
         var times = DueTimes(schedule)
         var pending: Pending?
-        var failure: CheckpointError?
-        while failure == nil, let lateness = times.next(until: stop) {
-            do throws(CheckpointError) {
-                // The domain runs again when `begin` returns. The previous capture is made durable
+        do throws(CheckpointError) {
+            while let lateness = times.next(until: stop) {
+                // The domain runs again when `begin` returns; the previous one is made durable
                 // meanwhile.
                 let next = Pending(capture: try session.begin(), lateness: lateness)
                 let previous = pending
                 pending = next
                 try settle(previous, handler)
-            } catch {
-                failure = error
+                if next.capture.hasEnded(by: times.due, until: stop) {
+                    pending = nil
+                    try settle(next, handler)
+                }
             }
-        }
-        do throws(CheckpointError) {
-            try settle(pending, handler)
         } catch {
-            failure = failure ?? error
+            // After the handler has thrown, it is not called any more.
+            if error.code != .callerFailed { try settle(pending, handler) }
+            throw error
         }
-        if let failure { throw failure }
+        try settle(pending, handler)
     }
 
     private func settle(
