@@ -163,6 +163,8 @@ extension RepairOracle {
         /// The bytes of each pack, wherever they are now.
         let packs: [UInt32: [UInt8]]
         let hasIndex: Bool
+        /// How far the packs were confirmed according to the file `head`; nil if it is unreadable.
+        let confirmed: (pack: UInt32, offset: Int)?
     }
 
     struct Verdict {
@@ -193,9 +195,13 @@ extension RepairOracle {
             return head || (records[pack] ?? []).contains { isIntact((pack, $0.bytes), damaged) }
         }.max()
         guard let newest, !rewritten.contains(newest) else { return nil }
+        // A writer seals a pack before it confirms anything in the next one.
+        if let confirmed = damaged.confirmed, confirmed.pack > newest { return nil }
         let ordered = records[newest] ?? []
         let intact = ordered.filter { isIntact((newest, $0.bytes), damaged) }
-        let confirmed = intact.map(\.confirmed).max() ?? 0
+        // The head states the same as records do, and may be all that is left of it.
+        let ofHead = damaged.confirmed.map { $0.pack == newest ? $0.offset : 0 } ?? 0
+        let confirmed = max(intact.map(\.confirmed).max() ?? 0, ofHead)
         let start = ordered.map(\.bytes.lowerBound).first { start in
             start >= confirmed && !intact.contains { $0.bytes.lowerBound == start }
         }

@@ -55,6 +55,28 @@ import VarveTestSupport
         }
     }
 
+    /// Without the index and the last mark, only the head says that the newest checkpoint exists.
+    ///
+    /// Repair keeps it although one of its page groups is damaged, with the pages that are stored
+    /// a second time. Without the head too, it is what a crash leaves.
+    @Test(arguments: [true, false])
+    func theHeadConfirmsTheNewestCheckpoint(hasHead: Bool) throws {
+        var random = TestSeed.generator(0x51)
+        let whole = try RepairWorld(seed: random.next())
+        let newest = try #require(try whole.newest())
+        var tally: [String: Int] = [:]
+        try repair(whole, random.next(), &tally) { world in
+            let places = try world.damageNewestAndItsMark()
+            _ = try world.damage(.index)
+            if !hasHead {
+                try FileManager.default.removeItem(atPath: world.path.appending("head").string)
+            }
+            #expect(try world.plan().wholeCheckpoints.contains { $0.id == newest } == hasHead)
+            return places
+        }
+        #expect(tally["lost checkpoints"] == 0)
+    }
+
     /// A repair that is killed, or meets a full disk, at any call makes nothing worse: each
     /// checkpoint that could be restored can be, and a store that could be written still can.
     @Test(arguments: [

@@ -60,6 +60,13 @@ final class RepairWorld {
             packByteCountMax: RepairWorld.packByteCount)
     }
 
+    /// The checkpoint published last.
+    func newest() throws -> CheckpointID? {
+        try Repository.open(at: path, .reading).checkpoints().max {
+            $0.manifest.transaction < $1.manifest.transaction
+        }?.id
+    }
+
     func plan() throws -> RepairPlan {
         try Repository.planRepair(
             at: path, files: PosixFiles(root: path), packByteCountMax: RepairWorld.packByteCount)
@@ -235,8 +242,28 @@ final class RepairWorld {
         return (first, newest)
     }
 
-    private func flipRecord(_ type: RecordType) throws -> String {
-        var places: [(UInt32, Range<Int>)] = []
+    /// Damages the first page group of the newest checkpoint and the mark that confirms it, the
+    /// last record of all.
+    func damageNewestAndItsMark() throws -> [String] {
+        let pack = try #require(try packs().last)
+        let groups = try records(.pageGroup).filter { $0.pack == pack }
+        let newest = try #require(groups.last).transaction
+        let group = try #require(groups.first { $0.transaction == newest })
+        let mark = try #require(try records(.mark).last { $0.pack == pack })
+        // The checksum of each.
+        try flip(PackName.path(pack), in: group.bytes.lowerBound + 28..<group.bytes.lowerBound + 32)
+        try flip(PackName.path(pack), in: mark.bytes.lowerBound + 28..<mark.bytes.lowerBound + 32)
+        return [group, mark].map { "the record at \($0.bytes.lowerBound) of pack \(pack)" }
+    }
+
+    private struct Record {
+        let pack: UInt32
+        let bytes: Range<Int>
+        let transaction: UInt64
+    }
+
+    private func records(_ type: RecordType) throws -> [Record] {
+        var found: [Record] = []
         for pack in try packs() {
             let bytes = [UInt8](try Data(contentsOf: url(PackName.path(pack))))
             var offset = 64
@@ -244,10 +271,17 @@ final class RepairWorld {
                 let header = try? bytes[offset...].withUnsafeBytes({ try RecordHeader($0) })
             {
                 let range = offset..<offset + header.recordByteCount
-                if header.type == type { places.append((pack, range)) }
+                if header.type == type {
+                    found.append(Record(pack: pack, bytes: range, transaction: header.transaction))
+                }
                 offset = range.upperBound
             }
         }
+        return found
+    }
+
+    private func flipRecord(_ type: RecordType) throws -> String {
+        let places = try records(type).map { ($0.pack, $0.bytes) }
         guard let (pack, range) = places.randomElement(using: &random) else { return "nothing" }
         // The header as often as the rest.
         let head = range.lowerBound..<min(range.lowerBound + 48, range.upperBound)
@@ -275,6 +309,14 @@ final class RepairWorld {
         found.merge(strangers) { named, _ in named }
         let index = try? Data(contentsOf: url("index/data.mdb"))
         return RepairOracle.Damaged(
-            packs: found, hasIndex: index.map { $0.contains { $0 != 0 } } ?? false)
+            packs: found, hasIndex: index.map { $0.contains { $0 != 0 } } ?? false,
+            confirmed: confirmedByHead())
+    }
+
+    private func confirmedByHead() -> (pack: UInt32, offset: Int)? {
+        guard let bytes = try? Data(contentsOf: url("head")),
+            let head = try? Envelope.decode([UInt8](bytes), kind: .head), head.repository == id
+        else { return nil }
+        return (UInt32(truncatingIfNeeded: head.number >> 32), Int(head.number & 0xffff_ffff))
     }
 }
