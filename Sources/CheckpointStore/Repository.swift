@@ -71,6 +71,10 @@ public final class Repository: Sendable {
     private let unindexed = Mutex<[Unindexed]>([])
     /// Activity of this process that prune must wait for or leave alone.
     let activity = Monitor(Activity())
+    /// Held by prune while it removes or replaces a pack, and by those who need them unchanged.
+    ///
+    /// Taken before `unindexed` and `activity`.
+    let packChanges = Mutex(())
 
     package init(
         path: FilePath, id: RepositoryID, files: any RepositoryFiles, reader: PackReader,
@@ -366,7 +370,9 @@ public final class Repository: Sendable {
     ///
     /// A reader starts over if a prune of another process intervened: data found in the index in
     /// one step may be gone in the next.
-    func besideAWriter<T>(_ body: () throws -> T) throws(RepositoryError) -> T {
+    func besideAWriter<T, E: Error>(
+        _ body: () throws(E) -> T
+    ) throws(RepositoryError) -> T {
         var attempt = 0
         while true {
             let before = try withIndex { try $0.moment() }

@@ -283,4 +283,86 @@ import VarveTestSupport
         let (id, pages) = try #require(last)
         try check(id, pages, writer)
     }
+
+    // MARK: - Statistics
+
+    private func packsByteCount() throws -> Int {
+        let files = PosixFiles(root: path)
+        return try PackName.list(files).reduce(0) {
+            $0 + Int(try files.open(PackName.path($1), .read).byteCount())
+        }
+    }
+
+    /// A prune that begins while its own process counts the packs changes the first of them only
+    /// when they have been counted.
+    @Test func ownPruneWaitsForStatistics() throws {
+        try Repository.create(at: path).close()
+        let files = FaultyFiles(PosixFiles(root: path))
+        let repository = try Repository.open(
+            at: path, .writing, files: files, packByteCountMax: 192 << 10)
+        for round in 0..<6 as Range<UInt64> {
+            _ = try replace(20, of: 24, in: repository, lineage: "\(round)", seed: 960 + round)
+        }
+        let plan = try repository.planPrune(everything)
+        let removed = plan.packs.filter { $0.fate == .removed }.map(\.number)
+        try #require(removed.count > 1)
+        let size = try packsByteCount()
+        let (before, done) = (try repository.statistics(), DispatchSemaphore(value: 0))
+        #expect(before.byteCount == size && before.abandonedByteCount == 0)
+        // The first pack is being read, and the last of those removed is not counted yet.
+        let first = try #require(try PackName.list(files).first)
+        files.beforeRead(of: PackName.path(first), at: 0) {
+            Thread.detachNewThread {
+                _ = try? plan.execute()
+                done.signal()
+            }
+            usleep(300_000)
+        }
+        #expect(try repository.statistics() == before)
+        done.wait()
+        #expect(try PackName.list(files).allSatisfy { !removed.contains($0) })
+        let after = try repository.statistics()
+        #expect(try after.byteCount == packsByteCount() && after.byteCount < size)
+        #expect(after.checkpointCount == before.checkpointCount && after.abandonedByteCount == 0)
+        #expect(after.logicalByteCount == before.logicalByteCount)
+    }
+
+    /// Whether the repository is the writer's own or a reader's, statistics succeed beside captures
+    /// and prunes, and everything that they count is of one moment.
+    @Test(arguments: [true, false])
+    func statisticsSucceedBesidePrunes(isOwn: Bool) throws {
+        try Repository.create(at: path).close()
+        let writer = try open(packByteCountMax: 64 << 10)
+        _ = try replace(4, of: 8, in: writer, seed: 970)
+        let counted = isOwn ? writer : try open(.reading)
+        let done = DispatchSemaphore(value: 0)
+        let failure = Mutex<(any Error)?>(nil)
+        let isOver = Mutex(false)
+        Thread.detachNewThread {
+            do {
+                for round in 0..<40 as Range<UInt64> {
+                    _ = try self.replace(4, of: 8, in: writer, seed: 971 + round)
+                    try writer.planPrune(self.everything).execute()
+                }
+            } catch {
+                failure.withLock { $0 = error }
+            }
+            isOver.withLock { $0 = true }
+            done.signal()
+        }
+        var count = 0
+        while !isOver.withLock({ $0 }) {
+            let found = try counted.statistics()
+            #expect(found.pageCount == found.checkpointCount * 8)
+            #expect(found.metadataByteCount > 0)
+            // Each has 8 pages, at most 4 of them shared with one other.
+            #expect(found.uniquePageCount >= found.checkpointCount * 4)
+            count += 1
+        }
+        done.wait()
+        #expect(failure.withLock { $0 } == nil)
+        #expect(count > 4, "prunes came in between")
+        #expect(try counted.statistics().abandonedByteCount == 0)
+        #expect(try counted.statistics().byteCount == packsByteCount())
+    }
 }

@@ -60,15 +60,45 @@ extension Index {
         guard let (key, id) = try entries.next(), key.isKey(of: name) else { return nil }
         return id
     }
+}
 
-    /// The numbers of all transactions that published a checkpoint.
-    package func publishedTransactions() throws(IndexError) -> Set<UInt64> {
+/// What the index counts, from one snapshot of it.
+package struct IndexCounts: Sendable {
+    /// The index's state (`LMDBTxn.moment`).
+    package let moment: UInt64
+    package fileprivate(set) var checkpointCount = 0
+    // Of all checkpoints.
+    package fileprivate(set) var pageCount = 0
+    package fileprivate(set) var zeroPageCount = 0
+    package fileprivate(set) var changedPageCount = 0
+    /// Number of distinct pages stored.
+    package fileprivate(set) var uniquePageCount = 0
+    /// The numbers of all transactions that published a checkpoint, forgotten or not.
+    package fileprivate(set) var transactions: Set<UInt64> = []
+
+    fileprivate init(moment: UInt64) {
+        self.moment = moment
+    }
+}
+
+extension Index {
+    /// Counts checkpoints, pages and transactions.
+    package func counts() throws(IndexError) -> IndexCounts {
         try environment.read { (txn) throws(IndexError) in
-            var found: Set<UInt64> = []
-            found.reserveCapacity(try tables.transactions.count(in: txn))
-            var entries = try tables.transactions.entries(in: txn)
-            while let key = try entries.nextKey() { found.insert(key.number) }
-            return found
+            var counts = IndexCounts(moment: txn.moment)
+            var checkpoints = try tables.checkpoints.entries(in: txn)
+            while let (_, entry) = try checkpoints.next() {
+                guard !entry.isForgotten else { continue }
+                counts.checkpointCount += 1
+                counts.pageCount += Int(entry.pageCount)
+                counts.zeroPageCount += Int(entry.zeroPageCount)
+                counts.changedPageCount += Int(entry.changedPageCount)
+            }
+            counts.uniquePageCount = try pageCount(txn)
+            counts.transactions.reserveCapacity(try tables.transactions.count(in: txn))
+            var transactions = try tables.transactions.entries(in: txn)
+            while let key = try transactions.nextKey() { counts.transactions.insert(key.number) }
+            return counts
         }
     }
 }

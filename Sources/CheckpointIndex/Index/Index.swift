@@ -222,9 +222,11 @@ extension Index {
 
     /// Number of distinct pages stored.
     package func pageCount() throws(IndexError) -> Int {
-        try environment.read { (txn) throws(IndexError) in
-            try tables.pages.count(in: txn) + pagesInRuns(txn).count
-        }
+        try environment.read { (txn) throws(IndexError) in try pageCount(txn) }
+    }
+
+    func pageCount(_ txn: borrowing LMDBTxn) throws(IndexError) -> Int {
+        try tables.pages.count(in: txn) + pagesInRuns(txn).count
     }
 }
 

@@ -3,6 +3,7 @@ import CheckpointIndex
 public import GuestModel
 import LMDBTables
 public import PackStore
+import Synchronization
 
 // How a prune runs beside captures and readers:
 //
@@ -298,10 +299,12 @@ private struct PruneOperation {
         for (done, pack) in touched.enumerated() {
             try IndexError.ofPacks(
                 control.report(.rewriting, .packs, done, of: touched.count))
-            if pack.fate == .removed {
-                try IndexError.ofFiles(remove(pack.number))
-            } else {
-                try rewrite(pack.number)
+            try repository.packChanges.withLock { _ throws(IndexError) in
+                if pack.fate == .removed {
+                    try IndexError.ofFiles(remove(pack.number))
+                } else {
+                    try rewrite(pack.number)
+                }
             }
         }
         if !touched.isEmpty {

@@ -87,8 +87,13 @@ package final class PackFile: Sendable {
     /// True if it ends before an address that was read from it before.
     package func ends(before address: UInt32) throws(RepositoryError) -> Bool {
         if isRewritten { return false }
+        return try byteCount() < Int(address)
+    }
+
+    /// The size of this version of it in bytes.
+    package func byteCount() throws(RepositoryError) -> Int {
         do throws(FileError) {
-            return try file.byteCount() < UInt64(address)
+            return Int(try file.byteCount())
         } catch {
             throw RepositoryError(error)
         }
