@@ -39,7 +39,7 @@ import VarveTestSupport
     private func scan(
         _ file: any RepositoryFile, size: UInt64
     ) throws -> (records: [[UInt8]], reason: String?) {
-        var scanner = RecordScanner(file, size: size)
+        var scanner = try RecordScanner(file, size: size)
         var records: [[UInt8]] = []
         var offset: UInt64 = 0
         while offset < size {
@@ -53,6 +53,19 @@ import VarveTestSupport
             }
         }
         return (records, nil)
+    }
+
+    /// More memory than there are addresses: an error that says what to do, and no trap.
+    @Test func missingMemoryIsAnError() throws {
+        let error = #expect(throws: RepositoryError.self) {
+            _ = try PageMemory.reserve(byteCount: 1 << 50)
+        }
+        #expect(error?.code == .callFailed && error?.errno == ENOMEM)
+        #expect(
+            error?.description.contains("free some memory") == true, "\(String(describing: error))")
+        #expect(throws: FileError(call: "mmap", path: "packs/00000001.pack", errno: ENOMEM)) {
+            _ = try PageMemory.reserve(byteCount: 1 << 50, for: "packs/00000001.pack")
+        }
     }
 
     @Test(arguments: 0..<8 as Range<UInt64>)

@@ -160,6 +160,8 @@ package struct PageFetcher: ~Copyable {
 
     private let repository: Repository
     private let decompressor: Decompressor
+    /// `stored`, then `pages`.
+    private let memory: UnsafeMutableRawBufferPointer
     private let stored: UnsafeMutableRawBufferPointer
     /// Buffer for pages of the batch without a destination.
     private let pages: UnsafeMutableRawBufferPointer
@@ -175,20 +177,24 @@ package struct PageFetcher: ~Copyable {
     /// Number of bytes read from packs so far.
     package private(set) var bytesRead = 0
 
-    /// Fails if there is no memory for a decompressor.
+    private static let storedByteCount =
+        readByteCountMax + PageGroupTable.pageLimit * Page.byteCount
+
+    /// Fails if there is no memory.
     package init(_ repository: Repository) throws(RepositoryError) {
-        decompressor = try Decompressor.allocate()
+        let decompressor = try Decompressor.allocate()
+        let storedByteCount = PageFetcher.storedByteCount
+        let memory = try PageMemory.reserve(
+            byteCount: storedByteCount + PageFetcher.batchPageCount * Page.byteCount)
         self.repository = repository
-        stored = PageMemory.allocate(
-            byteCount: PageFetcher.readByteCountMax + PageGroupTable.pageLimit * Page.byteCount)
-        pages = PageMemory.allocate(byteCount: PageFetcher.batchPageCount * Page.byteCount)
+        self.decompressor = decompressor
+        self.memory = memory
+        stored = UnsafeMutableRawBufferPointer(rebasing: memory[..<storedByteCount])
+        pages = UnsafeMutableRawBufferPointer(rebasing: memory[storedByteCount...])
         digests = Array(repeating: .none, count: PageFetcher.batchPageCount)
     }
 
-    deinit {
-        PageMemory.deallocate(stored)
-        PageMemory.deallocate(pages)
-    }
+    deinit { PageMemory.deallocate(memory) }
 
     /// Reads pages that are sorted by location.
     ///

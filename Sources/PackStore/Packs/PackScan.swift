@@ -192,7 +192,7 @@ package struct PackScan: Sendable {
                 FormatError(
                     offset: 0, reason: "the file has \(size) bytes, more than a pack can have"))
         }
-        var scanner = RecordScanner(file, size: size)
+        var scanner = try RecordScanner(file, size: size)
         while UInt64(offset) < size, tail == nil {
             let read = try scanner.withRecord(at: offset) { (header, record) throws(FormatError) in
                 guard header.type != .packIndex else {

@@ -14,12 +14,15 @@ package struct RecordScanner: ~Copyable {
     /// The range of the file that is in the buffer.
     private var held: Range<UInt64> = 0..<0
 
+    /// Fails if there is no memory.
+    ///
     /// - Parameter size: size of the file; later appends are not read.
-    package init(_ file: any RepositoryFile, size: UInt64) {
+    package init(_ file: any RepositoryFile, size: UInt64) throws(FileError) {
         self.file = file
         self.size = size
-        buffer = PageMemory.allocate(
-            byteCount: Int(min(size, UInt64(RecordScanner.pieceByteCount))))
+        buffer = try PageMemory.reserve(
+            byteCount: Int(min(size, UInt64(RecordScanner.pieceByteCount))),
+            for: StoreDirectory.packs)
     }
 
     deinit { PageMemory.deallocate(buffer) }
@@ -57,8 +60,9 @@ package struct RecordScanner: ~Copyable {
         guard offset + UInt64(count) <= size else { return nil }
         if offset < held.lowerBound || offset + UInt64(count) > held.upperBound {
             if count > buffer.count {
+                let larger = try PageMemory.reserve(byteCount: count, for: StoreDirectory.packs)
                 PageMemory.deallocate(buffer)
-                buffer = PageMemory.allocate(byteCount: count)
+                buffer = larger
             }
             let wanted = Int(min(UInt64(buffer.count), size - offset))
             held = 0..<0
