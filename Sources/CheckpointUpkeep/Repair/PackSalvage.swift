@@ -1,6 +1,7 @@
 import CheckpointFormat
 import CheckpointIndex
 import GuestModel
+import LMDBTables
 import PackStore
 
 // Finds what is undamaged in the file of one pack, whatever happened to it.
@@ -73,12 +74,12 @@ struct PackSalvage: Sendable {
     init(
         _ files: RepairFiles, name: String, number: UInt32, isNewest: Bool,
         acknowledged: RecordLocation?
-    ) throws {
+    ) throws(IndexError) {
         self.name = name
         self.number = number
-        let file = try files.open("\(StoreDirectory.packs)/\(name)")
-        byteCount = try file.byteCount()
-        let head = try file.readBytes(Envelope.byteCount, at: 0)
+        let file = try IndexError.ofFiles(files.open("\(StoreDirectory.packs)/\(name)"))
+        byteCount = try IndexError.ofFiles(file.byteCount())
+        let head = try IndexError.ofFiles(file.readBytes(Envelope.byteCount, at: 0))
         var refusal: String?
         do throws(Envelope.Refusal) {
             let envelope = try Envelope.decode(head, kind: .pack)
@@ -91,7 +92,7 @@ struct PackSalvage: Sendable {
                 refusal = "it says that it is pack \(envelope.number)"
             }
         } catch {
-            refusal = try PackSalvage.sentence(error, head, path)
+            refusal = try IndexError.ofPacks(PackSalvage.sentence(error, head, path))
         }
         if number != PackName.number(name) { kind = .misplaced }
         try read(file, refusal, isNewest: isNewest, acknowledged: acknowledged)
@@ -99,7 +100,7 @@ struct PackSalvage: Sendable {
 
     /// The number of the pack in a file: from its envelope, or else its footer, or else the
     /// manifests in it, or else its name; nil if there is none.
-    static func number(_ files: RepairFiles, name: String) throws -> UInt32? {
+    static func number(_ files: RepairFiles, name: String) throws(FileError) -> UInt32? {
         let file = try files.open("\(StoreDirectory.packs)/\(name)")
         let head = try file.readBytes(Envelope.byteCount, at: 0)
         if let envelope = try? Envelope.decode(head, kind: .pack) {
@@ -120,20 +121,23 @@ struct PackSalvage: Sendable {
     static let noFile = "it is not a regular file"
 
     /// What is wrong with a file among the packs without a pack's name; nil if it is gone.
-    static func oddity(_ files: RepairFiles, name: String) throws -> Corruption? {
+    static func oddity(_ files: RepairFiles, name: String) throws(FileError) -> Corruption? {
         let path = "\(StoreDirectory.packs)/\(name)"
-        do {
+        do throws(FileError) {
             let pack = try number(files, name: name)
             return Corruption(
                 file: path, offset: 0, object: pack == nil ? "file" : "pack",
                 reason: pack.map { "it is pack \($0)" } ?? noPack)
-        } catch let error as FileError where error.isNoFile {
-            return Corruption(file: path, offset: 0, object: "file", reason: noFile)
-        } catch let error as FileError where error.isForbidden {
-            return Corruption(
-                file: path, offset: 0, object: "file",
-                reason: "it does not have a pack's name and cannot be read")
-        } catch let error as FileError where error.isMissing {
+        } catch {
+            if error.isNoFile {
+                return Corruption(file: path, offset: 0, object: "file", reason: noFile)
+            }
+            if error.isForbidden {
+                return Corruption(
+                    file: path, offset: 0, object: "file",
+                    reason: "it does not have a pack's name and cannot be read")
+            }
+            guard error.isMissing else { throw error }
             return nil
         }
     }
@@ -146,14 +150,15 @@ struct PackSalvage: Sendable {
     /// The pack that manifests in a file give for page maps in the same file; nil if there is none.
     private static func numberInManifests(
         _ file: any RepositoryFile, _ byteCount: UInt64
-    ) throws -> UInt32? {
+    ) throws(FileError) -> UInt32? {
         var parts: [UInt32: UInt64] = [:]
         var votes: [UInt32: Int] = [:]
         var offset = UInt32(Envelope.byteCount)
         let byteCount = min(byteCount, UInt64(UInt32.max))
         while UInt64(offset) < byteCount {
-            do {
-                let (header, record) = try PackReader.readRecord(file, at: offset).get()
+            let read = try PackReader.readRecord(file, at: offset)
+            do throws(FormatError) {
+                let (header, record) = try read.get()
                 guard UInt64(offset) + UInt64(header.recordByteCount) <= byteCount else { break }
                 let payload = record[RecordHeader.byteCount...].prefix(header.payloadCount)
                 if header.type == .mapPart {
@@ -165,7 +170,7 @@ struct PackSalvage: Sendable {
                     }
                 }
                 offset += UInt32(header.recordByteCount)
-            } catch is FormatError {
+            } catch {
                 guard let next = try PackScan.nextRecord(file, after: offset, size: byteCount)
                 else { break }
                 offset = next
@@ -193,16 +198,16 @@ struct PackSalvage: Sendable {
     private mutating func read(
         _ file: any RepositoryFile, _ refusal: String?, isNewest: Bool,
         acknowledged: RecordLocation?
-    ) throws {
+    ) throws(IndexError) {
         if let refusal {
-            let head = try file.readBytes(Envelope.byteCount, at: 0)
+            let head = try IndexError.ofFiles(file.readBytes(Envelope.byteCount, at: 0))
             let mayBeHollow = acknowledged.map { number > $0.pack || !$0.namesRecords } ?? true
             if isNewest, Envelope.isTorn(head, kind: .pack), mayBeHollow, case .pack = kind {
                 kind = .hollow
                 return
             }
             envelopeProblem = refusal
-            isRewritten = try PackSalvage.looksRewritten(file, byteCount)
+            isRewritten = try IndexError.ofFiles(PackSalvage.looksRewritten(file, byteCount))
         }
         try readRecords(file)
         if envelopeProblem != nil, entries.isEmpty {
@@ -217,7 +222,8 @@ struct PackSalvage: Sendable {
         }
         sealProblem = nil
         let read = acknowledged?.pack == number ? acknowledged?.offset ?? 0 : 0
-        dropTorn(confirmed: try PackSalvage.confirmed(file, entries, read))
+        let confirmed = try IndexError.ofFiles(PackSalvage.confirmed(file, entries, read))
+        dropTorn(confirmed: confirmed)
         let end = entries.last?.end ?? UInt32(Envelope.byteCount)
         if read > end, !hasSeal, damages.isEmpty {
             damages = [
@@ -231,11 +237,13 @@ struct PackSalvage: Sendable {
     /// How much of the pack was synced, according to all sources.
     private static func confirmed(
         _ file: any RepositoryFile, _ entries: [PackIndex.Entry], _ read: UInt32
-    ) throws -> UInt64 {
+    ) throws(FileError) -> UInt64 {
         var confirmed = read
         for entry in entries where entry.type.isConfirming {
-            let (header, _) = try PackReader.readRecord(file, at: entry.offset).get()
-            confirmed = max(confirmed, header.confirmed)
+            // It was whole when it was listed.
+            guard case .success(let record) = try PackReader.readRecord(file, at: entry.offset)
+            else { continue }
+            confirmed = max(confirmed, record.header.confirmed)
         }
         return UInt64(confirmed)
     }
@@ -251,30 +259,35 @@ struct PackSalvage: Sendable {
 
     // MARK: - Records
 
-    private mutating func readRecords(_ file: any RepositoryFile) throws {
+    private mutating func readRecords(_ file: any RepositoryFile) throws(IndexError) {
         var known: [PackIndex.Entry] = []
         do throws(RepositoryError) {
             let scan = try PackScan.scanSeal(file, pack: number, isRewritten: isRewritten)
             if let scan { known = scan.entries } else { sealProblem = "the pack is not sealed" }
         } catch {
-            guard let corruption = error.corruption else { throw error }
+            guard let corruption = error.corruption else { throw .repository(error) }
             sealProblem = corruption.reason
         }
-        if !known.isEmpty, try readKnown(file, known) {
-            hasSeal = true
-            return
+        do throws(FileError) {
+            if !known.isEmpty, try readKnown(file, known) {
+                hasSeal = true
+                return
+            }
+            try walk(file)
+        } catch {
+            throw .file(error)
         }
-        try walk(file)
         dropDisordered()
     }
 
     /// Reads the records listed in the pack index; false if the two disagree.
     private mutating func readKnown(
         _ file: any RepositoryFile, _ known: [PackIndex.Entry]
-    ) throws -> Bool {
+    ) throws(FileError) -> Bool {
         for entry in known {
-            do {
-                let (header, record) = try PackReader.readRecord(file, at: entry.offset).get()
+            let read = try PackReader.readRecord(file, at: entry.offset)
+            do throws(FormatError) {
+                let (header, record) = try read.get()
                 let found = try PackScan.entry(
                     header, record, at: entry.offset, isRewritten: isRewritten)
                 guard found == entry else {
@@ -283,7 +296,7 @@ struct PackSalvage: Sendable {
                     return false
                 }
                 entries.append(entry)
-            } catch let error as FormatError {
+            } catch {
                 damages.append(
                     Damage(
                         range: UInt64(entry.offset)..<UInt64(entry.end), type: entry.type,
@@ -294,16 +307,17 @@ struct PackSalvage: Sendable {
     }
 
     /// Reads records in sequence, and continues after damage.
-    private mutating func walk(_ file: any RepositoryFile) throws {
+    private mutating func walk(_ file: any RepositoryFile) throws(FileError) {
         var offset = UInt64(Envelope.byteCount)
         while offset < byteCount, let start = UInt32(exactly: offset) {
-            do {
-                let (header, record) = try PackReader.readRecord(file, at: start).get()
+            let read = try PackReader.readRecord(file, at: start)
+            do throws(FormatError) {
+                let (header, record) = try read.get()
                 if try PackScan.isSeal(header, at: start, size: byteCount) { return }
                 entries.append(
                     try PackScan.entry(header, record, at: start, isRewritten: isRewritten))
                 offset += UInt64(header.recordByteCount)
-            } catch let error as FormatError {
+            } catch {
                 let end = try next(file, after: start) ?? byteCount
                 damages.append(try damage(file, offset..<end, error.reason))
                 offset = end
@@ -312,17 +326,17 @@ struct PackSalvage: Sendable {
     }
 
     /// The offset of the next whole record after a damaged one; nil if there is none.
-    private func next(_ file: any RepositoryFile, after start: UInt32) throws -> UInt64? {
-        func isWhole(_ offset: UInt64) throws -> Bool {
-            guard let place = UInt32(exactly: offset) else { return false }
-            do {
-                let (header, record) = try PackReader.readRecord(file, at: place).get()
-                if header.type == .packIndex { return true }
-                _ = try PackScan.entry(header, record, at: place, isRewritten: isRewritten)
-                return true
-            } catch is FormatError {
-                return false
-            }
+    private func next(
+        _ file: any RepositoryFile, after start: UInt32
+    ) throws(FileError) -> UInt64? {
+        func isWhole(_ offset: UInt64) throws(FileError) -> Bool {
+            guard let place = UInt32(exactly: offset),
+                case .success((let header, let record)) = try PackReader.readRecord(
+                    file, at: place)
+            else { return false }
+            if header.type == .packIndex { return true }
+            let entry = try? PackScan.entry(header, record, at: place, isRewritten: isRewritten)
+            return entry != nil
         }
         let head = try file.readBytes(RecordHeader.byteCount, at: UInt64(start))
         // Page contents may look like records, so the damaged header is consulted first.
@@ -351,7 +365,7 @@ struct PackSalvage: Sendable {
     /// What can still be read at a damaged place.
     private func damage(
         _ file: any RepositoryFile, _ range: Range<UInt64>, _ reason: String
-    ) throws -> Damage {
+    ) throws(FileError) -> Damage {
         let bytes = try file.readPages(min(range.count, 1024), at: range.lowerBound)
         let header = try? bytes.withUnsafeBytes { try RecordHeader($0) }
         var type = header?.type
@@ -400,7 +414,7 @@ struct PackSalvage: Sendable {
     /// True if the first readable record has an address of its own.
     private static func looksRewritten(
         _ file: any RepositoryFile, _ byteCount: UInt64
-    ) throws -> Bool {
+    ) throws(FileError) -> Bool {
         var window = UInt64(Envelope.byteCount)
         while window + UInt64(RecordHeader.byteCount) <= byteCount {
             let bytes = try file.readPages((1 << 20) + RecordHeader.byteCount, at: window)
@@ -408,12 +422,9 @@ struct PackSalvage: Sendable {
                 guard let offset = UInt32(exactly: window + UInt64(place)) else { return false }
                 let head = bytes[place..<place + RecordHeader.byteCount]
                 guard (try? head.withUnsafeBytes { try RecordHeader($0) }) != nil else { continue }
-                do {
-                    let (header, _) = try PackReader.readRecord(file, at: offset).get()
-                    if header.type != .packIndex { return header.address != 0 }
-                } catch is FormatError {
-                    continue
-                }
+                guard case .success(let record) = try PackReader.readRecord(file, at: offset)
+                else { continue }
+                if record.header.type != .packIndex { return record.header.address != 0 }
             }
             window += 1 << 20
         }

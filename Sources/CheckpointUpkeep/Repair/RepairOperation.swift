@@ -2,6 +2,7 @@ import CheckpointFormat
 import CheckpointIndex
 import CheckpointStore
 public import GuestModel
+import LMDBTables
 public import PackStore
 
 // A repair, in an order in which a crash at any point loses nothing that is whole:
@@ -95,7 +96,7 @@ private struct RepairOperation {
 
     // MARK: - Files
 
-    mutating func moveFiles(_ junk: [String]) throws {
+    mutating func moveFiles(_ junk: [String]) throws(FileError) {
         if preparation.envelopeIsLost { try rewriteEnvelope() }
         for name in junk where try keep(path(name), as: name, isMoved: true) {
             try files.remove(path(name))
@@ -115,7 +116,7 @@ private struct RepairOperation {
     /// A temporary name that is not a pack's, until the right one is free.
     private func foundPath(_ pack: UInt32) -> String { PackName.path(pack) + ".found" }
 
-    private mutating func rewriteEnvelope() throws {
+    private mutating func rewriteEnvelope() throws(FileError) {
         do throws(FileError) {
             try keep("repository", as: "repository")
         } catch {
@@ -182,7 +183,7 @@ private struct RepairOperation {
     // MARK: - Records
 
     /// Writes the records that must exist before any pack changes.
-    func writeRecords() throws {
+    func writeRecords() throws(RepositoryError) {
         guard preparation.needsPack else { return }
         let writer = try makeWriter()
         let epoch = try writer.begin()
@@ -221,7 +222,7 @@ private struct RepairOperation {
     /// A writer that continues in the open pack, or creates the next one.
     ///
     /// A later pack beside an unsealed one is damage, which keeps all writers away.
-    private func makeWriter() throws -> PackWriter {
+    private func makeWriter() throws(RepositoryError) -> PackWriter {
         let limit = preparation.packByteCountMax - Repository.packIndexReserve
         guard let end = openPack else {
             return try PackWriter(
@@ -238,9 +239,7 @@ private struct RepairOperation {
             reader, end.pack, scan, keeping: scan.entries, limit: limit)
         // A pack that is rewritten or removed afterwards would lose what is appended to it now.
         let changed = preparation.rewrites.map(\.pack) + removed
-        guard try !changed.contains(end.pack) || writer.sealQuietPack() else {
-            throw changedSince()
-        }
+        if changed.contains(end.pack), try !writer.sealQuietPack() { throw changedSince() }
         return writer
     }
 
@@ -252,7 +251,9 @@ private struct RepairOperation {
     /// Stores saved pages again.
     ///
     /// - Returns: the manifest that refers to them.
-    private func storePages(_ writer: PackWriter, _ epoch: UInt64) throws -> [UInt8] {
+    private func storePages(
+        _ writer: PackWriter, _ epoch: UInt64
+    ) throws(RepositoryError) -> [UInt8] {
         let transaction = preparation.nextTransaction
         let saved = preparation.saved
         let pages = RepairPages(
@@ -261,7 +262,7 @@ private struct RepairOperation {
         let compressor = try Compressor.allocate(level: .standard)
         let map = PageMap()
         let count = RepairOperation.pagesOfFrame
-        let buffer = PageMemory.allocate(byteCount: count * Page.byteCount)
+        let buffer = try PageMemory.reserve(byteCount: count * Page.byteCount)
         defer { PageMemory.deallocate(buffer) }
         for first in stride(from: 0, to: saved.count, by: count) {
             let batch = saved[first..<min(first + count, saved.count)]
@@ -281,7 +282,9 @@ private struct RepairOperation {
             let pending = PendingRecord(
                 range: 0..<record.count, type: .pageGroup, transaction: transaction,
                 frame: table)
-            _ = try record.withUnsafeBytes { try writer.append([pending], of: $0, epoch: epoch) }
+            _ = try record.withUnsafeBytes { (bytes) throws(RepositoryError) in
+                try writer.append([pending], of: bytes, epoch: epoch)
+            }
         }
         return try describe(map, writer, epoch)
     }
@@ -289,14 +292,19 @@ private struct RepairOperation {
     private func load(
         _ page: (digest: PageDigest, place: PagePlace), _ pages: RepairPages,
         _ unpacker: borrowing BlockUnpacker, into target: UnsafeMutableRawBufferPointer
-    ) throws {
+    ) throws(RepositoryError) {
         let slot = Int(page.place.slot)
-        let found = try pages.pages(page.place.block, unpacker) { contents in
-            let start = slot * Page.byteCount
-            target.copyMemory(
-                from: UnsafeRawBufferPointer(
-                    rebasing: contents[start..<start + Page.byteCount]))
-            return PageDigest(hashing: UnsafeRawBufferPointer(target))
+        let found: PageDigest?
+        do throws(FileError) {
+            found = try pages.pages(page.place.block, unpacker) { contents in
+                let start = slot * Page.byteCount
+                target.copyMemory(
+                    from: UnsafeRawBufferPointer(
+                        rebasing: contents[start..<start + Page.byteCount]))
+                return PageDigest(hashing: UnsafeRawBufferPointer(target))
+            }
+        } catch {
+            throw RepositoryError(error)
         }
         guard found == page.digest else {
             throw changedSince()
@@ -306,14 +314,16 @@ private struct RepairOperation {
     /// Writes the page map and the state of a checkpoint that contains saved pages.
     private func describe(
         _ map: PageMap, _ writer: PackWriter, _ epoch: UInt64
-    ) throws -> [UInt8] {
+    ) throws(RepositoryError) -> [UInt8] {
         let transaction = preparation.nextTransaction
-        func append(_ type: RecordType, _ payload: [UInt8]) throws -> RecordLocation {
+        func append(
+            _ type: RecordType, _ payload: [UInt8]
+        ) throws(RepositoryError) -> RecordLocation {
             var record = RecordWriter()
             let range = record.append(type, transaction: transaction, payload: payload)
             let pending = PendingRecord(range: range, type: type, transaction: transaction)
-            return try record.withUnsafeBytes {
-                try writer.append([pending], of: $0, epoch: epoch)[0]
+            return try record.withUnsafeBytes { (bytes) throws(RepositoryError) in
+                try writer.append([pending], of: bytes, epoch: epoch)[0]
             }
         }
         let digests = preparation.saved.map(\.digest)
@@ -344,27 +354,40 @@ private struct RepairOperation {
 
     // MARK: - Packs
 
-    mutating func rewritePacks(_ control: WorkControl) throws {
+    mutating func rewritePacks(_ control: WorkControl) throws(IndexError) {
         let total = preparation.rewrites.count + removed.count
         var ready: [UInt32] = []
         defer { for pack in ready { PackRewrite.discardNew(pack, files) } }
         for rewrite in preparation.rewrites {
-            try control.report(.rewriting, .packs, ready.count, of: total)
+            try IndexError.ofPacks(
+                control.report(.rewriting, .packs, ready.count, of: total))
             let path = PackName.path(rewrite.pack)
-            if keepsOriginals && rewrite.isDamaged { try keep(path, as: fileName(rewrite.pack)) }
-            try rewrite.cut.writeNew(
-                pack: rewrite.pack, from: try files.open(path, .read), files,
-                repository: preparation.repository, payloads: rewrite.payloads)
+            if keepsOriginals && rewrite.isDamaged { try keepPack(rewrite.pack) }
+            let source = try IndexError.ofFiles(files.open(path, .read))
+            try IndexError.ofPacks(
+                rewrite.cut.writeNew(
+                    pack: rewrite.pack, from: source, files, repository: preparation.repository,
+                    payloads: rewrite.payloads))
             ready.append(rewrite.pack)
         }
-        try control.report(.rewriting, .packs, ready.count, of: total)
+        try IndexError.ofPacks(control.report(.rewriting, .packs, ready.count, of: total))
         if keepsOriginals {
-            for pack in removed { try keep(PackName.path(pack), as: fileName(pack)) }
+            for pack in removed { try keepPack(pack) }
         }
         try Repository.emptyIndex(of: preparation.repository, preparation.files)
-        while let pack = ready.popLast() { try PackRewrite.putInPlace(pack, files) }
-        for pack in removed { try files.remove(PackName.path(pack)) }
-        if total > 0 { try files.syncDirectory(StoreDirectory.packs) }
+        while let pack = ready.popLast() {
+            try IndexError.ofPacks(PackRewrite.putInPlace(pack, files))
+        }
+        for pack in removed { try IndexError.ofFiles(files.remove(PackName.path(pack))) }
+        if total > 0 { try IndexError.ofFiles(files.syncDirectory(StoreDirectory.packs)) }
+    }
+
+    private mutating func keepPack(_ pack: UInt32) throws(IndexError) {
+        do throws(FileError) {
+            try keep(PackName.path(pack), as: fileName(pack))
+        } catch {
+            throw .file(error)
+        }
     }
 
     private func fileName(_ pack: UInt32) -> String {

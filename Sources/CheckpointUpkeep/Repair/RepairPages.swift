@@ -28,25 +28,37 @@ struct RepairPages: Sendable {
     let paths: [String]
 
     /// The digests of the pages of blocks, in order; nil for a block that cannot be decompressed.
-    func digests(of blocks: [BlockPlace]) throws -> [[PageDigest]?] {
+    func digests(of blocks: [BlockPlace]) throws(RepositoryError) -> [[PageDigest]?] {
         let threadCount = min(
             Threads.processorCount, 1 + blocks.count / RepairPages.sliceCountMin)
-        let parts = Mutex<[Int: Result<[[PageDigest]?], any Error>]>([:])
+        let parts = Mutex<[Int: Result<[[PageDigest]?], RepositoryError>]>([:])
         Threads.concurrently(threadCount) { thread in
             let start = blocks.count * thread / threadCount
             let end = blocks.count * (thread + 1) / threadCount
-            let part = Result { () throws -> [[PageDigest]?] in
-                let unpacker = try BlockUnpacker()
-                var digests: [[PageDigest]?] = []
-                for block in blocks[start..<end] {
-                    digests.append(try self.pages(block, unpacker) { unpacker.digests($0) })
-                }
-                return digests
+            let part = Result { () throws(RepositoryError) in
+                try self.digests(of: blocks[start..<end])
             }
             parts.withLock { $0[thread] = part }
         }
         let found = parts.withLock { $0 }
-        return try (0..<threadCount).flatMap { try found[$0]?.get() ?? [] }
+        var digests: [[PageDigest]?] = []
+        for thread in 0..<threadCount { digests += try found[thread]?.get() ?? [] }
+        return digests
+    }
+
+    private func digests(
+        of blocks: ArraySlice<BlockPlace>
+    ) throws(RepositoryError) -> [[PageDigest]?] {
+        let unpacker = try BlockUnpacker()
+        var digests: [[PageDigest]?] = []
+        do throws(FileError) {
+            for block in blocks {
+                digests.append(try pages(block, unpacker) { unpacker.digests($0) })
+            }
+        } catch {
+            throw RepositoryError(error)
+        }
+        return digests
     }
 
     /// Calls `body` with the pages of a block; nil if it cannot be decompressed.
@@ -64,21 +76,23 @@ struct RepairPages: Sendable {
 struct BlockUnpacker: ~Copyable {
     private static let byteCountMax = PageGroupTable.pageLimit * Page.byteCount
 
+    /// `stored`, then `unpacked`.
+    private let memory: UnsafeMutableRawBufferPointer
     private let stored: UnsafeMutableRawBufferPointer
     private let unpacked: UnsafeMutableRawBufferPointer
     private let decompressor: Decompressor
 
-    /// Fails if there is no memory for a decompressor.
+    /// Fails if there is no memory.
     init() throws(RepositoryError) {
-        decompressor = try Decompressor.allocate()
-        stored = PageMemory.allocate(byteCount: BlockUnpacker.byteCountMax)
-        unpacked = PageMemory.allocate(byteCount: BlockUnpacker.byteCountMax)
+        let decompressor = try Decompressor.allocate()
+        let memory = try PageMemory.reserve(byteCount: 2 * BlockUnpacker.byteCountMax)
+        self.decompressor = decompressor
+        self.memory = memory
+        stored = UnsafeMutableRawBufferPointer(rebasing: memory[..<BlockUnpacker.byteCountMax])
+        unpacked = UnsafeMutableRawBufferPointer(rebasing: memory[BlockUnpacker.byteCountMax...])
     }
 
-    deinit {
-        PageMemory.deallocate(stored)
-        PageMemory.deallocate(unpacked)
-    }
+    deinit { PageMemory.deallocate(memory) }
 
     /// The pages of a block, valid until the next call; nil if it is damaged.
     func unpack(

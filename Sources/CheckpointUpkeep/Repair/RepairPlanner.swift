@@ -39,7 +39,7 @@ struct RepairPlanner {
     init(
         _ survey: RepairSurvey, _ stock: RepairStock, _ verdicts: [RepairVerdict],
         _ preparation: RepairPreparation
-    ) throws {
+    ) throws(RepositoryError) {
         self.survey = survey
         self.stock = stock
         self.verdicts = verdicts
@@ -72,12 +72,12 @@ struct RepairPlanner {
     }
 
     /// The plan.
-    mutating func make() throws -> RepairPlan {
+    mutating func make() throws(RepositoryError) -> RepairPlan {
         try sortCheckpoints()
         loseCondemned()
         planFiles()
         planRecords()
-        try planPacks()
+        planPacks()
         nameFindings()
         let result = RepairPlan(preparation)
         var finished = result
@@ -96,7 +96,7 @@ struct RepairPlanner {
 
     // MARK: - Checkpoints
 
-    private mutating func sortCheckpoints() throws {
+    private mutating func sortCheckpoints() throws(RepositoryError) {
         var saved: Set<PageDigest> = []
         for verdict in verdicts {
             let lost = verdict.missing.filter { found[$0.digest] == nil }
@@ -201,7 +201,7 @@ struct RepairPlanner {
     }
 
     /// Saves pages that page maps locate correctly but whose page groups are removed.
-    private mutating func save(_ saved: inout Set<PageDigest>) throws {
+    private mutating func save(_ saved: inout Set<PageDigest>) throws(RepositoryError) {
         for (file, offsets) in strays.sorted(by: { $0.key < $1.key }) {
             let blocks = survey.salvages[file].entries.filter { offsets[$0.offset] != nil }
                 .flatMap { RepairSurvey.blocks(of: $0, in: file) }
@@ -365,7 +365,7 @@ struct RepairPlanner {
         }
     }
 
-    private mutating func planPacks() throws {
+    private mutating func planPacks() {
         let packs = survey.packs.sorted { $0.key < $1.key }
         for (pack, file) in packs {
             let salvage = survey.salvages[file]

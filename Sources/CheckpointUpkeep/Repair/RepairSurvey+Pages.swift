@@ -94,7 +94,9 @@ extension RepairSurvey {
         return (location.pack, location.offset) < (mark.pack, mark.offset)
     }
 
-    private func check(_ batch: [StoredPage], _ stock: inout RepairStock) throws {
+    private func check(
+        _ batch: [StoredPage], _ stock: inout RepairStock
+    ) throws(RepositoryError) {
         let places = hints.locations(of: batch.filter(\.isIndexed).map(\.digest))
             .compactMapValues { place(at: $0) }
         let blocks = Set(batch.map(\.place.block) + places.values.map(\.block)).sorted {
@@ -144,7 +146,7 @@ extension RepairSurvey {
     /// Searches for pages in all blocks that no whole page map locates.
     func search(
         for wanted: Set<PageDigest>, _ stock: RepairStock
-    ) throws -> [PageDigest: PagePlace] {
+    ) throws(RepositoryError) -> [PageDigest: PagePlace] {
         guard !wanted.isEmpty else { return [:] }
         var found: [PageDigest: PagePlace] = [:]
         let known = self.known
@@ -165,7 +167,7 @@ extension RepairSurvey {
     private func search(
         _ blocks: [BlockPlace], for wanted: Set<PageDigest>,
         _ found: inout [PageDigest: PagePlace]
-    ) throws {
+    ) throws(RepositoryError) {
         var rest = blocks[...]
         while !rest.isEmpty, found.count < wanted.count {
             let blocks = Array(rest.prefix(RepairSurvey.batchCountMax / 16))

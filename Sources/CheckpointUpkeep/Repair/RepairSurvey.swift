@@ -1,6 +1,7 @@
 import CheckpointFormat
 import CheckpointIndex
 import GuestModel
+import LMDBTables
 import PackStore
 
 // The basis of a repair. The index alone provides only hints; everything else comes from whole
@@ -106,18 +107,19 @@ struct RepairSurvey: Sendable {
     private static func read(
         _ names: [String], _ files: RepairFiles, _ hints: RepairHints,
         _ control: WorkControl
-    ) throws -> ([PackSalvage], [(name: String, reason: String)]) {
+    ) throws(IndexError) -> ([PackSalvage], [(name: String, reason: String)]) {
         var numbered: [(name: String, number: UInt32, byteCount: Int)] = []
         var junk: [(name: String, reason: String)] = []
         for name in names {
-            do {
+            do throws(FileError) {
                 let byteCount = try files.open("\(StoreDirectory.packs)/\(name)").byteCount()
                 if let number = try PackSalvage.number(files, name: name) {
                     numbered.append((name, number, Int(byteCount)))
                 } else {
                     junk.append((name, PackSalvage.noPack))
                 }
-            } catch let error as FileError where error.isNoFile {
+            } catch {
+                guard error.isNoFile else { throw .file(error) }
                 junk.append((name, PackSalvage.noFile))
             }
         }
@@ -136,7 +138,7 @@ struct RepairSurvey: Sendable {
             }
             salvages.append(salvage)
             done += file.byteCount
-            try control.report(.reading, .bytes, done, of: total)
+            try IndexError.ofPacks(control.report(.reading, .bytes, done, of: total))
         }
         return (salvages.reversed(), junk)
     }

@@ -125,19 +125,28 @@ extension Verification {
     /// - Parameter known: all checkpoints in the packs.
     func lostCheckpoints(
         _ known: [CatalogEntry]
-    ) throws -> (lost: [CatalogEntry], forgotten: Set<CheckpointID>) {
-        guard repository.temporaryIndex?.isFromPacks == true,
-            try reader.files.foreignOwner() == nil
-        else { return ([], []) }
-        let hints = try RepairHints(
-            RepairFiles(reader.files, repository.id), path: repository.path)
+    ) throws(RepositoryError) -> (lost: [CatalogEntry], forgotten: Set<CheckpointID>) {
+        guard repository.temporaryIndex?.isFromPacks == true, let hints = try ownHints() else {
+            return ([], [])
+        }
         let ids = Set(known.map(\.id))
         let pruned = try repository.withIndex { try $0.pruned() }
-        let lost = try hints.manifests.filter { entry in
-            guard !entry.isForgotten, !ids.contains(entry.id) else { return false }
-            return try !isPruned(entry.location, pruned)
+        var lost: [CatalogEntry] = []
+        for entry in hints.manifests where !entry.isForgotten && !ids.contains(entry.id) {
+            if try !isPruned(entry.location, pruned) { lost.append(entry) }
         }
         return (lost, Set(hints.manifests.filter(\.isForgotten).map(\.id)))
+    }
+
+    /// What the repository's own index knows; nil if it is another user's.
+    private func ownHints() throws(RepositoryError) -> RepairHints? {
+        do throws(FileError) {
+            guard try reader.files.foreignOwner() == nil else { return nil }
+            return try RepairHints(
+                RepairFiles(reader.files, repository.id), path: repository.path)
+        } catch {
+            throw RepositoryError(error)
+        }
     }
 
     /// True if prune removed a record that an older index still refers to.

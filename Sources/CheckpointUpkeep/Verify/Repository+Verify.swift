@@ -89,7 +89,7 @@ extension Repository {
             for corruption in damage { verification.findings.note(corruption) }
             head.corruption.map { verification.findings.note($0) }
             try verification.noteOddFiles()
-            try verification.measure(packs)
+            verification.measure(packs)
             try verification.readPacks(packs)
             let pruned = try withIndex { try $0.pruned() }
             verification.noteMissingPacks(packs, pruned)
@@ -208,7 +208,7 @@ final class Verification: Sendable {
     }
 
     /// Reports relations of the index that do not hold, unless there is damage that explains them.
-    func checkIndex() throws {
+    func checkIndex() throws(RepositoryError) {
         guard findings.isEmpty else { return }
         try control.check()
         for relation in try repository.brokenIndexRelations() {
@@ -261,7 +261,7 @@ final class Verification: Sendable {
     }
 
     /// Each byte is read twice: for the records, and for the pages in them.
-    func measure(_ packs: [UInt32]) throws {
+    func measure(_ packs: [UInt32]) {
         var total = 0
         for pack in packs {
             // A pack that prune has removed since has no size.
@@ -276,9 +276,11 @@ final class Verification: Sendable {
 
     // MARK: - Checkpoints
 
-    func walk(_ catalog: [CatalogEntry], forgotten: [CatalogEntry]) throws {
+    func walk(
+        _ catalog: [CatalogEntry], forgotten: [CatalogEntry]
+    ) throws(RepositoryError) {
         let pages = try VerifyPages(repository, findings, control)
-        do {
+        do throws(RepositoryError) {
             try walk(catalog, Set(forgotten.map(\.id)), pages)
             try walk(forgotten: forgotten, pages)
             if !findings.isEmpty { try checkUnread(catalog + forgotten, pages) }
@@ -293,13 +295,13 @@ final class Verification: Sendable {
 
     private func walk(
         _ catalog: [CatalogEntry], _ forgotten: Set<CheckpointID>, _ pages: VerifyPages
-    ) throws {
+    ) throws(RepositoryError) {
         var last: (id: CheckpointID, map: PageMap)?
         for entry in catalog {
-            try noting(entry) {
+            try noting(entry) { () throws(RepositoryError) in
                 // It is leased, so it exists even if it is forgotten meanwhile.
                 let checkpoint = try repository.ancestor(entry.id)
-                let isWhole = try noting(entry) {
+                let isWhole = try noting(entry) { () throws(RepositoryError) in
                     last = try checkMap(checkpoint, after: last, forgotten)
                     try checkTotals(of: checkpoint)
                     _ = try repository.state(of: checkpoint)
@@ -313,14 +315,15 @@ final class Verification: Sendable {
 
     /// Reports what makes a checkpoint unreadable; false if anything does.
     @discardableResult
-    private func noting(_ entry: CatalogEntry, _ body: () throws -> Void) throws -> Bool {
-        do {
+    private func noting(
+        _ entry: CatalogEntry, _ body: () throws(RepositoryError) -> Void
+    ) throws(RepositoryError) -> Bool {
+        do throws(RepositoryError) {
             try body()
             return true
-        } catch let error as RepositoryError where error.corruption != nil {
-            if let corruption = error.attributed(to: entry.id).corruption {
-                findings.note(corruption, for: entry.id)
-            }
+        } catch {
+            guard let corruption = error.attributed(to: entry.id).corruption else { throw error }
+            findings.note(corruption, for: entry.id)
             return false
         }
     }
@@ -328,7 +331,9 @@ final class Verification: Sendable {
     /// Checks what is left of forgotten checkpoints: the pages that others inherit from them.
     ///
     /// Their page maps, if others are based on them, were read with those.
-    private func walk(forgotten: [CatalogEntry], _ check: VerifyPages) throws {
+    private func walk(
+        forgotten: [CatalogEntry], _ check: VerifyPages
+    ) throws(RepositoryError) {
         let pruned = try repository.withIndex { try $0.pruned() }
         for entry in forgotten {
             do throws(RepositoryError) {
@@ -356,7 +361,7 @@ final class Verification: Sendable {
     private func checkMap(
         _ checkpoint: Checkpoint, after last: (id: CheckpointID, map: PageMap)?,
         _ forgotten: Set<CheckpointID>
-    ) throws -> (CheckpointID, PageMap) {
+    ) throws(RepositoryError) -> (CheckpointID, PageMap) {
         if let last, checkpoint.parent == last.id, !checkpoint.hasBaseMap {
             // Checks the rule for its ancestor.
             _ = try repository.mapAncestor(of: checkpoint)
@@ -397,7 +402,9 @@ final class Verification: Sendable {
     }
 
     /// Submits the pages that a checkpoint stored; looks up the others.
-    private func checkPages(of checkpoint: Checkpoint, _ pages: VerifyPages) throws {
+    private func checkPages(
+        of checkpoint: Checkpoint, _ pages: VerifyPages
+    ) throws(RepositoryError) {
         try MapReader.forEachPart(reader, checkpoint.manifest) {
             (part) throws(RepositoryError) in
             _ = try find(part.pages(.storedBefore), for: checkpoint.id)

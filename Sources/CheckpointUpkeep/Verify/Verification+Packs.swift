@@ -1,35 +1,36 @@
 import CheckpointFormat
 import CheckpointIndex
 import CheckpointStore
+import GuestModel
 import PackStore
 import Synchronization
 
 extension Verification {
-    func readPacks(_ packs: [UInt32]) throws {
+    func readPacks(_ packs: [UInt32]) throws(RepositoryError) {
         let next = Atomic(0)
-        let failure = Mutex<(any Error)?>(nil)
+        let failure = Mutex<RepositoryError?>(nil)
         Threads.concurrently(min(Threads.processorCount, packs.count)) { _ in
             while true {
                 let position = next.add(1, ordering: .relaxed).oldValue
                 guard position < packs.count else { return }
-                do {
+                do throws(RepositoryError) {
                     // If the newest pack is lost, the one before it was sealed and synced.
                     let isNewest =
                         position == packs.count - 1 && packs[position] >= self.mark.pack
                     try self.readPack(packs[position], isNewest: isNewest)
-                } catch let error as RepositoryError where error.corruption != nil {
-                    error.corruption.map { self.findings.note($0) }
-                } catch let error as FileError {
-                    failure.withLock { $0 = RepositoryError(error) }
                 } catch {
-                    failure.withLock { $0 = error }
+                    if let corruption = error.corruption {
+                        self.findings.note(corruption)
+                    } else {
+                        failure.withLock { $0 = error }
+                    }
                 }
             }
         }
         if let error = failure.withLock({ $0 }) { throw error }
     }
 
-    private func readPack(_ pack: UInt32, isNewest: Bool) throws {
+    private func readPack(_ pack: UInt32, isNewest: Bool) throws(RepositoryError) {
         let path = PackName.path(pack)
         func damage(_ offset: UInt32, _ object: String, _ reason: String, _ end: UInt32? = nil) {
             findings.note(
@@ -54,12 +55,12 @@ extension Verification {
             if try repository.withIndex({ try $0.pruned() }).contains(pack) { return }
             throw error
         }
-        let size = try file.file.byteCount()
+        let size = UInt64(try file.byteCount())
         guard size <= UInt64(UInt32.max) else {
             return damage(0, "pack", "the file has \(size) bytes, more than a pack can have")
         }
         var sealed: PackScan?
-        do {
+        do throws(RepositoryError) {
             // The newest pack's seal is not trusted, and its records are read below.
             if !isNewest || file.isRewritten {
                 let scan = try PackScan.scan(file, isNewest: false)
@@ -89,12 +90,12 @@ extension Verification {
     }
 
     /// Size of a pack in which nothing was published; nil if it no longer exists.
-    private func abandonedByteCount(_ path: String) throws(FileError) -> Int? {
+    private func abandonedByteCount(_ path: String) throws(RepositoryError) -> Int? {
         do throws(FileError) {
             return Int(try reader.files.open(path, .read).byteCount())
         } catch {
             if error.isMissing { return nil }
-            throw error
+            throw RepositoryError(error)
         }
     }
 
@@ -102,13 +103,13 @@ extension Verification {
     private func readRecords(
         _ file: PackFile, end: UInt64, known: [PackIndex.Entry]?,
         _ damage: (UInt32, String, String, UInt32?) -> Void
-    ) throws -> [PackIndex.Entry] {
+    ) throws(RepositoryError) -> [PackIndex.Entry] {
         var entries: [PackIndex.Entry] = []
         var known = (known ?? [])[...]
         var byteCount = Envelope.byteCount
         defer { state.withLock { [byteCount] in $0.report.byteCount += byteCount } }
         var offset = UInt32(Envelope.byteCount)
-        let size = try file.file.byteCount()
+        let size = UInt64(try file.byteCount())
         while UInt64(offset) < end {
             try control.check()
             // Records come in the order of the pack index.
@@ -119,21 +120,22 @@ extension Verification {
                 offset = expected.end
                 continue
             }
-            do {
-                let (header, record) = try PackReader.readRecord(file.file, at: offset).get()
+            let read = try file.record(at: offset)
+            do throws(FormatError) {
+                let (header, record) = try read.get()
                 if try PackScan.isSeal(header, at: offset, size: size) { break }
                 let entry = try PackScan.entry(
                     header, record, at: offset, isRewritten: file.isRewritten)
                 entries.append(entry)
                 byteCount += Int(entry.end - entry.offset)
                 offset = entry.end
-            } catch let error as FormatError {
+            } catch {
                 damage(
                     offset, expected?.type.description ?? "record", error.reason, expected?.end)
                 guard let entry = expected else {
-                    let next = try PackScan.nextRecord(
-                        file.file, after: offset, size: size)
-                    guard let next, UInt64(next) < end else { break }
+                    guard let next = try file.nextRecord(after: offset, size: size),
+                        UInt64(next) < end
+                    else { break }
                     offset = next
                     continue
                 }
@@ -162,13 +164,23 @@ extension Verification {
     }
 
     /// Reports files among the packs without a pack's name.
-    func noteOddFiles() throws {
+    func noteOddFiles() throws(RepositoryError) {
         let files = RepairFiles(reader.files, reader.repository)
         for name in try PackName.names(reader.files).sorted() {
             guard PackName.number(name) == nil, !PackName.isPassedOver(name),
-                let corruption = try PackSalvage.oddity(files, name: name)
+                let corruption = try oddity(files, name)
             else { continue }
             findings.note(corruption)
+        }
+    }
+
+    private func oddity(
+        _ files: RepairFiles, _ name: String
+    ) throws(RepositoryError) -> Corruption? {
+        do throws(FileError) {
+            return try PackSalvage.oddity(files, name: name)
+        } catch {
+            throw RepositoryError(error)
         }
     }
 
@@ -177,6 +189,30 @@ extension Verification {
         let newest = mark.offset > 0 ? mark.pack : max(1, mark.pack) - 1
         for gap in PackGaps.missing(packs, pruned, upTo: newest) {
             PackFile.missing(gap).corruption.map { findings.note($0) }
+        }
+    }
+}
+
+extension PackFile {
+    /// A record, or what is wrong with it.
+    fileprivate func record(
+        at offset: UInt32
+    ) throws(RepositoryError) -> Result<(header: RecordHeader, bytes: PageBytes), FormatError> {
+        do throws(FileError) {
+            return try PackReader.readRecord(file, at: offset)
+        } catch {
+            throw RepositoryError(error)
+        }
+    }
+
+    /// The offset of the next whole record after a damaged one; nil if there is none.
+    fileprivate func nextRecord(
+        after offset: UInt32, size: UInt64
+    ) throws(RepositoryError) -> UInt32? {
+        do throws(FileError) {
+            return try PackScan.nextRecord(file, after: offset, size: size)
+        } catch {
+            throw RepositoryError(error)
         }
     }
 }
