@@ -227,7 +227,7 @@ let package = Package(
                 // Memory of a simulated domain is a memfd, which glibc hides from Swift.
                 "CLinux", "CheckpointEngine", "CheckpointFormat", "CheckpointIndex",
                 "CheckpointStore",
-                "CheckpointUpkeep", "GuestConformance", "GuestModel",
+                "CheckpointUpkeep", "GuestConformance", "GuestModel", "PackStore",
                 "Varve", "VarveTestSupport", "XenGuest", "XenStream",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),

@@ -4,6 +4,7 @@ import CheckpointStore
 import CheckpointUpkeep
 import Foundation
 import GuestModel
+import PackStore
 import Synchronization
 import SystemPackage
 import Testing
@@ -156,6 +157,31 @@ import VarveTestSupport
         #expect(error?.guestError?.code == .timedOut)
         checkpointer.close()
         #expect(xen.complaints(Scene.number) == [])
+    }
+
+    /// What is reported is the cause, not the failure of a capture that began after it.
+    @Test func aFullDiskIsReportedAsItself() throws {
+        let store = directory.path.appending("store")
+        try Repository.create(at: store).close()
+        let files = FaultyFiles(PosixFiles(root: store))
+        let repository = try Repository.open(at: store, .writing, files: files)
+        let xen = FakeXen()
+        xen.add(FakeDomain(Scene.number, frames: [0..<90], seed: 3))
+        let domain = try XenDomain(
+            Scene.number, calls: xen, options: XenCheckpointer.Options().domain)
+        let checkpointer = try XenCheckpointer(
+            of: domain, in: repository, lineage: "web", options: XenCheckpointer.Options())
+        let count = Atomic(0)
+        let error = #expect(throws: CheckpointError.self) {
+            try checkpointer.run(schedule(nil)) { _ in
+                if count.add(1, ordering: .relaxed).newValue == 2 {
+                    files.failCalls(from: 0, .growth)
+                }
+            }
+        }
+        #expect(error?.repositoryError?.code == .noSpace)
+        checkpointer.close()
+        #expect(xen.complaints(Scene.number, isLogOn: false) == [])
     }
 
     @Test func retentionAppliesToEachKind() throws {

@@ -268,8 +268,9 @@ private final class LogTaker: DomainTaker {
                 }
             }
         } catch {
-            // After the handler has thrown, it is not called any more.
-            if error.code != .callerFailed { try settle(pending, handler) }
+            // After the handler has thrown, it is not called any more. A capture that began after
+            // one that failed fails with it: the first failure is the cause.
+            if error.code != .callerFailed { _ = try? settle(pending, handler) }
             throw error
         }
         try settle(pending, handler)
