@@ -167,8 +167,8 @@ public final class XenCheckpointer: Sendable {
     /// Waits for captures in progress, refuses later ones with `closed`, stops the domain's dirty
     /// log, and ends the threads.
     ///
-    /// The domain runs. Blocks; retention thins the lineage once more. Calling it again has no effect. The domain's
-    /// lock is held until this object is released.
+    /// The domain runs. Blocks; retention thins the lineage once more. Calling it again has no
+    /// effect. The domain's lock is held until this object is released.
     public func close() { taker.close() }
 }
 
