@@ -118,3 +118,8 @@ extension CheckpointError: CustomStringConvertible {
     /// The message.
     public var description: String { message }
 }
+
+extension CheckpointError.Code: CustomStringConvertible {
+    /// The code's name, for logs.
+    public var description: String { "\(kind)" }
+}

@@ -70,3 +70,8 @@ extension GuestError: CustomStringConvertible {
     /// The message.
     public var description: String { message }
 }
+
+extension GuestError.Code: CustomStringConvertible {
+    /// The code's name, for logs.
+    public var description: String { "\(kind)" }
+}

@@ -72,3 +72,8 @@ public struct Progress: Hashable, Sendable {
 /// (`Cancellation`), with the code `cancelled`, and the message contains what it threw. It must not
 /// call the session or the plan whose progress it receives.
 public typealias ProgressHandler = @Sendable (Progress) throws -> Void
+
+extension Progress.Phase: CustomStringConvertible {
+    /// The phase's name.
+    public var description: String { name }
+}

@@ -176,3 +176,8 @@ extension RepositoryError {
         return RepositoryError(corruption)
     }
 }
+
+extension RepositoryError.Code: CustomStringConvertible {
+    /// The code's name, for logs.
+    public var description: String { "\(kind)" }
+}

@@ -63,3 +63,8 @@ extension XenStreamError: CustomStringConvertible {
     /// The message.
     public var description: String { message }
 }
+
+extension XenStreamError.Code: CustomStringConvertible {
+    /// The code's name, for logs.
+    public var description: String { "\(kind)" }
+}

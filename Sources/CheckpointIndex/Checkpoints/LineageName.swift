@@ -48,7 +48,7 @@ extension LineageName: Hashable, CustomStringConvertible, ExpressibleByStringLit
 
     /// A name in the program's source; a malformed one is a precondition failure.
     public init(stringLiteral text: String) {
-        precondition(NameForm.canBeStored(text), "\"\(text)\" cannot name a lineage")
+        guard NameForm.canBeStored(text) else { Names.refuseLiteral(text, kind: "lineage") }
         self.text = text
     }
 
@@ -67,7 +67,7 @@ extension Label: Hashable, CustomStringConvertible, ExpressibleByStringLiteral {
 
     /// A label in the program's source; a malformed one is a precondition failure.
     public init(stringLiteral text: String) {
-        precondition(NameForm.canBeStored(text), "\"\(text)\" cannot be a label")
+        guard NameForm.canBeStored(text) else { Names.refuseLiteral(text, kind: "label") }
         self.text = text
     }
 

@@ -9,6 +9,12 @@ package enum Names {
         guard NameForm.canBeStored(name) else { throw invalid(name, kind: kind) }
     }
 
+    /// Ends the program: a literal of its source is malformed.
+    static func refuseLiteral(_ name: String, kind: String) -> Never {
+        // Not a precondition, whose sentence a release build leaves out.
+        fatalError("a literal in the source: \(invalid(name, kind: kind).message)")
+    }
+
     private static func invalid(_ name: String, kind: String) -> RepositoryError {
         RepositoryError(
             .invalidName,
