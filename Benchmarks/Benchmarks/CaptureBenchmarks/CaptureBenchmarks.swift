@@ -68,7 +68,7 @@ private func pauseRound(
     subject.write(pages: dirtyCount)
     let pending = try subject.session.begin()
     run.add(
-        "pause", .subject, seconds: pending.pause.seconds, byteCount: byteCount,
+        "pause", .subject, seconds: pending.pauseTimes.downtime.seconds, byteCount: byteCount,
         at: (x, "pause"))
     run.add(
         "take the log and memcpy the pages", .limit, seconds: (end - start).seconds,

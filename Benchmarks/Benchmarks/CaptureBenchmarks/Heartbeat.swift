@@ -49,7 +49,7 @@ struct Heartbeat {
             if begun - due > interval { outcome.lateCount += 1 }
             subject.write(pages: dirtyCount)
             let pending = try subject.session.begin()
-            outcome.pauses.append(pending.pause.seconds)
+            outcome.pauses.append(pending.pauseTimes.downtime.seconds)
             waiting.async { collector.wait(pending, since: begun) }
         }
         waiting.sync {}
