@@ -69,6 +69,19 @@ import VarveTestSupport
         try expectEqual(next.checkpoint, guest, repository)
     }
 
+    /// A capture that its caller still refers to keeps nothing of the pool.
+    @Test func anEndedCaptureReturnsItsSlots() throws {
+        let (guest, _, session) = try make(pageCount: 600, auditPageCount: 600)
+        _ = try session.capture()
+        guest.with { $0.write(5, CrashWorld.page(2)) }
+        let pending = try session.begin()
+        #expect(try pending.wait().audit?.missedPageCount == 0)
+        let pool = session.pipeline.pool
+        #expect(pool.freeSlotCount == pool.slotCount)
+        session.close()
+        withExtendedLifetime(pending) {}
+    }
+
     /// Pages that the guest writes as soon as it resumes are not counted as missed.
     @Test func anHonestTrackerIsNotAccused() throws {
         let (guest, repository, session) = try make(pageCount: 2000, auditPageCount: 300)

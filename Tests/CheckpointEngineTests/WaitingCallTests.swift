@@ -190,7 +190,7 @@ import VarveTestSupport
         #expect(try await repair.execute().report.isClean)
     }
 
-    /// A session that is dropped blocks nobody, and its guest is free when its captures have ended.
+    /// Dropping a session waits for nothing, and its guest is free when its captures have ended.
     @Test func aDroppedSessionWaitsForNothing() throws {
         var (guest, repository, session, files):
             (SimulatedGuest, Repository, CaptureSession?, GatedFiles) = try stalled { _ in }

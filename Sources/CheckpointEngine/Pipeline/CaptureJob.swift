@@ -125,6 +125,8 @@ final class CaptureJob: Sendable {
     func end(_ result: Result<Checkpoint, CheckpointError>) {
         let waiting = state.change { state in
             state.result = result
+            // An audit's sample has slots of the pool, and the job lives as long as its caller wants.
+            state.completion = nil
             defer { state.waiting = [] }
             return state.waiting
         }

@@ -160,6 +160,13 @@ package final class Monitor<Value: Sendable>: @unchecked Sendable {
         return body(value)
     }
 
+    /// Calls `body` once, without waiting; wakes no other thread.
+    package func attempt<T>(_ body: (inout Value) -> T?) -> T? {
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        return body(&value)
+    }
+
     /// Blocks until `body` returns a value, and returns that value.
     ///
     /// `body` may change the monitor's value, and is called again after each change by another

@@ -50,6 +50,8 @@ extension Monitor {
         until cancellation: Cancellation?, _ body: (inout Value) -> T?
     ) -> T? {
         guard let cancellation else { return wait(body) }
+        // Most calls need not wait, and register nothing.
+        if let result = attempt(body) { return result }
         let registration = cancellation.register { self.change { _ in } }
         defer { withExtendedLifetime(registration) {} }
         return wait { value -> T?? in
