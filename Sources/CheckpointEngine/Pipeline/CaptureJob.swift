@@ -125,7 +125,7 @@ final class CaptureJob: Sendable {
     func end(_ result: Result<Checkpoint, CheckpointError>) {
         let waiting = state.change { state in
             state.result = result
-            // An audit's sample has slots of the pool, and the job lives as long as its caller wants.
+            // An audit's sample has slots of the pool, and callers may keep the job for long.
             state.completion = nil
             defer { state.waiting = [] }
             return state.waiting
