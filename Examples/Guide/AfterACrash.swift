@@ -33,7 +33,7 @@ func goOnAfterACrash(_ store: FilePath) throws {
     let memory = ProcessMemory(tracking: .compareAll)
     let region = try memory.allocate(byteCount: newest.pageCount * 4096)
     let restored = try repository.restore(newest, into: memory)
-    precondition(restored.root == newest.root)
+    precondition(restored.root == newest.memory.root)
     let count = region.bytes.load(as: UInt64.self)
     for page in 0..<newest.pageCount {
         let other = region.bytes.load(fromByteOffset: page * 4096, as: UInt64.self)

@@ -33,7 +33,7 @@ func concurrency(in store: FilePath) async throws {
     }
 
     let last = try await session.capture().checkpoint
-    print("the last one is the memory: \(try memory.memoryRoot() == last.root)")
+    print("the last one is the memory: \(try memory.memoryRoot() == last.memory.root)")
     await session.close()
     print("clean: \(try await repository.verify().isClean)")
     try await repository.close()

@@ -22,7 +22,7 @@ func firstCheckpoint(in store: FilePath) throws {
     var number: UInt64 = 0
     try withUnsafeMutableBytes(of: &number) { bytes in
         var span = bytes.mutableBytes
-        let reader = try MemoryReader(after.checkpoint, from: repository)
+        let reader = try VolumeReader(after.checkpoint, from: repository)
         try reader.readBytes(at: 0, into: &span)
     }
     print("in the second checkpoint: \(number)")

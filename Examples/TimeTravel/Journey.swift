@@ -141,7 +141,7 @@ final class Journey {
         let root = try memory.memoryRoot()
         let expected = try Bank.counters(of: try repository.state(of: target))
         let (integrity, rows) = try bank.inspect()
-        guard root == target.root else {
+        guard root == target.memory.root else {
             throw DemoError("after the revert to \(target.id.short) the memory's root is \(root)")
         }
         guard integrity == "ok" else {

@@ -16,15 +16,28 @@ extension Checkpoint {
             ("zeroPages", .integer(zeroPageCount)),
             ("pagesStored", .integer(storedPageCount)),
             ("metadataBytes", .integer(metadataByteCount)),
-            ("pauseMicroseconds", .integer(pauseMicroseconds)),
+            ("pauseMicroseconds", .integer(pause.microseconds)),
             ("precopyRounds", .integer(precopyRounds)),
             ("comparedAll", .bool(comparedAll)),
             ("baseMap", .bool(hasBaseMap)),
+            ("drainMicroseconds", .integer(drainTime.microseconds)),
+            ("cutMicroseconds", .integer(cutTime.microseconds)),
+            ("omitsDisks", .bool(omitsDisks)),
+            ("volumes", .array(volumes.map { JSON.object($0.fields) })),
         ]
     }
+}
 
-    private var pauseMicroseconds: Int {
-        let (seconds, attoseconds) = pause.components
-        return Int(seconds) * 1_000_000 + Int(attoseconds / 1_000_000_000_000)
+extension Volume {
+    fileprivate var fields: [(String, JSON)] {
+        [
+            ("name", .string(name)),
+            ("bytes", .integer(Int(byteCount))),
+            ("blockBytes", .integer(blockByteCount)),
+            ("root", .string(root.description)),
+            ("pages", .integer(pageCount)),
+            ("zeroPages", .integer(zeroPageCount)),
+            ("pagesChanged", .integer(changedPageCount)),
+        ]
     }
 }

@@ -5,6 +5,8 @@ struct Diff: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Lists the pages in which two checkpoints differ.",
         discussion: """
+            The pages of a disk are its blocks of 4 KiB.
+
             With --json, one object {"firstPage", "pages"} for each range, and a last object \
             {"pagesDiffering", "ranges"}.
             """)
@@ -18,6 +20,9 @@ struct Diff: ParsableCommand {
     @Argument(help: "Another checkpoint.")
     var second: String
 
+    @Option(help: "The volume to compare: 'memory', or a disk's name.")
+    var volume = "memory"
+
     @Flag(help: "Print one JSON object per line.")
     var json = false
 
@@ -26,7 +31,7 @@ struct Diff: ParsableCommand {
             let repository = try Reading.open(store, isJSON: json)
             let ranges = try repository.difference(
                 from: try repository.checkpoint(named: first),
-                to: try repository.checkpoint(named: second))
+                to: try repository.checkpoint(named: second), volume: volume)
             let total = ranges.reduce(0) { $0 + $1.count }
             for range in ranges {
                 let start = Int(range.first.rawValue)

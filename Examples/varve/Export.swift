@@ -13,9 +13,9 @@ enum FileFormat: String, CaseIterable, ExpressibleByArgument {
 
 struct Export: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Writes a checkpoint as a file: its memory, or a guest that Xen restores.",
+        abstract: "Writes a checkpoint as a file: a volume, or a guest that Xen restores.",
         discussion: """
-            raw    the memory from frame 0; zero pages and frames that do not exist are holes
+            raw    the memory from frame 0, or a disk: what is zero or does not exist is a hole
             xl     a file that 'xl restore' starts
             libxc  the bare libxc stream, version 3
             elf    the core format of 'xl dump-core'
@@ -42,6 +42,9 @@ struct Export: ParsableCommand {
     @Argument(help: "The file, pipe or device to write; '-' is standard output.")
     var image: PathArgument
 
+    @Option(help: "The volume to write: 'memory', or a disk's name.")
+    var volume = "memory"
+
     @Option(help: "The format of the file.")
     var format = FileFormat.raw
 
@@ -66,16 +69,17 @@ struct Export: ParsableCommand {
             try check(place)
             let repository = try Reading.open(store)
             let found = try repository.checkpoint(named: checkpoint)
+            let volume = try found.volume(named: volume)
             let progress = ProgressLine("written", unitByteCount: Page.byteCount)
             defer { progress.finish() }
             if format == .raw, place.takesAnyOrder {
                 // Zero pages are holes.
-                let pageCount = found.pageCount - found.zeroPageCount
+                let pageCount = volume.pageCount - volume.zeroPageCount
                 try restore(
-                    found, of: repository,
+                    found, volume, of: repository,
                     to: try ImageFile(
                         creating: place, replacing: force,
-                        byteCount: pageCount * Page.byteCount), progress)
+                        byteCount: pageCount * Page.byteCount, disk: volume.disk), progress)
                 return
             }
             let formats: [FileFormat: ExportFormat] = [
@@ -86,8 +90,10 @@ struct Export: ParsableCommand {
                 try noteNewerXen(than: repository.state(of: found))
             }
             let output = try OutputFile(
-                place, replacing: force, byteCount: found.pageCount * Page.byteCount)
-            try repository.export(found, as: form, progress: progress.handler()) { bytes in
+                place, replacing: force, byteCount: Int(volume.byteCount))
+            try repository.export(
+                found, volume: volume.name, as: form, progress: progress.handler()
+            ) { bytes in
                 try bytes.withUnsafeBytes { try output.write($0) }
             }
             try output.finish()
@@ -123,12 +129,14 @@ struct Export: ParsableCommand {
         }
     }
 
-    /// Writes memory into an image with holes, in pack order.
+    /// Writes a volume into an image with holes, in pack order.
     private func restore(
-        _ found: Checkpoint, of repository: Repository, to file: ImageFile, _ progress: ProgressLine
+        _ found: Checkpoint, _ volume: Volume, of repository: Repository, to file: ImageFile,
+        _ progress: ProgressLine
     ) throws {
         do {
-            try repository.restore(found, into: file, progress: progress.handler())
+            try repository.restore(
+                found, volume: volume.name, into: file, progress: progress.handler())
             try file.finish()
         } catch {
             file.abandon()

@@ -33,8 +33,14 @@ enum ImportFormat: String, CaseIterable, ExpressibleByArgument {
 
 struct Import: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Imports a guest's memory: a raw image, or a stream of Xen.",
+        abstract: "Imports a guest's memory and disks: raw images, or a stream of Xen.",
         discussion: """
+            With --volume, the raw images of a guest's disks, of the same instant as the memory: \
+            the checkpoint has exactly the volumes that are named. Each is a file or a block \
+            device that nobody writes to meanwhile.
+
+            varve import STORE memory.img --lineage web --volume xvda=root.img
+
             A raw memory image, a file of 'xl save', a libxl or libxc stream, or a suspend image \
             of xenopsd; the format is detected from its first bytes. Cores, dumps, disk images, \
             archives and compressed files are refused by name; --format raw imports any bytes as \
@@ -56,8 +62,18 @@ struct Import: ParsableCommand {
     @Argument(help: "The repository.")
     var store: StoreArgument
 
-    @Argument(help: "The image or stream; '-' is standard input.")
-    var image: PathArgument
+    @Argument(help: "The image or stream; '-' is standard input. Optional with --volume.")
+    var image: PathArgument?
+
+    @Option(
+        name: .customLong("volume"),
+        help: ArgumentHelp(
+            "A raw image of one volume: 'memory', or a disk by the name that the guest knows.",
+            valueName: "name=image"))
+    var volumes: [VolumeArgument] = []
+
+    @Flag(help: "Import only the memory of a lineage that has disks, and record that.")
+    var noDisks = false
 
     @Option(help: "The lineage to add to; a new name begins one.")
     var lineage: String
@@ -79,10 +95,15 @@ struct Import: ParsableCommand {
     func run() throws {
         try reporting {
             try Interruption.arm()
-            let source = try InputSource(image)
-            try source.refuseCharacterDevice()
+            let source = try image.map { try InputSource($0) }
+            try source?.refuseCharacterDevice()
             do {
-                let format = try format ?? ImportFormat.detect(source)
+                let format = try format ?? source.map { try ImportFormat.detect($0) } ?? .raw
+                if format != .raw, !volumes.isEmpty {
+                    throw ToolError(
+                        "\(source?.name ?? "the input") is a stream of Xen; --volume is for raw "
+                            + "images of one instant")
+                }
                 let repository = try lock.open(store)
                 let progress = ProgressLine("imported", isJSON: json)
                 defer { progress.finish() }
@@ -90,10 +111,12 @@ struct Import: ParsableCommand {
                     try show($0, progress)
                 }
                 do {
-                    if let stream = format.stream {
+                    if let stream = format.stream, let source {
                         try importStream(stream, source, repository, taken, progress)
-                    } else {
+                    } else if let source, volumes.isEmpty {
                         taken.add(try importRaw(source, repository, progress))
+                    } else {
+                        taken.add(try importVolumes(source, repository, progress))
                     }
                 } catch {
                     throw taken.error(for: error)
@@ -113,8 +136,21 @@ struct Import: ParsableCommand {
         }
     }
 
+    func validate() throws {
+        if image == nil && volumes.isEmpty {
+            throw ValidationError("name an image, a stream or --volume")
+        }
+        if noDisks && !volumes.isEmpty {
+            throw ValidationError("--no-disks and --volume exclude each other")
+        }
+        if let format, format != .raw, !volumes.isEmpty {
+            throw ValidationError("--volume requires raw images")
+        }
+    }
+
     private var options: CaptureOptions {
         var options = CaptureOptions()
+        options.omitsDisks = noDisks
         options.acceptsGuestChange = acceptGuestChange
         return options
     }
@@ -140,6 +176,17 @@ struct Import: ParsableCommand {
             options: options,
             cancellation: Interruption.cancellation, progress: progress.handler(),
             read: source.read)
+    }
+
+    private func importVolumes(
+        _ memory: InputSource?, _ repository: Repository, _ progress: ProgressLine
+    ) throws -> Checkpoint {
+        let sources = try VolumeSources(memory, volumes)
+        defer { withExtendedLifetime(sources) {} }
+        return try repository.importVolumes(
+            memory: sources.memory, disks: sources.disks, lineage: try LineageName(lineage),
+            label: try label.map { try Label($0) }, options: options,
+            cancellation: Interruption.cancellation, progress: progress.handler())
     }
 
     private func importStream(

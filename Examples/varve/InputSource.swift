@@ -52,6 +52,21 @@ final class InputSource {
         if descriptor != STDIN_FILENO { close(descriptor) }
     }
 
+    /// The input as a file that is read in any order: a regular file or a block device; nil if it
+    /// is neither.
+    func anyOrderFile() throws -> InputFile? {
+        if let file { return file }
+        var status = stat()
+        guard fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFBLK else {
+            return nil
+        }
+        let end = lseek(descriptor, 0, SEEK_END)
+        guard end >= 0, lseek(descriptor, 0, SEEK_SET) == 0 else {
+            throw ToolError("\(name) cannot be examined: \(Output.reason())")
+        }
+        return InputFile(descriptor, device: end, name: name)
+    }
+
     /// Throws for a terminal, /dev/zero and the like: they contain no memory, and never end.
     func refuseCharacterDevice() throws {
         var status = stat()
@@ -110,8 +125,8 @@ final class InputSource {
     }
 }
 
-/// A regular file that is read in any order, by several threads; it stays open as long as its
-/// `InputSource`.
+/// A regular file or block device that is read in any order, by several threads; it stays open as
+/// long as its `InputSource`.
 struct InputFile: ImageSource {
     let byteCount: Int
     private let descriptor: Int32
@@ -128,6 +143,20 @@ struct InputFile: ImageSource {
         mayHaveHoles = Int(status.st_blocks) * 512 < Int(status.st_size)
         changeTime = InputFile.changeTime(status)
     }
+
+    /// A block device of which the size was found.
+    init(_ descriptor: Int32, device byteCount: Int, name: String) {
+        self.descriptor = descriptor
+        self.name = name
+        self.byteCount = byteCount
+        mayHaveHoles = false
+        // Writes to a device do not change its file.
+        changeTime = []
+    }
+
+    /// The block size of the disk of which it is an image: an image does not say, and its size
+    /// rarely rules out the smaller one, which every guest can use.
+    var sectorByteCount: Int { 512 }
 
     private static func changeTime(_ status: stat) -> [Int] {
         [status.st_mtim.tv_sec, status.st_mtim.tv_nsec]
@@ -166,6 +195,8 @@ struct InputFile: ImageSource {
     ///
     /// - Parameter end: the offset where reading ended; nil: unknown.
     func checkUnchanged(byteCount end: Int?) throws {
+        // A device has no time of its last change.
+        if changeTime.isEmpty, end == nil { return }
         let again = "while it was read; import it again when nothing writes to it"
         var status = stat()
         guard fstat(descriptor, &status) == 0 else {
@@ -176,7 +207,7 @@ struct InputFile: ImageSource {
             throw ToolError(
                 "\(name) changed from \(byteCount) to \(counted(now, "byte")) \(again)")
         }
-        guard changeTime == InputFile.changeTime(status) else {
+        guard changeTime.isEmpty || changeTime == InputFile.changeTime(status) else {
             throw ToolError("\(name) was written to \(again)")
         }
     }

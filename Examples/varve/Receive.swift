@@ -33,6 +33,9 @@ struct Receive: ParsableCommand {
     @Flag(help: "Continue even if the lineage's newest checkpoint is of another guest.")
     var acceptGuestChange = false
 
+    @Flag(help: "Add to a lineage that has disks; they are omitted, which is recorded.")
+    var noDisks = false
+
     @OptionGroup var lock: LockOptions
 
     @Flag(help: "Print each checkpoint as a JSON object.")
@@ -49,6 +52,7 @@ struct Receive: ParsableCommand {
             do {
                 var options = CaptureOptions()
                 options.acceptsGuestChange = acceptGuestChange
+                options.omitsDisks = noDisks
                 let result = try repository.importXenStream(
                     .xl, lineage: try LineageName(lineage), options: options,
                     cancellation: Interruption.cancellation, published: taken.add,

@@ -37,6 +37,18 @@ struct Show: ParsableCommand {
         }
     }
 
+    private static func row(_ volume: Volume) -> [String] {
+        let held =
+            volume.isDisk
+            ? "\(counted(volume.pageCount, "block")) not zero"
+            : "\(counted(volume.pageCount, "page")), \(volume.zeroPageCount) zero"
+        return [
+            volume.name,
+            "\(Format.bytes(Int(volume.byteCount))), \(held), \(volume.changedPageCount) changed, "
+                + "root \(volume.root.description.prefix(12))",
+        ]
+    }
+
     private static func lines(_ checkpoint: Checkpoint, _ state: GuestState) -> [String] {
         var rows = [
             ["id", checkpoint.id.description],
@@ -45,11 +57,12 @@ struct Show: ParsableCommand {
             ["label", checkpoint.label?.text ?? "none"],
             ["time", Format.time(checkpoint.timeNanoseconds)],
             ["root", checkpoint.root.description],
-            [
-                "pages",
-                "\(checkpoint.pageCount) (\(Format.bytes(checkpoint.pageCount * Page.byteCount))), "
-                    + "\(checkpoint.zeroPageCount) zero",
-            ],
+        ]
+        rows += checkpoint.volumes.map { Show.row($0) }
+        if checkpoint.omitsDisks {
+            rows.append(["disks", "omitted: the memory must not run with others"])
+        }
+        rows += [
             [
                 "changed",
                 "\(counted(checkpoint.changedPageCount, "page")), "
@@ -70,7 +83,7 @@ struct Show: ParsableCommand {
             rows.append(["state", "\(record.kind), \(counted(record.bytes.count, "byte"))"])
         }
         return rows.map { row in
-            row[0] + String(repeating: " ", count: 16 - row[0].count) + row[1]
+            row[0] + String(repeating: " ", count: max(1, 16 - row[0].count)) + row[1]
         }
     }
 }

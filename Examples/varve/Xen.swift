@@ -1,4 +1,5 @@
 import ArgumentParser
+import Glibc
 import Varve
 
 struct Xen: ParsableCommand {
@@ -10,7 +11,7 @@ struct Xen: ParsableCommand {
             """,
         subcommands: [
             XenList.self, XenCheckpoint.self, XenRestoreCommand.self, XenRevert.self,
-            XenDoctor.self, XenGuardCommand.self,
+            XenDoctor.self, XenGuardCommand.self, XenDiskGuardCommand.self,
         ])
 
     mutating func run() throws {
@@ -85,6 +86,21 @@ struct XenRestoreCommand: ParsableCommand {
     @Option(help: "A configuration to replace the checkpoint's own, JSON or an xl.cfg.")
     var config: PathArgument?
 
+    @Option(help: "Where to write the checkpoint's disks: a directory, or a thin pool.")
+    var disks: PathArgument?
+
+    @Flag(help: "In a thin pool: use snapshots of the cut, if it stands, instead of writing disks.")
+    var snapshots = false
+
+    @Option(help: "The directory that was given to 'checkpoint' as --disk-state.")
+    var diskState: PathArgument?
+
+    @Flag(help: "Use the configuration's disks as they are now; only if they hold the same.")
+    var forceDisks = false
+
+    @Flag(help: "Start a checkpoint that was taken without its guest's disks.")
+    var withoutDisks = false
+
     @Flag(help: "Print the domain as a JSON object.")
     var json = false
 
@@ -95,11 +111,13 @@ struct XenRestoreCommand: ParsableCommand {
             options.name = name
             options.isPaused = paused
             options.configuration = try config.map { try Export.read($0) }
+            let found = try repository.checkpoint(named: checkpoint)
+            options.disks = try target(try repository.state(of: found))
+            options.acceptsOmittedDisks = withoutDisks
             let progress = ProgressLine("restored", unitByteCount: Page.byteCount, isJSON: json)
             defer { progress.finish() }
             let domain = try repository.startDomain(
-                from: try repository.checkpoint(named: checkpoint), options: options,
-                progress: progress.handler())
+                from: found, options: options, progress: progress.handler())
             progress.finish()
             let what = "domain \(domain.domainID) \(domain.name) is \(domain.condition.rawValue)"
             try Output.report(what) {
@@ -108,6 +126,41 @@ struct XenRestoreCommand: ParsableCommand {
                         ? JSON.object(domain.fields).text
                         : what + ", \(Format.decimal(progress.seconds, 2)) s")
             }
+        }
+    }
+
+    func validate() throws {
+        if forceDisks && disks != nil {
+            throw ValidationError("--disks and --force-disks exclude each other")
+        }
+        if snapshots && disks == nil { throw ValidationError("--snapshots requires --disks POOL") }
+    }
+
+    private func target(_ state: GuestState) throws -> XenRestoreDisks? {
+        if forceDisks { return .unchecked }
+        guard let disks else { return nil }
+        var status = stat()
+        guard stat(disks.path.string, &status) == 0 else {
+            throw ToolError("\(disks) cannot be examined: \(Output.reason()); check the path")
+        }
+        switch status.st_mode & S_IFMT {
+        case S_IFDIR:
+            if snapshots { throw ToolError("\(disks) is a directory, which has no snapshots") }
+            return .files(in: disks.path)
+        case S_IFBLK:
+            let pool = ThinVolumes(in: disks.path)
+            guard snapshots else { return .thinVolumes(in: pool) }
+            guard let origin = XenOrigin(state) else {
+                throw ToolError("--snapshots requires a checkpoint of a running domain")
+            }
+            var options = XenDiskOptions.tool
+            if let diskState { options.stateDirectory = diskState.path }
+            return .snapshots(
+                of: try ThinDisks(
+                    volumes: [], stateDirectory: options.directory(ofDomain: origin.uuid),
+                    guardCommand: []), in: pool)
+        default:
+            throw ToolError("\(disks) is neither a directory nor a thin pool")
         }
     }
 }
@@ -180,6 +233,9 @@ struct XenDoctor: ParsableCommand {
     @Argument(help: "A domain's ID or name; by default all domains.")
     var domain: String?
 
+    @Option(help: "The directory that was given to 'checkpoint' as --disk-state.")
+    var diskState: PathArgument?
+
     @Flag(help: "Print each finding as a JSON object.")
     var json = false
 
@@ -188,10 +244,13 @@ struct XenDoctor: ParsableCommand {
             let host = try XenHost()
             try show("host", try host.findings())
             let domains = try domain.map { [try host.domain(named: $0)] } ?? host.domains()
+            var options = XenDiskOptions.tool
+            if let diskState { options.stateDirectory = diskState.path }
             for domain in domains {
                 try show(
                     domain.name.isEmpty ? "\(domain.domainID)" : domain.name,
-                    try host.findings(of: domain))
+                    try host.findings(of: domain)
+                        + host.diskFindings(of: domain, options: options))
             }
         }
     }
@@ -227,6 +286,29 @@ struct XenGuardCommand: ParsableCommand {
                 Output.standardError("varve: \(text)")
             }
         }
+    }
+}
+
+struct XenDiskGuardCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "disk-guard",
+        abstract: "Resumes disks whose checkpointer has died; started by 'checkpoint'.",
+        shouldDisplay: false)
+
+    func run() throws {
+        try reporting {
+            if let text = try DiskGuard.run() { Output.standardError("varve: \(text)") }
+        }
+    }
+}
+
+extension XenDiskOptions {
+    /// The options, with this program as the guard.
+    static var tool: XenDiskOptions {
+        var options = XenDiskOptions()
+        options.guardCommand = ["/proc/self/exe", "xen", "disk-guard"]
+        options.thin.notice = { Output.standardError("varve: \($0)") }
+        return options
     }
 }
 

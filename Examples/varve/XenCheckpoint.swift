@@ -42,7 +42,12 @@ struct XenCheckpoint: ParsableCommand {
             the checkpoint was. '^C' ends it cleanly; the domain keeps running.
 
             With --keep rules, the checkpoints that they do not keep are forgotten, and their \
-            space freed, while others are taken. Disks are not part of a checkpoint.
+            space freed, while others are taken.
+
+            A checkpoint contains the disks that the domain can write to, cut while it is \
+            suspended: thin volumes of device-mapper, raw or LVM's, and raw files on XFS or \
+            btrfs. A domain with other disks is refused, unless --no-disks takes only its memory; \
+            that is recorded.
             """)
 
     @Argument(help: "The domain's ID or name.")
@@ -70,6 +75,15 @@ struct XenCheckpoint: ParsableCommand {
 
     @Flag(help: "Do not use the dirty log: compare every page each time.")
     var compareAll = false
+
+    @Flag(help: "Take only the memory of a domain that has disks.")
+    var noDisks = false
+
+    @Option(help: "The directory that notes what cuts of disks leave behind after a crash.")
+    var diskState: PathArgument?
+
+    @Flag(help: "Keep the last cut: the next run then need not compare whole disks.")
+    var keepCut = false
 
     @Flag(help: "Take over a dirty log that a dead process has left on.")
     var takeOver = false
@@ -134,6 +148,10 @@ struct XenCheckpoint: ParsableCommand {
         options.capture.retention = rules.retention
         options.capture.auditPageCount = audit
         options.capture.acceptsGuestChange = acceptGuestChange
+        options.capture.keepsDiskCut = keepCut
+        options.disks = .tool
+        if noDisks { options.disks.selection = .none }
+        if let diskState { options.disks.stateDirectory = diskState.path }
         return options
     }
 
@@ -219,6 +237,10 @@ final class CheckpointReport: Sendable {
                 "\(checkpoint.summaryLine); \(taken.dirtyPageCount) dirty, "
                     + "downtime \(Format.milliseconds(times.downtime)), "
                     + "suspend \(Format.milliseconds(times.request)), "
+                    + (checkpoint.disks.isEmpty
+                        ? ""
+                        : "drain \(Format.milliseconds(taken.diskTimes.drain)), "
+                            + "cut \(Format.milliseconds(taken.diskTimes.cut)), ")
                     + "lag \(Format.milliseconds(taken.lateness))")
         }
     }

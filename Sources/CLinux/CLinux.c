@@ -3,9 +3,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fiemap.h>
+#include <linux/fs.h>
 #include <linux/userfaultfd.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -191,3 +194,60 @@ int clinux_room(int file, uint64_t *free_bytes, uint64_t *largest) {
     }
     return 0;
 }
+
+int clinux_clone_file(int file, int source) { return ioctl(file, FICLONE, source); }
+
+int clinux_clone_beginning(int file, int source, uint64_t length) {
+    struct file_clone_range range = {.src_fd = source, .src_length = length};
+    return ioctl(file, FICLONERANGE, &range);
+}
+
+int clinux_is_nocow(int file) {
+    int flags = 0;
+    if (ioctl(file, FS_IOC_GETFLAGS, &flags) != 0) return -1;
+    return (flags & FS_NOCOW_FL) != 0;
+}
+
+int clinux_set_nocow(int file) {
+    int flags = 0;
+    if (ioctl(file, FS_IOC_GETFLAGS, &flags) != 0) return -1;
+    flags |= FS_NOCOW_FL;
+    return ioctl(file, FS_IOC_SETFLAGS, &flags);
+}
+
+enum { MAX_EXTENTS = 256 };
+
+int clinux_extents(int file, uint64_t start, struct clinux_extent *extents, unsigned count) {
+    _Alignas(struct fiemap) char room[sizeof(struct fiemap)
+                                      + MAX_EXTENTS * sizeof(struct fiemap_extent)];
+    struct fiemap *map = (struct fiemap *)room;
+    memset(map, 0, sizeof *map);
+    map->fm_start = start;
+    map->fm_length = FIEMAP_MAX_OFFSET - start;
+    map->fm_flags = FIEMAP_FLAG_SYNC;
+    map->fm_extent_count = count < MAX_EXTENTS ? count : MAX_EXTENTS;
+    if (ioctl(file, FS_IOC_FIEMAP, map) != 0) return -1;
+    for (unsigned i = 0; i < map->fm_mapped_extents; i++) {
+        const struct fiemap_extent *found = &map->fm_extents[i];
+        extents[i] = (struct clinux_extent){
+            .logical = found->fe_logical,
+            .physical = found->fe_physical,
+            .length = found->fe_length,
+            .flags = found->fe_flags,
+        };
+    }
+    return (int)map->fm_mapped_extents;
+}
+
+int clinux_file_system(int file, uint32_t *magic) {
+    struct statfs status;
+    if (fstatfs(file, &status) != 0) return -1;
+    *magic = (uint32_t)status.f_type;
+    return 0;
+}
+
+int clinux_device_size(int device, uint64_t *bytes) { return ioctl(device, BLKGETSIZE64, bytes); }
+
+int clinux_device_sector(int device, int *bytes) { return ioctl(device, BLKSSZGET, bytes); }
+
+int clinux_pipe(int ends[2]) { return pipe2(ends, O_CLOEXEC); }

@@ -86,12 +86,26 @@ extension Repository {
     /// `restore` without blocking a thread of the cooperative pool.
     @discardableResult
     public func restore(
-        _ checkpoint: Checkpoint, into guest: any WritableGuest,
+        _ checkpoint: Checkpoint, volume: String = "memory", into guest: any WritableGuest,
         cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
     ) async throws(CheckpointError) -> RestoreResult {
         try await BlockingWork.run(cancellation) { (cancellation) throws(CheckpointError) in
             try self.restore(
-                checkpoint, into: guest, cancellation: cancellation, progress: progress)
+                checkpoint, volume: volume, into: guest, cancellation: cancellation,
+                progress: progress)
+        }
+    }
+
+    /// `importVolumes` without blocking a thread of the cooperative pool.
+    public func importVolumes(
+        memory: (any ImageSource)?, disks: [RawDiskImage], lineage: LineageName,
+        label: Label? = nil, options: CaptureOptions = CaptureOptions(),
+        cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
+    ) async throws(CheckpointError) -> Checkpoint {
+        try await BlockingWork.run(cancellation) { (cancellation) throws(CheckpointError) in
+            try self.importVolumes(
+                memory: memory, disks: disks, lineage: lineage, label: label, options: options,
+                cancellation: cancellation, progress: progress)
         }
     }
 

@@ -393,8 +393,8 @@ public final class Repository: Sendable {
     /// the latter; and the latter's ID.
     func mapChain(
         from checkpoint: Checkpoint, to position: UInt32
-    ) throws(RepositoryError) -> (frames: DirtyBitmap, ancestor: CheckpointID) {
-        var frames = DirtyBitmap()
+    ) throws(RepositoryError) -> (frames: FrameSet, ancestor: CheckpointID) {
+        var frames = FrameSet()
         var walk = MapAncestry(of: checkpoint)
         while walk.current.manifest.mapPosition > position {
             let step = walk.current
@@ -404,7 +404,7 @@ public final class Repository: Sendable {
         guard walk.current.manifest.mapPosition == position else {
             throw reader.corrupted(
                 checkpoint.location, .publish,
-                FormatError(offset: 88, reason: "its chain of page maps has a gap"))
+                FormatError(offset: 56, reason: "its chain of page maps has a gap"))
         }
         return (frames, walk.current.id)
     }

@@ -6,6 +6,7 @@
 @_exported public import CheckpointIndex
 @_exported public import CheckpointStore
 @_exported public import CheckpointUpkeep
+@_exported public import GuestDisks
 @_exported public import GuestModel
 @_exported public import LinuxGuest
 @_exported public import PackStore

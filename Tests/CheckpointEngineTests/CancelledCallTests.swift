@@ -87,7 +87,7 @@ import VarveTestSupport
     private func isWhole(_ checkpoint: Checkpoint, _ repository: Repository) throws {
         let restored = SimulatedGuest(layout: .empty)
         try repository.restore(checkpoint, into: restored)
-        #expect(try restored.memoryRoot() == checkpoint.root)
+        #expect(try restored.memoryRoot() == checkpoint.memory.root)
     }
 
     @Test func verifyChangesNothing() throws {
@@ -114,7 +114,7 @@ import VarveTestSupport
 
     @Test func aCancelledReadingDeliversAPart() throws {
         let (_, repository, checkpoints) = try make()
-        let reader = try MemoryReader(checkpoints[5], from: repository)
+        let reader = try VolumeReader(checkpoints[5], from: repository)
         try atEveryCheck(1) {
             var pageCount = 0
             try reader.read(cancellation: $0) { runs, _ in
@@ -178,7 +178,7 @@ import VarveTestSupport
                 write(guest, 300, &random)
                 let checkpoint = try session.capture(cancellation: cancellation).checkpoint
                 let root = try guest.memoryRoot()
-                #expect(root == checkpoint.root, "round \(round)")
+                #expect(root == checkpoint.memory.root, "round \(round)")
                 #expect(!checkpoint.comparedAll)
             } left: {
                 #expect(!guest.with { $0.isPaused })
@@ -198,7 +198,7 @@ import VarveTestSupport
         try atEveryCheck(4) { cancellation in
             try session.revert(to: checkpoints[2], cancellation: cancellation)
             let root = try guest.memoryRoot()
-            #expect(root == checkpoints[2].root)
+            #expect(root == checkpoints[2].memory.root)
         } left: {
             #expect(guest.with { $0.pages } == before)
             #expect(!guest.with { $0.isPaused })
@@ -206,7 +206,7 @@ import VarveTestSupport
         // What was written after the revert is in the next checkpoint.
         write(guest, 10, &random)
         let next = try session.capture().checkpoint
-        #expect(try guest.memoryRoot() == next.root && next.parent == checkpoints[2].id)
+        #expect(try guest.memoryRoot() == next.memory.root && next.parent == checkpoints[2].id)
         session.close()
     }
 

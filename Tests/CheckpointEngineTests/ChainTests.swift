@@ -46,7 +46,7 @@ import VarveTestSupport
             let start = ContinuousClock.now
             let result = try repository.restore(checkpoint, into: memory)
             let time = ContinuousClock.now - start
-            #expect(try memory.memoryRoot() == checkpoint.root)
+            #expect(try memory.memoryRoot() == checkpoint.memory.root)
             return (result, time)
         }
     }

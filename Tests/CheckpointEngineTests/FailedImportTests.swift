@@ -99,7 +99,7 @@ import VarveTestSupport
         try repository.close()
         let reader = try open(files, .reading)
         #expect(try reader.checkpoints().count == published + 1)
-        #expect(try reader.pageMap(of: next).map.root() == next.root)
+        #expect(try reader.pageMap(of: next).map.memory.root() == next.memory.root)
         #expect(try reader.verify().isClean)
     }
 
@@ -180,7 +180,7 @@ import VarveTestSupport
         }
         let taken = try importImage(into: repository, seed: 4, fails: false)
         try plan?.execute()
-        #expect(try repository.pageMap(of: taken).map.root() == taken.root)
+        #expect(try repository.pageMap(of: taken).map.memory.root() == taken.memory.root)
         #expect(try repository.verify().isClean)
         #expect(try repository.checkpoints().count == 2)
     }
@@ -199,7 +199,7 @@ import VarveTestSupport
         let taken = try importImage(into: other, lineage: "second", seed: 3, fails: false)
         late?.abandon()
         late = nil
-        #expect(try other.pageMap(of: taken).map.root() == taken.root)
+        #expect(try other.pageMap(of: taken).map.memory.root() == taken.memory.root)
         #expect(try other.verify().isClean)
     }
 }

@@ -278,7 +278,7 @@ import VarveTestSupport
         let restored = SimulatedGuest(layout: .empty)
         _ = try repository.restore(first, into: restored)
         #expect(restored.with { $0.pages[2] } == FailureTests.page(2))
-        #expect(try ImageFile(reading: image).memoryRoot() == second.root)
+        #expect(try ImageFile(reading: image).memoryRoot() == second.memory.root)
     }
 
     @Test func aDamagedRepositoryLeavesTheGuestAsItWas() throws {

@@ -187,7 +187,7 @@ private struct History {
         try check(resumed, state, target)
         // The root of a guest that writes during the revert is meaningless.
         guest.setLive(nil)
-        if pages == resumed { #expect(try guest.memoryRoot() == target.root) }
+        if pages == resumed { #expect(try guest.memoryRoot() == target.memory.root) }
     }
 
     private mutating func forget() throws {
@@ -282,8 +282,8 @@ private struct History {
             let restored = SimulatedGuest(layout: .empty)
             let result = try reader.restore(checkpoint, into: restored)
             try check(restored, checkpoint)
-            #expect(result.root == checkpoint.root)
-            #expect(try restored.memoryRoot() == checkpoint.root)
+            #expect(result.root == checkpoint.memory.root)
+            #expect(try restored.memoryRoot() == checkpoint.memory.root)
         }
         let report = try reader.verify()
         #expect(report.isClean, "\(report.corruptions)")

@@ -82,7 +82,7 @@ private final class MemoryImage: ImageSource {
             let checkpoint = try other.importImage(
                 source, lineage: "a",
                 progress: { progress in seen.withLock { $0.append(progress) } })
-            #expect(checkpoint.root == expected.root)
+            #expect(checkpoint.memory.root == expected.memory.root)
             #expect(checkpoint.changedPageCount == expected.changedPageCount)
             #expect(checkpoint.pageCount == pageCount)
             #expect(seen.withLock { $0.map(\.done) } == seen.withLock { $0.map(\.done).sorted() })

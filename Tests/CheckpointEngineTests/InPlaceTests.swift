@@ -80,7 +80,7 @@ import VarveTestSupport
                 #expect(result.writtenPageCount == differing, "only what differs is written")
                 let next = try session.capture().checkpoint
                 #expect(next.changedPageCount == 0 && next.parent == target.checkpoint.id)
-                #expect(next.root == target.checkpoint.root)
+                #expect(next.memory.root == target.checkpoint.memory.root)
             }
         }
         for (checkpoint, contents) in known {

@@ -128,7 +128,7 @@ import VarveTestSupport
                     of: random.next(), toByteOffset: page * Page.byteCount, as: UInt64.self)
             }
             checkpoints.append(try session.capture().checkpoint)
-            #expect(checkpoints.last?.root == (try memory.memoryRoot()))
+            #expect(checkpoints.last?.memory.root == (try memory.memoryRoot()))
             let level = session.pipeline.level
             if isAdaptive {
                 #expect(AdaptiveSessionTests.range.contains(level))
@@ -140,7 +140,7 @@ import VarveTestSupport
             let target = ProcessMemory(tracking: .compareAll)
             _ = try target.allocate(byteCount: 256 * Page.byteCount)
             _ = try repository.restore(checkpoint, into: target)
-            #expect(try target.memoryRoot() == checkpoint.root)
+            #expect(try target.memoryRoot() == checkpoint.memory.root)
         }
     }
 }

@@ -46,7 +46,7 @@ import VarveTestSupport
         var generator = TestSeed.generator(61)
         let (repository, chain) = try chain(&generator)
         for (checkpoint, memory) in chain {
-            let reader = try MemoryReader(checkpoint, from: repository)
+            let reader = try VolumeReader(checkpoint, from: repository)
             for _ in 0..<200 {
                 let start = Int.random(in: 0..<memory.count, using: &generator)
                 let longest = min(memory.count - start, 5 * Page.byteCount)
@@ -63,7 +63,7 @@ import VarveTestSupport
     @Test func aRangeOfTheWholeGuestHasHolesAsZeros() throws {
         var generator = TestSeed.generator(61)
         let (repository, chain) = try chain(&generator)
-        let reader = try MemoryReader(chain[5].checkpoint, from: repository)
+        let reader = try VolumeReader(chain[5].checkpoint, from: repository)
         var bytes = [UInt8](repeating: 0xAA, count: 256 * Page.byteCount)
         var elements = bytes.mutableSpan
         var span = elements.mutableBytes
@@ -75,7 +75,7 @@ import VarveTestSupport
     func addressesBeyondTheGuestReadAsZerosOrAreRefused(address: UInt64) throws {
         var generator = TestSeed.generator(61)
         let (repository, chain) = try chain(&generator)
-        let reader = try MemoryReader(chain[0].checkpoint, from: repository)
+        let reader = try VolumeReader(chain[0].checkpoint, from: repository)
         var bytes = [UInt8](repeating: 0xAA, count: 6000)
         var elements = bytes.mutableSpan
         var span = elements.mutableBytes
@@ -96,7 +96,7 @@ import VarveTestSupport
     @Test func aForgottenCheckpointIsReadToItsEnd() throws {
         var generator = TestSeed.generator(61)
         let (repository, chain) = try chain(&generator)
-        let reader = try MemoryReader(chain[2].checkpoint, from: repository)
+        let reader = try VolumeReader(chain[2].checkpoint, from: repository)
         try repository.forget(chain.prefix(5).map(\.checkpoint.id))
         _ = try repository.planPrune(PruneOptions(unusedPercentMax: 0)).execute()
         var bytes = [UInt8](repeating: 0xAA, count: 256 * Page.byteCount)

@@ -67,7 +67,7 @@ import VarveTestSupport
     ) throws {
         let result = try session.capture()
         #expect(
-            try result.checkpoint.root == subject.guest.memoryRoot(), "\(note)",
+            try result.checkpoint.memory.root == subject.guest.memoryRoot(), "\(note)",
             sourceLocation: location)
     }
 
@@ -180,7 +180,7 @@ import VarveTestSupport
                 guest.intrude(after: calls, ends: Bool.random(using: &random))
                 if calls % 3 == 2 {
                     try session.revert(to: first)
-                    #expect(try guest.memoryRoot() == first.root, "\(calls), salt \(salt)")
+                    #expect(try guest.memoryRoot() == first.memory.root, "\(calls), salt \(salt)")
                 }
                 try OwnershipTests.expectWhole(session, subject, "call \(calls), salt \(salt)")
             }

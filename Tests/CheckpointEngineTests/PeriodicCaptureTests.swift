@@ -126,7 +126,7 @@ import VarveTestSupport
         let entries = journal.entries.withLock { $0 }
         #expect(entries.failures.count == 1 && entries.published.count == 3)
         let last = try session.capture().checkpoint
-        #expect(try guest.memoryRoot() == last.root)
+        #expect(try guest.memoryRoot() == last.memory.root)
         session.close()
         #expect(try repository.verify().isClean)
     }

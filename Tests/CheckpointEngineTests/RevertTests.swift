@@ -37,11 +37,11 @@ import VarveTestSupport
         guest.with { $0.failingResumeCount = 2 }
         #expect(throws: CheckpointError.self) { try session.revert(to: checkpoints[0]) }
         try guest.resume()
-        #expect(try guest.memoryRoot() == checkpoints[0].root)
+        #expect(try guest.memoryRoot() == checkpoints[0].memory.root)
         var log = DirtyBitmap()
         _ = try guest.takeDirty(try #require(session.dirtyLog), into: &log, isFinal: true)
         let next = try session.capture().checkpoint
-        #expect(next.root == checkpoints[0].root)
+        #expect(next.memory.root == checkpoints[0].memory.root)
         session.close()
         #expect(try repository.verify().isClean)
     }
@@ -58,8 +58,8 @@ import VarveTestSupport
         let next = try session.capture()
         #expect(next.dirtyPageCount == (writesAtOnce ? 1 : 0))
         #expect(next.checkpoint.changedPageCount == (writesAtOnce ? 1 : 0))
-        #expect(try guest.memoryRoot() == next.checkpoint.root)
-        #expect((next.checkpoint.root == checkpoints[0].root) == !writesAtOnce)
+        #expect(try guest.memoryRoot() == next.checkpoint.memory.root)
+        #expect((next.checkpoint.memory.root == checkpoints[0].memory.root) == !writesAtOnce)
     }
 
     /// A guest that keeps writing: its new pages are staged in rounds, and the pause reads only
@@ -96,8 +96,8 @@ import VarveTestSupport
         #expect(result.writtenPageCount > 1700)
         // Four pages, and the blocks of up to 16 pages that contain them.
         #expect(result.pausedReadByteCount <= 4 * 16 * Page.byteCount)
-        #expect(try session.capture().checkpoint.root == first.root)
-        #expect(try guest.memoryRoot() == first.root)
+        #expect(try session.capture().checkpoint.memory.root == first.memory.root)
+        #expect(try guest.memoryRoot() == first.memory.root)
         session.close()
     }
 }

@@ -129,7 +129,7 @@ import VarveTestSupport
         try with(threads: 0) {
             _ = try repository.restore(checkpoint, into: restored)
             var count = 0
-            try MemoryReader(checkpoint, from: repository).read { runs, _ in
+            try VolumeReader(checkpoint, from: repository).read { runs, _ in
                 count += runs.reduce(0) { $0 + $1.count }
             }
             #expect(count == 3000)
@@ -146,7 +146,7 @@ import VarveTestSupport
         session.close()
         let failures: [() throws -> Void] = [
             { _ = try repository.restore(checkpoint, into: guest) },
-            { _ = try MemoryReader(checkpoint, from: repository) },
+            { _ = try VolumeReader(checkpoint, from: repository) },
             { _ = try BatchEncoder() },
         ]
         for (index, call) in failures.enumerated() {

@@ -130,7 +130,7 @@ private struct PlainImage: ImageSource {
         #expect(checkpoint.zeroPageCount == pageCount - pages.count)
         #expect(image.readByteCount <= pages.count * ImageReads.pageCountMax * Page.byteCount)
         for (number, expected) in pages {
-            let reader = try MemoryReader(checkpoint, from: repository)
+            let reader = try VolumeReader(checkpoint, from: repository)
             var bytes = [UInt8](repeating: 0, count: Page.byteCount)
             var span = bytes.mutableSpan
             var destination = span.mutableBytes

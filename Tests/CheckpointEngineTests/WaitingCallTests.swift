@@ -84,7 +84,7 @@ import VarveTestSupport
         let first = try? pending.wait().checkpoint
         #expect(bySession || first?.changedPageCount == 10)
         let last = try session.capture().checkpoint
-        #expect(try guest.memoryRoot() == last.root && !last.comparedAll)
+        #expect(try guest.memoryRoot() == last.memory.root && !last.comparedAll)
         session.close()
         #expect(try repository.verify().isClean)
     }
@@ -108,7 +108,7 @@ import VarveTestSupport
         files.open()
         _ = try pending.wait()
         let last = try session.capture().checkpoint
-        #expect(try guest.memoryRoot() == last.root)
+        #expect(try guest.memoryRoot() == last.memory.root)
         session.close()
         #expect(try repository.verify().isClean)
     }
@@ -128,7 +128,7 @@ import VarveTestSupport
         let error = await #expect(throws: CheckpointError.self) { try await task.value }
         #expect(error?.code == .cancelled)
         let last = try await session.capture().checkpoint
-        #expect(try guest.memoryRoot() == last.root && last.changedPageCount == 10)
+        #expect(try guest.memoryRoot() == last.memory.root && last.changedPageCount == 10)
         await session.close()
         #expect(try await repository.verify().isClean)
     }
@@ -161,7 +161,7 @@ import VarveTestSupport
             #expect(result.dirtyPageCount > 0)
         }
         try await session.revert(to: checkpoints[1])
-        #expect(try guest.memoryRoot() == checkpoints[1].root)
+        #expect(try guest.memoryRoot() == checkpoints[1].memory.root)
         await session.close()
         let restored = SimulatedGuest(layout: .empty)
         let result = try await repository.restore(checkpoints[2], into: restored)
@@ -220,7 +220,7 @@ import VarveTestSupport
         for step in 1..<50 {
             write(guest, 0..<20, step)
             try session.revert(to: start)
-            #expect(try guest.memoryRoot() == start.root)
+            #expect(try guest.memoryRoot() == start.memory.root)
         }
         #expect(try repository.verify().isClean)
         session.close()

@@ -157,12 +157,25 @@ import VarveTestSupport
     @Test func manifests() throws {
         var manifest = Manifest()
         manifest.parent = digest(1)
-        manifest.root = digest(2)
         manifest.transaction = 7
         manifest.lineage = "web"
         manifest.label = "läbel"
-        (manifest.frameEnd, manifest.pageCount, manifest.zeroPageCount) = (100, 90, 10)
-        manifest.mapParts = [RecordLocation(pack: 1, offset: 64)]
+        manifest.cutName = "cut-7"
+        manifest.memory.root = digest(2)
+        (manifest.memory.frameEnd, manifest.memory.pageCount) = (100, 90)
+        manifest.memory.zeroPageCount = 10
+        var disk = VolumeRecord(
+            number: VolumeNumber(3), name: "xvda", byteCount: 8704, sectorByteCount: 512)
+        (disk.root, disk.frameEnd, disk.pageCount) = (digest(4), 3, 2)
+        manifest.volumes.append(disk)
+        manifest.volumeNumberEnd = 5
+        manifest.maps = [
+            MapPlace(
+                firstFrame: PageFrameNumber(7), location: RecordLocation(pack: 1, offset: 64)),
+            MapPlace(
+                firstFrame: PageFrameNumber(1, in: VolumeNumber(3)),
+                location: RecordLocation(pack: 1, offset: 80)),
+        ]
         manifest.stateParts = [RecordLocation(pack: 1, offset: 96), .init(pack: 2, offset: 64)]
         try attack(manifest.encoded, salt: 703) { bytes in
             let found = try Manifest.decode(bytes)

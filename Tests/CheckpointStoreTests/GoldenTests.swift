@@ -12,7 +12,7 @@ import VarveTestSupport
 
 /// Repositories of each format version, kept as bytes: all later versions must read them.
 ///
-/// Golden files are added, never changed. `RECORD_GOLDEN=DIRECTORY` and
+/// Golden files of a released version are added, never changed. `RECORD_GOLDEN=DIRECTORY` and
 /// `RECORD_GOLDEN_PRUNED=DIRECTORY` write new ones.
 @Suite struct GoldenTests {
     /// The golden guest's pages at each of its three checkpoints.
@@ -38,6 +38,23 @@ import VarveTestSupport
         return pages
     }
 
+    /// The golden guest's disks at each of its checkpoints: one of odd size from the beginning, and
+    /// one that is added, grows and shares blocks with the memory.
+    private static func disks(step: Int) -> [String: [UInt8]] {
+        var root = [UInt8](repeating: 0, count: 70 * 4096 + 512)
+        let memory = pages(step: 0)
+        for (block, frame) in [(2, 0), (3, 3), (66, 4), (67, 6)] as [(Int, UInt64)] {
+            root.replaceSubrange(block * 4096..<block * 4096 + 4096, with: memory[frame] ?? [])
+        }
+        root[root.count - 1] = 9
+        if step >= 1 {
+            root.replaceSubrange(2 * 4096..<3 * 4096, with: [UInt8](repeating: 0, count: 4096))
+        }
+        if step == 0 { return ["xvda": root] }
+        let other = [UInt8](repeating: UInt8(step), count: 4096 * (step + 2))
+        return ["xvda": root, "xvdb": other]
+    }
+
     private static func state(step: Int) -> GuestState {
         GuestState(records: [.init(kind: "golden", bytes: [1, 2, UInt8(step)])])
     }
@@ -47,8 +64,11 @@ import VarveTestSupport
         let repository = try Repository.open(
             at: path, .writing, files: PosixFiles(root: path), packByteCountMax: 288 << 10)
         let guest = SimulatedGuest(layout: .empty)
-        let session = try CaptureSession(of: guest, in: repository, lineage: "golden")
+        let group = SimulatedDisks()
+        let session = try CaptureSession(
+            of: guest, in: repository, lineage: "golden", disks: group)
         for step in 0..<3 {
+            group.set(disks(step: step))
             let pages = GoldenTests.pages(step: step)
             guest.with { guest in
                 guest.state = GoldenTests.state(step: step)
@@ -76,6 +96,12 @@ import VarveTestSupport
         for (step, checkpoint) in checkpoints.enumerated() {
             let read = independent.checkpoints[step]
             #expect(read.pages == pages(step: step), "independent reader, step \(step)")
+            #expect(read.disks == disks(step: step), "independent reader, step \(step)")
+            for (name, content) in disks(step: step) {
+                let image = SimulatedGuest(layout: .empty)
+                _ = try repository.restore(checkpoint, volume: name, into: image)
+                #expect(image.bytes(content.count) == content, "\(name), step \(step)")
+            }
             #expect(read.id == checkpoint.id.digest.bytes)
             #expect(read.root == checkpoint.root.bytes)
             #expect(read.lineage == "golden")
@@ -98,7 +124,7 @@ import VarveTestSupport
         }
     }
 
-    @Test(arguments: ["v1"])
+    @Test(arguments: ["v2"])
     func goldenRepositoriesAreRead(version: String) throws {
         let golden = try #require(
             Bundle.module.url(forResource: "Golden", withExtension: nil)?
@@ -132,6 +158,15 @@ import VarveTestSupport
         return pages
     }
 
+    /// The pruned golden guest's disk: pages of its memory, and others of its own.
+    private static func prunedDisk(step: Int) -> [UInt8] {
+        let pages = prunedPages(step: step)
+        return (0..<12 as Range<UInt64>).flatMap { block in
+            let page = pages[block * 2] ?? []
+            return block % 3 == 0 ? page.map { ~$0 } : page
+        }
+    }
+
     private static func writePruned(to path: FilePath) throws {
         try Repository.create(at: path).close()
         let repository = try Repository.open(
@@ -146,9 +181,12 @@ import VarveTestSupport
         try repository.forget([first.checkpoint.id])
         let guest = SimulatedGuest(
             layout: GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: 30)]))
-        let session = try CaptureSession(of: guest, in: repository, lineage: "golden")
+        let group = SimulatedDisks()
+        let session = try CaptureSession(
+            of: guest, in: repository, lineage: "golden", disks: group)
         var ids: [CheckpointID] = []
         for step in 0..<10 {
+            group.set(["xvda": prunedDisk(step: step)])
             for (frame, page) in prunedPages(step: step) {
                 guest.with { if $0.pages[frame] != page { $0.write(frame, page) } }
             }
@@ -175,6 +213,7 @@ import VarveTestSupport
         #expect(checkpoints.map(\.label?.text) == keptSteps.map { "step\($0)" })
         for (index, step) in keptSteps.enumerated() {
             #expect(independent.checkpoints[index].pages == prunedPages(step: step))
+            #expect(independent.checkpoints[index].disks == ["xvda": prunedDisk(step: step)])
             #expect(independent.checkpoints[index].id == checkpoints[index].id.digest.bytes)
             let guest = SimulatedGuest(layout: .empty)
             _ = try repository.restore(checkpoints[index], into: guest)
@@ -197,7 +236,7 @@ import VarveTestSupport
         }
     }
 
-    @Test(arguments: ["v1-pruned"])
+    @Test(arguments: ["v2-pruned"])
     func goldenPrunedRepositoriesAreRead(version: String) throws {
         let golden = try #require(
             Bundle.module.url(forResource: "Golden", withExtension: nil)?

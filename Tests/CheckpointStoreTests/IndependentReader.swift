@@ -16,8 +16,10 @@ struct IndependentReader {
         let root: [UInt8]
         let lineage: String
         let label: String
-        /// The pages of the frames that exist.
+        /// The pages of the memory's frames that exist.
         let pages: [UInt64: [UInt8]]
+        /// The disks' contents, by name.
+        let disks: [String: [UInt8]]
         let state: [UInt8]
     }
 
@@ -76,7 +78,7 @@ struct IndependentReader {
         _ bytes: [UInt8], _ number: UInt32, _ id: [UInt8], isLast: Bool
     ) throws {
         try Self.check(bytes.starts(with: Array("VARVEPAK".utf8)), "pack magic")
-        try Self.check(Self.u32(bytes, 8) == 1 && Self.u32(bytes, 12) == 64, "version, length")
+        try Self.check(Self.u32(bytes, 8) == 2 && Self.u32(bytes, 12) == 64, "version, length")
         try Self.check(Array(bytes[16..<32]) == id, "repository id")
         try Self.check(Self.u64(bytes, 32) == UInt64(number), "pack number")
         let isRewritten = Self.u32(bytes, 40) == 4
@@ -237,13 +239,15 @@ struct IndependentReader {
     private mutating func readManifest(_ record: Record) throws {
         let payload = record.payload
         let id = ReferenceBLAKE3.hash(payload)
-        let position = Self.u32(payload, 80)
-        let ancestor = Array(payload[88..<120])
-        var offset = 120 + 8 * 8 + 4
+        let position = Self.u32(payload, 48)
+        let ancestor = Array(payload[56..<88])
+        var offset = 88 + 6 * 8 + 4
         let lineage = Self.text(payload, &offset)
         let label = Self.text(payload, &offset)
-        let mapParts = Self.parts(payload, &offset)
-        let stateParts = Self.parts(payload, &offset)
+        _ = Self.text(payload, &offset)
+        let volumes = Self.volumes(payload, &offset)
+        let mapParts = Self.parts(payload, &offset, skipping: 8)
+        let stateParts = Self.parts(payload, &offset, skipping: 0)
         let stateDigest = Array(payload[offset..<offset + 32])
         try Self.check(offset + 32 == payload.count, "manifest length")
         let isForgotten = forgotten.contains(id)
@@ -264,18 +268,64 @@ struct IndependentReader {
         var state: [UInt8] = []
         for part in stateParts { state += try Self.found(records[part], "state part").payload }
         try Self.check(ReferenceBLAKE3.hash(state) == stateDigest, "state digest")
-        var contents: [UInt64: [UInt8]] = [:]
-        for (frame, digest) in map {
-            contents[frame] =
-                try digest.map { try Self.found(pages[$0], "page") }
-                ?? [UInt8](repeating: 0, count: 4096)
+        var memory: [UInt64: [UInt8]] = [:]
+        var disks: [String: [UInt8]] = [:]
+        var combined = Array("VVOL".utf8)
+        combined += (0..<4).map { UInt8(volumes.count >> ($0 * 8) & 0xff) }
+        for volume in volumes {
+            let own = map.filter { $0.key >> 36 == volume.number }
+            let relative = Dictionary(
+                uniqueKeysWithValues: own.map { ($0.key & (1 << 36 - 1), $0.value) })
+            try Self.check(Self.root(of: relative) == volume.root, "root of \(volume.name)")
+            var contents: [UInt64: [UInt8]] = [:]
+            for (frame, digest) in relative {
+                contents[frame] =
+                    try digest.map { try Self.found(pages[$0], "page") }
+                    ?? [UInt8](repeating: 0, count: 4096)
+            }
+            combined += volume.identity
+            if volume.number == 0 {
+                memory = contents
+                continue
+            }
+            var disk = [UInt8](repeating: 0, count: (volume.byteCount + 4095) / 4096 * 4096)
+            for (block, page) in contents {
+                disk.replaceSubrange(Int(block) * 4096..<Int(block) * 4096 + 4096, with: page)
+            }
+            disks[volume.name] = Array(disk[..<volume.byteCount])
         }
-        let root = Array(payload[32..<64])
-        try Self.check(Self.root(of: map) == root, "root")
         checkpoints.append(
             Checkpoint(
-                id: id, parent: Array(payload[0..<32]), root: root, lineage: lineage,
-                label: labels[id] ?? label, pages: contents, state: state))
+                id: id, parent: Array(payload[0..<32]), root: ReferenceBLAKE3.hash(combined),
+                lineage: lineage, label: labels[id] ?? label, pages: memory, disks: disks,
+                state: state))
+    }
+
+    private struct Volume {
+        let number: UInt64
+        let name: String
+        let byteCount: Int
+        let root: [UInt8]
+        /// Its share of the checkpoint's root.
+        let identity: [UInt8]
+    }
+
+    private static func volumes(_ bytes: [UInt8], _ offset: inout Int) -> [Volume] {
+        let count = Int(bytes[offset + 2]) | Int(bytes[offset + 3]) << 8
+        offset += 4
+        return (0..<count).map { _ in
+            let start = offset
+            offset += 80
+            let nameStart = offset
+            let name = text(bytes, &offset)
+            let root = Array(bytes[start + 16..<start + 48])
+            return Volume(
+                number: UInt64(bytes[start]) | UInt64(bytes[start + 1]) << 8, name: name,
+                byteCount: Int(u64(bytes, start + 8)), root: root,
+                identity: Array(bytes[nameStart..<offset])
+                    + Array(bytes[start + 8..<start + 16]) + Array(bytes[start + 4..<start + 8])
+                    + root)
+        }
     }
 
     private mutating func readMapPart(
@@ -394,11 +444,14 @@ struct IndependentReader {
         return String(decoding: bytes[offset + 2..<offset + 2 + count], as: UTF8.self)
     }
 
-    private static func parts(_ bytes: [UInt8], _ offset: inout Int) -> [UInt64] {
+    /// - Parameter skipped: bytes of each entry before its location.
+    private static func parts(
+        _ bytes: [UInt8], _ offset: inout Int, skipping skipped: Int
+    ) -> [UInt64] {
         let count = Int(u32(bytes, offset))
-        defer { offset += 4 + 8 * count }
+        defer { offset += 4 + (8 + skipped) * count }
         return (0..<count).map { index in
-            let place = offset + 4 + 8 * index
+            let place = offset + 4 + (8 + skipped) * index + skipped
             return UInt64(u32(bytes, place)) << 32 | UInt64(u32(bytes, place + 4))
         }
     }

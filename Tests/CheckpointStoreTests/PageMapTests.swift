@@ -11,14 +11,17 @@ import VarveTestSupport
 @Suite struct PageMapTests {
     @Test func keepsUpWithEveryChange() {
         var random = TestSeed.generator(31)
-        let frameEnd: UInt64 = 64 * 64 * 2
-        let map = PageMap()
+        // Some frames lie in chunks of their own.
+        let frameEnd: UInt64 = 64 * 64 * 20
+        let map = VolumeMap()
         var model: [UInt64: PageContent] = [:]
         for step in 0..<2000 {
             if step % 100 == 99 {
                 PageMapTests.adopt(PageMapTests.layout(frameEnd, &random), map, &model)
             } else if step % 20 == 7 {
                 PageMapTests.setZero(PageMapTests.range(frameEnd, &random), map, &model)
+            } else if step % 50 == 11 {
+                PageMapTests.remove(PageMapTests.range(frameEnd, &random), map, &model)
             } else {
                 let frame = UInt64.random(in: 0..<frameEnd, using: &random)
                 let content: PageContent =
@@ -37,15 +40,18 @@ import VarveTestSupport
             #expect(
                 map.zeroCount(from: range.first, atMost: range.count)
                     == range.frames.prefix { model[$0] == .zero }.count)
+            #expect(
+                map.absentCount(from: range.first, atMost: range.count)
+                    == range.frames.prefix { model[$0] == nil }.count)
             guard step % 37 == 0 || step % 100 == 99 || step % 20 == 7 else { continue }
             PageMapTests.check(map, model)
         }
     }
 
     /// Compares the layout and the root with those of a map that is built at once.
-    private static func check(_ map: PageMap, _ model: [UInt64: PageContent]) {
+    private static func check(_ map: VolumeMap, _ model: [UInt64: PageContent]) {
         var frames = DirtyBitmap()
-        let fresh = PageMap()
+        let fresh = VolumeMap()
         for (frame, content) in model {
             frames.insert(PageFrameNumber(frame))
             fresh.set(PageFrameNumber(frame), content)
@@ -55,8 +61,27 @@ import VarveTestSupport
         #expect(map.difference(from: fresh).isEmpty)
     }
 
+    private static func remove(
+        _ range: PageRange, _ map: VolumeMap, _ model: inout [UInt64: PageContent]
+    ) {
+        var gone = DirtyBitmap()
+        var held: [UInt64: PageDigest] = [:]
+        for frame in range.frames {
+            guard let content = model.removeValue(forKey: frame) else { continue }
+            gone.insert(PageFrameNumber(frame))
+            if case .present(let digest) = content { held[frame] = digest }
+        }
+        var (removed, replaced) = (DirtyBitmap(), [UInt64: PageDigest]())
+        map.remove(range) {
+            replaced[$0.rawValue] = $1
+        } changed: {
+            removed.insert(wordIndex: $0, mask: $1)
+        }
+        #expect(removed == gone && replaced == held)
+    }
+
     private static func setZero(
-        _ range: PageRange, _ map: PageMap, _ model: inout [UInt64: PageContent]
+        _ range: PageRange, _ map: VolumeMap, _ model: inout [UInt64: PageContent]
     ) {
         var (lost, changed): ([UInt64: PageDigest], DirtyBitmap) = ([:], DirtyBitmap())
         map.setZero(range) { frame, digest in
@@ -93,7 +118,7 @@ import VarveTestSupport
                 let many = Bool.random(using: &random)
                 let count = Int.random(in: 1...(many ? 300_000 : 5), using: &random)
                 let range = PageRange(first: PageFrameNumber(next), count: count)
-                try runs.append(zeros: range)
+                try runs.append(range, .zero)
                 for frame in range.frames {
                     try frames.append(PageFrameNumber(frame), .zero, ordinal: nil)
                 }
@@ -117,7 +142,7 @@ import VarveTestSupport
     }
 
     private static func adopt(
-        _ layout: GuestLayout, _ map: PageMap, _ model: inout [UInt64: PageContent]
+        _ layout: GuestLayout, _ map: VolumeMap, _ model: inout [UInt64: PageContent]
     ) {
         var changed = DirtyBitmap()
         var adopted: [UInt64: PageContent] = [:]

@@ -304,9 +304,7 @@ private struct NaivePrune {
             roots.insert(entry.id)
             if entry.isForgotten { keptCount += 1 }
             let map = try repository.pageMap(of: checkpoint).map
-            for frame in 0..<map.frameEnd {
-                if case .present(let digest) = map[PageFrameNumber(frame)] { seen.insert(digest) }
-            }
+            map.forEachPage(of: map.volumes) { _, digest in seen.insert(digest) }
         }
         var places: [PageLocation] = []
         var dead: [PageDigest: PageLocation] = [:]

@@ -68,7 +68,7 @@ import VarveTestSupport
             let guest = SimulatedGuest(layout: .empty)
             _ = try repository.restore(checkpoint, into: guest)
             #expect(guest.with { $0.pages } == copies[checkpoint.id])
-            #expect(try guest.memoryRoot() == checkpoint.root)
+            #expect(try guest.memoryRoot() == checkpoint.memory.root)
         }
         let report = try repository.verify()
         #expect(report.isClean, "\(report.corruptions)")
@@ -454,7 +454,7 @@ import VarveTestSupport
         let (copies, checkpoints) = try fill(repository, count: 20, seed: 910)
         let other = try Repository.open(at: path, .reading)
         do {
-            let reader = try MemoryReader(checkpoints[5], from: other)
+            let reader = try VolumeReader(checkpoints[5], from: other)
             try repository.forget(checkpoints.prefix(19).map(\.id))
             try repository.planPrune(PruneOptions.everything).execute()
             var pages: [UInt64: [UInt8]] = [:]
@@ -467,7 +467,7 @@ import VarveTestSupport
             }
             #expect(pages == copies[checkpoints[5].id])
         }
-        #expect(throws: CheckpointError.self) { try MemoryReader(checkpoints[5], from: other) }
+        #expect(throws: CheckpointError.self) { try VolumeReader(checkpoints[5], from: other) }
         let rest = try repository.planPrune(PruneOptions.everything)
         #expect(rest.deadPageCount > 0)
         try rest.execute()

@@ -141,7 +141,7 @@ struct RepairOracle {
             }
             if let whole = try? repository.pageMap(of: checkpoint).map {
                 map = [:]
-                for frame in whole.layout.runs.flatMap(\.frames) {
+                for frame in whole.frames(of: whole.volumes).runs().flatMap(\.frames) {
                     map?[frame] = whole[PageFrameNumber(frame)]
                 }
             }

@@ -62,9 +62,9 @@ import VarveTestSupport
         try head.raise(to: RecordLocation(pack: 7, offset: 0x5678), store, repository)
         let bytes = [UInt8](try Data(contentsOf: url(directory.path, StoreHead.path)))
         #expect(
-            hex(bytes) == "5641525645484544" + "01000000" + "40000000"
+            hex(bytes) == "5641525645484544" + "02000000" + "40000000"
                 + "0102030405060708090a0b0c0d0e0f10" + "78560000" + "07000000"
-                + String(repeating: "0", count: 40) + "854137da")
+                + String(repeating: "0", count: 40) + "8a2a6833")
         let read = try StoreHead(store, repository)
         #expect(read.confirmed == RecordLocation(pack: 7, offset: 0x5678))
     }

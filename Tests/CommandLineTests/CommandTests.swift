@@ -215,7 +215,7 @@ import VarveTestSupport
     @Test func anotherVersionIsRefused() throws {
         #expect(try Tool.run("init", store).status == 0)
         var envelope = [UInt8](try load("store/repository"))
-        envelope[8] = 2
+        envelope[8] = 1
         var rest = ~UInt32(0)
         for byte in envelope[..<60] {
             rest ^= UInt32(byte)
@@ -223,7 +223,7 @@ import VarveTestSupport
         }
         for index in 0..<4 { envelope[60 + index] = UInt8(~rest >> (index * 8) & 0xff) }
         _ = try save(Data(envelope), "store/repository")
-        expect(try Tool.run("log", store), status: 1, saying: "format version 2")
+        expect(try Tool.run("log", store), status: 1, saying: "format version 1")
         envelope[20] ^= 1
         _ = try save(Data(envelope), "store/repository")
         expect(try Tool.run("log", store), status: 3, saying: "damaged")

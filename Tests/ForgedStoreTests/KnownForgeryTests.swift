@@ -43,17 +43,18 @@ import VarveTestSupport
                 offset..<offset + 8, with: Little.bytes(value, 8))
         }
         let payload = whole[place].payload
+        let counts = Manifests.counts(payload)
         switch fault {
-        case .addedBytes: set(160, 1 << 63)
+        case .addedBytes: set(96, 1 << 63)
         case .pages:
-            set(120, 1 << 52)
-            set(128, 1 << 52)
+            set(counts[0], 1 << 52)
+            set(counts[1], 1 << 52)
         case .transaction:
-            set(72, .max)
+            set(Manifests.transaction.lowerBound, .max)
             forged[place].transaction = .max
         case .state:
             forged[place].payload = Manifests.naming(
-                payload, maps: nil, states: [(pack: 1, offset: .max)])
+                payload, maps: nil, states: [ForgedPart(pack: 1, offset: .max)])
         case .foreignState:
             let other = whole[whole.places(4)[0]].payload
             forged[place].payload = Manifests.naming(
@@ -72,12 +73,12 @@ import VarveTestSupport
                 Little.bytes(0, 4) + Little.bytes(UInt64(runs.count), 4)
                 + Little.bytes(UInt64(runs.count), 4) + Little.bytes(0, 4) + runs
             forged.relink(from: whole)
-        case .zeroPages: set(136, Little.read(payload[...], 136, 8) + 1)
-        case .storedPages: set(152, Little.read(payload[...], 152, 8) - 1)
+        case .zeroPages: set(counts[2], Little.read(payload[...], counts[2], 8) + 1)
+        case .storedPages: set(88, Little.read(payload[...], 88, 8) - 1)
         case .ancestor:
             forged[place].payload.replaceSubrange(
-                88..<120, with: [UInt8](repeating: 7, count: 32))
-            forged[place].payload.replaceSubrange(80..<84, with: [1, 0, 0, 0])
+                Manifests.ancestor, with: [UInt8](repeating: 7, count: 32))
+            forged[place].payload.replaceSubrange(Manifests.position, with: [1, 0, 0, 0])
         }
         return forged
     }

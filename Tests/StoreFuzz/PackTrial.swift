@@ -51,7 +51,7 @@ enum PackTrial {
         _ = try? MapReader.frames(reader, manifest)
         let map = PageMap()
         _ = try? MapReader.apply(reader, manifest, to: map)
-        _ = map.root()
+        _ = map.memory.root()
     }
 }
 

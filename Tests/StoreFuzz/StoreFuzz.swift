@@ -86,9 +86,16 @@ package enum StoreFuzz {
         let count = part.runs.reduce(0) { $0 + $1.range.count }
         precondition(count <= MapPart.frameCountMax, "a part names no more frames")
         var manifest = Manifest()
-        (manifest.frameEnd, manifest.pageCount) = (1 << 20, 1 << 20)
+        (manifest.memory.frameEnd, manifest.memory.pageCount) = (1 << 20, 1 << 20)
+        var disk = VolumeRecord(number: VolumeNumber(1), name: "xvda", byteCount: 1 << 32)
+        disk.frameEnd = 1 << 20
+        manifest.volumes.append(disk)
         var check = MapCheck(manifest)
-        try check.take(part)
+        try check.take(
+            part,
+            at: MapPlace(
+                firstFrame: part.runs.first?.range.first ?? PageFrameNumber(0),
+                location: RecordLocation(pack: 1, offset: 64)))
     }
 
     private static func index(_ payload: [UInt8]) throws(FormatError) {

@@ -90,7 +90,8 @@ import VarveTestSupport
         let sources = TidyTests.files(
             [
                 "Sources/PackStore", "Sources/LMDBTables", "Sources/CheckpointIndex",
-                "Sources/CheckpointStore", "Sources/CheckpointUpkeep", "Sources/LinuxGuest",
+                "Sources/CheckpointStore", "Sources/CheckpointUpkeep", "Sources/GuestDisks",
+                "Sources/LinuxGuest",
             ], [".swift"])
         try expectNone(sources) { text, path in TidyRules.kernelCalls(text, file: path) }
     }

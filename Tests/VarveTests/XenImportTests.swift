@@ -129,7 +129,7 @@ import VarveTestSupport
         for (index, checkpoint) in whole.checkpoints.enumerated() {
             let again = try stream(checkpoint, repository)
             #expect(XenImportTests.differences(again, naive, index).isEmpty)
-            roots.append(checkpoint.root)
+            roots.append(checkpoint.memory.root)
         }
         var counts = [Int](repeating: 0, count: 5)
         for (number, cut) in cuts.enumerated() {
@@ -150,7 +150,7 @@ import VarveTestSupport
                 message = error.message
             }
             #expect(message.hasPrefix("the stream ends at offset \(cut), within "), "\(message)")
-            #expect(published.map(\.root) == Array(roots[..<expected]), "cut at \(cut)")
+            #expect(published.map(\.memory.root) == Array(roots[..<expected]), "cut at \(cut)")
             #expect(try repository.checkpoints(lineage: lineage).count == expected)
             counts[expected] += 1
         }

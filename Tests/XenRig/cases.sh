@@ -230,6 +230,7 @@ dump_core() {
 }
 
 . /payload/live.sh
+. /payload/disks.sh
 # /payload/list has the cases to run, in this order: names, guests, seconds at most.
 while read -r name guest seconds <&3; do
     run "$name" "$guest" "$seconds" 3<&-

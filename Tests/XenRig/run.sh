@@ -7,6 +7,8 @@
 #   XENRIG_XEN=4.20          a version of Xen other than 4.17
 #   XENRIG_SHARE=DIRECTORY   a directory of the host, mounted as /share in dom0
 #   XENRIG_HYPERVISOR=FILE   another Xen (ELF, not compressed)
+#   XENRIG_DISKS=1           two empty disks, and in dom0 what a thin pool and a guest on it need
+#                            (disks/pool.sh)
 #   XENRIG_QEMU=PROGRAM      another emulator
 #   XENRIG_LOG=FILE          keeps the consoles of Xen and dom0
 #
@@ -16,7 +18,7 @@ set -Eeuo pipefail
 # shellcheck source=settings.sh
 . "$(dirname "$0")/settings.sh"
 trap 'echo "rig: run.sh stopped at line $LINENO: $BASH_COMMAND ended with $?" >&2' ERR
-[ $# -ge 1 ] || { sed -n '2,15p' "$0" >&2; exit 125; }
+[ $# -ge 1 ] || { sed -n '2,17p' "$0" >&2; exit 125; }
 "$rig/setup.sh" >&2 || exit 125
 work=$(mktemp -d)
 qemu=
@@ -35,13 +37,26 @@ done
 # The first archive's links are kept: the second one only adds files below real directories.
 (cd "$work/root" && rmdir lib64 2>/dev/null || true
     find . -mindepth 1 | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$work/payload.cpio"
-cat "$images/dom0.cpio" "$work/payload.cpio" >"$work/initrd"
+archives=("$images/dom0.cpio")
+machine=()
+if [ -n "${XENRIG_DISKS:-}" ]; then
+    "$rig/disks/setup.sh" >&2 || exit 125
+    # shellcheck source=disks/settings.sh
+    . "$rig/disks/settings.sh"
+    archives+=("$disk_images/dom0.cpio")
+    truncate -s "${XENRIG_DATA}M" "$work/data"
+    truncate -s "${XENRIG_METADATA}M" "$work/metadata"
+    for disk in data metadata; do
+        machine+=(-drive "file=$work/$disk,if=none,id=$disk,format=raw,cache=unsafe"
+            -device "virtio-blk-pci,drive=$disk")
+    done
+fi
+cat "${archives[@]}" "$work/payload.cpio" >"$work/initrd"
 log=${XENRIG_LOG:-$work/console}
 : >"$work/out"
 : >"$log"
-share=()
 [ -z "${XENRIG_SHARE:-}" ] \
-    || share=(-virtfs "local,path=$XENRIG_SHARE,mount_tag=share,security_model=none")
+    || machine+=(-virtfs "local,path=$XENRIG_SHARE,mount_tag=share,security_model=none")
 # eager-fpu: with Xen's lazy switching, QEMU 7.2 loses AVX registers between domains, and programs
 # occasionally crash.
 xen_arguments="dom0_mem=${XENRIG_DOM0_MEM}M,max:${XENRIG_DOM0_MEM}M com1=115200,8n1 console=com1
@@ -54,7 +69,7 @@ linux_arguments="console=hvc0 loglevel=6 mitigations=off nokaslr random.trust_cp
     -smp "$XENRIG_CPUS" -m "$XENRIG_MEM" -nodefaults -no-user-config -display none -no-reboot \
     -monitor none -kernel "${XENRIG_HYPERVISOR:-$images/xen}" -append "$(echo $xen_arguments)" \
     -initrd "$images/vmlinux $(echo $linux_arguments),$work/initrd" \
-    -serial "file:$log" -serial "file:$work/out" ${share[@]+"${share[@]}"} &
+    -serial "file:$log" -serial "file:$work/out" ${machine[@]+"${machine[@]}"} &
 qemu=$!
 start=$SECONDS
 # Prints the script's output; a case's result is followed by the processor time of the emulation,

@@ -46,7 +46,8 @@ if [ ! -e "$packages/done" ]; then
     if [ -n "$sysroot" ]; then
         # Another Debian's: with its C library, and what Varve is built against.
         own_apt "$suite" "$packages/apt"
-        xen_packages+=(libc6 libgcc-s1 libstdc++6 liblzma5 libuuid1 libzstd1 zlib1g liblmdb0)
+        xen_packages+=(libc6 libgcc-s1 libstdc++6 liblzma5 libuuid1 libzstd1 zlib1g liblmdb0
+            libdevmapper1.02.1 libudev1 libselinux1 libpcre2-8-0 libcap2)
         xen_libraries+=(libxen-dev)
     elif [ -z "$(ls /var/lib/apt/lists/*Packages* 2>/dev/null)" ]; then
         apt-get update -qq

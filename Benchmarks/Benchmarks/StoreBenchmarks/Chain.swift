@@ -56,7 +56,7 @@ final class Chain {
     func restore(_ number: Int) throws -> RestoreResult {
         let checkpoint = checkpoints[number - 1]
         let result = try repository.restore(checkpoint, into: restored)
-        guard result.root == checkpoint.root else {
+        guard result.root == checkpoint.memory.root else {
             throw Child.Failure(description: "checkpoint \(number) came back different")
         }
         return result

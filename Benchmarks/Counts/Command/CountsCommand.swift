@@ -209,7 +209,7 @@ private final class CountedGuest {
             let before = files.tally
             let result = try repository.restore(checkpoint, into: target)
             let tally = files.tally - before
-            guard try target.memoryRoot() == checkpoint.root else {
+            guard try target.memoryRoot() == checkpoint.memory.root else {
                 throw CountFailure("the \(name) checkpoint came back different")
             }
             // Skip deltas to base 4: three maps for each digit of the 63 before it, and the base

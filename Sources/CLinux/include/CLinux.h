@@ -3,8 +3,8 @@
 
 // What Swift cannot import from the kernel's headers: ioctl numbers (function-like macros),
 // variadic calls, and interfaces newer than the headers of the oldest system that this builds on
-// (Debian 12 has those of Linux 6.1). Layouts and numbers are those of include/uapi/linux/fs.h and
-// include/uapi/linux/userfaultfd.h of Linux 6.7.
+// (Debian 12 has those of Linux 6.1). Layouts and numbers are those of include/uapi/linux/fs.h,
+// fiemap.h and userfaultfd.h of Linux 6.7.
 //
 // Every function returns -1 and sets errno on failure, like the underlying call.
 
@@ -101,5 +101,57 @@ int clinux_attributes(const char *path);
 /// Returns the free space for a file and the maximum size of a file in bytes; UINT64_MAX where that
 /// is unknown, as on file systems that compress or share data. fstatfs(2).
 int clinux_room(int file, uint64_t *free_bytes, uint64_t *largest);
+
+/// Makes an empty file share all blocks of another on the same file system, as they are now; dirty
+/// pages of the other are written first. ioctl `FICLONE`, ioctl_ficlone(2).
+int clinux_clone_file(int file, int source);
+
+/// Makes a file share the blocks of the first bytes of another.
+/// ioctl `FICLONERANGE`, ioctl_ficlonerange(2).
+///
+/// length      a multiple of the file system's block size; 0: all
+int clinux_clone_beginning(int file, int source, uint64_t length);
+
+/// 1 if a file is written in place (`chattr +C`), 0 if not. ioctl `FS_IOC_GETFLAGS`, FS_NOCOW_FL.
+int clinux_is_nocow(int file);
+
+/// Makes an empty file one that is written in place. ioctl `FS_IOC_SETFLAGS`, FS_NOCOW_FL.
+int clinux_set_nocow(int file);
+
+/// Where a part of a file is stored. `struct fiemap_extent`.
+struct clinux_extent {
+    uint64_t logical;  // byte in the file
+    uint64_t physical; // byte on the device
+    uint64_t length;   // bytes
+    uint32_t flags;    // CLINUX_EXTENT_*
+    uint32_t reserved;
+};
+
+/// The last extent of the file. FIEMAP_EXTENT_LAST.
+#define CLINUX_EXTENT_LAST 0x00000001
+/// It reads as zeros. FIEMAP_EXTENT_UNWRITTEN.
+#define CLINUX_EXTENT_UNWRITTEN 0x00000800
+/// `physical` does not identify its content: FIEMAP_EXTENT_UNKNOWN, _DELALLOC, _ENCODED,
+/// _DATA_ENCRYPTED, _NOT_ALIGNED, _DATA_INLINE, _DATA_TAIL.
+#define CLINUX_EXTENT_UNCERTAIN 0x0000078e
+
+/// Finds where a file's bytes from `start` on are stored, after they were written there.
+/// ioctl `FS_IOC_FIEMAP` with FIEMAP_FLAG_SYNC, Documentation/filesystems/fiemap.rst.
+///
+/// count       at most 256
+/// Returns the number of extents filled.
+int clinux_extents(int file, uint64_t start, struct clinux_extent *extents, unsigned count);
+
+/// Returns the magic number of a file's file system. fstatfs(2).
+int clinux_file_system(int file, uint32_t *magic);
+
+/// Returns the size of a block device in bytes. ioctl `BLKGETSIZE64`.
+int clinux_device_size(int device, uint64_t *bytes);
+
+/// Returns the logical block size of a block device in bytes. ioctl `BLKSSZGET`.
+int clinux_device_sector(int device, int *bytes);
+
+/// Opens a pipe whose ends no other program inherits. pipe2(2), O_CLOEXEC; needs _GNU_SOURCE.
+int clinux_pipe(int ends[2]);
 
 #endif

@@ -23,14 +23,18 @@ struct CaptureOperation: ~Copyable {
     /// Rounds of copying so far.
     private var round = 0
     private var facts = PendingCapture.Facts()
+    /// The cut of the disks, prepared or made.
+    private let disks: JobDisks?
 
     /// Takes a checkpoint up to the point where the guest runs again.
     static func run(
         _ session: CaptureSession, label: Label?, _ control: WorkControl
     ) throws(CheckpointError) -> PendingCapture {
         let taken = TakenPages()
+        let disks = session.pipeline.disks.map { JobDisks($0) }
         let job = session.pipeline.begin(control) {
             [memory = session.state, keeper = session.keeper] job, result in
+            disks?.end(result)
             switch result {
             case .success: keeper?.checkpointPublished()
             case .failure(let error):
@@ -39,7 +43,7 @@ struct CaptureOperation: ~Copyable {
                 memory.mergeBack(unsaved.pages, comparesAll: unsaved.comparesAll)
             }
         }
-        var operation = CaptureOperation(session, label, control, job, taken)
+        var operation = CaptureOperation(session, label, control, job, taken, disks)
         do {
             try operation.capture()
             return PendingCapture(job: job, facts: operation.facts)
@@ -56,13 +60,14 @@ struct CaptureOperation: ~Copyable {
 
     private init(
         _ session: CaptureSession, _ label: Label?, _ control: WorkControl, _ job: CaptureJob,
-        _ taken: TakenPages
+        _ taken: TakenPages, _ disks: JobDisks?
     ) {
         self.session = session
         self.label = label
         self.control = control
         self.job = job
         self.taken = taken
+        self.disks = disks
         layout = session.state.withLock { $0.layout }
         frames = DirtyBitmap(layout)
     }
@@ -201,9 +206,10 @@ struct CaptureOperation: ~Copyable {
 
     /// The pause: take the final set, copy it, capture the state.
     ///
-    /// Between pause and resume there is no call of the disk, and no allocation but a guest's own
-    /// and an audit's, unless the layout has changed, the log is unknown, or more pages are dirty
-    /// than were expected. `varve-counts` holds it to that.
+    /// Between pause and resume there is no call of the disk but those of the cut of the guest's
+    /// disks, and no allocation but a guest's own, an audit's and the cut's, unless the layout has
+    /// changed, the log is unknown, or more pages are dirty than were expected. `varve-counts`
+    /// holds it to that.
     ///
     /// - Returns: nil if more pages are dirty than the pool has room for.
     private mutating func pauseAndCopy(
@@ -211,6 +217,7 @@ struct CaptureOperation: ~Copyable {
     ) throws -> Paused? {
         var room = try makeRoom(for: expected)
         let candidates = AuditCandidates(layout, count: session.options.auditPageCount)
+        try disks?.prepare()
         job.move { $0.pause() }
         let start = ContinuousClock.now
         let guest = try PausedGuest(pausing: session.guest)
@@ -221,6 +228,7 @@ struct CaptureOperation: ~Copyable {
             try guest.resume()
             return nil
         }
+        try cutDisks()
         let copyTime = try room.copyPages(from: session.guest)
         let audit = try stage(candidates)
         let state = try session.guest.captureState()
@@ -232,6 +240,12 @@ struct CaptureOperation: ~Copyable {
         let batches = room.batches()
         note(batches, copyTime)
         return Paused(state: state, batches: batches, audit: audit, timeNanoseconds: time)
+    }
+
+    /// Cuts the disks, in the pause.
+    private mutating func cutDisks() throws(GuestError) {
+        guard let disks else { return }
+        facts.diskTimes = try disks.cut(within: session.options.diskCutBudget)
     }
 
     /// Waits until the pool has room for what is expected in the pause and some more, and allocates
@@ -284,13 +298,17 @@ struct CaptureOperation: ~Copyable {
         facts.dirtyPageCount = taken.count(within: frames)
         let layout = layout
         session.state.withLock { $0.layout = layout }
+        let source = disks?.source(after: session.pipeline.parent?.id)
+        var stored = CheckpointFacts(
+            lineage: session.lineage, label: label, timeNanoseconds: paused.timeNanoseconds,
+            pause: facts.times.downtime, precopyRounds: round, comparedAll: taken.comparesAll)
+        stored.diskTimes = facts.diskTimes
+        stored.omitsDisks = session.options.omitsDisks && source == nil
+        stored.cutName = source?.name ?? ""
         job.complete(
             CaptureJob.Completion(
-                layout: layout, state: paused.state,
-                facts: CheckpointFacts(
-                    lineage: session.lineage, label: label,
-                    timeNanoseconds: paused.timeNanoseconds, pause: facts.times.downtime,
-                    precopyRounds: round, comparedAll: taken.comparesAll), audit: paused.audit))
+                layout: layout, state: paused.state, facts: stored, disks: source,
+                audit: paused.audit))
     }
 
     /// The guest's layout; throws if a page map cannot hold it.
@@ -320,6 +338,7 @@ struct CaptureOperation: ~Copyable {
     /// The guest is paused for the whole time, because without a log nothing else is correct.
     private mutating func captureUntracked() throws {
         taken.compareAll()
+        try disks?.prepare()
         job.move { $0.pause() }
         let start = ContinuousClock.now
         let guest = try PausedGuest(pausing: session.guest)
@@ -328,6 +347,7 @@ struct CaptureOperation: ~Copyable {
         see(try currentLayout())
         dirty = frames
         taken.insert(dirty)
+        try cutDisks()
         try copyDirty(.pausedCopy)
         let state = try session.guest.captureState()
         job.move { $0.copied() }

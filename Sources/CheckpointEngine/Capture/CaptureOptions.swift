@@ -7,7 +7,7 @@ package import PackStore
 /// How a session captures, and how an import stores what it reads.
 public struct CaptureOptions: Sendable {
     /// The size of the staging pool in bytes: the most memory that captures need, in addition to
-    /// the page map.
+    /// the page map and, with disks, 2 MiB for each worker.
     ///
     /// The pages that are dirty in the pause must fit in it. Its memory is touched only when it is
     /// needed. 256 MiB by default; 1 to 2^40, of which at least 4 MiB are reserved.
@@ -26,7 +26,7 @@ public struct CaptureOptions: Sendable {
     /// The maximum number of captures in progress: one that is taken, one that is encoded, one that
     /// is published, and one that is indexed.
     ///
-    /// 4 by default; 1 to 1024.
+    /// 4 by default; 1 to 1024. With disks it is always 1, so that at most two cuts stand.
     public var overlappingCapturesMax = 4
     /// How strongly pages are compressed; zstd level 1 by default.
     public var compression = CompressionLevel.standard
@@ -56,6 +56,27 @@ public struct CaptureOptions: Sendable {
     /// by their kind and uuid.
     public var acceptsGuestChange = false
 
+    /// Whether the guest has disks that its checkpoints are to omit.
+    ///
+    /// Such a checkpoint says so (`Checkpoint.omitsDisks`), because its memory must not run with
+    /// disks of another instant. False by default: a session without a `DiskGroup`, or an import
+    /// of an image without disks, is then refused with `invalidOption` if the newest checkpoint of
+    /// its lineage has disks or omits them. A session with a `DiskGroup` ignores this.
+    public var omitsDisks = false
+
+    /// How long the cut of the disks may take in the pause.
+    ///
+    /// A cut that takes longer is given up where its provider can do that. The capture then fails,
+    /// and the guest runs. 2 s by default; zero to an hour.
+    public var diskCutBudget = Duration.seconds(2)
+
+    /// Whether the cut from which the newest checkpoint's disks were read is kept when the session
+    /// is closed.
+    ///
+    /// The next session of the lineage then need not compare the disks as a whole. The cut takes
+    /// space where the disks are, which grows as they are written. False by default.
+    public var keepsDiskCut = false
+
     /// The number of pages that each capture draws at random from those that the dirty log calls
     /// clean, and checks.
     ///
@@ -75,6 +96,8 @@ public struct CaptureOptions: Sendable {
     package func check() throws(RepositoryError) {
         try OptionCheck.check("poolByteCount", poolByteCount, in: 1...1 << 40)
         try OptionCheck.check("pauseBudget", pauseBudget, in: .zero...Duration.seconds(3600))
+        try OptionCheck.check(
+            "diskCutBudget", diskCutBudget, in: .zero...Duration.seconds(3600))
         try OptionCheck.check("precopyRoundsMax", precopyRoundsMax, in: 0...1_000_000)
         try OptionCheck.check("overlappingCapturesMax", overlappingCapturesMax, in: 1...1024)
         try OptionCheck.check("workerCount", workerCount, in: 1...1024)
@@ -99,7 +122,8 @@ public struct CaptureOptions: Sendable {
 public struct CaptureResult: Sendable {
     /// The checkpoint, which is durable.
     public let checkpoint: Checkpoint
-    /// The number of pages that the dirty log named, or of all pages if every page was compared.
+    /// The number of pages of memory that the dirty log named, or of all of them if every page was
+    /// compared.
     public let dirtyPageCount: Int
     /// The number of pages that were copied out of the guest; a page that was copied in several
     /// rounds counts each time.
@@ -110,6 +134,8 @@ public struct CaptureResult: Sendable {
     public let pauseTimes: PauseTimes
     /// How long the guest was paused: `pauseTimes.downtime`.
     public var pause: Duration { pauseTimes.downtime }
+    /// How much of `pause` was spent on the disks; zero if there are none.
+    public let diskTimes: DiskCutTimes
     /// The result of the audit of the dirty log; nil if none was requested.
     ///
     /// If it found a page that the log had missed, nothing of that attempt was published, and this

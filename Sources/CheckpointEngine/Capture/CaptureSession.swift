@@ -74,19 +74,23 @@ public final class CaptureSession: Sendable {
     /// Begins a session, which owns the guest until the session is closed.
     ///
     /// Throws the guest's `busy` while another session has the guest (`Guest.claim`), the guest's
-    /// `anotherGuest` if the lineage is another guest's, `invalidOption`, and the repository's
-    /// `callFailed` if its threads cannot be started. Blocks: it reads the newest checkpoint, and
-    /// its page map is read by the first capture. Nothing is done to the guest.
+    /// `anotherGuest` if the lineage is another guest's, `invalidOption`, also if the lineage has
+    /// disks and none are given, and the repository's `callFailed` if its threads cannot be
+    /// started. Blocks: it reads the newest checkpoint, and its page map is read by the first
+    /// capture. If the cut of that checkpoint still stands, the session takes it over; drop other
+    /// leftovers (`JournaledDisks.dropLeftovers`) only afterwards. Nothing is done to the guest.
     ///
     /// - Parameters:
     ///   - guest: the guest to capture.
     ///   - repository: the destination; open for writing.
     ///   - lineage: the guest's history. The first checkpoint follows its newest one.
     ///   - parent: a checkpoint that the first one follows instead, which begins a branch.
+    ///   - disks: the guest's disks, which each checkpoint then contains as of the same instant.
     ///   - options: sizes, limits and retention.
     public init(
         of guest: any Guest, in repository: Repository, lineage: LineageName,
-        parent: Checkpoint? = nil, options: CaptureOptions = CaptureOptions()
+        parent: Checkpoint? = nil, disks group: (any DiskGroup)? = nil,
+        options: CaptureOptions = CaptureOptions()
     ) throws(CheckpointError) {
         do {
             try repository.checkNames(lineage: lineage, label: nil)
@@ -96,8 +100,12 @@ public final class CaptureSession: Sendable {
             try History.check(newest, of: repository, options) {
                 guest.difference(fromHistory: $0)
             }
+            try SessionDisks.check(newest, hasDisks: group != nil, options)
+            let disks = try group.map { (group) throws(GuestError) in
+                try SessionDisks(group, parent: newest)
+            }
             pipeline = try CheckpointPipeline(
-                repository: repository, parent: newest, options: options)
+                repository: repository, parent: newest, disks: disks, options: options)
             do {
                 keeper = try options.retention.map { (retention) throws(RepositoryError) in
                     try RetentionKeeper(
@@ -120,8 +128,9 @@ public final class CaptureSession: Sendable {
         // session have the guest: it would otherwise follow a checkpoint that is not the newest.
         SessionLog(self)?.stop()
         if pipeline.openJobCount == 0 { claim.release() }
-        pipeline.requestClose { [claim, keeper] in
+        pipeline.requestClose { [claim, keeper, disks = pipeline.disks, options] in
             keeper?.requestClose()
+            disks?.end(keepingLast: options.keepsDiskCut)
             claim.release()
         }
     }
@@ -172,8 +181,9 @@ public final class CaptureSession: Sendable {
         try takeTurn(control)
         defer { endTurn() }
         guard !state.withLock({ $0.isClosed }) else { throw CheckpointError.closed }
-        try pipeline.waitForJobs(
-            atMost: max(1, options.overlappingCapturesMax) - 1, control)
+        let hasDisks = pipeline.disks?.hasDisks ?? false
+        let overlapping = hasDisks ? 1 : max(1, options.overlappingCapturesMax)
+        try pipeline.waitForJobs(atMost: overlapping - 1, control)
         return try CaptureOperation.run(self, label: label, control)
     }
 
@@ -211,6 +221,12 @@ public final class CaptureSession: Sendable {
         }
     }
 
+    /// Why a cut of the disks could not be dropped the last time that happened; nil if it never
+    /// did.
+    ///
+    /// The provider's journal has what is left.
+    public var diskReleaseFailure: GuestError? { pipeline.disks?.failure }
+
     /// What retention has done so far; nil without `CaptureOptions.retention`.
     public var retentionReport: RetentionReport? { keeper?.report }
 
@@ -246,6 +262,7 @@ public final class CaptureSession: Sendable {
             state.comparesAll = true
         }
         pipeline.close()
+        pipeline.disks?.end(keepingLast: options.keepsDiskCut)
         keeper?.close()
         claim.release()
     }
@@ -275,6 +292,7 @@ public final class PendingCapture: Sendable {
         var copiedPageCount = 0
         var pausedPageCount = 0
         var times = PauseTimes()
+        var diskTimes = DiskCutTimes()
     }
 
     init(job: CaptureJob, facts: Facts) {
@@ -329,6 +347,6 @@ public final class PendingCapture: Sendable {
         CaptureResult(
             checkpoint: try job.wait(), dirtyPageCount: facts.dirtyPageCount,
             copiedPageCount: facts.copiedPageCount, pausedPageCount: facts.pausedPageCount,
-            pauseTimes: facts.times, audit: job.audit)
+            pauseTimes: facts.times, diskTimes: facts.diskTimes, audit: job.audit)
     }
 }

@@ -3,9 +3,10 @@ public import CheckpointStore
 public import GuestModel
 import PackStore
 
-/// A raw memory image that can be read in any order, such as a file.
+/// A raw image of memory or of a disk that can be read in any order, such as a file.
 public protocol ImageSource: Sendable {
-    /// The size of the image in bytes when it was opened: a positive multiple of 4096.
+    /// The size of the image in bytes when it was opened: a positive multiple of 4096, or of the
+    /// block size for a disk.
     var byteCount: Int { get }
 
     /// Fills a buffer from an offset in the image; throws if the image ends before the buffer is
@@ -84,35 +85,73 @@ extension Repository {
         options: CaptureOptions = CaptureOptions(), cancellation: Cancellation? = nil,
         progress: ProgressHandler? = nil
     ) throws(CheckpointError) -> Checkpoint {
+        try importVolumes(
+            memory: image, disks: [], lineage: lineage, label: label, options: options,
+            cancellation: cancellation, progress: progress)
+    }
+
+    /// Imports raw images of a guest's memory and disks as one checkpoint, as `importImage` does.
+    ///
+    /// They must be of one instant. The checkpoint has exactly these volumes: a disk of the
+    /// lineage's newest checkpoint that is not given has been removed, and an import without disks
+    /// into a lineage that has some is refused with `invalidOption` unless
+    /// `CaptureOptions.omitsDisks` is set. A disk that is known by its name may have another size.
+    /// Needs memory for the page maps of all volumes. Blocks. When it throws, also because it was
+    /// cancelled, nothing is published.
+    ///
+    /// - Parameters:
+    ///   - memory: the memory; nil: the checkpoint has disks only.
+    ///   - disks: the disks, each with a name of its own. Holes are not read.
+    ///   - lineage: the guest's history.
+    ///   - label: a label for this checkpoint.
+    ///   - options: sizes and limits.
+    ///   - cancellation: ends the import with `cancelled`.
+    ///   - progress: called in phase `reading`, on several threads at once, with bytes of all
+    ///     images; holes of a disk are not counted.
+    /// - Returns: the checkpoint, which is durable.
+    public func importVolumes(
+        memory: (any ImageSource)?, disks: [RawDiskImage], lineage: LineageName,
+        label: Label? = nil, options: CaptureOptions = CaptureOptions(),
+        cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
+    ) throws(CheckpointError) -> Checkpoint {
         let control = StreamImport.control(cancellation, progress)
-        return try importImage(lineage: lineage, label: label, options: options, control) {
-            (stream) throws in
-            try ImageStaging.check(byteCount: image.byteCount)
-            let pageCount = image.byteCount / Page.byteCount
+        let total = (memory?.byteCount ?? 0) + disks.reduce(0) { $0 + $1.source.byteCount }
+        let source =
+            disks.isEmpty
+            ? nil : ImageDisks(disks, control, after: memory?.byteCount ?? 0, of: total)
+        guard memory != nil || source != nil else {
+            throw CheckpointError(.sizeMismatch, "there is no image to import; name at least one")
+        }
+        return try importImage(
+            lineage: lineage, label: label, options: options, disks: source, control
+        ) { (stream) throws in
+            guard let memory else { return }
+            try ImageStaging.check(byteCount: memory.byteCount)
+            let pageCount = memory.byteCount / Page.byteCount
             try ImageStaging.check(pageCount: pageCount, against: stream.parent)
             var stretches = ImageStretches(pageCount: pageCount)
-            while let stretch = try stretches.next(image) {
+            while let stretch = try stretches.next(memory) {
                 let range = PageRange(
                     first: PageFrameNumber(UInt64(stretch.pages.lowerBound)),
                     count: stretch.pages.count)
                 if stretch.isHole {
                     try stream.submitZeros(range)
                 } else {
-                    try stream.submit(range) { pages, memory in
-                        try image.read(memory, at: Int(pages.first.rawValue) * Page.byteCount)
+                    try stream.submit(range) { pages, buffer in
+                        try memory.read(buffer, at: Int(pages.first.rawValue) * Page.byteCount)
                     }
                 }
                 try control.report(
-                    .reading, .bytes, stretch.pages.upperBound * Page.byteCount,
-                    of: image.byteCount)
+                    .reading, .bytes, stretch.pages.upperBound * Page.byteCount, of: total)
             }
             try stream.drain()
-            try image.checkUnchanged()
+            try memory.checkUnchanged()
         }
     }
 
     private func importImage(
-        lineage: LineageName, label: Label?, options: CaptureOptions, _ control: WorkControl,
+        lineage: LineageName, label: Label?, options: CaptureOptions,
+        disks: ImageDisks? = nil, _ control: WorkControl,
         _ stage: (StreamImport) throws -> Void
     ) throws(CheckpointError) -> Checkpoint {
         do throws(RepositoryError) {
@@ -125,7 +164,7 @@ extension Repository {
         options.poolByteCount = min(
             options.poolByteCount, 8 * max(1, options.workerCount) * StagingPool.slotByteCount)
         let stream = try StreamImport(
-            into: self, lineage: lineage, options: options, control)
+            into: self, lineage: lineage, options: options, hasDisks: disks != nil, control)
         defer { stream.close() }
         do {
             try stream.check(label: label)
@@ -138,9 +177,8 @@ extension Repository {
         } catch {
             throw stream.abandon(error)
         }
-        return try stream.publish(label: label)
+        return try stream.publish(label: label, disks: disks)
     }
-
 }
 
 private enum ImageStaging {
@@ -166,7 +204,7 @@ private enum ImageStaging {
                     first: PageFrameNumber(UInt64(pageCount)), count: filled / Page.byteCount)
             }
             pageCount += count
-            if let parent = stream.parent, pageCount > parent.pageCount {
+            if let parent = stream.parent, pageCount > parent.memory.pageCount {
                 try check(pageCount: pageCount, against: parent)
             }
             guard count > 0 else { continue }
@@ -196,11 +234,11 @@ private enum ImageStaging {
             throw CheckpointError(
                 .sizeMismatch, "the image has \(pageCount) pages, and at most 2^32 can be imported")
         }
-        guard let parent, pageCount != parent.pageCount else { return }
+        guard let parent, pageCount != parent.memory.pageCount else { return }
         throw CheckpointError(
             .sizeMismatch,
-            "the image is \(pageCount > parent.pageCount ? "larger" : "smaller") than the "
-                + "\(parent.pageCount * Page.byteCount) bytes of lineage '\(parent.lineage)'; name "
+            "the image is \(pageCount > parent.memory.pageCount ? "larger" : "smaller") than the "
+                + "\(parent.memory.byteCount) bytes of memory of lineage '\(parent.lineage)'; name "
                 + "another lineage for another guest")
     }
 }

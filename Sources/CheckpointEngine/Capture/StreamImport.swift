@@ -13,6 +13,7 @@ package import PackStore
 /// After an error the import has ended: close it. Published checkpoints stay.
 public final class StreamImport {
     private let lineage: LineageName
+    private let omitsDisks: Bool
     private let clock: @Sendable () -> Int64
     private let pipeline: CheckpointPipeline
     private let control: WorkControl
@@ -55,11 +56,18 @@ public final class StreamImport {
 
     package init(
         into repository: Repository, lineage: LineageName, options: CaptureOptions,
-        _ control: WorkControl
+        hasDisks: Bool = false, _ control: WorkControl
     ) throws(CheckpointError) {
+        let newest: Checkpoint?
         do throws(RepositoryError) {
             try repository.checkNames(lineage: lineage, label: nil)
-            parent = try repository.newest(ofLineage: lineage)
+            newest = try repository.newest(ofLineage: lineage)
+        } catch {
+            throw CheckpointError(error)
+        }
+        try SessionDisks.check(newest, hasDisks: hasDisks, options)
+        parent = newest
+        do throws(RepositoryError) {
             pipeline = try CheckpointPipeline(
                 repository: repository, parent: parent, options: options)
         } catch {
@@ -67,6 +75,7 @@ public final class StreamImport {
         }
         self.lineage = lineage
         self.control = control
+        omitsDisks = options.omitsDisks
         clock = options.clock
     }
 
@@ -221,6 +230,12 @@ public final class StreamImport {
     public func publish(
         label: Label? = nil, state: GuestState = .empty
     ) throws(CheckpointError) -> Checkpoint {
+        try publish(label: label, state: state, disks: nil)
+    }
+
+    func publish(
+        label: Label?, state: GuestState = .empty, disks: (any DiskSource)?
+    ) throws(CheckpointError) -> Checkpoint {
         try check(label: label)
         flush()
         let job = openJob()
@@ -230,13 +245,14 @@ public final class StreamImport {
             machine.copied()
             machine.resume()
         }
+        var facts = CheckpointFacts(
+            lineage: lineage, label: label, timeNanoseconds: clock(),
+            comparedAll: publishedCount == 0)
+        facts.omitsDisks = omitsDisks && disks == nil
         job.complete(
             CaptureJob.Completion(
-                layout: GuestLayout(runs: populated.runs()), state: state,
-                facts: CheckpointFacts(
-                    lineage: lineage, label: label,
-                    timeNanoseconds: clock(), comparedAll: publishedCount == 0)
-            ))
+                layout: GuestLayout(runs: populated.runs()), state: state, facts: facts,
+                disks: disks))
         let checkpoint = try job.wait()
         publishedCount += 1
         return checkpoint

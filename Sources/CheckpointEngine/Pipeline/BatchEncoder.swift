@@ -49,16 +49,26 @@ struct BatchEncoder: ~Copyable {
         frames.removeAll(keepingCapacity: true)
         for run in batch.runs { frames.append(contentsOf: run.frames) }
         classifier.removeAll()
-        let piecePageCount = batch.filling == nil ? frames.count : BatchEncoder.piecePageCount
-        var first = 0
-        while first < frames.count {
-            let count = min(piecePageCount, frames.count - first)
-            let range = first * Page.byteCount..<(first + count) * Page.byteCount
-            let piece = UnsafeMutableRawBufferPointer(rebasing: batch.slot.bytes[range])
-            let pages = PageRange(first: PageFrameNumber(frames[first]), count: count)
-            try batch.filling?(pages, piece)
-            classifier.append(UnsafeRawBufferPointer(piece))
-            first += count
+        // A disk has no blocks but those that are not zero.
+        let isDisk = batch.runs.first.map { $0.volume != .memory } ?? false
+        classifier.zero = isDisk ? .absent : .zero
+        guard let filling = batch.filling else {
+            let bytes = batch.slot.bytes[..<(frames.count * Page.byteCount)]
+            return classifier.append(UnsafeRawBufferPointer(rebasing: bytes))
+        }
+        var start = 0
+        for run in batch.runs {
+            var first = 0
+            while first < run.count {
+                let count = min(BatchEncoder.piecePageCount, run.count - first)
+                let end = start + count * Page.byteCount
+                let piece = UnsafeMutableRawBufferPointer(rebasing: batch.slot.bytes[start..<end])
+                let number = PageFrameNumber(run.first.rawValue + UInt64(first))
+                try filling(PageRange(first: number, count: count), piece)
+                classifier.append(UnsafeRawBufferPointer(piece))
+                first += count
+                start = end
+            }
         }
     }
 }

@@ -11,6 +11,8 @@ final class CaptureJob: Sendable {
         let layout: GuestLayout
         let state: GuestState
         let facts: CheckpointFacts
+        /// The disks, all of the instant of the pause.
+        var disks: (any DiskSource)?
         /// Pages to compare with the finished page map.
         var audit: AuditSample?
     }

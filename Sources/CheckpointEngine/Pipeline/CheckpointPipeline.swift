@@ -53,7 +53,7 @@ final class CheckpointPipeline: Sendable {
     }
 
     /// One batch of work, and what it needs.
-    private struct Task: Sendable {
+    struct Task: Sendable {
         let batch: StagedBatch
         let job: CaptureJob
         let draft: CheckpointDraft
@@ -71,12 +71,16 @@ final class CheckpointPipeline: Sendable {
         /// Left by the job that was encoded last; nil: the parent's, to be read from the
         /// repository.
         var map: PageMap?
+        /// The numbers of the disks in the map.
+        var table = VolumeTable()
     }
 
     let repository: Repository
     let pool: StagingPool
+    /// For blocks of disks; nil until they are needed.
+    private let ownDiskPool = Mutex<StagingPool?>(nil)
     private let levelControl: Mutex<LevelControl>
-    private let workerCount: Int
+    let workerCount: Int
     private let progress = Monitor(Progress())
     private let jobs = Channel<CaptureJob>()
     private let tasks = Channel<Task>()
@@ -89,13 +93,17 @@ final class CheckpointPipeline: Sendable {
     private let published = Channel<Published>()
     private let base: Mutex<Base>
     private let threads = Mutex<[Threads.Thread]>([])
+    /// The disks that the captures are of.
+    let disks: SessionDisks?
     /// Called when all jobs have ended.
     private let afterLast = Mutex<(@Sendable () -> Void)?>(nil)
 
     init(
-        repository: Repository, parent: Checkpoint?, options: CaptureOptions
+        repository: Repository, parent: Checkpoint?, disks: SessionDisks? = nil,
+        options: CaptureOptions
     ) throws(RepositoryError) {
         try options.check()
+        self.disks = disks
         self.repository = repository
         pool = try StagingPool(byteCount: options.poolByteCount)
         levelControl = Mutex(LevelControl(options.compression, within: options.compressionRange))
@@ -138,6 +146,27 @@ final class CheckpointPipeline: Sendable {
         }
         for thread in threads { thread.join() }
         pool.releaseMemory()
+        ownDiskPool.withLock { $0 }?.releaseMemory()
+    }
+
+    /// The pool for blocks of disks: two slots of 1 MiB for each worker.
+    func diskPool() throws(RepositoryError) -> StagingPool {
+        try ownDiskPool.withLock { (pool) throws(RepositoryError) in
+            if let pool { return pool }
+            let made = try StagingPool(byteCount: 2 * workerCount * StagingPool.slotByteCount)
+            pool = made
+            return made
+        }
+    }
+
+    /// Hands a batch to the workers; it counts as submitted.
+    func submit(
+        _ batch: StagedBatch, of job: CaptureJob, _ draft: CheckpointDraft,
+        _ transaction: CheckpointTransaction
+    ) {
+        job.state.change { $0.openBatchCount += 1 }
+        tasks.send(
+            Task(batch: batch, job: job, draft: draft, transaction: transaction, level: level))
     }
 
     /// Begins no more jobs: the threads end, by themselves, when all jobs have ended.
@@ -197,6 +226,7 @@ final class CheckpointPipeline: Sendable {
         return try base.withLock { (base) throws(RepositoryError) -> T in
             if base.map == nil, let parent = base.parent {
                 base.map = try repository.pageMap(of: parent).map
+                base.table = VolumeTable(of: parent.manifest)
             }
             let map = base.map ?? PageMap()
             base.map = map
@@ -218,6 +248,7 @@ final class CheckpointPipeline: Sendable {
             base.parent = parent
             base.lease = lease
             base.map = map
+            base.table = VolumeTable(of: parent.manifest)
         }
     }
 
@@ -236,6 +267,7 @@ final class CheckpointPipeline: Sendable {
                 // The capture thread may still be submitting: wait until it has noticed.
                 job.state.wait { $0.isHandedOver ? () : nil }
                 end(job, .failure(job.failure ?? failure))
+                disks?.releaseRetired()
             }
             lastStart = start
         }
@@ -274,7 +306,9 @@ final class CheckpointPipeline: Sendable {
 
     /// Encodes a job, and hands it to the publisher when the previous one is published.
     private func encode(_ job: CaptureJob, interval: Duration?) throws {
-        let draft = CheckpointDraft(map: try takeMap())
+        let (map, known) = try takeMap()
+        let draft = CheckpointDraft(map: map)
+        var table = known
         do {
             let transaction = try repository.begin()
             let publication: Publication
@@ -287,12 +321,18 @@ final class CheckpointPipeline: Sendable {
                 try job.check()
                 draft.adopt(completion.layout)
                 try audit(job, completion, draft)
+                let volumes = try table.adopt(completion.disks?.disks ?? [])
+                if let source = completion.disks {
+                    try encodeDisks(
+                        source, as: volumes, known: known.volumes, job, draft, transaction)
+                }
                 publications.waitUntilEmpty()
                 try checkPredecessors(of: job)
                 let (parent, lease) = base.withLock { ($0.parent, $0.lease) }
                 let start = ContinuousClock.now
                 let prepared = try transaction.prepare(
-                    draft, parent: parent, lease: lease, state: completion.state, completion.facts,
+                    draft, parent: parent, lease: lease, disks: volumes, table: table,
+                    state: completion.state, completion.facts,
                     while: { self.goesOn(job) })
                 // The last check: once published, the checkpoint exists.
                 try job.check()
@@ -305,7 +345,10 @@ final class CheckpointPipeline: Sendable {
                 throw error
             }
             let map = draft.finish()
-            base.withLock { $0.map = map }
+            base.withLock { [table] base in
+                base.map = map
+                base.table = table
+            }
             publications.send(publication)
         } catch {
             // The map has parts of a checkpoint that does not exist: read it again.
@@ -326,16 +369,16 @@ final class CheckpointPipeline: Sendable {
     }
 
     /// The page map that a job starts from.
-    private func takeMap() throws(RepositoryError) -> PageMap {
-        let known = base.withLock { base in
+    private func takeMap() throws(RepositoryError) -> (PageMap, VolumeTable) {
+        let known = base.withLock { base -> (PageMap, VolumeTable)? in
             defer { base.map = nil }
-            return base.map
+            return base.map.map { ($0, base.table) }
         }
         if let known { return known }
         // The checkpoint that is being published may become the parent.
         publications.waitUntilEmpty()
-        guard let parent else { return PageMap() }
-        return try repository.pageMap(of: parent).map
+        guard let parent else { return (PageMap(), VolumeTable()) }
+        return (try repository.pageMap(of: parent).map, VolumeTable(of: parent.manifest))
     }
 
     /// Hands a job's batches to the workers until it is complete and all are encoded.
@@ -382,6 +425,7 @@ final class CheckpointPipeline: Sendable {
                 // known.
                 published.waitUntilEmpty()
                 end(publication.job, .failure(error))
+                disks?.releaseRetired()
             }
             publications.removeFirst()
         }
@@ -426,6 +470,7 @@ final class CheckpointPipeline: Sendable {
                 }
             }
             end(publication.job, .success(done.checkpoint))
+            disks?.releaseRetired()
             published.removeFirst()
         }
         afterLast.withLock { $0 }?()

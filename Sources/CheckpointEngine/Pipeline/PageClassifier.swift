@@ -10,6 +10,8 @@ struct PageClassifier {
     private var digests: [PageDigest] = []
     /// The contents of the pages appended since `removeAll`, in order.
     private(set) var contents: [PageContent] = []
+    /// The content of a page that is zero.
+    var zero = PageContent.zero
 
     /// Removes all pages, and keeps the buffers.
     mutating func removeAll() {
@@ -44,7 +46,7 @@ struct PageClassifier {
         var next = 0
         for position in 0..<count {
             if zeroFlags[position] != 0 {
-                contents.append(.zero)
+                contents.append(zero)
             } else {
                 contents.append(.present(digests[next]))
                 next += 1

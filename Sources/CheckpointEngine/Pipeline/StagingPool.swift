@@ -153,7 +153,6 @@ struct StagedBatch: Sendable {
     let filling: Filling?
 
     init(slot: StagingPool.Slot, runs: [PageRange], filling: Filling? = nil) {
-        precondition(filling == nil || runs.count == 1, "what a worker reads is one run")
         self.slot = slot
         self.runs = runs
         self.filling = filling

@@ -3,17 +3,17 @@ import CheckpointStore
 public import GuestModel
 
 extension Guest {
-    /// Returns the Merkle root of all of the guest's pages, which equals a checkpoint's `root` if
-    /// and only if the memory is equal.
+    /// Returns the Merkle root of all of the guest's pages, which equals that of a checkpoint's
+    /// `memory` if and only if the memory is equal.
     ///
     /// Blocks: every page is copied and digested on this thread. No page may change meanwhile. The
     /// guest is not paused by this.
     public func memoryRoot() throws(GuestError) -> PageDigest { try pageMap().root() }
 
     /// Returns the page map of the guest's current memory.
-    func pageMap() throws(GuestError) -> PageMap {
+    func pageMap() throws(GuestError) -> VolumeMap {
         let layout = try layout()
-        let map = PageMap()
+        let map = VolumeMap()
         _ = map.adopt(layout)
         var classifier = PageClassifier()
         let buffer = PageMemory.allocate(byteCount: StagingPool.slotByteCount)

@@ -29,6 +29,8 @@ struct PageSupply: Sendable {
 
     let repository: Repository
     let checkpoint: Checkpoint
+    /// The volume to which the frames belong; their numbers are those within it.
+    var volume = VolumeNumber.memory
     var control = WorkControl.none
 
     /// Reads pages, and passes them on in runs.
@@ -52,7 +54,7 @@ struct PageSupply: Sendable {
             Threads.processorCount, 1 + requests.count / PageSupply.threadPageCountMin)
         let results = Mutex<(bytes: Int, failure: (any Error)?)>((0, nil))
         let nextShare = Atomic(0)
-        let (repository, id, control) = (repository, checkpoint.id, control)
+        let (repository, id, volume, control) = (repository, checkpoint.id, volume, control)
         Threads.concurrently(threadCount) { _ in
             do {
                 var fetcher = try PageFetcher(repository)
@@ -66,7 +68,7 @@ struct PageSupply: Sendable {
                         requests[start..<end], place: target.place,
                         damaged: { corruption, request in
                             throw RepositoryError(corruption).attributed(
-                                to: id, frame: request.frame)
+                                to: id, frame: PageFrameNumber(request.frame.rawValue, in: volume))
                         }, deliver: target.take)
                 }
                 let bytes = fetcher.bytesRead

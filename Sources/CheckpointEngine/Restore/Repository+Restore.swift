@@ -12,26 +12,33 @@ public struct RestoreResult: Hashable, Sendable {
     public let mapsRead: Int
     /// The number of bytes that were read from packs for pages.
     public let bytesRead: Int
-    /// The checkpoint's root, which the guest's memory now has.
+    /// The root of the restored volume, which the guest's pages now have.
     public let root: PageDigest
 }
 
 extension Repository {
-    /// Restores a checkpoint into a guest: its pages, each of which is verified, then its state.
+    /// Restores a volume of a checkpoint into a guest: its pages, each of which is verified, then,
+    /// for the memory, the guest's state.
     ///
-    /// The guest must not run meanwhile; this neither pauses nor resumes it. Blocks. Packs are read
+    /// The guest must not run meanwhile; this neither pauses nor resumes it. The blocks of a disk
+    /// are the pages of a guest that stands for it, such as an `ImageFile`. Blocks. Packs are read
     /// sequentially on all processors, and pages are decompressed in the guest's memory where this
     /// process can access it. A page that fails verification there is cleared. When this throws,
     /// also because it was cancelled, the guest has a part of the checkpoint and must not run.
     ///
+    /// The memory of a checkpoint with disks (`Checkpoint.disks`, `omitsDisks`) must run only with
+    /// these disks: a guest that continues over a disk of another instant destroys its file
+    /// systems.
+    ///
     /// - Parameters:
     ///   - checkpoint: a checkpoint of this repository.
+    ///   - volume: `memory`, or a disk's name.
     ///   - guest: a new guest, or one that is not running.
     ///   - cancellation: ends the restore with `cancelled`.
     ///   - progress: called in phase `writing` with pages, on several threads at once.
     @discardableResult
     public func restore(
-        _ checkpoint: Checkpoint, into guest: any WritableGuest,
+        _ checkpoint: Checkpoint, volume name: String = "memory", into guest: any WritableGuest,
         cancellation: Cancellation? = nil, progress: ProgressHandler? = nil
     ) throws(CheckpointError) -> RestoreResult {
         let control = WorkControl(
@@ -41,57 +48,93 @@ extension Repository {
             try control.check()
             let lease = try lease([checkpoint.id])
             defer { withExtendedLifetime(lease) {} }
-            let (map, mapsRead) = try pageMap(of: checkpoint)
-            let state = try state(of: checkpoint)
-            let layout = map.layout
+            let volume = try checkpoint.volume(named: name)
+            let (maps, mapsRead) = try pageMap(of: checkpoint, volumes: [volume.number])
+            let map = maps[volume.number]
+            let state = volume.isDisk ? .empty : try state(of: checkpoint)
+            let blockCount = volume.disk.map { Int($0.blockCount) }
+            let layout = blockCount.map { GuestLayout(pageCount: $0) } ?? map.layout
             try guest.checkState(state)
             try guest.adoptLayout(layout)
-            let total = checkpoint.pageCount
+            let total = volume.pageCount
             let target = RestoredGuest(guest, pageCount: total, control)
             var bytesRead = 0
-            let supply = PageSupply(repository: self, checkpoint: checkpoint)
-            try RestoreWindows.forEach(map, layout) { pages, zeros in
-                if !guest.startsZeroed { try guest.writeZeros(zeros) }
-                target.note(zeros.reduce(0) { $0 + $1.count })
+            var zeroCount = 0
+            let supply = PageSupply(
+                repository: self, checkpoint: checkpoint, volume: volume.number)
+            try RestoreWindows.forEach(map, blockCount: blockCount) { pages, zeros in
+                if !guest.startsZeroed {
+                    try guest.writeZeros(zeros)
+                    zeroCount += zeros.reduce(0) { $0 + $1.count }
+                }
+                if !volume.isDisk { target.note(zeros.reduce(0) { $0 + $1.count }) }
                 bytesRead += try supply.read(pages, into: target)
             }
             try guest.restoreState(state)
             try? control.report(.writing, .pages, total, of: total)
-            let zeroPages = guest.startsZeroed ? checkpoint.zeroPageCount : 0
             return RestoreResult(
-                writtenPageCount: total - zeroPages, mapsRead: mapsRead, bytesRead: bytesRead,
-                root: checkpoint.root)
+                writtenPageCount: total - volume.zeroPageCount + zeroCount, mapsRead: mapsRead,
+                bytesRead: bytesRead, root: volume.root)
         } catch {
             throw CheckpointError(wrapping: error)
         }
     }
 }
 
-private enum RestoreWindows {
-    /// Splits a map into windows that fit in memory.
+/// Splits a map into windows that fit in memory.
+private struct RestoreWindows {
+    /// Most runs of zeros in one window.
+    private static let zeroRunCountMax = 1 << 16
+
+    private var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
+    private var zeros: [PageRange] = []
+
+    /// Calls `body` with the pages of a map and the frames that are zero, window by window.
+    ///
+    /// - Parameter blockCount: of a disk, whose other blocks are all zero; nil for the memory.
     static func forEach(
-        _ map: PageMap, _ layout: GuestLayout,
+        _ map: VolumeMap, blockCount: Int?,
         _ body: ([(frame: PageFrameNumber, digest: PageDigest)], _ zeros: [PageRange]) throws ->
             Void
     ) throws {
-        var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
-        var zeros = DirtyBitmap()
-        for run in layout.runs {
-            for number in run.frames {
+        var windows = RestoreWindows()
+        var end: UInt64 = 0
+        func addGap(to next: UInt64) {
+            guard blockCount != nil, next > end else { return }
+            windows.zeros.appendJoining(
+                PageRange(first: PageFrameNumber(end), count: Int(next - end)))
+        }
+        try map.forEachLeaf { leaf, mask in
+            var rest = mask
+            while rest != 0 {
+                let number = UInt64(leaf) * 64 + UInt64(rest.trailingZeroBitCount)
+                rest &= rest - 1
                 let frame = PageFrameNumber(number)
-                switch map[frame] {
-                case .present(let digest): pages.append((frame, digest))
-                case .zero: zeros.insert(frame)
-                case .absent: break
-                }
-                if pages.count == PageSupply.windowPageCount {
-                    try body(pages, zeros.runs())
-                    pages.removeAll(keepingCapacity: true)
-                    zeros.removeAll()
+                addGap(to: number)
+                end = number + 1
+                if case .present(let digest) = map[frame] {
+                    windows.pages.append((frame, digest))
+                } else {
+                    windows.zeros.appendJoining(PageRange(first: frame, count: 1))
                 }
             }
+            if windows.isFull { try windows.empty(body) }
         }
-        try body(pages, zeros.runs())
+        addGap(to: UInt64(blockCount ?? 0))
+        try windows.empty(body)
+    }
+
+    private var isFull: Bool {
+        pages.count + 64 > PageSupply.windowPageCount
+            || zeros.count > RestoreWindows.zeroRunCountMax
+    }
+
+    private mutating func empty(
+        _ body: ([(frame: PageFrameNumber, digest: PageDigest)], [PageRange]) throws -> Void
+    ) throws {
+        try body(pages, zeros)
+        pages.removeAll(keepingCapacity: true)
+        zeros.removeAll(keepingCapacity: true)
     }
 }
 

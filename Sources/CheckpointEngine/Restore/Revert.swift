@@ -34,9 +34,11 @@ public struct RevertResult: Sendable {
 }
 
 extension CaptureSession {
-    /// Reverts the guest to a checkpoint, in place.
+    /// Reverts the guest's memory and state to a checkpoint, in place.
     ///
-    /// The next capture follows that checkpoint.
+    /// The next capture follows that checkpoint. Disks are not put back: a guest whose disks were
+    /// written since the checkpoint must not be reverted, which only a Xen domain refuses. Restore
+    /// the checkpoint as a new guest instead.
     ///
     /// Blocks, and waits until captures in progress have ended. Needs memory for the pages that may
     /// differ: those in which the checkpoint differs from the newest one, and those that were
@@ -60,6 +62,14 @@ extension CaptureSession {
         guard let writable = guest as? any WritableGuest else {
             throw CheckpointError(
                 GuestError(code: .unsupported, message: "this guest cannot be written in place"))
+        }
+        guard !(pipeline.disks?.hasDisks ?? false), checkpoint.disks.isEmpty else {
+            throw CheckpointError(
+                GuestError(
+                    code: .unsupported,
+                    message: "a guest with disks cannot be reverted in place: its memory would run "
+                        + "over disks of another instant; restore the checkpoint as a new guest "
+                        + "with its disks"))
         }
         let control = control(
             "the revert was cancelled; the guest continues unchanged", cancellation, progress)
@@ -92,7 +102,9 @@ private struct RevertOperation {
     private let guest: any WritableGuest
     private let target: Checkpoint
     private let lease: SessionLease
-    private let map: PageMap
+    private let maps: PageMap
+    /// The memory's.
+    private let map: VolumeMap
     private let guestState: GuestState
     private let staged: StagedPages
     private let control: WorkControl
@@ -109,9 +121,10 @@ private struct RevertOperation {
         lease = try repository.leaseForSession(target)
         // Repeated reverts to the newest checkpoint, as a fuzzer does: its map is in memory.
         let isParent = session.pipeline.parent?.id == target.id
-        map =
+        maps =
             isParent
             ? try session.pipeline.withMap { $0 } : try repository.pageMap(of: target).map
+        map = maps.memory
         guestState = try repository.state(of: target)
         staged = StagedPages(
             map: map, supply: PageSupply(repository: repository, checkpoint: target))
@@ -140,7 +153,7 @@ private struct RevertOperation {
         }
         let times = PauseTimes(
             request: pausedSince - start, downtime: ContinuousClock.now - pausedSince)
-        session.pipeline.rebase(on: target, lease: lease, map: map)
+        session.pipeline.rebase(on: target, lease: lease, map: maps)
         forgetOwnWrites(sets.candidates)
         return RevertResult(
             writtenPageCount: written, comparedPageCount: sets.candidates.count,
@@ -184,7 +197,7 @@ private struct RevertOperation {
         guard let log = SessionLog(session) else { return (DirtyBitmap(), nil) }
         let (comparesAll, layout) = session.state.withLock { ($0.comparesAll, $0.layout) }
         if log.isRunning && !comparesAll {
-            var candidates = try session.pipeline.withMap { map.difference(from: $0) }
+            var candidates = try session.pipeline.withMap { map.difference(from: $0.memory) }
             guard try readLog(log, isFinal: false) == .complete else {
                 return (candidates, nil)
             }
@@ -426,11 +439,11 @@ private struct RevertWork {
 
 /// Contents of a checkpoint's pages, verified, in memory.
 private final class StagedPages {
-    private let map: PageMap
+    private let map: VolumeMap
     private var supply: PageSupply
     private var parts: [StagedPart] = []
 
-    init(map: PageMap, supply: PageSupply) {
+    init(map: VolumeMap, supply: PageSupply) {
         self.map = map
         self.supply = supply
     }

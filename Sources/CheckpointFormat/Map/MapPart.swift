@@ -19,8 +19,9 @@ package import GuestModel
 //   content 2 only: zigzag  ordinal of the run's first page within the transaction, less one more
 //                    than that of the previous such page (0 at first); a run's ordinals ascend
 
-// A part describes at most 131,072 frames, which bounds the cost of reading it, however few bytes
-// it has.
+// A part describes at most 131,072 frames of one volume, which bounds the cost of reading it,
+// however few bytes it has. Frame numbers contain the volume's (VolumeRecord.swift). A block of a
+// disk that is zero is in no base map; a delta map calls it absent.
 
 /// One run of a map part; its digests are stored separately.
 package struct MapRun: Hashable, Sendable {
@@ -172,8 +173,8 @@ extension MapPart {
             let (first, overflow) = end.addingReportingOverflow(try reader.readVarint())
             let count = try reader.readVarint(
                 limit: frameCountMax - frameCount, "the part's frame count")
-            guard !overflow, count > 0, first < MapBounds.frameEndMax,
-                UInt64(count) <= MapBounds.frameEndMax - first
+            guard !overflow, count > 0, first < PageRange.frameLimit,
+                UInt64(count) <= PageRange.frameLimit - first
             else {
                 throw FormatError(offset: start, reason: "a run is out of range")
             }

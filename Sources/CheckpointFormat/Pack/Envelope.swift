@@ -36,7 +36,7 @@ package struct Envelope: Hashable, Sendable {
     /// Size of an envelope in bytes.
     package static let byteCount = 64
     /// The version that this code writes, and the only one that it reads.
-    package static let formatVersion: UInt32 = 1
+    package static let formatVersion: UInt32 = 2
 
     /// The kind of file.
     package let kind: Kind

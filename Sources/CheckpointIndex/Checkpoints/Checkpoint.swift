@@ -35,13 +35,25 @@ public struct Checkpoint: Hashable, Sendable {
     public var lineage: LineageName { LineageName(stored: manifest.lineage) }
     /// When the guest was paused, in nanoseconds since 1970.
     public var timeNanoseconds: Int64 { manifest.timeNanoseconds }
-    /// The Merkle root of the page map: identifies the contents of the memory.
+    /// The memory and the disks, all of one instant; the memory is the first.
+    public var volumes: [Volume] { manifest.volumes.map(Volume.init) }
+    /// The guest's memory.
+    public var memory: Volume { Volume(manifest.memory) }
+    /// The guest's disks, in the order in which they first were in a checkpoint.
+    public var disks: [Volume] { manifest.volumes.dropFirst().map(Volume.init) }
+    /// True if the guest had disks that are not in the checkpoint, because only its memory was
+    /// requested (`CaptureOptions.omitsDisks`).
+    public var omitsDisks: Bool { manifest.omitsDisks }
+    /// Identifies the contents of all volumes: a digest of their names, sizes and roots.
     public var root: PageDigest { manifest.root }
-    /// Number of pages that exist, including zero pages.
+    /// Number of pages that exist in all volumes, including zero pages of the memory.
+    ///
+    /// Of a disk, only blocks that are not zero exist.
     public var pageCount: Int { Int(manifest.pageCount) }
-    /// Number of pages whose bytes are all zero.
+    /// Number of pages of the memory whose bytes are all zero.
     public var zeroPageCount: Int { Int(manifest.zeroPageCount) }
-    /// Number of frames whose content differs from the parent's; all pages if there is no parent.
+    /// Number of pages in all volumes whose content differs from the parent's; all pages if there
+    /// is no parent.
     public var changedPageCount: Int { Int(manifest.changedPageCount) }
     /// Number of pages whose content was new to the repository.
     public var storedPageCount: Int { Int(manifest.storedPageCount) }
@@ -51,6 +63,13 @@ public struct Checkpoint: Hashable, Sendable {
     public var metadataByteCount: Int { Int(manifest.metadataByteCount) + manifestByteCount }
     /// Downtime of the guest; zero if it was not running.
     public var pause: Duration { .nanoseconds(Int64(clamping: manifest.pauseNanoseconds)) }
+    /// The name of the cut from which the disks were read, by which its provider may find it
+    /// (`DiskGroup.standingCut`); nil if there is none.
+    public var cutName: String? { manifest.cutName.isEmpty ? nil : manifest.cutName }
+    /// How much of `pause` was spent waiting for requests to the disks.
+    public var drainTime: Duration { .nanoseconds(Int64(clamping: manifest.drainNanoseconds)) }
+    /// How much of `pause` was spent cutting the disks, without `drainTime`.
+    public var cutTime: Duration { .nanoseconds(Int64(clamping: manifest.cutNanoseconds)) }
     /// Number of precopy rounds before the pause.
     public var precopyRounds: Int { Int(manifest.precopyRounds) }
     /// True if every page was compared, because there was no dirty log or its contents were

@@ -28,6 +28,29 @@ extension MapPart {
 extension Manifest {
     /// The checkpoint on whose page map this one's is based.
     var ancestor: CheckpointID? { mapPosition == 0 ? nil : CheckpointID(mapAncestor) }
+
+    /// Of some frames, those of volumes that it has.
+    package func framesOfItsVolumes(among frames: FrameSet) -> FrameSet {
+        var frames = frames
+        var next: UInt64 = 0
+        for first in volumes.map(\.number.firstFrame) + [PageRange.frameLimit] {
+            if first > next {
+                frames.remove(PageRange(first: PageFrameNumber(next), count: Int(first - next)))
+            }
+            next = first + VolumeNumber(1).firstFrame
+        }
+        return frames
+    }
+
+    /// All frames of the volumes that another one does not have.
+    package func framesOfVolumes(notIn other: Manifest) -> FrameSet {
+        var frames = FrameSet()
+        for volume in volumes where other.volume(volume.number) == nil && volume.frameEnd > 0 {
+            let range = PageRange(first: PageFrameNumber(0), count: Int(volume.frameEnd))
+            frames.insert(range.of(volume.number))
+        }
+        return frames
+    }
 }
 
 extension Checkpoint {

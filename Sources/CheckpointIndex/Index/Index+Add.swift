@@ -9,7 +9,7 @@ package struct Publication: Sendable {
     package let manifest: Manifest
     package let location: RecordLocation
     /// The frames in which it may differ from its parent; nil if that must be read from the packs.
-    package var changed: DirtyBitmap?
+    package var changed: FrameSet?
     /// The pack of its forget record; it is kept because other page maps are based on its own.
     package var forgetPack: UInt32?
     /// Packs that prune removed: it is not an error if they held parts of a forgotten checkpoint.
@@ -19,7 +19,7 @@ package struct Publication: Sendable {
 
     package init(
         id: CheckpointID, manifest: Manifest, location: RecordLocation,
-        changed: DirtyBitmap? = nil, forgetPack: UInt32? = nil,
+        changed: FrameSet? = nil, forgetPack: UInt32? = nil,
         pruned: PrunedRecord = PrunedRecord(), toleratesDamage: Bool = false
     ) {
         self.id = id
@@ -176,10 +176,12 @@ private struct IndexAddition {
         of publication: Publication, _ groups: inout TransactionGroups,
         _ chain: inout MapChainReader, _ condemned: Set<PageDigest>
     ) throws(IndexError) {
-        var inherited = ownedFrames?.frames ?? DirtyBitmap()
+        var inherited = publication.manifest.framesOfItsVolumes(
+            among: ownedFrames?.frames ?? FrameSet())
         batch.reserveCapacity(min(batchCountMax, groups.pageCount))
         var check = MapCheck(publication.manifest)
-        for location in publication.manifest.mapParts {
+        for place in publication.manifest.maps {
+            let location = place.location
             let part: MapPart
             do throws(RepositoryError) {
                 if publication.isForgotten,
@@ -189,7 +191,7 @@ private struct IndexAddition {
                 }
                 part = try MapReader.part(chain.reader, at: location, of: publication.manifest)
                 do throws(FormatError) {
-                    try check.take(part)
+                    try check.take(part, at: place)
                 } catch {
                     throw chain.reader.corrupted(location, .mapPart, error)
                 }

@@ -81,7 +81,7 @@ package final class Index: Sendable {
         fileprivate static let names = allCases.map { "\($0)" }
     }
 
-    static let version: UInt32 = 7
+    static let version: UInt32 = 8
 
     /// Upper bound of orders and run numbers: their sums do not overflow.
     static let numberMax = UInt64(Int64.max)

@@ -34,9 +34,9 @@ package import LMDBTables
 package struct OwnedFrames: Sendable, EncodedValue {
     /// The checkpoint whose pages it has in all other frames; nil: there are none.
     package var predecessor: CheckpointID?
-    package var frames: DirtyBitmap
+    package var frames: FrameSet
 
-    init(predecessor: CheckpointID?, frames: DirtyBitmap) {
+    init(predecessor: CheckpointID?, frames: FrameSet) {
         self.predecessor = predecessor
         self.frames = frames
     }
@@ -48,12 +48,12 @@ package struct OwnedFrames: Sendable, EncodedValue {
             var reader = ByteReader(bytes)
             let digest = try reader.readDigest()
             predecessor = digest == .none ? nil : CheckpointID(digest)
-            frames = DirtyBitmap()
+            frames = FrameSet()
             var end = 0
             while reader.remaining > 0 {
-                let gap = try reader.readVarint(limit: Int(PageMap.frameEndMax), "a frame")
-                let count = try reader.readVarint(limit: Int(PageMap.frameEndMax), "frames")
-                guard count > 0, end + gap + count <= Int(PageMap.frameEndMax) else {
+                let gap = try reader.readVarint(limit: Int(PageRange.frameLimit), "a frame")
+                let count = try reader.readVarint(limit: Int(PageRange.frameLimit), "frames")
+                guard count > 0, end + gap + count <= Int(PageRange.frameLimit) else {
                     throw FormatError(offset: reader.position, reason: "a run of frames")
                 }
                 let first = PageFrameNumber(UInt64(end + gap))

@@ -118,14 +118,17 @@ package struct MapChainReader {
 
     /// Calls `body` with the distinct pages of a checkpoint in the given frames.
     ///
-    /// Reads its maps until each of the frames was found.
+    /// Reads its maps until each of the frames was found. Frames of volumes that it does not have
+    /// are skipped: maps on which its own is based may have them.
     package mutating func forEachPage(
-        of id: CheckpointID, in frames: DirtyBitmap,
+        of id: CheckpointID, in frames: FrameSet,
         _ body: (PageFrameNumber, PageDigest) throws(IndexError) -> Void
     ) throws(IndexError) {
         guard !frames.isEmpty else { return }
-        var wanted = frames
-        var walk = MapAncestry(of: try checkpoint(id))
+        let checkpoint = try checkpoint(id)
+        var wanted = checkpoint.manifest.framesOfItsVolumes(among: frames)
+        guard !wanted.isEmpty else { return }
+        var walk = MapAncestry(of: checkpoint)
         repeat {
             for part in try map(of: walk.current) {
                 try part.forEachRun { (run, digests) throws(IndexError) in
@@ -146,7 +149,7 @@ package struct MapChainReader {
     package mutating func forEachPage(
         of id: CheckpointID, _ body: (PageFrameNumber, PageDigest) throws(IndexError) -> Void
     ) throws(IndexError) {
-        var frames = DirtyBitmap()
+        var frames = FrameSet()
         for step in try chain(from: checkpoint(id)) {
             for part in try map(of: step) { for run in part.runs { frames.insert(run.range) } }
         }
@@ -157,19 +160,26 @@ package struct MapChainReader {
 // MARK: - Differences
 
 extension MapChainReader {
-    /// Frames in which a checkpoint may differ from another: all those in which it does, and few
-    /// others.
+    /// The frames in which a checkpoint may differ from another.
+    ///
+    /// They are all those in which it does, and few others. Two checkpoints may differ in every
+    /// frame of a volume that only one of them has.
     ///
     /// Reads the maps between each of the two and their first common ancestor.
     ///
     /// - Parameter other: nil to get the frames that exist.
     mutating func differing(
         _ checkpoint: Checkpoint, from other: CheckpointID?
-    ) throws(IndexError) -> DirtyBitmap {
+    ) throws(IndexError) -> FrameSet {
         let mine = try chain(from: checkpoint)
         guard let other else { return try frames(of: mine) }
-        if checkpoint.mapAncestor == other { return try frames(of: [checkpoint]) }
-        let theirs = try chain(from: self.checkpoint(other))
+        let second = try self.checkpoint(other)
+        var result = checkpoint.manifest.framesOfVolumes(notIn: second.manifest)
+        result.formUnion(second.manifest.framesOfVolumes(notIn: checkpoint.manifest))
+        if checkpoint.mapAncestor == other {
+            return result.union(try frames(of: [checkpoint]))
+        }
+        let theirs = try chain(from: second)
         let ids = Set(mine.map(\.id))
         let common = theirs.first { ids.contains($0.id) }?.id
         let old = PageMap()
@@ -178,8 +188,7 @@ extension MapChainReader {
             for part in try map(of: step) { MapReader.apply(part, to: old) }
         }
         var named = try frames(of: path)
-        var result = DirtyBitmap()
-        var seen = DirtyBitmap()
+        var seen = FrameSet()
         for step in mine.prefix(while: { $0.id != common }) {
             for part in try map(of: step) {
                 part.forEachContent { frame, content in
@@ -197,8 +206,8 @@ extension MapChainReader {
     }
 
     /// The frames in the maps of the given checkpoints.
-    private mutating func frames(of steps: [Checkpoint]) throws(IndexError) -> DirtyBitmap {
-        var frames = DirtyBitmap()
+    private mutating func frames(of steps: [Checkpoint]) throws(IndexError) -> FrameSet {
+        var frames = FrameSet()
         for step in steps {
             for part in try map(of: step) { for run in part.runs { frames.insert(run.range) } }
         }

@@ -1,17 +1,41 @@
 import CheckpointFormat
 import GuestModel
 
-/// The leaves of a page map: the content of each frame, and which leaves changed.
+/// The leaves of a volume's page map: the content of each frame, and which leaves changed.
 ///
 /// A struct, so that setting a batch of frames is one access to it. Its owner frees it.
 struct MapLeaves {
-    private static let leavesPerChunk = 512
+    /// Leaves that are allocated together: 32,768 frames.
+    static let leavesPerChunk = 512
     private static let noSlot = UInt32.max
 
-    private var slots: [UInt32] = []
-    private(set) var present: [UInt64] = []
-    private(set) var zero: [UInt64] = []
-    private var chunks: [UnsafeMutablePointer<PageDigest>] = []
+    /// 512 leaves: masks, and where their digests are.
+    private struct Chunk {
+        let present: UnsafeMutablePointer<UInt64>
+        let zero: UnsafeMutablePointer<UInt64>
+        let slots: UnsafeMutablePointer<UInt32>
+
+        init() {
+            func allocate<T>(_ value: T) -> UnsafeMutablePointer<T> {
+                let memory = UnsafeMutablePointer<T>.allocate(capacity: leavesPerChunk)
+                memory.initialize(repeating: value, count: leavesPerChunk)
+                return memory
+            }
+            present = allocate(0)
+            zero = allocate(0)
+            slots = allocate(noSlot)
+        }
+
+        func deallocate() {
+            present.deallocate()
+            zero.deallocate()
+            slots.deallocate()
+        }
+    }
+
+    /// Chunks without frames do not exist.
+    private var chunks: [Chunk?] = []
+    private var blocks: [UnsafeMutablePointer<PageDigest>] = []
     private var slotCount: UInt32 = 0
     /// Leaves whose nodes are stale.
     var dirty = DirtyBitmap()
@@ -24,14 +48,49 @@ struct MapLeaves {
 
     /// Frees its memory; it must not be used afterwards.
     func deallocate() {
-        for chunk in chunks { chunk.deallocate() }
+        for chunk in chunks { chunk?.deallocate() }
+        for block in blocks { block.deallocate() }
+    }
+
+    /// Leaves are below this number.
+    var leafEnd: Int { chunks.count * MapLeaves.leavesPerChunk }
+
+    /// The frames of a leaf that have a digest.
+    func present(_ leaf: Int) -> UInt64 {
+        chunk(of: leaf)?.present[leaf % MapLeaves.leavesPerChunk] ?? 0
+    }
+
+    /// The frames of a leaf that are zero.
+    func zero(_ leaf: Int) -> UInt64 {
+        chunk(of: leaf)?.zero[leaf % MapLeaves.leavesPerChunk] ?? 0
+    }
+
+    private func chunk(of leaf: Int) -> Chunk? {
+        let number = leaf / MapLeaves.leavesPerChunk
+        return number < chunks.count ? chunks[number] : nil
+    }
+
+    /// Calls `body` with each leaf that has frames, and the mask of those that exist.
+    func forEachLeaf<E: Error>(_ body: (Int, UInt64) throws(E) -> Void) throws(E) {
+        for (number, chunk) in chunks.enumerated() {
+            guard let chunk else { continue }
+            for index in 0..<MapLeaves.leavesPerChunk {
+                let mask = chunk.present[index] | chunk.zero[index]
+                if mask != 0 { try body(number * MapLeaves.leavesPerChunk + index, mask) }
+            }
+        }
     }
 
     /// One more than the highest frame that exists.
     var frameEnd: UInt64 {
-        for leaf in present.indices.reversed() {
-            let mask = present[leaf] | zero[leaf]
-            if mask != 0 { return UInt64(leaf) * 64 + 64 - UInt64(mask.leadingZeroBitCount) }
+        for (number, chunk) in chunks.enumerated().reversed() {
+            guard let chunk else { continue }
+            for index in (0..<MapLeaves.leavesPerChunk).reversed() {
+                let mask = chunk.present[index] | chunk.zero[index]
+                guard mask != 0 else { continue }
+                let leaf = number * MapLeaves.leavesPerChunk + index
+                return UInt64(leaf) * 64 + 64 - UInt64(mask.leadingZeroBitCount)
+            }
         }
         return 0
     }
@@ -43,8 +102,7 @@ struct MapLeaves {
         mutating get {
             if let knownLayout { return knownLayout }
             var frames = DirtyBitmap()
-            let masks = zip(present, zero).map { $0 | $1 }
-            frames.formUnion(words: masks.span)
+            forEachLeaf { frames.insert(wordIndex: $0, mask: $1) }
             let layout = GuestLayout(runs: frames.runs())
             knownLayout = layout
             return layout
@@ -55,9 +113,12 @@ struct MapLeaves {
     subscript(frame: PageFrameNumber) -> PageContent {
         let leaf = Int(frame.rawValue / 64)
         let bit = UInt64(1) << (frame.rawValue % 64)
-        guard leaf < present.count else { return .absent }
-        if present[leaf] & bit != 0 { return .present(digest(leaf, Int(frame.rawValue % 64))) }
-        return zero[leaf] & bit != 0 ? .zero : .absent
+        guard let chunk = chunk(of: leaf) else { return .absent }
+        let place = leaf % MapLeaves.leavesPerChunk
+        if chunk.present[place] & bit != 0 {
+            return .present(digest(chunk, place, Int(frame.rawValue % 64)))
+        }
+        return chunk.zero[place] & bit != 0 ? .zero : .absent
     }
 
     /// Sets the content of a frame.
@@ -68,27 +129,27 @@ struct MapLeaves {
         let leaf = Int(frame.rawValue / 64)
         let index = Int(frame.rawValue % 64)
         let bit = UInt64(1) << UInt64(index)
-        if leaf >= present.count {
-            if content == .absent { return false }
-            grow(to: leaf + 1)
-        }
-        let wasZero = zero[leaf] & bit != 0
-        let existed = wasZero || present[leaf] & bit != 0
+        if content == .absent, chunk(of: leaf) == nil { return false }
+        let chunk = demand(leaf)
+        let place = leaf % MapLeaves.leavesPerChunk
+        let wasZero = chunk.zero[place] & bit != 0
+        let wasPresent = chunk.present[place] & bit != 0
+        let existed = wasZero || wasPresent
         switch content {
         case .absent:
             guard existed else { return false }
-            present[leaf] &= ~bit
-            zero[leaf] &= ~bit
+            chunk.present[place] &= ~bit
+            chunk.zero[place] &= ~bit
         case .zero:
             guard !wasZero else { return false }
-            present[leaf] &= ~bit
-            zero[leaf] |= bit
+            chunk.present[place] &= ~bit
+            chunk.zero[place] |= bit
         case .present(let digest):
-            let place = block(leaf) + index
-            if present[leaf] & bit != 0 && place.pointee == digest { return false }
-            place.pointee = digest
-            present[leaf] |= bit
-            zero[leaf] &= ~bit
+            let memory = block(chunk, place) + index
+            if wasPresent && memory.pointee == digest { return false }
+            memory.pointee = digest
+            chunk.present[place] |= bit
+            chunk.zero[place] &= ~bit
         }
         let exists = content != .absent
         if exists != existed { knownLayout = nil }
@@ -99,12 +160,14 @@ struct MapLeaves {
     }
 
     /// Sets the contents of frames, in order.
+    ///
+    /// - Parameter base: subtracted from each frame number.
     mutating func set(
-        _ frames: Span<UInt64>, _ contents: Span<PageContent>,
+        _ frames: Span<UInt64>, from base: UInt64, _ contents: Span<PageContent>,
         changed: (Int, PageContent) -> Void
     ) {
         for position in frames.indices {
-            let frame = PageFrameNumber(frames[position])
+            let frame = PageFrameNumber(frames[position] - base)
             let old = self[frame]
             if set(frame, contents[position]) { changed(position, old) }
         }
@@ -120,22 +183,24 @@ struct MapLeaves {
         _ range: PageRange, replaced: (PageFrameNumber, PageDigest) -> Void = { _, _ in },
         changed: (Int, UInt64) -> Void
     ) {
-        grow(to: Int((range.end.rawValue + 63) / 64))
         DirtyBitmap.forEachWord(of: range) { leaf, mask in
-            let fresh = mask & ~zero[leaf]
+            let chunk = demand(leaf)
+            let place = leaf % MapLeaves.leavesPerChunk
+            let fresh = mask & ~chunk.zero[place]
             guard fresh != 0 else { return }
-            var held = fresh & present[leaf]
+            var held = fresh & chunk.present[place]
             if held != fresh { knownLayout = nil }
             pageCount += (fresh & ~held).nonzeroBitCount
             zeroPageCount += fresh.nonzeroBitCount
             while held != 0 {
                 let index = held.trailingZeroBitCount
                 replaced(
-                    PageFrameNumber(UInt64(leaf) * 64 + UInt64(index)), digest(leaf, index))
+                    PageFrameNumber(UInt64(leaf) * 64 + UInt64(index)),
+                    digest(chunk, place, index))
                 held &= held - 1
             }
-            present[leaf] &= ~fresh
-            zero[leaf] |= fresh
+            chunk.present[place] &= ~fresh
+            chunk.zero[place] |= fresh
             dirty.insert(PageFrameNumber(UInt64(leaf)))
             changed(leaf, fresh)
         }
@@ -149,8 +214,73 @@ struct MapLeaves {
         while count < limit {
             let frame = first.rawValue + UInt64(count)
             let (leaf, index) = (Int(frame / 64), frame % 64)
-            guard leaf < zero.count else { break }
-            let found = (~(zero[leaf] >> index)).trailingZeroBitCount
+            let found = (~(zero(leaf) >> index)).trailingZeroBitCount
+            count += found
+            if found < 64 - Int(index) { break }
+        }
+        return min(count, limit)
+    }
+
+    /// Removes frames, leaf by leaf.
+    ///
+    /// O(chunks of the range), plus what is removed.
+    ///
+    /// - Parameters:
+    ///   - replaced: called with each frame that had a digest, and that digest.
+    ///   - changed: called with the number of each leaf in which frames existed, and their mask.
+    mutating func remove(
+        _ range: PageRange, replaced: (PageFrameNumber, PageDigest) -> Void,
+        changed: (Int, UInt64) -> Void
+    ) {
+        var next = range.first.rawValue
+        let end = min(range.end.rawValue, UInt64(leafEnd) * 64)
+        while next < end {
+            let leaf = Int(next / 64)
+            guard let chunk = chunk(of: leaf) else {
+                let chunkFrames = UInt64(MapLeaves.leavesPerChunk * 64)
+                next = (next / chunkFrames + 1) * chunkFrames
+                continue
+            }
+            let count = min(64 - next % 64, end - next)
+            let mask = (count == 64 ? UInt64.max : (1 << count) - 1) << (next % 64)
+            next += count
+            let place = leaf % MapLeaves.leavesPerChunk
+            let gone = mask & (chunk.present[place] | chunk.zero[place])
+            guard gone != 0 else { continue }
+            knownLayout = nil
+            var held = gone & chunk.present[place]
+            while held != 0 {
+                let index = held.trailingZeroBitCount
+                replaced(
+                    PageFrameNumber(UInt64(leaf) * 64 + UInt64(index)),
+                    digest(chunk, place, index))
+                held &= held - 1
+            }
+            pageCount -= gone.nonzeroBitCount
+            zeroPageCount -= (gone & chunk.zero[place]).nonzeroBitCount
+            chunk.present[place] &= ~gone
+            chunk.zero[place] &= ~gone
+            dirty.insert(PageFrameNumber(UInt64(leaf)))
+            changed(leaf, gone)
+        }
+    }
+
+    /// Number of consecutive frames from one on that do not exist, at most `limit`.
+    ///
+    /// O(leaves in the result); a missing chunk is one step.
+    func absentCount(from first: PageFrameNumber, atMost limit: Int) -> Int {
+        var count = 0
+        while count < limit {
+            let frame = first.rawValue + UInt64(count)
+            let (leaf, index) = (Int(frame / 64), frame % 64)
+            guard let chunk = chunk(of: leaf) else {
+                let chunkFrames = UInt64(MapLeaves.leavesPerChunk * 64)
+                count += Int(chunkFrames - frame % chunkFrames)
+                continue
+            }
+            let place = leaf % MapLeaves.leavesPerChunk
+            let mask = (chunk.present[place] | chunk.zero[place]) >> index
+            let found = min(mask.trailingZeroBitCount, 64 - Int(index))
             count += found
             if found < 64 - Int(index) { break }
         }
@@ -167,51 +297,66 @@ struct MapLeaves {
         let wanted = DirtyBitmap(layout)
         var changed = DirtyBitmap()
         knownLayout = nil
-        grow(to: wanted.words.count)
-        for leaf in present.indices {
+        for leaf in 0..<max(leafEnd, wanted.words.count) {
             let want = leaf < wanted.words.count ? wanted.words[leaf] : 0
-            let have = present[leaf] | zero[leaf]
+            let have = present(leaf) | zero(leaf)
             guard want != have else { continue }
+            let chunk = demand(leaf)
+            let place = leaf % MapLeaves.leavesPerChunk
             pageCount += want.nonzeroBitCount - have.nonzeroBitCount
-            zeroPageCount -= zero[leaf].nonzeroBitCount
-            present[leaf] &= want
-            zero[leaf] = zero[leaf] & want | want & ~have
-            zeroPageCount += zero[leaf].nonzeroBitCount
+            zeroPageCount -= chunk.zero[place].nonzeroBitCount
+            chunk.present[place] &= want
+            chunk.zero[place] = chunk.zero[place] & want | want & ~have
+            zeroPageCount += chunk.zero[place].nonzeroBitCount
             dirty.insert(PageFrameNumber(UInt64(leaf)))
             changed.insert(wordIndex: leaf, mask: want ^ have)
         }
         return changed
     }
 
-    // MARK: - Blocks of digests
+    // MARK: - Memory
 
-    private mutating func grow(to leafCount: Int) {
-        guard leafCount > present.count else { return }
-        let added = leafCount - present.count
-        present.append(contentsOf: repeatElement(0, count: added))
-        zero.append(contentsOf: repeatElement(0, count: added))
-        slots.append(contentsOf: repeatElement(MapLeaves.noSlot, count: added))
+    /// The chunk of a leaf, which is allocated if it does not exist.
+    private mutating func demand(_ leaf: Int) -> Chunk {
+        let number = leaf / MapLeaves.leavesPerChunk
+        if number < chunks.count, let chunk = chunks[number] { return chunk }
+        if number >= chunks.count {
+            chunks.append(contentsOf: repeatElement(nil, count: number + 1 - chunks.count))
+        }
+        let chunk = Chunk()
+        chunks[number] = chunk
+        return chunk
     }
 
-    mutating func block(_ leaf: Int) -> UnsafeMutablePointer<PageDigest> {
-        if slots[leaf] == MapLeaves.noSlot {
-            if Int(slotCount) == chunks.count * MapLeaves.leavesPerChunk {
+    /// The digests of a leaf's frames; nil if it has none.
+    func digests(_ leaf: Int) -> UnsafePointer<PageDigest>? {
+        guard let chunk = chunk(of: leaf) else { return nil }
+        let slot = chunk.slots[leaf % MapLeaves.leavesPerChunk]
+        return slot == MapLeaves.noSlot ? nil : UnsafePointer(memory(of: slot))
+    }
+
+    private mutating func block(_ chunk: Chunk, _ place: Int) -> UnsafeMutablePointer<PageDigest> {
+        if chunk.slots[place] == MapLeaves.noSlot {
+            if Int(slotCount) == blocks.count * MapLeaves.leavesPerChunk {
                 let count = MapLeaves.leavesPerChunk * 64
-                let chunk = UnsafeMutablePointer<PageDigest>.allocate(capacity: count)
-                chunk.initialize(repeating: .none, count: count)
-                chunks.append(chunk)
+                let block = UnsafeMutablePointer<PageDigest>.allocate(capacity: count)
+                block.initialize(repeating: .none, count: count)
+                blocks.append(block)
             }
-            slots[leaf] = slotCount
+            chunk.slots[place] = slotCount
             slotCount += 1
         }
-        let slot = Int(slots[leaf])
-        return chunks[slot / MapLeaves.leavesPerChunk] + slot % MapLeaves.leavesPerChunk * 64
+        return memory(of: chunk.slots[place])
     }
 
-    private func digest(_ leaf: Int, _ index: Int) -> PageDigest {
-        let slot = Int(slots[leaf])
-        precondition(slots[leaf] != MapLeaves.noSlot, "a present frame has a digest")
-        return chunks[slot / MapLeaves.leavesPerChunk][
-            slot % MapLeaves.leavesPerChunk * 64 + index]
+    private func memory(of slot: UInt32) -> UnsafeMutablePointer<PageDigest> {
+        let slot = Int(slot)
+        return blocks[slot / MapLeaves.leavesPerChunk] + slot % MapLeaves.leavesPerChunk * 64
+    }
+
+    private func digest(_ chunk: Chunk, _ place: Int, _ index: Int) -> PageDigest {
+        let slot = chunk.slots[place]
+        precondition(slot != MapLeaves.noSlot, "a present frame has a digest")
+        return memory(of: slot)[index]
     }
 }

@@ -29,32 +29,37 @@ package enum MapReader {
 
     /// Applies a checkpoint's own map, base or delta, to `map`.
     ///
+    /// - Parameter volumes: those that are wanted; nil: all.
     /// - Returns: the number of frames that changed.
     @discardableResult
     package static func apply(
-        _ reader: PackReader, _ manifest: Manifest, to map: PageMap
+        _ reader: PackReader, _ manifest: Manifest, of volumes: Set<VolumeNumber>? = nil,
+        to map: PageMap
     ) throws(RepositoryError) -> Int {
         var changed = 0
-        try forEachPart(reader, manifest) { part in changed += apply(part, to: map) }
+        try forEachPart(reader, manifest, of: volumes) { part in changed += apply(part, to: map) }
         return changed
     }
 
     /// Calls `body` with the parts of a checkpoint's own map, in order, each validated against the
     /// manifest.
     ///
-    /// - Parameter passesOver: called before each part is read; true to skip it.
+    /// - Parameters:
+    ///   - volumes: those that are wanted; nil: all. Parts of others are not read.
+    ///   - passesOver: called before each part is read; true to skip it.
     package static func forEachPart(
-        _ reader: PackReader, _ manifest: Manifest,
+        _ reader: PackReader, _ manifest: Manifest, of volumes: Set<VolumeNumber>? = nil,
         passingOver passesOver: (RecordLocation) throws(RepositoryError) -> Bool = { _ in false },
         _ body: (MapPart) throws(RepositoryError) -> Void
     ) throws(RepositoryError) {
         var check = MapCheck(manifest)
-        for location in manifest.mapParts where try !passesOver(location) {
-            let part = try part(reader, at: location, of: manifest)
+        for place in manifest.maps where try !passesOver(place.location) {
+            if let volumes, !volumes.contains(place.firstFrame.volume) { continue }
+            let part = try part(reader, at: place.location, of: manifest)
             do throws(FormatError) {
-                try check.take(part)
+                try check.take(part, at: place)
             } catch {
-                throw reader.corrupted(location, .mapPart, error)
+                throw reader.corrupted(place.location, .mapPart, error)
             }
             try body(part)
         }
@@ -75,7 +80,7 @@ package enum MapReader {
         return reader.corrupted(
             checkpoint.location, .publish,
             FormatError(
-                offset: 88,
+                offset: 56,
                 reason: "its page map is based on checkpoint \(name), and no pack has its manifest "
                     + "before this one")
         ).attributed(to: checkpoint.id)
@@ -90,7 +95,9 @@ package enum MapReader {
         part.forEachRun { run, digests in
             // Holes are long, and some maps consist mostly of them.
             if run.content == .zero {
-                map.setZero(run.range) { changed += $1.nonzeroBitCount }
+                map[run.range.volume].setZero(run.range.inVolume) {
+                    changed += $1.nonzeroBitCount
+                }
             } else {
                 MapPart.forEachContent(of: run, digests) { frame, content in
                     changed += map.set(frame, content) ? 1 : 0
@@ -103,8 +110,8 @@ package enum MapReader {
     /// The frames in a checkpoint's own map.
     package static func frames(
         _ reader: PackReader, _ manifest: Manifest
-    ) throws(RepositoryError) -> DirtyBitmap {
-        var frames = DirtyBitmap()
+    ) throws(RepositoryError) -> FrameSet {
+        var frames = FrameSet()
         try forEachPart(reader, manifest) { part in
             for run in part.runs { frames.insert(run.range) }
         }
@@ -117,7 +124,7 @@ extension Checkpoint {
     func check(ancestor: Checkpoint) throws(FormatError) {
         guard ancestor.location < location else {
             throw FormatError(
-                offset: 88,
+                offset: 56,
                 reason: "its page map is based on checkpoint \(ancestor.id.short), which was "
                     + "published after it")
         }

@@ -87,9 +87,9 @@ struct PruneSurvey: Sendable {
         guard let own = try ownedFrames(of: id, index) else { return }
         let following = try successors(of: id, index)
         var lost = own.frames
-        var inherited = DirtyBitmap()
+        var inherited = FrameSet()
         // One for each further successor that inherits one of its references.
-        var copies: [DirtyBitmap] = []
+        var copies: [FrameSet] = []
         for successor in following {
             guard let theirs = try ownedFrames(of: successor, index) else {
                 throw IndexError.contradiction(in: "owned frames")

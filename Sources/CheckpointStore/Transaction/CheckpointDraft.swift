@@ -5,12 +5,15 @@ import Synchronization
 
 /// A checkpoint in preparation: the parent's page map, updated as pages are added.
 ///
+/// Frame numbers contain the number of the volume; a call is for frames of one volume. Blocks of a
+/// disk that are zero do not exist in its map.
+///
 /// Workers call it from several threads, each for different frames. Two versions of one frame must
 /// be added one after the other; the last one counts.
 package final class CheckpointDraft: Sendable {
     struct State: Sendable {
         var map: PageMap
-        var changed = DirtyBitmap()
+        var changed = FrameSet()
         var stored = StoredPages()
     }
 
@@ -21,15 +24,36 @@ package final class CheckpointDraft: Sendable {
         state = Mutex(State(map: map))
     }
 
-    /// Makes the frames of a layout exist.
+    /// Makes the frames of a layout of the memory exist.
     ///
     /// New ones are zero until they are set.
     package func adopt(_ layout: GuestLayout) {
         state.withLock { state in
-            let before = state.map.layout
+            let before = state.map.memory.layout
             guard before != layout else { return }
             for run in before.runs { state.forgetFrames(of: run, outside: layout) }
-            state.changed.formUnion(state.map.adopt(layout))
+            state.changed.formUnion(FrameSet(state.map.memory.adopt(layout)))
+        }
+    }
+
+    /// Makes the draft have exactly these disks, at their sizes.
+    ///
+    /// - Parameter parent: the checkpoint that it follows.
+    func adopt(_ disks: [VolumeRecord], after parent: Manifest?) {
+        state.withLock { state in
+            for volume in parent?.volumes ?? [] where volume.isDisk {
+                guard !disks.contains(where: { $0.number == volume.number }) else { continue }
+                state.map.remove(volume.number)
+                guard volume.frameEnd > 0 else { continue }
+                let range = PageRange(first: PageFrameNumber(0), count: Int(volume.frameEnd))
+                state.changed.insert(range.of(volume.number))
+            }
+            for disk in disks where disk.blockCount < MapBounds.frameEndMax {
+                let rest = Int(MapBounds.frameEndMax - disk.blockCount)
+                state.remove(
+                    PageRange(first: PageFrameNumber(disk.blockCount, in: disk.number), count: rest)
+                )
+            }
         }
     }
 
@@ -42,8 +66,10 @@ package final class CheckpointDraft: Sendable {
     package func update(
         _ frames: Span<UInt64>, _ contents: Span<PageContent>, changed: inout [Int]
     ) {
+        guard frames.count > 0 else { return }
+        let volume = PageFrameNumber(frames[0]).volume
         state.withLock { state in
-            state.map.set(frames, contents) { position, old in
+            state.map[volume].set(frames, from: volume.firstFrame, contents) { position, old in
                 let frame = PageFrameNumber(frames[position])
                 if case .present(let digest) = old {
                     state.stored.forget(frame, holding: digest)
@@ -57,7 +83,8 @@ package final class CheckpointDraft: Sendable {
     /// Sets frames to zero; costs one step per 64 frames, plus what is replaced.
     package func updateZeros(_ range: PageRange) {
         state.withLock { state in
-            state.map.setZero(range) { frame, digest in
+            guard range.volume == .memory else { return state.remove(range) }
+            state.map.memory.setZero(range) { frame, digest in
                 state.stored.forget(frame, holding: digest)
             } changed: { word, mask in
                 state.changed.insert(wordIndex: word, mask: mask)
@@ -91,9 +118,9 @@ package final class CheckpointDraft: Sendable {
         }
     }
 
-    /// The root of the page map so far.
-    package func root() -> PageDigest {
-        state.withLock { $0.map.root() }
+    /// The root of the memory's page map so far.
+    package func memoryRoot() -> PageDigest {
+        state.withLock { $0.map.memory.root() }
     }
 
     func withState<T: Sendable, E: Error>(
@@ -113,6 +140,18 @@ package final class CheckpointDraft: Sendable {
 }
 
 extension CheckpointDraft.State {
+    /// Removes frames of a volume.
+    fileprivate mutating func remove(_ range: PageRange) {
+        let volume = range.volume
+        let map = map[volume]
+        let firstWord = Int(volume.firstFrame / 64)
+        map.remove(range.inVolume) { frame, digest in
+            stored.forget(PageFrameNumber(frame.rawValue, in: volume), holding: digest)
+        } changed: { word, mask in
+            changed.insert(wordIndex: firstWord + word, mask: mask)
+        }
+    }
+
     /// Orphans the pages of frames that a layout no longer has.
     fileprivate mutating func forgetFrames(of run: PageRange, outside layout: GuestLayout) {
         for frame in run.frames {

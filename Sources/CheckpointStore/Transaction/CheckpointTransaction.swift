@@ -1,4 +1,4 @@
-import CheckpointFormat
+package import CheckpointFormat
 package import CheckpointIndex
 package import GuestModel
 package import PackStore
@@ -23,8 +23,14 @@ package struct CheckpointFacts: Sendable {
     package var label: Label?
     package var timeNanoseconds: Int64
     package var pause: Duration
+    /// What the pause spent on the disks.
+    package var diskTimes = DiskCutTimes()
     package var precopyRounds: Int
     package var comparedAll: Bool
+    /// True if the guest has disks that are not in the checkpoint.
+    package var omitsDisks = false
+    /// The name of the cut from which the disks were read; empty: none.
+    package var cutName = ""
 
     package init(
         lineage: LineageName, label: Label?, timeNanoseconds: Int64, pause: Duration = .zero,
@@ -142,7 +148,7 @@ package final class CheckpointTransaction: Sendable {
     /// A checkpoint of which all but the manifest is in the packs.
     package struct Prepared: Sendable {
         fileprivate let manifest: Manifest
-        fileprivate let changed: DirtyBitmap
+        fileprivate let changed: FrameSet
         fileprivate let parentLease: SessionLease?
 
         /// Releases the parent to prune: the checkpoint is in the index, which keeps what it needs.
@@ -154,32 +160,35 @@ package final class CheckpointTransaction: Sendable {
     /// - Parameters:
     ///   - parent: an existing checkpoint; the draft began with its page map.
     ///   - lease: protects the parent from prune while this page map is being based on its own.
+    ///   - disks: the disks, ascending by number, with their sizes.
+    ///   - table: the numbers of disks, these included.
     ///   - goesOn: called before each part of the page map; if it returns false, nothing more is
     ///     appended, and this fails with `cancelled`.
     package func prepare(
         _ draft: CheckpointDraft, parent: Checkpoint?, lease: SessionLease?,
+        disks: [VolumeRecord] = [], table: VolumeTable = VolumeTable(),
         state guestState: GuestState, _ facts: CheckpointFacts,
         while goesOn: @escaping () -> Bool = { true }
     ) throws(RepositoryError) -> Prepared {
         var manifest = manifest(facts, parent)
-        var changed = DirtyBitmap()
+        manifest.volumeNumberEnd = table.numberEnd
+        manifest.volumes = [.memory] + disks
+        draft.adopt(disks, after: parent?.manifest)
+        var changed = FrameSet()
         try draft.withState { (state) throws(RepositoryError) in
             changed = state.changed
-            manifest.root = state.map.root()
-            manifest.frameEnd = state.map.frameEnd
-            manifest.pageCount = UInt64(state.map.pageCount)
-            manifest.zeroPageCount = UInt64(state.map.zeroPageCount)
-            manifest.changedPageCount = UInt64(state.changed.count)
-            guard MapBounds.allow(frameEnd: manifest.frameEnd, pageCount: manifest.pageCount)
+            for index in manifest.volumes.indices { manifest.volumes[index].count(in: state) }
+            let memory = manifest.memory
+            guard MapBounds.allow(frameEnd: memory.frameEnd, pageCount: memory.pageCount)
             else {
                 throw RepositoryError(
                     .abandoned,
-                    "a guest of \(manifest.pageCount) pages has a page at frame "
-                        + "\(manifest.frameEnd - 1), but a repository supports guests with larger "
+                    "a guest of \(memory.pageCount) pages has a page at frame "
+                        + "\(memory.frameEnd - 1), but a repository supports guests with larger "
                         + "holes only below frame \(MapBounds.holeEndMax); move its memory there")
             }
             let frames = try chooseMap(&manifest, parent, state)
-            manifest.mapParts = try appendMap(frames, &state, while: goesOn)
+            manifest.maps = try appendMap(frames, &state, while: goesOn)
         }
         let stateBytes = GuestStateCoding.encode(guestState)
         manifest.stateDigest = stateBytes.withUnsafeBytes { PageDigest(hashing: $0) }
@@ -250,9 +259,14 @@ package final class CheckpointTransaction: Sendable {
         manifest.timeNanoseconds = facts.timeNanoseconds
         manifest.transaction = number
         manifest.comparedAll = facts.comparedAll
-        let (seconds, attoseconds) = facts.pause.components
-        manifest.pauseNanoseconds =
-            UInt64(seconds) * 1_000_000_000 + UInt64(attoseconds / 1_000_000_000)
+        manifest.pauseNanoseconds = facts.pause.nanoseconds
+        manifest.drainNanoseconds = facts.diskTimes.drain.nanoseconds
+        manifest.cutNanoseconds = facts.diskTimes.cut.nanoseconds
+        manifest.omitsDisks = facts.omitsDisks
+        // A name is only of use if it is whole.
+        if facts.cutName.utf8.count <= Manifest.cutNameByteCountMax {
+            manifest.cutName = facts.cutName
+        }
         manifest.precopyRounds = UInt32(facts.precopyRounds)
         manifest.lineage = facts.lineage.text
         manifest.label = facts.label?.text ?? ""
@@ -265,47 +279,56 @@ package final class CheckpointTransaction: Sendable {
     private func chooseMap(
         _ manifest: inout Manifest, _ parent: Checkpoint?,
         _ draft: borrowing CheckpointDraft.State
-    ) throws(RepositoryError) -> DirtyBitmap {
+    ) throws(RepositoryError) -> FrameSet {
         if let parent {
             let position = parent.manifest.mapPosition + 1
             let chain = try repository.mapChain(
                 from: parent, to: MapChain.ancestor(of: position))
             var frames = draft.changed
             frames.formUnion(chain.frames)
-            if frames.count * 2 <= draft.map.pageCount {
+            frames = manifest.framesOfItsVolumes(among: frames)
+            if frames.count * 2 <= Int(manifest.pageCount) {
                 manifest.mapPosition = position
                 manifest.mapAncestor = chain.ancestor.digest
                 return frames
             }
         }
         manifest.mapPosition = 0
-        return DirtyBitmap(draft.map.layout)
+        return draft.map.frames(of: manifest.volumes.map(\.number))
     }
 
     private func appendMap(
-        _ frames: DirtyBitmap, _ draft: inout CheckpointDraft.State,
+        _ frames: FrameSet, _ draft: inout CheckpointDraft.State,
         while goesOn: @escaping () -> Bool
-    ) throws(RepositoryError) -> [RecordLocation] {
-        var locations: [RecordLocation] = []
+    ) throws(RepositoryError) -> [MapPlace] {
+        var places: [MapPlace] = []
         let compressor = try Compressor.allocate(level: .standard)
         var builder = MapBuilder { (part) throws(RepositoryError) in
             guard goesOn() else { throw CheckpointTransaction.cancelled }
-            locations.append(
-                try self.append(.mapPart, payload: part.encoded(compressor: compressor)))
+            places.append(
+                MapPlace(
+                    firstFrame: part.runs[0].range.first,
+                    location: try self.append(
+                        .mapPart, payload: part.encoded(compressor: compressor))))
         }
         for run in frames.runs() {
+            let map = draft.map[run.volume]
             var number = run.first.rawValue
             while number < run.end.rawValue {
                 let frame = PageFrameNumber(number)
-                let zeroCount = draft.map.zeroCount(
-                    from: frame, atMost: Int(run.end.rawValue - number))
-                if zeroCount > 0 {
-                    try builder.append(zeros: PageRange(first: frame, count: zeroCount))
-                    number += UInt64(zeroCount)
+                let rest = Int(run.end.rawValue - number)
+                let zeroCount = map.zeroCount(from: frame.inVolume, atMost: rest)
+                let absentCount =
+                    zeroCount > 0 ? 0 : map.absentCount(from: frame.inVolume, atMost: rest)
+                if zeroCount + absentCount > 0 {
+                    let count = zeroCount + absentCount
+                    try builder.append(
+                        PageRange(first: frame, count: count), zeroCount > 0 ? .zero : .absent)
+                    number += UInt64(count)
                     continue
                 }
                 number += 1
-                let content = draft.map[frame]
+                let content = map[frame.inVolume]
                 var ordinal = draft.stored.ordinal(frame)
                 if ordinal == nil, case .present(let digest) = content {
                     ordinal = draft.stored.adopt(digest)
@@ -314,7 +337,7 @@ package final class CheckpointTransaction: Sendable {
             }
         }
         try builder.finish()
-        return locations
+        return places
     }
 
     private func appendState(_ bytes: [UInt8]) throws(RepositoryError) -> [RecordLocation] {
@@ -343,5 +366,24 @@ package final class CheckpointTransaction: Sendable {
             state.packs.insert(locations[0].pack)
         }
         return locations[0]
+    }
+}
+
+extension VolumeRecord {
+    /// Sets root and counts to those of a draft.
+    fileprivate mutating func count(in draft: borrowing CheckpointDraft.State) {
+        let map = draft.map[number]
+        root = map.root()
+        frameEnd = map.frameEnd
+        pageCount = UInt64(map.pageCount)
+        zeroPageCount = UInt64(map.zeroPageCount)
+        changedPageCount = UInt64(draft.changed.count(of: number))
+    }
+}
+
+extension Duration {
+    fileprivate var nanoseconds: UInt64 {
+        let (seconds, attoseconds) = components
+        return UInt64(seconds) * 1_000_000_000 + UInt64(attoseconds / 1_000_000_000)
     }
 }

@@ -2,7 +2,7 @@ import CheckpointFormat
 import GuestModel
 import PackStore
 
-/// Divides frames of a page map into parts.
+/// Divides frames of a page map into parts, each of one volume.
 struct MapBuilder {
     private var runs: [MapRun] = []
     private var digests: [PageDigest] = []
@@ -17,7 +17,7 @@ struct MapBuilder {
     mutating func append(
         _ frame: PageFrameNumber, _ content: PageContent, ordinal: UInt32?
     ) throws(RepositoryError) {
-        if frameCount == MapPart.frameCountMax { try finish() }
+        if isFull(for: frame) { try finish() }
         frameCount += 1
         let kind: MapRun.Content
         switch content {
@@ -30,16 +30,24 @@ struct MapBuilder {
         extend(PageRange(first: frame, count: 1), kind, ordinal)
     }
 
-    /// Adds zero frames, at the cost of one frame per part that contains some of them.
-    mutating func append(zeros range: PageRange) throws(RepositoryError) {
+    /// Adds frames without digests, at the cost of one frame per part that contains some of them.
+    mutating func append(
+        _ range: PageRange, _ content: MapRun.Content
+    ) throws(RepositoryError) {
         var first = range.first.rawValue
         while first < range.end.rawValue {
-            if frameCount == MapPart.frameCountMax { try finish() }
+            if isFull(for: PageFrameNumber(first)) { try finish() }
             let count = min(Int(range.end.rawValue - first), MapPart.frameCountMax - frameCount)
             frameCount += count
-            extend(PageRange(first: PageFrameNumber(first), count: count), .zero, nil)
+            extend(PageRange(first: PageFrameNumber(first), count: count), content, nil)
             first += UInt64(count)
         }
+    }
+
+    /// True if a frame must go to the next part.
+    private func isFull(for frame: PageFrameNumber) -> Bool {
+        guard let last = runs.last else { return false }
+        return frameCount == MapPart.frameCountMax || last.range.volume != frame.volume
     }
 
     /// Appends frames to the last run if they continue it, otherwise starts a new run.

@@ -1,3 +1,4 @@
+import CheckpointFormat
 package import GuestModel
 
 /// The pages that a transaction stored, by the frame that contained them: ordinals for the page
@@ -9,8 +10,11 @@ package import GuestModel
 package struct StoredPages: Sendable {
     private static let none = UInt32.max
 
-    // 64 ordinals per leaf, adjacent in order of creation; nothing is allocated per leaf.
-    private var leaves: [UInt32] = []
+    private static let leavesPerChunk: UInt64 = 512
+
+    // 64 ordinals per leaf, adjacent in order of creation; nothing is allocated per leaf. Leaves
+    // are found by volume, chunk and place; chunks without any are empty.
+    private var leaves: [[[UInt32]]] = []
     private var ordinals: [UInt32] = []
     private var orphans: [PageDigest: UInt32] = [:]
 
@@ -18,35 +22,53 @@ package struct StoredPages: Sendable {
 
     /// Records that the current content of `frame` was stored with an ordinal.
     package mutating func insert(_ frame: PageFrameNumber, ordinal: UInt32) {
-        let leaf = Int(frame.rawValue / 64)
-        if leaf >= leaves.count {
-            leaves.append(
-                contentsOf: repeatElement(StoredPages.none, count: leaf + 1 - leaves.count))
+        let (volume, chunk, leaf) = StoredPages.place(of: frame)
+        if volume >= leaves.count {
+            leaves.append(contentsOf: repeatElement([], count: volume + 1 - leaves.count))
         }
-        if leaves[leaf] == StoredPages.none {
-            leaves[leaf] = UInt32(ordinals.count / 64)
+        if chunk >= leaves[volume].count {
+            leaves[volume].append(
+                contentsOf: repeatElement([], count: chunk + 1 - leaves[volume].count))
+        }
+        if leaves[volume][chunk].isEmpty {
+            leaves[volume][chunk] = Array(
+                repeating: StoredPages.none, count: Int(StoredPages.leavesPerChunk))
+        }
+        if leaves[volume][chunk][leaf] == StoredPages.none {
+            leaves[volume][chunk][leaf] = UInt32(ordinals.count / 64)
             ordinals.append(contentsOf: repeatElement(StoredPages.none, count: 64))
         }
-        ordinals[place(leaf, frame)] = ordinal
+        ordinals[Int(leaves[volume][chunk][leaf]) * 64 + Int(frame.rawValue % 64)] = ordinal
     }
 
-    private func place(_ leaf: Int, _ frame: PageFrameNumber) -> Int {
-        Int(leaves[leaf]) * 64 + Int(frame.rawValue % 64)
+    private static func place(of frame: PageFrameNumber) -> (volume: Int, chunk: Int, leaf: Int) {
+        let leaf = frame.inVolume.rawValue / 64
+        return (
+            Int(frame.volume.rawValue), Int(leaf / leavesPerChunk), Int(leaf % leavesPerChunk)
+        )
+    }
+
+    /// The index of a frame's ordinal; nil if no frame of its leaf was stored.
+    private func index(of frame: PageFrameNumber) -> Int? {
+        let (volume, chunk, leaf) = StoredPages.place(of: frame)
+        guard volume < leaves.count, chunk < leaves[volume].count, !leaves[volume][chunk].isEmpty
+        else { return nil }
+        let number = leaves[volume][chunk][leaf]
+        return number == StoredPages.none
+            ? nil : Int(number) * 64 + Int(frame.rawValue % 64)
     }
 
     /// Records that `frame` no longer contains `digest`.
     package mutating func forget(_ frame: PageFrameNumber, holding digest: PageDigest) {
-        guard let ordinal = ordinal(frame) else { return }
-        orphans[digest] = ordinal
-        ordinals[place(Int(frame.rawValue / 64), frame)] = StoredPages.none
+        guard let index = index(of: frame), ordinals[index] != StoredPages.none else { return }
+        orphans[digest] = ordinals[index]
+        ordinals[index] = StoredPages.none
     }
 
     /// The ordinal of the content of `frame`, if this transaction stored it for that frame.
     package func ordinal(_ frame: PageFrameNumber) -> UInt32? {
-        let leaf = Int(frame.rawValue / 64)
-        guard leaf < leaves.count, leaves[leaf] != StoredPages.none else { return nil }
-        let ordinal = ordinals[place(leaf, frame)]
-        return ordinal == StoredPages.none ? nil : ordinal
+        guard let index = index(of: frame), ordinals[index] != StoredPages.none else { return nil }
+        return ordinals[index]
     }
 
     /// Assigns an orphan to a frame again: returns its ordinal, once.

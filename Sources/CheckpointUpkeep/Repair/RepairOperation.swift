@@ -273,7 +273,7 @@ private struct RepairOperation {
                     rebasing: buffer[start..<start + Page.byteCount])
                 try load(page, pages, unpacker, into: target)
                 sources.append(PageBlockSource(bytes: UnsafeRawBufferPointer(target)))
-                map.set(PageFrameNumber(UInt64(first + slot)), .present(page.digest))
+                map.memory.set(PageFrameNumber(UInt64(first + slot)), .present(page.digest))
             }
             var record = RecordWriter()
             let table = PageGroupEncoder.append(
@@ -335,18 +335,20 @@ private struct RepairOperation {
             let part = MapPart(
                 runs: [MapRun(range: range, content: .storedHere, firstOrdinal: UInt32(first))],
                 digests: Array(digests[first..<end]))
-            manifest.mapParts.append(
-                try append(.mapPart, part.encoded(compressor: compressor)))
+            manifest.maps.append(
+                MapPlace(
+                    firstFrame: range.first,
+                    location: try append(.mapPart, part.encoded(compressor: compressor))))
         }
         let state = GuestStateCoding.encode(GuestState())
         manifest.stateParts = [try append(.guestState, state)]
         manifest.stateDigest = state.withUnsafeBytes { PageDigest(hashing: $0) }
-        manifest.root = map.root()
         manifest.timeNanoseconds = Int64(WallClock.nanoseconds)
         manifest.transaction = transaction
-        manifest.frameEnd = UInt64(digests.count)
-        manifest.pageCount = UInt64(digests.count)
-        manifest.changedPageCount = UInt64(digests.count)
+        manifest.memory.root = map.memory.root()
+        manifest.memory.frameEnd = UInt64(digests.count)
+        manifest.memory.pageCount = UInt64(digests.count)
+        manifest.memory.changedPageCount = UInt64(digests.count)
         manifest.storedPageCount = UInt64(digests.count)
         manifest.lineage = "repair"
         return manifest.encoded

@@ -109,7 +109,7 @@ struct RepairPlanner {
                 continue
             }
             let reasons = verdict.problem.map { [$0] } ?? lost.map { reason(for: $0) }
-            var frames = DirtyBitmap()
+            var frames = FrameSet()
             for page in lost { frames.insert(page.frame) }
             blame(verdict.checkpoint, reasons)
             lose(verdict.checkpoint.id, verdict.checkpoint, reasons, frames.runs())

@@ -84,11 +84,15 @@ extension RepairSurvey {
         {
             let changed = try apply(checkpoint, to: last.map)
             // It contains every frame that differs from its parent.
-            if lost.isEmpty, last.map.root() == checkpoint.root { return (last.map, [], changed) }
+            last.map.keep(checkpoint.manifest.volumes.map(\.number))
+            if lost.isEmpty, last.map.hasRoots(of: checkpoint.manifest) {
+                return (last.map, [], changed)
+            }
         }
         let map = PageMap()
         for member in chain.reversed() { try apply(member, to: map) }
-        guard map.root() == checkpoint.root else {
+        map.keep(checkpoint.manifest.volumes.map(\.number))
+        guard map.hasRoots(of: checkpoint.manifest) else {
             if let first = lost.first { throw Unreadable(corruption: self.lost(first, .mapPart)) }
             throw unreadable(
                 checkpoint.location, .publish, "the page map's root is not the stated one")
@@ -200,11 +204,8 @@ extension RepairSurvey {
     ) -> [(frame: PageFrameNumber, digest: PageDigest)] {
         guard !stock.missing.isEmpty else { return [] }
         var result: [(frame: PageFrameNumber, digest: PageDigest)] = []
-        for frame in map.layout.runs.flatMap(\.frames) {
-            let number = PageFrameNumber(frame)
-            if case .present(let digest) = map[number], stock.missing.contains(digest) {
-                result.append((number, digest))
-            }
+        map.forEachPage(of: map.volumes) { frame, digest in
+            if stock.missing.contains(digest) { result.append((frame, digest)) }
         }
         return result
     }

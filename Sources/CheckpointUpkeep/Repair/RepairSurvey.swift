@@ -336,7 +336,8 @@ struct RepairSurvey: Sendable {
     private func problem(with member: Member) throws -> String? {
         let manifest = member.checkpoint.manifest
         var check = MapCheck(manifest)
-        for location in manifest.mapParts {
+        for place in manifest.maps {
+            let location = place.location
             if let problem = problem(with: location, of: member) { return problem }
             guard records[location] != nil else { continue }
             let part: MapPart
@@ -347,7 +348,7 @@ struct RepairSurvey: Sendable {
                 continue
             }
             do throws(FormatError) {
-                try check.take(part)
+                try check.take(part, at: place)
             } catch {
                 return "its page map, at offset \(location.offset) of pack \(location.pack), "
                     + "cannot be its own: \(error.reason)"

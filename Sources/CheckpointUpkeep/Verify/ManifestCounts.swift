@@ -43,15 +43,20 @@ extension Manifest {
     ///   manifest may state more: a frame that changed and changed back was counted when it
     ///   changed.
     func check(_ map: PageMap, differing: Int?) throws(FormatError) {
-        let (pages, zeros) = (UInt64(map.pageCount), UInt64(map.zeroPageCount))
-        guard frameEnd == map.frameEnd, pageCount == pages, zeroPageCount == zeros else {
-            throw FormatError(
-                offset: 120,
-                reason: "it states \(pageCount) pages below frame \(frameEnd), "
-                    + "\(zeroPageCount) of them zero, but its page map has \(pages) below "
-                    + "\(map.frameEnd), \(zeros) zero")
+        for volume in volumes {
+            let map = map[volume.number]
+            let (pages, zeros) = (UInt64(map.pageCount), UInt64(map.zeroPageCount))
+            guard volume.frameEnd == map.frameEnd, volume.pageCount == pages,
+                volume.zeroPageCount == zeros
+            else {
+                throw FormatError(
+                    offset: 144,
+                    reason: "it states \(volume.pageCount) pages of '\(volume.name)' below "
+                        + "\(volume.frameEnd), \(volume.zeroPageCount) of them zero, but its page "
+                        + "map has \(pages) below \(map.frameEnd), \(zeros) zero")
+            }
         }
-        let least = UInt64(parent == .none ? map.pageCount : differing ?? 0)
+        let least = parent == .none ? pageCount : UInt64(differing ?? 0)
         guard changedPageCount >= least else {
             throw FormatError(
                 offset: 144,
@@ -69,7 +74,7 @@ extension Manifest {
             metadataByteCount == metadata
         else {
             throw FormatError(
-                offset: 152,
+                offset: 88,
                 reason: "it states \(storedPageCount) pages stored in \(addedByteCount) bytes, "
                     + "\(metadataByteCount) of them metadata, but the packs have "
                     + "\(totals.pageCount) in \(totals.byteCount), \(metadata) metadata")

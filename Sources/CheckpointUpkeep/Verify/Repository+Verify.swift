@@ -366,7 +366,8 @@ final class Verification: Sendable {
             // Checks the rule for its ancestor.
             _ = try repository.mapAncestor(of: checkpoint)
             let changed = try MapReader.apply(reader, checkpoint.manifest, to: last.map)
-            if last.map.root() == checkpoint.root {
+            last.map.keep(checkpoint.manifest.volumes.map(\.number))
+            if last.map.hasRoots(of: checkpoint.manifest) {
                 try checkCounts(of: checkpoint, last.map, differing: changed)
                 return (checkpoint.id, last.map)
             }
@@ -434,12 +435,8 @@ final class Verification: Sendable {
                 let map = try? repository.pageMap(of: checkpoint).map
             else { continue }
             var held: Set<PageDigest> = []
-            for frame in map.layout.runs.flatMap(\.frames) {
-                if case .present(let digest) = map[PageFrameNumber(frame)],
-                    damaged.contains(digest)
-                {
-                    held.insert(digest)
-                }
+            map.forEachPage(of: checkpoint.manifest.volumes.map(\.number)) { _, digest in
+                if damaged.contains(digest) { held.insert(digest) }
             }
             if !held.isEmpty { findings.note(held, heldBy: entry.id) }
         }

@@ -9,6 +9,8 @@ package struct ImageContainer: Hashable, Sendable {
     package let name: String
     /// How to get raw memory from it; part of a sentence.
     package let remedy: String
+    /// True if it holds a disk.
+    package let holdsDisk: Bool
 
     /// Bytes that are needed to detect a format.
     package static let byteCount = 4096
@@ -20,6 +22,7 @@ package struct ImageContainer: Hashable, Sendable {
         guard let mark = ImageContainer.marks.first(where: { $0.isIn(bytes) }) else { return nil }
         name = mark.name
         remedy = mark.remedy.rawValue
+        holdsDisk = mark.remedy == .disk
     }
 
     // MARK: - Table
@@ -30,7 +33,10 @@ package struct ImageContainer: Hashable, Sendable {
             as raw or xl
             """
         case dump = "make a raw image of it (layerwriter of Volatility 3), or acquire one"
-        case disk = "it holds a disk; import the guest's memory instead"
+        case disk = """
+            it holds a disk; convert it with qemu-img convert -O raw, and import it with --volume
+            """
+        case swap = "it is the content of a disk; import it with --volume"
         case saved = "save raw memory instead (QEMU's monitor: pmemsave 0 SIZE FILE)"
         case lime = "acquire it with LiME's format=padded"
         case avml = "convert it with avml-convert --format raw"
@@ -98,7 +104,7 @@ package struct ImageContainer: Hashable, Sendable {
         Mark("a Windows hibernation file", .dump, "WAKE"),
         Mark("a Windows hibernation file", .dump, "wake"),
         Mark("a hibernation image of Linux", .dump, "S1SUSPEND", at: 4086),
-        Mark("a swap area", .disk, "SWAPSPACE2", at: 4086),
+        Mark("a swap area", .swap, "SWAPSPACE2", at: 4086),
         Mark("a core of xm", .dump, [0xed, 0xeb, 0x0f, 0xf0]),
         Mark("a core of xm", .dump, [0xee, 0xeb, 0x0f, 0xf0]),
         Mark("an image of EnCase", .dump, Array("EVF".utf8) + [9, 13, 10, 0xff, 0]),

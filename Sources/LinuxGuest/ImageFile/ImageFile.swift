@@ -3,7 +3,7 @@ public import GuestModel
 import Synchronization
 public import SystemPackage
 
-/// A raw memory image: frame n is bytes 4096 * n to 4096 * n + 4095 of a file.
+/// A raw image of memory, or of a disk: frame n is bytes 4096 * n to 4096 * n + 4095 of a file.
 ///
 /// It has no dirty log, so capturing it compares every page, and no state. It is opened for
 /// reading, or created to be filled from a checkpoint; frames that do not exist are holes, and so
@@ -29,6 +29,11 @@ public final class ImageFile: WritableGuest {
 
     private let descriptor: Int32
     private let path: String
+    /// The size of a disk that it is the image of, which may end within its last page; nil: it is
+    /// as long as its layout.
+    private let diskByteCount: Int?
+    /// True for a device without old contents.
+    private let isZeroed: Bool
     /// True if it occupies less disk space than its size.
     private let mayHaveHoles: Bool
     private let state: Mutex<State>
@@ -38,6 +43,8 @@ public final class ImageFile: WritableGuest {
     /// It must be a regular file or block device whose size is a positive multiple of 4096.
     public init(reading path: FilePath) throws(GuestError) {
         self.path = path.printable
+        diskByteCount = nil
+        isZeroed = false
         descriptor = system_open(path, O_RDONLY)
         guard descriptor >= 0 else { throw GuestError.call("open", path.printable) }
         do throws(GuestError) {
@@ -64,18 +71,27 @@ public final class ImageFile: WritableGuest {
     ///   - replacing: whether a regular file that has the name may be replaced.
     ///   - byteCount: the least number of bytes that will be written, without holes, if that is
     ///     known; a file system without that much room is refused now.
+    ///   - disk: the disk that it is to be an image of: it gets exactly its size. Nil: it is an
+    ///     image of memory.
+    ///   - isZeroed: whether a block device reads as zeros, as a new thin volume does: zeros are
+    ///     then not written to it. Nothing checks that.
     public convenience init(
-        creating path: FilePath, replacing: Bool = false, byteCount: Int? = nil
+        creating path: FilePath, replacing: Bool = false, byteCount: Int? = nil,
+        disk: GuestDisk? = nil, isZeroed: Bool = false
     ) throws(GuestError) {
         try self.init(
-            creating: try OutputPlace(path), replacing: replacing, byteCount: byteCount)
+            creating: try OutputPlace(path), replacing: replacing, byteCount: byteCount,
+            disk: disk, isZeroed: isZeroed)
     }
 
     /// Creates an image to be filled from a checkpoint, at a place that was examined before.
     package init(
-        creating place: OutputPlace, replacing: Bool = false, byteCount: Int? = nil
+        creating place: OutputPlace, replacing: Bool = false, byteCount: Int? = nil,
+        disk: GuestDisk? = nil, isZeroed: Bool = false
     ) throws(GuestError) {
         mayHaveHoles = false
+        self.isZeroed = isZeroed
+        diskByteCount = disk.map { Int($0.byteCount) }
         switch place {
         case .file(let path, _):
             self.path = path.printable
@@ -153,6 +169,12 @@ public final class ImageFile: WritableGuest {
         if system_fsync(descriptor) != 0 && errno != EINVAL && errno != EROFS {
             throw GuestError.call("fsync", path)
         }
+    }
+
+    /// Removes an image that was finished, and is of no use.
+    package static func remove(_ path: FilePath) {
+        // What cannot be removed stays: there is nothing else to do with it.
+        _ = system_unlink(path)
     }
 
     /// Removes a new image that was not finished.
@@ -245,13 +267,13 @@ public final class ImageFile: WritableGuest {
         try state.withLock { (state) throws(GuestError) in
             switch state.role {
             case .writing:
-                guard system_ftruncate(descriptor, Int(layout.frameEnd) * Page.byteCount) == 0
+                guard system_ftruncate(descriptor, byteCount(of: layout)) == 0
                 else { throw GuestError.call("ftruncate", path) }
             case .device(let path):
                 guard let path else { break }
                 try OutputFile.checkSize(
-                    of: descriptor, path, holding: Int(layout.frameEnd) * Page.byteCount)
-                try writeGaps(of: layout)
+                    of: descriptor, path, holding: byteCount(of: layout))
+                if !isZeroed { try writeGaps(of: layout) }
             case .reading, .finished:
                 guard state.layout == layout else {
                     throw GuestError(
@@ -262,6 +284,10 @@ public final class ImageFile: WritableGuest {
             }
             state.layout = layout
         }
+    }
+
+    private func byteCount(of layout: GuestLayout) -> Int {
+        diskByteCount ?? Int(layout.frameEnd) * Page.byteCount
     }
 
     /// Writes zeros where there is no frame, up to the last frame: a device keeps old contents.
@@ -285,7 +311,7 @@ public final class ImageFile: WritableGuest {
     public var startsZeroed: Bool {
         state.withLock { state in
             if case .writing = state.role { return true }
-            return false
+            return isZeroed
         }
     }
 
@@ -304,6 +330,11 @@ public final class ImageFile: WritableGuest {
     }
 
     private func write(_ bytes: UnsafeRawBufferPointer, at offset: Int) throws(GuestError) {
+        var bytes = bytes
+        if let diskByteCount, offset + bytes.count > diskByteCount {
+            // The last page of a disk may extend past its end.
+            bytes = UnsafeRawBufferPointer(rebasing: bytes[..<max(0, diskByteCount - offset)])
+        }
         var done = 0
         while done < bytes.count {
             let rest = UnsafeRawBufferPointer(rebasing: bytes[done...])

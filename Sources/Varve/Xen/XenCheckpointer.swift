@@ -27,6 +27,12 @@ public final class XenCheckpointer: Sendable {
         ///
         /// For a PV domain `pauseBudget`, `precopyRoundsMax` and `auditPageCount` are ignored.
         public var capture = CaptureOptions()
+        /// Which disks are in the checkpoints, and how they are cut.
+        ///
+        /// A PV domain that has disks is refused unless `selection` is `none`. A PVH domain with
+        /// disks is refused unless it is paused by suspension, because after a restore a guest
+        /// that was merely paused does not issue again the requests that were under way.
+        public var disks = XenDiskOptions()
 
         /// Creates options with the defaults.
         public init() {}
@@ -42,6 +48,8 @@ public final class XenCheckpointer: Sendable {
         public let dirtyPageCount: Int
         /// How long the domain took to pause, and how long it was paused.
         public let pauseTimes: PauseTimes
+        /// How much of the downtime was spent on the disks; zero if there are none.
+        public var diskTimes = DiskCutTimes()
         /// How much later than it was due the capture began; zero for `capture`.
         public let lateness: Duration
     }
@@ -66,30 +74,39 @@ public final class XenCheckpointer: Sendable {
 
     /// Takes ownership of a domain, which runs unaffected until the first checkpoint.
     ///
-    /// Blocks: it takes the domain's lock, starts threads, and reads the lineage's newest
-    /// checkpoint. Throws the guest's `busy` if another checkpointer, in this process or another,
-    /// has the domain, and `unsupported` if the domain cannot be checkpointed, with the reason.
+    /// Blocks: it takes the domain's lock, starts threads, reads the lineage's newest checkpoint,
+    /// and drops what cuts of dead processes have left of the domain's disks. Throws the guest's
+    /// `busy` if another checkpointer, in this process or another, has the domain, and
+    /// `unsupported` if the domain or one of its disks cannot be checkpointed, with the reason.
     ///
     /// - Parameters:
     ///   - domain: a running domain (`XenHost.domain(named:)`).
     ///   - repository: the destination; open for writing.
     ///   - lineage: the domain's history.
-    ///   - options: pause, guard, sizes, limits and retention.
+    ///   - options: pause, guards, disks, sizes, limits and retention.
     public convenience init(
         of domain: XenHost.Domain, in repository: Repository, lineage: LineageName,
         options: Options = Options()
     ) throws(CheckpointError) {
         do {
+            let finder = XenDiskFinder(host: try XenHost(), options: options.disks)
+            var options = options
+            let disks = try finder.choose(for: domain, &options)
+            if case .none = options.disks.selection,
+                let newest = try repository.newest(ofLineage: lineage)
+            {
+                // As its history has disks, a checkpoint without any says that they are omitted.
+                let hadDisks = !newest.disks.isEmpty || newest.omitsDisks
+                options.capture.omitsDisks = options.capture.omitsDisks || hadDisks
+            }
             if domain.kind == .pv {
-                self.init(
-                    lineage, nil,
-                    try StreamTaker(
-                        try XenPVDomain(domain.domainID, options: options.domain), repository,
-                        lineage, options))
+                try self.init(
+                    of: try XenPVDomain(domain.domainID, options: options.domain), in: repository,
+                    lineage: lineage, options: options)
             } else {
                 try self.init(
                     of: try XenDomain(domain.domainID, options: options.domain), in: repository,
-                    lineage: lineage, options: options)
+                    lineage: lineage, disks: disks, options: options)
             }
         } catch {
             throw CheckpointError(wrapping: error)
@@ -97,14 +114,22 @@ public final class XenCheckpointer: Sendable {
     }
 
     /// Takes checkpoints of a PVH domain that the caller has opened.
+    ///
+    /// Drops what cuts of dead processes left, but for the cut that it continues from.
     package convenience init(
-        of domain: XenDomain, in repository: Repository, lineage: LineageName, options: Options
+        of domain: XenDomain, in repository: Repository, lineage: LineageName,
+        disks: (any DiskGroup)? = nil, options: Options
     ) throws(CheckpointError) {
-        self.init(
-            lineage, domain.comparesAllBecause,
-            LogTaker(
-                try CaptureSession(
-                    of: domain, in: repository, lineage: lineage, options: options.capture)))
+        let session = try CaptureSession(
+            of: domain, in: repository, lineage: lineage, disks: disks, options: options.capture)
+        do throws(GuestError) {
+            // The session owns the cut that it continues from, so that one is left.
+            if let disks { try XenDiskFinder.dropLeftovers(of: disks) }
+        } catch {
+            // What cannot be dropped now, as in a pool that is not active, stays noted.
+            options.disks.thin.notice?(error.message)
+        }
+        self.init(lineage, domain.comparesAllBecause, LogTaker(session))
     }
 
     /// Takes checkpoints of a PV domain that the caller has opened.
@@ -297,6 +322,6 @@ private final class LogTaker: DomainTaker {
     private func taken(_ result: CaptureResult, _ lateness: Duration) -> XenCheckpointer.Taken {
         XenCheckpointer.Taken(
             checkpoint: result.checkpoint, dirtyPageCount: result.dirtyPageCount,
-            pauseTimes: result.pauseTimes, lateness: lateness)
+            pauseTimes: result.pauseTimes, diskTimes: result.diskTimes, lateness: lateness)
     }
 }

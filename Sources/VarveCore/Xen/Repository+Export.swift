@@ -15,7 +15,8 @@ public enum ExportFormat: Sendable {
     case libxc
     /// The core format of `xl dump-core`.
     case elf
-    /// Raw memory from frame 0; frames that do not exist are zeros.
+    /// The raw volume: memory from frame 0, where frames that do not exist are zeros, or a disk
+    /// from its beginning to its end.
     case raw
 }
 
@@ -30,6 +31,7 @@ extension Repository {
     ///
     /// - Parameters:
     ///   - checkpoint: a checkpoint of this repository.
+    ///   - volume: `memory`, or a disk's name; a disk is always written `raw`.
     ///   - format: the format of the output.
     ///   - cancellation: ends the export with `cancelled`, after the window of 32 MiB that is being
     ///     written.
@@ -37,27 +39,37 @@ extension Repository {
     ///   - sink: called on this thread with the bytes in order, which are valid only during the
     ///     call. What it throws is the error's `cause`.
     public func export(
-        _ checkpoint: Checkpoint, as format: ExportFormat, cancellation: Cancellation? = nil,
-        progress: ProgressHandler? = nil, sink: @escaping (RawSpan) throws -> Void
+        _ checkpoint: Checkpoint, volume: String = "memory", as format: ExportFormat,
+        cancellation: Cancellation? = nil, progress: ProgressHandler? = nil,
+        sink: @escaping (RawSpan) throws -> Void
     ) throws(CheckpointError) {
         let output = CheckpointOutput(sink: sink, cancellation: cancellation, progress: progress)
         do {
-            try output.write(try MemoryReader(checkpoint, from: self), as: format)
+            try output.write(
+                try VolumeReader(checkpoint, from: self, volume: volume), as: format)
         } catch {
             throw CheckpointError(wrappingStream: error)
         }
     }
 }
 
-/// Writes the memory of a checkpoint in one of the formats.
+/// Writes a volume of a checkpoint in one of the formats.
 private struct CheckpointOutput {
     let sink: (RawSpan) throws -> Void
     let cancellation: Cancellation?
     let progress: ProgressHandler?
 
-    func write(_ memory: MemoryReader, as format: ExportFormat) throws {
+    func write(_ memory: VolumeReader, as format: ExportFormat) throws {
         let sink = self.sink
         let writer = { (bytes: UnsafeRawBufferPointer) throws in try sink(bytes.bytes) }
+        guard !memory.volume.isDisk else {
+            guard case .raw = format else {
+                throw CheckpointError(
+                    .invalidOption,
+                    "'\(memory.volume.name)' is a disk, which can only be exported as raw")
+            }
+            return try writeRaw(memory, writer)
+        }
         switch format {
         case .xl(let configuration):
             try write(
@@ -76,12 +88,12 @@ private struct CheckpointOutput {
     }
 
     private func read(
-        _ memory: MemoryReader, _ deliver: ([PageRange], UnsafeRawBufferPointer) throws -> Void
+        _ memory: VolumeReader, _ deliver: ([PageRange], UnsafeRawBufferPointer) throws -> Void
     ) throws {
         try memory.read(cancellation: cancellation, progress: progress, deliver: deliver)
     }
 
-    private func write(_ memory: MemoryReader, _ writer: XenStreamWriter) throws {
+    private func write(_ memory: VolumeReader, _ writer: XenStreamWriter) throws {
         var writer = writer
         try writer.begin()
         try read(memory) { runs, contents in try writer.pages(runs, contents) }
@@ -89,27 +101,33 @@ private struct CheckpointOutput {
     }
 
     private func writeRaw(
-        _ memory: MemoryReader, _ write: (UnsafeRawBufferPointer) throws -> Void
+        _ memory: VolumeReader, _ write: (UnsafeRawBufferPointer) throws -> Void
     ) throws {
         let zeros = [UInt8](repeating: 0, count: 1 << 20)
-        var end: UInt64 = 0
+        let byteCount = memory.volume.isDisk ? Int(memory.volume.byteCount) : Int.max
+        var end = 0
+        func writeZeros(upTo offset: Int) throws {
+            while end < offset {
+                let count = min(offset - end, zeros.count)
+                try zeros.withUnsafeBytes {
+                    try write(UnsafeRawBufferPointer(rebasing: $0[..<count]))
+                }
+                end += count
+            }
+        }
         try read(memory) { runs, contents in
             var start = 0
             for run in runs {
-                var gap = Int(run.first.rawValue - end) * Page.byteCount
-                while gap > 0 {
-                    let count = min(gap, zeros.count)
-                    try zeros.withUnsafeBytes {
-                        try write(UnsafeRawBufferPointer(rebasing: $0[..<count]))
-                    }
-                    gap -= count
-                }
-                try write(
-                    UnsafeRawBufferPointer(rebasing: contents[start..<start + run.byteCount]))
+                let first = Int(run.first.rawValue) * Page.byteCount
+                try writeZeros(upTo: first)
+                // The last block of a disk may extend past its end.
+                let count = min(run.byteCount, byteCount - first)
+                try write(UnsafeRawBufferPointer(rebasing: contents[start..<start + count]))
                 start += run.byteCount
-                end = run.end.rawValue
+                end = first + count
             }
         }
+        if memory.volume.isDisk { try writeZeros(upTo: byteCount) }
     }
 }
 

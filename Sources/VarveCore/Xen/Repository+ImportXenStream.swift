@@ -30,6 +30,9 @@ extension Repository {
     /// called stay, and nothing else of the stream does. Throws `invalidStream` if the stream is
     /// damaged, or if it is cut short before its first epoch is complete.
     ///
+    /// A stream contains no disks. If its guest has some, set `CaptureOptions.omitsDisks`, so that
+    /// the checkpoints say so; nothing checks that.
+    ///
     /// - Parameters:
     ///   - format: the format of the stream.
     ///   - lineage: the guest's history.

@@ -11,12 +11,14 @@ extension Repository {
     /// `export` without blocking a thread of the cooperative pool; `sink` is called on another
     /// thread.
     public func export(
-        _ checkpoint: Checkpoint, as format: ExportFormat, cancellation: Cancellation? = nil,
-        progress: ProgressHandler? = nil, sink: @escaping @Sendable (RawSpan) throws -> Void
+        _ checkpoint: Checkpoint, volume: String = "memory", as format: ExportFormat,
+        cancellation: Cancellation? = nil, progress: ProgressHandler? = nil,
+        sink: @escaping @Sendable (RawSpan) throws -> Void
     ) async throws(CheckpointError) {
         try await BlockingWork.run(cancellation) { (cancellation) throws(CheckpointError) in
             try self.export(
-                checkpoint, as: format, cancellation: cancellation, progress: progress, sink: sink)
+                checkpoint, volume: volume, as: format, cancellation: cancellation,
+                progress: progress, sink: sink)
         }
     }
 

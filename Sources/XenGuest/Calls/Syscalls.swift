@@ -42,6 +42,12 @@ func system_isRegularFile(_ descriptor: Int32) -> Bool {
     return fstat(descriptor, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
 }
 
+/// `stat(2)`: a regular file.
+func system_isRegularFile(_ path: String) -> Bool {
+    var status = stat()
+    return stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
+}
+
 /// `fstat(2)`: owned by this user, and not writable by others.
 func system_isPrivate(_ descriptor: Int32) -> Bool {
     var status = stat()

@@ -99,6 +99,12 @@ public final class XenHost: Sendable {
         public let grade: Grade
         /// The result, and the remedy.
         public let text: String
+
+        package init(subject: String, grade: Grade, text: String) {
+            self.subject = subject
+            self.grade = grade
+            self.text = text
+        }
     }
 
     /// What the host supports.
@@ -156,8 +162,7 @@ public final class XenHost: Sendable {
             others.isEmpty
                 ? "only console and xenstore: revert in place is possible"
                 : others.joined(separator: ", ")
-                    + ": restore as a new domain works, revert in place is refused; disks are not "
-                    + "part of a checkpoint")
+                    + ": restore as a new domain works, revert in place is refused")
         return found
     }
 

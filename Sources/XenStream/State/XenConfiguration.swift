@@ -23,14 +23,7 @@ package struct XenConfiguration: Sendable {
         return cursor.value(at: path).map { json[$0.lowerBound] == UInt8(ascii: "{") } ?? false
     }
 
-    private func text(at path: [String]) -> String? {
-        var cursor = Cursor(json)
-        guard let range = cursor.value(at: path), json[range.lowerBound] == Cursor.quote else {
-            return nil
-        }
-        let text = json[range].dropFirst().dropLast()
-        return text.contains(Cursor.backslash) ? nil : String(decoding: text, as: UTF8.self)
-    }
+    private func text(at path: [String]) -> String? { text(at: path, in: 0..<json.count) }
 
     /// Makes it another guest's, with a name and a uuid of its own.
     ///
@@ -38,15 +31,88 @@ package struct XenConfiguration: Sendable {
     ///   - name: without quotes, backslashes and control characters.
     ///   - uuid: 16 bytes.
     package mutating func rename(_ name: String, uuid: [UInt8]) throws(XenStreamError) {
-        let isPlain = name.utf8.allSatisfy {
-            $0 >= 0x20 && $0 != Cursor.quote && $0 != Cursor.backslash
-        }
-        guard !name.isEmpty, isPlain, uuid.count == 16 else {
+        guard Self.isPlain(name), uuid.count == 16 else {
             throw XenStreamError(
                 .malformed, "'\(name)' cannot be a domain's name; use letters, digits and dashes")
         }
         try replace(["c_info", "name"], with: name)
         try replace(["c_info", "uuid"], with: XenConfiguration.text(ofUUID: uuid))
+    }
+
+    /// The names of its disks (`vdev`), in order.
+    package var diskNames: [String] { disks.compactMap { text(at: ["vdev"], in: $0) } }
+
+    /// Makes the disk with a name another device or file of dom0, in raw format.
+    ///
+    /// libxl chooses the back end again. A script and a driver domain that the old device needed
+    /// are dropped.
+    ///
+    /// - Parameter path: without quotes, backslashes and control characters.
+    package mutating func setDisk(_ name: String, to path: String) throws(XenStreamError) {
+        guard Self.isPlain(path) else {
+            throw XenStreamError(
+                .malformed, "'\(path)' cannot be the path of a disk; use another directory")
+        }
+        guard let disk = disks.first(where: { text(at: ["vdev"], in: $0) == name }) else {
+            throw Self.missing(disk: name)
+        }
+        // Those that must be there are added.
+        let changes: [(key: String, value: String, isNeeded: Bool)] = [
+            ("pdev_path", "\"\(path)\"", true), ("format", "\"raw\"", true),
+            ("backend", "\"unknown\"", false), ("script", "null", false),
+            ("backend_domid", "0", false), ("backend_domname", "null", false),
+        ]
+        var edits: [(Range<Int>, String)] = []
+        var missing = ""
+        for (key, value, isNeeded) in changes {
+            var cursor = Cursor(json, at: disk.lowerBound)
+            if let range = cursor.value(at: [key]) {
+                edits.append((range, value))
+            } else if isNeeded {
+                missing += "\"\(key)\": \(value), "
+            }
+        }
+        // From the end, so that ranges before stay valid.
+        for (range, text) in edits.sorted(by: { $0.0.lowerBound > $1.0.lowerBound }) {
+            json.replaceSubrange(range, with: Array(text.utf8))
+        }
+        json.insert(contentsOf: Array(missing.utf8), at: disk.lowerBound + 1)
+    }
+
+    /// Throws unless it has disks with these names.
+    package func checkDisks(_ names: [String]) throws(XenStreamError) {
+        let own = Set(diskNames)
+        if let name = names.first(where: { !own.contains($0) }) { throw Self.missing(disk: name) }
+    }
+
+    private static func missing(disk name: String) -> XenStreamError {
+        XenStreamError(
+            .malformed,
+            "the checkpoint's configuration has no disk '\(name)'; give one with --config")
+    }
+
+    /// The ranges of its disks.
+    private var disks: [Range<Int>] {
+        var cursor = Cursor(json)
+        guard let array = cursor.value(at: ["disks"]) else { return [] }
+        var elements = Cursor(json, at: array.lowerBound)
+        return elements.elements()
+    }
+
+    private func text(at path: [String], in object: Range<Int>) -> String? {
+        var cursor = Cursor(json, at: object.lowerBound)
+        guard let range = cursor.value(at: path), json[range.lowerBound] == Cursor.quote else {
+            return nil
+        }
+        let text = json[range].dropFirst().dropLast()
+        return text.contains(Cursor.backslash) ? nil : String(decoding: text, as: UTF8.self)
+    }
+
+    private static func isPlain(_ text: String) -> Bool {
+        !text.isEmpty
+            && text.utf8.allSatisfy {
+                $0 >= 0x20 && $0 != Cursor.quote && $0 != Cursor.backslash
+            }
     }
 
     private mutating func replace(
@@ -84,7 +150,23 @@ private struct Cursor {
     private let bytes: [UInt8]
     private var position = 0
 
-    init(_ bytes: [UInt8]) { self.bytes = bytes }
+    init(_ bytes: [UInt8], at position: Int = 0) {
+        self.bytes = bytes
+        self.position = position
+    }
+
+    /// The ranges of the elements of an array; none if it is not one.
+    mutating func elements() -> [Range<Int>] {
+        guard take(UInt8(ascii: "[")) else { return [] }
+        var found: [Range<Int>] = []
+        while true {
+            skipSpace()
+            let start = position
+            guard skipValue(0) else { return found }
+            found.append(start..<position)
+            guard take(UInt8(ascii: ",")) else { return found }
+        }
+    }
 
     /// The range of the value at the end of a path of keys.
     mutating func value(at path: [String]) -> Range<Int>? {

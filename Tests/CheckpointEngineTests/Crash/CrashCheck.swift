@@ -91,17 +91,24 @@ struct CrashCheck {
         let restored = SimulatedGuest(layout: .empty)
         let result = try repository.restore(checkpoint, into: restored)
         let pages = restored.with { $0.pages }
-        guard result.root == checkpoint.root, try restored.memoryRoot() == checkpoint.root else {
+        let root = checkpoint.memory.root
+        guard result.root == root, try restored.memoryRoot() == root else {
             throw fail("checkpoint \(checkpoint.id.short) has another root than it says")
+        }
+        var disks: [String: [UInt8]] = [:]
+        for volume in checkpoint.disks {
+            let image = SimulatedGuest(layout: .empty)
+            _ = try repository.restore(checkpoint, volume: volume.name, into: image)
+            disks[volume.name] = image.bytes(Int(volume.byteCount))
         }
         if let copy = copies[checkpoint.id] {
             let labels = labels[checkpoint.id] ?? [copy.label]
-            guard copy.pages == pages, labels.contains(checkpoint.label?.text),
+            guard copy.pages == pages, copy.disks == disks, labels.contains(checkpoint.label?.text),
                 copy.lineage == checkpoint.lineage.text
             else { throw fail("checkpoint \(checkpoint.id.short) is not what was captured") }
             try checkReading(checkpoint, copy, repository)
         } else if !attempts.contains(where: {
-            $0.lineage == checkpoint.lineage.text && $0.pages == pages
+            $0.lineage == checkpoint.lineage.text && $0.pages == pages && $0.disks == disks
         }) {
             throw fail("checkpoint \(checkpoint.id.short) is half there")
         }
@@ -112,7 +119,7 @@ struct CrashCheck {
         _ checkpoint: Checkpoint, _ copy: CrashWorld.Copy, _ repository: Repository
     ) throws {
         var isEqual = true
-        let reader = try MemoryReader(checkpoint, from: repository)
+        let reader = try VolumeReader(checkpoint, from: repository)
         try reader.read { runs, contents in
             var position = 0
             for frame in runs.flatMap(\.frames) {
@@ -178,6 +185,7 @@ struct CrashCheck {
         var options = CaptureOptions()
         options.poolByteCount = 4 << 20
         options.workerCount = 1
+        options.omitsDisks = true
         let session = try CaptureSession(
             of: guest, in: repository, lineage: "web", options: options)
         let next = try session.capture().checkpoint

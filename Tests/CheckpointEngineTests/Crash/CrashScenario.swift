@@ -76,6 +76,30 @@ struct CrashScenario: Sendable, CustomTestStringConvertible {
             }
         },
         CrashScenario(
+            name: "disks", packByteCountMax: smallPack,
+            prepare: { world in
+                try world.create()
+                world.setDisks("web", ["xvda": 0..<12], value: 200)
+                world.write("web", 0..<9, value: 201)
+                try world.capture()
+            },
+            act: { world in
+                // Another block, a second disk, a failed read, and the first disk is removed.
+                world.setDisks("web", ["xvda": 3..<7], value: 202)
+                try world.capture()
+                world.setDisks("web", ["xvda": 12..<14, "xvdb": 0..<9], value: 203)
+                world.write("web", 5..<9, value: 204)
+                try world.capture()
+                world.disks("web").fail(.read, after: 1)
+                world.setDisks("web", ["xvda": 0..<4, "xvdb": 2..<4], value: 205)
+                try world.capture()
+                world.setDisks("web", ["xvdb": 7..<11], value: 206)
+                try world.capture()
+                try world.forget([0, 1])
+                try world.prune()
+                world.close()
+            }, abandonedByteCountMax: 200 << 10),
+        CrashScenario(
             name: "index rebuild", packByteCountMax: smallPack,
             prepare: { world in
                 try capturing(5)(world)

@@ -19,6 +19,7 @@ final class CrashWorld: Sendable {
         let lineage: String
         let label: String?
         let pages: [UInt64: [UInt8]]
+        var disks: [String: [UInt8]] = [:]
     }
 
     /// A checkpoint whose publication was acknowledged.
@@ -51,6 +52,7 @@ final class CrashWorld: Sendable {
         var files: SimulatedFiles
         var repository: Repository?
         var guests: [String: SimulatedGuest] = [:]
+        var disks: [String: SimulatedDisks] = [:]
         var sessions: [String: CaptureSession] = [:]
         var acknowledged: [Acknowledged] = []
         var copies: [CheckpointID: Copy] = [:]
@@ -338,6 +340,35 @@ final class CrashWorld: Sendable {
         }
     }
 
+    /// The disks of a lineage's guest: none until they are set.
+    func disks(_ lineage: String) -> SimulatedDisks {
+        state.withLock { state in
+            if let disks = state.disks[lineage] { return disks }
+            let disks = SimulatedDisks()
+            state.disks[lineage] = disks
+            return disks
+        }
+    }
+
+    /// Gives the guest of a lineage disks, each with blocks of its own; different values give
+    /// different contents.
+    func setDisks(_ lineage: String, _ blocks: [String: Range<Int>], value: Int) {
+        let group = disks(lineage)
+        var contents = group.contents.filter { blocks[$0.key] != nil }
+        for (name, range) in blocks {
+            var content = contents[name] ?? []
+            let missing = range.upperBound * Page.byteCount - content.count
+            if missing > 0 { content += [UInt8](repeating: 0, count: missing) }
+            for block in range {
+                content.replaceSubrange(
+                    block * Page.byteCount..<(block + 1) * Page.byteCount,
+                    with: CrashWorld.page(value &* 1000 &+ block))
+            }
+            contents[name] = content
+        }
+        group.set(contents)
+    }
+
     static func page(_ value: Int) -> [UInt8] {
         var random = SeededGenerator(seed: UInt64(bitPattern: Int64(value)))
         return (0..<Page.byteCount / 8).flatMap { _ in
@@ -361,10 +392,12 @@ final class CrashWorld: Sendable {
         options.workerCount = 1
         let repository = try repository()
         let guest = guest(lineage)
+        let disks = disks(lineage)
+        let group = disks.contents.isEmpty ? nil : disks
         func attempt() throws -> CaptureSession {
             try CaptureSession(
                 of: guest, in: repository, lineage: LineageName(lineage), parent: parent,
-                options: options)
+                disks: group, options: options)
         }
         let session: CaptureSession
         do {
@@ -384,7 +417,9 @@ final class CrashWorld: Sendable {
     ) throws -> Checkpoint? {
         let session = try session(lineage, parent: parent)
         let guest = guest(lineage)
-        let copy = Copy(lineage: lineage, label: label, pages: guest.with { $0.pages })
+        let copy = Copy(
+            lineage: lineage, label: label, pages: guest.with { $0.pages },
+            disks: disks(lineage).contents)
         state.withLock { $0.attempts.append(copy) }
         let outcome = Result { try session.capture(label: label.map { try Label($0) }) }
         if guest.pausesOpen != 0 {

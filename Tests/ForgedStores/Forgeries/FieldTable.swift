@@ -62,21 +62,32 @@ enum FieldTable {
 
     private static func manifest(_ payload: [UInt8]) -> [ForgedField] {
         var fields = [
-            field("parent", 0, 8), field("root", 32, 8), field("time", 64, 8),
-            field("transaction", 72, 8), field("position", 80, 4), field("flags", 84, 4),
-            field("ancestor", 88, 8),
+            field("parent", 0, 8), field("time", 32, 8), field("transaction", 40, 8),
+            field("position", 48, 4), field("flags", 52, 4), field("ancestor", 56, 8),
         ]
         let counts = [
-            "frame end", "pages", "zero pages", "changed pages", "stored pages", "added bytes",
-            "metadata bytes", "pause",
+            "stored pages", "added bytes", "metadata bytes", "pause", "drain", "cut",
         ]
-        for (index, name) in counts.enumerated() { fields.append(field(name, 120 + 8 * index, 8)) }
-        fields += [field("rounds", 184, 4), field("lineage", 188, 2)]
-        for list in Manifests.lists(payload) ?? [] {
-            fields.append(field("parts", list, 4))
-            if Little.read(payload[...], list, 4) > 0 {
-                fields += [field("part's pack", list + 4, 4), field("part's offset", list + 8, 4)]
+        for (index, name) in counts.enumerated() { fields.append(field(name, 88 + 8 * index, 8)) }
+        fields += [field("rounds", 136, 4), field("lineage", Manifests.fixedByteCount, 2)]
+        for (index, volume) in Manifests.volumes(payload).enumerated() {
+            if index == 0 {
+                fields += [field("next number", volume - 4, 2), field("volumes", volume - 2, 2)]
             }
+            fields += [
+                field("number", volume, 2), field("reserved", volume + 2, 2),
+                field("block size", volume + 4, 4), field("size", volume + 8, 8),
+                field("root", volume + 16, 8), field("frame end", volume + 48, 8),
+                field("pages", volume + 56, 8), field("zero pages", volume + 64, 8),
+                field("changed pages", volume + 72, 8), field("name", volume + 80, 2),
+            ]
+        }
+        for (kind, list) in (Manifests.lists(payload) ?? []).enumerated() {
+            fields.append(field("parts", list, 4))
+            guard Little.read(payload[...], list, 4) > 0 else { continue }
+            let place = kind == 0 ? list + 12 : list + 4
+            if kind == 0 { fields.append(field("part's first frame", list + 4, 8)) }
+            fields += [field("part's pack", place, 4), field("part's offset", place + 4, 4)]
         }
         return fields + [field("state digest", payload.count - 32, 8)]
     }

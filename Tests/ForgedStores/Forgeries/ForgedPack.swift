@@ -151,6 +151,16 @@ package enum Varint {
         return bytes + [UInt8(rest)]
     }
 
+    /// The first number in some bytes, as far as they have one.
+    static func first(_ bytes: ArraySlice<UInt8>) -> UInt64 {
+        var value: UInt64 = 0
+        for (index, byte) in bytes.prefix(10).enumerated() {
+            value |= UInt64(byte & 127) << UInt64(7 * index)
+            if byte < 128 { break }
+        }
+        return value
+    }
+
     package static func zigzag(_ value: Int64) -> [UInt8] {
         bytes(UInt64(bitPattern: (value << 1) ^ (value >> 63)))
     }

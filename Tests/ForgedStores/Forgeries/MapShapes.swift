@@ -53,7 +53,7 @@ extension Forgery {
                         var forged = whole
                         let place = whole.places(2)[index]
                         forged[place].payload = payload
-                        if states { state(&forged, place.pack, forged[place].transaction) }
+                        if states { state(&forged, payload, forged[place].transaction) }
                         forged.relink(from: whole)
                         return forged
                     }
@@ -63,12 +63,20 @@ extension Forgery {
     }
 
     /// Makes the manifest of a transaction state the largest possible guest.
-    private static func state(_ store: inout ForgedStore, _ pack: Int, _ transaction: UInt64) {
+    ///
+    /// - Parameter part: its page map, of one part.
+    private static func state(
+        _ store: inout ForgedStore, _ part: [UInt8], _ transaction: UInt64
+    ) {
         for place in store.places(4) where store[place].transaction == transaction {
-            for (field, value) in [(120, 1 << 32), (128, 1 << 30 as UInt64), (136, 0)] {
+            for (field, value) in zip(
+                Manifests.counts(store[place].payload), [1 << 32, 1 << 30 as UInt64, 0])
+            {
                 store[place].payload.replaceSubrange(
                     field..<field + 8, with: Little.bytes(value, 8))
             }
+            store[place].payload = Manifests.beginning(
+                store[place].payload, at: Varint.first(part.dropFirst(16)))
         }
     }
 
@@ -81,20 +89,24 @@ extension Forgery {
             let number = whole[last].transaction + 1
             var offset = UInt32(whole.packs[pack].bytes.count)
             if whole.packs[pack].isSealed { return whole }
-            var parts: [(pack: UInt32, offset: UInt32)] = []
+            var parts: [ForgedPart] = []
             for part in 0..<count {
                 let record = ForgedRecord(
                     type: 2, transaction: number,
                     payload: Forgery.part(run(UInt64(part) * 131_072, 131_072, 1)))
-                parts.append((whole.packs[pack].number, offset))
+                parts.append(
+                    ForgedPart(
+                        first: UInt64(part) * 131_072, pack: whole.packs[pack].number,
+                        offset: offset))
                 offset += UInt32(record.byteCount)
                 forged.packs[pack].records.append(record)
             }
             var payload = Manifests.naming(whole[last].payload, maps: parts, states: [])
-            payload.replaceSubrange(80..<84, with: [0, 0, 0, 0])
-            payload.replaceSubrange(72..<80, with: Little.bytes(number, 8))
-            payload.replaceSubrange(88..<120, with: [UInt8](repeating: 0, count: 32))
-            for field in [120, 128, 136] {
+            payload.replaceSubrange(Manifests.position, with: [0, 0, 0, 0])
+            payload.replaceSubrange(Manifests.transaction, with: Little.bytes(number, 8))
+            payload.replaceSubrange(
+                Manifests.ancestor, with: [UInt8](repeating: 0, count: 32))
+            for field in Manifests.counts(payload).prefix(3) {
                 payload.replaceSubrange(
                     field..<field + 8, with: Little.bytes(UInt64(count) * 131_072, 8))
             }

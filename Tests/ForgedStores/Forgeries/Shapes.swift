@@ -65,8 +65,9 @@ extension Forgery {
                 var before = own
                 for step in 1...count {
                     var payload = own
-                    let number = Little.read(own[...], 72, 8) + UInt64(step)
-                    payload.replaceSubrange(72..<80, with: Little.bytes(number, 8))
+                    let number =
+                        Little.read(own[...], Manifests.transaction.lowerBound, 8) + UInt64(step)
+                    payload.replaceSubrange(Manifests.transaction, with: Little.bytes(number, 8))
                     payload = Manifests.naming(payload, maps: [], states: nil)
                     change(step, &payload, Manifests.id(before))
                     $0.packs[$0.packs.count - 1].records.append(
@@ -76,30 +77,34 @@ extension Forgery {
             }
         }
         @Sendable func position(_ payload: inout [UInt8], _ value: UInt32) {
-            payload.replaceSubrange(80..<84, with: Little.bytes(UInt64(value), 4))
+            payload.replaceSubrange(Manifests.position, with: Little.bytes(UInt64(value), 4))
         }
-        let base = UInt32(Little.read(own[...], 80, 4))
+        let base = UInt32(Little.read(own[...], Manifests.position.lowerBound, 4))
         return [
             add("a chain of 600 delta maps", 600) { step, payload, id in
                 position(&payload, base + UInt32(step))
-                payload.replaceSubrange(88..<120, with: id)
+                payload.replaceSubrange(Manifests.ancestor, with: id)
             },
             add("a chain of 300 delta maps of one position", 300) { _, payload, id in
                 position(&payload, 1)
-                payload.replaceSubrange(88..<120, with: id)
+                payload.replaceSubrange(Manifests.ancestor, with: id)
             },
             add("300 checkpoints that follow each other and have no map", 300) { _, payload, id in
                 position(&payload, 0)
-                payload.replaceSubrange(0..<32, with: id)
-                payload.replaceSubrange(88..<120, with: [UInt8](repeating: 0, count: 32))
-                payload.replaceSubrange(120..<160, with: [UInt8](repeating: 0, count: 40))
+                payload.replaceSubrange(Manifests.parent, with: id)
+                payload.replaceSubrange(Manifests.ancestor, with: [UInt8](repeating: 0, count: 32))
+                for field in Manifests.counts(payload) {
+                    payload.replaceSubrange(
+                        field..<field + 8, with: [UInt8](repeating: 0, count: 8))
+                }
             },
             add("a manifest with the transaction of the one before", 1) { _, payload, _ in
-                payload.replaceSubrange(72..<80, with: own[72..<80])
+                payload.replaceSubrange(
+                    Manifests.transaction, with: own[Manifests.transaction])
             },
             add("a delta map on nothing", 1) { _, payload, _ in
                 position(&payload, 1)
-                payload.replaceSubrange(88..<120, with: [UInt8](repeating: 7, count: 32))
+                payload.replaceSubrange(Manifests.ancestor, with: [UInt8](repeating: 7, count: 32))
             },
         ]
     }
@@ -136,17 +141,21 @@ extension Forgery {
         let (first, last) = (manifests[0], manifests[manifests.count - 1])
         func naming(
             _ name: String,
-            maps: (@Sendable (ForgedStore) -> [(pack: UInt32, offset: UInt32)])? = nil,
-            states: (@Sendable (ForgedStore) -> [(pack: UInt32, offset: UInt32)])? = nil
+            maps: (@Sendable (ForgedStore) -> [ForgedPart])? = nil,
+            states: (@Sendable (ForgedStore) -> [ForgedPart])? = nil
         ) -> Forgery {
             shape(name, relinks: true) {
                 $0[last].payload = Manifests.naming(
                     $0[last].payload, maps: maps?($0), states: states?($0))
             }
         }
-        @Sendable func many(_ store: ForgedStore, _ kind: Int) -> [(pack: UInt32, offset: UInt32)] {
+        @Sendable func many(_ store: ForgedStore, _ kind: Int) -> [ForgedPart] {
             let parts = Manifests.parts(store[last].payload, kind)
-            return (0..<4000).flatMap { _ in parts }
+            return (0..<4000).flatMap { step in
+                parts.map {
+                    ForgedPart(first: $0.first + UInt64(step), pack: $0.pack, offset: $0.offset)
+                }
+            }
         }
         func removed(_ name: String, _ payload: [UInt8]) -> Forgery {
             shape("removed packs: \(name)") {
@@ -165,7 +174,9 @@ extension Forgery {
             naming(
                 "10,000 parts that are not there",
                 maps: { _ in
-                    (0..<10_000).map { (1, 64 + 8 * $0) }
+                    (0..<10_000).map {
+                        ForgedPart(first: UInt64($0), pack: 1, offset: 64 + 8 * $0)
+                    }
                 }),
             removed("all there can be", [1, 1] + Varint.bytes(1 << 32 - 2)),
             removed("those that are there", [1, 1, 1]),

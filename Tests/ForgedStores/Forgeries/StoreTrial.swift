@@ -79,7 +79,7 @@ package struct StoreTrial {
             (try? repository.restore(checkpoint, into: guest)) != nil
         else { return }
         let root = try? guest.memoryRoot()
-        if root != checkpoint.root {
+        if root != checkpoint.memory.root {
             complain("\(checkpoint.id.short) came back as something else")
         }
     }

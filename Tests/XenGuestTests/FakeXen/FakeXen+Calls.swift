@@ -255,7 +255,7 @@ extension FakeXen {
     }
 
     func configuration(_ domain: UInt32) throws(GuestError) -> [UInt8] {
-        try onDomain("configuration", domain) { _, _ in FakeXen.configuration }
+        try call("configuration", domain) { $0.configuration }
     }
 
     /// Like xg_sr_save.c: suspend, write, and for a checkpointed stream resume and ask for more.

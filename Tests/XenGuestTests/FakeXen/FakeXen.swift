@@ -29,6 +29,10 @@ final class FakeXen: XenCalls {
         var trace: [String] = []
         /// Calls until the one that fails, and its error.
         var fault: (callsLeft: Int, errno: Int32)?
+        /// Calls until nodes of xenstore vanish, and how their paths begin.
+        var removal: (callsLeft: Int, prefixes: [String])?
+        /// What libxl knows of each domain.
+        var configuration = FakeXen.configuration
         /// The stream that `save` writes, epoch after epoch.
         var epochs: [[UInt8]] = []
     }
@@ -109,6 +113,7 @@ final class FakeXen: XenCalls {
         try state.withLock { (state) throws(GuestError) -> T in
             state.tick(isScan: name == "frameTypes" || name == "frameCount" || name == "facts")
             state.trace.append(name)
+            state.vanish()
             if let fault = state.fault {
                 state.fault = fault.callsLeft == 0 ? nil : (fault.callsLeft - 1, fault.errno)
                 if fault.callsLeft == 0 {
@@ -137,6 +142,30 @@ final class FakeXen: XenCalls {
 }
 
 extension FakeXen.State {
+    mutating func vanish() {
+        guard let (callsLeft, prefixes) = removal else { return }
+        removal = callsLeft == 0 ? nil : (callsLeft - 1, prefixes)
+        guard callsLeft == 0 else { return }
+        store = store.filter { node in !prefixes.contains { node.key.hasPrefix($0) } }
+    }
+
+    /// A disk as libxl writes it: its nodes in dom0's part, or a driver domain's, and the guest's.
+    mutating func addDisk(
+        _ domain: UInt32, _ name: String, kind: String = "vbd", type: String = "phy",
+        params: String, mode: String = "w", deviceType: String = "disk", backend: UInt32 = 0
+    ) {
+        // Of xvda: 202 << 8.
+        let device = 51_712 + (Int(name.utf8.last ?? 0) - 97) * 16
+        let path = "/local/domain/\(backend)/backend/\(kind)/\(domain)/\(device)"
+        for (key, value) in [
+            ("dev", name), ("type", type), ("params", params), ("mode", mode),
+            ("device-type", deviceType), ("state", "4"), ("online", "1"),
+        ] { store["\(path)/\(key)"] = value }
+        let front = "/local/domain/\(domain)/device/vbd/\(device)"
+        store["\(front)/backend"] = path
+        store["\(front)/state"] = "4"
+    }
+
     /// Each call takes time, in which guests run and requests are answered.
     mutating func tick(isScan: Bool) {
         for number in domains.keys.sorted() {

@@ -78,7 +78,7 @@ final class NaiveCopy: @unchecked Sendable {
 
     /// Frames whose page differs from the checkpoint's.
     func differences(from checkpoint: Checkpoint, in repository: Repository) throws -> [UInt] {
-        let map = try repository.pageMap(of: checkpoint).map
+        let map = try repository.pageMap(of: checkpoint).map.memory
         guard map.layout.pageCount == frames.count else {
             throw Failed("the checkpoint has \(map.layout.pageCount) pages, not \(frames.count)")
         }
@@ -99,7 +99,7 @@ final class NaiveCopy: @unchecked Sendable {
     ) throws -> [UInt] {
         var found: [UInt] = []
         var position = 0
-        try MemoryReader(checkpoint, from: repository).read { runs, contents in
+        try VolumeReader(checkpoint, from: repository).read { runs, contents in
             var offset = 0
             for frame in runs.flatMap(\.frames) {
                 let stored = UnsafeRawBufferPointer(

@@ -88,7 +88,7 @@ extension XenCases {
         let repository = try Repository.open(at: FilePath(store), .reading)
         let magic = Array("XENRIG-PAGE-v1\n\0".utf8)
         var newest: UInt64 = 0
-        try MemoryReader(repository.checkpoint(named: name), from: repository).read {
+        try VolumeReader(repository.checkpoint(named: name), from: repository).read {
             _, contents in
             for start in stride(from: 0, to: contents.count, by: Page.byteCount)
             where contents[start..<start + magic.count].elementsEqual(magic) {

@@ -1,0 +1,53 @@
+import GuestModel
+
+/// Disks at one instant: what a checkpoint's disks are read from.
+///
+/// An index names one of the disks. Called on the pipeline's threads; `read` on several at once.
+protocol DiskSource: Sendable {
+    /// The disks.
+    var disks: [GuestDisk] { get }
+
+    /// A name by which the cut is found again; empty if nothing can.
+    var name: String { get }
+
+    /// The blocks that may differ from the parent's, ascending; nil if that is unknown.
+    func changedBlocks(ofDisk index: Int) throws -> [BlockRange]?
+
+    /// The blocks that may not be zero, ascending.
+    func storedBlocks(ofDisk index: Int) throws -> [BlockRange]
+
+    /// Copies blocks; bytes past the end of the disk are zero.
+    func read(
+        _ blocks: BlockRange, ofDisk index: Int, into destination: UnsafeMutableRawBufferPointer
+    ) throws
+
+    /// Throws if what was read may be of different instants.
+    ///
+    /// Called once, after the last read and before the checkpoint exists.
+    func checkUnchanged() throws
+}
+
+/// The disks of a guest, from a cut.
+struct CutDisks: DiskSource {
+    let cut: any DiskCut
+    /// The cut from which the parent's disks were read; nil if there is none any more.
+    let parent: (any DiskCut)?
+
+    var disks: [GuestDisk] { cut.disks }
+    var name: String { cut.name }
+
+    func changedBlocks(ofDisk index: Int) throws -> [BlockRange]? {
+        guard let parent else { return nil }
+        return try cut.changedBlocks(ofDisk: index, since: parent)
+    }
+
+    func storedBlocks(ofDisk index: Int) throws -> [BlockRange] {
+        try cut.storedBlocks(ofDisk: index)
+    }
+
+    func read(
+        _ blocks: BlockRange, ofDisk index: Int, into destination: UnsafeMutableRawBufferPointer
+    ) throws { try cut.read(blocks, ofDisk: index, into: destination) }
+
+    func checkUnchanged() {}
+}

@@ -1,0 +1,102 @@
+import CheckpointIndex
+import GuestModel
+import Synchronization
+
+// A cut is needed until a later one was read, because what changed is known by comparing the two.
+//
+//   prepared -> cut -> its checkpoint exists: `last`, and the one before is retired
+//                   -> the capture failed: retired
+//
+// So if a capture fails, the next one compares with the last checkpoint's cut, and nothing that
+// changed in between is missed.
+
+/// A session's disks, and the cuts of them that stand.
+final class SessionDisks: Sendable {
+    private struct State: Sendable {
+        /// The newest checkpoint, and the cut from which its disks were read.
+        var last: (checkpoint: CheckpointID, cut: any DiskCut)?
+        /// Cuts that are to be dropped.
+        var retired: [any DiskCut] = []
+        var failure: GuestError?
+    }
+
+    let group: any DiskGroup
+    private let state: Mutex<State>
+
+    /// - Parameter parent: the checkpoint that the first one follows; if its cut still stands, the
+    ///   first capture need not compare everything.
+    init(_ group: any DiskGroup, parent: Checkpoint?) throws(GuestError) {
+        self.group = group
+        var state = State()
+        if let parent, let name = parent.cutName, let cut = try group.standingCut(name) {
+            state.last = (parent.id, cut)
+        }
+        self.state = Mutex(state)
+    }
+
+    /// Throws `invalidOption` if a session would drop the disks of its lineage without having been
+    /// told to.
+    static func check(
+        _ newest: Checkpoint?, hasDisks: Bool, _ options: CaptureOptions
+    ) throws(CheckpointError) {
+        guard !hasDisks, !options.omitsDisks, let newest,
+            !newest.disks.isEmpty || newest.omitsDisks
+        else { return }
+        throw CheckpointError(
+            .invalidOption,
+            "the newest checkpoint of lineage '\(newest.lineage)' says that its guest has disks; "
+                + "take them too, or say that they are omitted, which is recorded (--no-disks, "
+                + "CaptureOptions.omitsDisks)")
+    }
+
+    /// False if the newest cut had no disks: a group may have none for now.
+    var hasDisks: Bool { state.withLock { $0.last.map { !$0.cut.disks.isEmpty } ?? true } }
+
+    /// The disks of a cut, to be read after the checkpoint `parent`.
+    func source(_ cut: any DiskCut, after parent: CheckpointID?) -> CutDisks {
+        let last = state.withLock { $0.last }
+        return CutDisks(cut: cut, parent: last?.checkpoint == parent ? last?.cut : nil)
+    }
+
+    /// Notes that a checkpoint with a cut's disks exists.
+    func published(_ cut: any DiskCut, in checkpoint: CheckpointID) {
+        state.withLock { state in
+            if let last = state.last { state.retired.append(last.cut) }
+            state.last = (checkpoint, cut)
+        }
+    }
+
+    /// Notes that a cut is in no checkpoint.
+    func failed(_ cut: any DiskCut) {
+        state.withLock { $0.retired.append(cut) }
+    }
+
+    /// Drops the cuts that are not needed any more.
+    func releaseRetired() {
+        let retired = state.withLock { state in
+            defer { state.retired = [] }
+            return state.retired
+        }
+        for cut in retired {
+            do throws(GuestError) {
+                try cut.release()
+            } catch {
+                state.withLock { $0.failure = error }
+            }
+        }
+    }
+
+    /// Drops the cuts at the end of a session.
+    ///
+    /// - Parameter keepsLast: whether that of the newest checkpoint is kept.
+    func end(keepingLast keepsLast: Bool) {
+        state.withLock { state in
+            if let last = state.last, !keepsLast { state.retired.append(last.cut) }
+            state.last = nil
+        }
+        releaseRetired()
+    }
+
+    /// Why a cut could not be dropped the last time that happened; nil if it never did.
+    var failure: GuestError? { state.withLock { $0.failure } }
+}

@@ -1,0 +1,169 @@
+public import GuestModel
+import Synchronization
+
+/// Several groups as one: a guest with disks of different kinds.
+///
+/// In the pause they are cut one after the other, while the guest stands still. For the guest, all
+/// are of one instant; for another writer of the disks they are not. Each group gets the time that
+/// those before it have left.
+///
+/// The name of a cut consists of the names of its parts, so it is found again only by a set of the
+/// same groups in the same order, and `ThinVolumes.createSnapshot` does not find it. Calls block as
+/// those of the groups do. Thread-safe if the groups are.
+public final class DiskGroupSet: JournaledDisks {
+    private let groups: [any DiskGroup]
+
+    /// Creates a set.
+    ///
+    /// - Parameter groups: in the order in which they are cut; no two may have a disk of one name.
+    public init(_ groups: [any DiskGroup]) { self.groups = groups }
+
+    /// The entries of all groups' journals, whether a living process owns them or not.
+    public func leftovers() throws(GuestError) -> [DiskLeftover] {
+        var found: [DiskLeftover] = []
+        for case let group as any JournaledDisks in groups { found += try group.leftovers() }
+        return found
+    }
+
+    /// Removes what cuts of all groups have left and no living process owns.
+    ///
+    /// Stops at the first group that fails, and throws its error.
+    @discardableResult
+    public func dropLeftovers() throws(GuestError) -> [DiskLeftover] {
+        var dropped: [DiskLeftover] = []
+        for case let group as any JournaledDisks in groups {
+            dropped += try group.dropLeftovers()
+        }
+        return dropped
+    }
+
+    /// The disks of all groups.
+    ///
+    /// - Throws: `invalidOption` if two have one name; what a group throws.
+    public func disks() throws(GuestError) -> [GuestDisk] {
+        var disks: [GuestDisk] = []
+        for group in groups { disks += try group.disks() }
+        try DiskNames.check(disks.map(\.name))
+        return disks
+    }
+
+    /// Prepares a cut of each group; if one fails, those before it are released.
+    public func prepareCut() throws(GuestError) -> any DiskCut {
+        var cuts: [any DiskCut] = []
+        do throws(GuestError) {
+            for group in groups { cuts.append(try group.prepareCut()) }
+            try DiskNames.check(cuts.flatMap { $0.disks.map(\.name) })
+        } catch {
+            for cut in cuts { try? cut.release() }
+            throw error
+        }
+        return DiskCutSet(cuts)
+    }
+
+    /// The cut with a name, if each part of it is found; otherwise nil.
+    public func standingCut(_ name: String) throws(GuestError) -> (any DiskCut)? {
+        guard let names = DiskCutSet.parts(name), names.count == groups.count else { return nil }
+        var cuts: [any DiskCut] = []
+        for (group, name) in zip(groups, names) {
+            guard let cut = try group.standingCut(name) else { return nil }
+            cuts.append(cut)
+        }
+        return DiskCutSet(cuts)
+    }
+}
+
+/// Cuts of several groups.
+final class DiskCutSet: DiskCut {
+    private let cuts: [any DiskCut]
+    /// Parts that were released; a second call for one would be wrong.
+    private let released = Mutex<Set<Int>>([])
+
+    init(_ cuts: [any DiskCut]) { self.cuts = cuts }
+
+    var disks: [GuestDisk] { cuts.flatMap(\.disks) }
+
+    /// `LENGTH:NAME` of each part, or empty if one cannot be found again.
+    var name: String {
+        let names = cuts.map(\.name)
+        guard !names.contains("") else { return "" }
+        return names.map { "\($0.utf8.count):\($0)" }.joined()
+    }
+
+    /// The names of the parts; nil if the text is not such a name.
+    static func parts(_ name: String) -> [String]? {
+        var rest = Array(name.utf8)[...]
+        var names: [String] = []
+        while !rest.isEmpty {
+            let digits = rest.prefix { 0x30...0x39 ~= $0 }
+            rest = rest[digits.endIndex...]
+            guard let count = Int(String(decoding: digits, as: UTF8.self)), count > 0,
+                rest.popFirst() == UInt8(ascii: ":"), rest.count >= count,
+                let text = String(validating: rest.prefix(count), as: UTF8.self)
+            else { return nil }
+            names.append(text)
+            rest = rest.dropFirst(count)
+        }
+        return names
+    }
+
+    /// The part that has a disk, and the disk's number in it.
+    private func part(ofDisk index: Int) -> (part: Int, disk: Int) {
+        var index = index
+        for (number, cut) in cuts.enumerated() {
+            let count = cut.disks.count
+            if index < count { return (number, index) }
+            index -= count
+        }
+        preconditionFailure("the cut has no such disk")
+    }
+
+    func cut(within budget: Duration) throws(GuestError) -> DiskCutTimes {
+        let start = ContinuousClock.now
+        var times = DiskCutTimes()
+        for cut in cuts {
+            let left = budget - (ContinuousClock.now - start)
+            guard left > .zero else {
+                throw GuestError(
+                    code: .timedOut,
+                    message: "the cut of the disks took longer than \(budget) and was given up; "
+                        + "allow more")
+            }
+            let part = try cut.cut(within: left)
+            times.drain += part.drain
+            times.cut += part.cut
+        }
+        return times
+    }
+
+    func changedBlocks(
+        ofDisk index: Int, since earlier: any DiskCut
+    ) throws(GuestError) -> [BlockRange]? {
+        let (part, disk) = part(ofDisk: index)
+        guard let earlier = earlier as? DiskCutSet, earlier.cuts.count == cuts.count else {
+            return nil
+        }
+        return try cuts[part].changedBlocks(ofDisk: disk, since: earlier.cuts[part])
+    }
+
+    func storedBlocks(ofDisk index: Int) throws(GuestError) -> [BlockRange] {
+        let (part, disk) = part(ofDisk: index)
+        return try cuts[part].storedBlocks(ofDisk: disk)
+    }
+
+    func read(
+        _ blocks: BlockRange, ofDisk index: Int, into destination: UnsafeMutableRawBufferPointer
+    ) throws(GuestError) {
+        let (part, disk) = part(ofDisk: index)
+        try cuts[part].read(blocks, ofDisk: disk, into: destination)
+    }
+
+    /// Releases each part, whatever fails, and throws the first failure.
+    func release() throws(GuestError) {
+        var failure: GuestError?
+        for (number, cut) in cuts.enumerated() {
+            guard released.withLock({ $0.insert(number).inserted }) else { continue }
+            do throws(GuestError) { try cut.release() } catch { failure = failure ?? error }
+        }
+        if let failure { throw failure }
+    }
+}
