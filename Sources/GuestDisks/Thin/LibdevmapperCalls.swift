@@ -275,6 +275,8 @@ package struct LibdevmapperCalls: DeviceMapperCalls {
                     let task = try Task(DM_DEVICE_REMOVE, named: name)
                     try task.hideFromUdev()
                     try task.run("removing \(name)")
+                    // Where there is no udev, the library removes the node, and only now.
+                    dm_task_update_nodes()
                 }
             } catch {
                 if error.errno == ENXIO { return }
