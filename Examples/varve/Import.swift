@@ -37,7 +37,7 @@ struct Import: ParsableCommand {
         discussion: """
             With --volume, the raw images of a guest's disks, of the same instant as the memory: \
             the checkpoint has exactly the volumes that are named. Each is a file or a block \
-            device that nobody writes to meanwhile.
+            device that no one writes to meanwhile.
 
             varve import STORE memory.img --lineage web --volume xvda=root.img
 

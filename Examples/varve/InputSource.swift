@@ -154,10 +154,6 @@ struct InputFile: ImageSource {
         changeTime = []
     }
 
-    /// The block size of the disk of which it is an image: an image does not say, and its size
-    /// rarely rules out the smaller one, which every guest can use.
-    var sectorByteCount: Int { 512 }
-
     private static func changeTime(_ status: stat) -> [Int] {
         [status.st_mtim.tv_sec, status.st_mtim.tv_nsec]
     }

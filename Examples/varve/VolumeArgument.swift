@@ -37,10 +37,7 @@ struct VolumeSources {
                 guard self.memory == nil else { throw ToolError("the memory is named twice") }
                 self.memory = file
             } else {
-                disks.append(
-                    RawDiskImage(
-                        name: argument.name, source: file,
-                        sectorByteCount: file.sectorByteCount))
+                disks.append(RawDiskImage(name: argument.name, source: file))
             }
         }
     }

@@ -247,6 +247,36 @@ import VarveTestSupport
         #expect(try repository.verify().isClean)
     }
 
+    /// An image in an array.
+    private struct Bytes: ImageSource {
+        let bytes: [UInt8]
+        var byteCount: Int { bytes.count }
+
+        func read(_ buffer: UnsafeMutableRawBufferPointer, at offset: Int) {
+            buffer.copyBytes(from: bytes[offset..<offset + buffer.count])
+        }
+
+        func checkUnchanged() {}
+    }
+
+    @Test func namesThatLookEqualAreTwoDisks() throws {
+        let repository = try Repository.create(at: directory.path.appending("store"))
+        // The letter, and the sign of the unit: equal for Swift, and other bytes.
+        let names = ["\u{c5}", "\u{212b}"]
+        let images = names.enumerated().map { index, name in
+            RawDiskImage(
+                name: name, source: Bytes(bytes: [UInt8](repeating: UInt8(index + 1), count: 8192)))
+        }
+        let checkpoint = try repository.importVolumes(
+            memory: nil, disks: images, lineage: "web")
+        for (index, name) in names.enumerated() {
+            let image = SimulatedGuest(layout: .empty)
+            try repository.restore(checkpoint, volume: name, into: image)
+            #expect(image.bytes(8192) == [UInt8](repeating: UInt8(index + 1), count: 8192))
+        }
+        #expect(try repository.verify().isClean)
+    }
+
     @Test func aGuestWithDisksIsNotRevertedInPlace() throws {
         let repository = try Repository.create(at: directory.path.appending("store"))
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: 4))

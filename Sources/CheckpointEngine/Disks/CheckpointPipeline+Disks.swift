@@ -20,7 +20,8 @@ extension CheckpointPipeline {
         do {
             let pool = try diskPool()
             for (index, disk) in source.disks.enumerated() {
-                guard let volume = volumes.first(where: { $0.name == disk.name })?.number else {
+                let found = volumes.first { NameForm.areSame($0.name, disk.name) }
+                guard let volume = found?.number else {
                     preconditionFailure("each disk has a volume")
                 }
                 let work = DiskWork(
@@ -83,8 +84,9 @@ private struct DiskWork {
             guard range.lowerBound >= end else {
                 throw GuestError(
                     code: .invalidRange,
-                    message: "the blocks that were named for disk '\(disk.name)' do not ascend at "
-                        + "block \(range.lowerBound)")
+                    message: "the provider of disk '\(disk.name)' named blocks that do not ascend "
+                        + "at block \(range.lowerBound); mend it (ConformanceSuite.runDisks "
+                        + "checks a provider)")
             }
             end = range.upperBound
             let cut = range.clamped(to: 0..<disk.blockCount)

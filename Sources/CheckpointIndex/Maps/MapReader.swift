@@ -93,14 +93,13 @@ package enum MapReader {
     package static func apply(_ part: MapPart, to map: PageMap) -> Int {
         var changed = 0
         part.forEachRun { run, digests in
+            let volume = map[run.range.volume]
             // Holes are long, and some maps consist mostly of them.
             if run.content == .zero {
-                map[run.range.volume].setZero(run.range.inVolume) {
-                    changed += $1.nonzeroBitCount
-                }
+                volume.setZero(run.range.inVolume) { changed += $1.nonzeroBitCount }
             } else {
                 MapPart.forEachContent(of: run, digests) { frame, content in
-                    changed += map.set(frame, content) ? 1 : 0
+                    changed += volume.set(frame.inVolume, content) ? 1 : 0
                 }
             }
         }

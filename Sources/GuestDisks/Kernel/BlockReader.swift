@@ -5,7 +5,7 @@ import SystemPackage
 /// Reads blocks of a frozen disk, from any thread.
 ///
 /// Past the page cache where the destination's alignment allows it: what is read once should not
-/// displace the host's cache. Both ways may be mixed, since nobody writes to the disk.
+/// displace the host's cache. Both ways may be mixed, since no one writes to the disk.
 final class BlockReader: Sendable {
     private let cached: OpenFile
     private let direct: OpenFile?

@@ -113,7 +113,7 @@ package struct LibdevmapperCalls: DeviceMapperCalls {
         try library.withLock { (isReady) throws(GuestError) -> T in
             if !isReady {
                 cdm_discard_log()
-                // No semaphores: nobody waits for udev.
+                // No semaphores: nothing waits for udev.
                 dm_udev_set_sync_support(0)
                 // Names are passed on as they are.
                 dm_set_name_mangling_mode(DM_STRING_MANGLING_NONE)

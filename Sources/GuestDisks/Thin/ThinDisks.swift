@@ -2,7 +2,7 @@ public import GuestModel
 import Synchronization
 public import SystemPackage
 
-// A cut of thin volumes is a snapshot of each in its pool, under a device ID that nobody else uses.
+// A cut of thin volumes is a snapshot of each in its pool, under a device ID that no one else uses.
 // Documentation/admin-guide/device-mapper/thin-provisioning.rst.
 //
 //   prepared    the entry is in the journal, with the IDs; the guard runs; requests are allocated
@@ -177,7 +177,7 @@ public final class ThinDisks: JournaledDisks {
         return try ThinCut(standing: self, entry)
     }
 
-    /// The volumes of a cut that was made, whoever owns it; nil if there is none.
+    /// The volumes of a cut that was made, even if another process owns it; nil if there is none.
     func parts(ofCut name: String) throws(GuestError) -> [ThinPart]? {
         guard name.hasPrefix("cut-"), !name.contains("/"), let record = try journal.read(name),
             record.kind == .thin, record.isMade

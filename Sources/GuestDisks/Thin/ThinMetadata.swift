@@ -5,7 +5,7 @@ import SystemPackage
 /// Asks the thin-provisioning tools about snapshots, on a metadata snapshot of their pool.
 ///
 /// A pool has at most one metadata snapshot. It is noted in the journal before it is taken and is
-/// always given back: one that leaks would block all later questions, of whoever asks.
+/// always given back: one that leaks would block all later requests, of any process.
 struct ThinMetadata {
     private let group: ThinDisks
     private var calls: any DeviceMapperCalls { group.calls }
