@@ -259,7 +259,7 @@ extension Repository {
         var chain = [checkpoint]
         var walk = MapAncestry(of: checkpoint)
         while let ancestor = try mapAncestor(&walk) { chain.append(ancestor) }
-        let map = PageMap()
+        let map = emptyPageMap()
         do throws(RepositoryError) {
             for step in chain.reversed() {
                 try MapReader.apply(reader, step.manifest, of: volumes, to: map)

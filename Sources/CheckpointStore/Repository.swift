@@ -76,6 +76,11 @@ public final class Repository: Sendable {
     /// Taken before `unindexed` and `activity`.
     let packChanges = Mutex(())
 
+    /// A page map without frames; the maps of large disks are kept in a file.
+    package func emptyPageMap() -> PageMap {
+        PageMap(disksIn: ScratchMemory.Place(files: files))
+    }
+
     package init(
         path: FilePath, id: RepositoryID, files: any RepositoryFiles, reader: PackReader,
         opened: OpenedIndex, lock: (any RepositoryFile)?,

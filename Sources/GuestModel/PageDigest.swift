@@ -2,7 +2,7 @@
 ///
 /// Stored as four words so that a digest needs no allocation; the words hold the digest's bytes in
 /// order, the first byte in the lowest bits of the first word.
-public struct PageDigest: Hashable, Sendable {
+public struct PageDigest: Hashable, Sendable, BitwiseCopyable {
     /// Bytes in a digest.
     public static let byteCount = 32
 

@@ -9,13 +9,17 @@ import VarveTestSupport
 
 /// The map updates its counts, its layout and its tree as it changes; the oracle recounts them.
 @Suite struct PageMapTests {
-    @Test func keepsUpWithEveryChange() {
+    @Test(arguments: [false, true]) func keepsUpWithEveryChange(isInFile: Bool) throws {
         var random = TestSeed.generator(31)
         // Some frames lie in chunks of their own.
         let frameEnd: UInt64 = 64 * 64 * 20
-        let map = VolumeMap()
+        let directory = TemporaryDirectory()
+        let place = try ScratchMemoryTests.place(directory, ownByteCountMax: 0)
+        let map = VolumeMap(in: isInFile ? place : .process)
+        defer { #expect((map.byteCounts.file > 0) == isInFile) }
         var model: [UInt64: PageContent] = [:]
         for step in 0..<2000 {
+            if step % 70 == 69 { map.releasePages() }
             if step % 100 == 99 {
                 PageMapTests.adopt(PageMapTests.layout(frameEnd, &random), map, &model)
             } else if step % 20 == 7 {

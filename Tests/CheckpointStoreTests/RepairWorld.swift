@@ -126,7 +126,7 @@ final class RepairWorld {
     ) throws {
         let pages = (copies[checkpoint.id] ?? [:]).filter { $0.key < UInt64(count) }
         let transaction = try repository.begin()
-        let draft = CheckpointDraft(map: PageMap())
+        let draft = CheckpointDraft(map: PageMap(disksIn: .process))
         draft.adopt(
             GuestLayout(runs: [PageRange(first: PageFrameNumber(0), count: count)]))
         let compressor = try Compressor(level: .standard)

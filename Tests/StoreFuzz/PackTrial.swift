@@ -49,7 +49,7 @@ enum PackTrial {
             (try? manifest.check(at: location)) != nil
         else { return }
         _ = try? MapReader.frames(reader, manifest)
-        let map = PageMap()
+        let map = PageMap(disksIn: .process)
         _ = try? MapReader.apply(reader, manifest, to: map)
         _ = map.memory.root()
     }

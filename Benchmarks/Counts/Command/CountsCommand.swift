@@ -16,6 +16,8 @@ import VarveTestSupport
 //
 //   varve-counts           a line for each count; exit status 1 if one is over its budget
 //   varve-counts --json    the same as one JSON object
+//   varve-counts --disk SIZE HELD    memory, bytes read and time for a disk of SIZE GiB of which
+//                          HELD GiB are not zero
 
 @main
 struct CountsCommand {
@@ -23,12 +25,20 @@ struct CountsCommand {
     private static let dirtyCount = 1000
 
     static func main() throws {
+        let words = CommandLine.arguments
+        if words.count == 4, words[1] == "--disk", let size = UInt64(words[2]),
+            let held = UInt64(words[3])
+        {
+            print(try DiskCounts(byteCount: size << 30, heldByteCount: held << 30).line)
+            return
+        }
         var budgets = Budgets()
         let subject = try CountedGuest(pageCount: pageCount)
         try subject.countImport(&budgets)
         try subject.countCaptures(dirtyCount: dirtyCount, &budgets)
         try subject.countRestore(&budgets)
         try subject.countRevert(dirtyCount: dirtyCount, &budgets)
+        try DiskCounts.count(&budgets)
         if CommandLine.arguments.contains("--json") {
             printJSON(budgets)
         } else {

@@ -69,6 +69,9 @@ int clinux_is_locked(int file, int64_t offset, int64_t length);
 /// fallocate(2), FALLOC_FL_KEEP_SIZE; needs _GNU_SOURCE.
 int clinux_reserve(int file, uint64_t length);
 
+/// Gives memory that was freed back to the kernel. malloc_trim(3) of glibc; elsewhere nothing.
+void clinux_trim_memory(void);
+
 /// A thread's state of SIGXFSZ before it was blocked.
 struct clinux_size_signal {
     int was_blocked;

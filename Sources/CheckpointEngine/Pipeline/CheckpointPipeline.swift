@@ -111,7 +111,9 @@ final class CheckpointPipeline: Sendable {
         let lease = try parent.map { (parent) throws(RepositoryError) in
             try repository.leaseForSession(parent)
         }
-        base = Mutex(Base(parent: parent, lease: lease, map: parent == nil ? PageMap() : nil))
+        base = Mutex(
+            Base(parent: parent, lease: lease, map: parent == nil ? repository.emptyPageMap() : nil)
+        )
         do {
             try start()
         } catch {
@@ -228,7 +230,7 @@ final class CheckpointPipeline: Sendable {
                 base.map = try repository.pageMap(of: parent).map
                 base.table = VolumeTable(of: parent.manifest)
             }
-            let map = base.map ?? PageMap()
+            let map = base.map ?? repository.emptyPageMap()
             base.map = map
             return try body(map)
         }
@@ -377,7 +379,7 @@ final class CheckpointPipeline: Sendable {
         if let known { return known }
         // The checkpoint that is being published may become the parent.
         publications.waitUntilEmpty()
-        guard let parent else { return (PageMap(), VolumeTable()) }
+        guard let parent else { return (repository.emptyPageMap(), VolumeTable()) }
         return (try repository.pageMap(of: parent).map, VolumeTable(of: parent.manifest))
     }
 
@@ -457,23 +459,35 @@ final class CheckpointPipeline: Sendable {
     private func runIndexer() {
         var meter = ProcessorMeter()
         while let done = published.peek() {
-            let start = ContinuousClock.now
-            let publication = done.publication
-            publication.transaction.index()
-            // Before the checkpoint is announced: a prune that follows finds the parent free.
-            publication.prepared.releaseParent()
-            if let interval = publication.interval {
-                let busy = done.busy + (ContinuousClock.now - start)
-                let share = meter.take()
-                levelControl.withLock {
-                    $0.note(busy: busy, interval: interval, processorShare: share)
-                }
-            }
-            end(publication.job, .success(done.checkpoint))
-            disks?.releaseRetired()
+            finish(done, &meter)
             published.removeFirst()
+            // The first checkpoint of a large disk takes memory that later ones do not need.
+            if done.checkpoint.storedPageCount >= CheckpointPipeline.largePageCount {
+                FreedMemory.giveBack()
+            }
         }
         afterLast.withLock { $0 }?()
+    }
+
+    /// Number of stored pages from which on a checkpoint is large: 1 GiB.
+    private static let largePageCount = 1 << 18
+
+    /// Adds a published checkpoint to the index, and ends its job.
+    private func finish(_ done: Published, _ meter: inout ProcessorMeter) {
+        let start = ContinuousClock.now
+        let publication = done.publication
+        publication.transaction.index()
+        // Before the checkpoint is announced: a prune that follows finds the parent free.
+        publication.prepared.releaseParent()
+        if let interval = publication.interval {
+            let busy = done.busy + (ContinuousClock.now - start)
+            let share = meter.take()
+            levelControl.withLock {
+                $0.note(busy: busy, interval: interval, processorShare: share)
+            }
+        }
+        end(publication.job, .success(done.checkpoint))
+        disks?.releaseRetired()
     }
 
     // MARK: - Workers

@@ -46,15 +46,19 @@ package struct PageLocation: Hashable, Sendable {
 
 /// The structure of a page group, without the pages.
 package struct PageGroupTable: Hashable, Sendable {
-    /// The sizes of one block.
+    /// The sizes of one block, as stored.
     package struct Block: Hashable, Sendable {
-        package let byteCount: UInt32
-        package let pageCount: UInt8
+        fileprivate let field: UInt32
 
         package init(byteCount: UInt32, pageCount: UInt8) {
-            self.byteCount = byteCount
-            self.pageCount = pageCount
+            precondition(byteCount < 1 << 24, "a block has at most 64 pages")
+            field = byteCount | UInt32(pageCount) << 24
         }
+
+        fileprivate init(field: UInt32) { self.field = field }
+
+        package var byteCount: UInt32 { field & 0xff_ffff }
+        package var pageCount: UInt8 { UInt8(truncatingIfNeeded: field >> 24) }
     }
 
     /// Maximum number of pages in a page group.
@@ -76,7 +80,9 @@ package struct PageGroupTable: Hashable, Sendable {
     package var pageCount: Int { blocks.reduce(0) { $0 + Int($1.pageCount) } }
 
     /// Size of the payload before the first block in bytes.
-    package var headByteCount: Int { 8 + 4 * blocks.count }
+    package var headByteCount: Int { PageGroupTable.headByteCount(blocks.count) }
+
+    private static func headByteCount(_ blockCount: Int) -> Int { 8 + 4 * blockCount }
 
     /// Size of the whole payload in bytes.
     package var payloadCount: Int { blocks.reduce(headByteCount) { $0 + Int($1.byteCount) } }
@@ -85,6 +91,15 @@ package struct PageGroupTable: Hashable, Sendable {
     package func forEachLocation<E: Error>(
         pack: UInt32, recordOffset offset: UInt32, _ body: (PageLocation) throws(E) -> Void
     ) throws(E) {
+        try PageGroupTable.forEachLocation(in: blocks[...], pack: pack, recordOffset: offset, body)
+    }
+
+    /// The same for the blocks of a table.
+    package static func forEachLocation<E: Error>(
+        in blocks: ArraySlice<Block>, pack: UInt32, recordOffset offset: UInt32,
+        _ body: (PageLocation) throws(E) -> Void
+    ) throws(E) {
+        let headByteCount = headByteCount(blocks.count)
         var blockOffset = offset + UInt32(RecordHeader.byteCount + headByteCount)
         for block in blocks {
             for slot in 0..<block.pageCount {
@@ -104,7 +119,7 @@ package struct PageGroupTable: Hashable, Sendable {
         writer.write(UInt8(pageCount))
         writer.write(UInt8(blocks.count))
         writer.writeZeros(2)
-        for block in blocks { writer.write(block.byteCount | UInt32(block.pageCount) << 24) }
+        for block in blocks { writer.write(block.field) }
         return writer.bytes
     }
 
@@ -120,11 +135,7 @@ package struct PageGroupTable: Hashable, Sendable {
         var blocks: [Block] = []
         blocks.reserveCapacity(blockCount)
         for _ in 0..<blockCount {
-            let field = try reader.read(UInt32.self)
-            blocks.append(
-                Block(
-                    byteCount: field & 0xff_ffff, pageCount: UInt8(truncatingIfNeeded: field >> 24))
-            )
+            blocks.append(Block(field: try reader.read(UInt32.self)))
         }
         let table = PageGroupTable(firstOrdinal: firstOrdinal, blocks: blocks)
         try table.check()

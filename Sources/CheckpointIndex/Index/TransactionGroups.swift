@@ -5,12 +5,18 @@ package struct TransactionGroups: Sendable {
     private struct Group {
         let firstOrdinal: UInt32
         let location: RecordLocation
-        let table: PageGroupTable
+        /// The place of its first block in `blocks`.
+        let firstBlock: UInt32
+        let blockCount: UInt8
     }
 
+    // Flat, because a transaction may have millions: 20 bytes for each group and 4 for each block.
     // Sorted by ordinal on the first lookup; workers append out of order.
     private var groups: [Group] = []
+    private var blocks: [PageGroupTable.Block] = []
     private var isSorted = true
+    /// Number of pages in them.
+    private(set) var pageCount = 0
 
     package init() {}
 
@@ -18,14 +24,20 @@ package struct TransactionGroups: Sendable {
     package mutating func append(_ table: PageGroupTable, at location: RecordLocation) {
         if let last = groups.last, last.firstOrdinal > table.firstOrdinal { isSorted = false }
         groups.append(
-            Group(firstOrdinal: table.firstOrdinal, location: location, table: table))
+            Group(
+                firstOrdinal: table.firstOrdinal, location: location,
+                firstBlock: UInt32(blocks.count), blockCount: UInt8(table.blocks.count)))
+        blocks += table.blocks
+        pageCount += table.pageCount
     }
 
     /// The packs that contain them.
     var packs: Set<UInt32> { Set(groups.map(\.location.pack)) }
 
-    /// Number of pages in them.
-    var pageCount: Int { groups.reduce(0) { $0 + $1.table.pageCount } }
+    private func blocks(of group: Group) -> ArraySlice<PageGroupTable.Block> {
+        let first = Int(group.firstBlock)
+        return blocks[first..<first + Int(group.blockCount)]
+    }
 
     /// Calls `body` with the locations of `count` pages from an ordinal on; nil for a page that is
     /// in no page group.
@@ -47,7 +59,8 @@ package struct TransactionGroups: Sendable {
             }
             let group = groups[position]
             let first = UInt64(group.firstOrdinal)
-            guard next < first + UInt64(group.table.pageCount) else {
+            let blocks = blocks(of: group)
+            guard next < first + blocks.reduce(0, { $0 + UInt64($1.pageCount) }) else {
                 position += 1
                 continue
             }
@@ -57,8 +70,8 @@ package struct TransactionGroups: Sendable {
                 continue
             }
             var here = first
-            try group.table.forEachLocation(
-                pack: group.location.pack, recordOffset: group.location.offset
+            try PageGroupTable.forEachLocation(
+                in: blocks, pack: group.location.pack, recordOffset: group.location.offset
             ) { (location) throws(E) in
                 defer { here += 1 }
                 guard here == next, next < end else { return }

@@ -182,7 +182,7 @@ extension MapChainReader {
         let theirs = try chain(from: second)
         let ids = Set(mine.map(\.id))
         let common = theirs.first { ids.contains($0.id) }?.id
-        let old = PageMap()
+        let old = PageMap(disksIn: .process)
         let path = Array(theirs.prefix { $0.id != common })
         for step in path.reversed() {
             for part in try map(of: step) { MapReader.apply(part, to: old) }

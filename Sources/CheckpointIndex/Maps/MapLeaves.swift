@@ -1,13 +1,15 @@
 import CheckpointFormat
 import GuestModel
+import PackStore
 
 /// The leaves of a volume's page map: the content of each frame, and which leaves changed.
 ///
-/// A struct, so that setting a batch of frames is one access to it. Its owner frees it.
+/// A struct, so that setting a batch of frames is one access to it. It has no copies.
 struct MapLeaves {
     /// Leaves that are allocated together: 32,768 frames.
     static let leavesPerChunk = 512
-    private static let noSlot = UInt32.max
+    /// The slot of a leaf without digests.
+    private static let noSlot: UInt32 = 0
 
     /// 512 leaves: masks, and where their digests are.
     private struct Chunk {
@@ -15,24 +17,14 @@ struct MapLeaves {
         let zero: UnsafeMutablePointer<UInt64>
         let slots: UnsafeMutablePointer<UInt32>
 
-        init() {
-            func allocate<T>(_ value: T) -> UnsafeMutablePointer<T> {
-                let memory = UnsafeMutablePointer<T>.allocate(capacity: leavesPerChunk)
-                memory.initialize(repeating: value, count: leavesPerChunk)
-                return memory
-            }
-            present = allocate(0)
-            zero = allocate(0)
-            slots = allocate(noSlot)
-        }
-
-        func deallocate() {
-            present.deallocate()
-            zero.deallocate()
-            slots.deallocate()
+        init(_ memory: ScratchMemory) {
+            present = memory.allocate(leavesPerChunk)
+            zero = memory.allocate(leavesPerChunk)
+            slots = memory.allocate(leavesPerChunk)
         }
     }
 
+    private let memory: ScratchMemory
     /// Chunks without frames do not exist.
     private var chunks: [Chunk?] = []
     private var blocks: [UnsafeMutablePointer<PageDigest>] = []
@@ -46,11 +38,8 @@ struct MapLeaves {
     /// Number of frames that exist and are zero.
     private(set) var zeroPageCount = 0
 
-    /// Frees its memory; it must not be used afterwards.
-    func deallocate() {
-        for chunk in chunks { chunk?.deallocate() }
-        for block in blocks { block.deallocate() }
-    }
+    /// - Parameter memory: holds what it allocates.
+    init(_ memory: ScratchMemory) { self.memory = memory }
 
     /// Leaves are below this number.
     var leafEnd: Int { chunks.count * MapLeaves.leavesPerChunk }
@@ -323,7 +312,7 @@ struct MapLeaves {
         if number >= chunks.count {
             chunks.append(contentsOf: repeatElement(nil, count: number + 1 - chunks.count))
         }
-        let chunk = Chunk()
+        let chunk = Chunk(memory)
         chunks[number] = chunk
         return chunk
     }
@@ -338,19 +327,18 @@ struct MapLeaves {
     private mutating func block(_ chunk: Chunk, _ place: Int) -> UnsafeMutablePointer<PageDigest> {
         if chunk.slots[place] == MapLeaves.noSlot {
             if Int(slotCount) == blocks.count * MapLeaves.leavesPerChunk {
-                let count = MapLeaves.leavesPerChunk * 64
-                let block = UnsafeMutablePointer<PageDigest>.allocate(capacity: count)
-                block.initialize(repeating: .none, count: count)
-                blocks.append(block)
+                // Not initialized: digests are read only where a mask says that there is one, and
+                // pages of memory that are not touched take no space.
+                blocks.append(memory.allocate(MapLeaves.leavesPerChunk * 64))
             }
-            chunk.slots[place] = slotCount
             slotCount += 1
+            chunk.slots[place] = slotCount
         }
         return memory(of: chunk.slots[place])
     }
 
     private func memory(of slot: UInt32) -> UnsafeMutablePointer<PageDigest> {
-        let slot = Int(slot)
+        let slot = Int(slot) - 1
         return blocks[slot / MapLeaves.leavesPerChunk] + slot % MapLeaves.leavesPerChunk * 64
     }
 

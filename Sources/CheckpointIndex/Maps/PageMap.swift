@@ -1,5 +1,6 @@
 package import CheckpointFormat
 package import GuestModel
+package import PackStore
 
 /// The page maps of a checkpoint's volumes in memory, as one map: frame numbers contain the number
 /// of the volume (`VolumeNumber`).
@@ -13,14 +14,16 @@ package final class PageMap: @unchecked Sendable {
     /// The map of the guest's memory.
     package let memory = VolumeMap()
     private var disks: [VolumeNumber: VolumeMap] = [:]
+    /// Where memory for the maps of large disks is kept.
+    package let place: ScratchMemory.Place
 
-    package init() {}
+    package init(disksIn place: ScratchMemory.Place) { self.place = place }
 
     /// The map of a volume; an empty one if it has none yet.
     package subscript(volume: VolumeNumber) -> VolumeMap {
         if volume == .memory { return memory }
         if let known = disks[volume] { return known }
-        let map = VolumeMap()
+        let map = VolumeMap(in: place)
         disks[volume] = map
         return map
     }
@@ -32,6 +35,9 @@ package final class PageMap: @unchecked Sendable {
     package func keep(_ volumes: [VolumeNumber]) {
         for volume in disks.keys where !volumes.contains(volume) { disks[volume] = nil }
     }
+
+    /// Gives memory of disks' maps that is in files back to the kernel.
+    package func releasePages() { for map in disks.values { map.releasePages() } }
 
     /// Drops the map of a disk.
     package func remove(_ volume: VolumeNumber) { disks[volume] = nil }

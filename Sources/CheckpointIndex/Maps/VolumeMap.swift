@@ -1,5 +1,6 @@
 import CheckpointFormat
 package import GuestModel
+package import PackStore
 
 // The logical page map of one volume in memory: for each frame absent, zero or a digest, and the
 // Merkle tree. Frame numbers are those within the volume.
@@ -9,22 +10,32 @@ package import GuestModel
 //   blocks   [ slot / 512 ]   -> 512 leaves of 64 digests, allocated as needed
 //   nodes    [ level ][ n ]   -> digest of each node; stale where `dirty` says so
 //
-// It takes about 0.8 % of what the volume holds. A leaf without a digest has no block, so holes and
-// zero pages cost nothing. The owner ensures that only one thread writes at a time.
+// It takes about 0.8 % of what the volume holds: for a disk, in a file if that is much
+// (`ScratchMemory`). A leaf without a digest has no block, so holes and zero pages cost nothing. The
+// owner ensures that only one thread writes at a time.
 
 /// The mutable page map of one volume of a checkpoint in memory.
 ///
 /// Unchecked: it passes from owner to owner (session, draft, reader), and only the owner accesses
 /// it.
 package final class VolumeMap: @unchecked Sendable {
-    private var leaves = MapLeaves()
+    private let memory: ScratchMemory
+    private var leaves: MapLeaves
     private var nodes: [MapNodes] = []
 
-    package init() {}
-
-    deinit {
-        leaves.deallocate()
+    /// - Parameter place: where memory for a large volume is to be kept.
+    package init(in place: ScratchMemory.Place = .process) {
+        memory = ScratchMemory(place)
+        leaves = MapLeaves(memory)
     }
+
+    /// Gives memory that is in a file back to the kernel, which keeps what it has room for.
+    ///
+    /// The map stays as it is. O(8 MiB of the map).
+    package func releasePages() { memory.releasePages() }
+
+    /// Bytes of the process's own memory, and of a file, that it has.
+    package var byteCounts: (own: Int, file: Int) { memory.byteCounts }
 
     /// Number of frames that exist.
     package var pageCount: Int { leaves.pageCount }
@@ -150,7 +161,7 @@ extension VolumeMap {
     private func grow(levels: Int) {
         let hadLevels = nodes.count
         guard levels > hadLevels else { return }
-        nodes.append(contentsOf: repeatElement(MapNodes(), count: levels - hadLevels))
+        for _ in hadLevels..<levels { nodes.append(MapNodes(memory)) }
         // A new level covers existing nodes: recompute them all.
         if hadLevels > 0 {
             leaves.forEachLeaf { leaf, _ in leaves.dirty.insert(PageFrameNumber(UInt64(leaf))) }
@@ -208,35 +219,35 @@ extension VolumeMap {
 private struct MapNodes {
     private static let chunkCount = 512
     private static let none = [PageDigest](repeating: .none, count: 64)
-    private var chunks: [[PageDigest]] = []
+    private let memory: ScratchMemory
+    private var chunks: [UnsafeMutablePointer<PageDigest>?] = []
+
+    init(_ memory: ScratchMemory) { self.memory = memory }
 
     subscript(node: Int) -> PageDigest {
         get {
             let chunk = node / MapNodes.chunkCount
-            guard chunk < chunks.count, !chunks[chunk].isEmpty else { return .none }
-            return chunks[chunk][node % MapNodes.chunkCount]
+            guard chunk < chunks.count, let digests = chunks[chunk] else { return .none }
+            return digests[node % MapNodes.chunkCount]
         }
         set {
             let chunk = node / MapNodes.chunkCount
             if chunk >= chunks.count {
-                chunks.append(contentsOf: repeatElement([], count: chunk + 1 - chunks.count))
+                chunks.append(contentsOf: repeatElement(nil, count: chunk + 1 - chunks.count))
             }
-            if chunks[chunk].isEmpty {
-                chunks[chunk] = Array(repeating: .none, count: MapNodes.chunkCount)
-            }
-            chunks[chunk][node % MapNodes.chunkCount] = newValue
+            let digests = chunks[chunk] ?? memory.allocate(MapNodes.chunkCount)
+            digests[node % MapNodes.chunkCount] = newValue
+            chunks[chunk] = digests
         }
     }
 
     /// Calls `body` with the 64 children of a node of the level above.
     func withChildren(of node: Int, _ body: (UnsafeBufferPointer<PageDigest>) -> Void) {
         let chunk = node * 64 / MapNodes.chunkCount
-        guard chunk < chunks.count, !chunks[chunk].isEmpty else {
+        guard chunk < chunks.count, let digests = chunks[chunk] else {
             return MapNodes.none.withUnsafeBufferPointer(body)
         }
-        chunks[chunk].withUnsafeBufferPointer { digests in
-            let first = node * 64 % MapNodes.chunkCount
-            body(UnsafeBufferPointer(rebasing: digests[first..<first + 64]))
-        }
+        let first = node * 64 % MapNodes.chunkCount
+        body(UnsafeBufferPointer(start: digests + first, count: 64))
     }
 }

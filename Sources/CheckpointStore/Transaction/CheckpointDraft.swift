@@ -1,6 +1,7 @@
 import CheckpointFormat
 package import CheckpointIndex
 package import GuestModel
+import PackStore
 import Synchronization
 
 /// A checkpoint in preparation: the parent's page map, updated as pages are added.
@@ -14,14 +15,14 @@ package final class CheckpointDraft: Sendable {
     struct State: Sendable {
         var map: PageMap
         var changed = FrameSet()
-        var stored = StoredPages()
+        var stored: StoredPages
     }
 
     private let state: Mutex<State>
 
     /// Starts from the parent's map, which then belongs to the draft.
     package init(map: PageMap) {
-        state = Mutex(State(map: map))
+        state = Mutex(State(map: map, stored: StoredPages(disksIn: map.place)))
     }
 
     /// Makes the frames of a layout of the memory exist.
@@ -133,7 +134,9 @@ package final class CheckpointDraft: Sendable {
     package func finish() -> PageMap {
         state.withLock { state in
             let map = state.map
-            state.map = PageMap()
+            map.releasePages()
+            state = State(
+                map: PageMap(disksIn: .process), stored: StoredPages(disksIn: .process))
             return map
         }
     }

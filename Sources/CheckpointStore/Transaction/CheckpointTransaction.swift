@@ -311,7 +311,7 @@ package final class CheckpointTransaction: Sendable {
                     location: try self.append(
                         .mapPart, payload: part.encoded(compressor: compressor))))
         }
-        for run in frames.runs() {
+        try frames.forEachRun { (run) throws(RepositoryError) in
             let map = draft.map[run.volume]
             var number = run.first.rawValue
             while number < run.end.rawValue {

@@ -1,5 +1,6 @@
 import CheckpointFormat
 package import GuestModel
+package import PackStore
 
 /// The pages that a transaction stored, by the frame that contained them: ordinals for the page
 /// map.
@@ -12,13 +13,44 @@ package struct StoredPages: Sendable {
 
     private static let leavesPerChunk: UInt64 = 512
 
-    // 64 ordinals per leaf, adjacent in order of creation; nothing is allocated per leaf. Leaves
-    // are found by volume, chunk and place; chunks without any are empty.
+    /// The ordinals of a kind of volumes: 64 per leaf, adjacent in order of creation; nothing is
+    /// allocated per leaf.
+    private struct Ordinals: Sendable {
+        private static let leavesPerBlock = 512
+
+        private nonisolated(unsafe) var blocks: [UnsafeMutablePointer<UInt32>] = []
+        private(set) var leafCount: UInt32 = 0
+        private let memory: ScratchMemory
+
+        init(in place: ScratchMemory.Place) { memory = ScratchMemory(place) }
+
+        subscript(index: Int) -> UInt32 {
+            // As in memory, where it is 0 at first.
+            get { ~blocks[index / Ordinals.blockCount][index % Ordinals.blockCount] }
+            nonmutating set {
+                blocks[index / Ordinals.blockCount][index % Ordinals.blockCount] = ~newValue
+            }
+        }
+
+        private static let blockCount = leavesPerBlock * 64
+
+        mutating func addLeaf() -> UInt32 {
+            if Int(leafCount) == blocks.count * Ordinals.leavesPerBlock {
+                blocks.append(memory.allocate(Ordinals.blockCount))
+            }
+            defer { leafCount += 1 }
+            return leafCount
+        }
+    }
+
+    // Leaves are found by volume, chunk and place; chunks without any are empty.
     private var leaves: [[[UInt32]]] = []
-    private var ordinals: [UInt32] = []
+    private var ofMemory = Ordinals(in: .process)
+    private var ofDisks: Ordinals
     private var orphans: [PageDigest: UInt32] = [:]
 
-    package init() {}
+    /// - Parameter place: where memory for the pages of large disks is to be kept.
+    package init(disksIn place: ScratchMemory.Place) { ofDisks = Ordinals(in: place) }
 
     /// Records that the current content of `frame` was stored with an ordinal.
     package mutating func insert(_ frame: PageFrameNumber, ordinal: UInt32) {
@@ -35,10 +67,9 @@ package struct StoredPages: Sendable {
                 repeating: StoredPages.none, count: Int(StoredPages.leavesPerChunk))
         }
         if leaves[volume][chunk][leaf] == StoredPages.none {
-            leaves[volume][chunk][leaf] = UInt32(ordinals.count / 64)
-            ordinals.append(contentsOf: repeatElement(StoredPages.none, count: 64))
+            leaves[volume][chunk][leaf] = volume == 0 ? ofMemory.addLeaf() : ofDisks.addLeaf()
         }
-        ordinals[Int(leaves[volume][chunk][leaf]) * 64 + Int(frame.rawValue % 64)] = ordinal
+        set(frame, at: Int(leaves[volume][chunk][leaf]) * 64 + Int(frame.rawValue % 64), ordinal)
     }
 
     private static func place(of frame: PageFrameNumber) -> (volume: Int, chunk: Int, leaf: Int) {
@@ -58,17 +89,22 @@ package struct StoredPages: Sendable {
             ? nil : Int(number) * 64 + Int(frame.rawValue % 64)
     }
 
+    private func set(_ frame: PageFrameNumber, at index: Int, _ ordinal: UInt32) {
+        if frame.volume == .memory { ofMemory[index] = ordinal } else { ofDisks[index] = ordinal }
+    }
+
     /// Records that `frame` no longer contains `digest`.
     package mutating func forget(_ frame: PageFrameNumber, holding digest: PageDigest) {
-        guard let index = index(of: frame), ordinals[index] != StoredPages.none else { return }
-        orphans[digest] = ordinals[index]
-        ordinals[index] = StoredPages.none
+        guard let index = index(of: frame), let ordinal = ordinal(frame) else { return }
+        orphans[digest] = ordinal
+        set(frame, at: index, StoredPages.none)
     }
 
     /// The ordinal of the content of `frame`, if this transaction stored it for that frame.
     package func ordinal(_ frame: PageFrameNumber) -> UInt32? {
-        guard let index = index(of: frame), ordinals[index] != StoredPages.none else { return nil }
-        return ordinals[index]
+        guard let index = index(of: frame) else { return nil }
+        let ordinal = frame.volume == .memory ? ofMemory[index] : ofDisks[index]
+        return ordinal == StoredPages.none ? nil : ordinal
     }
 
     /// Assigns an orphan to a frame again: returns its ordinal, once.

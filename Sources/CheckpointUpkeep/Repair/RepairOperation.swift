@@ -260,7 +260,7 @@ private struct RepairOperation {
             files: RepairFiles(files, preparation.repository), paths: preparation.presentPaths)
         let unpacker = try BlockUnpacker()
         let compressor = try Compressor.allocate(level: .standard)
-        let map = PageMap()
+        let map = PageMap(disksIn: ScratchMemory.Place(files: files))
         let count = RepairOperation.pagesOfFrame
         let buffer = try PageMemory.reserve(byteCount: count * Page.byteCount)
         defer { PageMemory.deallocate(buffer) }

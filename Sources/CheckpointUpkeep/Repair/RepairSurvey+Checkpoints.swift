@@ -89,7 +89,7 @@ extension RepairSurvey {
                 return (last.map, [], changed)
             }
         }
-        let map = PageMap()
+        let map = PageMap(disksIn: ScratchMemory.Place(files: files.files))
         for member in chain.reversed() { try apply(member, to: map) }
         map.keep(checkpoint.manifest.volumes.map(\.number))
         guard map.hasRoots(of: checkpoint.manifest) else {

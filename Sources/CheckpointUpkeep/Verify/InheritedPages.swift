@@ -18,10 +18,12 @@ extension Verification {
         while let ancestor = last.mapAncestor, forgotten.contains(ancestor) {
             last = try repository.ancestor(ancestor)
             try MapReader.forEachPart(reader, last.manifest) { (part) throws(RepositoryError) in
-                let held = (part.pages(.storedHere) + part.pages(.storedBefore)).filter {
-                    map[$0.frame] == .present($0.digest)
+                for content in [MapRun.Content.storedHere, .storedBefore] {
+                    try part.forEachBatch(content) { (batch) throws(RepositoryError) in
+                        let held = batch.filter { map[$0.frame] == .present($0.digest) }
+                        _ = try find(held, for: checkpoint.id)
+                    }
                 }
-                _ = try find(held, for: checkpoint.id)
             }
         }
     }

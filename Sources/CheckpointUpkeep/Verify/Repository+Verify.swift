@@ -343,8 +343,9 @@ final class Verification: Sendable {
                     (location) throws(RepositoryError) in
                     try reader.isPruned(location, pruned)
                 } _: { (part) throws(RepositoryError) in
-                    let pages = part.pages(.storedHere)
-                    submit(try repository.locateKnown(pages), of: checkpoint.id, check)
+                    try part.forEachBatch(.storedHere) { (batch) throws(RepositoryError) in
+                        submit(try repository.locateKnown(batch), of: checkpoint.id, check)
+                    }
                 }
                 try advance(checkpoint.addedByteCount)
             } catch {
@@ -408,8 +409,12 @@ final class Verification: Sendable {
     ) throws(RepositoryError) {
         try MapReader.forEachPart(reader, checkpoint.manifest) {
             (part) throws(RepositoryError) in
-            _ = try find(part.pages(.storedBefore), for: checkpoint.id)
-            submit(try find(part.pages(.storedHere), for: checkpoint.id), of: checkpoint.id, pages)
+            try part.forEachBatch(.storedBefore) { (batch) throws(RepositoryError) in
+                _ = try find(batch, for: checkpoint.id)
+            }
+            try part.forEachBatch(.storedHere) { (batch) throws(RepositoryError) in
+                submit(try find(batch, for: checkpoint.id), of: checkpoint.id, pages)
+            }
         }
         try advance(checkpoint.addedByteCount)
     }
@@ -444,15 +449,26 @@ final class Verification: Sendable {
 }
 
 extension MapPart {
-    /// The frames of one kind with their digests.
-    func pages(_ content: MapRun.Content) -> [(frame: PageFrameNumber, digest: PageDigest)] {
+    /// Calls `body` with the frames of one kind with their digests, ascending, some at a time.
+    ///
+    /// Not all at once: arrays of megabytes cost more to be made than what is done with them.
+    func forEachBatch<E: Error>(
+        _ content: MapRun.Content,
+        _ body: ([(frame: PageFrameNumber, digest: PageDigest)]) throws(E) -> Void
+    ) throws(E) {
+        let countMax = 1 << 14
         var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
-        forEachRun { run, digests in
+        try forEachRun { (run, digests) throws(E) in
             guard run.content == content else { return }
             for (frame, digest) in zip(run.range.frames, digests) {
+                if pages.isEmpty { pages.reserveCapacity(min(countMax, self.digests.count)) }
                 pages.append((PageFrameNumber(frame), digest))
+                if pages.count == countMax {
+                    try body(pages)
+                    pages.removeAll(keepingCapacity: true)
+                }
             }
         }
-        return pages
+        if !pages.isEmpty { try body(pages) }
     }
 }

@@ -99,6 +99,24 @@ package func system_pwrite(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer,
     growing { pwrite(descriptor, bytes.baseAddress, bytes.count, offset) }
 }
 
+/// Creates a file without a name in a directory, for reading and writing: `open(2)`, O_TMPFILE.
+func system_openUnnamed(in directory: Int32) -> Int32 {
+    // `__O_TMPFILE` of asm-generic/fcntl.h, which the C library's module hides.
+    let unnamed: Int32 = 0o20_000_000 | O_DIRECTORY
+    return retrying { openat(directory, ".", unnamed | O_RDWR | O_CLOEXEC, 0o600) }
+}
+
+/// Allocates the blocks of a range of a file, and makes it as long (`posix_fallocate(3)`).
+///
+/// - Returns: 0 or the error number.
+func system_allocate(_ descriptor: Int32, at offset: Int, _ byteCount: Int) -> Int32 {
+    let held = HeldSizeSignal()
+    var code = EINTR
+    while code == EINTR { code = posix_fallocate(descriptor, offset, byteCount) }
+    held.release(mayHaveCome: code == EFBIG)
+    return code
+}
+
 /// Reserves disk space for a file's first bytes without changing its size (`fallocate(2)`).
 ///
 /// - Returns: 0 or the error number; 0 where the file system does not support it.

@@ -479,9 +479,13 @@ package final class PackWriter: Sendable {
         return Sync(file: file, location: locations[0], end: state.end)
     }
 
+    /// Number of records from which on a pack is sealed: each takes some 100 bytes of memory.
+    private static let entryCountMax = 1 << 17
+
     private func hasRoom(for byteCount: Int, _ state: State) -> Bool {
         state.file != nil
             && (state.entries.isEmpty || Int(state.end) + byteCount <= packByteCountMax)
+            && state.entries.count < PackWriter.entryCountMax
     }
 
     /// Returns the open pack with space for `byteCount` more; seals a full one and creates the
