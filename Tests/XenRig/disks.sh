@@ -119,7 +119,9 @@ disk_under_way() {
     for i in 1 2 3; do sleep 1 && quiet_disks new && quiet_disks disk || return 1; done
 }
 
-# The same disks made by LVM: the guest runs, and a snapshot by LVM is taken below it.
+# The disks are LVM's thin volumes: the guest runs, and a snapshot by LVM is taken below it. Its
+# checkpoints go on as new domains, on new volumes in LVM's pool and on snapshots of a kept cut, and
+# LVM's own list stays as it was.
 disk_lvm() {
     xl destroy disk 2>/dev/null
     make_lvm_pool || return 1
@@ -128,6 +130,30 @@ disk_lvm() {
     lvm lvcreate -q --type thin -n kept -kn rig/a || return 1
     sleep 2
     quiet_disks disk || return 1
+    lvm lvs --noheadings -o lv_name,thin_id >before
+    pool=/dev/mapper/rig-pool-tpool
+    take 3 --keep-cut && whole disk && whole disk~1 || return 1
+    # Written from the repository: an older one.
+    restored_disks disk~2 || return 1
+    # The cut of the newest one stands.
+    at=$($varve export store disk memory --format libxc >/dev/null && diskcheck memory \
+        | sed -n 's/.* committed=\([0-9]*\) .*/\1/p')
+    : >/var/log/xen/guest-new.log
+    began=$(now)
+    $varve xen restore store disk --name new --disks $pool --snapshots --disk-state $cuts \
+        || return 1
+    echo "# from snapshots of the kept cut: started in" \
+        "$(echo "$began $(now)" | awk '{ printf "%.1f", $2 - $1 }') s"
+    goes_on_new disk || return 1
+    $varve xen restore store disk~1 --name new --disks $pool --snapshots --disk-state $cuts \
+        2>words && fail "snapshots of a cut that is gone" && return 1
+    cat words
+    grep -q 'does not stand any more; write the disk from the repository' words || return 1
+    # The next one continues from the kept cut, and drops it.
+    take 1 && [ -z "$(ls $cuts/*)" ] && whole disk && quiet_disks disk || return 1
+    grep -q '"comparedAll":true' lines || fail "memory's log was not new" || return 1
+    lvm lvs --noheadings -o lv_name,thin_id >after
+    cmp before after || { cat before after; fail "LVM's list is another one"; return 1; }
     lvm lvs
     xl destroy disk
     drop_lvm_pool
@@ -153,6 +179,7 @@ seen() {
 
 # Where the checkpointer notes its cuts.
 cuts=/run/cuts
+diskdeath=/disks/bin/diskdeath
 
 # take COUNT [WORD...]: checkpoints of the guest with its disks, 200 ms apart, into lines.
 take() {
@@ -221,64 +248,300 @@ live_disks() {
     $varve verify store
 }
 
-# A checkpoint goes on as a new domain beside the original, on disks of its own.
+# restored_disks CHECKPOINT: starts a checkpoint as the domain `new`, on new volumes of the pool. It
+# goes on at its count without an error, beside the original; it ends in order, and each of its file
+# systems is clean without replaying a journal.
+restored_disks() {
+    $varve export store "$1" memory --format libxc >/dev/null || return 1
+    at=$(diskcheck memory | sed -n 's/.* committed=\([0-9]*\) .*/\1/p')
+    rm memory
+    : >/var/log/xen/guest-new.log
+    $varve xen restore store "$1" --name new --disks "${pool:-/dev/mapper/pool}" || return 1
+    goes_on_new "$1"
+}
+# goes_on_new CHECKPOINT: the rest of it.
+goes_on_new() {
+    wait_console new 'writes=' 60 || fail "the restored guest says nothing" || return 1
+    first=$(first_writes new)
+    [ "$first" -ge "$at" ] && [ "$first" -le $((at + 4000)) ] || fail "it goes on elsewhere" \
+        || return 1
+    for i in 1 2 3; do sleep 1 && quiet_disks new && quiet_disks disk || return 1; done
+    xl shutdown -w new >/dev/null 2>&1
+    console new | grep -q 'diskkeeper: ended errors=0' || fail "it did not end in order" || return 1
+    if console new | grep -i 'error' | grep -v 'errors=0'; then
+        fail "its console has an error"
+        return 1
+    fi
+    xl destroy new
+    for disk in xvda xvdb; do
+        /disks/bin/e2fsck -fn /dev/mapper/new-$disk >fsck.log 2>&1 && ! grep -q journal fsck.log \
+            || { cat fsck.log; fail "the file system is not clean"; return 1; }
+        id=$(thin_of new-$disk)
+        dmsetup remove --retry new-$disk
+        dmsetup message "${pool:-/dev/mapper/pool}" 0 "delete $id" || return 1
+    done
+    echo "# $1, with $at writes, goes on at $first; ended in order, file systems clean"
+}
+
+# Checkpoints at any time go on as new domains beside the original, on disks of their own.
 live_disks_restore() {
     have_disk_guest || return 1
+    wanted=$(many 1 20)
     take 3 && no_trace || return 1
     $varve xen restore store disk --name new 2>words && fail "memory was started over other disks" \
         && return 1
     grep -q 'has disks' words || { cat words; return 1; }
-    for back in $(many "1" "2 1 0"); do
-        $varve export store disk~$back memory --format libxc || return 1
-        at=$(diskcheck memory | sed -n 's/.* committed=\([0-9]*\) .*/\1/p')
-        rm memory
-        : >/var/log/xen/guest-new.log
-        $varve xen restore store disk~$back --name new --disks /dev/mapper/pool || return 1
-        wait_console new 'writes=' 60 || fail "the restored guest says nothing" || return 1
-        first=$(first_writes new)
-        echo "# restored from a checkpoint with $at writes, it goes on at $first"
-        [ "$first" -ge "$at" ] && [ "$first" -le $((at + 4000)) ] || fail "it goes on elsewhere" \
-            || return 1
-        for i in 1 2 3; do sleep 1 && quiet_disks new && quiet_disks disk || return 1; done
-        xl shutdown -w new >/dev/null 2>&1
-        console new | grep -q 'diskkeeper: ended errors=0' || fail "it did not end in order" \
-            || return 1
-        xl destroy new
-        for disk in xvda xvdb; do
-            /disks/bin/e2fsck -fn /dev/mapper/new-$disk >fsck.log 2>&1 \
-                && ! grep -q journal fsck.log \
-                || { cat fsck.log; fail "the file system is not clean"; return 1; }
-            dmsetup remove new-$disk
-        done
+    done=0
+    while [ $done -lt "$wanted" ]; do
+        restored_disks disk~$((done % 3)) || return 1
+        done=$((done + 1))
+        # Others, at another point of the guest's second.
+        if [ $((done % 3)) -eq 0 ] && [ $done -lt "$wanted" ]; then
+            usleep $((done * 37 % 100 * 10000))
+            take 3 && no_trace || return 1
+        fi
     done
+    echo "# $done restored"
     quiet_disks disk
 }
 
-# The checkpointer is killed at any time: the guest runs, no disk stays suspended, and the next one
-# removes what the dead one left.
+# The checkpointer is killed while it has disks suspended: these and the guest are live within a
+# second, and the next one removes what the dead one left.
 live_disks_kill() {
     have_disk_guest || return 1
+    id=$(xl domid disk)
+    take 1 || return 1
     kills=0
+    within=0
     while [ $kills -lt "$(many 4 20)" ]; do
+        # Slow storage: one disk stands suspended while the other one's requests end.
+        if [ $((kills % 2)) -eq 1 ]; then storage slow 100 || return 1; fi
         $varve xen checkpoint disk store --disk-state $cuts --every 200ms --json >lines 2>words &
         pid=$!
-        tries=300
-        until [ "$(wc -l <lines)" -ge 2 ]; do
+        # From before the first suspension both guards live, and the cut is noted. Until then the
+        # processor is the checkpointer's own.
+        tries=1200
+        until grep -qs disk-guard /proc/[0-9]*/cmdline && ls $cuts/*/cut-* >/dev/null 2>&1; do
             tries=$((tries - 1))
-            [ $tries -gt 0 ] || { cat words; fail "there is no checkpoint"; return 1; }
+            [ $tries -gt 0 ] || { cat words; fail "there is no guard"; return 1; }
             usleep 100000
         done
-        usleep $(((kills * 37 % 20) * 10000))
-        kill -9 $pid
+        $cases death "$id" $pid >stood 2>&1 &
+        watcher=$!
+        $diskdeath $pid $((kills * 700 % 4000)) a b >said \
+            || { cat said words; fail "disks stay suspended"; return 1; }
+        wait $watcher || { cat stood words; return 1; }
         wait $pid 2>/dev/null
-        usleep 1000000
+        storage linear || return 1
         for device in a b; do
             dmsetup info $device | grep -q 'State: *ACTIVE' || fail "$device is suspended" || return 1
         done
         quiet_disks disk || return 1
+        read -r still end <stood
+        live=$(sed 's/.*live=//' said)
+        echo "# $(sed 's/ live.*//' said) at the death; disks live after $live us; the guest stood" \
+            "$still ms, its guard was done after $end ms"
+        [ "$live" -le 1000000 ] && [ "$still" -le 1000 ] || fail "too long" || return 1
+        grep -q 'suspended=0' said || within=$((within + 1))
         kills=$((kills + 1))
     done
-    take 2 && no_trace && quiet_disks disk || return 1
-    echo "# killed $kills times; nothing was left"
+    [ $within -ge $((kills / 2)) ] || fail "only $within deaths were in the suspension" || return 1
+    take 2 && no_trace && quiet_disks disk && whole disk || return 1
+    echo "# killed $kills times, $within with a disk suspended; nothing was left"
     $varve verify store
+}
+
+# stored: how many checkpoints there are.
+stored() { $varve log store --json | wc -l; }
+
+# refused PATTERN [WORD...]: a checkpoint fails with one sentence that has the pattern and with exit
+# status 1; nothing is stored, nothing of a cut is left, and the guest runs without an error.
+refused() {
+    pattern=$1
+    shift
+    before=$(stored)
+    $varve xen checkpoint disk store --disk-state $cuts "$@" >lines 2>words
+    status=$?
+    grep -v 'disks were resumed' words | sed 's/^/# /'
+    [ $status -eq 1 ] || fail "exit status $status" || return 1
+    [ "$(grep -c "$pattern" words)" -eq 1 ] && [ "$(wc -l <words)" -eq 1 ] \
+        || { cat words; fail "not one sentence with '$pattern'"; return 1; }
+    [ "$(stored)" -eq "$before" ] || fail "something was stored" || return 1
+    no_trace && quiet_disks disk
+}
+
+# complete: the cause is gone: the next checkpoint is whole.
+complete() { take 1 && no_trace && quiet_disks disk && whole disk; }
+
+# A pool that is nearly full or full, of data or of metadata: the checkpoint is refused, and the
+# guest runs; after the pool was extended the next one is whole.
+disk_full() {
+    xl destroy disk 2>/dev/null
+    # 96 MiB of data, 2 MiB of metadata.
+    make_pool $((96 * 2048)) 4096 || return 1
+    disk_config disk a b
+    start_disk_guest disk && wait_console disk 'writes=[0-9][0-9][0-9]' 120 || return 1
+    take 1 || return 1
+    id=$(next_thin)
+    dmsetup message pool 0 "create_thin $id" \
+        && dmsetup create filler --table "0 $((512 * 2048)) thin /dev/mapper/pool $id" || return 1
+    echo "# $(fill)"
+    # Nearly full. The session has one cut when it begins the next.
+    dd if=/dev/zero of=/dev/mapper/filler bs=1M count=56 oflag=direct 2>/dev/null || return 1
+    echo "# $(fill)"
+    refused 'of its data, above the limit of 85.0 %; extend it' || return 1
+    # Full: this waits until there is space.
+    dd if=/dev/zero of=/dev/mapper/filler bs=1M count=100 oflag=direct 2>/dev/null &
+    waiting=$!
+    tries=100
+    until dmsetup status pool | grep -q out_of_data_space; do
+        tries=$((tries - 1))
+        [ $tries -gt 0 ] || { dmsetup status pool; fail "the pool is not full"; return 1; }
+        sleep 0.2
+    done
+    refused 'has no data space left; extend it' || return 1
+    # The metadata stay small: a volume takes a block of them.
+    dmsetup load pool_data --table "0 $(sectors vda) linear /dev/vda 0" \
+        && dmsetup suspend --noflush pool && dmsetup suspend --noflush pool_data
+    dmsetup resume pool_data && dmsetup load pool --table "$(pool_table)" && dmsetup resume pool \
+        || return 1
+    wait $waiting || fail "what waited for space failed" || return 1
+    echo "# extended: $(fill)"
+    complete || return 1
+    tries=400
+    until [ "$(fill | sed 's/.*metadata \([0-9]*\) .*/\1/')" -gt 75 ]; do
+        tries=$((tries - 1))
+        [ $tries -gt 0 ] || fail "the metadata do not fill: $(fill)" || return 1
+        dmsetup message pool 0 "create_thin $(next_thin)" || return 1
+    done
+    echo "# $(fill)"
+    refused 'of its metadata, above the limit of 75.0 %; extend it' || return 1
+    grow_pool || return 1
+    echo "# extended: $(fill)"
+    complete || return 1
+    xl destroy disk
+}
+# fill: how full the pool is, in percent.
+fill() {
+    dmsetup status pool | awk '{ split($5, m, "/"); split($6, d, "/")
+        printf "data %d %%, metadata %d %%\n", d[1] * 100 / d[2], m[1] * 100 / m[2] }'
+}
+
+# Disks come, go and change their size between checkpoints of one session and of several; one that
+# cannot be suspended, reads that fail, and storage that is too slow refuse a checkpoint.
+disk_changes() {
+    have_disk_guest && complete || return 1
+    id=$(next_thin)
+    dmsetup message pool 0 "create_thin $id" && activate c "$id" || return 1
+    dd if=/dev/urandom of=/dev/mapper/c bs=1M count=3 oflag=direct 2>/dev/null
+    during "xl block-attach disk phy:/dev/mapper/c,xvdc,w" || return 1
+    has xvda xvdb xvdc || return 1
+    $varve export store disk c.img --volume xvdc && cmp c.img /dev/mapper/c || return 1
+    whole disk || return 1
+    echo "# attached: $(names)"
+    # Suspended by someone else: the guest has no request to it.
+    dmsetup suspend c || return 1
+    refused 'c is suspended by someone else; resume it first'
+    status=$?
+    dmsetup resume c
+    [ $status -eq 0 ] && complete || return 1
+    # Larger and smaller, while a session is open.
+    during "resize c $((disk_sectors + 2048))" || return 1
+    [ "$(size_of xvdc)" -eq $(((disk_sectors + 2048) * 512)) ] || fail "not larger" || return 1
+    during "resize a $((disk_sectors + 8192))" && whole disk || return 1
+    [ "$(size_of xvda)" -eq $(((disk_sectors + 8192) * 512)) ] || fail "not larger" || return 1
+    during "resize a $disk_sectors; resize c 2048" && whole disk || return 1
+    [ "$(size_of xvdc)" -eq $((2048 * 512)) ] || fail "not smaller" || return 1
+    $varve export store disk c.img --volume xvdc --force && cmp c.img /dev/mapper/c || return 1
+    echo "# xvda 4 MiB larger and as before, xvdc 1 MiB larger, then 1 MiB"
+    during "xl block-detach disk xvdc" && has xvda xvdb && whole disk || return 1
+    echo "# detached: $(names)"
+    dmsetup remove --retry c && quiet_disks disk
+}
+# during COMMAND: a session takes a checkpoint, the command runs, and it takes two more.
+during() {
+    $varve xen checkpoint disk store --disk-state $cuts --every 3s --count 4 --json >lines 2>words &
+    session=$!
+    wait_file lines 120 || { cat words; return 1; }
+    eval "$1" || { kill $session; return 1; }
+    wait $session || { cat words; fail "the session ended at: $1"; return 1; }
+    no_trace && quiet_disks disk
+}
+# names, size_of DISK: of the newest checkpoint.
+newest() { $varve log store -n 1 --json; }
+names() { newest | sed 's/.*"volumes"//' | tr '{' '\n' | sed -n 's/.*"name":"\(xv[a-z]*\)".*/\1/p' | tr '\n' ' '; }
+size_of() { newest | tr '{' '\n' | sed -n "s/.*\"name\":\"$1\",\"bytes\":\([0-9]*\).*/\1/p"; }
+has() { [ "$(names)" = "$* " ] || fail "the disks are $(names)"; }
+
+# Reads of the cut that fail, and storage that is slower than the pause may be.
+disk_errors() {
+    have_disk_guest && complete || return 1
+    # The first reads of a session are many: the snapshot gets a table that fails meanwhile.
+    for disk in 0 1; do
+        break_reads $disk &
+        breaker=$!
+        refused 'the cut of disk xvd[ab] cannot be read: .* look at the kernel'
+        status=$?
+        kill $breaker 2>/dev/null
+        [ $status -eq 0 ] && complete || return 1
+    done
+    storage slow 4000 || return 1
+    sleep 2
+    refused 'longer than 2.0 seconds, and was given up; allow more, or use faster storage'
+    status=$?
+    storage linear && [ $status -eq 0 ] && complete
+}
+# break_reads NUMBER: waits for the snapshot of a disk, whose reads fail from then on.
+break_reads() {
+    while :; do
+        for name in $(dmsetup ls | sed -n "s/^\(varve-cut-[0-9a-z]*-$1\).*/\1/p"); do
+            dmsetup load "$name" --table "0 $disk_sectors error" && dmsetup suspend --noflush "$name"
+            dmsetup resume "$name" && return 0
+        done
+        usleep 20000
+    done
+}
+
+# The downtime with disks and without, of a guest that writes to all of them as fast as it can.
+disk_times() {
+    xl destroy disk 2>/dev/null
+    make_pool || return 1
+    count=$(many 10 40)
+    echo "# disks: p50, p99, max in ms of the downtime, and of drain, cut and copy in it; $count each"
+    for disks in 1 2 8; do
+        list=
+        for name in $(echo c d e f g h i j | cut -c1-$((2 * disks - 1))); do
+            [ -e /dev/mapper/$name ] || {
+                id=$(next_thin)
+                dmsetup message pool 0 "create_thin $id" && activate $name "$id" || return 1
+            }
+            list="$list\"phy:/dev/mapper/$name,xvd$name,w\", "
+        done
+        disk_config disk a b "disk = [ $list ]" \
+            'extra = "console=hvc0 quiet mitigations=off diskwriters"'
+        start_disk_guest disk && sleep 5 || return 1
+        $varve init store-$disks >/dev/null
+        for words in "" --no-disks; do
+            $varve xen checkpoint disk store-$disks --lineage "l$words" --disk-state $cuts \
+                --every 300ms --count $((count + 1)) --json $words >all 2>words || { cat words; return 1; }
+            # The first one copies all of memory.
+            sed 1d all >lines
+            echo "# $disks${words:+ $words}: downtime $(spread downtime), drain $(spread drain)," \
+                "cut $(spread cut), copy $(spread copy);" \
+                "$(cat lines | sed 's/.*"pagesChanged":\([0-9]*\),"bytesAdded.*/\1/' | sort -n | middle) pages and blocks"
+        done
+        console disk | grep -i error && fail "the guest has an error" && return 1
+        no_trace || return 1
+        xl destroy disk
+        rm -r store-$disks
+    done
+}
+# spread WHAT: p50, p99 and max of it in lines; copy: the downtime without drain and cut.
+spread() {
+    awk -v what="$1" '
+        function of(key) { return match($0, "\"" key "Microseconds\":[0-9]+") \
+            ? substr($0, RSTART + length(key) + 15, RLENGTH - length(key) - 15) : 0 }
+        { print what == "copy" ? of("downtime") - of("drain") - of("cut") : of(what) }' lines \
+        | sort -n | awk '{ v[NR] = $1 / 1000 }
+            END { printf "%.1f/%.1f/%.1f", v[int((NR + 1) / 2)], v[int(NR * 0.99 + 0.999)], v[NR] }'
 }

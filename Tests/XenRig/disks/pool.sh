@@ -15,13 +15,14 @@ disk_file_system=$((56 * 1024))
 
 sectors() { cat "/sys/block/$1/size"; }
 
-# make_pool: an empty pool, with 64 KiB blocks, and the volumes a and b in it, with file systems.
+# make_pool [DATA METADATA]: an empty pool, with 64 KiB blocks, of so many sectors or of all, and
+# the volumes a and b in it, with file systems.
 make_pool() {
     drop_pool && drop_lvm_pool || return 1
     dd if=/dev/zero of=/dev/vdb bs=4096 count=1 2>/dev/null
-    dmsetup create pool_data --table "0 $(sectors vda) linear /dev/vda 0" || return 1
-    dmsetup create pool --table "0 $(sectors vda) thin-pool /dev/vdb /dev/mapper/pool_data 128 0" \
-        || return 1
+    dmsetup create pool_data --table "0 ${1:-$(sectors vda)} linear /dev/vda 0" \
+        && dmsetup create pool_meta --table "0 ${2:-$(sectors vdb)} linear /dev/vdb 0" \
+        && dmsetup create pool --table "$(pool_table)" || return 1
     : >/run/thin
     for volume in a b; do
         id=$(next_thin)
@@ -29,6 +30,32 @@ make_pool() {
         # By its path: busybox would run its own.
         /disks/bin/mke2fs -q -F -t ext4 /dev/mapper/$volume ${disk_file_system}k || return 1
     done
+}
+
+pool_table() {
+    size=$(table_sectors pool_data)
+    echo "0 $size thin-pool /dev/mapper/pool_meta /dev/mapper/pool_data 128 0"
+}
+# table_sectors DEVICE: its size by its table.
+table_sectors() { dmsetup table "$1" | cut -d' ' -f2; }
+
+# grow_pool: the pool has all of both devices, as after lvextend.
+grow_pool() {
+    dmsetup load pool_data --table "0 $(sectors vda) linear /dev/vda 0" \
+        && dmsetup load pool_meta --table "0 $(sectors vdb) linear /dev/vdb 0" || return 1
+    # Without flushing: what waits for space would never end.
+    dmsetup suspend --noflush pool && dmsetup suspend --noflush pool_data \
+        && dmsetup suspend --noflush pool_meta
+    status=$?
+    dmsetup resume pool_data && dmsetup resume pool_meta && dmsetup load pool --table "$(pool_table)"
+    dmsetup resume pool && return $status
+}
+
+# resize VOLUME SECTORS: a volume of another size.
+resize() {
+    dmsetup load "$1" --table "0 $2 thin /dev/mapper/pool $(thin_of "$1")" && dmsetup suspend "$1"
+    status=$?
+    dmsetup resume "$1" && return $status
 }
 
 # lvm COMMAND WORD...: LVM's own, without what needs udev and daemons.
@@ -76,7 +103,7 @@ changed() {
 # drop_pool: everything of it is gone, also mounts.
 drop_pool() {
     drop_copies
-    for device in a b pool pool_data; do
+    for device in a b pool pool_data pool_meta; do
         [ ! -e "/dev/mapper/$device" ] || dmsetup remove --retry "$device" || return 1
     done
 }
@@ -85,7 +112,7 @@ drop_pool() {
 drop_copies() {
     for point in $(awk '$2 ~ "^/run/mnt-" { print $2 }' /proc/mounts); do umount "$point"; done
     for device in /dev/mapper/*; do
-        case ${device##*/} in control | a | b | pool | pool_data | '*') continue ;; esac
+        case ${device##*/} in control | a | b | pool | pool_data | pool_meta | '*') continue ;; esac
         dmsetup remove --retry "${device##*/}"
     done
 }
@@ -138,7 +165,7 @@ drop_cuts() {
 # storage linear|slow MILLISECONDS|error|flaky UP DOWN: how the pool's data disk behaves from now on;
 # flaky: in turn right for UP seconds and failing for DOWN.
 storage() {
-    size=$(sectors vda)
+    size=$(table_sectors pool_data)
     case $1 in
         linear) table="0 $size linear /dev/vda 0" ;;
         slow) table="0 $size delay /dev/vda 0 $2" ;;

@@ -103,7 +103,9 @@ awk '/=> \// && !/ld-linux/ { print $3 }' "$disk_images/libraries" | sort -u | w
     grep -qxF "$(basename "$library")" "$disk_images/there" || cp -L "$library" "$root/usr/lib/"
 done
 rm "$disk_images/there" "$disk_images/libraries"
-gcc -O2 -Wall -Wextra -Werror -static -o "$root/disks/bin/diskcheck" diskcheck.c
+for program in diskcheck diskdeath; do
+    gcc -O2 -Wall -Wextra -Werror -static -o "$root/disks/bin/$program" $program.c
+done
 strip "$root"/disks/bin/*
 for name in thin_check thin_delta thin_dump; do ln -s pdata_tools "$root/disks/bin/$name"; done
 cp "$root/disks/bin/diskcheck" "$disk_images/"
