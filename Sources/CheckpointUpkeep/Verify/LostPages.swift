@@ -108,8 +108,10 @@ extension Verification {
                 (location) throws(RepositoryError) in
                 try reader.isPruned(location, pruned)
             } _: { (part) throws(RepositoryError) in
-                let known = try repository.locateKnown(part.pages(content))
-                body(try withPlaces(known, for: entry.id))
+                try part.forEachBatch(content) { (batch) throws(RepositoryError) in
+                    let known = try repository.locateKnown(batch)
+                    body(try withPlaces(known, for: entry.id))
+                }
             }
         } catch {
             // Already reported; or pruned in the meantime.
