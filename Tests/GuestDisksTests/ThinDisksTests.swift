@@ -296,6 +296,40 @@ final class Notices: Sendable {
         #expect(try mute.leftovers().isEmpty)
     }
 
+    /// What the kernel says is in the sentence, with the disk and where to look.
+    @Test(arguments: [
+        ("suspend", "disk xvda, a, could not be suspended ("),
+        ("create_snap", "the pool pool made no snapshot of disk xvda ("),
+    ])
+    func aCutThatFailsNamesTheDiskAndTheRemedy(_ call: String, _ text: String) throws {
+        let disks = try group()
+        let cut = try disks.prepareCut()
+        pool.state.withLock { $0.fault = { name, _ in name == call ? .before(EIO) : .none } }
+        let failure = #expect(throws: GuestError.self) { try cut.cut(within: .seconds(10)) }
+        let error = try #require(failure)
+        #expect(error.message.hasPrefix(text))
+        #expect(error.message.contains("); look at ") && error.message.contains("(dmesg)"))
+        #expect(error.code == .callFailed && error.errno == EIO)
+        #expect(pool.suspendedNames.isEmpty)
+        pool.state.withLock { $0.fault = nil }
+        try cut.release()
+        #expect(pool.isClean)
+    }
+
+    /// This file of the kernel's fails where nothing is mapped.
+    @Test func aReadThatFailsNamesTheDiskAndTheRemedy() throws {
+        let reader = try BlockReader(
+            "/proc/self/mem", of: GuestDisk(name: "xvda", byteCount: 1 << 20))
+        let buffer = UnsafeMutableRawBufferPointer.allocate(
+            byteCount: Page.byteCount, alignment: Page.byteCount)
+        defer { buffer.deallocate() }
+        let failure = #expect(throws: GuestError.self) { try reader.read(0..<1, into: buffer) }
+        let error = try #require(failure)
+        #expect(error.message.hasPrefix("the cut of disk xvda cannot be read: pread failed"))
+        #expect(error.message.contains("look at the kernel's log (dmesg)"))
+        #expect(error.errno == EIO)
+    }
+
     @Test func aCutThatTakesTooLongIsGivenUp() throws {
         let disks = try group()
         pool.state.withLock { $0.suspendDelay = 5000 }

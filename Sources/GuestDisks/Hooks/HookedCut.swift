@@ -127,7 +127,7 @@ final class HookedCut: DiskCut {
             let disk = state.disks[index]
             let path = try group.open(token, disk.name)
             try HookedCut.check(path, disk)
-            let reader = try BlockReader(path, byteCount: disk.byteCount)
+            let reader = try BlockReader(path, of: disk)
             state.readers[index] = reader
             return reader
         }

@@ -10,11 +10,13 @@ final class BlockReader: Sendable {
     private let cached: OpenFile
     private let direct: OpenFile?
     private let byteCount: Int
+    private let disk: String
 
     /// Opens a file or device twice; it may be unlinked afterwards.
-    init(_ path: FilePath, byteCount: UInt64) throws(GuestError) {
+    init(_ path: FilePath, of disk: GuestDisk) throws(GuestError) {
         cached = try OpenFile(path)
-        self.byteCount = Int(clamping: byteCount)
+        byteCount = Int(clamping: disk.byteCount)
+        self.disk = disk.name
         let descriptor = system_openDirect(path)
         // Some file systems refuse it (EINVAL); the cache is right too.
         direct = descriptor >= 0 ? OpenFile(descriptor: descriptor, path: path) : nil
@@ -33,6 +35,19 @@ final class BlockReader: Sendable {
         }
         guard destination.count > 0 else { return }
         let offset = Int(blocks.lowerBound) * Page.byteCount
+        do throws(GuestError) {
+            try read(at: offset, into: destination)
+        } catch {
+            throw GuestError(
+                code: error.code,
+                message: "the cut of disk \(disk) cannot be read: \(error.message)",
+                errno: error.errno)
+        }
+    }
+
+    private func read(
+        at offset: Int, into destination: UnsafeMutableRawBufferPointer
+    ) throws(GuestError) {
         let isAligned = Int(bitPattern: destination.baseAddress) % Page.byteCount == 0
         if let direct, isAligned, offset + destination.count <= byteCount {
             do throws(GuestError) {

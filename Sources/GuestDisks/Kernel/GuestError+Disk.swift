@@ -15,6 +15,8 @@ extension GuestError {
             case EROFS, EACCES, EPERM: "; check the mount and the permissions"
             case ENOENT, ENOTDIR: "; check the path"
             case EMFILE, ENFILE: "; raise the limit of open files (ulimit -n)"
+            case EIO, ENODATA, ENXIO, EREMOTEIO:
+                "; the storage below it fails, or is gone: look at the kernel's log (dmesg)"
             default: ""
             }
         return GuestError(

@@ -233,7 +233,7 @@ final class ReflinkCut: DiskCut {
             try settle(&state)
             if let reader = state.readers[index] { return reader }
             let reader = try BlockReader(
-                state.parts[index].clonePath, byteCount: state.disks[index].byteCount)
+                state.parts[index].clonePath, of: state.disks[index])
             state.readers[index] = reader
             return reader
         }

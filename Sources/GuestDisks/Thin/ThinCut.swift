@@ -116,7 +116,7 @@ final class ThinCut: DiskCut {
             var times = DiskCutTimes()
             var failure: GuestError?
             do throws(GuestError) {
-                for request in requests { try request.suspend.run() }
+                for index in requests.indices { try suspend(index, state.parts[index]) }
                 times.drain = ContinuousClock.now - start
                 try ThinCut.check(budget, start)
                 for index in requests.indices {
@@ -151,6 +151,18 @@ final class ThinCut: DiskCut {
                 + "up; allow more, or use faster storage")
     }
 
+    private func suspend(_ index: Int, _ part: ThinPart) throws(GuestError) {
+        do throws(GuestError) {
+            try requests[index].suspend.run()
+        } catch {
+            throw GuestError(
+                code: error.code,
+                message: "disk \(part.disk.name), \(part.originName), could not be suspended "
+                    + "(\(error.message)); look at the kernel's log (dmesg) and at "
+                    + "dmsetup info \(part.originName)", errno: error.errno)
+        }
+    }
+
     private func snapshot(_ index: Int, _ state: inout State) throws(GuestError) {
         for (request, id) in zip(requests[index].snapshots, state.parts[index].ids) {
             do throws(GuestError) {
@@ -159,7 +171,15 @@ final class ThinCut: DiskCut {
                 state.parts[index].ids = [id]
                 return
             } catch {
-                guard error.errno == EEXIST else { throw error }
+                guard error.errno == EEXIST else {
+                    let part = state.parts[index]
+                    throw GuestError(
+                        code: error.code,
+                        message: "the pool \(part.poolName) made no snapshot of disk "
+                            + "\(part.disk.name) (\(error.message)); look at its mode and space "
+                            + "(dmsetup status \(part.poolName)) and at the kernel's log (dmesg)",
+                        errno: error.errno)
+                }
                 // It is another's, and must not be deleted.
                 state.used[index].remove(id)
             }
@@ -238,7 +258,7 @@ final class ThinCut: DiskCut {
             var opened: BlockReader?
             try calls.withNode(of: number, in: group.journal.directory) {
                 (path) throws(GuestError) in
-                opened = try BlockReader(path, byteCount: part.disk.byteCount)
+                opened = try BlockReader(path, of: part.disk)
             }
             guard let opened else { throw ThinCut.missingPool(part) }
             state.readers[index] = opened
