@@ -377,8 +377,8 @@ complete() { take 1 && no_trace && quiet_disks disk && whole disk; }
 # guest runs; after the pool was extended the next one is whole.
 disk_full() {
     xl destroy disk 2>/dev/null
-    # 96 MiB of data, 2 MiB of metadata.
-    make_pool $((96 * 2048)) 4096 || return 1
+    # 96 MiB of data, 1 MiB of metadata.
+    make_pool $((96 * 2048)) 2048 || return 1
     disk_config disk a b
     start_disk_guest disk && wait_console disk 'writes=[0-9][0-9][0-9]' 120 || return 1
     take 1 || return 1
