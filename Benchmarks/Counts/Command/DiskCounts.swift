@@ -199,7 +199,7 @@ struct DiskCounts {
     /// Counts captures of a disk of 4 TiB against those of a small one.
     static func count(_ budgets: inout Budgets) throws {
         let small = try DiskCounts(byteCount: 256 << 20, heldByteCount: 256 << 20)
-        let large = try DiskCounts(byteCount: 4 << 40, heldByteCount: 2 << 30)
+        let large = try DiskCounts(byteCount: 4 << 40, heldByteCount: 1 << 30)
         budgets.add(
             "disk of 4 TiB: MiB of memory of a capture beyond that of a disk of 256 MiB",
             max(0, large.peak - small.peak) >> 20, atMost: 64)

@@ -11,8 +11,8 @@ package import PackStore
 //   nodes    [ level ][ n ]   -> digest of each node; stale where `dirty` says so
 //
 // It takes about 0.8 % of what the volume holds: for a disk, in a file if that is much
-// (`ScratchMemory`). A leaf without a digest has no block, so holes and zero pages cost nothing. The
-// owner ensures that only one thread writes at a time.
+// (`ScratchMemory`). A leaf without a digest has no block, so holes and zero pages cost nothing.
+// The owner ensures that only one thread writes at a time.
 
 /// The mutable page map of one volume of a checkpoint in memory.
 ///
