@@ -246,7 +246,7 @@ import VarveTestSupport
             ("folder", "is a directory"), ("folder/", "names a directory"),
             ("new/", "names a directory"), ("file/", "names a directory"),
             ("file/below", "Not a directory"), (long, "too long"), ("file", "--force"),
-            ("''", "empty path"), ("/dev/fd/77", "not open"),
+            ("''", "empty path"), ("/dev/fd/999999", "not open"),
         ] {
             for format in OutputPlaceTests.formats {
                 let result = try export("\(place) --format \(format)")

@@ -1,8 +1,8 @@
 /* diskdeath PID DELAY DEVICE...: kills a checkpointer while it has devices suspended.
  *
- * Waits until the first of these devices of device-mapper is suspended, DELAY microseconds more,
- * and kills PID. Then it waits until all of them run. It prints how many were suspended when PID was
- * killed, and for how many microseconds after that one was:
+ * Waits until the first of these devices of device-mapper is suspended, DELAY microseconds
+ * more, and kills PID. Then it waits until all of them run. It prints how many were suspended when
+ * PID was killed, and for how many microseconds after that one was:
  *
  *   suspended=2 live=1830
  *

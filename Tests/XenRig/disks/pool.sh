@@ -47,7 +47,8 @@ grow_pool() {
     dmsetup suspend --noflush pool && dmsetup suspend --noflush pool_data \
         && dmsetup suspend --noflush pool_meta
     status=$?
-    dmsetup resume pool_data && dmsetup resume pool_meta && dmsetup load pool --table "$(pool_table)"
+    dmsetup resume pool_data && dmsetup resume pool_meta \
+        && dmsetup load pool --table "$(pool_table)"
     dmsetup resume pool && return $status
 }
 
