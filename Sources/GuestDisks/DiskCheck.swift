@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 package import GuestModel
 package import SystemPackage
@@ -27,7 +28,7 @@ package enum DiskCheck {
             throw GuestError.call("realpath", file.path.printable)
         }
         // Without a name, so that it goes with its descriptor.
-        let clone = try OpenFile(path.removingLastComponent(), O_RDWR | system_temporary, 0o600)
+        let clone = try OpenFile(path.removingLastComponent(), O_RDWR | clinux_unnamed_file, 0o600)
         try ReflinkCut.probe(clone, source)
     }
 }

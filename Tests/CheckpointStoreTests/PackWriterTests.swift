@@ -65,4 +65,30 @@ import VarveTestSupport
         #expect(lost == 0, "of \(records.count)")
         #expect(failureCount > 100 && records.count > 100, "\(failureCount), \(records.count)")
     }
+
+    /// A pack is sealed before its records take much memory, however small they are.
+    @Test func aPackHasALimitedNumberOfRecords() throws {
+        let files = PosixFiles(root: directory.path)
+        try files.createDirectory(StoreDirectory.packs)
+        let writer = try PackWriter(
+            files: files, repository: RepositoryID.random(), pack: 1, scan: nil,
+            packByteCountMax: 1 << 30)
+        let epoch = try writer.begin()
+        var records = RecordWriter()
+        let batch = (0..<4096).map { _ in
+            PendingRecord(
+                range: records.append(.guestState, transaction: 1, payload: [1]),
+                type: .guestState, transaction: 1)
+        }
+        func append() throws(RepositoryError) -> Set<UInt32> {
+            let places = try records.withUnsafeBytes {
+                (bytes) throws(RepositoryError) -> [RecordLocation] in
+                try writer.append(batch, of: bytes, epoch: epoch)
+            }
+            return Set(places.map(\.pack))
+        }
+        for _ in 0..<32 { #expect(try append() == [1]) }
+        #expect(try append() == [2])
+        writer.end(wasPublished: false)
+    }
 }

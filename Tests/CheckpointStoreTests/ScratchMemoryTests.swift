@@ -36,6 +36,43 @@ import VarveTestSupport
         }
     }
 
+    /// True if the process has a page of memory mapped now: bit 63 of /proc/self/pagemap.
+    private static func isPresent(_ memory: UnsafeRawPointer) throws -> Bool {
+        let file = open("/proc/self/pagemap", O_RDONLY)
+        try #require(file >= 0)
+        defer { close(file) }
+        var entry: UInt64 = 0
+        let offset = Int(bitPattern: memory) / Page.byteCount * 8
+        try #require(pread(file, &entry, 8, offset) == 8)
+        return entry >> 63 == 1
+    }
+
+    @Test func whatIsInTheFileIsGivenBack() throws {
+        let directory = TemporaryDirectory()
+        let memory = ScratchMemory(try ScratchMemoryTests.place(directory, ownByteCountMax: 0))
+        let count = (8 << 20) / 8
+        let first = memory.allocate(count, of: UInt64.self)
+        first[0] = 7
+        #expect(try ScratchMemoryTests.isPresent(first))
+        // Its owner fills another extent.
+        let second = memory.allocate(count, of: UInt64.self)
+        second[0] = 8
+        #expect(try !ScratchMemoryTests.isPresent(first))
+        #expect(try ScratchMemoryTests.isPresent(second))
+        memory.releasePages()
+        #expect(try !ScratchMemoryTests.isPresent(second))
+        #expect(first[0] == 7 && second[0] == 8)
+    }
+
+    @Test func smallArraysFillWhatLargeOnesLeave() throws {
+        let memory = ScratchMemory(.process)
+        for _ in 0..<8 {
+            _ = memory.allocate(100, of: UInt64.self)
+            _ = memory.allocate(1 << 20, of: UInt8.self)
+        }
+        #expect(memory.byteCounts == (9 << 20, 0))
+    }
+
     @Test func aLittleIsTheProcesssOwn() throws {
         let directory = TemporaryDirectory()
         let memory = ScratchMemory(

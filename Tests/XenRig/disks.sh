@@ -404,10 +404,7 @@ disk_full() {
     done
     refused 'has no data space left; extend it' || return 1
     # The metadata stay small: a volume takes a block of them.
-    dmsetup load pool_data --table "0 $(sectors vda) linear /dev/vda 0" \
-        && dmsetup suspend --noflush pool && dmsetup suspend --noflush pool_data
-    dmsetup resume pool_data && dmsetup load pool --table "$(pool_table)" && dmsetup resume pool \
-        || return 1
+    grow_pool pool_data || return 1
     wait $waiting || fail "what waited for space failed" || return 1
     echo "# extended: $(fill)"
     complete || return 1
@@ -419,7 +416,7 @@ disk_full() {
     done
     echo "# $(fill)"
     refused 'of its metadata, above the limit of 75.0 %; extend it' || return 1
-    grow_pool || return 1
+    grow_pool pool_data pool_meta || return 1
     echo "# extended: $(fill)"
     complete || return 1
     xl destroy disk

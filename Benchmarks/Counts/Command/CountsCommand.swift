@@ -25,13 +25,7 @@ struct CountsCommand {
     private static let dirtyCount = 1000
 
     static func main() throws {
-        let words = CommandLine.arguments
-        if words.count == 4, words[1] == "--disk", let size = UInt64(words[2]),
-            let held = UInt64(words[3])
-        {
-            print(try DiskCounts(byteCount: size << 30, heldByteCount: held << 30).line)
-            return
-        }
+        if CommandLine.arguments.contains("--disk") { return try countDisk() }
         var budgets = Budgets()
         let subject = try CountedGuest(pageCount: pageCount)
         try subject.countImport(&budgets)
@@ -45,6 +39,17 @@ struct CountsCommand {
             printTable(budgets)
         }
         if !budgets.isWithin { exit(1) }
+    }
+
+    private static func countDisk() throws {
+        let numbers = CommandLine.arguments.dropFirst(2).compactMap { UInt64($0) }
+        guard CommandLine.arguments.count == 4, numbers.count == 2,
+            numbers[1] >= 1, numbers[1] <= numbers[0], numbers[0] <= 16 << 10
+        else {
+            print("usage: varve-counts --disk SIZE HELD, in GiB: 1 <= HELD <= SIZE <= 16384")
+            exit(2)
+        }
+        print(try DiskCounts(byteCount: numbers[0] << 30, heldByteCount: numbers[1] << 30).line)
     }
 
     private static func printTable(_ budgets: Budgets) {

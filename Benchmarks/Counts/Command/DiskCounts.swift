@@ -16,7 +16,7 @@ import VarveTestSupport
 /// The disks of a guest, generated.
 private final class GeneratedDisks: DiskGroup {
     struct State: Sendable {
-        /// How often each block was changed; 0 times: not in it.
+        /// How often each block was changed; the others were not.
         var versions: [UInt64: UInt64] = [:]
         /// The blocks changed since the last cut.
         var changed: [BlockRange] = []
@@ -177,7 +177,7 @@ struct DiskCounts {
         _ = try session.capture()
         firstTime = ContinuousClock.now - start
         firstPeak = memory.take() - before
-        // Its end is not waited for, and this one's is after it.
+        // The first one gives memory back after it has ended; a second one ends after that.
         disks.change(DiskCounts.changedCount)
         _ = try session.capture()
         _ = memory.take()
@@ -201,7 +201,7 @@ struct DiskCounts {
         let small = try DiskCounts(byteCount: 256 << 20, heldByteCount: 256 << 20)
         let large = try DiskCounts(byteCount: 4 << 40, heldByteCount: 1 << 30)
         budgets.add(
-            "disk of 4 TiB: MiB of memory of a capture beyond that of a disk of 256 MiB",
+            "disk of 4 TiB: MiB of private memory of a capture beyond a disk of 256 MiB",
             max(0, large.peak - small.peak) >> 20, atMost: 64)
         budgets.add(
             "disk of 4 TiB: KiB read in a capture of 1,000 blocks", large.readByteCount >> 10,

@@ -8,8 +8,16 @@
 //
 // Every function returns -1 and sets errno on failure, like the underlying call.
 
+#include <fcntl.h>
 #include <stddef.h>
 #include <stdint.h>
+
+/// O_TMPFILE of open(2), a file without a name in a directory; needs _GNU_SOURCE.
+#ifdef O_TMPFILE
+static const int clinux_unnamed_file = O_TMPFILE;
+#else
+static const int clinux_unnamed_file = __O_TMPFILE;
+#endif
 
 /// A run of pages with equal categories. `struct page_region`.
 struct clinux_page_region {

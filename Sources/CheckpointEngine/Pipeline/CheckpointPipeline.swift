@@ -459,7 +459,7 @@ final class CheckpointPipeline: Sendable {
     private func runIndexer() {
         var meter = ProcessorMeter()
         while let done = published.peek() {
-            finish(done, &meter)
+            index(done, &meter)
             published.removeFirst()
             // The first checkpoint of a large disk takes memory that later ones do not need.
             if done.checkpoint.storedPageCount >= CheckpointPipeline.largePageCount {
@@ -473,7 +473,7 @@ final class CheckpointPipeline: Sendable {
     private static let largePageCount = 1 << 18
 
     /// Adds a published checkpoint to the index, and ends its job.
-    private func finish(_ done: Published, _ meter: inout ProcessorMeter) {
+    private func index(_ done: Published, _ meter: inout ProcessorMeter) {
         let start = ContinuousClock.now
         let publication = done.publication
         publication.transaction.index()

@@ -31,7 +31,7 @@ package final class VolumeMap: @unchecked Sendable {
 
     /// Gives memory that is in a file back to the kernel, which keeps what it has room for.
     ///
-    /// The map stays as it is. O(8 MiB of the map).
+    /// The map stays as it is. A system call for each 8 MiB of it.
     package func releasePages() { memory.releasePages() }
 
     /// Bytes of the process's own memory, and of a file, that it has.

@@ -13,30 +13,33 @@ package struct StoredPages: Sendable {
 
     private static let leavesPerChunk: UInt64 = 512
 
-    /// The ordinals of a kind of volumes: 64 per leaf, adjacent in order of creation; nothing is
-    /// allocated per leaf.
-    private struct Ordinals: Sendable {
+    /// Ordinals: 64 per leaf, adjacent in order of creation; nothing is allocated per leaf.
+    ///
+    /// Unchecked: it belongs to one `StoredPages`, which has one user at a time.
+    private final class Ordinals: @unchecked Sendable {
         private static let leavesPerBlock = 512
 
-        private nonisolated(unsafe) var blocks: [UnsafeMutablePointer<UInt32>] = []
-        private(set) var leafCount: UInt32 = 0
+        // Memory is zero at first, and `none` is all ones: the complement is kept.
+        private var blocks: [UnsafeMutablePointer<UInt32>] = []
+        private var leafCount: UInt32 = 0
         private let memory: ScratchMemory
 
         init(in place: ScratchMemory.Place) { memory = ScratchMemory(place) }
 
-        subscript(index: Int) -> UInt32 {
-            // As in memory, where it is 0 at first.
-            get { ~blocks[index / Ordinals.blockCount][index % Ordinals.blockCount] }
-            nonmutating set {
-                blocks[index / Ordinals.blockCount][index % Ordinals.blockCount] = ~newValue
-            }
+        subscript(leaf: UInt32, index: Int) -> UInt32 {
+            get { ~place(leaf)[index] }
+            set { place(leaf)[index] = ~newValue }
         }
 
-        private static let blockCount = leavesPerBlock * 64
+        private func place(_ leaf: UInt32) -> UnsafeMutablePointer<UInt32> {
+            let (block, place) = Int(leaf).quotientAndRemainder(
+                dividingBy: Ordinals.leavesPerBlock)
+            return blocks[block] + place * 64
+        }
 
-        mutating func addLeaf() -> UInt32 {
+        func addLeaf() -> UInt32 {
             if Int(leafCount) == blocks.count * Ordinals.leavesPerBlock {
-                blocks.append(memory.allocate(Ordinals.blockCount))
+                blocks.append(memory.allocate(Ordinals.leavesPerBlock * 64))
             }
             defer { leafCount += 1 }
             return leafCount
@@ -45,8 +48,8 @@ package struct StoredPages: Sendable {
 
     // Leaves are found by volume, chunk and place; chunks without any are empty.
     private var leaves: [[[UInt32]]] = []
-    private var ofMemory = Ordinals(in: .process)
-    private var ofDisks: Ordinals
+    private let ofMemory = Ordinals(in: .process)
+    private let ofDisks: Ordinals
     private var orphans: [PageDigest: UInt32] = [:]
 
     /// - Parameter place: where memory for the pages of large disks is to be kept.
@@ -54,7 +57,7 @@ package struct StoredPages: Sendable {
 
     /// Records that the current content of `frame` was stored with an ordinal.
     package mutating func insert(_ frame: PageFrameNumber, ordinal: UInt32) {
-        let (volume, chunk, leaf) = StoredPages.place(of: frame)
+        let (volume, chunk, place) = StoredPages.place(of: frame)
         if volume >= leaves.count {
             leaves.append(contentsOf: repeatElement([], count: volume + 1 - leaves.count))
         }
@@ -66,44 +69,44 @@ package struct StoredPages: Sendable {
             leaves[volume][chunk] = Array(
                 repeating: StoredPages.none, count: Int(StoredPages.leavesPerChunk))
         }
-        if leaves[volume][chunk][leaf] == StoredPages.none {
-            leaves[volume][chunk][leaf] = volume == 0 ? ofMemory.addLeaf() : ofDisks.addLeaf()
+        let ordinals = ordinals(of: frame)
+        if leaves[volume][chunk][place] == StoredPages.none {
+            leaves[volume][chunk][place] = ordinals.addLeaf()
         }
-        set(frame, at: Int(leaves[volume][chunk][leaf]) * 64 + Int(frame.rawValue % 64), ordinal)
+        ordinals[leaves[volume][chunk][place], Int(frame.rawValue % 64)] = ordinal
     }
 
-    private static func place(of frame: PageFrameNumber) -> (volume: Int, chunk: Int, leaf: Int) {
+    private func ordinals(of frame: PageFrameNumber) -> Ordinals {
+        frame.volume == .memory ? ofMemory : ofDisks
+    }
+
+    private static func place(of frame: PageFrameNumber) -> (volume: Int, chunk: Int, place: Int) {
         let leaf = frame.inVolume.rawValue / 64
         return (
             Int(frame.volume.rawValue), Int(leaf / leavesPerChunk), Int(leaf % leavesPerChunk)
         )
     }
 
-    /// The index of a frame's ordinal; nil if no frame of its leaf was stored.
-    private func index(of frame: PageFrameNumber) -> Int? {
-        let (volume, chunk, leaf) = StoredPages.place(of: frame)
+    /// The leaf of a frame; nil if no frame of it was stored.
+    private func leaf(of frame: PageFrameNumber) -> UInt32? {
+        let (volume, chunk, place) = StoredPages.place(of: frame)
         guard volume < leaves.count, chunk < leaves[volume].count, !leaves[volume][chunk].isEmpty
         else { return nil }
-        let number = leaves[volume][chunk][leaf]
-        return number == StoredPages.none
-            ? nil : Int(number) * 64 + Int(frame.rawValue % 64)
-    }
-
-    private func set(_ frame: PageFrameNumber, at index: Int, _ ordinal: UInt32) {
-        if frame.volume == .memory { ofMemory[index] = ordinal } else { ofDisks[index] = ordinal }
+        let leaf = leaves[volume][chunk][place]
+        return leaf == StoredPages.none ? nil : leaf
     }
 
     /// Records that `frame` no longer contains `digest`.
     package mutating func forget(_ frame: PageFrameNumber, holding digest: PageDigest) {
-        guard let index = index(of: frame), let ordinal = ordinal(frame) else { return }
+        guard let leaf = leaf(of: frame), let ordinal = ordinal(frame) else { return }
         orphans[digest] = ordinal
-        set(frame, at: index, StoredPages.none)
+        ordinals(of: frame)[leaf, Int(frame.rawValue % 64)] = StoredPages.none
     }
 
     /// The ordinal of the content of `frame`, if this transaction stored it for that frame.
     package func ordinal(_ frame: PageFrameNumber) -> UInt32? {
-        guard let index = index(of: frame) else { return nil }
-        let ordinal = frame.volume == .memory ? ofMemory[index] : ofDisks[index]
+        guard let leaf = leaf(of: frame) else { return nil }
+        let ordinal = ordinals(of: frame)[leaf, Int(frame.rawValue % 64)]
         return ordinal == StoredPages.none ? nil : ordinal
     }
 

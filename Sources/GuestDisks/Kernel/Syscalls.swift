@@ -59,9 +59,6 @@ func system_openDirect(_ path: FilePath) -> Int32 {
     return system_open(path, O_RDONLY | direct)
 }
 
-/// `O_TMPFILE` of the kernel's asm-generic/fcntl.h, which the C library's module hides.
-let system_temporary: Int32 = 0o20_000_000 | O_DIRECTORY
-
 /// `close(2)`; not retried: on Linux the descriptor is closed whatever it returns.
 func system_close(_ descriptor: Int32) { _ = close(descriptor) }
 

@@ -122,10 +122,8 @@ func system_open(_ path: FilePath, _ flags: Int32, _ mode: mode_t = 0) -> Int32 
 
 /// `open(2)` with O_TMPFILE: a file without a name, in a directory, for reading and writing.
 func system_openNameless(_ directory: FilePath, _ mode: mode_t) -> Int32 {
-    // `__O_TMPFILE` of asm-generic/fcntl.h, which the C library's module hides.
-    let nameless: Int32 = 0o20_000_000 | O_DIRECTORY
-    return retrying("O_TMPFILE") {
-        directory.withPlatformString { open($0, O_RDWR | nameless | O_CLOEXEC, mode) }
+    retrying("O_TMPFILE") {
+        directory.withPlatformString { open($0, O_RDWR | clinux_unnamed_file | O_CLOEXEC, mode) }
     }
 }
 

@@ -42,8 +42,9 @@ package final class ScratchMemory: Sendable {
 
     private struct State {
         var extents: [Extent] = []
-        /// Bytes of the last extent that are in use.
-        var used = 0
+        /// The address of memory that is not in use, and how many bytes of it there are.
+        var free: UInt = 0
+        var freeByteCount = 0
         var ownByteCount = 0
         /// The file; nil until it is needed.
         var file: Int32?
@@ -84,15 +85,23 @@ package final class ScratchMemory: Sendable {
 
     private func take(_ byteCount: Int) -> UnsafeMutableRawPointer {
         let address = state.withLock { state -> UInt in
-            if state.extents.last.map({ $0.byteCount - state.used < byteCount }) ?? true {
-                grow(&state, for: byteCount)
-                state.used = 0
+            if byteCount > state.freeByteCount {
+                let extent = extent(&state, for: byteCount)
+                state.extents.append(extent)
+                let rest = extent.byteCount - byteCount
+                let address = UInt(bitPattern: extent.memory)
+                // Small arrays go on to fill what an extent for a large one was not needed for.
+                if rest > state.freeByteCount {
+                    state.free = address + UInt(byteCount)
+                    state.freeByteCount = rest
+                }
+                return address
             }
-            guard let last = state.extents.last else {
-                preconditionFailure("it has just grown")
+            defer {
+                state.free += UInt(byteCount)
+                state.freeByteCount -= byteCount
             }
-            defer { state.used += byteCount }
-            return UInt(bitPattern: last.memory) + UInt(state.used)
+            return state.free
         }
         guard let memory = UnsafeMutableRawPointer(bitPattern: address) else {
             preconditionFailure("an extent is not at address 0")
@@ -100,15 +109,12 @@ package final class ScratchMemory: Sendable {
         return memory
     }
 
-    private func grow(_ state: inout State, for byteCount: Int) {
-        if state.canGrowFile,
-            state.ownByteCount + byteCount > place.ownByteCountMax
-        {
+    private func extent(_ state: inout State, for byteCount: Int) -> Extent {
+        if state.canGrowFile, state.ownByteCount + byteCount > place.ownByteCountMax {
             if let extent = fileExtent(&state, for: byteCount) {
                 // Its owner is filling it: what it filled before can go to the disk.
-                release(state.extents)
-                state.extents.append(extent)
-                return
+                if let last = state.extents.last { release(last) }
+                return extent
             }
             state.canGrowFile = false
         }
@@ -119,7 +125,7 @@ package final class ScratchMemory: Sendable {
             memory != MAP_FAILED
         else { fatalError("the system has no more memory: mmap(2) of \(size) bytes failed") }
         state.ownByteCount += size
-        state.extents.append(Extent(memory: memory, byteCount: size, isFile: false))
+        return Extent(memory: memory, byteCount: size, isFile: false)
     }
 
     /// The file's next extent; nil if there can be none.
@@ -147,15 +153,14 @@ package final class ScratchMemory: Sendable {
 
     /// Gives the memory of the file back to the kernel, which keeps what it has room for.
     ///
-    /// What is in it stays, and is read again when it is used.
+    /// What is in it stays, and is read again when it is used. A system call for each 8 MiB.
     package func releasePages() {
-        state.withLock { release($0.extents) }
+        state.withLock { for extent in $0.extents { release(extent) } }
     }
 
-    private func release(_ extents: [Extent]) {
-        for extent in extents where extent.isFile {
-            madvise(extent.memory, extent.byteCount, MADV_DONTNEED)
-        }
+    private func release(_ extent: Extent) {
+        guard extent.isFile else { return }
+        madvise(extent.memory, extent.byteCount, MADV_DONTNEED)
     }
 
     /// Bytes of the process's own memory, and of the file, that it has.

@@ -101,9 +101,7 @@ package func system_pwrite(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer,
 
 /// Creates a file without a name in a directory, for reading and writing: `open(2)`, O_TMPFILE.
 func system_openUnnamed(in directory: Int32) -> Int32 {
-    // `__O_TMPFILE` of asm-generic/fcntl.h, which the C library's module hides.
-    let unnamed: Int32 = 0o20_000_000 | O_DIRECTORY
-    return retrying { openat(directory, ".", unnamed | O_RDWR | O_CLOEXEC, 0o600) }
+    retrying { openat(directory, ".", clinux_unnamed_file | O_RDWR | O_CLOEXEC, 0o600) }
 }
 
 /// Allocates the blocks of a range of a file, and makes it as long (`posix_fallocate(3)`).

@@ -39,16 +39,20 @@ pool_table() {
 # table_sectors DEVICE: its size by its table.
 table_sectors() { dmsetup table "$1" | cut -d' ' -f2; }
 
-# grow_pool: the pool has all of both devices, as after lvextend.
+# grow_pool DEVICE...: these of pool_data and pool_meta have all of their disks, as after lvextend.
 grow_pool() {
-    dmsetup load pool_data --table "0 $(sectors vda) linear /dev/vda 0" \
-        && dmsetup load pool_meta --table "0 $(sectors vdb) linear /dev/vdb 0" || return 1
+    for device in "$@"; do
+        [ "$device" = pool_data ] && under=vda || under=vdb
+        dmsetup load "$device" --table "0 $(sectors $under) linear /dev/$under 0" || return 1
+    done
     # Without flushing: what waits for space would never end.
-    dmsetup suspend --noflush pool && dmsetup suspend --noflush pool_data \
-        && dmsetup suspend --noflush pool_meta
-    status=$?
-    dmsetup resume pool_data && dmsetup resume pool_meta \
-        && dmsetup load pool --table "$(pool_table)"
+    dmsetup suspend --noflush pool || return 1
+    status=0
+    for device in "$@"; do
+        dmsetup suspend --noflush "$device" || status=1
+        dmsetup resume "$device" || status=1
+    done
+    dmsetup load pool --table "$(pool_table)" || status=1
     dmsetup resume pool && return $status
 }
 
