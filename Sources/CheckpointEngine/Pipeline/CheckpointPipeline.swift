@@ -316,13 +316,11 @@ final class CheckpointPipeline: Sendable {
             let publication: Publication
             do {
                 try encodeBatches(job, draft, transaction)
-                guard let completion = job.state.read({ $0.completion }) else {
-                    preconditionFailure("a job without failure is completed")
-                }
                 job.move { $0.encode() }
                 try job.check()
-                draft.adopt(completion.layout)
-                try audit(job, completion, draft)
+                draft.adopt(completion(of: job).layout)
+                try audit(job, draft)
+                let completion = completion(of: job)
                 let volumes = try table.adopt(completion.disks?.disks ?? [])
                 if let source = completion.disks {
                     try encodeDisks(
@@ -407,11 +405,21 @@ final class CheckpointPipeline: Sendable {
         if let failure = job.failure { throw failure }
     }
 
+    private func completion(of job: CaptureJob) -> CaptureJob.Completion {
+        guard let completion = job.state.read({ $0.completion }) else {
+            preconditionFailure("a job without failure is completed")
+        }
+        return completion
+    }
+
     /// Compares pages that the log called clean; a miss fails the job before it is published.
-    private func audit(
-        _ job: CaptureJob, _ completion: CaptureJob.Completion, _ draft: CheckpointDraft
-    ) throws(CheckpointError) {
-        guard let audit = completion.audit?.compare(with: draft) else { return }
+    private func audit(_ job: CaptureJob, _ draft: CheckpointDraft) throws(CheckpointError) {
+        // The sample leaves the job: its slots are free before the job ends.
+        let sample = job.state.change { state in
+            defer { state.completion?.audit = nil }
+            return state.completion?.audit
+        }
+        guard let audit = sample?.compare(with: draft) else { return }
         job.state.change { $0.audit = audit }
         if audit.missedPageCount > 0 { throw CheckpointError(audit) }
     }
@@ -496,35 +504,43 @@ final class CheckpointPipeline: Sendable {
         while true {
             do throws(CheckpointError) {
                 var encoder = try BatchEncoder()
-                while let task = tasks.receive() { work(on: task, &encoder) }
+                while let task = tasks.receive() {
+                    let job = task.job
+                    finish(job, failure: work(on: consume task, &encoder))
+                }
                 return
             } catch {
                 // No memory for an encoder: a job fails, and then there may be some.
                 guard let task = tasks.receive() else { return }
-                finish(task, failure: error)
+                finish(task.job, failure: error)
             }
         }
     }
 
-    private func work(on task: Task, _ encoder: inout BatchEncoder) {
+    /// Encodes a batch; returns why that failed.
+    ///
+    /// When it returns, the batch's slot is free: a job has ended when all are encoded, and then it
+    /// has none.
+    private func work(
+        on task: consuming Task, _ encoder: inout BatchEncoder
+    ) -> CheckpointError? {
+        guard task.job.failure == nil else { return nil }
+        let start = ContinuousClock.now
         var failure: CheckpointError?
-        if task.job.failure == nil {
-            let start = ContinuousClock.now
-            do throws(CheckpointError) {
-                try encoder.encode(
-                    task.batch, level: task.level, draft: task.draft, transaction: task.transaction)
-            } catch {
-                failure = error
-            }
-            let took = ContinuousClock.now - start
-            busy.withLock { $0 += took }
+        do throws(CheckpointError) {
+            try encoder.encode(
+                task.batch, level: task.level, draft: task.draft, transaction: task.transaction)
+        } catch {
+            failure = error
         }
-        finish(task, failure: failure)
+        let took = ContinuousClock.now - start
+        busy.withLock { $0 += took }
+        return failure
     }
 
-    private func finish(_ task: Task, failure: CheckpointError?) {
-        if let failure { task.job.fail(failure) }
-        task.job.state.update { state in
+    private func finish(_ job: CaptureJob, failure: CheckpointError?) {
+        if let failure { job.fail(failure) }
+        job.state.update { state in
             state.openBatchCount -= 1
             return state.openBatchCount == 0
         }
