@@ -38,6 +38,7 @@ extension Volume {
             ("pages", .integer(pageCount)),
             ("zeroPages", .integer(zeroPageCount)),
             ("pagesChanged", .integer(changedPageCount)),
+            ("requestsUnderWay", requestsUnderWay.map { .integer($0) } ?? .null),
         ]
     }
 }

@@ -42,10 +42,11 @@ struct Show: ParsableCommand {
             volume.isDisk
             ? "\(counted(volume.pageCount, "block")) not zero"
             : "\(counted(volume.pageCount, "page")), \(volume.zeroPageCount) zero"
+        let requests = volume.requestsUnderWay.map { "\(counted($0, "request")) under way, " }
         return [
             volume.name,
             "\(Format.bytes(Int(volume.byteCount))), \(held), \(volume.changedPageCount) changed, "
-                + "root \(volume.root.description.prefix(12))",
+                + (requests ?? "") + "root \(volume.root.description.prefix(12))",
         ]
     }
 

@@ -79,6 +79,9 @@ struct XenCheckpoint: ParsableCommand {
     @Flag(help: "Take only the memory of a domain that has disks.")
     var noDisks = false
 
+    @Option(help: "How long to wait, while suspended, until no request to a disk is under way.")
+    var settle: TimeSpan?
+
     @Option(help: "The directory that notes what cuts of disks leave behind after a crash.")
     var diskState: PathArgument?
 
@@ -151,6 +154,7 @@ struct XenCheckpoint: ParsableCommand {
         options.capture.keepsDiskCut = keepCut
         options.disks = .tool
         if noDisks { options.disks.selection = .none }
+        if let settle { options.disks.settleTime = settle.duration }
         if let diskState { options.disks.stateDirectory = diskState.path }
         return options
     }

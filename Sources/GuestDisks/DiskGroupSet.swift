@@ -135,6 +135,11 @@ final class DiskCutSet: DiskCut {
         return times
     }
 
+    func requestsUnderWay(ofDisk index: Int) -> Int? {
+        let (part, disk) = part(ofDisk: index)
+        return cuts[part].requestsUnderWay(ofDisk: disk)
+    }
+
     func changedBlocks(
         ofDisk index: Int, since earlier: any DiskCut
     ) throws(GuestError) -> [BlockRange]? {

@@ -96,6 +96,13 @@ public protocol DiskCut: AnyObject, Sendable {
     /// possible.
     func cut(within budget: Duration) throws(GuestError) -> DiskCutTimes
 
+    /// The number of requests to a disk that the guest had made at the cut, and that were not
+    /// answered; nil if that is unknown.
+    ///
+    /// Stored in the checkpoint (`Volume.requestsUnderWay`). Called once the cut was made, while
+    /// the guest may run. The default is nil.
+    func requestsUnderWay(ofDisk index: Int) -> Int?
+
     /// The blocks in which a disk may differ from an earlier cut, ascending and separated; nil if
     /// that is unknown, and then every block that may be stored is compared.
     ///
@@ -129,4 +136,9 @@ public protocol DiskCut: AnyObject, Sendable {
     ///
     /// Blocks. When it throws, what is left is in the journal, and is dropped later.
     func release() throws(GuestError)
+}
+
+extension DiskCut {
+    /// Nil: it is not known how many requests were under way.
+    public func requestsUnderWay(ofDisk index: Int) -> Int? { nil }
 }

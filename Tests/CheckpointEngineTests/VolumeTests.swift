@@ -185,6 +185,28 @@ import VarveTestSupport
         session.close()
     }
 
+    @Test func aCheckpointSaysHowManyRequestsWereUnderWay() throws {
+        let repository = try Repository.create(at: directory.path.appending("store"))
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: 4))
+        let disk = [UInt8](repeating: 1, count: 8192)
+        let group = SimulatedDisks()
+        group.set(["a": disk, "b": disk])
+        let session = try CaptureSession(of: guest, in: repository, lineage: "web", disks: group)
+        var ids: [CheckpointID] = []
+        for requests in [["b": 16], [:], ["a": 0, "b": 65_534], ["a": 70_000]] as [[String: Int]] {
+            group.setRequestsUnderWay(requests)
+            ids.append(try session.capture().checkpoint.id)
+        }
+        session.close()
+        let found = try ids.map { id in
+            try repository.checkpoint(id: id).volumes.map(\.requestsUnderWay)
+        }
+        #expect(
+            found == [
+                [nil, nil, 16], [nil, nil, nil], [nil, 0, 65_534], [nil, 65_534, nil],
+            ])
+    }
+
     @Test func aDiskBlockThatMemoryHoldsIsStoredOnce() throws {
         let repository = try Repository.create(at: directory.path.appending("store"))
         var random = TestSeed.generator(1610)

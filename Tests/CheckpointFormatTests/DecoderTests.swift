@@ -167,6 +167,7 @@ import VarveTestSupport
         var disk = VolumeRecord(
             number: VolumeNumber(3), name: "xvda", byteCount: 8704, sectorByteCount: 512)
         (disk.root, disk.frameEnd, disk.pageCount) = (digest(4), 3, 2)
+        disk.requestsUnderWay = 12
         manifest.volumes.append(disk)
         manifest.volumeNumberEnd = 5
         manifest.maps = [

@@ -59,6 +59,13 @@ import VarveTestSupport
         GuestState(records: [.init(kind: "golden", bytes: [1, 2, UInt8(step)])])
     }
 
+    /// Requests under way at each of its checkpoints, of the disks of which that is known; more
+    /// than can be stored at the last.
+    static func requests(step: Int) -> [String: Int] {
+        guard step > 0, let name = disks(step: step).keys.sorted().first else { return [:] }
+        return [name: step == 1 ? 0 : 65_534]
+    }
+
     private static func write(to path: FilePath) throws {
         try Repository.create(at: path).close()
         let repository = try Repository.open(
@@ -69,6 +76,7 @@ import VarveTestSupport
             of: guest, in: repository, lineage: "golden", disks: group)
         for step in 0..<3 {
             group.set(disks(step: step))
+            group.setRequestsUnderWay(requests(step: step).mapValues { $0 * 2 })
             let pages = GoldenTests.pages(step: step)
             guest.with { guest in
                 guest.state = GoldenTests.state(step: step)
@@ -97,6 +105,10 @@ import VarveTestSupport
             let read = independent.checkpoints[step]
             #expect(read.pages == pages(step: step), "independent reader, step \(step)")
             #expect(read.disks == disks(step: step), "independent reader, step \(step)")
+            #expect(read.requests == requests(step: step), "independent reader, step \(step)")
+            for disk in checkpoint.disks {
+                #expect(disk.requestsUnderWay == requests(step: step)[disk.name])
+            }
             for (name, content) in disks(step: step) {
                 let image = SimulatedGuest(layout: .empty)
                 _ = try repository.restore(checkpoint, volume: name, into: image)

@@ -20,6 +20,8 @@ struct IndependentReader {
         let pages: [UInt64: [UInt8]]
         /// The disks' contents, by name.
         let disks: [String: [UInt8]]
+        /// Requests under way at the cut, of the disks of which that is known.
+        let requests: [String: Int]
         let state: [UInt8]
     }
 
@@ -270,6 +272,7 @@ struct IndependentReader {
         try Self.check(ReferenceBLAKE3.hash(state) == stateDigest, "state digest")
         var memory: [UInt64: [UInt8]] = [:]
         var disks: [String: [UInt8]] = [:]
+        var requests: [String: Int] = [:]
         var combined = Array("VVOL".utf8)
         combined += (0..<4).map { UInt8(volumes.count >> ($0 * 8) & 0xff) }
         for volume in volumes {
@@ -292,13 +295,14 @@ struct IndependentReader {
             for (block, page) in contents {
                 disk.replaceSubrange(Int(block) * 4096..<Int(block) * 4096 + 4096, with: page)
             }
+            requests[volume.name] = volume.requests
             disks[volume.name] = Array(disk[..<volume.byteCount])
         }
         checkpoints.append(
             Checkpoint(
                 id: id, parent: Array(payload[0..<32]), root: ReferenceBLAKE3.hash(combined),
                 lineage: lineage, label: labels[id] ?? label, pages: memory, disks: disks,
-                state: state))
+                requests: requests, state: state))
     }
 
     private struct Volume {
@@ -306,6 +310,8 @@ struct IndependentReader {
         let name: String
         let byteCount: Int
         let root: [UInt8]
+        /// Requests under way at the cut; nil: unknown.
+        let requests: Int?
         /// Its share of the checkpoint's root.
         let identity: [UInt8]
     }
@@ -319,9 +325,11 @@ struct IndependentReader {
             let nameStart = offset
             let name = text(bytes, &offset)
             let root = Array(bytes[start + 16..<start + 48])
+            let stated = Int(bytes[start + 2]) | Int(bytes[start + 3]) << 8
             return Volume(
                 number: UInt64(bytes[start]) | UInt64(bytes[start + 1]) << 8, name: name,
                 byteCount: Int(u64(bytes, start + 8)), root: root,
+                requests: stated == 0 ? nil : stated - 1,
                 identity: Array(bytes[nameStart..<offset])
                     + Array(bytes[start + 8..<start + 16]) + Array(bytes[start + 4..<start + 8])
                     + root)

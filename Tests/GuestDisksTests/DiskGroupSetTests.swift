@@ -48,6 +48,19 @@ import VarveTestSupport
         #expect(areClean)
     }
 
+    @Test func eachDiskHasItsOwnRequests() throws {
+        let groups = [SimulatedDisks(), SimulatedDisks()]
+        let disk = [UInt8](repeating: 1, count: 512)
+        groups[0].set(["a": disk, "b": disk])
+        groups[1].set(["c": disk])
+        groups[0].setRequestsUnderWay(["b": 16])
+        groups[1].setRequestsUnderWay(["c": 3])
+        let cut = try DiskGroupSet(groups).prepareCut()
+        _ = try cut.cut(within: .seconds(10))
+        #expect((0..<3).map { cut.requestsUnderWay(ofDisk: $0) } == [nil, 16, 3])
+        try cut.release()
+    }
+
     @Test func whatFailsInOneIsTakenBackInAll() throws {
         let group = try set()
         pools[1].state.withLock { $0.status = "ro" }

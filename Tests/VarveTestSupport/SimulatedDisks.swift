@@ -26,6 +26,8 @@ public final class SimulatedDisks: DiskGroup {
         var failing: [Call: Int] = [:]
         var standing: [String: SimulatedCut] = [:]
         var cutCount = 0
+        /// Requests under way in the next cut, by disk.
+        var requests: [String: Int] = [:]
         /// Called in each cut.
         var inCut: (@Sendable () -> Void)?
     }
@@ -63,6 +65,11 @@ public final class SimulatedDisks: DiskGroup {
 
     /// Whether a cut can say what changed since another one.
     public func setKnowsChanges(_ knows: Bool) { with { $0.knowsChanges = knows } }
+
+    /// Sets how many requests are under way in the cuts from now on; unknown if not named.
+    public func setRequestsUnderWay(_ requests: [String: Int]) {
+        with { $0.requests = requests }
+    }
 
     /// Makes a call fail, once.
     ///
@@ -119,6 +126,7 @@ final class SimulatedCut: DiskCut {
         var contents: [String: [UInt8]] = [:]
         var writes: [String: [Int]] = [:]
         var writeCount = 0
+        var requests: [String: Int] = [:]
         var isReleased = false
     }
 
@@ -138,13 +146,19 @@ final class SimulatedCut: DiskCut {
         group.with { $0.inCut }?()
         let disks = try group.disks()
         let (contents, writes, count) = group.with { ($0.contents, $0.writes, $0.writeCount) }
+        let requests = group.with { $0.requests }
         state.withLock { state in
+            state.requests = requests
             state.disks = disks
             state.contents = contents
             state.writes = writes
             state.writeCount = count
         }
         return DiskCutTimes(drain: .microseconds(20), cut: .microseconds(30))
+    }
+
+    func requestsUnderWay(ofDisk index: Int) -> Int? {
+        state.withLock { $0.requests[$0.disks[index].name] }
     }
 
     func changedBlocks(

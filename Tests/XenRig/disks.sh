@@ -559,3 +559,32 @@ spread() {
         | sort -n | awk '{ v[NR] = $1 / 1000 }
             END { printf "%.1f/%.1f/%.1f", v[int((NR + 1) / 2)], v[int(NR * 0.99 + 0.999)], v[NR] }'
 }
+
+# With slow disks requests are under way in the suspension: each checkpoint says how many, as the
+# ring's own indices do. With --settle none is left, and a bound that is too short is kept.
+live_disks_under_way() {
+    have_disk_guest && storage slow 300 || return 1
+    sleep 3
+    take "$(many 3 10)"
+    status=$?
+    under_way && before=$most || status=1
+    [ $status -eq 0 ] && take "$(many 2 10)" --settle 20s || status=1
+    under_way && settled=$most || status=1
+    [ $status -eq 0 ] && take 2 --settle 1ms || status=1
+    under_way && short=$most || status=1
+    storage linear && [ $status -eq 0 ] || return 1
+    echo "# under way: $before at most; after a wait $settled, after one of 1 ms $short"
+    [ "$before" -ge 8 ] || fail "too few requests were under way" || return 1
+    [ "$settled" -eq 0 ] || fail "the disks did not settle" || return 1
+    [ "$short" -ge 8 ] || fail "the disks settled in 1 ms" || return 1
+    # Nothing of that is lost on anyone: the checkpoints are whole, and the guest goes on.
+    whole disk && whole "disk~$((1 + $(many 2 10)))" && no_trace && quiet_disks disk || return 1
+}
+# under_way: the largest number of requests of a disk in lines; each disk of each line has one.
+under_way() {
+    counts=$(grep -o '"requestsUnderWay":[a-z0-9]*' lines | sed 's/.*://')
+    # The memory has none.
+    [ "$(echo "$counts" | grep -c null)" -eq "$(wc -l <lines)" ] \
+        || { cat lines; fail "a number is unknown"; return 1; }
+    most=$(echo "$counts" | grep -v null | sort -n | tail -n 1)
+}

@@ -8,6 +8,23 @@ import PackStore
 // hold all of the staging pool until this job has ended.
 
 extension CheckpointPipeline {
+    /// What the manifest says of a job's disks before they are read.
+    func volumes(
+        of source: (any DiskSource)?, _ table: inout VolumeTable
+    ) throws(RepositoryError) -> [VolumeRecord] {
+        guard let source else { return try table.adopt([]) }
+        let disks = source.disks
+        var volumes = try table.adopt(disks)
+        for position in volumes.indices {
+            let name = volumes[position].name
+            guard let index = disks.firstIndex(where: { NameForm.areSame($0.name, name) }) else {
+                preconditionFailure("each volume has a disk")
+            }
+            volumes[position].requestsUnderWay = source.requestsUnderWay(ofDisk: index)
+        }
+        return volumes
+    }
+
     /// Compares a job's disks with the draft, and stores what is new.
     ///
     /// - Parameters:

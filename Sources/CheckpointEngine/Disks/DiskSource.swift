@@ -10,6 +10,9 @@ protocol DiskSource: Sendable {
     /// A name by which the cut is found again; empty if nothing can.
     var name: String { get }
 
+    /// The requests to a disk that were under way at this instant; nil if that is unknown.
+    func requestsUnderWay(ofDisk index: Int) -> Int?
+
     /// The blocks that may differ from the parent's, ascending; nil if that is unknown.
     func changedBlocks(ofDisk index: Int) throws -> [BlockRange]?
 
@@ -35,6 +38,8 @@ struct CutDisks: DiskSource {
 
     var disks: [GuestDisk] { cut.disks }
     var name: String { cut.name }
+
+    func requestsUnderWay(ofDisk index: Int) -> Int? { cut.requestsUnderWay(ofDisk: index) }
 
     func changedBlocks(ofDisk index: Int) throws -> [BlockRange]? {
         guard let parent else { return nil }

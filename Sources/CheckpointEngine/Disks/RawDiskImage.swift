@@ -44,6 +44,9 @@ final class ImageDisks: DiskSource {
 
     var name: String { "" }
 
+    /// Nil: an image does not say.
+    func requestsUnderWay(ofDisk index: Int) -> Int? { nil }
+
     /// Nil: an image does not say what changed.
     func changedBlocks(ofDisk index: Int) -> [BlockRange]? { nil }
 

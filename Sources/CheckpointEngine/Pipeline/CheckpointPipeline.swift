@@ -321,7 +321,7 @@ final class CheckpointPipeline: Sendable {
                 draft.adopt(completion(of: job).layout)
                 try audit(job, draft)
                 let completion = completion(of: job)
-                let volumes = try table.adopt(completion.disks?.disks ?? [])
+                let volumes = try volumes(of: completion.disks, &table)
                 if let source = completion.disks {
                     try encodeDisks(
                         source, as: volumes, known: known.volumes, job, draft, transaction)

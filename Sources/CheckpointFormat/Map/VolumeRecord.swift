@@ -23,6 +23,15 @@ package struct VolumeRecord: Hashable, Sendable {
     /// Frames whose content differs from the parent's.
     package var changedPageCount: UInt64 = 0
 
+    /// Requests to a disk that were under way when it was cut; nil if that is unknown.
+    package var requestsUnderWay: Int? {
+        get { requests == 0 ? nil : Int(requests) - 1 }
+        set { requests = newValue.map { UInt16(min(max($0, 0), 0xfffe)) + 1 } ?? 0 }
+    }
+
+    /// One more than their number, at most 65,535; 0: unknown.
+    private var requests: UInt16 = 0
+
     package init(
         number: VolumeNumber, name: String, byteCount: UInt64 = 0, sectorByteCount: UInt32 = 4096
     ) {
@@ -47,7 +56,7 @@ package struct VolumeRecord: Hashable, Sendable {
 
     //   size  field
     //      2  number
-    //      2  reserved, 0
+    //      2  requests to a disk that were under way at the cut, and one, 65535 at most; 0: unknown
     //      4  logical block size
     //      8  size of a disk in bytes
     //     32  root
@@ -62,7 +71,7 @@ package struct VolumeRecord: Hashable, Sendable {
 
     func encode(to writer: inout ByteWriter) {
         writer.write(number.rawValue)
-        writer.writeZeros(2)
+        writer.write(requests)
         writer.write(sectorByteCount)
         writer.write(byteCount)
         writer.write(root)
@@ -72,7 +81,7 @@ package struct VolumeRecord: Hashable, Sendable {
 
     init(from reader: inout ByteReader) throws(FormatError) {
         number = VolumeNumber(try reader.read(UInt16.self))
-        try reader.readZeros(2, "a reserved field of a volume")
+        requests = try reader.read(UInt16.self)
         sectorByteCount = try reader.read(UInt32.self)
         byteCount = try reader.read(UInt64.self)
         root = try reader.readDigest()
@@ -93,7 +102,9 @@ package struct VolumeRecord: Hashable, Sendable {
             try refuse("has page counts that contradict each other")
         }
         guard isDisk else {
-            guard name == VolumeRecord.memoryName, byteCount == 0, sectorByteCount == 4096 else {
+            guard name == VolumeRecord.memoryName, byteCount == 0, sectorByteCount == 4096,
+                requests == 0
+            else {
                 try refuse("has number 0 and is not the memory")
             }
             guard MapBounds.allow(frameEnd: frameEnd, pageCount: pageCount) else {

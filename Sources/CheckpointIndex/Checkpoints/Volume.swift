@@ -29,6 +29,12 @@ public struct Volume: Hashable, Sendable {
     public var zeroPageCount: Int { Int(record.zeroPageCount) }
     /// Number of pages whose content differs from the parent's; all pages if there is no parent.
     public var changedPageCount: Int { Int(record.changedPageCount) }
+    /// Number of requests to a disk that its guest had made when it was cut, and that were not
+    /// answered, at most 65,534; nil if that is unknown, and for the memory.
+    ///
+    /// The guest issues them again when it is restored. Alone, the disk has each of them done, not
+    /// done or half done.
+    public var requestsUnderWay: Int? { record.requestsUnderWay }
     /// The disk as its guest sees it; nil for the memory.
     public var disk: GuestDisk? {
         isDisk

@@ -27,6 +27,14 @@ public struct XenDiskOptions: Sendable {
     /// Each domain has a directory of its own in it, named after its UUID in 32 hexadecimal digits.
     /// Created with mode 0700 if missing. Not used for a `group` of the caller's.
     public var stateDirectory: FilePath = "/var/lib/varve/disks"
+    /// How long the suspended domain waits, before its disks are cut, until no request to them is
+    /// under way.
+    ///
+    /// Zero by default: for the domain itself it makes no difference, because it issues such
+    /// requests again when it is restored. Wait for whoever reads the disks alone. The cut is made
+    /// when the time is over at the latest; `Volume.requestsUnderWay` tells what was left. The wait
+    /// is in addition to `CaptureOptions.diskCutBudget`, and part of `DiskCutTimes.drain`.
+    public var settleTime = Duration.zero
     /// A program that calls `DiskGuard.run`, and its arguments; empty for none.
     ///
     /// It resumes thin volumes if this process dies while they are suspended. Without it they stay
@@ -72,7 +80,7 @@ struct XenDiskFinder: Sendable {
             return nil
         case .group(let group):
             if let refusal { throw refusal }
-            return group
+            return watched(group, of: domain)
         case .automatic:
             if let refusal, try hasDisks(domain) { throw refusal }
             // A stream has no group, and its domain no disks.
@@ -80,8 +88,12 @@ struct XenDiskFinder: Sendable {
             let disks = DomainDisks(domain, self, refusal: refusal)
             // Refused now, not at the first capture.
             try disks.check()
-            return disks
+            return watched(disks, of: domain)
         }
+    }
+
+    private func watched(_ group: any DiskGroup, of domain: XenHost.Domain) -> WatchedDisks {
+        WatchedDisks(group, of: domain, host, settleTime: options.settleTime)
     }
 
     /// Why the disks of a domain cannot be in its checkpoints, whatever they are; nil if they can.

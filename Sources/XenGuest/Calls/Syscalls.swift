@@ -36,6 +36,9 @@ func system_openAt(_ directory: Int32, _ name: String) -> Int32 {
 /// `close(2)`; not retried: on Linux the descriptor is closed whatever it returns.
 func system_close(_ descriptor: Int32) { _ = close(descriptor) }
 
+/// `usleep(3)`.
+func system_sleep(microseconds: UInt32) { usleep(microseconds) }
+
 /// `fstat(2)`: a regular file.
 func system_isRegularFile(_ descriptor: Int32) -> Bool {
     var status = stat()

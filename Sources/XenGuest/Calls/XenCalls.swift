@@ -166,6 +166,9 @@ package struct GrantEntry: Hashable, Sendable {
         self.frame = frame
     }
 
+    /// `GTF_permit_access`: others may map or copy the frame.
+    package var permitsAccess: Bool { flags & 3 == 1 }
+
     /// `GTF_writing`: a writable mapping exists.
     package var isWritten: Bool { flags & 1 << 4 != 0 }
 }

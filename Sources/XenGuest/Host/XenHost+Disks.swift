@@ -53,7 +53,7 @@ extension XenHost {
         return false
     }
 
-    private func backends(
+    func backends(
         of domain: Domain
     ) throws(GuestError) -> [(path: String, disk: XenDisk)] {
         var found: [(String, XenDisk)] = []

@@ -75,7 +75,7 @@ enum FieldTable {
                 fields += [field("next number", volume - 4, 2), field("volumes", volume - 2, 2)]
             }
             fields += [
-                field("number", volume, 2), field("reserved", volume + 2, 2),
+                field("number", volume, 2), field("requests", volume + 2, 2),
                 field("block size", volume + 4, 4), field("size", volume + 8, 8),
                 field("root", volume + 16, 8), field("frame end", volume + 48, 8),
                 field("pages", volume + 56, 8), field("zero pages", volume + 64, 8),
