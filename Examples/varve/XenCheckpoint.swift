@@ -154,6 +154,7 @@ struct XenCheckpoint: ParsableCommand {
         options.capture.keepsDiskCut = keepCut
         options.disks = .tool
         if noDisks { options.disks.selection = .none }
+        options.disks.thin.notice = { [json] in Failure.notice($0, code: "disks", isJSON: json) }
         if let settle { options.disks.settleTime = settle.duration }
         if let diskState { options.disks.stateDirectory = diskState.path }
         return options

@@ -162,6 +162,10 @@ final class DiskCutSet: DiskCut {
         try cuts[part].read(blocks, ofDisk: disk, into: destination)
     }
 
+    func readingEnded() {
+        for cut in cuts { cut.readingEnded() }
+    }
+
     /// Releases each part, whatever fails, and throws the first failure.
     func release() throws(GuestError) {
         var failure: GuestError?

@@ -132,6 +132,13 @@ public protocol DiskCut: AnyObject, Sendable {
         _ blocks: BlockRange, ofDisk index: Int, into destination: UnsafeMutableRawBufferPointer
     ) throws(GuestError)
 
+    /// The checkpoint exists: from now on the cut is only compared with, by `changedBlocks` of a
+    /// later one, until it is released.
+    ///
+    /// A provider that is short of room may give up such a cut; it then calls every change since
+    /// it unknown. The default does nothing.
+    func readingEnded()
+
     /// Drops the cut, or what was prepared for it. Called once, whether or not the cut was made.
     ///
     /// Blocks. When it throws, what is left is in the journal, and is dropped later.
@@ -139,6 +146,9 @@ public protocol DiskCut: AnyObject, Sendable {
 }
 
 extension DiskCut {
+    /// Does nothing.
+    public func readingEnded() {}
+
     /// Nil: it is not known how many requests were under way.
     public func requestsUnderWay(ofDisk index: Int) -> Int? { nil }
 }

@@ -12,6 +12,13 @@ import VarveTestSupport
 final class Notices: Sendable {
     private let list = Mutex<[String]>([])
     var all: [String] { list.withLock { $0 } }
+    /// All since the last call.
+    func take() -> [String] {
+        list.withLock { list in
+            defer { list = [] }
+            return list
+        }
+    }
     var options: ThinDisks.Options {
         var options = ThinDisks.Options()
         options.metadataWait = .milliseconds(50)

@@ -29,6 +29,7 @@ final class SessionDisks: Sendable {
         self.group = group
         var state = State()
         if let parent, let name = parent.cutName, let cut = try group.standingCut(name) {
+            cut.readingEnded()
             state.last = (parent.id, cut)
         }
         self.state = Mutex(state)
@@ -64,6 +65,7 @@ final class SessionDisks: Sendable {
             if let last = state.last { state.retired.append(last.cut) }
             state.last = (checkpoint, cut)
         }
+        cut.readingEnded()
     }
 
     /// Notes that a cut is in no checkpoint.

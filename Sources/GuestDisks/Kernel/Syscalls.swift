@@ -238,3 +238,10 @@ func system_deviceSector(_ descriptor: Int32, _ byteCount: inout Int32) -> Int32
 
 /// `usleep(3)`.
 func system_sleep(microseconds: UInt32) { usleep(microseconds) }
+
+/// `poll(2)` of one descriptor: true if it can be read, or its other end was closed; false when the
+/// milliseconds are over, or a signal came.
+func system_isReadable(_ descriptor: Int32, within milliseconds: Int32) -> Bool {
+    var waited = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+    return poll(&waited, 1, milliseconds) > 0
+}

@@ -21,6 +21,14 @@ final class ThinCut: DiskCut {
         var isMade = false
         /// Devices that may exist.
         var active: Set<String> = []
+        /// It is only compared with any more.
+        var isStanding = false
+        /// Comparisons with it that are in progress.
+        var comparisonCount = 0
+        /// A snapshot of it may be gone already.
+        var isIncomplete = false
+        /// Its snapshots are gone before it was released.
+        var isGivenUp = false
     }
 
     private let group: ThinDisks
@@ -279,6 +287,8 @@ final class ThinCut: DiskCut {
         guard let earlier = earlier as? ThinCut,
             let other = earlier.disks.firstIndex(where: { $0.name == part.disk.name })
         else { return nil }
+        guard earlier.beginComparison() else { return nil }
+        defer { earlier.endComparison() }
         let earlierPart = try earlier.part(other)
         guard earlierPart.poolName == part.poolName, earlierPart.poolUUID == part.poolUUID,
             earlierPart.externalOrigin == part.externalOrigin
@@ -309,23 +319,74 @@ final class ThinCut: DiskCut {
 
     func release() throws(GuestError) {
         try state.withLock { (state) throws(GuestError) in
-            state.readers = [:]
-            for device in state.active.sorted() {
-                try calls.remove(named: device)
-                state.active.remove(device)
-            }
-            for index in state.parts.indices where !state.used[index].isEmpty {
-                let part = state.parts[index]
-                guard let pool = try ThinPool(named: part.poolName, uuid: part.poolUUID, calls)
-                else { throw ThinCut.missingPool(part) }
-                for id in state.used[index] {
-                    try ThinCut.delete(id, pool.device.number, calls)
-                    state.used[index].remove(id)
-                }
-            }
-            try journal.remove()
+            if !state.isGivenUp { try drop(&state) }
         }
     }
+
+    private func drop(_ state: inout State) throws(GuestError) {
+        state.readers = [:]
+        for device in state.active.sorted() {
+            try calls.remove(named: device)
+            state.active.remove(device)
+        }
+        for index in state.parts.indices where !state.used[index].isEmpty {
+            let part = state.parts[index]
+            guard let pool = try ThinPool(named: part.poolName, uuid: part.poolUUID, calls)
+            else { throw ThinCut.missingPool(part) }
+            for id in state.used[index] {
+                try ThinCut.delete(id, pool.device.number, calls)
+                state.used[index].remove(id)
+            }
+        }
+        try journal.remove()
+    }
+
+    // MARK: - Given up
+
+    func readingEnded() {
+        state.withLock { $0.isStanding = true }
+        group.poolWatch.stands(self)
+    }
+
+    /// True if nothing but a later comparison needs it.
+    var mayBeGivenUp: Bool { state.withLock { ThinCut.mayBeGivenUp($0) } }
+
+    private static func mayBeGivenUp(_ state: State) -> Bool {
+        state.isStanding && !state.isGivenUp && state.comparisonCount == 0
+    }
+
+    func isIn(_ pool: ThinPool) -> Bool {
+        state.withLock { state in
+            state.parts.contains {
+                $0.poolName == pool.device.name && $0.poolUUID == pool.device.uuid
+            }
+        }
+    }
+
+    /// Drops its snapshots before it is released, unless it is needed now; false if it is.
+    ///
+    /// From the first snapshot on, what changed since it is unknown, even if this fails; then it is
+    /// tried again, or released as always.
+    func giveUp() throws(GuestError) -> Bool {
+        try state.withLock { (state) throws(GuestError) in
+            guard ThinCut.mayBeGivenUp(state) else { return false }
+            state.isIncomplete = true
+            try drop(&state)
+            state.isGivenUp = true
+            return true
+        }
+    }
+
+    /// False if it cannot be compared with any more.
+    private func beginComparison() -> Bool {
+        state.withLock { state in
+            guard !state.isIncomplete else { return false }
+            state.comparisonCount += 1
+            return true
+        }
+    }
+
+    private func endComparison() { state.withLock { $0.comparisonCount -= 1 } }
 
     /// Deletes a snapshot; one that does not exist is none.
     static func delete(

@@ -57,13 +57,25 @@ public final class ThinDisks: JournaledDisks {
         ///
         /// A pool without metadata space becomes read-only for all of its volumes.
         public var metadataFillLimit: Double = 75
+        /// The percentage of data blocks in use above which a notice is given; 0 to 100.
+        public var dataFillWarning: Double = 75
+        /// The percentage of metadata blocks in use above which a notice is given; 0 to 100.
+        public var metadataFillWarning: Double = 65
+        /// How often pools are looked at between captures, from the first `prepareCut` on; zero:
+        /// never.
+        ///
+        /// Each level that is crossed is told to `notice`, once. Above a limit, and while the pool
+        /// grows, a cut that is only compared with any more is given up: that frees what was kept
+        /// for it, and the next capture compares every block.
+        public var watchInterval = Duration.seconds(5)
         /// How long `thin_delta` or `thin_dump` may take.
         public var toolDeadline = Duration.seconds(300)
         /// How long to wait until another process gives back its metadata snapshot of the pool,
         /// which can have only one.
         public var metadataWait = Duration.seconds(10)
         /// Called with a sentence when something costs more than it should, for example if every
-        /// block is compared because the changed ones are unknown; on the thread that found it.
+        /// block is compared because the changed ones are unknown, or when a pool becomes full; on
+        /// the thread that found it.
         public var notice: (@Sendable (String) -> Void)?
 
         /// Creates options with the defaults.
@@ -73,6 +85,7 @@ public final class ThinDisks: JournaledDisks {
     let calls: any DeviceMapperCalls
     let journal: Journal
     let options: Options
+    let poolWatch: PoolWatch
     private let guardCommand: [String]
     private let current: Mutex<[Volume]>
     private let diskGuard = Mutex<DiskGuard?>(nil)
@@ -109,16 +122,26 @@ public final class ThinDisks: JournaledDisks {
         volumes: [Volume], stateDirectory: FilePath, guardCommand: [String],
         options: Options = Options(), calls: any DeviceMapperCalls
     ) throws(GuestError) {
-        guard 0...100 ~= options.dataFillLimit, 0...100 ~= options.metadataFillLimit else {
+        let fills = [
+            options.dataFillLimit, options.metadataFillLimit, options.dataFillWarning,
+            options.metadataFillWarning,
+        ]
+        guard fills.allSatisfy({ 0...100 ~= $0 }) else {
             throw GuestError(
                 code: .invalidOption,
                 message: "the limits of a pool's fill are percentages, 0 to 100")
+        }
+        guard .zero ... .seconds(86_400) ~= options.watchInterval else {
+            throw GuestError(
+                code: .invalidOption,
+                message: "watchInterval must be 0 to 86,400 seconds")
         }
         journal = try Journal(stateDirectory)
         current = Mutex(volumes)
         self.guardCommand = guardCommand
         self.options = options
         self.calls = calls
+        poolWatch = PoolWatch(calls, options)
     }
 
     /// The disks with their sizes as they are now.
@@ -149,6 +172,7 @@ public final class ThinDisks: JournaledDisks {
     ///   has failed; `busy` if a volume is suspended.
     public func prepareCut() throws(GuestError) -> any DiskCut {
         let volumes = try resolve()
+        poolWatch.watch(ThinDisks.pools(of: volumes))
         try checkPools(volumes)
         let token = Journal.makeToken()
         var record = JournalRecord(.thin)
@@ -204,6 +228,14 @@ public final class ThinDisks: JournaledDisks {
             resolved.append(next)
         }
         return resolved
+    }
+
+    private static func pools(of volumes: [ThinVolume]) -> [ThinPool] {
+        var pools: [ThinPool] = []
+        for volume in volumes where !pools.contains(where: { $0 == volume.pool }) {
+            pools.append(volume.pool)
+        }
+        return pools
     }
 
     private func checkPools(_ volumes: [ThinVolume]) throws(GuestError) {

@@ -73,6 +73,9 @@ struct PoolStatus: Hashable, Sendable {
         Double(used) * 100 / Double(total)
     }
 
+    /// `85.1 %`.
+    static func text(_ percent: Double) -> String { "\((percent * 10).rounded() / 10) %" }
+
     var dataPercent: Double { PoolStatus.percent(usedDataBlocks, dataBlocks) }
     var metadataPercent: Double { PoolStatus.percent(usedMetadataBlocks, metadataBlocks) }
 }

@@ -126,7 +126,7 @@ struct ThinPool: Hashable, Sendable {
         guard status.mode == "rw" else {
             throw refusal("is in mode '\(PrintableText.escape(status.mode))'; repair it")
         }
-        func percent(_ value: Double) -> String { "\((value * 10).rounded() / 10) %" }
+        let percent = PoolStatus.text
         guard status.dataPercent <= options.dataFillLimit else {
             throw refusal(
                 "is full to \(percent(status.dataPercent)) of its data, above the limit of "

@@ -131,6 +131,8 @@ private final class WatchedCut: DiskCut {
         try inner.read(blocks, ofDisk: index, into: destination)
     }
 
+    func readingEnded() { inner.readingEnded() }
+
     func release() throws(GuestError) {
         dropRings()
         try inner.release()
