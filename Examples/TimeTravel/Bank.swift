@@ -5,10 +5,13 @@ import VarveCore
 
 /// A database at work: accounts, and entries that a thread keeps adding, changing and deleting.
 ///
-/// The gate serializes all access to the region: the worker holds it for each transaction, the
-/// engine for each pause, and a proof while it inspects the database.
+/// The bank keeps a ledger of all balances in memory. It agrees with the database as long as both
+/// are of the same instant, so it shows at once if one was reverted without the other.
+///
+/// The gate serializes all access to the region and the database: the worker holds it for each
+/// transaction, the engine for each pause, and a proof while it inspects the database.
 final class Bank: @unchecked Sendable {
-    // Unchecked: `database`, `counters` and `random` are used only with the gate held.
+    // Unchecked: `database`, `ledger`, `counters` and `random` are used only with the gate held.
 
     /// What a checkpoint has in addition to the memory.
     struct Counters: Equatable {
@@ -23,17 +26,33 @@ final class Bank: @unchecked Sendable {
     private let isParked = Atomic(false)
     private let isStopped = Atomic(false)
     private let failure = Mutex<String?>(nil)
+    private let place: DatabasePlace
     private var database: Database?
+    /// The balance of each account, in memory that is checkpointed.
+    private let ledger: UnsafeMutableBufferPointer<Int64>
     private var random: SeededChoices
     private(set) var counters = Counters()
 
-    init(random: SeededChoices) {
+    /// The number of accounts.
+    static let accountCount = 10_000
+    /// Bytes of memory for the ledger: whole pages.
+    static let ledgerByteCount = (accountCount * 8 + 4095) / 4096 * 4096
+
+    /// - Parameter ledger: zeroed memory with room for the accounts.
+    init(
+        in place: DatabasePlace, ledger: UnsafeMutableRawBufferPointer, random: SeededChoices
+    ) {
+        self.place = place
+        let balances = ledger.bindMemory(to: Int64.self)
+        self.ledger = UnsafeMutableBufferPointer(rebasing: balances[..<Bank.accountCount])
         self.random = random
     }
 
     /// Creates the tables and the first rows.
-    func prepare(accounts: Int) throws {
-        let database = try Database()
+    func prepare() throws {
+        let accounts = Bank.accountCount
+        ledger.update(repeating: 1000)
+        let database = try Database(place)
         try database.run(
             """
             CREATE TABLE account (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL);
@@ -98,15 +117,16 @@ final class Bank: @unchecked Sendable {
 
     private func transact() throws {
         guard let database else { throw DemoError("the bank was not prepared") }
-        let account = Int.random(in: 1...10_000, using: &random)
+        let account = Int.random(in: 1...Bank.accountCount, using: &random)
         let amount = Int.random(in: -500...500, using: &random)
         let note = String(repeating: "x", count: Int.random(in: 10...200, using: &random))
         try database.run("BEGIN IMMEDIATE")
         var rows = counters.rows
         for step in 0..<8 {
+            let other = (account + step * 37) % Bank.accountCount + 1
             rows += try database.change(
                 "INSERT INTO entry (account, amount, note) VALUES "
-                    + "(\((account + step * 37) % 10_000 + 1), \(amount), '\(note) \(step)')")
+                    + "(\(other), \(amount), '\(note) \(step)')")
         }
         _ = try database.change(
             "UPDATE account SET balance = balance + \(amount) WHERE id = \(account)")
@@ -115,6 +135,7 @@ final class Bank: @unchecked Sendable {
                 "DELETE FROM entry WHERE account = \(account) AND amount < 0")
         }
         try database.run("COMMIT")
+        ledger[account - 1] += Int64(amount)
         counters.rows = rows
         counters.transactions += 1
     }
@@ -141,7 +162,7 @@ final class Bank: @unchecked Sendable {
     func restoreState(_ state: GuestState) throws {
         counters = try Bank.counters(of: state)
         database = nil
-        database = try Database()
+        database = try Database(place)
     }
 
     /// Reads the counters of a checkpoint.
@@ -161,9 +182,12 @@ final class Bank: @unchecked Sendable {
     /// What SQLite itself reports about the database.
     ///
     /// Called with the gate held.
-    func inspect() throws -> (integrity: String, rows: Int) {
+    func inspect() throws -> (integrity: String, rows: Int, agrees: Bool) {
         guard let database else { throw DemoError("the bank was not prepared") }
         let integrity = try database.text("PRAGMA integrity_check")
-        return (integrity, try database.integer("SELECT count(*) FROM entry"))
+        let rows = try database.integer("SELECT count(*) FROM entry")
+        let stored = try database.integer("SELECT sum(id * balance) FROM account")
+        let kept = ledger.indices.reduce(0) { $0 + ($1 + 1) * Int(ledger[$1]) }
+        return (integrity, rows, stored == kept)
     }
 }

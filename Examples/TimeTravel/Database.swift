@@ -1,4 +1,5 @@
 import CSQLite
+import SystemPackage
 
 /// A failure of the demonstration, with its message.
 struct DemoError: Error, CustomStringConvertible {
@@ -9,23 +10,41 @@ struct DemoError: Error, CustomStringConvertible {
     }
 }
 
-/// A connection to the database in memory.
+/// Where the database is.
+enum DatabasePlace {
+    /// In the image that `MemoryVFS` has.
+    case memory
+    /// In a file, which SQLite opens as any other.
+    ///
+    /// SQLite's locks on it are POSIX locks, which a process loses whenever it closes another
+    /// descriptor of the file, as cuts and reverts do. So only one connection uses it.
+    case file(FilePath)
+}
+
+/// A connection to the database.
 ///
 /// One thread at a time.
 final class Database {
     private let connection: OpaquePointer
 
-    /// Opens the image; creates the database if it is empty.
-    init() throws {
+    /// Opens the database; creates it if it is empty.
+    init(_ place: DatabasePlace) throws {
         var opened: OpaquePointer?
         let flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX
-        let code = sqlite3_open_v2("bank.db", &opened, flags, MemoryVFS.name)
+        let code =
+            switch place {
+            case .memory: sqlite3_open_v2("bank.db", &opened, flags, MemoryVFS.name)
+            case .file(let path): sqlite3_open_v2(path.string, &opened, flags, nil)
+            }
         guard code == SQLITE_OK, let opened else {
             sqlite3_close(opened)
-            throw DemoError("SQLite cannot open the database in memory (code \(code))")
+            throw DemoError("SQLite cannot open the database (code \(code))")
         }
         connection = opened
-        try run("PRAGMA page_size=4096; PRAGMA journal_mode=MEMORY; PRAGMA temp_store=MEMORY")
+        // Between transactions, when checkpoints are taken, all is in the one file.
+        try run(
+            "PRAGMA page_size=4096; PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; "
+                + "PRAGMA temp_store=MEMORY")
     }
 
     deinit {

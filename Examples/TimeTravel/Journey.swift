@@ -6,6 +6,7 @@ import VarveCore
 final class Journey {
     private let options: TimeTravel
     private let place: StorePlace
+    private let files: DatabaseFiles?
     private let repository: Repository
     private let bank: Bank
     private let memory: ProcessMemory
@@ -20,17 +21,35 @@ final class Journey {
         let seed = options.seed ?? UInt64.random(in: 1...999_999_999)
         Report.line("seed \(seed) (repeat the run's choices with --seed \(seed))")
         random = SeededChoices(seed: seed)
-        place = try StorePlace(options.store)
+        if let store = options.store {
+            place = StorePlace(keeping: store)
+        } else {
+            place = try StorePlace(temporaryIn: nil)
+        }
         repository = try Repository.create(at: place.path)
-        let bank = Bank(random: SeededChoices(seed: seed ^ 1))
-        self.bank = bank
+        files = try DatabaseFiles(in: options.database)
+        let gate = BankGate()
         memory = ProcessMemory(
-            hold: { bank.hold() }, release: { bank.release() },
-            saveState: { bank.saveState() }, restoreState: { try bank.restoreState($0) })
-        let region = try memory.allocate(byteCount: options.regionMib << 20)
-        try MemoryVFS.register(DatabaseImage(region.bytes))
-        try bank.prepare(accounts: 10_000)
-        session = try CaptureSession(of: memory, in: repository, lineage: "bank")
+            hold: { gate.bank?.hold() }, release: { gate.bank?.release() },
+            saveState: { gate.bank?.saveState() ?? GuestState() },
+            restoreState: { try gate.bank?.restoreState($0) })
+        let ledger = try memory.allocate(byteCount: Bank.ledgerByteCount)
+        if files == nil {
+            let region = try memory.allocate(byteCount: options.regionMib << 20)
+            try MemoryVFS.register(DatabaseImage(region.bytes))
+        }
+        bank = Bank(
+            in: files.map { .file($0.path) } ?? .memory, ledger: ledger.bytes,
+            random: SeededChoices(seed: seed ^ 1))
+        gate.bank = bank
+        try bank.prepare()
+        session = try CaptureSession(
+            of: memory, in: repository, lineage: "bank", disks: files?.group)
+    }
+
+    /// Bytes of a copy of all that is checkpointed.
+    private func fullByteCount(_ checkpoint: Checkpoint) -> Int {
+        checkpoint.volumes.reduce(0) { $0 + Int($1.byteCount) }
     }
 
     func run() throws {
@@ -42,7 +61,7 @@ final class Journey {
         }
         do {
             try takeCheckpoints()
-            Report.table(results, fullByteCount: options.regionMib << 20)
+            Report.table(results, fullByteCount: results.map { fullByteCount($0.checkpoint) })
             try travel()
         } catch {
             try? bank.stop()
@@ -62,7 +81,8 @@ final class Journey {
         let count = max(1, Int(options.seconds * options.rate))
         let interval = Duration.seconds(1 / options.rate)
         Report.line(
-            "a SQLite database in \(options.regionMib) MiB of tracked memory; "
+            (files.map { "a SQLite database in the file \($0.path), reverted with memory; " }
+                ?? "a SQLite database in \(options.regionMib) MiB of tracked memory; ")
                 + "\(count) checkpoints, \(options.rate) a second")
         let start = ContinuousClock.now
         var pending: PendingCapture?
@@ -140,7 +160,7 @@ final class Journey {
         defer { bank.release() }
         let root = try memory.memoryRoot()
         let expected = try Bank.counters(of: try repository.state(of: target))
-        let (integrity, rows) = try bank.inspect()
+        let (integrity, rows, agrees) = try bank.inspect()
         guard root == target.memory.root else {
             throw DemoError("after the revert to \(target.id.short) the memory's root is \(root)")
         }
@@ -152,12 +172,20 @@ final class Journey {
                 "after the revert to \(target.id.short) there are \(rows) rows, but the checkpoint "
                     + "recorded \(expected.rows)")
         }
+        guard agrees else {
+            throw DemoError(
+                "after the revert to \(target.id.short) the ledger in memory and the database "
+                    + "disagree")
+        }
         proofCount += 1
+        let written =
+            "\(result.writtenPageCount) pages"
+            + (files == nil ? "" : " and \(result.writtenBlockCount) blocks of the file")
         Report.line(
             "proof \(Report.pad("\(proofCount)", 2)): \(here.id.short) -> \(target.id.short) "
-                + "(\(direction(from: here, to: target))), \(result.writtenPageCount) pages "
+                + "(\(direction(from: here, to: target))), \(written) "
                 + "written in \(Report.microseconds(result.pause)) us; integrity ok, \(rows) rows "
-                + "as recorded, root equal")
+                + "as recorded, ledger and root equal")
     }
 
     private func direction(from here: Checkpoint, to target: Checkpoint) -> String {
@@ -182,7 +210,7 @@ final class Journey {
             throw DemoError("the repository is damaged: \(report.corruptions)")
         }
         let statistics = try reader.statistics()
-        let full = results.count * (options.regionMib << 20)
+        let full = results.reduce(0) { $0 + fullByteCount($1.checkpoint) }
         let metadata = Int(statistics.metadataBytesPerChangedPage + 0.5)
         Report.line(
             "verified: \(report.checkpointCount) checkpoints in "

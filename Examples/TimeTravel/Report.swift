@@ -38,7 +38,7 @@ enum Report {
     }
 
     /// The table of checkpoints: up to 30 of them, evenly chosen.
-    static func table(_ results: [CaptureResult], fullByteCount: Int) {
+    static func table(_ results: [CaptureResult], fullByteCount: [Int]) {
         line(
             "checkpoint    time (s)  dirty pages  pause (us)  bytes stored  full copy would store")
         guard let first = results.first else { return }
@@ -51,14 +51,14 @@ enum Report {
             let cells = [
                 result.checkpoint.id.short, pad("\(milliseconds / 1000).\(fraction)", 8),
                 pad("\(result.dirtyPageCount)", 11), pad("\(microseconds(result.pause))", 10),
-                pad("\(result.checkpoint.addedByteCount)", 12), pad("\(fullByteCount)", 21),
+                pad("\(result.checkpoint.addedByteCount)", 12), pad("\(fullByteCount[index])", 21),
             ]
             line(cells.joined(separator: "  "))
         }
         let stored = results.reduce(0) { $0 + $1.checkpoint.addedByteCount }
         line(
             "\(results.count) checkpoints: \(mebibytes(stored)) stored, full copies would take "
-                + mebibytes(fullByteCount * results.count))
+                + mebibytes(fullByteCount.reduce(0, +)))
     }
 
     /// p50, p99 and the longest pause; without the first capture, which copies everything.

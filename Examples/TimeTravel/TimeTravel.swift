@@ -4,15 +4,17 @@ import Synchronization
 import SystemPackage
 import VarveCore
 
-/// A database in memory, checkpointed while it works, and reverted to any point.
+/// A database, checkpointed while it works, and reverted to any point.
 @main
 struct TimeTravel: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "timetravel",
-        abstract: "Checkpoints a working SQLite database in memory, and reverts it to any point.",
+        abstract: "Checkpoints a working SQLite database, and reverts it to any point.",
         discussion: """
-            Every revert is verified by SQLite's integrity check, the row count that the \
-            checkpoint recorded, and the Merkle root of the memory. Exit code 0 if all checks pass.
+            The database is a file on XFS or btrfs, which goes back together with the memory of \
+            the process; on another file system it is in memory itself. Every revert is verified \
+            by SQLite's integrity check, the row count that the checkpoint recorded, a ledger in \
+            memory, and the Merkle root of the memory. Exit code 0 if all checks pass.
             """)
 
     @Option(help: "How long to take checkpoints.")
@@ -21,7 +23,10 @@ struct TimeTravel: ParsableCommand {
     @Option(help: "Checkpoints a second.")
     var rate = 20.0
 
-    @Option(help: "Size of the database's memory in MiB.")
+    @Option(help: "Where to put the database's file; by default beside a temporary repository.")
+    var database: String?
+
+    @Option(help: "Size of the memory in MiB of a database in memory.")
     var regionMib = 256
 
     @Option(help: "How many reverts to prove.")
@@ -73,13 +78,16 @@ struct StorePlace: ~Copyable {
     let path: FilePath
     private let isTemporary: Bool
 
-    init(_ store: String?) throws {
-        isTemporary = store == nil
-        if let store {
-            path = FilePath(store)
-            return
-        }
-        let base = getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp"
+    /// A directory that is kept.
+    init(keeping directory: String) {
+        path = FilePath(directory)
+        isTemporary = false
+    }
+
+    /// A new directory in another one.
+    init(temporaryIn parent: String?) throws {
+        isTemporary = true
+        let base = parent ?? getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp"
         var name = Array("\(base)/varve-timetravel-XXXXXX".utf8CString)
         guard mkdtemp(&name) != nil else { throw DemoError("cannot create a directory in \(base)") }
         path = FilePath(

@@ -63,6 +63,35 @@ public protocol DiskGroup: AnyObject, Sendable {
     func standingCut(_ name: String) throws(GuestError) -> (any DiskCut)?
 }
 
+/// Disks that can be put back to a checkpoint together with the memory: those to which only the
+/// guest's own process writes, such as files of an embedding program.
+///
+/// `CaptureSession.revert` drives it while the guest is paused: after a cut of the disks as they
+/// are, it sets the sizes that differ and writes the blocks that differ. Should a call fail, it
+/// puts back from the cut what it had written before, by the same calls, so a call that failed may
+/// have done a part of its work. What the process has read from the disks, such as a cache, is its
+/// own to drop, in `WritableGuest.restoreState`.
+///
+/// Calls come from one thread, and may block.
+public protocol RevertibleDisks: DiskGroup {
+    /// Sets the size of a disk; what is added reads as zeros.
+    ///
+    /// - Parameters:
+    ///   - disk: the name of one that is there.
+    ///   - byteCount: a size that it had before: in a checkpoint, or at the cut.
+    func resize(_ disk: String, to byteCount: UInt64) throws(GuestError)
+
+    /// Writes blocks of a disk. The next cut contains them; they need not be durable.
+    ///
+    /// - Parameters:
+    ///   - blocks: the blocks, all of which begin within the disk.
+    ///   - disk: its name.
+    ///   - source: 4096 bytes for each block; those past the end of the disk are left out.
+    func write(
+        _ blocks: BlockRange, of disk: String, from source: UnsafeRawBufferPointer
+    ) throws(GuestError)
+}
+
 /// How long the parts of a cut took.
 public struct DiskCutTimes: Hashable, Sendable {
     /// The time spent waiting for requests that were under way.

@@ -14,6 +14,10 @@ public final class SimulatedDisks: DiskGroup {
         case stored
         case read
         case release
+        /// Of `OwnDisks`.
+        case resize
+        /// Of `OwnDisks`; a part is written.
+        case write
     }
 
     struct State: Sendable {
@@ -22,8 +26,9 @@ public final class SimulatedDisks: DiskGroup {
         var writes: [String: [Int]] = [:]
         var writeCount = 0
         var knowsChanges = true
+        var comparesContents = false
         /// Calls until the one that fails, by kind.
-        var failing: [Call: Int] = [:]
+        var failing: [Call: (after: Int, times: Int)] = [:]
         var standing: [String: SimulatedCut] = [:]
         var cutCount = 0
         /// Requests under way in the next cut, by disk.
@@ -71,10 +76,20 @@ public final class SimulatedDisks: DiskGroup {
         with { $0.requests = requests }
     }
 
+    /// Whether a block that was written with what it held counts as changed.
+    public func setComparesContents(_ compares: Bool) { with { $0.comparesContents = compares } }
+
     /// Makes a call fail, once.
     ///
-    /// - Parameter after: calls of its kind that succeed before.
-    public func fail(_ call: Call, after count: Int = 0) { with { $0.failing[call] = count } }
+    /// - Parameters:
+    ///   - after: calls of its kind that succeed before.
+    ///   - times: how many fail.
+    public func fail(_ call: Call, after count: Int = 0, times: Int = 1) {
+        with { $0.failing[call] = (count, times) }
+    }
+
+    /// Lets no call fail any more.
+    public func failNone() { with { $0.failing = [:] } }
 
     /// Calls `body` in each cut.
     public func inCut(_ body: (@Sendable () -> Void)?) { with { $0.inCut = body } }
@@ -84,8 +99,12 @@ public final class SimulatedDisks: DiskGroup {
 
     func check(_ call: Call) throws(GuestError) {
         let fails = with { state -> Bool in
-            guard let left = state.failing[call] else { return false }
-            state.failing[call] = left == 0 ? nil : left - 1
+            guard let (left, times) = state.failing[call] else { return false }
+            if left > 0 {
+                state.failing[call] = (left - 1, times)
+            } else {
+                state.failing[call] = times == 1 ? nil : (0, times - 1)
+            }
             return left == 0
         }
         guard fails else { return }
@@ -171,9 +190,27 @@ final class SimulatedCut: DiskCut {
         precondition(!isReleased && !earlier.isReleased, "a released cut cannot be compared")
         let name = disks[index].name
         guard earlier.disks.contains(where: { $0.name == name }) else { return nil }
+        if group.with({ $0.comparesContents }) {
+            let old = earlier.state.withLock { $0.contents[name] ?? [] }
+            return SimulatedCut.difference(content(index), old)
+        }
         let since = earlier.state.withLock { $0.writeCount }
         let writes = state.withLock { $0.writes[name] ?? [] }
         return writes.indices.filter { writes[$0] > since }.map { UInt64($0)..<UInt64($0) + 1 }
+    }
+
+    /// The blocks of `new` that differ, exactly.
+    private static func difference(_ new: [UInt8], _ old: [UInt8]) -> [BlockRange] {
+        var ranges: [BlockRange] = []
+        for start in stride(from: 0, to: new.count, by: 4096) {
+            func block(_ bytes: [UInt8]) -> [UInt8] {
+                let found = start < bytes.count ? bytes[start..<min(bytes.count, start + 4096)] : []
+                return Array(found) + [UInt8](repeating: 0, count: 4096 - found.count)
+            }
+            let number = UInt64(start / 4096)
+            if block(new) != block(old) { ranges.append(number..<number + 1) }
+        }
+        return ranges
     }
 
     func storedBlocks(ofDisk index: Int) throws(GuestError) -> [BlockRange] {

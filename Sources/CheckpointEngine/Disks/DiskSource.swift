@@ -35,6 +35,8 @@ struct CutDisks: DiskSource {
     let cut: any DiskCut
     /// The cut from which the parent's disks were read; nil if there is none any more.
     let parent: (any DiskCut)?
+    /// Blocks in which the parent differs from that cut, by the bytes of the disk's name.
+    var written: [[UInt8]: [BlockRange]] = [:]
 
     var disks: [GuestDisk] { cut.disks }
     var name: String { cut.name }
@@ -42,8 +44,11 @@ struct CutDisks: DiskSource {
     func requestsUnderWay(ofDisk index: Int) -> Int? { cut.requestsUnderWay(ofDisk: index) }
 
     func changedBlocks(ofDisk index: Int) throws -> [BlockRange]? {
-        guard let parent else { return nil }
-        return try cut.changedBlocks(ofDisk: index, since: parent)
+        guard let parent, let changed = try cut.changedBlocks(ofDisk: index, since: parent) else {
+            return nil
+        }
+        guard let written = written[Array(disks[index].name.utf8)] else { return changed }
+        return BlockLists.joined(changed + written)
     }
 
     func storedBlocks(ofDisk index: Int) throws -> [BlockRange] {

@@ -12,9 +12,18 @@ import Synchronization
 
 /// A session's disks, and the cuts of them that stand.
 final class SessionDisks: Sendable {
+    /// The newest checkpoint, and the cut with which the next one is compared.
+    struct Last: Sendable {
+        let checkpoint: CheckpointID
+        let cut: any DiskCut
+        /// Blocks in which the checkpoint's disks differ from the cut, by the bytes of their names.
+        ///
+        /// A revert wrote them. Nil: the checkpoint was read from this cut.
+        var written: [[UInt8]: [BlockRange]]?
+    }
+
     private struct State: Sendable {
-        /// The newest checkpoint, and the cut from which its disks were read.
-        var last: (checkpoint: CheckpointID, cut: any DiskCut)?
+        var last: Last?
         /// Cuts that are to be dropped.
         var retired: [any DiskCut] = []
         var failure: GuestError?
@@ -30,7 +39,7 @@ final class SessionDisks: Sendable {
         var state = State()
         if let parent, let name = parent.cutName, let cut = try group.standingCut(name) {
             cut.readingEnded()
-            state.last = (parent.id, cut)
+            state.last = Last(checkpoint: parent.id, cut: cut)
         }
         self.state = Mutex(state)
     }
@@ -56,14 +65,40 @@ final class SessionDisks: Sendable {
     /// The disks of a cut, to be read after the checkpoint `parent`.
     func source(_ cut: any DiskCut, after parent: CheckpointID?) -> CutDisks {
         let last = state.withLock { $0.last }
-        return CutDisks(cut: cut, parent: last?.checkpoint == parent ? last?.cut : nil)
+        guard let last, last.checkpoint == parent else { return CutDisks(cut: cut, parent: nil) }
+        return CutDisks(cut: cut, parent: last.cut, written: last.written ?? [:])
+    }
+
+    /// The cut with which a checkpoint's disks can be compared; nil if there is none.
+    func last(of checkpoint: CheckpointID) -> Last? {
+        state.withLock { $0.last }.flatMap { $0.checkpoint == checkpoint ? $0 : nil }
+    }
+
+    /// Notes that the disks are those of a checkpoint, but for blocks that were written after a
+    /// cut.
+    func reverted(
+        _ cut: any DiskCut, to checkpoint: CheckpointID, written: [[UInt8]: [BlockRange]]
+    ) {
+        state.withLock { state in
+            if let last = state.last { state.retired.append(last.cut) }
+            state.last = Last(checkpoint: checkpoint, cut: cut, written: written)
+        }
+        cut.readingEnded()
+    }
+
+    /// Notes that it is not known any more what the disks have in common with a checkpoint.
+    func forget() {
+        state.withLock { state in
+            if let last = state.last { state.retired.append(last.cut) }
+            state.last = nil
+        }
     }
 
     /// Notes that a checkpoint with a cut's disks exists.
     func published(_ cut: any DiskCut, in checkpoint: CheckpointID) {
         state.withLock { state in
             if let last = state.last { state.retired.append(last.cut) }
-            state.last = (checkpoint, cut)
+            state.last = Last(checkpoint: checkpoint, cut: cut)
         }
         cut.readingEnded()
     }
@@ -93,7 +128,10 @@ final class SessionDisks: Sendable {
     /// - Parameter keepsLast: whether that of the newest checkpoint is kept.
     func end(keepingLast keepsLast: Bool) {
         state.withLock { state in
-            if let last = state.last, !keepsLast { state.retired.append(last.cut) }
+            // No checkpoint names the cut of a revert, so none would find it again.
+            if let last = state.last, !keepsLast || last.written != nil {
+                state.retired.append(last.cut)
+            }
             state.last = nil
         }
         releaseRetired()

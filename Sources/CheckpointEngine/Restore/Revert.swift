@@ -31,14 +31,17 @@ public struct RevertResult: Sendable {
     /// The number of bytes that were read from packs in the pause, for pages that were first
     /// written after the last round.
     public let pausedReadByteCount: Int
+    /// The number of blocks of disks that differed, and were written.
+    public let writtenBlockCount: Int
 }
 
 extension CaptureSession {
     /// Reverts the guest's memory and state to a checkpoint, in place.
     ///
-    /// The next capture follows that checkpoint. Disks are not put back: a guest whose disks were
-    /// written since the checkpoint must not be reverted, which only a Xen domain refuses. Restore
-    /// the checkpoint as a new guest instead.
+    /// The next capture follows that checkpoint. The session's disks go back too, if they are
+    /// `RevertibleDisks` and the checkpoint has the same ones; other disks are refused with
+    /// `unsupported`, and disks that the session does not know of are not put back. Restore the
+    /// checkpoint as a new guest instead.
     ///
     /// Blocks, and waits until captures in progress have ended. Needs memory for the pages that may
     /// differ: those in which the checkpoint differs from the newest one, and those that were
@@ -46,7 +49,10 @@ extension CaptureSession {
     ///
     /// When this throws before it has written a page, the guest runs unchanged. When writing fails,
     /// the guest runs with a part of the checkpoint's pages: the message says so, and the next
-    /// capture compares every page. Until the pause, cancelling wakes it wherever it waits, and the
+    /// capture compares every page. Disks are written before the memory: if that fails, what they
+    /// held is put back and the guest runs unchanged, unless that fails too, which the message
+    /// says. If the memory fails after them, they are the checkpoint's. Reverting again completes
+    /// what was left. Until the pause, cancelling wakes it wherever it waits, and the
     /// guest runs unchanged. From the pause on cancelling has no effect.
     ///
     /// - Parameters:
@@ -63,23 +69,17 @@ extension CaptureSession {
             throw CheckpointError(
                 GuestError(code: .unsupported, message: "this guest cannot be written in place"))
         }
-        guard !(pipeline.disks?.hasDisks ?? false), checkpoint.disks.isEmpty else {
-            throw CheckpointError(
-                GuestError(
-                    code: .unsupported,
-                    message: "a guest with disks cannot be reverted in place: its memory would run "
-                        + "over disks of another instant; restore the checkpoint as a new guest "
-                        + "with its disks"))
-        }
+        let disks = try diskRevert(to: checkpoint)
         let control = control(
             "the revert was cancelled; the guest continues unchanged", cancellation, progress)
         try takeTurn(control)
         defer { endTurn() }
         guard !state.withLock({ $0.isClosed }) else { throw CheckpointError.closed }
         try pipeline.waitForJobs(atMost: 0, control)
+        defer { disks?.end() }
         do {
             return try RevertOperation(
-                session: self, guest: writable, target: checkpoint, control
+                session: self, guest: writable, target: checkpoint, disks, control
             ).run()
         } catch {
             throw CheckpointError(wrapping: error)
@@ -107,12 +107,14 @@ private struct RevertOperation {
     private let map: VolumeMap
     private let guestState: GuestState
     private let staged: StagedPages
+    private let disks: DiskRevert?
     private let control: WorkControl
 
     init(
         session: CaptureSession, guest: any WritableGuest, target: Checkpoint,
-        _ control: WorkControl
+        _ disks: DiskRevert?, _ control: WorkControl
     ) throws {
+        self.disks = disks
         self.control = control
         self.session = session
         self.guest = guest
@@ -134,6 +136,7 @@ private struct RevertOperation {
         try guest.checkState(guestState)
         var (candidates, known) = try candidatesWhileRunning()
         try stage(candidates)
+        try disks?.prepare(maps, control)
         if known != nil, try !stageRounds(&candidates) { known = nil }
         var sets = RevertSets(candidates, in: map.layout)
         var work = RevertWork(pageCount: candidates.count)
@@ -142,23 +145,40 @@ private struct RevertOperation {
         let paused = try PausedGuest(pausing: guest)
         let pausedSince = ContinuousClock.now
         try addLate(known, to: &sets)
-        let pausedReadByteCount = try staged.add(sets.late, .none)
+        var pausedReadByteCount = try staged.add(sets.late, .none)
+        if let disks {
+            pausedReadByteCount += try disks.plan(within: session.options.diskCutBudget)
+            try disks.write()
+        }
+        try adoptLayout()
         let written = try write(sets, &work)
         do {
             try paused.resume()
         } catch {
             // The memory is the target's, but the next capture does not follow it.
             session.state.mergeBack(DirtyBitmap(), comparesAll: true)
+            disks?.leaveHalfway()
             throw error
         }
         let times = PauseTimes(
             request: pausedSince - start, downtime: ContinuousClock.now - pausedSince)
         session.pipeline.rebase(on: target, lease: lease, map: maps)
+        disks?.complete()
         forgetOwnWrites(sets.candidates)
         return RevertResult(
             writtenPageCount: written, comparedPageCount: sets.candidates.count,
             pauseTimes: times,
-            pausedReadByteCount: pausedReadByteCount)
+            pausedReadByteCount: pausedReadByteCount, writtenBlockCount: disks?.blockCount ?? 0)
+    }
+
+    private func adoptLayout() throws {
+        do throws(GuestError) {
+            try guest.adoptLayout(map.layout)
+        } catch {
+            // The memory is as it was: the disks follow it.
+            try disks?.takeBack(after: error)
+            throw error
+        }
     }
 
     /// Reads pages while the guest runs.
@@ -282,7 +302,6 @@ private struct RevertOperation {
 
     /// Writes the candidates that differ, and the state.
     private func write(_ sets: RevertSets, _ work: inout RevertWork) throws -> Int {
-        try guest.adoptLayout(map.layout)
         var written = 0
         do {
             try guest.prepareState(guestState)
@@ -301,10 +320,13 @@ private struct RevertOperation {
             try guest.restoreState(guestState)
         } catch {
             session.state.mergeBack(DirtyBitmap(), comparesAll: true)
+            disks?.leaveHalfway()
             throw CheckpointError(
                 .guest,
                 "the revert to \(target.id.short) failed after writing \(counted(written, "page")) "
-                    + "(\(error)); the guest runs with part of them; revert again or restore it")
+                    + "(\(error)); the guest runs with part of them"
+                    + (disks == nil ? "" : ", and the disks are the checkpoint's")
+                    + "; revert again or restore it")
         }
         return written
     }

@@ -136,7 +136,12 @@ func system_fdatasync(_ descriptor: Int32) -> Int32 {
     retrying("fdatasync") { fdatasync(descriptor) }
 }
 
-/// `ftruncate(2)` to no bytes.
+/// `ftruncate(2)`.
+func system_resize(_ descriptor: Int32, _ byteCount: Int) -> Int32 {
+    retrying("ftruncate") { ftruncate(descriptor, byteCount) }
+}
+
+/// `ftruncate(2)` to nothing.
 func system_truncate(_ descriptor: Int32) -> Int32 {
     retrying("ftruncate") { ftruncate(descriptor, 0) }
 }

@@ -32,8 +32,11 @@ public import SystemPackage
 /// A file that is not on such a file system is refused by `prepareCut`. So are block devices: for
 /// thin volumes there is `ThinDisks`, for others `HookedDisks`.
 ///
+/// A session whose guest is this process, or is stopped by it, reverts the files together with the
+/// memory (`CaptureSession.revert`).
+///
 /// Thread-safe. Calls block as long as the file system takes.
-public final class ReflinkDisks: JournaledDisks {
+public final class ReflinkDisks: JournaledDisks, RevertibleDisks {
     /// A raw file that is a disk.
     public struct File: Hashable, Sendable {
         /// The disk's name: 1 to 255 bytes.
@@ -129,6 +132,52 @@ public final class ReflinkDisks: JournaledDisks {
             entry.record.kind == .reflink, entry.record.isMade
         else { return nil }
         return try ReflinkCut(standing: entry)
+    }
+
+    // MARK: - Reverts
+
+    /// Sets the size of a file.
+    public func resize(_ disk: String, to byteCount: UInt64) throws(GuestError) {
+        let file = try openForWriting(disk)
+        guard system_resize(file.descriptor, Int(clamping: byteCount)) == 0 else {
+            throw GuestError.call("ftruncate", file.path.printable)
+        }
+    }
+
+    /// Writes blocks of a file, through the page cache.
+    public func write(
+        _ blocks: BlockRange, of disk: String, from source: UnsafeRawBufferPointer
+    ) throws(GuestError) {
+        let file = try openForWriting(disk)
+        let size = Int(try file.status().st_size)
+        guard blocks.upperBound <= UInt64(Int.max / Page.byteCount),
+            source.count == blocks.count * Page.byteCount
+        else {
+            throw GuestError(
+                code: .invalidRange,
+                message: "blocks \(blocks.lowerBound)..<\(blocks.upperBound) are not the "
+                    + "\(source.count) bytes to be written")
+        }
+        let offset = Int(blocks.lowerBound) * Page.byteCount
+        let end = min(source.count, max(0, size - offset))
+        var done = 0
+        while done < end {
+            let count = system_pwrite(
+                file.descriptor, UnsafeRawBufferPointer(rebasing: source[done..<end]),
+                at: offset + done)
+            guard count > 0 else { throw GuestError.call("pwrite", file.path.printable) }
+            done += count
+        }
+    }
+
+    private func openForWriting(_ disk: String) throws(GuestError) -> OpenFile {
+        // `==` takes different bytes for one name if they look equal.
+        guard let file = files.first(where: { $0.name.utf8.elementsEqual(disk.utf8) }) else {
+            throw GuestError(
+                code: .unavailable,
+                message: "there is no file of disk '\(PrintableText.escape(disk))' any more")
+        }
+        return try OpenFile(file.path, O_WRONLY | O_NONBLOCK)
     }
 
     // MARK: - Leftovers
