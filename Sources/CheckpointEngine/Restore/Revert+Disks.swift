@@ -84,7 +84,7 @@ final class DiskRevert {
     private let group: any RevertibleDisks
     private let target: Checkpoint
     private let pipeline: CheckpointPipeline
-    private var map = PageMap()
+    private var map = PageMap(disksIn: .process)
     private var parts: [Part]
     private var cut: (any DiskCut)?
     /// The cut of the newest checkpoint, and blocks that differ from it in that checkpoint.
