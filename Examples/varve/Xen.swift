@@ -233,6 +233,8 @@ struct XenDoctor: ParsableCommand {
     @Argument(help: "A domain's ID or name; by default all domains.")
     var domain: String?
 
+    @OptionGroup var command: DiskCommandOption
+
     @Option(help: "The directory that was given to 'checkpoint' as --disk-state.")
     var diskState: PathArgument?
 
@@ -245,6 +247,7 @@ struct XenDoctor: ParsableCommand {
             try show("host", try host.findings())
             let domains = try domain.map { [try host.domain(named: $0)] } ?? host.domains()
             var options = XenDiskOptions.tool
+            options.command = command.words
             if let diskState { options.stateDirectory = diskState.path }
             for domain in domains {
                 try show(
@@ -300,6 +303,20 @@ struct XenDiskGuardCommand: ParsableCommand {
             if let text = try DiskGuard.run() { Output.standardError("varve: \(text)") }
         }
     }
+}
+
+/// `--disk-command`.
+struct DiskCommandOption: ParsableArguments {
+    @Option(
+        help: "A command that cuts disks, and its arguments, separated by spaces; see Disks.",
+        transform: { text in
+            let words = text.split(separator: " ").map(String.init)
+            guard !words.isEmpty else { throw ValidationError("--disk-command names a program") }
+            return words
+        })
+    var diskCommand: [String]?
+
+    var words: [String] { diskCommand ?? [] }
 }
 
 extension XenDiskOptions {

@@ -46,8 +46,8 @@ struct XenCheckpoint: ParsableCommand {
 
             A checkpoint contains the disks that the domain can write to, cut while it is \
             suspended: thin volumes of device-mapper, raw or LVM's, and raw files on XFS or \
-            btrfs. A domain with other disks is refused, unless --no-disks takes only its memory; \
-            that is recorded.
+            btrfs, and what --disk-command cuts. A domain with other disks is refused, unless \
+            --no-disks takes only its memory; that is recorded.
             """)
 
     @Argument(help: "The domain's ID or name.")
@@ -81,6 +81,8 @@ struct XenCheckpoint: ParsableCommand {
 
     @Option(help: "How long to wait, while suspended, until no request to a disk is under way.")
     var settle: TimeSpan?
+
+    @OptionGroup var command: DiskCommandOption
 
     @Option(help: "The directory that notes what cuts of disks leave behind after a crash.")
     var diskState: PathArgument?
@@ -154,6 +156,7 @@ struct XenCheckpoint: ParsableCommand {
         options.capture.keepsDiskCut = keepCut
         options.disks = .tool
         if noDisks { options.disks.selection = .none }
+        options.disks.command = command.words
         options.disks.thin.notice = { [json] in Failure.notice($0, code: "disks", isJSON: json) }
         if let settle { options.disks.settleTime = settle.duration }
         if let diskState { options.disks.stateDirectory = diskState.path }

@@ -31,6 +31,11 @@ package enum DiskCheck {
         let clone = try OpenFile(path.removingLastComponent(), O_RDWR | clinux_unnamed_file, 0o600)
         try ReflinkCut.probe(clone, source)
     }
+
+    /// The disks that a command for `HookedDisks` cuts. Blocks until it has answered.
+    package static func hooked(_ command: [String]) throws(GuestError) -> [GuestDisk] {
+        try HookCommand(command).disks(within: HookedDisks.Deadlines().disks)
+    }
 }
 
 extension DiskLeftover {
@@ -41,17 +46,13 @@ extension DiskLeftover {
             if errno == ENOENT { return [] }
             throw GuestError.call("lstat", directory.printable)
         }
-        let groups: [any JournaledDisks] = [
-            try ThinDisks(volumes: [], stateDirectory: directory, guardCommand: []),
-            try ReflinkDisks(files: [], stateDirectory: directory),
-        ]
+        let all =
+            try ThinDisks(volumes: [], stateDirectory: directory, guardCommand: []).leftovers()
+            + ReflinkDisks(files: [], stateDirectory: directory).leftovers()
+            + HookedDisks.leftovers(Journal(directory))
         var found: [DiskLeftover] = []
-        for group in groups {
-            // Each group lists entries that are damaged.
-            for leftover in try group.leftovers() where !found.contains(leftover) {
-                found.append(leftover)
-            }
-        }
+        // Each kind lists entries that are damaged.
+        for leftover in all where !found.contains(leftover) { found.append(leftover) }
         return found
     }
 }

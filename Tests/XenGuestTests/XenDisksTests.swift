@@ -1,6 +1,7 @@
 import CheckpointEngine
 import CheckpointIndex
 import CheckpointStore
+import Foundation
 import GuestDisks
 import GuestModel
 import PackStore
@@ -200,7 +201,7 @@ import VarveTestSupport
         }
         #expect(qcow2.contains("xvdb is of type 'qcow2'") && qcow2.contains("--no-disks"))
         let foreign = try refusal { $0.addDisk(3, "xvda", params: "/dev/vg/a", backend: 2) }
-        #expect(foreign.contains("another domain than dom0") && foreign.contains("hook"))
+        #expect(foreign.contains("another domain than dom0") && foreign.contains("blkback in dom0"))
         let pv = try refusal(5) { $0.addDisk(5, "xvda", params: "/dev/vg/a") }
         #expect(pv.contains("PV") && pv.contains("--no-disks") && !pv.contains("thin volumes"))
         let paused = try refusal(pauseMode: .pause) { $0.addDisk(3, "xvda", params: "/dev/vg/a") }
@@ -268,6 +269,106 @@ import VarveTestSupport
         try paused.prepareCut().release()
         xen.with { $0.addDisk(3, "xvda", params: "/dev/vg/a") }
         #expect(failure { _ = try paused.prepareCut() }?.message.contains("by suspend") == true)
+    }
+
+    // MARK: - Cut by a command
+
+    /// A command that answers each verb by these lines of a shell.
+    private func command(_ verbs: [String: String]) throws -> [String] {
+        var script = "cd \(home.path)\necho \"$1\" >>log\ncase $1 in\n"
+        for (verb, lines) in verbs { script += "\(verb)) \(lines) ;;\n" }
+        let path = home.path.appending("command")
+        try? FileManager.default.removeItem(atPath: path.string)
+        try write(Array((script + "esac\n").utf8), to: path)
+        return ["/bin/sh", path.string]
+    }
+
+    private func answer(_ names: [String]) -> String {
+        let disks = names.map { "{\"name\": \"\($0)\", \"bytes\": 8192}" }
+        return "echo '{\"disks\": [\(disks.joined(separator: ", "))]}'"
+    }
+
+    @Test func aCommandCutsTheDisksThatItNames() throws {
+        let file = home.path.appending("b.img")
+        try write([UInt8](repeating: 7, count: 1024), to: file)
+        try write([UInt8](repeating: 9, count: 8192), to: home.path.appending("remote"))
+        xen.with { state in
+            state.addDisk(3, "xvda", params: "/dev/rbd/pool/a")
+            state.addDisk(3, "xvdb", params: file.string)
+        }
+        var finder = finder()
+        var options = XenCheckpointer.Options()
+        let verbs = [
+            "disks": answer(["xvda"]), "cut": "cp remote cut-$2; echo '{}'",
+            "open": "echo '{\"path\": \"\(home.path)/cut-'$2'\"}'",
+            "changed": "echo '{\"changed\": null}'", "release": "rm -f cut-$2",
+        ]
+        finder = XenDiskFinder(
+            host: host, options: try with(finder.options) { $0.command = try command(verbs) })
+        let group = try #require(try finder.choose(for: domain(), &options))
+        #expect(
+            try group.disks() == [
+                GuestDisk(name: "xvdb", byteCount: 1024), GuestDisk(name: "xvda", byteCount: 8192),
+            ])
+        // Without the file, the command's cut alone: captured, kept, found again, dropped.
+        xen.with { state in state.store = state.store.filter { !$0.key.contains("/51728/") } }
+        let repository = try Repository.create(at: home.path.appending("store"))
+        options.capture.keepsDiskCut = true
+        for count in 0..<2 {
+            let group = try #require(try finder.choose(for: domain(), &options))
+            let session = try CaptureSession(
+                of: try XenDomain(3, calls: xen, options: options.domain), in: repository,
+                lineage: "web", disks: group, options: options.capture)
+            let taken = try session.capture().checkpoint
+            #expect(taken.disks.map(\.name) == ["xvda"])
+            #expect(taken.disks[0].changedPageCount == (count == 0 ? 2 : 0))
+            session.close()
+        }
+        let left = try DiskDoctor(finder: finder).findings(of: domain())
+        #expect(left.map(\.grade) == [.good, .good])
+        #expect(left[0].text == "is cut by /bin/sh")
+        #expect(left[1].text.hasSuffix(": a cut of disk xvda"))
+        let journaled = try #require(
+            try finder.choose(for: domain(), &options) as? any JournaledDisks)
+        #expect(try journaled.dropLeftovers().count == 1)
+        #expect(try DiskDoctor(finder: finder).findings(of: domain()).count == 1)
+    }
+
+    private func with(
+        _ options: XenDiskOptions, _ change: (inout XenDiskOptions) throws -> Void
+    ) rethrows -> XenDiskOptions {
+        var options = options
+        try change(&options)
+        return options
+    }
+
+    @Test func aCommandNamesDisksOfTheDomain() throws {
+        xen.with { state in
+            state.addDisk(3, "xvda", params: "/dev/rbd/pool/a")
+            state.addDisk(3, "xvdb", params: "/dev/rbd/pool/b", mode: "r")
+            state.addDisk(3, "xvdc", kind: "qdisk", type: "qdisk", params: "qcow2:/c.qcow2")
+        }
+        var options = XenCheckpointer.Options()
+        for (verbs, words) in [
+            (["disks": answer(["xvda", "xvdz"])], "cuts a disk 'xvdz', and domain"),
+            (["disks": answer(["xvdb"])], "cuts a disk 'xvdb', and domain"),
+            (["disks": answer(["xvda"])], "xvdc is of type 'qcow2'"),
+            (["disks": "echo no cluster >&2; exit 1"], "failed with status 1: no cluster"),
+            ([:], "see HookedDisks for what it must print"),
+        ] as [([String: String], String)] {
+            let finder = XenDiskFinder(
+                host: host,
+                options: try with(finder().options) { $0.command = try command(verbs) })
+            let error = failure { _ = try finder.choose(for: domain(), &options) }
+            #expect(error?.message.contains(words) == true, "\(String(describing: error))")
+            #expect(!hasState)
+        }
+        // Not even asked where there is nothing to cut.
+        xen.with { state in state.store = state.store.filter { !$0.key.contains("/vbd/") } }
+        xen.with { state in state.store = state.store.filter { !$0.key.contains("/qdisk/") } }
+        let finder = XenDiskFinder(
+            host: host, options: with(finder().options) { $0.command = ["/does/not/exist"] })
+        #expect(try finder.choose(for: domain(), &options)?.disks().isEmpty == true)
     }
 
     // MARK: - Findings

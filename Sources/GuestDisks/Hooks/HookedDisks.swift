@@ -48,7 +48,7 @@ public final class HookedDisks: JournaledDisks {
         public init() {}
     }
 
-    private let command: [String]
+    private let command: HookCommand
     private let journal: Journal
     private let deadlines: Deadlines
 
@@ -65,12 +65,8 @@ public final class HookedDisks: JournaledDisks {
     public init(
         command: [String], stateDirectory: FilePath, deadlines: Deadlines = Deadlines()
     ) throws(GuestError) {
-        guard let first = command.first, !first.isEmpty else {
-            throw GuestError(
-                code: .invalidOption, message: "the command that cuts disks is empty; name one")
-        }
+        self.command = try HookCommand(command)
         journal = try Journal(stateDirectory)
-        self.command = command
         self.deadlines = deadlines
     }
 
@@ -78,7 +74,7 @@ public final class HookedDisks: JournaledDisks {
     ///
     /// Throws `callFailed` if the command fails or prints something else.
     public func disks() throws(GuestError) -> [GuestDisk] {
-        try ask(["disks"], within: deadlines.disks).disks() ?? []
+        try command.disks(within: deadlines.disks)
     }
 
     /// Runs `disks`, and notes the cut in the journal; the command knows nothing of it yet.
@@ -97,7 +93,7 @@ public final class HookedDisks: JournaledDisks {
         else { return nil }
         let cut = HookedCut(self, entry, disks, isMade: true)
         for disk in disks {
-            let end = try run(["open", cut.token, disk.name], within: deadlines.open)
+            let end = try command.run(["open", cut.token, disk.name], within: deadlines.open)
             guard end.status == 0 else { return nil }
         }
         return cut
@@ -105,6 +101,10 @@ public final class HookedDisks: JournaledDisks {
 
     /// The entries of the state directory, whether a living process owns them or not.
     public func leftovers() throws(GuestError) -> [DiskLeftover] {
+        try HookedDisks.leftovers(journal)
+    }
+
+    static func leftovers(_ journal: Journal) throws(GuestError) -> [DiskLeftover] {
         try Leftovers.list(journal, [.hooked]) { record in
             (HookedCut.disks(record) ?? []).map { "a cut of disk \($0.name)" }
         }
@@ -118,8 +118,7 @@ public final class HookedDisks: JournaledDisks {
     public func dropLeftovers() throws(GuestError) -> [DiskLeftover] {
         try Leftovers.drop(journal, [.hooked]) { (entry) throws(GuestError) in
             let token = HookedCut.token(entry.name)
-            _ = try check(
-                ["release", token], run(["release", token], within: deadlines.release))
+            try release(token)
             return (HookedCut.disks(entry.record) ?? []).map { "a cut of disk \($0.name)" }
         }
     }
@@ -127,56 +126,18 @@ public final class HookedDisks: JournaledDisks {
     // MARK: - The command
 
     func release(_ token: String) throws(GuestError) {
-        _ = try check(["release", token], run(["release", token], within: deadlines.release))
+        _ = try command.succeed(["release", token], within: deadlines.release)
     }
 
     func cut(_ token: String, within budget: Duration) throws(GuestError) -> HookAnswer {
-        try ask(["cut", token], within: budget)
+        try command.succeed(["cut", token], within: budget)
     }
 
     func open(_ token: String, _ name: String) throws(GuestError) -> FilePath {
-        try ask(["open", token, name], within: deadlines.open).path()
+        try command.succeed(["open", token, name], within: deadlines.open).path()
     }
 
     func changed(_ words: [String], _ blockCount: UInt64) throws(GuestError) -> [BlockRange]? {
-        try ask(["changed"] + words, within: deadlines.changed).changed(blockCount)
-    }
-
-    private func ask(
-        _ words: [String], within deadline: Duration
-    ) throws(GuestError) -> HookAnswer {
-        try check(words, run(words, within: deadline))
-    }
-
-    private func asked(_ words: [String]) -> String {
-        PrintableText.escape((command + words).joined(separator: " "))
-    }
-
-    private func check(
-        _ words: [String], _ end: (status: Int32, complaint: String, bytes: [UInt8])
-    ) throws(GuestError) -> HookAnswer {
-        guard end.status == 0 else {
-            throw GuestError(
-                code: .callFailed,
-                message: "\(asked(words)) failed with status \(end.status)"
-                    + (end.complaint.isEmpty ? "" : ": \(end.complaint)"))
-        }
-        return HookAnswer(asked: asked(words), bytes: end.bytes)
-    }
-
-    private func run(
-        _ words: [String], within deadline: Duration
-    ) throws(GuestError) -> (status: Int32, complaint: String, bytes: [UInt8]) {
-        var bytes: [UInt8] = []
-        let asked = asked(words)
-        let end = try Program.run(command + words, within: deadline) {
-            (piece) throws(GuestError) in
-            guard bytes.count + piece.count <= HookAnswer.byteLimit else {
-                throw GuestError(
-                    code: .callFailed, message: "\(asked) printed more than 64 MiB, and was killed")
-            }
-            bytes += piece
-        }
-        return (end.status, end.complaint, bytes)
+        try command.succeed(["changed"] + words, within: deadlines.changed).changed(blockCount)
     }
 }

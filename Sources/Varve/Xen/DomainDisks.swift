@@ -7,14 +7,33 @@ import XenGuest
 
 /// The disks of a domain as they are at each capture: attached, detached and moved ones are found.
 ///
-/// Thin volumes are cut before files. As long as the domain has no disk, nothing is noted anywhere.
+/// Thin volumes are cut first, then files, then what the command cuts. As long as the domain has no
+/// disk, nothing is noted anywhere.
 final class DomainDisks: JournaledDisks {
-    /// The groups of both kinds, which share a directory.
+    /// The groups of all kinds, which share a directory.
     private struct Groups: Sendable {
         let thin: ThinDisks
         let files: ReflinkDisks
+        /// Nil if there is no command.
+        let hooked: HookedDisks?
 
-        var both: DiskGroupSet { DiskGroupSet([thin, files]) }
+        var all: [any JournaledDisks] {
+            let found: [any JournaledDisks] = [thin, files]
+            return hooked.map { found + [$0] } ?? found
+        }
+
+        /// Groups as one. A single one is itself, so that a restore finds its cuts by their names.
+        static func joined(_ groups: [any JournaledDisks]) -> any JournaledDisks {
+            groups.count == 1 ? groups[0] : DiskGroupSet(groups)
+        }
+
+        /// Every selection of groups, in their order.
+        var selections: [any JournaledDisks] {
+            let all = all
+            return (1..<1 << all.count).map { bits in
+                Groups.joined(all.indices.filter { bits >> $0 & 1 == 1 }.map { all[$0] })
+            }
+        }
     }
 
     private let domain: XenHost.Domain
@@ -40,7 +59,10 @@ final class DomainDisks: JournaledDisks {
                 thin: try ThinDisks(
                     volumes: [], stateDirectory: directory, guardCommand: options.guardCommand,
                     options: options.thin, calls: finder.mapper),
-                files: try ReflinkDisks(files: [], stateDirectory: directory))
+                files: try ReflinkDisks(files: [], stateDirectory: directory),
+                hooked: options.command.isEmpty
+                    ? nil
+                    : try HookedDisks(command: options.command, stateDirectory: directory))
             groups = new
             return new
         }
@@ -49,13 +71,16 @@ final class DomainDisks: JournaledDisks {
     /// The group that has all disks of now; nil if there are none.
     private func current() throws(GuestError) -> (any DiskGroup)? {
         let found = try finder.disks(of: domain)
-        guard !found.thin.isEmpty || !found.files.isEmpty else { return nil }
+        guard !found.isEmpty else { return nil }
         if let refusal { throw refusal }
         let groups = try made()
         groups.thin.volumes = found.thin
         groups.files.files = found.files
-        if found.files.isEmpty { return groups.thin }
-        return found.thin.isEmpty ? groups.files : groups.both
+        var selected: [any JournaledDisks] = []
+        if !found.thin.isEmpty { selected.append(groups.thin) }
+        if !found.files.isEmpty { selected.append(groups.files) }
+        if found.hasHooked, let hooked = groups.hooked { selected.append(hooked) }
+        return Groups.joined(selected)
     }
 
     /// Throws if a disk of now cannot be cut, as far as xenstore tells.
@@ -73,10 +98,10 @@ final class DomainDisks: JournaledDisks {
 
     /// Also a cut of disks that the domain does not have any more.
     func standingCut(_ name: String) throws(GuestError) -> (any DiskCut)? {
-        let groups = try made()
-        if let cut = try groups.thin.standingCut(name) { return cut }
-        if let cut = try groups.files.standingCut(name) { return cut }
-        return try groups.both.standingCut(name)
+        for group in try made().selections {
+            if let cut = try group.standingCut(name) { return cut }
+        }
+        return nil
     }
 
     func leftovers() throws(GuestError) -> [DiskLeftover] {
@@ -87,6 +112,6 @@ final class DomainDisks: JournaledDisks {
     func dropLeftovers() throws(GuestError) -> [DiskLeftover] {
         // Those of a guest that has no disks any more are dropped as well.
         guard try !leftovers().isEmpty else { return [] }
-        return try made().both.dropLeftovers()
+        return try DiskGroupSet(made().all).dropLeftovers()
     }
 }

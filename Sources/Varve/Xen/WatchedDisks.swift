@@ -4,7 +4,7 @@ import Synchronization
 import XenGuest
 
 // A suspended guest may have requests to its disks under way; its front ends issue them again after
-// a restore, so memory and disks agree whatever became of them. Whoever reads the disks alone, from
+// a restore, so memory and disks agree whatever became of them. A reader of the disks alone, from
 // outside, sees each of them done, not done or half done. So it is noted how many there were, and a
 // cut can wait for them.
 

@@ -9,8 +9,9 @@ public enum XenDiskSelection: Sendable {
     /// All that the domain can write to, found in xenstore.
     ///
     /// Of the disks that blkback serves, thin volumes of device-mapper, raw or LVM's, and raw files
-    /// on XFS and btrfs, behind a loop device, can be cut. A domain with another disk is refused
-    /// with `unsupported` and the remedy. A domain that has no disk is checkpointed by its memory.
+    /// on XFS and btrfs, behind a loop device, can be cut, and whatever `XenDiskOptions.command`
+    /// cuts. A domain with another disk is refused with `unsupported` and the remedy. A domain that
+    /// has no disk is checkpointed by its memory.
     case automatic
     /// Those of a group that the caller provides, whatever disks the domain has.
     case group(any DiskGroup)
@@ -22,6 +23,12 @@ public enum XenDiskSelection: Sendable {
 public struct XenDiskOptions: Sendable {
     /// Which disks are in the checkpoints.
     public var selection = XenDiskSelection.automatic
+    /// A command that cuts the disks which it names, and its first arguments, as `HookedDisks` runs
+    /// it; empty for none.
+    ///
+    /// For disks on Ceph RBD, ZFS or a SAN. It is asked at each capture, and may name only disks
+    /// that the domain can write to; the others are cut as without it. Used with `automatic`.
+    public var command: [String] = []
     /// Where cuts of all domains are noted, so that what a crash leaves is found.
     ///
     /// Each domain has a directory of its own in it, named after its UUID in 32 hexadecimal digits.
@@ -31,7 +38,7 @@ public struct XenDiskOptions: Sendable {
     /// under way.
     ///
     /// Zero by default: for the domain itself it makes no difference, because it issues such
-    /// requests again when it is restored. Wait for whoever reads the disks alone. The cut is made
+    /// requests again when it is restored. Wait for those who read the disks alone. The cut is made
     /// when the time is over at the latest; `Volume.requestsUnderWay` tells what was left. The wait
     /// is in addition to `CaptureOptions.diskCutBudget`, and part of `DiskCutTimes.drain`.
     public var settleTime = Duration.zero
@@ -65,6 +72,10 @@ struct XenDiskFinder: Sendable {
     struct Found {
         var thin: [ThinDisks.Volume] = []
         var files: [ReflinkDisks.File] = []
+        /// The command cuts some.
+        var hasHooked = false
+
+        var isEmpty: Bool { thin.isEmpty && files.isEmpty && !hasHooked }
     }
 
     /// The group that a domain is checkpointed with; nil if only its memory is.
@@ -118,9 +129,12 @@ struct XenDiskFinder: Sendable {
     func disks(of domain: XenHost.Domain) throws(GuestError) -> Found {
         var found = Found()
         guard try !host.hasForeignDisks(domain) else {
-            throw inability(domain, XenDiskFinder.foreign)
+            throw inability(domain, XenDiskFinder.foreign, XenDiskFinder.foreignRemedy)
         }
-        for disk in try writable(domain) {
+        let disks = try writable(domain)
+        let hooked = disks.isEmpty ? [] : try hooked(disks, of: domain)
+        found.hasHooked = !hooked.isEmpty
+        for disk in disks where !hooked.contains(Array(disk.name.utf8)) {
             switch disk.backend {
             case .blockDevice:
                 let path = FilePath(disk.path)
@@ -135,6 +149,24 @@ struct XenDiskFinder: Sendable {
             }
         }
         return found
+    }
+
+    /// The names of the disks that the command cuts, in bytes: `==` of strings takes different ones
+    /// for one name if they look equal.
+    func hooked(
+        _ disks: [XenDisk], of domain: XenHost.Domain
+    ) throws(GuestError) -> Set<[UInt8]> {
+        guard !options.command.isEmpty else { return [] }
+        let known = Set(disks.map { Array($0.name.utf8) })
+        let names = try DiskCheck.hooked(options.command).map(\.name)
+        for name in names where !known.contains(Array(name.utf8)) {
+            throw GuestError(
+                code: .invalidOption,
+                message: "the command \(PrintableText.escape(options.command[0])) cuts a disk "
+                    + "'\(PrintableText.escape(name))', and domain \(domain.name) can write to no "
+                    + "disk of that name; name disks as the domain's configuration does")
+        }
+        return Set(names.map { Array($0.utf8) })
     }
 
     static let foreign = "a disk of it is provided by another domain than dom0, or not by blkback"
@@ -162,7 +194,7 @@ struct XenDiskFinder: Sendable {
         return try !writable(domain).isEmpty
     }
 
-    private func writable(_ domain: XenHost.Domain) throws(GuestError) -> [XenDisk] {
+    func writable(_ domain: XenHost.Domain) throws(GuestError) -> [XenDisk] {
         try host.disks(of: domain).filter { !$0.isReadOnly && !$0.isCDROM }
     }
 
@@ -171,12 +203,17 @@ struct XenDiskFinder: Sendable {
         options.directory(ofDomain: domain.uuid)
     }
 
-    private func inability(_ domain: XenHost.Domain, _ reason: String) -> GuestError {
+    private func inability(
+        _ domain: XenHost.Domain, _ reason: String, _ remedy: String = XenDiskFinder.remedy
+    ) -> GuestError {
         GuestError(
             code: .unsupported,
             message: "domain \(domain.name) cannot be checkpointed with its disks: \(reason); "
-                + XenDiskFinder.remedy + ", or take its memory only (--no-disks)")
+                + remedy + ", or take its memory only (--no-disks)")
     }
 
-    static let remedy = "use thin volumes or raw files on XFS or btrfs, or provide a hook"
+    static let foreignRemedy = "let blkback in dom0 serve its disks"
+    static let remedy =
+        "use thin volumes or raw files on XFS or btrfs, or name a command that cuts it "
+        + "(--disk-command)"
 }

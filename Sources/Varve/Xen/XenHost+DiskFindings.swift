@@ -23,16 +23,26 @@ struct DiskDoctor {
 
     func findings(of domain: XenHost.Domain) throws(GuestError) -> [XenHost.Finding] {
         var found: [XenHost.Finding] = []
+        let hooked: Set<[UInt8]>
+        do throws(GuestError) {
+            hooked = try finder.hooked(finder.writable(domain), of: domain)
+        } catch {
+            hooked = []
+            found.append(
+                XenHost.Finding(subject: "disk command", grade: .missing, text: error.message))
+        }
         for disk in try finder.host.disks(of: domain) {
-            let (grade, text) = DiskDoctor.examine(
-                disk, of: domain.kind, finder.options, finder.mapper)
+            let (grade, text) =
+                domain.kind != .pv && hooked.contains(Array(disk.name.utf8))
+                ? (.good, "is cut by \(PrintableText.escape(finder.options.command[0]))")
+                : DiskDoctor.examine(disk, of: domain.kind, finder.options, finder.mapper)
             found.append(XenHost.Finding(subject: "disk \(disk.name)", grade: grade, text: text))
         }
         if try finder.host.hasForeignDisks(domain) {
             found.append(
                 XenHost.Finding(
                     subject: "disks", grade: .missing,
-                    text: "\(XenDiskFinder.foreign); \(XenDiskFinder.remedy)"))
+                    text: "\(XenDiskFinder.foreign); \(XenDiskFinder.foreignRemedy)"))
         }
         return found + leftovers(of: domain)
     }
