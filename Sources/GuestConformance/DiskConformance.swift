@@ -24,6 +24,9 @@ public enum DiskConformanceCheck: Int, CaseIterable, Sendable {
     case releasedCutIsGone = 9
     /// A cut that was read is found again by its name after its owner is gone.
     case standingCutIsFound = 10
+    /// What `RevertibleDisks.write` wrote is in the next cut and among its changed blocks, and
+    /// `resize` cuts off, or adds zeros. Not run for another group.
+    case revertedDisksAreWritten = 11
 }
 
 extension DiskConformanceCheck {

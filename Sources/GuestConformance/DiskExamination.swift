@@ -8,9 +8,9 @@ struct DiskExamination {
 
     private let subject: DiskConformanceSubject
     private var group: (any DiskGroup)?
-    private let disks: [GuestDisk]
+    let disks: [GuestDisk]
     /// Whole blocks of each disk that are written and compared, ascending.
-    private let sample: [[UInt64]]
+    let sample: [[UInt64]]
     private var random: Examination.Draws
 
     init(_ subject: DiskConformanceSubject, seed: UInt64) throws {
@@ -46,25 +46,35 @@ struct DiskExamination {
         case .releaseLeavesOthers: try releaseLeavesOthers()
         case .releasedCutIsGone: try releasedCutIsGone()
         case .standingCutIsFound: try standingCutIsFound()
+        case .revertedDisksAreWritten: try revertedDisksAreWritten()
         }
     }
 
     // MARK: - What checks do
 
-    private func openGroup() throws -> any DiskGroup {
+    func openGroup() throws -> any DiskGroup {
         guard let group else { throw Finding("the check has closed its group") }
         return group
     }
 
-    private func makeCut() throws -> any DiskCut {
+    func makeCut() throws -> any DiskCut {
         let cut = try openGroup().prepareCut()
         _ = try cut.cut(within: .seconds(60))
         guard cut.disks == disks else { throw Finding("the cut has other disks than the group") }
         return cut
     }
 
-    /// Writes to some blocks of each disk; returns the bytes that each has now.
-    private mutating func write() throws -> [[UInt64: [UInt8]]] {
+    /// Writes to some blocks of each disk as the guest does; returns the bytes that each has now.
+    mutating func write() throws -> [[UInt64: [UInt8]]] {
+        let subject = subject
+        return try write { index, block, bytes in
+            try subject.write(index, block * UInt64(Page.byteCount), bytes)
+        }
+    }
+
+    mutating func write(
+        _ body: (Int, UInt64, [UInt8]) throws -> Void
+    ) throws -> [[UInt64: [UInt8]]] {
         var written: [[UInt64: [UInt8]]] = []
         for index in disks.indices {
             var blocks: [UInt64: [UInt8]] = [:]
@@ -73,7 +83,7 @@ struct DiskExamination {
                 let bytes = (0..<Page.byteCount).map { _ in
                     UInt8.random(in: 0...255, using: &random)
                 }
-                try subject.write(index, block * UInt64(Page.byteCount), bytes)
+                try body(index, block, bytes)
                 blocks[block] = bytes
             }
             written.append(blocks)
@@ -82,7 +92,7 @@ struct DiskExamination {
     }
 
     /// Reads blocks into memory that was filled with a byte, with a page before and after it.
-    private static func read(
+    static func read(
         _ cut: any DiskCut, _ index: Int, _ blocks: BlockRange, over filler: UInt8 = 0xa5
     ) throws -> [UInt8] {
         let count = blocks.count * Page.byteCount
@@ -100,13 +110,13 @@ struct DiskExamination {
         return [UInt8](place)
     }
 
-    private func readSample(_ cut: any DiskCut) throws -> [[[UInt8]]] {
+    func readSample(_ cut: any DiskCut) throws -> [[[UInt8]]] {
         try disks.indices.map { index in
             try sample[index].map { try DiskExamination.read(cut, index, $0..<$0 + 1) }
         }
     }
 
-    private func expect(
+    func expect(
         _ cut: any DiskCut, _ contents: [[[UInt8]]], _ problem: String
     ) throws {
         for (index, blocks) in try readSample(cut).enumerated() {
@@ -119,7 +129,7 @@ struct DiskExamination {
     }
 
     /// Contents after writes.
-    private func contents(
+    func contents(
         _ contents: [[[UInt8]]], after written: [[UInt64: [UInt8]]]
     ) -> [[[UInt8]]] {
         disks.indices.map { index in

@@ -79,6 +79,7 @@ public protocol RevertibleDisks: DiskGroup {
     /// - Parameters:
     ///   - disk: the name of one that is there.
     ///   - byteCount: a size that it had before: in a checkpoint, or at the cut.
+    /// - Throws: `unsupported` if its size never changes, as that of a device.
     func resize(_ disk: String, to byteCount: UInt64) throws(GuestError)
 
     /// Writes blocks of a disk. The next cut contains them; they need not be durable.
