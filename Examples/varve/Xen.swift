@@ -11,7 +11,7 @@ struct Xen: ParsableCommand {
             """,
         subcommands: [
             XenList.self, XenCheckpoint.self, XenRestoreCommand.self, XenRevert.self,
-            XenDoctor.self, XenGuardCommand.self, XenDiskGuardCommand.self,
+            XenDoctor.self, XenMonitorCommand.self, XenGuardCommand.self, XenDiskGuardCommand.self,
         ])
 
     mutating func run() throws {
@@ -330,10 +330,11 @@ extension XenDiskOptions {
 }
 
 extension XenDomain.Options {
-    /// The options, with this program as the guard.
+    /// The options, with this program as the guard and the monitor.
     static var tool: XenDomain.Options {
         var options = XenDomain.Options()
         options.guardCommand = ["/proc/self/exe", "xen", "guard"]
+        options.monitorCommand = ["/proc/self/exe", "xen", "monitor", "--background"]
         return options
     }
 }

@@ -69,7 +69,12 @@ import XenStream
             return Dictionary(uniqueKeysWithValues: findings.map { ($0.subject, $0.grade) })
         }
         var found = try grades("3")
+        // There is no process of xl's here.
+        #expect(found.removeValue(forKey: "monitor") == .limited)
         #expect(Set(found.values) == [.good] && found.count == 4)
+        let lock = try DomainLock(of: 3, as: .monitor, in: xen.lockDirectory)
+        #expect(try grades("3")["monitor"] == .good)
+        withExtendedLifetime(lock) {}
         xen.with { state in
             state.store["/local/domain/3/control/feature-suspend"] = nil
             state.store["/local/domain/3/device/vbd/51712/state"] = "4"

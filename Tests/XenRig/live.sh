@@ -372,6 +372,46 @@ live_owner() {
     $varve xen checkpoint pvh second && $varve verify store && $varve verify second
 }
 
+# xl's process for a domain's end ends at the first suspension; Varve's monitor takes its place, and
+# does what the configuration says, also after a restart and a revert.
+live_monitor() {
+    xl destroy pvh 2>/dev/null
+    rm -f /var/log/xen/varve-pvh.log
+    start_guest pvh 'on_poweroff = "destroy"' 'on_reboot = "restart"' && settle pvh || return 1
+    monitored "xl's process" || return 1
+    $varve xen checkpoint pvh store || return 1
+    eventually "xl's process is still there" eval "! ps | grep -q '[x]l create'" || return 1
+    monitored 'already monitors' || return 1
+    first=$(xl domid pvh)
+    : >/var/log/xen/guest-pvh.log
+    xl reboot pvh || return 1
+    eventually "it was not started again" new_domain "$first" || return 1
+    wait_console pvh 'dirtier: ready' 120 && settle pvh || return 1
+    monitored 'already monitors' || return 1
+    $varve xen checkpoint pvh store && settle pvh && $varve xen revert pvh store pvh || return 1
+    goes_on pvh && xl shutdown pvh || return 1
+    eventually "it was not destroyed" eval '! xl domid pvh >/dev/null 2>&1' || return 1
+    eventually "the monitor is still there" eval "! ps | grep -q '[x]en monitor'" || return 1
+    sed 's/^/# /' /var/log/xen/varve-pvh.log
+    [ "$(wc -l </var/log/xen/varve-pvh.log)" -eq 2 ] || fail "not two sentences in its log"
+}
+# monitored WORDS: what the doctor says of the process that waits for the domain's end.
+monitored() {
+    $varve xen doctor pvh | grep "monitor: good: .*$1" || { $varve xen doctor pvh; fail "no $1"; }
+}
+# eventually COMPLAINT COMMAND...: waits 60 s until the command succeeds.
+eventually() {
+    complaint=$1
+    shift
+    tries=300
+    until "$@"; do
+        tries=$((tries - 1))
+        [ $tries -gt 0 ] || fail "$complaint" || return 1
+        sleep 0.2
+    done
+}
+new_domain() { now_id=$(xl domid pvh 2>/dev/null) && [ "$now_id" -ne "$1" ]; }
+
 # The effect of the emulation itself on guests in log-dirty mode; it proves nothing about Varve.
 #   Scripts/xen-test --all --only live-churn
 live_churn() {

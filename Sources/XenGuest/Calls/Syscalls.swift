@@ -81,3 +81,35 @@ func system_writeText(_ descriptor: Int32, _ text: String) {
     _ = ftruncate(descriptor, 0)
     _ = pwrite(descriptor, bytes, bytes.count, 0)
 }
+
+/// The names in a directory; none if it cannot be read.
+func system_names(in path: String) -> [String] {
+    guard let directory = opendir(path) else { return [] }
+    defer { closedir(directory) }
+    var names: [String] = []
+    while let entry = readdir(directory) {
+        names.append(
+            withUnsafeBytes(of: &entry.pointee.d_name) {
+                String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+            })
+    }
+    return names
+}
+
+/// The first 4096 bytes of a file; empty if it cannot be read.
+func system_text(of path: String) -> String {
+    let file = retrying { open(path, O_RDONLY | O_CLOEXEC) }
+    guard file >= 0 else { return "" }
+    defer { _ = close(file) }
+    var bytes = [UInt8](repeating: 0, count: 4096)
+    let count = read(file, &bytes, bytes.count)
+    return count > 0 ? String(decoding: bytes[..<count], as: UTF8.self) : ""
+}
+
+/// `readlink(2)`; nil if it is none.
+func system_target(ofLink path: String) -> String? {
+    var bytes = [CChar](repeating: 0, count: 4096)
+    let count = readlink(path, &bytes, bytes.count)
+    guard count > 0, count < bytes.count else { return nil }
+    return String(decoding: bytes[..<count].map(UInt8.init(bitPattern:)), as: UTF8.self)
+}

@@ -2,10 +2,12 @@ import Glibc
 import GuestModel
 import Synchronization
 
-// Among all processes of dom0, a domain's owner is the one that has its lock file.
+// Among all processes of dom0, a domain's owner is the one that has its lock file, and so is its
+// monitor.
 //
 //   /run/varve                  0700, owned by this user
 //   /run/varve/domain-7.lock    0600; locked by flock(2), contains the owner's process ID
+//   /run/varve/monitor-7.lock   the monitor's, likewise
 //
 // The kernel releases a lock with the last descriptor of its file, so a process that dies leaves
 // none. The guard inherits the descriptor: even if the checkpointer is dead, no other process owns
@@ -14,6 +16,16 @@ import Synchronization
 
 /// The lock of one domain, until this is released.
 final class DomainLock: Sendable {
+    /// What the holder of a lock does with the domain.
+    enum Role: String {
+        case owner = "domain"
+        case monitor
+
+        fileprivate var excluded: String {
+            self == .owner ? "a second checkpointer" : "a second monitor"
+        }
+    }
+
     /// At least 3, so that it is never one of a child's standard streams.
     let descriptor: Int32
     private let isLeft = Atomic<Bool>(false)
@@ -22,12 +34,15 @@ final class DomainLock: Sendable {
     ///
     /// - Throws: `busy` if a process holds it, this one included; `unavailable` if directory or
     ///   file cannot be created, or are not safe to use: the domain is not taken over then.
-    init(of domain: UInt32, in directory: String) throws(GuestError) {
-        let path = "\(directory)/domain-\(domain).lock"
-        let folder = try DomainLock.open(directory, domain)
+    init(
+        of domain: UInt32, as role: Role = .owner, in directory: String
+    ) throws(GuestError) {
+        let name = "\(role.rawValue)-\(domain).lock"
+        let path = "\(directory)/\(name)"
+        let folder = try DomainLock.open(directory, domain, role)
         defer { system_close(folder) }
-        let file = system_openAt(folder, "domain-\(domain).lock")
-        guard file >= 0 else { throw DomainLock.unavailable(path, domain, errno) }
+        let file = system_openAt(folder, name)
+        guard file >= 0 else { throw DomainLock.unavailable(path, domain, role, errno) }
         guard system_isRegularFile(file) else {
             system_close(file)
             throw GuestError(
@@ -38,8 +53,10 @@ final class DomainLock: Sendable {
             let code = errno
             let owner = system_readText(file)
             system_close(file)
-            guard code == EWOULDBLOCK else { throw DomainLock.unavailable(path, domain, code) }
-            throw DomainLock.busy(domain, owner, path)
+            guard code == EWOULDBLOCK else {
+                throw DomainLock.unavailable(path, domain, role, code)
+            }
+            throw DomainLock.busy(domain, role, owner, path)
         }
         system_writeText(file, "\(getpid())\n")
         descriptor = file
@@ -56,12 +73,14 @@ final class DomainLock: Sendable {
     func leaveToGuard() { isLeft.store(true, ordering: .relaxed) }
 
     /// Opens the directory, and creates it if it is missing.
-    private static func open(_ directory: String, _ domain: UInt32) throws(GuestError) -> Int32 {
+    private static func open(
+        _ directory: String, _ domain: UInt32, _ role: Role
+    ) throws(GuestError) -> Int32 {
         if system_makeDirectory(directory) != 0 && errno != EEXIST {
-            throw unavailable(directory, domain, errno)
+            throw unavailable(directory, domain, role, errno)
         }
         let folder = system_openDirectory(directory)
-        guard folder >= 0 else { throw unavailable(directory, domain, errno) }
+        guard folder >= 0 else { throw unavailable(directory, domain, role, errno) }
         guard system_isPrivate(folder) else {
             system_close(folder)
             throw GuestError(
@@ -72,11 +91,17 @@ final class DomainLock: Sendable {
         return folder
     }
 
-    private static func busy(_ domain: UInt32, _ owner: String, _ path: String) -> GuestError {
+    private static func busy(
+        _ domain: UInt32, _ role: Role, _ owner: String, _ path: String
+    ) -> GuestError {
         let process = UInt32(owner.prefix { $0.isNumber })
         let holder =
             process == UInt32(getpid())
             ? "this process" : process.map { "process \($0), or its guard," } ?? "another process"
+        guard role == .owner else {
+            return GuestError(
+                code: .busy, message: "\(holder) already monitors domain \(domain) (\(path))")
+        }
         return GuestError(
             code: .busy,
             message: "\(holder) already owns domain \(domain) (\(path)); end that first: "
@@ -84,11 +109,11 @@ final class DomainLock: Sendable {
     }
 
     private static func unavailable(
-        _ path: String, _ domain: UInt32, _ code: Int32
+        _ path: String, _ domain: UInt32, _ role: Role, _ code: Int32
     ) -> GuestError {
         GuestError(
             code: .unavailable,
-            message: "\(path), which excludes a second checkpointer of domain \(domain), cannot be "
+            message: "\(path), which excludes \(role.excluded) of domain \(domain), cannot be "
                 + "opened: \(String(cString: strerror(code))); run as root, or name a directory "
                 + "that all checkpointers of this host use (XenDomain.Options.lockDirectory)",
             errno: code)

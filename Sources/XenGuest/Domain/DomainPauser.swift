@@ -45,6 +45,9 @@ final class DomainPauser: Sendable {
         guardian = try options.guardCommand.map { (command) throws(GuestError) in
             try XenGuard(command: command, domain: domainID, lock: lock)
         }
+        if let command = options.monitorCommand, kind == .suspend {
+            try XenMonitor.takeOver(from: XLMonitor(), of: domainID, command, calls)
+        }
     }
 
     deinit {

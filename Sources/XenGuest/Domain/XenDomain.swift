@@ -34,6 +34,14 @@ public final class XenDomain: Sendable {
         /// Such a program calls `XenGuard.run`. Without one, a domain whose checkpointer dies in
         /// the pause stays paused.
         public var guardCommand: [String]?
+        /// The program and arguments of the monitor, for example `["/usr/bin/varve", "xen",
+        /// "monitor", "--background"]`; the domain ID follows.
+        ///
+        /// Such a program calls `XenMonitor.run`. It is started if a process of xl's waits for the
+        /// domain's end now, because that one ends at the first suspension; it stays when this
+        /// process ends. Without one, the domain's `on_poweroff`, `on_reboot` and `on_crash` are not
+        /// carried out from the first suspension on.
+        public var monitorCommand: [String]?
         /// The directory for the locks of domains; nil: `/run/varve`.
         ///
         /// Created with mode 0700 if it is missing; its parent must exist. All checkpointers of a

@@ -4,13 +4,17 @@ public import XenStream
 /// The host's domains, and what it supports.
 public final class XenHost: Sendable {
     let calls: any XenCalls
+    let xl: XLMonitor
 
     /// Opens Xen's interfaces; throws one sentence if this is not dom0, or not root.
     public convenience init() throws(GuestError) {
         self.init(calls: try LibxenCalls())
     }
 
-    package init(calls: any XenCalls) { self.calls = calls }
+    package init(calls: any XenCalls) {
+        self.calls = calls
+        xl = XLMonitor()
+    }
 
     /// A domain in a list.
     public struct Domain: Hashable, Sendable {
@@ -156,6 +160,8 @@ public final class XenHost: Sendable {
         } else {
             add("log-dirty", .good, "no passthrough device prevents it")
         }
+        let (grade, text) = XenHost.monitor(of: domain, calls, xl)
+        add("monitor", grade, text)
         let others = try XenDomain.backends(of: domain.domainID, calls)
         add(
             "devices", others.isEmpty ? .good : .limited,
@@ -164,6 +170,27 @@ public final class XenHost: Sendable {
                 : others.joined(separator: ", ")
                     + ": restore as a new domain works, revert in place is refused")
         return found
+    }
+
+    /// Which process carries out what the configuration says of the domain's end.
+    private static func monitor(
+        of domain: Domain, _ calls: any XenCalls, _ xl: XLMonitor
+    ) -> (Finding.Grade, String) {
+        if let process = xl.process(ofDomainNamed: domain.name) {
+            return (.good, "xl's process \(process), which ends at the first suspension")
+        }
+        do throws(GuestError) {
+            let lock = try DomainLock(of: domain.domainID, as: .monitor, in: calls.lockDirectory)
+            withExtendedLifetime(lock) {}
+        } catch {
+            return error.code == .busy ? (.good, error.message) : (.limited, error.message)
+        }
+        return (
+            .limited,
+            "neither xl nor Varve has a process that carries out on_poweroff, on_reboot and "
+                + "on_crash: xl's ends when a domain suspends; 'varve xen monitor "
+                + "\(domain.domainID)' is one"
+        )
     }
 
     /// Whether the log of a PV domain is available.

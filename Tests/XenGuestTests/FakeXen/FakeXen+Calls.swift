@@ -306,7 +306,7 @@ extension FakeXen {
     }
 
     func waitForRelease(milliseconds: Int) throws(GuestError) {
-        try call("waitForRelease") { _ in }
+        try call("waitForRelease") { $0.duringWait }?()
         usleep(UInt32(min(milliseconds, 1)) * 1000)
     }
 

@@ -31,6 +31,8 @@ final class FakeXen: XenCalls {
         var fault: (callsLeft: Int, errno: Int32)?
         /// Calls until nodes of xenstore vanish, and how their paths begin.
         var removal: (callsLeft: Int, prefixes: [String])?
+        /// What happens while an end is waited for.
+        var duringWait: (@Sendable () -> Void)?
         /// What libxl knows of each domain.
         var configuration = FakeXen.configuration
         /// The stream that `save` writes, epoch after epoch.
