@@ -55,6 +55,10 @@ enum Interruption {
         pthread_sigmask(SIG_BLOCK, &set, nil)
         _ = cancellation
         let waiter = SignalWaiter(set: set, wakeup: ends[1])
+        // One that came before is not left to a thread, which may be late: nothing is begun.
+        var noTime = timespec()
+        let pending = sigtimedwait(&set, nil, &noTime)
+        if pending > 0 { return waiter.end(by: pending) }
         var thread = pthread_t()
         let code = pthread_create(
             &thread, nil,
@@ -81,6 +85,10 @@ enum Interruption {
             var set = set
             var number: Int32 = 0
             guard sigwait(&set, &number) == 0 else { return }
+            end(by: number)
+        }
+
+        func end(by number: Int32) {
             signal.store(number, ordering: .relaxed)
             cancellation.cancel()
             close(wakeup)
