@@ -511,10 +511,12 @@ disk_errors() {
     storage linear && [ $status -eq 0 ] && complete || return 1
     xl destroy disk
 }
-# asynchronous_guest: a new guest whose only writes are 16 asynchronous ones at a time. Its
-# suspension waits for none of them.
+# asynchronous_guest: a new guest, with a new store, whose only writes are 16 asynchronous ones at a
+# time. Its suspension waits for none of them.
 asynchronous_guest() {
     xl destroy disk 2>/dev/null
+    rm -r store
+    $varve init store >/dev/null || return 1
     make_pool || return 1
     disk_config disk a b \
         'extra = "console=hvc0 quiet mitigations=off diskkeeper.only=asynchronous"'
