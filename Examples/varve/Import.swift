@@ -223,7 +223,11 @@ struct Import: ParsableCommand {
 extension Checkpoint {
     /// `1a2b3c4d web: 10 of 100 pages changed, 1.5 KiB added`.
     var summaryLine: String {
-        "\(id.short) \(lineage): \(changedPageCount) of \(counted(pageCount, "page")) changed, "
-            + "\(Format.bytes(addedByteCount)) added"
+        // Pages that were removed have changed, too.
+        let changed =
+            changedPageCount <= pageCount
+            ? "\(changedPageCount) of \(counted(pageCount, "page")) changed"
+            : "\(changedPageCount) changed, \(counted(pageCount, "page")) left"
+        return "\(id.short) \(lineage): \(changed), \(Format.bytes(addedByteCount)) added"
     }
 }

@@ -142,12 +142,18 @@ struct Repair: ParsableCommand {
     }
 
     private func reason(_ loss: RepairPlan.Loss) -> String {
-        let count = loss.frames.reduce(0) { $0 + $1.count }
-        guard let first = loss.frames.first else {
+        let parts = loss.volumes.map { volume in
+            let count = volume.frames.reduce(0) { $0 + $1.count }
+            let first = volume.frames.first?.first ?? PageFrameNumber(0)
+            let more = volume.frames.count > 1 ? " on" : ""
+            return volume.disk.map {
+                "\(counted(count, "block")) of disk \($0), from \(first.rawValue)\(more)"
+            } ?? "\(counted(count, "frame")), from \(first)\(more)"
+        }
+        guard !parts.isEmpty else {
             return "\(loss.reason.object) in \(loss.reason.file) at offset \(loss.reason.offset)"
         }
-        let more = loss.frames.count > 1 ? " on" : ""
-        return "\(counted(count, "frame")), from \(first.first)\(more)"
+        return parts.joined(separator: ", ")
     }
 
     // MARK: - JSON
@@ -201,8 +207,17 @@ struct Repair: ParsableCommand {
     }
 
     private func fields(_ loss: RepairPlan.Loss) -> [(String, JSON)] {
-        let frames = loss.frames.map { run in
-            JSON.array([.integer(Int(run.first.rawValue)), .integer(run.count)])
+        func runs(_ frames: [PageRange]) -> JSON {
+            .array(
+                frames.map { run in
+                    JSON.array([.integer(Int(run.first.rawValue)), .integer(run.count)])
+                })
+        }
+        let memory = loss.volumes.first { $0.disk == nil }?.frames ?? []
+        let disks = loss.volumes.compactMap { volume in
+            volume.disk.map {
+                JSON.object([("name", .string($0)), ("blocks", runs(volume.frames))])
+            }
         }
         return [
             ("id", .string(loss.id.description)),
@@ -212,7 +227,8 @@ struct Repair: ParsableCommand {
             ("offset", .integer(Int(loss.reason.offset))),
             ("object", .string(loss.reason.object)),
             ("reason", .string(loss.reason.reason)),
-            ("frames", .array(frames)),
+            ("frames", runs(memory)),
+            ("disks", .array(disks)),
         ]
     }
 }

@@ -46,8 +46,8 @@ struct VolumeSources {
         sources.append(source)
         guard let file = try source.anyOrderFile() else {
             throw ToolError(
-                "\(source.name) is neither a file nor a block device; volumes are read in any "
-                    + "order, so name a file")
+                "\(source.name) is read in order, and volumes are read in any; name a regular "
+                    + "file or a block device")
         }
         let head = try source.peek(ImageContainer.byteCount)
         if let container = head.withUnsafeBytes({ ImageContainer(detecting: $0) }),

@@ -17,6 +17,8 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+const int clinux_unnamed_file = O_TMPFILE;
+
 // struct pm_scan_arg, Linux 6.7.
 struct clinux_pm_scan_arg {
     uint64_t size;

@@ -135,8 +135,11 @@ public struct Corruption: Hashable, Sendable {
     public let reason: String
     /// The checkpoint on whose behalf it was read, if known.
     public var checkpoint: CheckpointID?
-    /// The guest frame that cannot be read, if it is one.
+    /// The frame that cannot be read, if it is one; of a disk, its volume's number is in bits 36 to
+    /// 51, and its block of 4 KiB below.
     public var frame: PageFrameNumber?
+    /// The name of the disk to which the frame belongs, if it is known.
+    public var disk: String?
     /// True if nothing in the pack can be read: it is missing, or its envelope is damaged.
     package let isOfWholePack: Bool
 
@@ -159,7 +162,12 @@ extension Corruption: CustomStringConvertible {
     /// One sentence.
     public var description: String {
         var text = "\(file) is damaged at offset \(offset) (\(object)): \(reason)"
-        if let frame { text += "; guest frame \(frame) is affected" }
+        if let frame, frame.volume == .memory {
+            text += "; guest frame \(frame) is affected"
+        } else if let frame {
+            let name = disk.map { "disk \(PrintableText.escape($0))" } ?? "a disk"
+            text += "; block \(frame.inVolume.rawValue) of \(name) is affected"
+        }
         if let checkpoint { text += "; found for checkpoint \(checkpoint.short)" }
         return text
     }
@@ -168,11 +176,13 @@ extension Corruption: CustomStringConvertible {
 extension RepositoryError {
     /// The same error; a corruption also names the checkpoint for which it was found.
     package func attributed(
-        to checkpoint: CheckpointID, frame: PageFrameNumber? = nil
+        to checkpoint: CheckpointID, frame: PageFrameNumber? = nil, disk: String? = nil
     ) -> RepositoryError {
         guard var corruption else { return self }
         corruption.checkpoint = corruption.checkpoint ?? checkpoint
-        corruption.frame = corruption.frame ?? frame
+        // With the number of its volume, which the reader of a page does not know.
+        corruption.frame = frame ?? corruption.frame
+        corruption.disk = corruption.disk ?? disk
         return RepositoryError(corruption)
     }
 }

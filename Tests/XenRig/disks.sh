@@ -549,7 +549,8 @@ disk_times() {
             }
             list="$list\"phy:/dev/mapper/$name,xvd$name,w\", "
         done
-        disk_config disk a b "disk = [ $list ]" \
+        # Each disk needs memory, too.
+        disk_config disk a b "disk = [ $list ]" 'memory = 192' 'maxmem = 192' \
             'extra = "console=hvc0 quiet mitigations=off diskwriters"'
         start_disk_guest disk && sleep 5 || return 1
         $varve init store-$number >/dev/null

@@ -8,16 +8,13 @@
 //
 // Every function returns -1 and sets errno on failure, like the underlying call.
 
-#include <fcntl.h>
+// No header of the C library that declares structures or calls: Swift would take them for this
+// module's, and every file that uses them would have to import it.
 #include <stddef.h>
 #include <stdint.h>
 
 /// O_TMPFILE of open(2), a file without a name in a directory; needs _GNU_SOURCE.
-#ifdef O_TMPFILE
-static const int clinux_unnamed_file = O_TMPFILE;
-#else
-static const int clinux_unnamed_file = __O_TMPFILE;
-#endif
+extern const int clinux_unnamed_file;
 
 /// A run of pages with equal categories. `struct page_region`.
 struct clinux_page_region {

@@ -95,7 +95,8 @@ extension Repository {
     /// They must be of one instant. The checkpoint has exactly these volumes: a disk of the
     /// lineage's newest checkpoint that is not given has been removed, and an import without disks
     /// into a lineage that has some is refused with `invalidOption` unless
-    /// `CaptureOptions.omitsDisks` is set. A disk that is known by its name may have another size.
+    /// `CaptureOptions.omitsDisks` is set; so is one without memory into a lineage that has some,
+    /// unless `CaptureOptions.acceptsGuestChange` is. A disk that is known by its name may have another size.
     /// Needs memory for the page maps of all volumes. Blocks. When it throws, also because it was
     /// cancelled, nothing is published.
     ///
@@ -125,7 +126,9 @@ extension Repository {
         return try importImage(
             lineage: lineage, label: label, options: options, disks: source, control
         ) { (stream) throws in
-            guard let memory else { return }
+            guard let memory else {
+                return try ImageStaging.checkNoMemory(against: stream.parent, options)
+            }
             try ImageStaging.check(byteCount: memory.byteCount)
             let pageCount = memory.byteCount / Page.byteCount
             try ImageStaging.check(pageCount: pageCount, against: stream.parent)
@@ -204,7 +207,9 @@ private enum ImageStaging {
                     first: PageFrameNumber(UInt64(pageCount)), count: filled / Page.byteCount)
             }
             pageCount += count
-            if let parent = stream.parent, pageCount > parent.memory.pageCount {
+            if let parent = stream.parent, parent.memory.pageCount > 0,
+                pageCount > parent.memory.pageCount
+            {
                 try check(pageCount: pageCount, against: parent)
             }
             guard count > 0 else { continue }
@@ -223,7 +228,19 @@ private enum ImageStaging {
         }
     }
 
-    /// An image must have pages, and as many as its lineage's newest checkpoint.
+    /// A lineage with memory gets checkpoints without it only if that was said.
+    static func checkNoMemory(
+        against parent: Checkpoint?, _ options: CaptureOptions
+    ) throws(CheckpointError) {
+        guard let parent, parent.memory.pageCount > 0, !options.acceptsGuestChange else { return }
+        throw CheckpointError(
+            .invalidOption,
+            "the newest checkpoint of lineage '\(parent.lineage)' has memory, and there is no image "
+                + "of it; name it too, or say that the lineage goes on without "
+                + "(--accept-guest-change, CaptureOptions.acceptsGuestChange)")
+    }
+
+    /// An image must have pages, and as many as its lineage's newest checkpoint, if that has memory.
     static func check(
         pageCount: Int, against parent: Checkpoint?
     ) throws(CheckpointError) {
@@ -234,7 +251,7 @@ private enum ImageStaging {
             throw CheckpointError(
                 .sizeMismatch, "the image has \(pageCount) pages, and at most 2^32 can be imported")
         }
-        guard let parent, pageCount != parent.memory.pageCount else { return }
+        guard let parent, ![0, pageCount].contains(parent.memory.pageCount) else { return }
         throw CheckpointError(
             .sizeMismatch,
             "the image is \(pageCount > parent.memory.pageCount ? "larger" : "smaller") than the "

@@ -15,6 +15,7 @@ final class JobDisks: Sendable {
     func prepare() throws(CheckpointError) {
         guard cut.withLock({ $0 }) == nil else { return }
         do {
+            try disks.checkWhole()
             // Names and sizes that no checkpoint can have are refused while the guest runs.
             var table = VolumeTable()
             _ = try table.adopt(try disks.group.disks())

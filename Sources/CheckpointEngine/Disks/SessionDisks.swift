@@ -27,6 +27,8 @@ final class SessionDisks: Sendable {
         /// Cuts that are to be dropped.
         var retired: [any DiskCut] = []
         var failure: GuestError?
+        /// The checkpoint of a revert that failed and left memory and disks of two instants.
+        var mixedBy: CheckpointID?
     }
 
     let group: any DiskGroup
@@ -82,16 +84,28 @@ final class SessionDisks: Sendable {
         state.withLock { state in
             if let last = state.last { state.retired.append(last.cut) }
             state.last = Last(checkpoint: checkpoint, cut: cut, written: written)
+            state.mixedBy = nil
         }
         cut.readingEnded()
     }
 
-    /// Notes that it is not known any more what the disks have in common with a checkpoint.
-    func forget() {
+    /// Notes that memory and disks are of two instants, until a revert succeeds: a checkpoint of
+    /// them would look like any other.
+    func forget(mixedBy checkpoint: CheckpointID) {
         state.withLock { state in
             if let last = state.last { state.retired.append(last.cut) }
             state.last = nil
+            state.mixedBy = checkpoint
         }
+    }
+
+    /// Throws if memory and disks are of two instants.
+    func checkWhole() throws(GuestError) {
+        guard let checkpoint = state.withLock({ $0.mixedBy }) else { return }
+        throw GuestError(
+            code: .stateRejected,
+            message: "memory and disks are of two instants since a revert to \(checkpoint.short) "
+                + "failed, and are not captured so; revert again, or restore it as a new guest")
     }
 
     /// Notes that a checkpoint with a cut's disks exists.

@@ -1,3 +1,4 @@
+import CheckpointFormat
 import CheckpointIndex
 import CheckpointStore
 import GuestModel
@@ -55,6 +56,7 @@ struct PageSupply: Sendable {
         let results = Mutex<(bytes: Int, failure: (any Error)?)>((0, nil))
         let nextShare = Atomic(0)
         let (repository, id, volume, control) = (repository, checkpoint.id, volume, control)
+        let disk = volume == .memory ? nil : checkpoint.manifest.volume(volume)?.name
         Threads.concurrently(threadCount) { _ in
             do {
                 var fetcher = try PageFetcher(repository)
@@ -68,7 +70,8 @@ struct PageSupply: Sendable {
                         requests[start..<end], place: target.place,
                         damaged: { corruption, request in
                             throw RepositoryError(corruption).attributed(
-                                to: id, frame: PageFrameNumber(request.frame.rawValue, in: volume))
+                                to: id, frame: PageFrameNumber(request.frame.rawValue, in: volume),
+                                disk: disk)
                         }, deliver: target.take)
                 }
                 let bytes = fetcher.bytesRead

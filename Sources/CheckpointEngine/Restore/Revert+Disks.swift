@@ -89,6 +89,7 @@ final class DiskRevert {
     private var cut: (any DiskCut)?
     /// The cut of the newest checkpoint, and blocks that differ from it in that checkpoint.
     private var last: SessionDisks.Last?
+    private var cutBudget = Duration.zero
     private let buffer = PageMemory.allocate(
         byteCount: DiskRevert.batchBlockCount * Page.byteCount)
 
@@ -192,6 +193,7 @@ final class DiskRevert {
     /// - Returns: bytes read from packs.
     func plan(within budget: Duration) throws -> Int {
         let cut = madeCut
+        cutBudget = budget
         _ = try cut.cut(within: budget)
         let now = cut.disks
         try check(now)
@@ -353,8 +355,9 @@ final class DiskRevert {
                 failure = failure ?? error
             }
         }
-        guard let failure else { return }
-        disks.forget()
+        // What cannot be written now may not have been written before either.
+        guard let failure, (try? areUnchanged()) != true else { return }
+        disks.forget(mixedBy: target.id)
         throw CheckpointError(
             .guest,
             "the revert to \(target.id.short) failed (\(error)), and what it wrote to the disks "
@@ -362,8 +365,41 @@ final class DiskRevert {
                 + "disks hold a part of the checkpoint: revert again, or restore it as a new guest")
     }
 
+    /// True if the disks are as they were cut, which a second cut tells.
+    private func areUnchanged() throws -> Bool {
+        let now = try group.prepareCut()
+        defer { disks.failed(now) }
+        _ = try now.cut(within: cutBudget)
+        let before = madeCut
+        let length = DiskRevert.batchBlockCount * Page.byteCount
+        let other = PageMemory.allocate(byteCount: length)
+        defer { PageMemory.deallocate(other) }
+        for part in parts where part.isResized || part.writtenRunCount > 0 {
+            guard let index = now.disks.firstIndex(where: { NameForm.areSame($0.name, part.name) }),
+                now.disks[index].byteCount == part.nowByteCount
+            else { return false }
+            try forEachBatch(of: try replaced(part, before)) { batch in
+                let bytes = try read(batch, part, before)
+                let place = UnsafeMutableRawBufferPointer(rebasing: other[..<bytes.count])
+                try now.read(batch, ofDisk: index, into: place)
+                guard bytes.elementsEqual(place) else {
+                    throw GuestError(code: .callFailed, message: "block \(batch) differs")
+                }
+            }
+        }
+        return true
+    }
+
     private func takeBack(_ part: Part, _ cut: any DiskCut) throws {
         if part.isResized { try group.resize(part.name, to: part.nowByteCount) }
+        try forEachBatch(of: try replaced(part, cut)) { batch in
+            let bytes = try read(batch, part, cut)
+            try group.write(batch, of: part.name, from: bytes)
+        }
+    }
+
+    /// The blocks of a disk that may not be as they were cut.
+    private func replaced(_ part: Part, _ cut: any DiskCut) throws -> [BlockRange] {
         var ranges = Array(part.differing.prefix(part.writtenRunCount))
         if part.isResized, part.byteCount < part.nowByteCount {
             // What was cut off reads as zeros now.
@@ -371,11 +407,7 @@ final class DiskRevert {
             ranges += try cut.storedBlocks(ofDisk: part.index)
                 .map { $0.clamped(to: end..<part.nowBlockCount) }
         }
-        ranges = BlockLists.joined(ranges.map { $0.clamped(to: 0..<part.nowBlockCount) })
-        try forEachBatch(of: ranges) { batch in
-            let bytes = try read(batch, part, cut)
-            try group.write(batch, of: part.name, from: bytes)
-        }
+        return BlockLists.joined(ranges.map { $0.clamped(to: 0..<part.nowBlockCount) })
     }
 
     // MARK: - Afterwards
@@ -396,8 +428,9 @@ final class DiskRevert {
         cut = nil
     }
 
-    /// The disks are the checkpoint's, but not the memory: the next capture compares everything.
-    func leaveHalfway() { disks.forget() }
+    /// The disks are the checkpoint's, but not the memory: nothing is captured until a revert has
+    /// succeeded.
+    func leaveHalfway() { disks.forget(mixedBy: target.id) }
 
     /// Drops what is not needed any more, whatever became of the revert.
     func end() {

@@ -26,7 +26,10 @@ package struct VolumeRecord: Hashable, Sendable {
     /// Requests to a disk that were under way when it was cut; nil if that is unknown.
     package var requestsUnderWay: Int? {
         get { requests == 0 ? nil : Int(requests) - 1 }
-        set { requests = newValue.map { UInt16(min(max($0, 0), 0xfffe)) + 1 } ?? 0 }
+        set {
+            let count = newValue ?? -1
+            requests = count < 0 ? 0 : UInt16(min(count, 0xfffe)) + 1
+        }
     }
 
     /// One more than their number, at most 65,535; 0: unknown.

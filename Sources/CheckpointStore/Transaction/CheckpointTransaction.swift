@@ -382,8 +382,9 @@ extension VolumeRecord {
 }
 
 extension Duration {
+    /// Not negative: a provider of disks may measure with a clock that was set back.
     fileprivate var nanoseconds: UInt64 {
-        let (seconds, attoseconds) = components
+        let (seconds, attoseconds) = min(max(self, .zero), .seconds(1_000_000_000)).components
         return UInt64(seconds) * 1_000_000_000 + UInt64(attoseconds / 1_000_000_000)
     }
 }

@@ -45,8 +45,22 @@ public struct RepairPlan: Sendable {
         public let checkpoint: Checkpoint?
         /// The first damaged place that makes it unreadable.
         public let reason: Corruption
-        /// The guest's frames whose pages are lost; empty if its page map or state is lost.
+        /// The frames whose pages are lost; empty if its page map or state is lost. Those of a disk
+        /// have its volume's number in bits 36 to 51.
         public let frames: [PageRange]
+
+        /// The lost frames of each volume, by their numbers within it; `disk` is nil for the memory.
+        public var volumes: [(disk: String?, frames: [PageRange])] {
+            var found: [(volume: VolumeNumber, frames: [PageRange])] = []
+            for run in frames {
+                if found.last?.volume != run.volume { found.append((run.volume, [])) }
+                found[found.count - 1].frames.append(run.inVolume)
+            }
+            return found.map { volume, frames in
+                guard volume != .memory else { return (nil, frames) }
+                return (checkpoint?.manifest.volume(volume)?.name ?? "?", frames)
+            }
+        }
     }
 
     /// All damage found.

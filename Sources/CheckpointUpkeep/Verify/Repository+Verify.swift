@@ -196,15 +196,24 @@ final class Verification: Sendable {
     ///
     /// - Parameter catalog: all checkpoints in order of publication.
     func finish(_ catalog: [CheckpointID]) throws(RepositoryError) -> VerifyReport {
-        let (findings, affected) = findings.result(catalog)
+        var (findings, affected) = findings.result(catalog)
+        for index in findings.indices { name(&findings[index].corruption) }
         let total = state.withLock { $0.total }
         try control.report(.verifying, .bytes, total, of: total)
-        return state.withLock { state in
+        return state.withLock { [findings] state in
             state.report.findings = findings
             state.report.affectedCheckpoints = affected
             state.report.checkpointCount = catalog.count - affected.count
             return state.report
         }
+    }
+
+    /// Adds the name of a disk, which the manifest of a checkpoint with the frame has.
+    private func name(_ corruption: inout Corruption) {
+        guard let frame = corruption.frame, frame.volume != .memory, let id = corruption.checkpoint,
+            let checkpoint = try? repository.checkpoint(id: id)
+        else { return }
+        corruption.disk = checkpoint.manifest.volume(frame.volume)?.name
     }
 
     /// Reports relations of the index that do not hold, unless there is damage that explains them.

@@ -5,7 +5,7 @@ public import PackStore
 /// A damaged place, and what depends on it.
 public struct VerifyFinding: Hashable, Sendable {
     /// The place: pack, offset, and what is wrong.
-    public let corruption: Corruption
+    public internal(set) var corruption: Corruption
     /// Checkpoints that need what is damaged, in order of publication.
     ///
     /// Empty if it is only a pack index, or belongs to nothing that exists.

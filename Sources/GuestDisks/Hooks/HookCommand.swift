@@ -19,8 +19,12 @@ struct HookCommand: Sendable {
     }
 
     /// What it prints; throws `callFailed` if it fails.
-    func succeed(_ more: [String], within deadline: Duration) throws(GuestError) -> HookAnswer {
-        let end = try run(more, within: deadline)
+    ///
+    /// - Parameter inherited: an open file that it inherits.
+    func succeed(
+        _ more: [String], within deadline: Duration, inherited: Int32? = nil
+    ) throws(GuestError) -> HookAnswer {
+        let end = try run(more, within: deadline, inherited: inherited)
         guard end.status == 0 else {
             throw GuestError(
                 code: .callFailed,
@@ -31,18 +35,29 @@ struct HookCommand: Sendable {
     }
 
     func run(
-        _ more: [String], within deadline: Duration
+        _ more: [String], within deadline: Duration, inherited: Int32? = nil
     ) throws(GuestError) -> (status: Int32, complaint: String, bytes: [UInt8]) {
         var bytes: [UInt8] = []
         let asked = asked(more)
-        let end = try Program.run(words + more, within: deadline) { (piece) throws(GuestError) in
-            guard bytes.count + piece.count <= HookAnswer.byteLimit else {
-                throw GuestError(
-                    code: .callFailed, message: "\(asked) printed more than 64 MiB, and was killed")
+        do throws(GuestError) {
+            let end = try Program.run(words + more, within: deadline, inherited: inherited) {
+                (piece) throws(GuestError) in
+                guard bytes.count + piece.count <= HookAnswer.byteLimit else {
+                    throw GuestError(
+                        code: .callFailed,
+                        message: "\(asked) printed more than 64 MiB, and was killed")
+                }
+                bytes += piece
             }
-            bytes += piece
+            return (end.status, end.complaint, bytes)
+        } catch {
+            guard error.code == .timedOut else { throw error }
+            throw GuestError(
+                code: .timedOut,
+                message: "\(asked) did not end within \(deadline), and was killed; allow more "
+                    + (more.first == "cut"
+                        ? "(CaptureOptions.diskCutBudget)" : "(HookedDisks.Deadlines)"))
         }
-        return (end.status, end.complaint, bytes)
     }
 
     private func asked(_ more: [String]) -> String {

@@ -57,7 +57,9 @@ final class HookedCut: DiskCut {
             precondition(!state.isBegun, "a cut is made once")
             state.isBegun = true
             let start = ContinuousClock.now
-            let answer = try group.cut(token, within: budget)
+            let answer = try journal.withLock { (lock) throws(GuestError) in
+                try group.cut(token, within: budget, lock: lock)
+            }
             let elapsed = ContinuousClock.now - start
             let drain = min(try answer.drain(), elapsed)
             if let disks = try answer.disks(isRequired: false) {
@@ -126,10 +128,17 @@ final class HookedCut: DiskCut {
             if let reader = state.readers[index] { return reader }
             let disk = state.disks[index]
             let path = try group.open(token, disk.name)
-            try HookedCut.check(path, disk)
-            let reader = try BlockReader(path, of: disk)
-            state.readers[index] = reader
-            return reader
+            do throws(GuestError) {
+                try HookedCut.check(path, disk)
+                let reader = try BlockReader(path, of: disk)
+                state.readers[index] = reader
+                return reader
+            } catch {
+                throw GuestError(
+                    code: error.code,
+                    message: "what the command opened for the cut of disk \(disk.name) cannot be "
+                        + "read: \(error.message)", errno: error.errno)
+            }
         }
         try reader.read(blocks, into: destination)
     }

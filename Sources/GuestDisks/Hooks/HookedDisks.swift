@@ -129,8 +129,13 @@ public final class HookedDisks: JournaledDisks {
         _ = try command.succeed(["release", token], within: deadlines.release)
     }
 
-    func cut(_ token: String, within budget: Duration) throws(GuestError) -> HookAnswer {
-        try command.succeed(["cut", token], within: budget)
+    /// - Parameter lock: the open file that holds the entry's lock. As long as the command runs,
+    ///   the cut is not dropped by another process: it would be made afterwards, and be in no
+    ///   journal.
+    func cut(
+        _ token: String, within budget: Duration, lock: Int32
+    ) throws(GuestError) -> HookAnswer {
+        try command.succeed(["cut", token], within: budget, inherited: lock)
     }
 
     func open(_ token: String, _ name: String) throws(GuestError) -> FilePath {

@@ -194,6 +194,14 @@ final class JournalEntry: Sendable {
 
     var record: JournalRecord { state.withLock { $0.record } }
 
+    /// Calls `body` with the descriptor that holds its lock; a process that inherits it owns the
+    /// entry as well.
+    func withLock<T: Sendable>(
+        _ body: (Int32) throws(GuestError) -> T
+    ) throws(GuestError) -> T {
+        try body(state.withLock { $0.file }.descriptor)
+    }
+
     /// Replaces what it says, durably.
     ///
     /// On failure either is in the journal.

@@ -51,7 +51,10 @@ struct Program: ~Copyable {
     ///   - isTold: its standard input is a pipe, for `write`, its standard error is this process's,
     ///     and it is in a session of its own; else its standard input is empty and its standard
     ///     error a pipe.
-    init(_ command: [String], isTold: Bool = false) throws(GuestError) {
+    ///   - inherited: an open file that it inherits, under another number.
+    init(
+        _ command: [String], isTold: Bool = false, inherited: Int32? = nil
+    ) throws(GuestError) {
         name = command[0]
         var (input, output, errors) = (Ends(), Ends(), Ends())
         func closeAll() {
@@ -79,6 +82,18 @@ struct Program: ~Copyable {
         posix_spawn_file_actions_adddup2(&actions, output.writing, STDOUT_FILENO)
         if !isTold {
             posix_spawn_file_actions_adddup2(&actions, errors.writing, STDERR_FILENO)
+        }
+        // To the same number: posix_spawn then leaves it open in the child (glibc 2.29 and later).
+        // Not one of the standard streams, which are others there.
+        let shared = inherited.map { fcntl($0, F_DUPFD_CLOEXEC, 3) }
+        defer { if let shared, shared >= 0 { close(shared) } }
+        if let shared {
+            guard shared >= 0 else {
+                let error = GuestError.call("fcntl", "a program")
+                closeAll()
+                throw error
+            }
+            posix_spawn_file_actions_adddup2(&actions, shared, shared)
         }
         var attributes = posix_spawnattr_t()
         posix_spawnattr_init(&attributes)
@@ -134,12 +149,13 @@ struct Program: ~Copyable {
     /// - Parameters:
     ///   - command: the program and its arguments.
     ///   - deadline: after this it is killed with its group, and `timedOut` is thrown.
+    ///   - inherited: an open file that it inherits.
     ///   - take: gets its standard output, piece by piece; if it throws, the program is killed.
     static func run(
-        _ command: [String], within deadline: Duration,
+        _ command: [String], within deadline: Duration, inherited: Int32? = nil,
         _ take: (UnsafeRawBufferPointer) throws(GuestError) -> Void
     ) throws(GuestError) -> ProgramEnd {
-        var program = try Program(command)
+        var program = try Program(command, inherited: inherited)
         return try program.collect(until: ContinuousClock.now + deadline, deadline, take)
     }
 

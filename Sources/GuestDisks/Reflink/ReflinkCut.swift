@@ -145,7 +145,8 @@ final class ReflinkCut: DiskCut {
                 guard ContinuousClock.now - start <= budget else {
                     throw GuestError(
                         code: .timedOut,
-                        message: "the cut of \(state.parts.count) files took longer than \(budget) "
+                        message:
+                            "the cut of \(counted(state.parts.count, "file")) took longer than \(budget) "
                             + "and was given up at \(source.path.printable); allow more, or "
                             + "defragment the files")
                 }
@@ -245,16 +246,46 @@ final class ReflinkCut: DiskCut {
             state.readers = [:]
             return state.parts
         }
-        for part in parts { try ReflinkCut.removeClone(part.clonePath) }
+        for part in parts { try ReflinkCut.removeClone(part.clonePath, journal) }
         try journal.remove()
     }
 
-    /// Removes a clone, if it exists and is one.
-    static func removeClone(_ path: FilePath) throws(GuestError) {
+    /// The line of an entry for a directory of clones: it is the same one later.
+    static func line(ofDirectory path: FilePath) throws(GuestError) -> [String] {
+        let directory = try OpenFile(path, O_RDONLY | O_DIRECTORY)
+        return [
+            "directory", "\(try directory.status().st_ino)", JournalRecord.encode(path.bytes),
+        ]
+    }
+
+    /// Throws unless the directory of a clone is the one in which it was made: its file system may
+    /// not be mounted.
+    private static func checkDirectory(
+        of clone: FilePath, _ entry: JournalEntry
+    ) throws(GuestError) {
+        let path = clone.removingLastComponent()
+        let noted = entry.record.lines("directory").first {
+            JournalRecord.decode($0.last ?? "") == path.bytes
+        }
+        var status = stat()
+        let isThere = system_lstat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFDIR
+        guard isThere, noted.map({ $0.first == "\(status.st_ino)" }) ?? true else {
+            throw GuestError(
+                code: .unavailable,
+                message: "\(entry.name) has left \(clone.printable), whose directory is not the "
+                    + "one of then; mount its file system, or remove the entry if it is gone for "
+                    + "good")
+        }
+    }
+
+    /// Removes a clone of an entry, if it exists and is one.
+    static func removeClone(_ path: FilePath, _ entry: JournalEntry) throws(GuestError) {
         var status = stat()
         guard system_lstat(path, &status) == 0 else {
-            if errno == ENOENT || errno == ENOTDIR { return }
-            throw GuestError.call("lstat", path.printable)
+            guard errno == ENOENT || errno == ENOTDIR else {
+                throw GuestError.call("lstat", path.printable)
+            }
+            return try checkDirectory(of: path, entry)
         }
         let name = path.lastComponent?.string ?? ""
         guard status.st_mode & S_IFMT == S_IFREG, name.hasPrefix("."), name.contains(mark) else {

@@ -115,6 +115,9 @@ public final class ReflinkDisks: JournaledDisks, RevertibleDisks {
             ])
             parts.append(ReflinkCut.Part(file: file, source: source, clonePath: clone))
         }
+        for directory in Set(parts.map { $0.clonePath.removingLastComponent() }) {
+            record.lines.append(try ReflinkCut.line(ofDirectory: directory))
+        }
         let entry = try journal.add("cut-\(token)", record)
         let cut = ReflinkCut(journal: entry, disks: disks, parts: parts)
         do throws(GuestError) {
@@ -197,7 +200,7 @@ public final class ReflinkDisks: JournaledDisks, RevertibleDisks {
     public func dropLeftovers() throws(GuestError) -> [DiskLeftover] {
         try Leftovers.drop(journal, [.reflink]) { (entry) throws(GuestError) in
             let clones = ReflinkDisks.clones(entry.record)
-            for clone in clones { try ReflinkCut.removeClone(clone) }
+            for clone in clones { try ReflinkCut.removeClone(clone, entry) }
             return clones.map(\.printable)
         }
     }

@@ -71,8 +71,8 @@ public final class ImageFile: WritableGuest {
     ///   - replacing: whether a regular file that has the name may be replaced.
     ///   - byteCount: the least number of bytes that will be written, without holes, if that is
     ///     known; a file system without that much room is refused now.
-    ///   - disk: the disk that it is to be an image of: it gets exactly its size. Nil: it is an
-    ///     image of memory.
+    ///   - disk: the disk that it is to be an image of: it gets exactly its size, and a restore of
+    ///     another volume is refused. Nil: it is an image of memory, with whole pages.
     ///   - isZeroed: whether a block device reads as zeros, as a new thin volume does: zeros are
     ///     then not written to it. Nothing checks that.
     public convenience init(
@@ -263,7 +263,18 @@ public final class ImageFile: WritableGuest {
     // MARK: - WritableGuest
 
     /// Gives a new image its size; an image opened for reading must already have it.
+    ///
+    /// Throws `sizeMismatch` for the image of a disk with another number of blocks.
     public func adoptLayout(_ layout: GuestLayout) throws(GuestError) {
+        if let diskByteCount {
+            let blockCount = (diskByteCount + Page.byteCount - 1) / Page.byteCount
+            guard layout.frameEnd <= UInt64(blockCount), layout.pageCount == blockCount else {
+                throw GuestError(
+                    code: .sizeMismatch,
+                    message: "\(path) is to be the image of a disk of \(diskByteCount) bytes, and "
+                        + "not of \(counted(layout.pageCount, "block")); name the disk's own size")
+            }
+        }
         try state.withLock { (state) throws(GuestError) in
             switch state.role {
             case .writing:
