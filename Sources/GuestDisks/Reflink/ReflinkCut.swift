@@ -204,8 +204,23 @@ final class ReflinkCut: DiskCut {
         ).changedBlocks()
     }
 
+    /// The clone of a disk by its name; nil if there is none.
+    func clone(of name: String) throws(GuestError) -> (file: OpenFile, disk: GuestDisk)? {
+        guard let index = disks.firstIndex(where: { $0.name.utf8.elementsEqual(name.utf8) })
+        else { return nil }
+        let (file, disk) = try clone(index)
+        return (file, disk)
+    }
+
     func storedBlocks(ofDisk index: Int) throws(GuestError) -> [BlockRange] {
         let (clone, disk) = try clone(index)
+        return try ReflinkCut.storedBlocks(of: clone, disk)
+    }
+
+    /// The blocks of a file that are not in holes.
+    static func storedBlocks(
+        of clone: OpenFile, _ disk: GuestDisk
+    ) throws(GuestError) -> [BlockRange] {
         var found = BlockRanges(blockCount: disk.blockCount)
         let end = Int(clamping: disk.byteCount)
         var offset = 0

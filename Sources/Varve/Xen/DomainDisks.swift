@@ -8,7 +8,7 @@ import XenGuest
 /// The disks of a domain as they are at each capture: attached, detached and moved ones are found.
 ///
 /// Thin volumes are cut before files. As long as the domain has no disk, nothing is noted anywhere.
-final class DomainDisks: JournaledDisks {
+final class DomainDisks: JournaledDisks, ExchangeableDisks {
     /// The groups of both kinds, which share a directory.
     private struct Groups: Sendable {
         let thin: ThinDisks
@@ -77,6 +77,15 @@ final class DomainDisks: JournaledDisks {
         if let cut = try groups.thin.standingCut(name) { return cut }
         if let cut = try groups.files.standingCut(name) { return cut }
         return try groups.both.standingCut(name)
+    }
+
+    func prepareExchange(
+        from cut: (any DiskCut)?
+    ) throws(GuestError) -> any DiskExchange {
+        guard let current = try current() else {
+            return try DiskGroupSet([]).prepareExchange(from: nil)
+        }
+        return try XenDiskFinder.exchangeable(current).prepareExchange(from: cut)
     }
 
     func leftovers() throws(GuestError) -> [DiskLeftover] {

@@ -12,6 +12,12 @@ public final class XenHost: Sendable {
 
     package init(calls: any XenCalls) { self.calls = calls }
 
+    /// The host of a domain that is open.
+    package convenience init(of domain: XenDomain) { self.init(calls: domain.calls) }
+
+    /// The host of a domain that is open.
+    package convenience init(of domain: XenPVDomain) { self.init(calls: domain.calls) }
+
     /// A domain in a list.
     public struct Domain: Hashable, Sendable {
         /// What it is doing.
@@ -157,13 +163,26 @@ public final class XenHost: Sendable {
             add("log-dirty", .good, "no passthrough device prevents it")
         }
         let others = try XenDomain.backends(of: domain.domainID, calls)
-        add(
-            "devices", others.isEmpty ? .good : .limited,
-            others.isEmpty
-                ? "only console and xenstore: revert in place is possible"
-                : others.joined(separator: ", ")
-                    + ": restore as a new domain works, revert in place is refused")
+        let (grade, text) = revertOf(domain, others)
+        add("devices", grade, text)
         return found
+    }
+
+    /// How the devices of a domain go back in a revert.
+    private func revertOf(
+        _ domain: Domain, _ devices: [String]
+    ) -> (Finding.Grade, String) {
+        let names = devices.joined(separator: ", ")
+        guard domain.kind == .hvm else { return (.limited, "a revert replaces the domain") }
+        guard !devices.isEmpty else {
+            return (.good, "only console and xenstore: revert in place is possible")
+        }
+        do throws(GuestError) {
+            _ = try FrontEnds(of: domain.domainID, calls)
+            return (.good, "\(names): they go back with the domain in a revert in place")
+        } catch {
+            return (.limited, "\(names): a revert replaces the domain: \(error.message)")
+        }
     }
 
     /// Whether the log of a PV domain is available.
