@@ -168,12 +168,13 @@ struct XenRestoreCommand: ParsableCommand {
 struct XenRevert: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "revert",
-        abstract: "Reverts a running domain to one of its checkpoints, in place.",
+        abstract: "Reverts a running domain to one of its checkpoints.",
         discussion: """
-            Only pages that differ are written, while the domain is paused as it was for the \
-            checkpoint. What the domain did since is lost, unless it is in a checkpoint. Only for \
-            a PVH domain with no devices but console and xenstore, and for checkpoints of that \
-            very domain.
+            In place: the domain keeps its ID, its devices and its console, and only pages that \
+            differ are written. Its disks go back with it; it connects them and its network \
+            interfaces again. What the domain did since is lost, unless it is in a checkpoint. A \
+            domain that cannot be reverted in place, such as a PV domain, is replaced: destroyed, \
+            and started from the checkpoint, with the same name and UUID.
             """)
 
     @Argument(help: "The domain's ID or name.")
@@ -185,43 +186,106 @@ struct XenRevert: ParsableCommand {
     @Argument(help: "The checkpoint.")
     var checkpoint: String
 
+    @Flag(help: "Destroy the domain, and start it from the checkpoint.")
+    var replace = false
+
+    @Flag(help: "Fail rather than replace the domain.")
+    var inPlace = false
+
+    @Option(help: "The directory that notes what reverts of disks leave behind after a crash.")
+    var diskState: PathArgument?
+
+    @Flag(help: .private)
+    var finish = false
+
     @OptionGroup var lock: LockOptions
 
     @Flag(help: "Print the result as a JSON object.")
     var json = false
 
+    func validate() throws {
+        if replace && inPlace {
+            throw ValidationError("--replace and --in-place exclude each other")
+        }
+    }
+
     func run() throws {
         try reporting {
             let repository = try lock.open(store)
             let found = try repository.checkpoint(named: checkpoint)
-            let domainID = try XenHost().domain(named: domain).domainID
-            var options = XenDomain.Options.tool
-            options.pauseMode = XenOrigin(try repository.state(of: found))?.pauseMode ?? .suspend
-            let guest = try XenDomain(domainID, options: options)
+            var options = XenCheckpointer.Options()
+            options.domain = .tool
+            options.domain.pauseMode =
+                XenOrigin(try repository.state(of: found))?.pauseMode ?? .suspend
+            options.domain.finishesRevert = finish
             // The revert checks whether the checkpoint belongs to this domain.
-            var capture = CaptureOptions()
-            capture.acceptsGuestChange = true
-            let session = try CaptureSession(
-                of: guest, in: repository, lineage: found.lineage, options: capture)
-            let result = try session.revert(to: found)
-            session.close()
-            let what = "domain \(domainID) is back at \(found.id.short)"
-            try LockOptions.close(repository, after: what)
-            let fields: [(String, JSON)] = [
-                ("domain", .integer(Int(domainID))),
-                ("checkpoint", .string("\(found.id)")),
-                ("pagesWritten", .integer(result.writtenPageCount)),
-                ("pagesCompared", .integer(result.comparedPageCount)),
-                ("pauseMicroseconds", .integer(result.pause.microseconds)),
-            ]
-            try Output.report(what) {
-                try Output.line(
-                    json
-                        ? JSON.object(fields).text
-                        : what + ": \(counted(result.writtenPageCount, "page")) written, downtime "
-                            + Format.milliseconds(result.pause))
+            options.capture.acceptsGuestChange = true
+            options.disks = .tool
+            options.disks.thin.notice = { [json] in
+                Failure.notice($0, code: "disks", isJSON: json)
             }
+            if let diskState { options.disks.stateDirectory = diskState.path }
+            let checkpointer = try XenCheckpointer(
+                of: try XenHost().domain(named: domain), in: repository, lineage: found.lineage,
+                options: options)
+            if let note = checkpointer.guardNote { Output.standardError("varve: \(note)") }
+            var method = XenRevertOptions()
+            method.finishCommand = finishCommand(found)
+            if replace { method.method = .replace }
+            if inPlace { method.method = .inPlace }
+            let result = try checkpointer.revert(to: found, options: method)
+            checkpointer.close()
+            try LockOptions.close(
+                repository, after: "domain \(result.domainID) is back at \(found.id.short)")
+            try show(result, found)
         }
+    }
+
+    /// This command once more, for the guard.
+    private func finishCommand(_ checkpoint: Checkpoint) -> [String] {
+        [
+            "/proc/self/exe", "xen", "revert", domain, store.path.string, "\(checkpoint.id)",
+            "--finish", "--wait", "10",
+        ] + (diskState.map { ["--disk-state", $0.path.string] } ?? [])
+    }
+
+    private func show(_ result: XenRevertResult, _ checkpoint: Checkpoint) throws {
+        let what = "domain \(result.domainID) is back at \(checkpoint.id.short)"
+        var fields: [(String, JSON)] = [
+            ("domain", .integer(Int(result.domainID))),
+            ("checkpoint", .string("\(checkpoint.id)")),
+            ("replaced", .bool(result.inPlace == nil)),
+        ]
+        var text = what
+        if let reason = result.replacedBecause {
+            fields.append(("replacedBecause", .string(reason)))
+            Output.standardError("varve: the domain was replaced: \(reason)")
+        }
+        if let done = result.inPlace {
+            fields += [
+                ("pagesWritten", .integer(done.writtenPageCount)),
+                ("pagesCompared", .integer(done.comparedPageCount)),
+                ("blocksWritten", .integer(done.writtenBlockCount)),
+                ("pauseMicroseconds", .integer(done.pause.microseconds)),
+                ("suspendMicroseconds", .integer(done.pauseTimes.request.microseconds)),
+                (
+                    "steps",
+                    .object(done.steps.map { ($0.name, .integer($0.duration.microseconds)) })
+                ),
+            ]
+            text +=
+                ": \(counted(done.writtenPageCount, "page")) written, downtime "
+                + Format.milliseconds(done.pause)
+            if !done.unconnectedDevices.isEmpty {
+                let names = done.unconnectedDevices
+                fields.append(("unconnected", .array(names.map { .string($0) })))
+                Output.standardError(
+                    "varve: the guest has not connected \(names.joined(separator: ", ")) yet")
+            }
+        } else {
+            text += ", as a new domain"
+        }
+        try Output.report(what) { try Output.line(json ? JSON.object(fields).text : text) }
     }
 }
 

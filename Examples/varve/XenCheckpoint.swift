@@ -70,6 +70,9 @@ struct XenCheckpoint: ParsableCommand {
 
     @Flag var pauseMode = PauseFlag.suspend
 
+    @Flag(help: "With --pause: take a domain that has devices, only to be read.")
+    var introspection = false
+
     @Option(help: "How long the guest may take to suspend itself; 60s by default.")
     var suspendTimeout: TimeSpan?
 
@@ -122,6 +125,7 @@ struct XenCheckpoint: ParsableCommand {
             let name = lineage ?? (found.name.isEmpty ? "domain-\(found.domainID)" : found.name)
             let checkpointer = try XenCheckpointer(
                 of: found, in: repository, lineage: try LineageName(name), options: options)
+            if let note = checkpointer.guardNote { Output.standardError("varve: \(note)") }
             if let reason = checkpointer.comparesAllBecause {
                 Output.standardError("varve: every page is compared each time: \(reason)")
             }
@@ -149,6 +153,7 @@ struct XenCheckpoint: ParsableCommand {
         options.domain.pauseMode = pauseMode.mode
         options.domain.comparesAll = compareAll
         options.domain.takesLogOver = takeOver
+        options.domain.isForIntrospection = introspection
         if let suspendTimeout { options.domain.suspendTimeout = suspendTimeout.duration }
         options.capture.retention = rules.retention
         options.capture.auditPageCount = audit

@@ -10,7 +10,7 @@ import Synchronization
 /// The name of a cut consists of the names of its parts, so it is found again only by a set of the
 /// same groups in the same order, and `ThinVolumes.createSnapshot` does not find it. Calls block as
 /// those of the groups do. Thread-safe if the groups are.
-public final class DiskGroupSet: JournaledDisks {
+public final class DiskGroupSet: JournaledDisks, ExchangeableDisks {
     private let groups: [any DiskGroup]
 
     /// Creates a set.
@@ -70,6 +70,113 @@ public final class DiskGroupSet: JournaledDisks {
         }
         return DiskCutSet(cuts)
     }
+
+    /// Makes new contents for the disks of each group; if one fails, those before it are dropped.
+    ///
+    /// - Throws: `unsupported` if a group is not `ExchangeableDisks`; what a group throws.
+    public func prepareExchange(
+        from cut: (any DiskCut)?
+    ) throws(GuestError) -> any DiskExchange {
+        let cuts = (cut as? DiskCutSet)?.parts
+        var parts: [any DiskExchange] = []
+        do throws(GuestError) {
+            for (index, group) in groups.enumerated() {
+                guard let group = group as? any ExchangeableDisks else {
+                    throw GuestError(
+                        code: .unsupported,
+                        message: "a disk of the guest cannot be reverted with its memory; restore "
+                            + "the checkpoint as a new guest")
+                }
+                let known = cuts.flatMap { $0.count == groups.count ? $0[index] : nil }
+                parts.append(try group.prepareExchange(from: known))
+            }
+        } catch {
+            for part in parts { try? part.end() }
+            throw error
+        }
+        return DiskExchangeSet(parts)
+    }
+}
+
+/// New contents of the disks of several groups.
+private final class DiskExchangeSet: DiskExchange {
+    private let parts: [any DiskExchange]
+    /// How many of them are exchanged.
+    private let exchangedCount = Mutex(0)
+
+    init(_ parts: [any DiskExchange]) { self.parts = parts }
+
+    var disks: [GuestDisk] { parts.flatMap(\.disks) }
+    var beginsWithCut: Bool { parts.allSatisfy(\.beginsWithCut) }
+
+    /// The part that has a disk, and the disk's number in it.
+    private func part(ofDisk index: Int) -> (part: any DiskExchange, disk: Int) {
+        var index = index
+        for part in parts {
+            let count = part.disks.count
+            if index < count { return (part, index) }
+            index -= count
+        }
+        preconditionFailure("the exchange has no such disk")
+    }
+
+    func storedBlocks(ofDisk index: Int) throws(GuestError) -> [BlockRange] {
+        let (part, disk) = part(ofDisk: index)
+        return try part.storedBlocks(ofDisk: disk)
+    }
+
+    func read(
+        _ blocks: BlockRange, ofDisk index: Int, into destination: UnsafeMutableRawBufferPointer
+    ) throws(GuestError) {
+        let (part, disk) = part(ofDisk: index)
+        try part.read(blocks, ofDisk: disk, into: destination)
+    }
+
+    func write(
+        _ blocks: BlockRange, ofDisk index: Int, from source: UnsafeRawBufferPointer
+    ) throws(GuestError) {
+        let (part, disk) = part(ofDisk: index)
+        try part.write(blocks, ofDisk: disk, from: source)
+    }
+
+    func finishWriting() throws(GuestError) -> any DiskCut {
+        var cuts: [any DiskCut] = []
+        do throws(GuestError) {
+            for part in parts { cuts.append(try part.finishWriting()) }
+        } catch {
+            for cut in cuts { try? cut.release() }
+            throw error
+        }
+        return DiskCutSet(cuts)
+    }
+
+    func exchange() throws(GuestError) {
+        do throws(GuestError) {
+            for part in parts {
+                try part.exchange()
+                exchangedCount.withLock { $0 += 1 }
+            }
+        } catch {
+            try takeBack()
+            throw error
+        }
+    }
+
+    func takeBack() throws(GuestError) {
+        while let last = exchangedCount.withLock({ $0 > 0 ? $0 - 1 : nil }) {
+            try parts[last].takeBack()
+            exchangedCount.withLock { $0 = last }
+        }
+    }
+
+    /// Ends each part, whatever fails, and throws the first failure.
+    func end() throws(GuestError) {
+        var failure: GuestError?
+        for part in parts {
+            do throws(GuestError) { try part.end() } catch { failure = failure ?? error }
+        }
+        if let failure { throw failure }
+    }
 }
 
 /// Cuts of several groups.
@@ -79,6 +186,9 @@ final class DiskCutSet: DiskCut {
     private let released = Mutex<Set<Int>>([])
 
     init(_ cuts: [any DiskCut]) { self.cuts = cuts }
+
+    /// The cuts, in the order of the groups.
+    var parts: [any DiskCut] { cuts }
 
     var disks: [GuestDisk] { cuts.flatMap(\.disks) }
 

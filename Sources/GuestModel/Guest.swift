@@ -78,9 +78,23 @@ public protocol WritableGuest: Guest {
     /// fixed throws `sizeMismatch` if it differs and changes nothing.
     func adoptLayout(_ layout: GuestLayout) throws(GuestError)
 
+    /// Stops the guest for a revert.
+    ///
+    /// Unlike for a capture, what the guest is doing is thrown away, so it may be stopped without
+    /// its cooperation, or be stopped already. Ended by `resume`, whatever was done in between; by
+    /// default this is `pause`.
+    func pauseForRevert() throws(GuestError)
+
+    /// Ends every access to memory that is not the guest's own, as by devices.
+    ///
+    /// Called in the pause for a revert, before the log is read the last time: what devices have
+    /// written until then is in it. The default does nothing.
+    func stopDevices() throws(GuestError)
+
     /// Restores the state that must be in place before any page is written.
     ///
-    /// Called in the pause for a revert, after `adoptLayout`; never for a restore.
+    /// Called in the pause for a revert, after `adoptLayout`; never for a restore. If this, or what
+    /// follows, fails before a page was written, `resume` brings the guest back as it was.
     func prepareState(_ state: GuestState) throws(GuestError)
 
     /// True if every page that the engine does not write reads as zero after `adoptLayout`, as in a
@@ -99,6 +113,11 @@ public protocol WritableGuest: Guest {
     /// Restores the state other than memory, after the pages. Called in the pause for a revert.
     func restoreState(_ state: GuestState) throws(GuestError)
 
+    /// Waits until the devices work again, after a revert, while the guest runs.
+    ///
+    /// - Returns: names of those that do not, after a time that depends on the guest.
+    func awaitDevices() -> [String]
+
     /// The memory of some frames, contiguous, if this process can access it; else nil.
     ///
     /// Writes by the engine there count as `writePages`: the log records them. It stays valid until
@@ -111,8 +130,17 @@ extension WritableGuest {
     /// Accepts any state.
     public func checkState(_ state: GuestState) throws(GuestError) {}
 
+    /// Pauses it.
+    public func pauseForRevert() throws(GuestError) { try pause() }
+
+    /// Does nothing.
+    public func stopDevices() throws(GuestError) {}
+
     /// Does nothing.
     public func prepareState(_ state: GuestState) throws(GuestError) {}
+
+    /// None: there are no devices.
+    public func awaitDevices() -> [String] { [] }
 
     /// Nil: pages are copied by `writePages`.
     public func mappedMemory(of range: PageRange) -> UnsafeMutableRawBufferPointer? { nil }

@@ -11,6 +11,12 @@ public struct PausedGuest: ~Copyable {
         self.guest = guest
     }
 
+    /// Stops a guest for a revert.
+    public init(stopping guest: any WritableGuest) throws(GuestError) {
+        try guest.pauseForRevert()
+        self.guest = guest
+    }
+
     /// Resumes the guest, and throws if that fails.
     ///
     /// A failure is retried once: a hypervisor sometimes returns EBUSY or EINTR.

@@ -25,6 +25,11 @@ final class SimulatedPool: DeviceMapperCalls {
         var held: [(block: UInt64, bytes: [UInt8])] = []
         /// Writes that are under way.
         var underWay: [(block: UInt64, bytes: [UInt8])] = []
+        /// A table that the next resume puts in force.
+        var prepared: MappedTarget?
+        /// What is written to the device, if it is written to through its node.
+        var written: FilePath?
+        var isWritable = false
     }
 
     struct State: Sendable {
@@ -154,6 +159,9 @@ final class SimulatedPool: DeviceMapperCalls {
         state.withLock { $0.devices.keys.filter { $0.hasPrefix("varve-cut-") } }
     }
 
+    /// The thin ID of a volume.
+    func thinID(_ name: String) -> UInt32? { state.withLock { SimulatedPool.thinID(name, $0) } }
+
     var holdsMetadata: Bool { state.withLock { $0.metadataSnapshot != nil } }
     var violations: [String] { state.withLock { $0.violations } }
 
@@ -265,10 +273,30 @@ final class SimulatedPool: DeviceMapperCalls {
             try call("resume") { state in
                 for (name, device) in state.devices where device.mapped.number == number {
                     state.devices[name]?.mapped.isSuspended = false
+                    // The kernel suspends a volume that is not, for that.
+                    if let prepared = device.prepared {
+                        state.devices[name]?.targets = [prepared]
+                        state.devices[name]?.prepared = nil
+                    }
                     for write in device.held {
                         SimulatedPool.apply(name, write.block, write.bytes, &state)
                     }
                     state.devices[name]?.held = []
+                }
+            }
+        case .load(let number, let target):
+            try call("load") { (state) throws(GuestError) in
+                guard let table = ThinTable(target.parameters), state.thin[table.id] != nil else {
+                    throw SimulatedPool.error("load", ENODATA)
+                }
+                for (name, device) in state.devices where device.mapped.number == number {
+                    state.devices[name]?.prepared = target
+                }
+            }
+        case .clear(let number):
+            try call("clear") { state in
+                for (name, device) in state.devices where device.mapped.number == number {
+                    state.devices[name]?.prepared = nil
                 }
             }
         case .message(_, let text):
@@ -290,7 +318,7 @@ final class SimulatedPool: DeviceMapperCalls {
             }
             // Nobody writes to one that is active to be read.
             if let origin, !origin.mapped.isSuspended,
-                !origin.mapped.name.hasPrefix(ThinPart.mark)
+                !origin.mapped.name.hasPrefix(ThinPart.mark) || origin.isWritable
             {
                 state.violations.append("a snapshot of a running volume")
             }
@@ -300,7 +328,11 @@ final class SimulatedPool: DeviceMapperCalls {
             state.thin[ids[0]] = [:]
         case "delete":
             guard state.thin[ids[0]] != nil else { throw error("delete", ENODATA) }
-            guard !state.devices.keys.contains(where: { thinID($0, state) == ids[0] }) else {
+            let isPrepared = state.devices.values.contains { device in
+                device.prepared.flatMap { ThinTable($0.parameters) }?.id == ids[0]
+            }
+            guard !isPrepared, !state.devices.keys.contains(where: { thinID($0, state) == ids[0] })
+            else {
                 throw error("delete", EBUSY)
             }
             state.thin[ids[0]] = nil
@@ -326,12 +358,30 @@ final class SimulatedPool: DeviceMapperCalls {
             state.devices[device.name] = SimulatedPool.thinDevice(
                 device.name, minor: state.nextMinor, blocks: device.length / 128,
                 device.parameters)
+            state.devices[device.name]?.isWritable = !device.isReadOnly
             return DeviceNumber(major: 253, minor: state.nextMinor)
         }
     }
 
     func remove(named name: String) throws(GuestError) {
-        try call("remove") { $0.devices[name] = nil }
+        try call("remove") { state in
+            if let path = state.devices[name]?.written {
+                SimulatedPool.take(path, name, &state)
+            }
+            state.devices[name] = nil
+        }
+    }
+
+    /// What was written to a device through its node.
+    private static func take(_ path: FilePath, _ name: String, _ state: inout State) {
+        let old = contents(name, state)
+        guard let new = try? Array(Data(contentsOf: URL(fileURLWithPath: path.string))) else {
+            return
+        }
+        for block in 0..<old.count / blockByteCount {
+            let range = block * blockByteCount..<(block + 1) * blockByteCount
+            if old[range] != new[range] { apply(name, UInt64(block), Array(new[range]), &state) }
+        }
     }
 
     func withNode(
@@ -344,6 +394,12 @@ final class SimulatedPool: DeviceMapperCalls {
             return device.map { SimulatedPool.contents($0.mapped.name, state) } ?? []
         }
         try? Data(bytes).write(to: URL(fileURLWithPath: path.string))
+        state.withLock { state in
+            for (name, device) in state.devices
+            where device.mapped.number == number && device.isWritable {
+                state.devices[name]?.written = path
+            }
+        }
         try body(path)
     }
 

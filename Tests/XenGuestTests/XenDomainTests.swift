@@ -166,7 +166,7 @@ import VarveTestSupport
         try scene.open()
         let disk = "\(XenDomainTests.domainRoot)/device/vbd/51712/state"
         scene.xen.with { $0.store[disk] = "4" }
-        expectRefused(.unsupported, "(vbd)")
+        expectRefused(.unsupported, "(vbd/51712)")
         scene.xen.with { $0.store[disk] = nil }
         // Another domain with the same ID now.
         scene.xen.with(Scene.number) { $0.facts.handle[0] ^= 1 }

@@ -609,3 +609,129 @@ under_way() {
         || { cat lines; fail "a number is unknown"; return 1; }
     most=$(echo "$counts" | grep -v null | sort -n | tail -n 1)
 }
+
+# goes_back CHECKPOINT COUNT [WORD...]: a revert, after which the guest goes on at this count.
+goes_back() {
+    point=$1
+    at=$2
+    shift 2
+    : >/var/log/xen/guest-disk.log
+    $varve xen revert disk store "$point" --disk-state $cuts --json "$@" >>lines 2>words \
+        || { cat words; fail "no revert to $point"; return 1; }
+    wait_console disk 'writes=' 60 || fail "the guest says nothing after a revert" || return 1
+    first=$(first_writes disk)
+    [ "$first" -ge "$at" ] && [ "$first" -le $((at + 4000)) ] \
+        || fail "after the revert to $point, at $at, it goes on at $first" || return 1
+    quiet_disks disk
+}
+# step NAME: the median and the maximum of a step of the reverts in lines, in us.
+step() { middle_of "$1"; }
+# thin_count: how many thin devices the pool has.
+thin_count() {
+    dmsetup message pool 0 reserve_metadata_snap || return 1
+    thin_dump --metadata-snap="$(dmsetup status pool | awk '{ print $7 }')" /dev/vdb \
+        | grep -c '<device '
+    dmsetup message pool 0 release_metadata_snap
+}
+
+# The guest goes back and forth among checkpoints of two branches, with requests under way too, by
+# force, and as a new domain; what it knows of its disks is on them each time. In the end its file
+# systems are clean, and its volumes have no companions.
+disk_revert() {
+    have_disk_guest || return 1
+    before=$(thin_count)
+    take 3 || return 1
+    cp lines taken
+    for back in 0 1 2; do knows disk~$back >at.$((2 - back)) || return 1; done
+    : >lines
+    count=0
+    while [ $count -lt "$(many 8 50)" ]; do
+        point=$((count * 7 % 3))
+        # By now each is an ancestor of the newest one, which may be of another branch.
+        goes_back "$(sed -n "$((point + 1))s/.*\"id\":\"\([0-9a-f]*\)\".*/\1/p" taken)" \
+            "$(cat at.$point)" || return 1
+        count=$((count + 1))
+        [ $((count % 4)) -ne 0 ] || { mv lines kept; take 1 && mv kept lines; } || return 1
+    done
+    quiet_disks disk && no_trace || return 1
+    echo "# $count reverts, microseconds (p50, max): standing still $(middle_of pauseMicroseconds)," \
+        "suspend $(step stop), back ends $(step devices), log $(step late), reset $(step prepare)," \
+        "disks $(step disks), pages $(step pages), state $(step state), resume $(step resume);" \
+        "devices again after $(step reconnect)"
+    storage slow 300 || return 1
+    sleep 3
+    : >lines
+    goes_back "$(sed -n '2s/.*"id":"\([0-9a-f]*\)".*/\1/p' taken)" "$(cat at.1)"
+    status=$?
+    storage linear && [ $status -eq 0 ] || return 1
+    echo "# with slow disks: suspend $(step stop), back ends $(step devices)"
+    # It cannot answer: by force.
+    xl pause disk
+    $varve xen revert disk store disk --disk-state $cuts >/dev/null 2>words \
+        || { cat words; return 1; }
+    xl list disk | tail -n 1 | grep -q -- '--p' || fail "it is not paused any more" || return 1
+    : >/var/log/xen/guest-disk.log
+    xl unpause disk
+    wait_console disk 'writes=' 60 && quiet_disks disk || return 1
+    # Another domain of the same UUID, and that one in place.
+    was=$(xl domid disk)
+    goes_back "$(sed -n '1s/.*"id":"\([0-9a-f]*\)".*/\1/p' taken)" "$(cat at.0)" --replace \
+        && [ "$(xl domid disk)" -ne "$was" ] || return 1
+    goes_back "$(sed -n '3s/.*"id":"\([0-9a-f]*\)".*/\1/p' taken)" "$(cat at.2)" || return 1
+    take 1 && whole disk && no_trace || return 1
+    [ "$(thin_count)" -eq "$before" ] || fail "the pool has $(thin_count) volumes, not $before" \
+        || return 1
+    xl shutdown -w disk >/dev/null 2>&1
+    console disk | grep -q 'diskkeeper: ended errors=0' || fail "it did not end in order" \
+        || return 1
+    xl destroy disk
+    for volume in a b; do
+        /disks/bin/e2fsck -fn /dev/mapper/$volume >fsck.log 2>&1 && ! grep -q journal fsck.log \
+            || { cat fsck.log; fail "the file system of $volume is not clean"; return 1; }
+    done
+}
+
+# The process is killed while it reverts: the domain goes on as it was, or the guard reverts it.
+disk_revert_kill() {
+    have_disk_guest || return 1
+    take 2 || return 1
+    kills=0
+    : >stood
+    while [ $kills -lt "$(many 6 60)" ]; do
+        id=$(xl domid disk)
+        back=/local/domain/0/backend/vbd/$id/51712/state
+        $varve xen revert disk store disk~1 --disk-state $cuts >revert.log 2>&1 &
+        pid=$!
+        case $((kills % 3)) in
+            # It is asked to suspend itself.
+            0) until [ "$(xenstore-read /local/domain/$id/control/shutdown)" = suspend ] \
+                || ! kill -0 $pid 2>/dev/null; do :; done ;;
+            # Its back ends are closed; and some time later.
+            1 | 2) until [ "$(xenstore-read $back)" = 6 ] || ! kill -0 $pid 2>/dev/null; do :; done
+                [ $((kills % 3)) -eq 1 ] || usleep $((kills * 7919 % 300 * 1000)) ;;
+        esac
+        kill -9 $pid
+        dead=$(now)
+        wait $pid 2>/dev/null
+        : >/var/log/xen/guest-disk.log
+        until [ "$(xenstore-read $back)" = 4 ] && ! xl list disk | tail -n 1 | grep -q -- 's-\|p-'
+        do
+            [ "$(echo "$dead $(now)" | awk '{ print ($2 - $1 < 120) }')" = 1 ] \
+                || { xl list; cat revert.log; fail "it stands still"; return 1; }
+            usleep 20000
+        done
+        echo "$dead $(now)" | awk '{ print int(($2 - $1) * 1000) }' >>stood
+        wait_console disk 'writes=' 60 && quiet_disks disk || { cat revert.log; return 1; }
+        for device in a b; do
+            dmsetup info $device | grep -q 'State: *ACTIVE' || fail "$device is suspended" \
+                || return 1
+        done
+        # The guard's own revert holds the repository until it has ended.
+        take 1 --wait 60 && no_trace || return 1
+        grep 'the checkpointer of domain' words revert.log | tail -n 1
+        kills=$((kills + 1))
+    done
+    sort -n stood | awk '{ v[NR] = $1 } END { print "# killed " NR " times; it ran again after",
+        v[int((NR + 1) / 2)] " ms (p50), " v[NR] " ms (max)" }'
+    whole disk && quiet_disks disk
+}

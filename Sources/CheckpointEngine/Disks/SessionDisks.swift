@@ -117,6 +117,9 @@ final class SessionDisks: Sendable {
         cut.readingEnded()
     }
 
+    /// Notes that something of the disks could not be dropped.
+    func note(_ error: GuestError) { state.withLock { $0.failure = error } }
+
     /// Notes that a cut is in no checkpoint.
     func failed(_ cut: any DiskCut) {
         state.withLock { $0.retired.append(cut) }

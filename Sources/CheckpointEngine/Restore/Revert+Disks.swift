@@ -5,7 +5,8 @@ import CheckpointStore
 import GuestModel
 import PackStore
 
-// Disks that the guest's own process writes go back with its memory.
+// Disks that the guest's own process writes go back with its memory. Those of a guest that another
+// program serves are exchanged as a whole: Revert+Exchange.swift.
 //
 //   while it runs:   a cut of the disks is prepared; blocks in which the checkpoint differs from
 //                    the newest one are read from the repository
@@ -26,13 +27,18 @@ extension CaptureSession {
     /// How the disks are reverted with the memory; nil if there are none.
     ///
     /// Throws `unsupported` if there are some that cannot be.
-    func diskRevert(to checkpoint: Checkpoint) throws(CheckpointError) -> DiskRevert? {
+    func diskRevert(
+        to checkpoint: Checkpoint
+    ) throws(CheckpointError) -> (any RevertedDisks)? {
         guard let disks = pipeline.disks else {
             guard checkpoint.disks.isEmpty else { throw CaptureSession.disksStay }
             return nil
         }
         if let group = disks.group as? any RevertibleDisks {
             return DiskRevert(disks, group, to: checkpoint, of: pipeline)
+        }
+        if let group = disks.group as? any ExchangeableDisks {
+            return DiskExchangeRevert(disks, group, to: checkpoint, of: pipeline)
         }
         guard !disks.hasDisks, checkpoint.disks.isEmpty else { throw CaptureSession.disksStay }
         return nil
@@ -49,7 +55,45 @@ extension CaptureSession {
 }
 
 /// The disks of one revert, on the caller's thread.
-final class DiskRevert {
+///
+/// The methods are called in this order, at most once each.
+protocol RevertedDisks: AnyObject {
+    /// The number of blocks that differed, and were written.
+    var blockCount: Int { get }
+
+    /// While the guest runs: prepares all that is possible.
+    ///
+    /// - Parameter map: the checkpoint's.
+    func prepare(_ map: PageMap, _ control: WorkControl) throws
+
+    /// In the pause: finds what is left to do. Nothing is changed yet.
+    ///
+    /// - Returns: bytes read from packs.
+    func plan(within budget: Duration) throws -> Int
+
+    /// In the pause, before the guest's state is prepared: writes disks that are the guest's own.
+    func write() throws
+
+    /// In the pause, before the memory is written: exchanges disks.
+    ///
+    /// If that fails, everything is as it was, or the message says that it is not.
+    func exchange() throws
+
+    /// In the pause, if the memory is as it was: puts the disks back to what they held.
+    func takeBack(after error: any Error) throws
+
+    /// The guest is the checkpoint's.
+    func complete()
+
+    /// The disks are the checkpoint's, but not the memory: the next capture compares everything.
+    func leaveHalfway()
+
+    /// Drops what is not needed any more, whatever became of the revert. Called at the end, always.
+    func end()
+}
+
+/// Disks to which only the guest's own process writes.
+final class DiskRevert: RevertedDisks {
     /// Blocks that are compared, or written, at once.
     private static let batchBlockCount = 256
 
@@ -142,20 +186,7 @@ final class DiskRevert {
     }
 
     /// Throws unless the guest has exactly the checkpoint's disks.
-    private func check(_ now: [GuestDisk]) throws(GuestError) {
-        let isSame =
-            now.count == parts.count
-            && parts.allSatisfy { part in now.contains { NameForm.areSame($0.name, part.name) } }
-        guard !isSame else { return }
-        func list(_ names: [String]) -> String {
-            names.isEmpty ? "no disk" : names.joined(separator: " and ")
-        }
-        throw GuestError(
-            code: .unsupported,
-            message: "the guest has \(list(now.map(\.name))) now, and checkpoint "
-                + "\(target.id.short) has \(list(parts.map(\.name))); restore the checkpoint as a "
-                + "new guest with its disks")
-    }
+    private func check(_ now: [GuestDisk]) throws(GuestError) { try target.checkDisks(now) }
 
     /// Reads blocks of the checkpoint that are not zero and not read yet.
     ///
@@ -302,6 +333,8 @@ final class DiskRevert {
 
     // MARK: - Writing
 
+    func exchange() {}
+
     /// Writes what differs.
     ///
     /// If that fails, everything is as it was, or the message says that it is not.
@@ -437,5 +470,23 @@ final class DiskRevert {
         if let cut { disks.failed(cut) }
         cut = nil
         disks.releaseRetired()
+    }
+}
+
+extension Checkpoint {
+    /// Throws unless a guest's disks are exactly those of the checkpoint, by their names.
+    func checkDisks(_ now: [GuestDisk]) throws(GuestError) {
+        let isSame =
+            now.count == disks.count
+            && disks.allSatisfy { disk in now.contains { NameForm.areSame($0.name, disk.name) } }
+        guard !isSame else { return }
+        func list(_ names: [String]) -> String {
+            names.isEmpty ? "no disk" : names.joined(separator: " and ")
+        }
+        throw GuestError(
+            code: .unsupported,
+            message: "the guest has \(list(now.map(\.name))) now, and checkpoint "
+                + "\(id.short) has \(list(disks.map(\.name))); restore the checkpoint as a "
+                + "new guest with its disks")
     }
 }

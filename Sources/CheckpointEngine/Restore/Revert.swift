@@ -10,7 +10,10 @@ import Synchronization
 //   while it runs:   candidates = difference of the page maps + pages written since
 //                    their contents in the checkpoint are read, verified, and staged;
 //                    the same for pages that were written meanwhile, in rounds, until few come
-//   in the pause:    the pages written since the last round are staged too
+//                    the disks are prepared
+//   in the pause:    devices stop
+//                    the pages written since the last round are staged too
+//                    the state is prepared, and the disks go back
 //                    every candidate is compared with the live page; those that differ are written
 //                    the state is restored
 //   afterwards:      the log is taken; pages in it that equal the checkpoint's are removed
@@ -33,13 +36,27 @@ public struct RevertResult: Sendable {
     public let pausedReadByteCount: Int
     /// The number of blocks of disks that differed, and were written.
     public let writtenBlockCount: Int
+    /// What the pause consisted of, in this order, and how long each part took.
+    public let steps: [Step]
+    /// Devices that the guest had not connected again after the revert, in the time that its domain
+    /// gives them.
+    public let unconnectedDevices: [String]
+
+    /// A part of the pause.
+    public struct Step: Hashable, Sendable {
+        /// What was done: `stop`, `devices`, `late`, `prepare`, `disks`, `pages`, `state`,
+        /// `resume`; and `reconnect`, in which the guest runs.
+        public let name: String
+        /// How long it took.
+        public let duration: Duration
+    }
 }
 
 extension CaptureSession {
     /// Reverts the guest's memory and state to a checkpoint, in place.
     ///
     /// The next capture follows that checkpoint. The session's disks go back too, if they are
-    /// `RevertibleDisks` and the checkpoint has the same ones; other disks are refused with
+    /// `RevertibleDisks` or `ExchangeableDisks` and the checkpoint has the same ones; other disks are refused with
     /// `unsupported`, and disks that the session does not know of are not put back. Restore the
     /// checkpoint as a new guest instead.
     ///
@@ -107,12 +124,13 @@ private struct RevertOperation {
     private let map: VolumeMap
     private let guestState: GuestState
     private let staged: StagedPages
-    private let disks: DiskRevert?
+    private let disks: (any RevertedDisks)?
     private let control: WorkControl
+    private let steps = StepTimes()
 
     init(
         session: CaptureSession, guest: any WritableGuest, target: Checkpoint,
-        _ disks: DiskRevert?, _ control: WorkControl
+        _ disks: (any RevertedDisks)?, _ control: WorkControl
     ) throws {
         self.disks = disks
         self.control = control
@@ -142,33 +160,80 @@ private struct RevertOperation {
         var work = RevertWork(pageCount: candidates.count)
         session.state.withLock { $0.unsaved.reserveCapacity(frameEnd: sets.frameEnd) }
         let start = ContinuousClock.now
-        let paused = try PausedGuest(pausing: guest)
+        steps.begin()
+        let paused = try PausedGuest(stopping: guest)
         let pausedSince = ContinuousClock.now
-        try addLate(known, to: &sets)
-        var pausedReadByteCount = try staged.add(sets.late, .none)
-        if let disks {
-            pausedReadByteCount += try disks.plan(within: session.options.diskCutBudget)
-            try disks.write()
+        steps.end("stop")
+        var (written, pausedReadByteCount) = (0, 0)
+        var failure: (any Error)?
+        do {
+            pausedReadByteCount = try readLate(known, &sets)
+            try exchangeDisks()
+            written = try write(sets, &work)
+        } catch {
+            failure = error
         }
-        try adoptLayout()
-        let written = try write(sets, &work)
         do {
             try paused.resume()
         } catch {
-            // The memory is the target's, but the next capture does not follow it.
+            // What the guest has is not known, and the next capture does not follow the target.
             session.state.mergeBack(DirtyBitmap(), comparesAll: true)
             disks?.leaveHalfway()
-            throw error
+            guard let failure, "\(failure)" != "\(error)" else { throw error }
+            throw CheckpointError(
+                GuestError(
+                    code: error.code,
+                    message: "\(failure); \(error)"))
         }
+        if let failure { throw failure }
         let times = PauseTimes(
             request: pausedSince - start, downtime: ContinuousClock.now - pausedSince)
+        steps.end("resume")
         session.pipeline.rebase(on: target, lease: lease, map: maps)
         disks?.complete()
+        let unconnected = guest.awaitDevices()
+        steps.end("reconnect")
         forgetOwnWrites(sets.candidates)
         return RevertResult(
             writtenPageCount: written, comparedPageCount: sets.candidates.count,
             pauseTimes: times,
-            pausedReadByteCount: pausedReadByteCount, writtenBlockCount: disks?.blockCount ?? 0)
+            pausedReadByteCount: pausedReadByteCount, writtenBlockCount: disks?.blockCount ?? 0,
+            steps: steps.all, unconnectedDevices: unconnected)
+    }
+
+    /// In the pause: reads what is still missing, and writes disks that are the guest's own.
+    ///
+    /// - Returns: bytes read from packs.
+    private func readLate(_ known: GuestLayout?, _ sets: inout RevertSets) throws -> Int {
+        try guest.stopDevices()
+        steps.end("devices")
+        try addLate(known, to: &sets)
+        var byteCount = try staged.add(sets.late, .none)
+        if let disks {
+            byteCount += try disks.plan(within: session.options.diskCutBudget)
+            try disks.write()
+        }
+        steps.end("late")
+        try adoptLayout()
+        return byteCount
+    }
+
+    /// Prepares the guest's state, and exchanges the disks: no page is written yet.
+    private func exchangeDisks() throws {
+        do {
+            try guest.prepareState(guestState)
+            steps.end("prepare")
+            try disks?.exchange()
+            steps.end("disks")
+        } catch {
+            session.state.mergeBack(DirtyBitmap(), comparesAll: true)
+            // The memory is as it was: the disks follow it.
+            try disks?.takeBack(after: error)
+            throw CheckpointError(
+                .guest,
+                "the revert to \(target.id.short) failed before a page was written (\(error)); "
+                    + "revert again or restore it")
+        }
     }
 
     private func adoptLayout() throws {
@@ -304,7 +369,6 @@ private struct RevertOperation {
     private func write(_ sets: RevertSets, _ work: inout RevertWork) throws -> Int {
         var written = 0
         do {
-            try guest.prepareState(guestState)
             sets.present.forEachRun { work.add($0, of: guest) }
             let mapped = work.mapped
             for index in mapped.indices {
@@ -317,14 +381,16 @@ private struct RevertOperation {
                 written += staged.put(mapped[index].range, to: mapped[index].memory)
             }
             for batch in StagedBatches.cut(work.scattered) { written += try writeDiffering(batch) }
+            steps.end("pages")
             try guest.restoreState(guestState)
+            steps.end("state")
         } catch {
             session.state.mergeBack(DirtyBitmap(), comparesAll: true)
             disks?.leaveHalfway()
             throw CheckpointError(
                 .guest,
                 "the revert to \(target.id.short) failed after writing \(counted(written, "page")) "
-                    + "(\(error)); the guest runs with part of them"
+                    + "(\(error)); the guest has part of them"
                     + (disks == nil ? "" : ", and the disks are the checkpoint's")
                     + "; revert again or restore it")
         }
@@ -409,6 +475,22 @@ private struct RevertOperation {
     }
 }
 
+/// How long the parts of the pause took; used by one thread.
+private final class StepTimes {
+    private(set) var all: [RevertResult.Step] = []
+    private var last = ContinuousClock.now
+
+    init() { all.reserveCapacity(12) }
+
+    func begin() { last = .now }
+
+    func end(_ name: String) {
+        let now = ContinuousClock.now
+        all.append(RevertResult.Step(name: name, duration: now - last))
+        last = now
+    }
+}
+
 /// The frames that a revert looks at; with room before the pause for all that may join them in it.
 private struct RevertSets {
     private(set) var candidates: DirtyBitmap
@@ -456,137 +538,5 @@ private struct RevertWork {
         } else {
             scattered.append(run)
         }
-    }
-}
-
-/// Contents of a checkpoint's pages, verified, in memory.
-private final class StagedPages {
-    private let map: VolumeMap
-    private var supply: PageSupply
-    private var parts: [StagedPart] = []
-
-    init(map: VolumeMap, supply: PageSupply) {
-        self.map = map
-        self.supply = supply
-    }
-
-    /// Reads the pages of a set that are not staged yet.
-    ///
-    /// Zero and absent pages need no room.
-    ///
-    /// - Returns: bytes read from packs.
-    func add(_ frames: DirtyBitmap, _ control: WorkControl) throws -> Int {
-        var pages: [(frame: PageFrameNumber, digest: PageDigest)] = []
-        frames.forEachRun { run in
-            for number in run.frames where !parts.contains(where: { $0.contains(number) }) {
-                let frame = PageFrameNumber(number)
-                guard case .present(let digest) = map[frame] else { continue }
-                pages.append((frame, digest))
-            }
-        }
-        guard !pages.isEmpty else { return 0 }
-        var present = DirtyBitmap(frameEnd: UInt64(frames.words.count) * 64)
-        for page in pages { present.insert(page.frame) }
-        let part = StagedPart(present)
-        supply.control = control
-        let byteCount = try supply.read(pages, into: part)
-        parts.append(part)
-        return byteCount
-    }
-
-    /// Overwrites live pages with the checkpoint's, in place.
-    ///
-    /// - Returns: the number of pages that differed.
-    func put(_ range: PageRange, to live: UnsafeMutableRawBufferPointer) -> Int {
-        var written = 0
-        forEachDiffering(range, from: live) { frame, page in
-            copy(frame, to: page)
-            written += 1
-        }
-        return written
-    }
-
-    /// Calls `body` with the frames whose live pages differ from the checkpoint's, and those pages.
-    func forEachDiffering(
-        _ range: PageRange, from live: UnsafeMutableRawBufferPointer,
-        _ body: (PageFrameNumber, UnsafeMutableRawBufferPointer) -> Void
-    ) {
-        var position = 0
-        for number in range.frames {
-            let page = UnsafeMutableRawBufferPointer(
-                rebasing: live[position..<position + Page.byteCount])
-            position += Page.byteCount
-            if differs(place(number), from: UnsafeRawBufferPointer(page)) {
-                body(PageFrameNumber(number), page)
-            }
-        }
-    }
-
-    /// Prefetches a frame's page into the caches.
-    func prefetch(_ frame: PageFrameNumber) { ckernels_prefetch(place(frame.rawValue)) }
-
-    /// Copies the checkpoint's page to `page`.
-    func copy(_ frame: PageFrameNumber, to page: UnsafeMutableRawBufferPointer) {
-        guard let place = place(frame.rawValue) else {
-            page.initializeMemory(as: UInt8.self, repeating: 0)
-            return
-        }
-        page.copyMemory(from: UnsafeRawBufferPointer(start: place, count: Page.byteCount))
-    }
-
-    /// The address of a frame's page; nil: it is zero, or not in the layout.
-    private func place(_ frame: UInt64) -> UnsafeRawPointer? {
-        for part in parts where part.contains(frame) { return UnsafeRawPointer(part.page(frame)) }
-        return nil
-    }
-
-    private func differs(_ place: UnsafeRawPointer?, from live: UnsafeRawBufferPointer) -> Bool {
-        guard let place else { return !ckernels_is_zero(live.baseAddress, Page.byteCount) }
-        return !ckernels_is_equal(place, live.baseAddress, Page.byteCount)
-    }
-}
-
-/// Memory for the pages of a set, in the order of frames.
-private final class StagedPart: PageTarget {
-    private let frames: DirtyBitmap
-    /// For each word of the set, the number of frames before it.
-    private let ranks: [Int]
-    // Each page is filled by one thread, then read; freed with this.
-    private nonisolated(unsafe) let bytes: UnsafeMutableRawBufferPointer
-
-    init(_ frames: DirtyBitmap) {
-        self.frames = frames
-        var ranks: [Int] = []
-        ranks.reserveCapacity(frames.words.count)
-        var count = 0
-        for word in frames.words {
-            ranks.append(count)
-            count += word.nonzeroBitCount
-        }
-        self.ranks = ranks
-        bytes = PageMemory.allocate(byteCount: count * Page.byteCount)
-    }
-
-    deinit { PageMemory.deallocate(bytes) }
-
-    func contains(_ frame: UInt64) -> Bool { frames.contains(PageFrameNumber(frame)) }
-
-    /// The memory of a frame of the set.
-    func page(_ frame: UInt64) -> UnsafeMutableRawPointer {
-        let word = Int(frame / 64)
-        let below = frames.words[word] & ((1 << (frame % 64)) - 1)
-        let rank = ranks[word] + below.nonzeroBitCount
-        return bytes.baseAddress.unsafelyUnwrapped + rank * Page.byteCount
-    }
-
-    func place(_ range: PageRange) -> UnsafeMutableRawBufferPointer? {
-        // Consecutive frames that are all in the set are contiguous.
-        UnsafeMutableRawBufferPointer(start: page(range.first.rawValue), count: range.byteCount)
-    }
-
-    func take(_ range: PageRange, _ bytes: UnsafeRawBufferPointer, isPlaced: Bool) {
-        if isPlaced { return }
-        page(range.first.rawValue).copyMemory(
-            from: bytes.baseAddress.unsafelyUnwrapped, byteCount: range.byteCount)
     }
 }

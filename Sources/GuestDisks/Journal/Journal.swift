@@ -7,6 +7,7 @@ import SystemPackage
 //
 //   DIRECTORY                     0700, owned by this user
 //   DIRECTORY/cut-TOKEN           0600; one entry a cut, locked by flock(2) while its owner lives
+//   DIRECTORY/exchange-TOKEN      the same for the new contents of a revert
 //   DIRECTORY/metadata-TOKEN      the same for the metadata snapshot of a pool
 //   DIRECTORY/.TOKEN.new          an entry that is being written
 //
@@ -46,7 +47,9 @@ struct Journal: Sendable {
         guard let names = system_list(directory) else {
             throw GuestError.call("readdir", directory.printable)
         }
-        return names.filter { $0.hasPrefix("cut-") || $0.hasPrefix("metadata-") }
+        return names.filter { name in
+            ["cut-", "metadata-", "exchange-"].contains { name.hasPrefix($0) }
+        }
     }
 
     /// What an entry says; nil if there is none of this name, or it is not whole.

@@ -2,7 +2,8 @@ import GuestModel
 
 // A journal entry is a text file:
 //
-//   varve-disks 1 KIND STATE      KIND: reflink, thin, metadata, hooked
+//   varve-disks 1 KIND STATE      KIND: reflink, thin, metadata, hooked, thinExchange,
+//                                 reflinkExchange
 //   KEY WORD WORD ...             what the kind needs, see there
 //   end
 //
@@ -18,6 +19,10 @@ struct JournalRecord: Hashable, Sendable {
         /// The metadata snapshot of a thin pool.
         case metadata
         case hooked
+        /// New contents for thin volumes, of a revert.
+        case thinExchange
+        /// The same for files.
+        case reflinkExchange
     }
 
     var kind: Kind

@@ -205,8 +205,23 @@ final class ReflinkCut: DiskCut {
         ).changedBlocks()
     }
 
+    /// The clone of a disk by its name; nil if there is none.
+    func clone(of name: String) throws(GuestError) -> (file: OpenFile, disk: GuestDisk)? {
+        guard let index = disks.firstIndex(where: { $0.name.utf8.elementsEqual(name.utf8) })
+        else { return nil }
+        let (file, disk) = try clone(index)
+        return (file, disk)
+    }
+
     func storedBlocks(ofDisk index: Int) throws(GuestError) -> [BlockRange] {
         let (clone, disk) = try clone(index)
+        return try ReflinkCut.storedBlocks(of: clone, disk)
+    }
+
+    /// The blocks of a file that are not in holes.
+    static func storedBlocks(
+        of clone: OpenFile, _ disk: GuestDisk
+    ) throws(GuestError) -> [BlockRange] {
         var found = BlockRanges(blockCount: disk.blockCount)
         let end = Int(clamping: disk.byteCount)
         var offset = 0
@@ -250,12 +265,17 @@ final class ReflinkCut: DiskCut {
         try journal.remove()
     }
 
-    /// The line of an entry for a directory of clones: it is the same one later.
-    static func line(ofDirectory path: FilePath) throws(GuestError) -> [String] {
-        let directory = try OpenFile(path, O_RDONLY | O_DIRECTORY)
-        return [
-            "directory", "\(try directory.status().st_ino)", JournalRecord.encode(path.bytes),
-        ]
+    /// A line of an entry for each directory of clones, so that it is known to be the same one later:
+    /// `directory INODE PATH`.
+    static func lines(ofDirectoriesOf clones: [FilePath]) throws(GuestError) -> [[String]] {
+        var lines: [[String]] = []
+        for path in Set(clones.map { $0.removingLastComponent() }) {
+            let directory = try OpenFile(path, O_RDONLY | O_DIRECTORY)
+            lines.append([
+                "directory", "\(try directory.status().st_ino)", JournalRecord.encode(path.bytes),
+            ])
+        }
+        return lines
     }
 
     /// Throws unless the directory of a clone is the one in which it was made: its file system may

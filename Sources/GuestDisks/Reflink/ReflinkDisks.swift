@@ -54,7 +54,7 @@ public final class ReflinkDisks: JournaledDisks, RevertibleDisks {
         }
     }
 
-    private let journal: Journal
+    let journal: Journal
     private let cloneDirectory: FilePath?
     private let current: Mutex<[File]>
 
@@ -115,9 +115,7 @@ public final class ReflinkDisks: JournaledDisks, RevertibleDisks {
             ])
             parts.append(ReflinkCut.Part(file: file, source: source, clonePath: clone))
         }
-        for directory in Set(parts.map { $0.clonePath.removingLastComponent() }) {
-            record.lines.append(try ReflinkCut.line(ofDirectory: directory))
-        }
+        record.lines += try ReflinkCut.lines(ofDirectoriesOf: parts.map(\.clonePath))
         let entry = try journal.add("cut-\(token)", record)
         let cut = ReflinkCut(journal: entry, disks: disks, parts: parts)
         do throws(GuestError) {
@@ -152,25 +150,7 @@ public final class ReflinkDisks: JournaledDisks, RevertibleDisks {
         _ blocks: BlockRange, of disk: String, from source: UnsafeRawBufferPointer
     ) throws(GuestError) {
         let file = try openForWriting(disk)
-        let size = Int(try file.status().st_size)
-        guard blocks.upperBound <= UInt64(Int.max / Page.byteCount),
-            source.count == blocks.count * Page.byteCount
-        else {
-            throw GuestError(
-                code: .invalidRange,
-                message: "blocks \(blocks.lowerBound)..<\(blocks.upperBound) are not the "
-                    + "\(source.count) bytes to be written")
-        }
-        let offset = Int(blocks.lowerBound) * Page.byteCount
-        let end = min(source.count, max(0, size - offset))
-        var done = 0
-        while done < end {
-            let count = system_pwrite(
-                file.descriptor, UnsafeRawBufferPointer(rebasing: source[done..<end]),
-                at: offset + done)
-            guard count > 0 else { throw GuestError.call("pwrite", file.path.printable) }
-            done += count
-        }
+        try file.write(blocks, from: source, end: UInt64(try file.status().st_size))
     }
 
     private func openForWriting(_ disk: String) throws(GuestError) -> OpenFile {
@@ -187,7 +167,7 @@ public final class ReflinkDisks: JournaledDisks, RevertibleDisks {
 
     /// The entries of the state directory, whether a living process owns them or not.
     public func leftovers() throws(GuestError) -> [DiskLeftover] {
-        try Leftovers.list(journal, [.reflink]) { record in
+        try Leftovers.list(journal, [.reflink, .reflinkExchange]) { record in
             ReflinkDisks.clones(record).map(\.printable)
         }
     }
@@ -198,7 +178,7 @@ public final class ReflinkDisks: JournaledDisks, RevertibleDisks {
     /// this also drops cuts that were made.
     @discardableResult
     public func dropLeftovers() throws(GuestError) -> [DiskLeftover] {
-        try Leftovers.drop(journal, [.reflink]) { (entry) throws(GuestError) in
+        try Leftovers.drop(journal, [.reflink, .reflinkExchange]) { (entry) throws(GuestError) in
             let clones = ReflinkDisks.clones(entry.record)
             for clone in clones { try ReflinkCut.removeClone(clone, entry) }
             return clones.map(\.printable)
@@ -214,7 +194,7 @@ public final class ReflinkDisks: JournaledDisks, RevertibleDisks {
     // MARK: - Files
 
     /// `.NAME.varve-cut-TOKEN-INDEX`, beside the file or in the clone directory.
-    private func clonePath(
+    func clonePath(
         _ file: File, _ index: Int, _ token: String
     ) throws(GuestError) -> FilePath {
         guard let path = system_realpath(file.path) else {

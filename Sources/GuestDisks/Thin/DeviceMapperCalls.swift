@@ -89,6 +89,11 @@ package enum MapperRequest: Hashable, Sendable {
     case suspend(DeviceNumber)
     /// `DM_DEVICE_RESUME`.
     case resume(DeviceNumber)
+    /// Prepares another table, which the next resume of the suspended device puts in force.
+    /// `DM_DEVICE_RELOAD`.
+    case load(DeviceNumber, MappedTarget)
+    /// Drops a table that was prepared. `DM_DEVICE_CLEAR`.
+    case clear(DeviceNumber)
     /// `DM_DEVICE_TARGET_MSG` to sector 0; the kernel commits the pool's metadata with it.
     case message(DeviceNumber, String)
 }

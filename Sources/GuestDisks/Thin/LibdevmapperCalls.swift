@@ -207,6 +207,16 @@ package struct LibdevmapperCalls: DeviceMapperCalls {
                 // Without flags for udev: it sees an ordinary resume, and keeps its links.
                 task = try Task(DM_DEVICE_RESUME, number)
                 what = "resuming \(number.text)"
+            case .load(let number, let target):
+                task = try Task(DM_DEVICE_RELOAD, number)
+                try task.check(
+                    dm_task_add_target(
+                        task.pointer, target.start, target.length, target.type,
+                        target.parameters))
+                what = "loading a table of \(number.text)"
+            case .clear(let number):
+                task = try Task(DM_DEVICE_CLEAR, number)
+                what = "clearing the prepared table of \(number.text)"
             case .message(let pool, let text):
                 task = try Task(DM_DEVICE_TARGET_MSG, pool)
                 try task.check(dm_task_set_sector(task.pointer, 0))

@@ -341,6 +341,14 @@ final class ThinCut: DiskCut {
         try journal.remove()
     }
 
+    /// The snapshot of a disk, which another one may be made of; nil if there is none any more.
+    func snapshot(of name: String) throws(GuestError) -> ThinPart? {
+        guard let index = disks.firstIndex(where: { $0.name.utf8.elementsEqual(name.utf8) })
+        else { return nil }
+        let part = try part(index)
+        return state.withLock { $0.isIncomplete } ? nil : part
+    }
+
     // MARK: - Given up
 
     func readingEnded() {

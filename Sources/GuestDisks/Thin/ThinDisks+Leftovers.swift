@@ -5,7 +5,13 @@ extension ThinDisks {
     ///
     /// Only the journal is read; device-mapper is not asked.
     public func leftovers() throws(GuestError) -> [DiskLeftover] {
-        try Leftovers.list(journal, [.thin, .metadata]) { record in
+        try Leftovers.list(journal, [.thin, .metadata, .thinExchange]) { record in
+            if record.kind == .thinExchange {
+                return (ThinReplacement.all(record) ?? []).map {
+                    "new contents \($0.newID) of \($0.part.originName), ID \($0.oldID) in the pool "
+                        + $0.part.poolName
+                }
+            }
             if record.kind == .metadata {
                 return record.lines("pool").map {
                     "metadata snapshot of the pool \($0.first ?? "")"
@@ -26,12 +32,17 @@ extension ThinDisks {
     /// names it.
     @discardableResult
     public func dropLeftovers() throws(GuestError) -> [DiskLeftover] {
-        try Leftovers.drop(journal, [.thin, .metadata]) { (entry) throws(GuestError) in
-            entry.record.kind == .metadata ? try dropMetadata(entry) : try dropCut(entry)
+        try Leftovers.drop(journal, [.thin, .metadata, .thinExchange]) {
+            (entry) throws(GuestError) in
+            switch entry.record.kind {
+            case .metadata: try dropMetadata(entry)
+            case .thinExchange: try dropExchange(entry)
+            default: try dropCut(entry)
+            }
         }
     }
 
-    private func pool(
+    func pool(
         _ name: String, _ uuid: String, _ entry: JournalEntry
     ) throws(GuestError) -> ThinPool {
         guard let pool = try ThinPool(named: name, uuid: uuid, calls) else {
@@ -76,7 +87,7 @@ extension ThinDisks {
         return dropped
     }
 
-    private func damaged(_ entry: JournalEntry) -> GuestError {
+    func damaged(_ entry: JournalEntry) -> GuestError {
         GuestError(
             code: .unavailable,
             message: "the entry \(entry.name) of \(journal.directory.printable) is damaged; look "

@@ -32,7 +32,7 @@ public import SystemPackage
 /// The process must run as root, and the kernel must have `dm-thin-pool`. Calls block. All calls of
 /// a process to libdevmapper are made one at a time, so a suspension that waits for slow storage
 /// delays the cuts of other guests. Thread-safe.
-public final class ThinDisks: JournaledDisks {
+public final class ThinDisks: JournaledDisks, ExchangeableDisks {
     /// A thin volume that is a disk.
     public struct Volume: Hashable, Sendable {
         /// The disk's name: 1 to 255 bytes.
@@ -213,7 +213,7 @@ public final class ThinDisks: JournaledDisks {
 
     // MARK: - Volumes and pools
 
-    private func resolve() throws(GuestError) -> [ThinVolume] {
+    func resolve() throws(GuestError) -> [ThinVolume] {
         let volumes = volumes
         try DiskNames.check(volumes.map(\.name))
         var resolved: [ThinVolume] = []
@@ -230,7 +230,7 @@ public final class ThinDisks: JournaledDisks {
         return resolved
     }
 
-    private static func pools(of volumes: [ThinVolume]) -> [ThinPool] {
+    static func pools(of volumes: [ThinVolume]) -> [ThinPool] {
         var pools: [ThinPool] = []
         for volume in volumes where !pools.contains(where: { $0 == volume.pool }) {
             pools.append(volume.pool)
@@ -238,7 +238,7 @@ public final class ThinDisks: JournaledDisks {
         return pools
     }
 
-    private func checkPools(_ volumes: [ThinVolume]) throws(GuestError) {
+    func checkPools(_ volumes: [ThinVolume]) throws(GuestError) {
         var seen: Set<DeviceNumber> = []
         for volume in volumes {
             guard !volume.device.isSuspended else { throw ThinDisks.suspended(volume.device) }
@@ -255,7 +255,7 @@ public final class ThinDisks: JournaledDisks {
     }
 
     /// The guard, started if there is none that lives.
-    private func aliveGuard() throws(GuestError) -> DiskGuard? {
+    func aliveGuard() throws(GuestError) -> DiskGuard? {
         guard !guardCommand.isEmpty else { return nil }
         return try diskGuard.withLock { (current) throws(GuestError) in
             if let running = current, running.isAlive { return running }

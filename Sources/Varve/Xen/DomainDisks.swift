@@ -9,7 +9,7 @@ import XenGuest
 ///
 /// Thin volumes are cut first, then files, then what the command cuts. As long as the domain has no
 /// disk, nothing is noted anywhere.
-final class DomainDisks: JournaledDisks {
+final class DomainDisks: JournaledDisks, ExchangeableDisks {
     /// The groups of all kinds, which share a directory.
     private struct Groups: Sendable {
         let thin: ThinDisks
@@ -102,6 +102,15 @@ final class DomainDisks: JournaledDisks {
             if let cut = try group.standingCut(name) { return cut }
         }
         return nil
+    }
+
+    func prepareExchange(
+        from cut: (any DiskCut)?
+    ) throws(GuestError) -> any DiskExchange {
+        guard let current = try current() else {
+            return try DiskGroupSet([]).prepareExchange(from: nil)
+        }
+        return try XenDiskFinder.exchangeable(current).prepareExchange(from: cut)
     }
 
     func leftovers() throws(GuestError) -> [DiskLeftover] {

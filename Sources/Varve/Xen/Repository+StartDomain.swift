@@ -79,6 +79,16 @@ extension Repository {
             throw CheckpointError(wrapping: error)
         }
     }
+
+    /// Throws what `startDomain` would throw before it does anything, but for a name that is in
+    /// use.
+    func checkStart(
+        of checkpoint: Checkpoint, on host: XenHost, options: XenStartOptions
+    ) throws {
+        _ = try XenStart(
+            repository: self, checkpoint: checkpoint, options: options, host: host
+        ).check()
+    }
 }
 
 /// One start.
@@ -91,11 +101,7 @@ private struct XenStart {
     func run(
         _ cancellation: Cancellation?, _ progress: ProgressHandler?
     ) throws -> XenHost.Domain {
-        let state = try repository.state(of: checkpoint)
-        try checkDisks()
-        let (plain, name) = try configuration(of: state)
-        if target != nil { try DiskPaths.check(checkpoint.disks.map(\.name), in: plain) }
-        try host.checkVersion(of: state)
+        let (plain, name) = try check()
         if let name, try host.domains().contains(where: { $0.name == name }) {
             throw GuestError(
                 code: .busy,
@@ -124,6 +130,16 @@ private struct XenStart {
                             + disks.map { $0.path.string }.joined(separator: ", ")))
         }
         return domain
+    }
+
+    /// The configuration and the name of the new domain.
+    func check() throws -> (configuration: [UInt8]?, name: String?) {
+        let state = try repository.state(of: checkpoint)
+        try checkDisks()
+        let (plain, name) = try configuration(of: state)
+        if target != nil { try DiskPaths.check(checkpoint.disks.map(\.name), in: plain) }
+        try host.checkVersion(of: state)
+        return (plain, name)
     }
 
     /// Where disks are to be made; nil if none are.

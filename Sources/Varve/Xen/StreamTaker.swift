@@ -79,6 +79,28 @@ final class StreamTaker: DomainTaker {
         return try save(label, .zero, cancellation, progress)
     }
 
+    func revert(
+        to checkpoint: Checkpoint, _ options: XenRevertOptions, _ cancellation: Cancellation?,
+        _ progress: ProgressHandler?
+    ) throws(CheckpointError) -> XenRevertResult {
+        let reason = "a PV domain cannot be reverted in place"
+        guard options.method != .inPlace else {
+            throw CheckpointError(
+                wrapping: GuestError(
+                    code: .unsupported, message: "\(reason); replace it (--replace)"))
+        }
+        let control = WorkControl(
+            "the revert was cancelled; the domain runs", cancellation, progress)
+        guard try takeTurn(cancellation) else {
+            throw CheckpointError(wrapping: control.cancelled)
+        }
+        defer { endTurn() }
+        return try DomainRevert(
+            repository: repository, checkpoint: checkpoint, options: options,
+            domainID: guest.domainID, host: XenHost(of: guest)
+        ).run(reason, cancellation, progress)
+    }
+
     /// Saves the domain once, as a stream of its own.
     private func save(
         _ label: Label?, _ lateness: Duration, _ cancellation: Cancellation?,

@@ -9,7 +9,7 @@ import XenGuest
 // cut can wait for them.
 
 /// Disks of a domain, and how many requests to them are under way when they are cut.
-final class WatchedDisks: JournaledDisks {
+final class WatchedDisks: JournaledDisks, ExchangeableDisks {
     private let inner: any DiskGroup
     private let host: XenHost
     private let domain: XenHost.Domain
@@ -44,6 +44,13 @@ final class WatchedDisks: JournaledDisks {
         try inner.standingCut(name)
     }
 
+    func prepareExchange(
+        from cut: (any DiskCut)?
+    ) throws(GuestError) -> any DiskExchange {
+        try XenDiskFinder.exchangeable(inner)
+            .prepareExchange(from: (cut as? WatchedCut)?.inner ?? cut)
+    }
+
     func leftovers() throws(GuestError) -> [DiskLeftover] {
         try (inner as? any JournaledDisks)?.leftovers() ?? []
     }
@@ -63,7 +70,7 @@ private final class WatchedCut: DiskCut {
         var counts: [Int?]
     }
 
-    private let inner: any DiskCut
+    let inner: any DiskCut
     private let settleTime: Duration
     private let names: [String]
     private let state: Mutex<State>

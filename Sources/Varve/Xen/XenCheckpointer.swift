@@ -70,7 +70,10 @@ public final class XenCheckpointer: Sendable {
     /// Why every checkpoint of a PVH domain compares every page; nil if the hypervisor's log is
     /// used, and for a PV domain.
     public let comparesAllBecause: String?
-    private let taker: any DomainTaker
+    /// What a guard has done to the domain after the death of a checkpointer before this one; nil
+    /// if nothing, or if it was told already.
+    public let guardNote: String?
+    let taker: any DomainTaker
 
     /// Takes ownership of a domain, which runs unaffected until the first checkpoint.
     ///
@@ -92,6 +95,7 @@ public final class XenCheckpointer: Sendable {
             let finder = XenDiskFinder(host: try XenHost(), options: options.disks)
             var options = options
             let disks = try finder.choose(for: domain, &options)
+            options.domain.disksGoBack = disks != nil
             if case .none = options.disks.selection,
                 let newest = try repository.newest(ofLineage: lineage)
             {
@@ -129,19 +133,23 @@ public final class XenCheckpointer: Sendable {
             // What cannot be dropped now, as in a pool that is not active, stays noted.
             options.disks.thin.notice?(error.message)
         }
-        self.init(lineage, domain.comparesAllBecause, LogTaker(session))
+        self.init(
+            lineage, domain.comparesAllBecause, domain.guardNote,
+            LogTaker(domain, session, repository))
     }
 
     /// Takes checkpoints of a PV domain that the caller has opened.
     package convenience init(
         of domain: XenPVDomain, in repository: Repository, lineage: LineageName, options: Options
     ) throws(CheckpointError) {
-        self.init(lineage, nil, try StreamTaker(domain, repository, lineage, options))
+        self.init(lineage, nil, nil, try StreamTaker(domain, repository, lineage, options))
     }
 
     private init(
-        _ lineage: LineageName, _ comparesAllBecause: String?, _ taker: any DomainTaker
+        _ lineage: LineageName, _ comparesAllBecause: String?, _ guardNote: String?,
+        _ taker: any DomainTaker
     ) {
+        self.guardNote = guardNote
         self.lineage = lineage
         self.comparesAllBecause = comparesAllBecause
         self.taker = taker
@@ -246,6 +254,11 @@ protocol DomainTaker: Sendable {
         _ handler: @escaping @Sendable (XenCheckpointer.Event) throws -> Void
     ) throws(CheckpointError)
 
+    func revert(
+        to checkpoint: Checkpoint, _ options: XenRevertOptions, _ cancellation: Cancellation?,
+        _ progress: ProgressHandler?
+    ) throws(CheckpointError) -> XenRevertResult
+
     var retentionReport: RetentionReport? { get }
     func close()
 }
@@ -257,9 +270,15 @@ private final class LogTaker: DomainTaker {
         let lateness: Duration
     }
 
+    private let domain: XenDomain
     private let session: CaptureSession
+    private let repository: Repository
 
-    init(_ session: CaptureSession) { self.session = session }
+    init(_ domain: XenDomain, _ session: CaptureSession, _ repository: Repository) {
+        self.domain = domain
+        self.session = session
+        self.repository = repository
+    }
 
     var retentionReport: RetentionReport? { session.retentionReport }
 
@@ -299,6 +318,16 @@ private final class LogTaker: DomainTaker {
             throw error
         }
         try settle(pending, handler)
+    }
+
+    func revert(
+        to checkpoint: Checkpoint, _ options: XenRevertOptions, _ cancellation: Cancellation?,
+        _ progress: ProgressHandler?
+    ) throws(CheckpointError) -> XenRevertResult {
+        try DomainRevert(
+            repository: repository, checkpoint: checkpoint, options: options,
+            domainID: domain.domainID, host: XenHost(of: domain)
+        ).run(domain, session, cancellation, progress)
     }
 
     private func settle(

@@ -169,6 +169,17 @@ struct XenDiskFinder: Sendable {
         return Set(names.map { Array($0.utf8) })
     }
 
+    /// The group as one that can go back with its domain.
+    static func exchangeable(
+        _ group: any DiskGroup
+    ) throws(GuestError) -> any ExchangeableDisks {
+        if let group = group as? any ExchangeableDisks { return group }
+        throw GuestError(
+            code: .unsupported,
+            message: "the domain's disks cannot be put back under it; restore the checkpoint as a "
+                + "new domain with its disks")
+    }
+
     static let foreign = "a disk of it is provided by another domain than dom0, or not by blkback"
 
     /// Why a disk of a kind that no group has cannot be cut.

@@ -169,6 +169,20 @@ package final class LibxenCalls: XenCalls {
         try check("xc_domain_resume", domain, xc_domain_resume(control, domain, 1))
     }
 
+    package func resumeStopped(_ domain: UInt32) throws(GuestError) {
+        try check("xc_domain_resume(slow)", domain, xc_domain_resume(control, domain, 0))
+    }
+
+    package func shutDown(_ domain: UInt32, _ reason: ShutdownReason) throws(GuestError) {
+        try check(
+            "xc_domain_shutdown", domain,
+            xc_domain_shutdown(control, domain, Int32(reason.rawValue)))
+    }
+
+    package func softReset(_ domain: UInt32) throws(GuestError) {
+        try check("xc_domain_soft_reset", domain, xc_domain_soft_reset(control, domain))
+    }
+
     package func version() throws(GuestError) -> (major: UInt32, minor: UInt32) {
         let version = xc_version(control, XENVER_version, nil)
         try check("xc_version", nil, version)
@@ -286,26 +300,69 @@ package final class LibxenCalls: XenCalls {
     }
 
     package func grantTable(_ domain: UInt32) throws(GuestError) -> [GrantEntry] {
+        let version = try grantVersion(domain)
+        return try withGrantTable(domain, PROT_READ) { table in
+            let entries = UnsafeRawBufferPointer(table)
+            return version == 1 ? LibxenCalls.entriesV1(entries) : LibxenCalls.entriesV2(entries)
+        } ?? []
+    }
+
+    package func grantVersion(_ domain: UInt32) throws(GuestError) -> Int {
+        let version = xc_gnttab_get_version(control, domain)
+        try check("xc_gnttab_get_version", domain, version)
+        return Int(version)
+    }
+
+    package func resetGrantTable(
+        _ domain: UInt32, consoleFrame: UInt64, storeFrame: UInt64
+    ) throws(GuestError) {
+        // `struct grant_entry_v1`: u16 flags, u16 domid, u32 frame. GNTTAB_RESERVED_CONSOLE is
+        // entry 0, GNTTAB_RESERVED_XENSTORE entry 1.
+        _ = try withGrantTable(domain, PROT_READ | PROT_WRITE) { table in
+            for (index, frame) in [consoleFrame, storeFrame].enumerated() {
+                let offset = index * 8
+                let flags = table.load(fromByteOffset: offset, as: UInt16.self) & 3 << 3
+                table.storeBytes(
+                    of: flags | UInt16(GTF_permit_access), toByteOffset: offset, as: UInt16.self)
+                table.storeBytes(of: 0, toByteOffset: offset + 2, as: UInt16.self)
+                table.storeBytes(
+                    of: UInt32(truncatingIfNeeded: frame), toByteOffset: offset + 4,
+                    as: UInt32.self)
+            }
+            UnsafeMutableRawBufferPointer(rebasing: table[16...])
+                .initializeMemory(as: UInt8.self, repeating: 0)
+        }
+    }
+
+    /// Calls `body` with all frames that the table has now, mapped; nil if it has none.
+    private func withGrantTable<T>(
+        _ domain: UInt32, _ protection: Int32, _ body: (UnsafeMutableRawBufferPointer) -> T
+    ) throws(GuestError) -> T? {
+        // To map more frames would make the table grow.
         var size = gnttab_query_size()
         size.dom = domid_t(domain)
         guard xc_gnttab_query_size(control, &size) == 0, size.status == 0 else {
             throw LibxenCalls.failure("xc_gnttab_query_size", domain)
         }
-        let version = xc_gnttab_get_version(control, domain)
-        try check("xc_gnttab_get_version", domain, version)
-        guard size.nr_frames > 0 else { return [] }
+        guard size.nr_frames > 0 else { return nil }
         var address: UnsafeMutableRawPointer?
         let resource = xenforeignmemory_map_resource(
             memory, domid_t(domain), UInt32(XENMEM_resource_grant_table),
             UInt32(XENMEM_resource_grant_table_id_shared), 0, UInt(size.nr_frames), &address,
-            PROT_READ, 0)
+            protection, 0)
         guard let resource, let address else {
             throw LibxenCalls.failure("xenforeignmemory_map_resource(grant table)", domain)
         }
         defer { xenforeignmemory_unmap_resource(memory, resource) }
-        let entries = UnsafeRawBufferPointer(
-            start: address, count: Int(size.nr_frames) * Page.byteCount)
-        return version == 1 ? LibxenCalls.entriesV1(entries) : LibxenCalls.entriesV2(entries)
+        return body(
+            UnsafeMutableRawBufferPointer(
+                start: address, count: Int(size.nr_frames) * Page.byteCount))
+    }
+
+    package func allocateChannel(_ domain: UInt32) throws(GuestError) -> UInt32 {
+        let port = xc_evtchn_alloc_unbound(control, domain, 0)
+        try check("xc_evtchn_alloc_unbound", domain, port)
+        return UInt32(port)
     }
 
     private static func entriesV1(_ entries: UnsafeRawBufferPointer) -> [GrantEntry] {
@@ -363,6 +420,13 @@ package final class LibxenCalls: XenCalls {
             "xc_hvm_param_get(\(index))", domain,
             xc_hvm_param_get(control, domain, index, &value))
         return value
+    }
+
+    package func setHVMParameter(
+        _ domain: UInt32, _ index: UInt32, _ value: UInt64
+    ) throws(GuestError) {
+        try check(
+            "xc_hvm_param_set(\(index))", domain, xc_hvm_param_set(control, domain, index, value))
     }
 
     package func tsc(_ domain: UInt32) throws(GuestError) -> TSCFacts {
@@ -501,6 +565,14 @@ package final class LibxenCalls: XenCalls {
     package func announceResumed(_ domain: UInt32) throws(GuestError) {
         guard xs_resume_domain(store, domain) else {
             throw LibxenCalls.failure("xs_resume_domain", domain)
+        }
+    }
+
+    package func introduce(
+        _ domain: UInt32, frame: UInt64, port: UInt32
+    ) throws(GuestError) {
+        guard xs_introduce_domain(store, domain, UInt(frame), port) else {
+            throw LibxenCalls.failure("xs_introduce_domain", domain)
         }
     }
 }

@@ -68,9 +68,17 @@ func system_unlock(_ descriptor: Int32) {
     _ = retrying { flock(descriptor, LOCK_UN) }
 }
 
-/// `pread(2)` of a file's beginning, at most 32 bytes.
-func system_readText(_ descriptor: Int32) -> String {
-    var bytes = [UInt8](repeating: 0, count: 32)
+/// `openat(2)` of a file that exists, not following a link.
+func system_openPresent(_ directory: Int32, _ name: String) -> Int32 {
+    retrying { openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC) }
+}
+
+/// `unlinkat(2)` of a file; a failure is ignored.
+func system_remove(_ directory: Int32, _ name: String) { _ = unlinkat(directory, name, 0) }
+
+/// `pread(2)` of a file's beginning.
+func system_readText(_ descriptor: Int32, byteCountMax: Int = 32) -> String {
+    var bytes = [UInt8](repeating: 0, count: byteCountMax)
     let count = pread(descriptor, &bytes, bytes.count, 0)
     return count > 0 ? String(decoding: bytes[..<count], as: UTF8.self) : ""
 }

@@ -91,6 +91,17 @@ package protocol XenCalls: AnyObject, Sendable {
     func unpause(_ domain: UInt32) throws(GuestError)
     /// `xc_domain_resume(fast = 1)`: only for a domain that has suspended itself.
     func resumeSuspended(_ domain: UInt32) throws(GuestError)
+    /// `xc_domain_resume(fast = 0)`: each processor continues where it was stopped, and no register
+    /// is changed.
+    func resumeStopped(_ domain: UInt32) throws(GuestError)
+    /// `xc_domain_shutdown`: stops each processor wherever it is.
+    func shutDown(_ domain: UInt32, _ reason: ShutdownReason) throws(GuestError)
+    /// `xc_domain_soft_reset`: closes event channels, forgets where the guest has its `vcpu_info`,
+    /// and makes the frame of `shared_info` an ordinary page.
+    ///
+    /// Only for an HVM or PVH domain that has shut down and is paused. Clears the shutdown; the
+    /// pause remains.
+    func softReset(_ domain: UInt32) throws(GuestError)
     func version() throws(GuestError) -> (major: UInt32, minor: UInt32)
 
     // The dirty log: libxenctrl.
@@ -123,6 +134,17 @@ package protocol XenCalls: AnyObject, Sendable {
     /// Entries of the grant table. In a table of version 2, where the mapping's bits are elsewhere,
     /// every entry that allows writing counts as written.
     func grantTable(_ domain: UInt32) throws(GuestError) -> [GrantEntry]
+    /// The version of the grant table: 1 or 2.
+    func grantVersion(_ domain: UInt32) throws(GuestError) -> Int
+    /// Empties a grant table of version 1, but for the two entries that a new domain has: the rings
+    /// of console and xenstore, for domain 0.
+    ///
+    /// These two stay marked as mapped if they were, because they still are.
+    func resetGrantTable(
+        _ domain: UInt32, consoleFrame: UInt64, storeFrame: UInt64
+    ) throws(GuestError)
+    /// An event channel to domain 0: `xc_evtchn_alloc_unbound`.
+    func allocateChannel(_ domain: UInt32) throws(GuestError) -> UInt32
 
     // State: libxenctrl, libxenguest, libxenlight.
 
@@ -131,6 +153,9 @@ package protocol XenCalls: AnyObject, Sendable {
     /// Sends an interrupt to the local APIC of a processor, which wakes it.
     func interrupt(_ domain: UInt32, processor: UInt16, vector: UInt8) throws(GuestError)
     func hvmParameter(_ domain: UInt32, _ index: UInt32) throws(GuestError) -> UInt64
+    func setHVMParameter(
+        _ domain: UInt32, _ index: UInt32, _ value: UInt64
+    ) throws(GuestError)
     func tsc(_ domain: UInt32) throws(GuestError) -> TSCFacts
     /// `xen_cpuid_leaf_t` and `xen_msr_entry_t` of the domain, as a stream has them.
     func policies(_ domain: UInt32) throws(GuestError) -> (cpuid: [UInt8], msr: [UInt8])
@@ -153,6 +178,10 @@ package protocol XenCalls: AnyObject, Sendable {
     func waitForRelease(milliseconds: Int) throws(GuestError)
     /// Tells xenstored that a suspended domain runs again.
     func announceResumed(_ domain: UInt32) throws(GuestError)
+    /// Connects xenstored to a domain that has a new event channel: `xs_introduce_domain`.
+    ///
+    /// For a domain that it knows, its watches and transactions end.
+    func introduce(_ domain: UInt32, frame: UInt64, port: UInt32) throws(GuestError)
 }
 
 /// `grant_entry_v1` or `_v2` of xen/include/public/grant_table.h, as far as needed here.
@@ -171,4 +200,11 @@ package struct GrantEntry: Hashable, Sendable {
 
     /// `GTF_writing`: a writable mapping exists.
     package var isWritten: Bool { flags & 1 << 4 != 0 }
+
+    /// `GTF_reading` or `GTF_writing`: a mapping exists.
+    package var isMapped: Bool { flags & 3 << 3 != 0 }
+
+    /// Entries at the beginning of a table that are the toolstack's: the rings of console and
+    /// xenstore (`GNTTAB_NR_RESERVED_ENTRIES` are kept free of the guest's own; these two are used).
+    package static let reservedCount = 2
 }

@@ -64,13 +64,18 @@ final class DomainPauser: Sendable {
     /// True between `pause` and `release`.
     var isPaused: Bool { state.withLock { $0.isPaused } }
 
+    /// Tells the guard how to complete a revert.
+    func note(finish command: [String]) { guardian?.note(finish: command, lock) }
+
     /// Tells the guard a step.
     func note(_ step: XenGuard.Step) { guardian?.note(step) }
 
     private var controlPath: String { "/local/domain/\(domainID)/control/shutdown" }
 
     /// Pauses the domain.
-    func pause() throws(GuestError) {
+    ///
+    /// - Parameter limit: another `suspendTimeout` for this time.
+    func pause(within limit: Duration? = nil) throws(GuestError) {
         try resumeLateSuspension()
         try checkAlive()
         if let guardian {
@@ -82,7 +87,7 @@ final class DomainPauser: Sendable {
             switch kind {
             case .pause: try calls.pause(domainID)
             case .suspend:
-                try suspend()
+                try suspend(within: limit ?? timeout)
                 note(.suspended)
             }
         } catch {
@@ -122,6 +127,23 @@ final class DomainPauser: Sendable {
         forget()
     }
 
+    /// Notes that the domain was stopped in another way than by `pause`, or in addition to it.
+    func stopped() {
+        let now = ContinuousClock.now
+        state.withLock { state in
+            if !state.isPaused {
+                state.times = PauseTimes()
+                state.pausedSince = now
+            }
+            state.isPaused = true
+            // Nothing of it runs that could answer a request now.
+            state.mayComeLate = false
+        }
+    }
+
+    /// Notes that the domain runs, in another way than by `release`.
+    func ran() { forget() }
+
     private func stopClock() {
         let now = ContinuousClock.now
         state.withLock { state in
@@ -143,7 +165,11 @@ final class DomainPauser: Sendable {
         }
         guard let reason = facts.shutdown else { return }
         guard reason == .suspend else { throw DomainPauser.ended(domainID, reason) }
-        throw GuestError(
+        throw DomainPauser.suspended(domainID)
+    }
+
+    static func suspended(_ domainID: UInt32) -> GuestError {
+        GuestError(
             code: .busy,
             message: "domain \(domainID) is already suspended by another tool (xl save?); wait "
                 + "for it")
@@ -184,18 +210,18 @@ final class DomainPauser: Sendable {
     ///
     /// The guest acknowledges by emptying the node, stops its devices' front ends without
     /// disconnecting them, and calls SCHEDOP_shutdown(SUSPEND).
-    private func suspend() throws(GuestError) {
+    private func suspend(within limit: Duration) throws(GuestError) {
         try calls.write(controlPath, "suspend")
         do throws(GuestError) {
-            try awaitSuspension()
+            try awaitSuspension(limit)
         } catch {
             if error.code == .callFailed { giveUp() }
             throw error
         }
     }
 
-    private func awaitSuspension() throws(GuestError) {
-        var deadline = ContinuousClock.now + timeout
+    private func awaitSuspension(_ limit: Duration) throws(GuestError) {
+        var deadline = ContinuousClock.now + limit
         var isAcknowledged = false
         while true {
             guard let facts = try calls.facts(domainID), !facts.isDying else {
@@ -208,11 +234,11 @@ final class DomainPauser: Sendable {
             if ContinuousClock.now >= deadline {
                 guard !isAcknowledged else { break }
                 guard try calls.read(controlPath) != "suspend" else {
-                    try withdraw()
+                    try withdraw(after: limit)
                     return
                 }
                 isAcknowledged = true
-                deadline = ContinuousClock.now + timeout
+                deadline = ContinuousClock.now + limit
             }
             try calls.waitForRelease(milliseconds: 50)
         }
@@ -220,11 +246,11 @@ final class DomainPauser: Sendable {
         throw GuestError(
             code: .timedOut,
             message: "domain \(domainID) took the request to suspend but did not suspend within "
-                + "\(timeout); it is resumed if it does so later; use pause instead")
+                + "\(limit); it is resumed if it does so later; use pause instead")
     }
 
     /// Withdraws an unanswered request; returns if the guest has suspended after all.
-    private func withdraw() throws(GuestError) {
+    private func withdraw(after limit: Duration) throws(GuestError) {
         try calls.write(controlPath, "")
         let facts = try calls.facts(domainID)
         if facts?.shutdown == .suspend { return }
@@ -235,7 +261,7 @@ final class DomainPauser: Sendable {
         throw GuestError(
             code: .timedOut,
             message: "domain \(domainID) did not answer the request to suspend within "
-                + "\(timeout)"
+                + "\(limit)"
                 + (canSuspend ? "" : "; it does not announce support (no control/feature-suspend)")
                 + "; use pause instead, which needs no cooperation")
     }

@@ -20,8 +20,11 @@ import XenStream
 extension XenDomain {
     /// Restores the interrupt controllers, and wakes processors that wait for an interrupt: one
     /// that is reverted to a point where it was running would keep waiting.
+    ///
+    /// A domain with devices is reset instead (`DeviceRevert`).
     public func prepareState(_ state: GuestState) throws(GuestError) {
         let context = try context(of: state)
+        if let revert, revert.step != .running { return try revert.reset() }
         guard options.pauseMode == .pause, let records = HVMRecords(context) else { return }
         for processor in records.processors {
             try calls.interrupt(
@@ -39,6 +42,11 @@ extension XenDomain {
     /// pending.
     public func restoreState(_ state: GuestState) throws(GuestError) {
         let context = try context(of: state)
+        if let revert, revert.step != .running {
+            // Even if no page differed: what the guest was doing ends here.
+            revert.beginWriting()
+            return try revert.attach(context)
+        }
         guard options.pauseMode == .pause, let records = HVMRecords(context) else {
             try calls.setHVMContext(domainID, context)
             return
@@ -65,7 +73,8 @@ extension XenDomain {
         let stub = try TimerStub(
             frame: try stubFrame(), processors: records.processors,
             isAMD: HVMRecords.isAMD(cpuidPolicy: constant.cpuidPolicy))
-        let page = try mapForWriting(PageFrameNumber(stub.address / UInt64(Page.byteCount)))
+        let page = try calls.mapForWriting(
+            PageFrameNumber(stub.address / UInt64(Page.byteCount)), of: domainID)
         defer { calls.unmap(page.baseAddress.unsafelyUnwrapped, pageCount: 1) }
         let before = Array(page.prefix(stub.bytes.count))
         page.copyBytes(from: stub.bytes)
@@ -102,26 +111,6 @@ extension XenDomain {
                 code: .unsupported, message: "domain \(domainID) has no memory below 4 GiB")
         }
         return PageFrameNumber(run.first.rawValue + UInt64(run.count / 2))
-    }
-
-    private func mapForWriting(
-        _ frame: PageFrameNumber
-    ) throws(GuestError) -> UnsafeMutableRawBufferPointer {
-        let frames = [UInt(frame.rawValue)]
-        var errors: [Int32] = [0]
-        let address = try frames.withUnsafeBufferPointer { (frames) throws(GuestError) in
-            try errors.withUnsafeMutableBufferPointer { (errors) throws(GuestError) in
-                try calls.map(domainID, frames, isWritable: true, errors: errors)
-            }
-        }
-        guard errors[0] == 0 else {
-            calls.unmap(address, pageCount: 1)
-            throw GuestError(
-                code: .callFailed,
-                message: "frame \(frame) of domain \(domainID) cannot be mapped for writing",
-                errno: abs(errors[0]))
-        }
-        return UnsafeMutableRawBufferPointer(start: address, count: Page.byteCount)
     }
 
     /// Retries a failing call for a second: the guest cannot be left in between.

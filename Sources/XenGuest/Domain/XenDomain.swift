@@ -23,6 +23,21 @@ public final class XenDomain: Sendable {
         ///
         /// 60 s each, as in libxl; zero to a day.
         public var suspendTimeout = Duration.seconds(60)
+        /// The same for a revert of a domain with devices, if it is shorter: a guest that has not
+        /// suspended itself by then is stopped by force.
+        public var revertSuspendTimeout = Duration.seconds(10)
+        /// How long back ends may take to let go of the domain's memory in a revert, and the guest
+        /// to connect them again.
+        public var deviceTimeout = Duration.seconds(10)
+        /// Whether the domain's disks are reverted with it, as `XenCheckpointer` does; without that
+        /// a domain that can write to a disk is not reverted.
+        public var disksGoBack = false
+        /// Whether a domain that has devices may be checkpointed by pause: such a checkpoint can be
+        /// read, and neither restored nor reverted to.
+        public var isForIntrospection = false
+        /// Whether a revert begins with a domain that a revert has left standing still: the one of
+        /// a process that died.
+        public var finishesRevert = false
         /// If log-dirty mode is already on, it is turned off and on again: right if the tool that
         /// turned it on is dead, and fatal to a running migration.
         public var takesLogOver = false
@@ -58,6 +73,9 @@ public final class XenDomain: Sendable {
     public let uuid: [UInt8]
     /// Why every checkpoint compares every page; nil if the log is used.
     public let comparesAllBecause: String?
+    /// What a guard has done to the domain after a checkpointer before this one died; nil if that is
+    /// known already, or nothing was done.
+    public let guardNote: String?
     let options: Options
     let calls: any XenCalls
     let pauser: DomainPauser
@@ -78,6 +96,9 @@ public final class XenDomain: Sendable {
         var logBuffer: (frameCount: Int, buffer: any LogBuffer)?
         /// Mappings made in the pause, unmapped after it.
         var retired: [Mapping] = []
+        /// The revert with devices that is in progress, or was the last one.
+        var revert: DeviceRevert?
+        var finishCommand: [String]?
     }
 
     /// Takes ownership of a domain, which runs unaffected until the first capture.
@@ -104,6 +125,7 @@ public final class XenDomain: Sendable {
         }
         try XenDomain.checkKind(facts, calls)
         uuid = facts.handle
+        try XenDomain.checkPause(domainID, options, calls)
         if options.comparesAll {
             comparesAllBecause = "it was requested"
         } else if try !calls.list("/local/domain/\(domainID)/device/pci").isEmpty {
@@ -118,6 +140,7 @@ public final class XenDomain: Sendable {
         constant.configuration = try calls.configuration(domainID)
         self.constant = constant
         pauser = try DomainPauser(domainID, calls, options)
+        guardNote = GuardNote.take(uuid, in: options.lockDirectory ?? calls.lockDirectory)
     }
 
     deinit {
@@ -256,8 +279,15 @@ extension XenDomain: WritableGuest {
     package var pauseTimes: PauseTimes { pauser.times }
 
     /// Resumes the domain.
+    ///
+    /// In a revert with devices that has failed, it continues as it was; if that is not possible
+    /// any more, this throws, and it stands still (`standsStill`).
     public func resume() throws(GuestError) {
-        try pauser.release()
+        if let revert, revert.step != .running {
+            try revert.resume()
+        } else {
+            try pauser.release()
+        }
         unmapRetired()
     }
 
@@ -276,64 +306,6 @@ extension XenDomain: WritableGuest {
 
     // MARK: WritableGuest
 
-    /// Accepts only checkpoints of this very domain that were taken with the same kind of pause.
-    public func checkState(_ state: GuestState) throws(GuestError) {
-        guard let origin = XenOrigin(state), XenOrigin.hvmContext(state) != nil else {
-            throw GuestError(
-                code: .stateRejected,
-                message: "the checkpoint was not taken from a live domain, so nothing can be "
-                    + "reverted to it in place; restore it as a new domain")
-        }
-        guard origin.domain == domainID, origin.uuid == uuid else {
-            throw GuestError(
-                code: .stateRejected,
-                message: "the checkpoint is of another domain (ID \(origin.domain)) than domain "
-                    + "\(domainID): event channels and grants differ; restore it as a new one")
-        }
-        guard origin.pauseMode == options.pauseMode else {
-            throw GuestError(
-                code: .stateRejected,
-                message: "the checkpoint was taken by \(origin.pauseMode.rawValue), but the domain "
-                    + "is paused by \(options.pauseMode.rawValue); "
-                    + "use \(origin.pauseMode.rawValue)")
-        }
-        // The host may have been booted with an older Xen since.
-        try XenVersion(major: constant.xenMajor, minor: constant.xenMinor).check(state)
-        let others = try XenDomain.backends(of: domainID, calls)
-        guard others.isEmpty else {
-            throw GuestError(
-                code: .unsupported,
-                message: "domain \(domainID) has devices that cannot be reverted in place "
-                    + "(\(others.joined(separator: ", "))): their backends would not go back with "
-                    + "it; restore the checkpoint as a new domain")
-        }
-    }
-
-    /// Devices other than console and xenstore.
-    static func backends(
-        of domainID: UInt32, _ calls: any XenCalls
-    ) throws(GuestError) -> [String] {
-        let known: Set<String> = ["console", "suspend"]
-        let path = "/local/domain/\(domainID)/device"
-        var found: [String] = []
-        for kind in try calls.list(path) where !known.contains(kind) {
-            if try !calls.list("\(path)/\(kind)").isEmpty { found.append(kind) }
-        }
-        return found
-    }
-
-    /// The layout must be the checkpoint's: no page is added or removed.
-    public func adoptLayout(_ layout: GuestLayout) throws(GuestError) {
-        let mine = try self.layout()
-        guard mine == layout else {
-            throw GuestError(
-                code: .sizeMismatch,
-                message: "the checkpoint has \(counted(layout.pageCount, "page")); domain "
-                    + "\(domainID) has \(mine.pageCount), or at other frames: it was ballooned "
-                    + "since; restore the checkpoint as a new domain")
-        }
-    }
-
     /// False: pages have old contents.
     public var startsZeroed: Bool { false }
 
@@ -342,6 +314,7 @@ extension XenDomain: WritableGuest {
         _ runs: Span<PageRange>, from source: RawSpan
     ) throws(GuestError) {
         let domainID = domainID
+        revert?.beginWriting()
         try source.withUnsafeBytes { (bytes) throws(GuestError) in
             var offset = 0
             try forEachMapping(of: runs, isWritable: true) { (pages, errors) throws(GuestError) in

@@ -13,7 +13,7 @@ package final class XenPVDomain: Sendable {
     package let domainID: UInt32
     /// xl's configuration as JSON, for `Repository.importXenStream`: the stream has none.
     package let configuration: [UInt8]
-    private let calls: any XenCalls
+    let calls: any XenCalls
     private let pauser: DomainPauser
 
     /// Takes ownership of a domain, which runs unaffected until the first save.

@@ -7,6 +7,15 @@ import Synchronization
 //   L  log-dirty mode goes on          l  it is off
 //   S  the guest is asked to suspend   P  the domain is paused
 //   R  the domain runs                 Q  farewell
+//   H  the guest has suspended itself
+//
+// and in a revert with devices (XenGuard+Revert):
+//
+//   T  it has suspended itself, and is paused
+//   F  its processors were stopped by force
+//   C  the back ends of its devices are being closed
+//   N  only forward is left
+//   A  the command that completes a revert follows
 //
 // It writes one byte, '+', when it is ready. Each byte is written before the step that can leave
 // the domain paused, and after the step that resumes it, so the guard never assumes a better state
@@ -26,6 +35,16 @@ public final class XenGuard: Sendable {
         case suspending = 0x53
         /// It has suspended: no suspension is pending.
         case suspended = 0x48
+        /// It has suspended, and is paused as well.
+        case held = 0x54
+        /// Its processors were stopped by force.
+        case halted = 0x46
+        /// It has suspended, and the back ends of its devices are being closed.
+        case closing = 0x43
+        /// It cannot continue as it was.
+        case forward = 0x4e
+        /// A command follows that completes a revert.
+        case finish = 0x41
         case pausing = 0x50
         case running = 0x52
         case farewell = 0x51
@@ -64,6 +83,12 @@ public final class XenGuard: Sendable {
         process.write(step.rawValue)
     }
 
+    /// Tells the guard how to complete the revert that begins.
+    func note(finish command: [String], _ lock: DomainLock) {
+        let bytes = [Step.finish.rawValue] + Finish(command: command, lock: lock.descriptor).bytes
+        bytes.withUnsafeBytes { try? process.write($0) }
+    }
+
     /// Ends the guard: nothing is left to do.
     func dismiss() {
         note(.farewell)
@@ -99,14 +124,26 @@ public final class XenGuard: Sendable {
         domain: UInt32, calls: any XenCalls, patience: Patience = Patience(), ready: () -> Void,
         next: () -> UInt8?
     ) throws(GuestError) -> String? {
+        try run(
+            domain: domain, calls: calls, patience: patience, ready: ready, next: next,
+            complete: { $0.run() })
+    }
+
+    static func run(
+        domain: UInt32, calls: any XenCalls, patience: Patience, ready: () -> Void,
+        next: () -> UInt8?, complete: (Finish) -> (status: Int32, words: String)
+    ) throws(GuestError) -> String? {
+        let uuid = try? calls.facts(domain)?.handle
         ready()
         var hold = Step.running
         var isLogging = false
+        var finish: Finish?
         while let byte = next() {
             switch Step(rawValue: byte) {
             case .logging: isLogging = true
             case .notLogging: isLogging = false
             case .farewell: return nil
+            case .finish: finish = Finish(next)
             case .some(let step): hold = step
             case nil:
                 throw GuestError(
@@ -123,8 +160,19 @@ public final class XenGuard: Sendable {
             try persistently { () throws(GuestError) in try calls.disableLog(domain) }
             done.append("taken out of log-dirty mode")
         }
+        // The one that completes the revert turns the log on, and off, itself.
+        if hold == .forward { try? endLog() }
         do throws(GuestError) {
-            if try release(domain, from: hold, patience, calls, meanwhile: endLog) {
+            if [.held, .halted, .closing, .forward].contains(hold) {
+                let text = try goBack(domain, from: hold, calls) {
+                    guard let finish else { return "left standing still: revert it again" }
+                    let (status, words) = complete(finish)
+                    return status == 0
+                        ? "reverted by the guard (\(words))"
+                        : "left standing still, because the guard's revert failed (\(words))"
+                }
+                if let text { done.append(text) }
+            } else if try release(domain, from: hold, patience, calls, meanwhile: endLog) {
                 done.append("resumed")
             }
         } catch {
@@ -133,8 +181,11 @@ public final class XenGuard: Sendable {
         try endLog()
         if let failure { throw failure }
         guard !done.isEmpty else { return nil }
-        return "the checkpointer of domain \(domain) died; the domain was "
+        let text =
+            "the checkpointer of domain \(domain) died; the domain was "
             + done.joined(separator: " and ")
+        if let uuid { GuardNote.leave(text, uuid, in: calls.lockDirectory) }
+        return text
     }
 
     /// Resumes the domain; false if it was already running, or is gone.
@@ -196,7 +247,7 @@ public final class XenGuard: Sendable {
     }
 
     /// Retries a failing call for a second: no other process takes over from the guard.
-    private static func persistently<T>(
+    static func persistently<T>(
         _ body: () throws(GuestError) -> T
     ) throws(GuestError) -> T {
         for _ in 1..<100 {

@@ -16,6 +16,12 @@ public final class XenHost: Sendable {
         xl = XLMonitor()
     }
 
+    /// The host of a domain that is open.
+    package convenience init(of domain: XenDomain) { self.init(calls: domain.calls) }
+
+    /// The host of a domain that is open.
+    package convenience init(of domain: XenPVDomain) { self.init(calls: domain.calls) }
+
     /// A domain in a list.
     public struct Domain: Hashable, Sendable {
         /// What it is doing.
@@ -160,22 +166,18 @@ public final class XenHost: Sendable {
         } else {
             add("log-dirty", .good, "no passthrough device prevents it")
         }
-        let (grade, text) = XenHost.monitor(of: domain, calls, xl)
-        add("monitor", grade, text)
+        let monitor = XenHost.monitor(of: domain, calls, xl)
+        add("monitor", monitor.grade, monitor.text)
         let others = try XenDomain.backends(of: domain.domainID, calls)
-        add(
-            "devices", others.isEmpty ? .good : .limited,
-            others.isEmpty
-                ? "only console and xenstore: revert in place is possible"
-                : others.joined(separator: ", ")
-                    + ": restore as a new domain works, revert in place is refused")
+        let revert = revertOf(domain, others)
+        add("devices", revert.grade, revert.text)
         return found
     }
 
     /// Which process carries out what the configuration says of the domain's end.
     private static func monitor(
         of domain: Domain, _ calls: any XenCalls, _ xl: XLMonitor
-    ) -> (Finding.Grade, String) {
+    ) -> (grade: Finding.Grade, text: String) {
         if let process = xl.process(ofDomainNamed: domain.name) {
             return (.good, "xl's process \(process), which ends at the first suspension")
         }
@@ -191,6 +193,23 @@ public final class XenHost: Sendable {
                 + "on_crash: xl's ends when a domain suspends; 'varve xen monitor "
                 + "\(domain.domainID)' is one"
         )
+    }
+
+    /// How the devices of a domain go back in a revert.
+    private func revertOf(
+        _ domain: Domain, _ devices: [String]
+    ) -> (grade: Finding.Grade, text: String) {
+        let names = devices.joined(separator: ", ")
+        guard domain.kind == .hvm else { return (.limited, "a revert replaces the domain") }
+        guard !devices.isEmpty else {
+            return (.good, "only console and xenstore: revert in place is possible")
+        }
+        do throws(GuestError) {
+            _ = try FrontEnds(of: domain.domainID, calls)
+            return (.good, "\(names): they go back with the domain in a revert in place")
+        } catch {
+            return (.limited, "\(names): a revert replaces the domain: \(error.message)")
+        }
     }
 
     /// Whether the log of a PV domain is available.

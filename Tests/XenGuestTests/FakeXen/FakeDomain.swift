@@ -65,6 +65,16 @@ struct FakeDomain {
     var eventAtInterrupt: UInt8?
     var answer = Answer.suspends(acknowledgedAfter: 1, stillAfter: 2)
     var requested: Int?
+    /// Its processors were stopped by force.
+    var isHalted = false
+    /// Since a soft reset, until it runs.
+    var reset: Reset?
+    var grantVersion = 1
+    /// Times that a back end must be told to close before it lets go.
+    var closesNeeded = 0
+    var closeCount = 0
+    /// The guest connects its devices when it runs after a reset.
+    var connects = true
     /// xenstored has noted the suspension, and no resumption yet.
     var isReleaseDue = false
 
@@ -93,7 +103,7 @@ struct FakeDomain {
 
     // MARK: - Memory
 
-    private mutating func populate(_ frame: UInt64) {
+    mutating func populate(_ frame: UInt64) {
         slots[frame] = slotEnd
         slotEnd += 1
         facts.pageCount = slots.count

@@ -34,7 +34,7 @@ extension FakeXen {
             domain.pauseCount -= 1
             if domain.hasStub {
                 domain.runStub()
-            } else {
+            } else if domain.reset == nil {
                 domain.still = domain.copy
             }
         }
@@ -227,6 +227,7 @@ extension FakeXen {
         try onDomain("setHVMContext", domain) { domain, violations in
             if domain.isRunning { violations.append("its processors were set while it runs") }
             domain.load(context)
+            domain.reset?.hasContext = true
         }
     }
 

@@ -159,11 +159,11 @@ extension FakeXen.State {
         // Of xvda: 202 << 8.
         let device = 51_712 + (Int(name.utf8.last ?? 0) - 97) * 16
         let path = "/local/domain/\(backend)/backend/\(kind)/\(domain)/\(device)"
+        let front = "/local/domain/\(domain)/device/vbd/\(device)"
         for (key, value) in [
             ("dev", name), ("type", type), ("params", params), ("mode", mode),
-            ("device-type", deviceType), ("state", "4"), ("online", "1"),
+            ("device-type", deviceType), ("state", "4"), ("online", "1"), ("frontend", front),
         ] { store["\(path)/\(key)"] = value }
-        let front = "/local/domain/\(domain)/device/vbd/\(device)"
         store["\(front)/backend"] = path
         store["\(front)/state"] = "4"
     }
@@ -172,6 +172,7 @@ extension FakeXen.State {
     mutating func tick(isScan: Bool) {
         for number in domains.keys.sorted() {
             guard var domain = domains.removeValue(forKey: number) else { continue }
+            awake(&domain)
             domain.live(isScanned: isScan)
             let node = "/local/domain/\(number)/control/shutdown"
             if let count = domain.requested, domain.isRunning {
@@ -187,6 +188,7 @@ extension FakeXen.State {
     /// A write to xenstore, which a guest may watch.
     mutating func write(_ path: String, _ value: String) {
         store[path] = value
+        answerFrontEnd(path, value)
         let words = path.split(separator: "/")
         guard path.hasSuffix("/control/shutdown"), let number = UInt32(words[2]),
             domains[number] != nil
