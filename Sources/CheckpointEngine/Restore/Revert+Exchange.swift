@@ -179,7 +179,7 @@ final class DiskExchangeRevert: RevertedDisks {
         do {
             try contents?.takeBack()
         } catch let failure {
-            disks.forget()
+            disks.forget(mixedBy: target.id)
             throw CheckpointError(
                 .guest,
                 "the revert to \(target.id.short) failed (\(error)), and the disks are the "
@@ -196,7 +196,7 @@ final class DiskExchangeRevert: RevertedDisks {
         self.cut = nil
     }
 
-    func leaveHalfway() { disks.forget() }
+    func leaveHalfway() { disks.forget(mixedBy: target.id) }
 
     func end() {
         if let contents {
