@@ -195,11 +195,34 @@ import VarveTestSupport
         #expect(error?.message.contains("could not be taken back") == true)
         #expect(error?.message.contains("revert again") == true)
         #expect(world.now != before && world.now != copy && world.now.pages == before.pages)
-        // What is there is captured rightly, and compared as a whole.
+        // A checkpoint of that would look like any other.
+        let refusal = #expect(throws: CheckpointError.self) { try world.session.capture() }
+        #expect(refusal?.guestError?.code == .stateRejected)
+        #expect(refusal?.message.contains("of two instants") == true)
+        try world.session.revert(to: target)
+        #expect(world.now == copy)
+        try world.capture()
+        world.session.close()
+    }
+
+    /// A write that had no effect need not be taken back, though that fails, too.
+    @Test func whatWasNeverWrittenIsNoMixture() throws {
+        let (world, target, copy) = try make()
+        // What a resize cuts off has to be written again.
+        world.group.inner.set(["a": [UInt8](repeating: 2, count: 5 * 4096)])
+        let before = world.now
+        world.group.failsWithoutEffect = true
+        world.group.inner.fail(.write, times: 100)
+        let error = #expect(throws: CheckpointError.self) { try world.session.revert(to: target) }
+        world.group.inner.failNone()
+        #expect(error?.message.contains("could not be taken back") == false)
+        #expect(world.now == before)
         try world.capture()
         try world.session.revert(to: target)
         #expect(world.now == copy)
+        #expect(world.group.inner.standing.count <= 2)
         world.session.close()
+        #expect(world.group.inner.standing.isEmpty)
     }
 
     /// Each call of the guest fails once: memory and disks are unchanged; or the disks are the

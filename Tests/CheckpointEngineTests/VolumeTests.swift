@@ -281,6 +281,75 @@ import VarveTestSupport
         func checkUnchanged() {}
     }
 
+    @Test func memoryIsLeftOutOnlyOnPurpose() throws {
+        let repository = try Repository.create(at: directory.path.appending("store"))
+        let image = Bytes(bytes: [UInt8](repeating: 1, count: 8192))
+        let disks = [RawDiskImage(name: "xvda", source: image)]
+        func add(_ memory: Bytes?, _ options: CaptureOptions = .init()) throws -> Checkpoint {
+            try repository.importVolumes(
+                memory: memory, disks: disks, lineage: "web", options: options)
+        }
+        #expect(try add(nil).memory.pageCount == 0)
+        // Memory may come, with any size.
+        #expect(try add(image).memory.pageCount == 2)
+        let error = #expect(throws: CheckpointError.self) { try add(nil) }
+        #expect(error?.code == .invalidOption)
+        #expect(error?.message.contains("--accept-guest-change") == true)
+        var options = CaptureOptions()
+        options.acceptsGuestChange = true
+        #expect(try add(nil, options).memory.pageCount == 0)
+        let larger = Bytes(bytes: [UInt8](repeating: 2, count: 12288))
+        #expect(try add(larger).memory.pageCount == 3)
+        #expect(throws: CheckpointError.self) { try add(image) }
+        #expect(try repository.checkpoints().count == 4 && repository.verify().isClean)
+    }
+
+    /// A clock that was set back, and a number that cannot be.
+    @Test func negativeFactsOfACutTrapNothing() throws {
+        let repository = try Repository.create(at: directory.path.appending("store"))
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: 4))
+        let group = BackwardDisks()
+        let session = try CaptureSession(of: guest, in: repository, lineage: "web", disks: group)
+        let taken = try session.capture().checkpoint
+        #expect(taken.cutTime == .zero && taken.drainTime == .zero)
+        #expect(taken.disks.map(\.requestsUnderWay) == [nil])
+        session.close()
+        #expect(try repository.verify().isClean)
+    }
+
+    private final class BackwardDisks: DiskGroup {
+        private final class Cut: DiskCut {
+            let inner: any DiskCut
+            init(_ inner: any DiskCut) { self.inner = inner }
+            var disks: [GuestDisk] { inner.disks }
+            var name: String { inner.name }
+            func cut(within budget: Duration) throws(GuestError) -> DiskCutTimes {
+                _ = try inner.cut(within: budget)
+                return DiskCutTimes(drain: .seconds(-3), cut: .nanoseconds(-1))
+            }
+            func requestsUnderWay(ofDisk index: Int) -> Int? { -3 }
+            func changedBlocks(
+                ofDisk index: Int, since earlier: any DiskCut
+            ) throws(GuestError) -> [BlockRange]? { nil }
+            func storedBlocks(ofDisk index: Int) throws(GuestError) -> [BlockRange] {
+                try inner.storedBlocks(ofDisk: index)
+            }
+            func read(
+                _ blocks: BlockRange, ofDisk index: Int,
+                into destination: UnsafeMutableRawBufferPointer
+            ) throws(GuestError) {
+                try inner.read(blocks, ofDisk: index, into: destination)
+            }
+            func release() throws(GuestError) { try inner.release() }
+        }
+
+        private let inner = SimulatedDisks()
+        init() { inner.set(["xvda": [UInt8](repeating: 1, count: 8192)]) }
+        func disks() throws(GuestError) -> [GuestDisk] { try inner.disks() }
+        func prepareCut() throws(GuestError) -> any DiskCut { Cut(try inner.prepareCut()) }
+        func standingCut(_ name: String) throws(GuestError) -> (any DiskCut)? { nil }
+    }
+
     @Test func namesThatLookEqualAreTwoDisks() throws {
         let repository = try Repository.create(at: directory.path.appending("store"))
         // The letter, and the sign of the unit: equal for Swift, and other bytes.

@@ -63,6 +63,36 @@ import VarveTestSupport
         #expect(try disks.leftovers().isEmpty)
     }
 
+    /// It owns the cut as long as it runs: this process may be killed meanwhile, and the next one
+    /// must not release what is not made yet.
+    @Test func aRunningCutHasTheLockOfItsEntry() throws {
+        let disks = try group(["disks": disk, "cut": "ls -l /proc/$$/fd >fds; echo '{}'"])
+        let cut = try disks.prepareCut()
+        _ = try cut.cut(within: .seconds(10))
+        let open = String(decoding: try bytes(of: home.path.appending("fds")), as: UTF8.self)
+        #expect(open.contains("state/\(cut.name)"), "\(open)")
+        try cut.release()
+
+        let path = home.path.appending("lock")
+        try write([1], to: path, at: 0)
+        var file: OpenFile? = try OpenFile(path, O_RDWR)
+        let descriptor = try #require(file?.descriptor)
+        #expect(system_lock(descriptor) == 0)
+        _ = try Program.run(
+            ["/bin/sh", "-c", "sleep 2 & exit 0"], within: .seconds(20), inherited: descriptor
+        ) { _ in }
+        // As the kernel closes it when this process is killed.
+        file = nil
+        let other = try OpenFile(path, O_RDWR)
+        #expect(system_lock(other.descriptor) != 0)
+        var waited = 0
+        while system_lock(other.descriptor) != 0 && waited < 1000 {
+            usleep(20_000)
+            waited += 1
+        }
+        #expect(waited < 1000, "it is released with the last process")
+    }
+
     @Test func failuresAreReportedInTheCommandsWords() throws {
         let disks = try group([
             "disks": disk, "cut": "echo first >&2; echo 'no\tspace left' >&2; exit 3",

@@ -279,4 +279,36 @@ import VarveTestSupport
         #expect(number > 30)
         try first.release()
     }
+
+    /// A clone that is out of sight is not gone: its file system may not be mounted.
+    @Test func clonesOfAnotherDirectoryStayNoted() throws {
+        for kind in MountedFileSystem.Kind.allCases {
+            guard let mounted = MountedFileSystem(kind) else { continue }
+            let home = TemporaryDirectory()
+            let path = mounted.path.appending("images")
+            let file = path.appending("a.raw")
+            shell("mkdir \(path)")
+            try write([UInt8](repeating: 3, count: 1 << 20), to: file, at: 0)
+            func group() throws -> ReflinkDisks {
+                try ReflinkDisks(
+                    files: [.init(name: "a", path: file)],
+                    stateDirectory: home.path.appending("state"))
+            }
+            var cut: (any DiskCut)? = try group().prepareCut()
+            _ = try cut?.cut(within: .seconds(10))
+            cut = nil
+            shell("mv \(path) \(path).away")
+            for made in ["", "mkdir \(path)"] {
+                shell(made)
+                let error = #expect(throws: GuestError.self) { try group().dropLeftovers() }
+                #expect(error?.code == .unavailable)
+                #expect(error?.message.contains("mount its file system") == true)
+                #expect(try group().leftovers().count == 1)
+            }
+            shell("rmdir \(path); mv \(path).away \(path)")
+            #expect(try names(in: path).count == 2)
+            #expect(try group().dropLeftovers().count == 1)
+            #expect(try names(in: path) == ["a.raw"])
+        }
+    }
 }

@@ -45,6 +45,21 @@ import VarveTestSupport
         #expect(error?.message.contains("ends at byte 4096") == true)
     }
 
+    @Test func theImageOfADiskTakesNoOther() throws {
+        let image = try ImageFile(
+            creating: path("new"), disk: GuestDisk(name: "a", byteCount: 8704))
+        for pageCount in [0, 1, 2, 4] {
+            let error = #expect(throws: GuestError.self) {
+                try image.adoptLayout(GuestLayout(pageCount: pageCount))
+            }
+            #expect(error?.code == .sizeMismatch)
+        }
+        try image.adoptLayout(GuestLayout(pageCount: 3))
+        try image.finish()
+        let size = try FileManager.default.attributesOfItem(atPath: path("new").string)[.size]
+        #expect(size as? Int == 8704)
+    }
+
     @Test func aNewImageGetsItsNameAtTheEnd() throws {
         let image = try ImageFile(creating: path("new"))
         try image.adoptLayout(GuestLayout(pageCount: 3))

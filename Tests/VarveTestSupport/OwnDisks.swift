@@ -1,4 +1,5 @@
 public import GuestModel
+import Synchronization
 
 /// Simulated disks that their guest's process itself writes: they go back with its memory.
 ///
@@ -6,6 +7,13 @@ public import GuestModel
 public final class OwnDisks: RevertibleDisks {
     /// The disks.
     public let inner = SimulatedDisks()
+
+    /// Whether a write that fails has no effect at all.
+    public var failsWithoutEffect: Bool {
+        get { withoutEffect.withLock { $0 } }
+        set { withoutEffect.withLock { $0 = newValue } }
+    }
+    private let withoutEffect = Mutex(false)
 
     /// Creates a group without disks.
     public init() {}
@@ -34,7 +42,7 @@ public final class OwnDisks: RevertibleDisks {
         }
     }
 
-    /// Writes blocks; a call that fails writes the first half of them.
+    /// Writes blocks; a call that fails writes the first half of them, or none.
     public func write(
         _ blocks: BlockRange, of disk: String, from source: UnsafeRawBufferPointer
     ) throws(GuestError) {
@@ -46,6 +54,7 @@ public final class OwnDisks: RevertibleDisks {
         } catch {
             fails = error
         }
+        if let fails, failsWithoutEffect { throw fails }
         let count = fails == nil ? source.count : source.count / 2
         change(disk) { bytes in
             let start = Int(blocks.lowerBound) * 4096
