@@ -46,7 +46,7 @@ final class Scene {
         xen.add(guest)
     }
 
-    /// The frames of the rings of xenstore and console, which are empty after a revert with devices.
+    /// The frames of the rings of xenstore and console, which a revert with devices empties.
     static let rings: [UInt64] = [2103, 2104]
 
     /// Gives the domain a disk and a network interface, which use some of its pages.

@@ -615,13 +615,16 @@ goes_back() {
     point=$1
     at=$2
     shift 2
-    : >/var/log/xen/guest-disk.log
     $varve xen revert disk store "$point" --disk-state $cuts --json "$@" >>lines 2>words \
         || { cat words; fail "no revert to $point"; return 1; }
+    # Its earlier output belongs to a state that is gone.
+    : >/var/log/xen/guest-disk.log
     wait_console disk 'writes=' 60 || fail "the guest says nothing after a revert" || return 1
     first=$(first_writes disk)
     [ "$first" -ge "$at" ] && [ "$first" -le $((at + 4000)) ] \
         || fail "after the revert to $point, at $at, it goes on at $first" || return 1
+    # The first packet asks for the address.
+    ping -c 3 -W 5 10.9.0.2 >pinged 2>&1 || { cat pinged; fail "no answer to pings"; return 1; }
     quiet_disks disk
 }
 # step NAME: the median and the maximum of a step of the reverts in lines, in us.
@@ -638,7 +641,11 @@ thin_count() {
 # force, and as a new domain; what it knows of its disks is on them each time. In the end its file
 # systems are clean, and its volumes have no companions.
 disk_revert() {
-    have_disk_guest || return 1
+    xl destroy disk 2>/dev/null
+    make_pool || return 1
+    disk_config disk a b 'vif = [ "mac=00:16:3e:00:00:01,script=vif" ]' "vcpus = ${vcpus:-1}"
+    start_disk_guest disk && wait_console disk 'writes=[0-9][0-9][0-9]' 120 || return 1
+    ping -c 3 -W 5 10.9.0.2 >/dev/null || fail "no answer to the first pings" || return 1
     before=$(thin_count)
     take 3 || return 1
     cp lines taken
@@ -690,6 +697,9 @@ disk_revert() {
             || { cat fsck.log; fail "the file system of $volume is not clean"; return 1; }
     done
 }
+
+# The same for a guest with two processors.
+disk_revert_two() { vcpus=2; disk_revert; }
 
 # The process is killed while it reverts: the domain goes on as it was, or the guard reverts it.
 disk_revert_kill() {

@@ -3,16 +3,16 @@ public import GuestModel
 import Synchronization
 import SystemPackage
 
-// New contents of a file are a clone of a cut's clone, or of the file as it is, and then written to.
-// The exchange clones them over the file, which stays the same one: a loop device that has it open
-// need not know.
+// New contents of a file are a clone of a cut's clone, or of the file as it is, which is then
+// written to. The exchange clones them over the file, which stays the same one: a loop device that
+// has it open need not know.
 //
 //   prepared    clone NEW exists, and an empty file for OLD
 //   exchanged   OLD has what the file held, the file has NEW's blocks
 //   ended       both are removed
 //
-// Lines of the entry, two for each file: `file NAME SECTOR PATH`, of NEW and of OLD. If the owner is
-// dead, both are removed: what the file holds is not decided by them.
+// Lines of the entry, two for each file: `file NAME SECTOR PATH`, of NEW and of OLD. If the owner
+// is dead, both are removed: what the file holds is not decided by them.
 
 /// New contents of raw files.
 final class ReflinkExchange: DiskExchange {

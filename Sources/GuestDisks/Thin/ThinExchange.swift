@@ -6,9 +6,9 @@ import Synchronization
 // the volume as it is, and then written to. The exchange gives the volume's device another table
 // with this ID: the device keeps its name and number, so a back end that has it open need not know.
 //
-//   volume's device     table `thin POOL OLD`          table `thin POOL NEW`      table `thin POOL OLD`
-//   the pool has        OLD, NEW                       OLD, NEW                   OLD
-//                       prepared               ---->   exchanged         ---->    ended
+//                     prepared          exchanged         ended
+//   device's table    thin POOL OLD     thin POOL NEW     thin POOL OLD
+//   the pool has      OLD, NEW          OLD, NEW          OLD
 //
 // LVM, or whoever activates the volume after a reboot, knows it by its ID. So in the end it gets
 // this ID again: OLD is deleted, and made again as a snapshot of NEW while the device is suspended

@@ -22,8 +22,9 @@ public struct XenRevertOptions: Sendable {
     public var method = Method.automatic
     /// A program that completes the revert, and its arguments.
     ///
-    /// The guard runs it if this process dies when there is no way back. It reverts the same domain to the same checkpoint, with
-    /// `XenDomain.Options.finishesRevert`. Empty: the domain stands still in that case.
+    /// The guard runs it if this process dies when there is no way back. It reverts the same domain
+    /// to the same checkpoint, with `XenDomain.Options.finishesRevert`. Empty: the domain stands
+    /// still in that case.
     public var finishCommand: [String] = []
     /// The program `xl`, which is looked up in PATH; used for a replacement.
     public var xl = "xl"

@@ -205,6 +205,6 @@ package struct GrantEntry: Hashable, Sendable {
     package var isMapped: Bool { flags & 3 << 3 != 0 }
 
     /// Entries at the beginning of a table that are the toolstack's: the rings of console and
-    /// xenstore (`GNTTAB_NR_RESERVED_ENTRIES` are kept free of the guest's own; these two are used).
+    /// xenstore.
     package static let reservedCount = 2
 }

@@ -73,8 +73,9 @@ public final class XenDomain: Sendable {
     public let uuid: [UInt8]
     /// Why every checkpoint compares every page; nil if the log is used.
     public let comparesAllBecause: String?
-    /// What a guard has done to the domain after a checkpointer before this one died; nil if that is
-    /// known already, or nothing was done.
+    /// What a guard has done to the domain after a checkpointer before this one died.
+    ///
+    /// Nil if nothing, or if it was told already.
     public let guardNote: String?
     let options: Options
     let calls: any XenCalls

@@ -133,7 +133,6 @@ public final class XenGuard: Sendable {
         domain: UInt32, calls: any XenCalls, patience: Patience, ready: () -> Void,
         next: () -> UInt8?, complete: (Finish) -> (status: Int32, words: String)
     ) throws(GuestError) -> String? {
-        let uuid = try? calls.facts(domain)?.handle
         ready()
         var hold = Step.running
         var isLogging = false
@@ -150,6 +149,8 @@ public final class XenGuard: Sendable {
                     code: .callFailed, message: "the guard was sent a byte \(byte)")
             }
         }
+        // The domain may be gone at the end.
+        let uuid = try? calls.facts(domain)?.handle
         var done: [String] = []
         var failure: GuestError?
         func endLog() throws(GuestError) {

@@ -7,8 +7,8 @@ import Synchronization
 // guest has to connect them again, as it does after a restore: it returns from its suspend call
 // with the answer that it is another domain now (0 in rax, as in the saved state).
 //
-//   running ---> stopped ---> closing ---> closed ---> reset ---> writing ---> attached ---> running
-//           stop         close        close      reset     beginWriting  attach        go
+//   running -> stopped -> closing -> closed -> reset -> writing -> attached -> running
+//          stop      close      close     reset   beginWriting  attach       go
 //
 //   stop      The guest suspends itself; if it does not, its processors are stopped wherever they
 //             are. Then a pause by the hypervisor, which the event channels' reset requires, and

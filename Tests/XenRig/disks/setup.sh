@@ -22,7 +22,7 @@ release=$(basename "$packages"/boot/vmlinuz-*)
 release=${release#vmlinuz-}
 tools=(dmsetup thin-provisioning-tools e2fsprogs lvm2)
 programs=(dmsetup pdata_tools mke2fs e2fsck debugfs lvm)
-if [ ! -e "$disk_packages/done-$release" ]; then
+if [ ! -e "$disk_packages/done-2-$release" ]; then
     echo "fetching the tools for disks of Xen $XENRIG_XEN by apt into $VARVE_XEN_CACHE"
     rm -rf "$disk_packages"
     mkdir -p "$disk_packages/deb"
@@ -44,11 +44,11 @@ if [ ! -e "$disk_packages/done-$release" ]; then
     (
         cd "$disk_packages/lib/modules/$release"
         find . -name '*.ko*' ! -regex \
-            '.*/\(dm-\|loop\|virtio\|xen-blk\|ext4\|jbd2\|mbcache\|crc\|libcrc\)[^/]*' -delete
+            '.*/\(dm-\|loop\|virtio\|xen-blk\|xen-net\|ext4\|jbd2\|mbcache\|crc\|libcrc\)[^/]*' -delete
         find . -name '*.ko.xz' -exec xz -d {} +
     )
     rm -rf "$disk_packages"/{deb,apt,boot,usr/share}
-    touch "$disk_packages/done-$release"
+    touch "$disk_packages/done-2-$release"
 fi
 
 # 2. The guest with two disks.
@@ -78,14 +78,14 @@ gcc -O2 -Wall -Wextra -Werror -static -pthread -o "$root/bin/diskkeeper" diskkee
 strip "$root/bin/diskkeeper"
 install -m755 init "$root/init"
 install -m755 poweroff "$root/sbin/poweroff"
-place "$root/modules" crc32c_generic ext4 xen-blkfront
+place "$root/modules" crc32c_generic ext4 xen-blkfront xen-netfront
 pack "$root" "$disk_images/domu.cpio"
 
 # 3. dom0: modules, tools with their libraries, the hotplug script.
 root=$disk_images/dom0-root
 mkdir -p "$root"/{rig,etc/xen/scripts,usr/lib,disks/bin}
 place "$root/disks/modules" crc32c_generic loop virtio_blk dm-mod dm-thin-pool dm-flakey dm-delay \
-    ext4 xen-blkback
+    ext4 xen-blkback xen-netback
 libraries=$disk_packages/lib/x86_64-linux-gnu:$disk_packages/usr/lib/x86_64-linux-gnu
 linker=$(find "$disk_packages" -type f -name 'ld-linux-x86-64.so.2' -print -quit)
 for program in "${programs[@]}"; do
@@ -109,7 +109,7 @@ done
 strip "$root"/disks/bin/*
 for name in thin_check thin_delta thin_dump; do ln -s pdata_tools "$root/disks/bin/$name"; done
 cp "$root/disks/bin/diskcheck" "$disk_images/"
-install -m755 block "$root/etc/xen/scripts/block"
+install -m755 block vif "$root/etc/xen/scripts/"
 cp pool.sh "$disk_images/domu.cpio" "$root/disks/"
 pack "$root" "$disk_images/dom0.cpio"
 rm -rf "$disk_images/domu-root" "$disk_images/dom0-root"
