@@ -32,7 +32,9 @@ package enum DiskCheck {
         try ReflinkCut.probe(clone, source)
     }
 
-    /// The disks that a command for `HookedDisks` cuts. Blocks until it has answered.
+    /// The disks that a command for `HookedDisks` cuts.
+    ///
+    /// Blocks until it has answered.
     package static func hooked(_ command: [String]) throws(GuestError) -> [GuestDisk] {
         try HookCommand(command).disks(within: HookedDisks.Deadlines().disks)
     }

@@ -45,8 +45,9 @@ public struct RepairPlan: Sendable {
         public let checkpoint: Checkpoint?
         /// The first damaged place that makes it unreadable.
         public let reason: Corruption
-        /// The frames whose pages are lost; empty if its page map or state is lost. Those of a disk
-        /// have its volume's number in bits 36 to 51.
+        /// The frames whose pages are lost; empty if its page map or state is lost.
+        ///
+        /// Those of a disk have its volume's number in bits 36 to 51.
         public let frames: [PageRange]
 
         /// The lost frames of each volume, by their numbers within it; `disk` is nil for the memory.

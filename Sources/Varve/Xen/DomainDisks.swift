@@ -22,7 +22,9 @@ final class DomainDisks: JournaledDisks, ExchangeableDisks {
             return hooked.map { found + [$0] } ?? found
         }
 
-        /// Groups as one. A single one is itself, so that a restore finds its cuts by their names.
+        /// Groups as one.
+        ///
+        /// A single one is itself, so that a restore finds its cuts by their names.
         static func joined(_ groups: [any JournaledDisks]) -> any JournaledDisks {
             groups.count == 1 ? groups[0] : DiskGroupSet(groups)
         }
