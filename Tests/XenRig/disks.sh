@@ -643,7 +643,9 @@ thin_count() {
 disk_revert() {
     xl destroy disk 2>/dev/null
     make_pool || return 1
-    disk_config disk a b 'vif = [ "mac=00:16:3e:00:00:01,script=vif" ]' "vcpus = ${vcpus:-1}"
+    # The interface's buffers need memory, too.
+    disk_config disk a b 'vif = [ "mac=00:16:3e:00:00:01,script=vif" ]' "vcpus = ${vcpus:-1}" \
+        'memory = 128' 'maxmem = 128'
     start_disk_guest disk && wait_console disk 'writes=[0-9][0-9][0-9]' 120 || return 1
     ping -c 3 -W 5 10.9.0.2 >/dev/null || fail "no answer to the first pings" || return 1
     before=$(thin_count)

@@ -57,8 +57,8 @@ extension CaptureSession {
     ///
     /// The next capture follows that checkpoint. The session's disks go back too, if they are
     /// `RevertibleDisks` or `ExchangeableDisks` and the checkpoint has the same ones; other disks
-    /// are refused with `unsupported`, and disks that the session does not know of are not put back. Restore the
-    /// checkpoint as a new guest instead.
+    /// are refused with `unsupported`, and disks that the session does not know of are not put
+    /// back. Restore the checkpoint as a new guest instead.
     ///
     /// Blocks, and waits until captures in progress have ended. Needs memory for the pages that may
     /// differ: those in which the checkpoint differs from the newest one, and those that were
