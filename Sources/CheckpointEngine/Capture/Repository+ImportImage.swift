@@ -96,7 +96,8 @@ extension Repository {
     /// lineage's newest checkpoint that is not given has been removed, and an import without disks
     /// into a lineage that has some is refused with `invalidOption` unless
     /// `CaptureOptions.omitsDisks` is set; so is one without memory into a lineage that has some,
-    /// unless `CaptureOptions.acceptsGuestChange` is. A disk that is known by its name may have another size.
+    /// unless `CaptureOptions.acceptsGuestChange` is. A disk that is known by its name may have
+    /// another size.
     /// Needs memory for the page maps of all volumes. Blocks. When it throws, also because it was
     /// cancelled, nothing is published.
     ///
@@ -235,12 +236,13 @@ private enum ImageStaging {
         guard let parent, parent.memory.pageCount > 0, !options.acceptsGuestChange else { return }
         throw CheckpointError(
             .invalidOption,
-            "the newest checkpoint of lineage '\(parent.lineage)' has memory, and there is no image "
-                + "of it; name it too, or say that the lineage goes on without "
+            "the newest checkpoint of lineage '\(parent.lineage)' has memory, and there is no "
+                + "image of it; name it too, or say that the lineage goes on without "
                 + "(--accept-guest-change, CaptureOptions.acceptsGuestChange)")
     }
 
-    /// An image must have pages, and as many as its lineage's newest checkpoint, if that has memory.
+    /// An image must have pages, and as many as its lineage's newest checkpoint, if that has
+    /// memory.
     static func check(
         pageCount: Int, against parent: Checkpoint?
     ) throws(CheckpointError) {

@@ -50,7 +50,9 @@ public struct RepairPlan: Sendable {
         /// Those of a disk have its volume's number in bits 36 to 51.
         public let frames: [PageRange]
 
-        /// The lost frames of each volume, by their numbers within it; `disk` is nil for the memory.
+        /// The lost frames of each volume, by their numbers within it.
+        ///
+        /// `disk` is nil for the memory.
         public var volumes: [(disk: String?, frames: [PageRange])] {
             var found: [(volume: VolumeNumber, frames: [PageRange])] = []
             for run in frames {

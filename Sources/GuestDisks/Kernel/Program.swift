@@ -84,31 +84,15 @@ struct Program: ~Copyable {
             posix_spawn_file_actions_adddup2(&actions, errors.writing, STDERR_FILENO)
         }
         // To the same number: posix_spawn then leaves it open in the child (glibc 2.29 and later).
-        // Not one of the standard streams, which are others there.
-        let shared = inherited.map { fcntl($0, F_DUPFD_CLOEXEC, 3) }
-        defer { if let shared, shared >= 0 { close(shared) } }
-        if let shared {
-            guard shared >= 0 else {
-                let error = GuestError.call("fcntl", "a program")
-                closeAll()
-                throw error
-            }
-            posix_spawn_file_actions_adddup2(&actions, shared, shared)
-        }
+        // Not one of the standard streams, which are others there. If there is no room for it, the
+        // program is started without it.
+        let shared = inherited.map { fcntl($0, F_DUPFD_CLOEXEC, 3) } ?? -1
+        defer { if shared >= 0 { close(shared) } }
+        if shared >= 0 { posix_spawn_file_actions_adddup2(&actions, shared, shared) }
         var attributes = posix_spawnattr_t()
         posix_spawnattr_init(&attributes)
         defer { posix_spawnattr_destroy(&attributes) }
-        // Signals that this process blocks or ignores must not stay so in the child.
-        var (none, all) = (sigset_t(), sigset_t())
-        sigemptyset(&none)
-        sigfillset(&all)
-        posix_spawnattr_setsigmask(&attributes, &none)
-        posix_spawnattr_setsigdefault(&attributes, &all)
-        posix_spawnattr_setpgroup(&attributes, 0)
-        // POSIX_SPAWN_SETSID of spawn.h; the leader of a session leads its group.
-        let group = isTold ? 0x80 : Int32(POSIX_SPAWN_SETPGROUP)
-        posix_spawnattr_setflags(
-            &attributes, Int16(Int32(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF) | group))
+        Program.separate(&attributes, inNewSession: isTold)
         var words = command.map { strdup($0) } + [nil]
         defer { for word in words { free(word) } }
         var child: pid_t = 0
@@ -128,6 +112,21 @@ struct Program: ~Copyable {
         self.input = input
         self.output = output
         self.errors = errors
+    }
+
+    /// Makes the child the leader of a group, or of a session, with the default signals.
+    private static func separate(_ attributes: inout posix_spawnattr_t, inNewSession: Bool) {
+        // Signals that this process blocks or ignores must not stay so in the child.
+        var (none, all) = (sigset_t(), sigset_t())
+        sigemptyset(&none)
+        sigfillset(&all)
+        posix_spawnattr_setsigmask(&attributes, &none)
+        posix_spawnattr_setsigdefault(&attributes, &all)
+        posix_spawnattr_setpgroup(&attributes, 0)
+        // POSIX_SPAWN_SETSID of spawn.h; the leader of a session leads its group.
+        let group = inNewSession ? 0x80 : Int32(POSIX_SPAWN_SETPGROUP)
+        posix_spawnattr_setflags(
+            &attributes, Int16(Int32(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF) | group))
     }
 
     deinit {

@@ -146,9 +146,9 @@ final class ReflinkCut: DiskCut {
                     throw GuestError(
                         code: .timedOut,
                         message:
-                            "the cut of \(counted(state.parts.count, "file")) took longer than \(budget) "
-                            + "and was given up at \(source.path.printable); allow more, or "
-                            + "defragment the files")
+                            "the cut of \(counted(state.parts.count, "file")) took longer than "
+                            + "\(budget) and was given up at \(source.path.printable); allow "
+                            + "more, or defragment the files")
                 }
             }
             state.isCut = true
@@ -265,8 +265,8 @@ final class ReflinkCut: DiskCut {
         try journal.remove()
     }
 
-    /// A line of an entry for each directory of clones, so that it is known to be the same one later:
-    /// `directory INODE PATH`.
+    /// A line of an entry for each directory of clones, so that it is known to be the same one
+    /// later: `directory INODE PATH`.
     static func lines(ofDirectoriesOf clones: [FilePath]) throws(GuestError) -> [[String]] {
         var lines: [[String]] = []
         for path in Set(clones.map { $0.removingLastComponent() }) {

@@ -54,8 +54,8 @@ public final class XenDomain: Sendable {
         ///
         /// Such a program calls `XenMonitor.run`. It is started if a process of xl's waits for the
         /// domain's end now, because that one ends at the first suspension; it stays when this
-        /// process ends. Without one, the domain's `on_poweroff`, `on_reboot` and `on_crash` are not
-        /// carried out from the first suspension on.
+        /// process ends. Without one, the domain's `on_poweroff`, `on_reboot` and `on_crash` are
+        /// not carried out from the first suspension on.
         public var monitorCommand: [String]?
         /// The directory for the locks of domains; nil: `/run/varve`.
         ///

@@ -5,8 +5,8 @@ import XenStream
 // xl's process that waits for a domain's end itself ends when the domain suspends, so each
 // checkpoint by suspension takes it away, and with it on_poweroff, on_reboot, on_watchdog and
 // on_crash. The monitor takes its place. It does as xl does (handle_domain_death in
-// tools/xl/xl_vmcontrol.c), except that it stays after a suspension, and after `preserve`, because a
-// domain that is preserved can be reverted.
+// tools/xl/xl_vmcontrol.c), except that it stays after a suspension, and after `preserve`, because
+// a domain that is preserved can be reverted.
 //
 //   it has ended, by itself       what happens
 //   xl's process is there, too    nothing: xl does it
@@ -29,8 +29,8 @@ public enum XenMonitor {
     /// Waits for the end of a domain and carries out what its configuration says of it, until the
     /// domain is gone.
     ///
-    /// Blocks. Called by the program that `XenDomain.Options.monitorCommand` names, or by hand for a
-    /// domain that has no monitor. One process monitors a domain.
+    /// Blocks. Called by the program that `XenDomain.Options.monitorCommand` names, or by hand for
+    /// a domain that has no monitor. One process monitors a domain.
     ///
     /// - Parameters:
     ///   - domain: its ID.

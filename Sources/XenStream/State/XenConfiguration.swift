@@ -17,8 +17,9 @@ package struct XenConfiguration: Sendable {
     /// `c_info.uuid`; nil if there is none, or it has escapes.
     package var uuid: String? { text(at: ["c_info", "uuid"]) }
 
-    /// The text of a field of the configuration itself, such as `on_reboot`; nil if it is not there,
-    /// and then it has libxl's initial value.
+    /// The text of a field of the configuration itself, such as `on_reboot`.
+    ///
+    /// Nil if it is not there, and then it has libxl's initial value.
     package func text(of field: String) -> String? { text(at: [field]) }
 
     /// True if the value at the end of a path of keys is an object.
