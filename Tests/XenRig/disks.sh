@@ -534,6 +534,33 @@ break_reads() {
     done
 }
 
+# How many blocks of the disks were stored because memory has the same, as its page cache does:
+# memory and disks are imported into a repository each, too.
+disk_known() {
+    have_disk_guest || return 1
+    count=$(many 5 20)
+    take "$count" || return 1
+    $varve init memories >/dev/null && $varve init disks >/dev/null || return 1
+    for id in $(sed 's/.*"id":"\([0-9a-f]*\)".*/\1/' lines); do
+        rm -f memory xvda.img xvdb.img
+        $varve export store "$id" memory --format raw >/dev/null || return 1
+        for disk in xvda xvdb; do
+            $varve export store "$id" $disk.img --volume $disk >/dev/null || return 1
+        done
+        $varve import memories memory --format raw --lineage all >/dev/null \
+            && $varve import disks --volume xvda=xvda.img --volume xvdb=xvdb.img --lineage all \
+                >/dev/null || return 1
+    done
+    together=$(unique store)
+    of_memory=$(unique memories)
+    of_disks=$(unique disks)
+    echo "# $count checkpoints: $of_memory pages of memory and $of_disks blocks of disks are" \
+        "$together stored: $((of_memory + of_disks - together)) blocks were known from memory"
+    [ $((of_memory + of_disks)) -gt "$together" ] || fail "no block of a disk was known"
+}
+# unique STORE: how many different pages it has.
+unique() { $varve stats "$1" | sed -n 's/^unique *\([0-9]*\).*/\1/p'; }
+
 # The downtime with disks and without, of a guest that writes to all of them as fast as it can.
 disk_times() {
     xl destroy disk 2>/dev/null
