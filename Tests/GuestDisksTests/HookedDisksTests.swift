@@ -221,6 +221,7 @@ import VarveTestSupport
         var second: (any DiskCut)? = try disks.prepareCut()
         _ = try second?.cut(within: .seconds(10))
         #expect(try disks.standingCut(name) == nil)
+        withExtendedLifetime((cut, second)) {}
         (cut, second) = (nil, nil)
 
         disks = try group(verbs)

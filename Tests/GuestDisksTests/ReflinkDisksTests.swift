@@ -201,6 +201,7 @@ import VarveTestSupport
         _ = try cut?.storedBlocks(ofDisk: 0)
         #expect(try disks.leftovers().map(\.isOwned) == [true])
         #expect(try disks.dropLeftovers().isEmpty)
+        withExtendedLifetime(cut) {}
         cut = nil
         #expect(try disks.leftovers().map(\.isWhole) == [true])
 

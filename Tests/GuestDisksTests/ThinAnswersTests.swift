@@ -161,6 +161,7 @@ import VarveTestSupport
         let name = try #require(cut?.name)
         _ = try cut.map { try contents(of: $0) }
         #expect(try disks.standingCut(name) == nil, "it is owned")
+        withExtendedLifetime(cut) {}
         cut = nil
         #expect(pool.cutDevices.count == 1, "as after a death")
         pool.write("a", 2, 2)
