@@ -633,7 +633,7 @@ disk_revert() {
     for back in 0 1 2; do knows disk~$back >at.$((2 - back)) || return 1; done
     : >lines
     reverts=0
-    while [ $reverts -lt "$(many 8 50)" ]; do
+    while [ $reverts -lt "$(many 4 50)" ]; do
         point=$((reverts * 7 % 3))
         # By now each is an ancestor of the newest one, which may be of another branch.
         goes_back "$(sed -n "$((point + 1))s/.*\"id\":\"\([0-9a-f]*\)\".*/\1/p" taken)" \
