@@ -680,17 +680,17 @@ disk_revert() {
     cp lines taken
     for back in 0 1 2; do knows disk~$back >at.$((2 - back)) || return 1; done
     : >lines
-    count=0
-    while [ $count -lt "$(many 8 50)" ]; do
-        point=$((count * 7 % 3))
+    reverts=0
+    while [ $reverts -lt "$(many 4 50)" ]; do
+        point=$((reverts * 7 % 3))
         # By now each is an ancestor of the newest one, which may be of another branch.
         goes_back "$(sed -n "$((point + 1))s/.*\"id\":\"\([0-9a-f]*\)\".*/\1/p" taken)" \
             "$(cat at.$point)" || return 1
-        count=$((count + 1))
-        [ $((count % 4)) -ne 0 ] || { mv lines kept; take 1 && mv kept lines; } || return 1
+        reverts=$((reverts + 1))
+        [ $((reverts % 4)) -ne 0 ] || { mv lines kept; take 1 && mv kept lines; } || return 1
     done
     quiet_disks disk && no_trace || return 1
-    echo "# $count reverts, microseconds (p50, max): standing still $(middle_of pauseMicroseconds)," \
+    echo "# $reverts reverts, microseconds (p50, max): standing still $(middle_of pauseMicroseconds)," \
         "suspend $(step stop), back ends $(step devices), log $(step late), reset $(step prepare)," \
         "disks $(step disks), pages $(step pages), state $(step state), resume $(step resume);" \
         "devices again after $(step reconnect)"
