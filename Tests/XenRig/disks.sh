@@ -675,7 +675,7 @@ disk_revert() {
         'memory = 128' 'maxmem = 128'
     start_disk_guest disk && wait_console disk 'writes=[0-9][0-9][0-9]' 120 || return 1
     ping -c 3 -W 5 10.9.0.2 >/dev/null || fail "no answer to the first pings" || return 1
-    before=$(thin_count)
+    volumes=$(thin_count)
     take 3 || return 1
     cp lines taken
     for back in 0 1 2; do knows disk~$back >at.$((2 - back)) || return 1; done
@@ -715,7 +715,7 @@ disk_revert() {
         && [ "$(xl domid disk)" -ne "$was" ] || return 1
     goes_back "$(sed -n '3s/.*"id":"\([0-9a-f]*\)".*/\1/p' taken)" "$(cat at.2)" || return 1
     take 1 && whole disk && no_trace || return 1
-    [ "$(thin_count)" -eq "$before" ] || fail "the pool has $(thin_count) volumes, not $before" \
+    [ "$(thin_count)" -eq "$volumes" ] || fail "the pool has $(thin_count) volumes, not $volumes" \
         || return 1
     xl shutdown -w disk >/dev/null 2>&1
     console disk | grep -q 'diskkeeper: ended errors=0' || fail "it did not end in order" \
