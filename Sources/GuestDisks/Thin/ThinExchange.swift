@@ -10,7 +10,7 @@ import Synchronization
 //   device's table    thin POOL OLD     thin POOL NEW     thin POOL OLD
 //   the pool has      OLD, NEW          OLD, NEW          OLD
 //
-// LVM, or whoever activates the volume after a reboot, knows it by its ID. So in the end it gets
+// LVM, or a script that activates the volume after a reboot, knows it by its ID. So in the end it gets
 // this ID again: OLD is deleted, and made again as a snapshot of NEW while the device is suspended
 // for a moment.
 //

@@ -2,8 +2,8 @@ import Glibc
 import GuestModel
 
 // `xl create` and `xl restore` leave a process that waits for the domain's end and then does what
-// its configuration says (tools/xl/xl_vmcontrol.c). It ends when the domain suspends, whoever asked
-// for that. It has no socket and no file with its process ID, but it has its log open:
+// its configuration says (tools/xl/xl_vmcontrol.c). It ends when the domain suspends, whatever the
+// cause. It has no socket and no file with its process ID, but it has its log open:
 // /var/log/xen/xl-NAME.log.
 
 /// Finds xl's own process that waits for a domain's end.
