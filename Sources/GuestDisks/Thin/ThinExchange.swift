@@ -10,9 +10,9 @@ import Synchronization
 //   device's table    thin POOL OLD     thin POOL NEW     thin POOL OLD
 //   the pool has      OLD, NEW          OLD, NEW          OLD
 //
-// LVM, or a script that activates the volume after a reboot, knows it by its ID. So in the end it gets
-// this ID again: OLD is deleted, and made again as a snapshot of NEW while the device is suspended
-// for a moment.
+// LVM, or a script that activates the volume after a reboot, knows it by its ID. So in the end it
+// gets this ID again: OLD is deleted, and made again as a snapshot of NEW while the device is
+// suspended for a moment.
 //
 // Lines of the entry, one for each volume: `volume NAME BYTES SECTOR ORIGIN ORIGINNAME POOLNAME
 // POOLUUID DEVICE EXTERNAL NEW OLD`, as of a cut (ThinCut), DEVICE being the name under which the
