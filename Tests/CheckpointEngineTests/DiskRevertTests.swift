@@ -205,6 +205,35 @@ import VarveTestSupport
         world.session.close()
     }
 
+    /// A guest that is replaced: until its disks are exchanged, nothing has changed.
+    @Test func aReplacementThatIsGivenUpBlocksNoCapture() throws {
+        struct Refused: Error {}
+        let (world, target, copy) = try make()
+        let before = world.now
+        #expect(throws: CheckpointError.self) {
+            try world.session.exchangeDisks(to: target) { _ in throw Refused() }
+        }
+        world.group.inner.fail(.prepare)
+        #expect(throws: CheckpointError.self) {
+            try world.session.exchangeDisks(to: target) { try $0() }
+        }
+        #expect(world.now == before)
+        try world.capture()
+        // The guest that ended is not captured.
+        #expect(throws: CheckpointError.self) {
+            try world.session.exchangeDisks(to: target) { exchange in
+                try exchange()
+                throw Refused()
+            }
+        }
+        let refusal = #expect(throws: CheckpointError.self) { try world.session.capture() }
+        #expect(refusal?.guestError?.code == .stateRejected)
+        try world.session.revert(to: target)
+        #expect(world.now == copy)
+        world.session.close()
+        #expect(world.group.inner.standing.isEmpty)
+    }
+
     /// A write that had no effect need not be taken back, though that fails, too.
     @Test func whatWasNeverWrittenIsNoMixture() throws {
         let (world, target, copy) = try make()

@@ -1,6 +1,7 @@
 package import CheckpointIndex
 import CheckpointStore
 package import GuestModel
+import PackStore
 
 extension CaptureSession {
     /// Puts the disks back to a checkpoint while their guest is ended and begun again by the
@@ -15,22 +16,37 @@ extension CaptureSession {
         to checkpoint: Checkpoint, cancellation: Cancellation? = nil,
         around body: (_ exchange: () throws -> Void) throws -> Void
     ) throws(CheckpointError) {
+        try reverting(to: checkpoint, cancellation) { disks, control in
+            var isBegun = false
+            // Until then the disks are the guest's, and captures go on.
+            defer { if isBegun { disks?.leaveHalfway() } }
+            let lease = try pipeline.repository.leaseForSession(checkpoint)
+            try disks?.prepare(try pipeline.repository.pageMap(of: checkpoint).map, control)
+            try body {
+                isBegun = true
+                try disks?.exchange()
+            }
+            withExtendedLifetime(lease) {}
+        }
+    }
+
+    /// Calls `body` for a revert: with this session's turn, and no capture in progress.
+    func reverting<T>(
+        to checkpoint: Checkpoint, _ cancellation: Cancellation?,
+        _ progress: ProgressHandler? = nil,
+        _ body: (_ disks: (any RevertedDisks)?, _ control: WorkControl) throws -> T
+    ) throws(CheckpointError) -> T {
         let disks = try diskRevert(to: checkpoint)
         let control = control(
-            "the revert was cancelled; the guest continues unchanged", cancellation, nil)
+            "the revert was cancelled; the guest continues unchanged", cancellation, progress)
         try takeTurn(control)
         defer { endTurn() }
         guard !state.withLock({ $0.isClosed }) else { throw CheckpointError.closed }
         try pipeline.waitForJobs(atMost: 0, control)
         defer { disks?.end() }
         do {
-            let lease = try pipeline.repository.leaseForSession(checkpoint)
-            try disks?.prepare(try pipeline.repository.pageMap(of: checkpoint).map, control)
-            try body { try disks?.exchange() }
-            withExtendedLifetime(lease) {}
-            disks?.leaveHalfway()
+            return try body(disks, control)
         } catch {
-            disks?.leaveHalfway()
             throw CheckpointError(wrapping: error)
         }
     }

@@ -86,20 +86,10 @@ extension CaptureSession {
             throw CheckpointError(
                 GuestError(code: .unsupported, message: "this guest cannot be written in place"))
         }
-        let disks = try diskRevert(to: checkpoint)
-        let control = control(
-            "the revert was cancelled; the guest continues unchanged", cancellation, progress)
-        try takeTurn(control)
-        defer { endTurn() }
-        guard !state.withLock({ $0.isClosed }) else { throw CheckpointError.closed }
-        try pipeline.waitForJobs(atMost: 0, control)
-        defer { disks?.end() }
-        do {
-            return try RevertOperation(
+        return try reverting(to: checkpoint, cancellation, progress) { disks, control in
+            try RevertOperation(
                 session: self, guest: writable, target: checkpoint, disks, control
             ).run()
-        } catch {
-            throw CheckpointError(wrapping: error)
         }
     }
 }
