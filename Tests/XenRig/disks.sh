@@ -193,8 +193,9 @@ take() {
 no_trace() {
     left=$(ls $cuts/* 2>/dev/null | grep -v ':$'; ls /dev/mapper | grep varve-cut)
     [ -z "$left" ] || { echo "$left"; fail "something of a cut is left"; return 1; }
-    for device in a b pool; do
-        dmsetup info "$device" | grep -q 'State: *ACTIVE' || fail "$device is suspended" || return 1
+    for device in a b pool pool_data; do
+        [ ! -e "/dev/mapper/$device" ] || dmsetup info "$device" | grep -q 'State: *ACTIVE' \
+            || fail "$device is suspended" || return 1
     done
 }
 
@@ -612,8 +613,8 @@ spread() {
 # With slow disks requests are under way in the suspension: each checkpoint says how many, as the
 # ring's own indices do. With --settle none is left, and a bound that is too short is kept.
 live_disks_under_way() {
-    asynchronous_guest && storage slow 300 || return 1
-    sleep 3
+    asynchronous_guest && storage slow 1500 || return 1
+    sleep 4
     take "$(many 3 10)"
     status=$?
     under_way && before=$most || status=1
@@ -658,12 +659,20 @@ goes_back() {
 }
 # step NAME: the median and the maximum of a step of the reverts in lines, in us.
 step() { middle_of "$1"; }
-# thin_count: how many thin devices the pool has.
-thin_count() {
+# volume_count: how many thin devices the pool has, or files the file system.
+volume_count() {
+    [ ! -e /files/a ] || { find /files -type f | wc -l; return; }
     dmsetup message pool 0 reserve_metadata_snap || return 1
     thin_dump --metadata-snap="$(dmsetup status pool | awk '{ print $7 }')" /dev/vdb \
         | grep -c '<device '
     dmsetup message pool 0 release_metadata_snap
+}
+# to POINT [WORD...]: back to one of the first checkpoints.
+to() {
+    point=$1
+    shift
+    goes_back "$(sed -n "$((point + 1))s/.*\"id\":\"\([0-9a-f]*\)\".*/\1/p" taken)" \
+        "$(cat at.$point)" "$@"
 }
 
 # The guest goes back and forth among checkpoints of two branches, with requests under way too, by
@@ -671,23 +680,24 @@ thin_count() {
 # systems are clean, and its volumes have no companions.
 disk_revert() {
     xl destroy disk 2>/dev/null
-    make_pool || return 1
+    if [ -n "$files" ]; then make_files; else make_pool; fi || return 1
+    for volume in a b; do
+        eval "$volume=$(if [ -n "$files" ]; then loop_of $volume; else device_path $volume; fi)"
+    done
     # The interface's buffers need memory, too.
-    disk_config disk a b 'vif = [ "mac=00:16:3e:00:00:01,script=vif" ]' "vcpus = ${vcpus:-1}" \
-        'memory = 128' 'maxmem = 128'
+    disk_config disk "$a" "$b" 'vif = [ "mac=00:16:3e:00:00:01,script=vif" ]' \
+        "vcpus = ${vcpus:-1}" 'memory = 128' 'maxmem = 128'
     start_disk_guest disk && wait_console disk 'writes=[0-9][0-9][0-9]' 120 || return 1
     ping -c 3 -W 5 10.9.0.2 >/dev/null || fail "no answer to the first pings" || return 1
-    volumes=$(thin_count)
+    volumes=$(volume_count)
     take 3 || return 1
     cp lines taken
     for back in 0 1 2; do knows disk~$back >at.$((2 - back)) || return 1; done
     : >lines
     reverts=0
     while [ $reverts -lt "$(many 4 50)" ]; do
-        point=$((reverts * 7 % 3))
         # By now each is an ancestor of the newest one, which may be of another branch.
-        goes_back "$(sed -n "$((point + 1))s/.*\"id\":\"\([0-9a-f]*\)\".*/\1/p" taken)" \
-            "$(cat at.$point)" || return 1
+        to $((reverts * 7 % 3)) || return 1
         reverts=$((reverts + 1))
         [ $((reverts % 4)) -ne 0 ] || { mv lines kept; take 1 && mv kept lines; } || return 1
     done
@@ -699,7 +709,7 @@ disk_revert() {
     storage slow 300 || return 1
     sleep 3
     : >lines
-    goes_back "$(sed -n '2s/.*"id":"\([0-9a-f]*\)".*/\1/p' taken)" "$(cat at.1)"
+    to 1
     status=$?
     storage linear && [ $status -eq 0 ] || return 1
     echo "# with slow disks: suspend $(step stop), back ends $(step devices)"
@@ -713,24 +723,24 @@ disk_revert() {
     wait_console disk 'writes=' 60 && quiet_disks disk || return 1
     # Another domain of the same UUID, and that one in place.
     was=$(xl domid disk)
-    goes_back "$(sed -n '1s/.*"id":"\([0-9a-f]*\)".*/\1/p' taken)" "$(cat at.0)" --replace \
-        && [ "$(xl domid disk)" -ne "$was" ] || return 1
-    goes_back "$(sed -n '3s/.*"id":"\([0-9a-f]*\)".*/\1/p' taken)" "$(cat at.2)" || return 1
-    take 1 && whole disk && no_trace || return 1
-    [ "$(thin_count)" -eq "$volumes" ] || fail "the pool has $(thin_count) volumes, not $volumes" \
-        || return 1
+    to 0 --replace && [ "$(xl domid disk)" -ne "$was" ] || return 1
+    to 2 && take 1 && whole disk && no_trace || return 1
+    [ "$(volume_count)" -eq "$volumes" ] \
+        || fail "there are $(volume_count) volumes, not $volumes" || return 1
     xl shutdown -w disk >/dev/null 2>&1
     console disk | grep -q 'diskkeeper: ended errors=0' || fail "it did not end in order" \
         || return 1
     xl destroy disk
-    for volume in a b; do
-        /disks/bin/e2fsck -fn /dev/mapper/$volume >fsck.log 2>&1 && ! grep -q journal fsck.log \
+    for volume in "$a" "$b"; do
+        /disks/bin/e2fsck -fn $volume >fsck.log 2>&1 && ! grep -q journal fsck.log \
             || { cat fsck.log; fail "the file system of $volume is not clean"; return 1; }
     done
+    drop_pool
 }
 
-# The same for a guest with two processors.
+# The same for a guest with two processors, and for reflinked files on loop devices.
 disk_revert_two() { vcpus=2; disk_revert; }
+disk_revert_files() { files=1; disk_revert; }
 
 # The process is killed while it reverts: the domain goes on as it was, or the guard reverts it.
 disk_revert_kill() {

@@ -12,8 +12,9 @@
  *               kernel forget what it has read
  *
  * Once a second it prints its counts; `errors` counts whatever is not on the disks as memory knows
- * it, and failed calls. TICK (milliseconds, 20) is the pause after each write; it comes from the
- * kernel's command line, diskkeeper.tick=. SIGTERM ends it: all is written, the file systems are
+ * it, and failed calls. TICK (milliseconds, 20) is the pause after each write; ONLY=asynchronous
+ * leaves only the asynchronous writes, without reads. They come from the kernel's command line,
+ * diskkeeper.tick= and diskkeeper.only=. SIGTERM ends it: all is written, the file systems are
  * unmounted, the machine is powered off. */
 #define _GNU_SOURCE
 #include "keeper.h"
@@ -48,6 +49,9 @@ static const char *device[2], *directory[2];
 static long tick = 20;
 static atomic_ulong errors, reads, files;
 static atomic_int ending;
+/* ONLY=asynchronous: there are only the asynchronous writes, and no reads. A suspension waits for
+ * what is synchronous, reads included, and by then the asynchronous writes have ended too. */
+static int only_asynchronous;
 /* The record of each slot that memory knows as written. Only the lane's own thread uses it. */
 static uint64_t *newest[LANES];
 
@@ -105,7 +109,7 @@ static void look(int lane, int file, struct sector *s, uint64_t slot) {
     const struct lane *l = &page->lane[lane];
     ssize_t size = l->sectors * SECTOR;
     if (l->issued != l->committed && slot == slot_of(l, l->issued)) return;
-    /* A file ends behind its newest record. */
+    /* A file ends after its newest record. */
     if (l->kind == HISTORY && newest[lane][slot] == 0) return;
     if (pread(file, s, size, offset_of(l, slot)) != size) { FAILED("a read"); return; }
     reads++;
@@ -191,7 +195,7 @@ static void *write_asynchronously(void *argument) {
             }
             commit(lane, page->lane[lane].issued);
             idle[k] = 1;
-            if (e % 4 == 0)
+            if (e % 4 == 0 && !only_asynchronous)
                 look_anywhere(lane, file[page->lane[lane].disk], other, &seed);
         }
         nap(tick);
@@ -318,7 +322,7 @@ static void *keep_files(void *argument) {
     return NULL;
 }
 
-/* Describes the lanes: those of the raw areas one behind the other, behind the first 64 KiB. */
+/* Describes the lanes: those of the raw areas follow each other after the first 64 KiB. */
 static void lay_out(void) {
     uint64_t used[2] = { page->raw + 65536, page->raw + 65536 };
     page->disks = 2;
@@ -377,6 +381,7 @@ int main(int count, char **words) {
     if (count != 5) { puts("usage: diskkeeper DEVICE DIRECTORY DEVICE DIRECTORY"); return 2; }
     for (int d = 0; d < 2; d++) device[d] = words[1 + 2 * d], directory[d] = words[2 + 2 * d];
     if (getenv("TICK")) tick = atol(getenv("TICK"));
+    only_asynchronous = getenv("ONLY") && !strcmp(getenv("ONLY"), "asynchronous");
     signal(SIGTERM, end);
     signal(SIGHUP, SIG_IGN);
 
@@ -407,8 +412,7 @@ int main(int count, char **words) {
     pthread_t thread[SYNCHRONOUS_LANES + 4];
     int threads = 0;
     pthread_create(&thread[threads++], NULL, write_asynchronously, NULL);
-    // A suspension waits for writes that are synchronous, and meanwhile the others end.
-    if (!getenv("ONLY") || strcmp(getenv("ONLY"), "asynchronous")) {
+    if (!only_asynchronous) {
         for (long lane = 0; lane < SYNCHRONOUS_LANES; lane++)
             pthread_create(&thread[threads++], NULL, write_synchronously, (void *)lane);
         pthread_create(&thread[threads++], NULL, write_in_order, (void *)(long)FIRST_LEDGER);

@@ -32,6 +32,25 @@ make_pool() {
     done
 }
 
+# make_files: instead of a pool, the volumes a and b are files of XFS on loop devices.
+make_files() {
+    drop_pool && drop_lvm_pool || return 1
+    dmsetup create pool_data --table "0 $(sectors vda) linear /dev/vda 0" \
+        && /disks/bin/mkfs.xfs -q -f -m reflink=1 /dev/mapper/pool_data && mkdir -p /files \
+        && mount -t xfs /dev/mapper/pool_data /files || return 1
+    for volume in a b; do
+        truncate -s $((disk_sectors * 512)) /files/$volume \
+            && /disks/bin/mke2fs -q -F -t ext4 /files/$volume ${disk_file_system}k \
+            && losetup "$(loop_of $volume)" /files/$volume || return 1
+    done
+}
+loop_of() { echo "/dev/loop$(echo "$1" | tr ab 01)"; }
+drop_files() {
+    [ -e /files/a ] || return 0
+    for volume in a b; do losetup -d "$(loop_of $volume)" 2>/dev/null; done
+    umount /files
+}
+
 pool_table() {
     size=$(table_sectors pool_data)
     echo "0 $size thin-pool /dev/mapper/pool_meta /dev/mapper/pool_data 128 0"
@@ -105,9 +124,10 @@ changed() {
     return $status
 }
 
-# drop_pool: everything of it is gone, also mounts.
+# drop_pool: everything of it is gone, also mounts and files on its disk.
 drop_pool() {
     drop_copies
+    drop_files || return 1
     for device in a b pool pool_data pool_meta; do
         [ ! -e "/dev/mapper/$device" ] || dmsetup remove --retry "$device" || return 1
     done
@@ -183,10 +203,11 @@ storage() {
     dmsetup resume pool_data && return $status
 }
 
-# disk_config NAME A B [LINE...]: writes /run/NAME.cfg of a guest with these devices as its disks.
+# disk_config NAME A B [LINE...]: writes /run/NAME.cfg of a guest with these devices as its disks,
+# which are paths or names in /dev/mapper.
 disk_config() {
     name=$1
-    disks="\"phy:/dev/mapper/$2,xvda,w\", \"phy:/dev/mapper/$3,xvdb,w\""
+    disks="\"phy:$(device_path "$2"),xvda,w\", \"phy:$(device_path "$3"),xvdb,w\""
     shift 3
     cat >"/run/$name.cfg" <<END
 name = "$name"
@@ -205,6 +226,8 @@ disk = [ $disks ]
 END
     for line in "$@"; do echo "$line"; done >>"/run/$name.cfg"
 }
+
+device_path() { case $1 in /*) echo "$1" ;; *) echo "/dev/mapper/$1" ;; esac; }
 
 # start_disk_guest NAME: makes the guest of /run/NAME.cfg and waits until it works on its disks.
 start_disk_guest() {

@@ -20,9 +20,9 @@ flock 9
 # libraries, which are taken from the same Debian.
 release=$(basename "$packages"/boot/vmlinuz-*)
 release=${release#vmlinuz-}
-tools=(dmsetup thin-provisioning-tools e2fsprogs lvm2)
-programs=(dmsetup pdata_tools mke2fs e2fsck debugfs lvm)
-if [ ! -e "$disk_packages/done-2-$release" ]; then
+tools=(dmsetup thin-provisioning-tools e2fsprogs lvm2 xfsprogs)
+programs=(dmsetup pdata_tools mke2fs e2fsck debugfs lvm mkfs.xfs)
+if [ ! -e "$disk_packages/done-3-$release" ]; then
     echo "fetching the tools for disks of Xen $XENRIG_XEN by apt into $VARVE_XEN_CACHE"
     rm -rf "$disk_packages"
     mkdir -p "$disk_packages/deb"
@@ -44,11 +44,11 @@ if [ ! -e "$disk_packages/done-2-$release" ]; then
     (
         cd "$disk_packages/lib/modules/$release"
         find . -name '*.ko*' ! -regex \
-            '.*/\(dm-\|loop\|virtio\|xen-blk\|xen-net\|ext4\|jbd2\|mbcache\|crc\|libcrc\)[^/]*' -delete
+            '.*/\(dm-\|loop\|virtio\|xen-blk\|xen-net\|ext4\|jbd2\|mbcache\|xfs\|crc\|libcrc\)[^/]*' -delete
         find . -name '*.ko.xz' -exec xz -d {} +
     )
     rm -rf "$disk_packages"/{deb,apt,boot,usr/share}
-    touch "$disk_packages/done-2-$release"
+    touch "$disk_packages/done-3-$release"
 fi
 
 # 2. The guest with two disks.
@@ -85,7 +85,7 @@ pack "$root" "$disk_images/domu.cpio"
 root=$disk_images/dom0-root
 mkdir -p "$root"/{rig,etc/xen/scripts,usr/lib,disks/bin}
 place "$root/disks/modules" crc32c_generic loop virtio_blk dm-mod dm-thin-pool dm-flakey dm-delay \
-    ext4 xen-blkback xen-netback
+    ext4 xfs xen-blkback xen-netback
 libraries=$disk_packages/lib/x86_64-linux-gnu:$disk_packages/usr/lib/x86_64-linux-gnu
 linker=$(find "$disk_packages" -type f -name 'ld-linux-x86-64.so.2' -print -quit)
 for program in "${programs[@]}"; do
