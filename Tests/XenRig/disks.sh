@@ -742,6 +742,85 @@ disk_revert() {
 disk_revert_two() { vcpus=2; disk_revert; }
 disk_revert_files() { files=1; disk_revert; }
 
+# still_runs PATTERN [WORD...]: a revert fails with a sentence that has the pattern and with exit
+# status 1, and the guest goes on as it was.
+still_runs() {
+    pattern=$1
+    shift
+    before=$(console disk | tr -d '\r' | sed -n 's/.*writes=\([0-9]*\).*/\1/p' | tail -n 1)
+    : >/var/log/xen/guest-disk.log
+    $varve xen revert disk store disk~1 --disk-state $cuts "$@" >revert.log 2>&1
+    status=$?
+    sed 's/^/# /' revert.log
+    [ $status -eq 1 ] || fail "exit status $status" || return 1
+    grep -q "$pattern" revert.log || fail "not '$pattern'" || return 1
+    wait_console disk 'writes=' 120 || fail "the guest says nothing" || return 1
+    [ "$(first_writes disk)" -gt "$before" ] || fail "it did not go on" || return 1
+    quiet_disks disk && no_trace
+}
+# is_back: the revert that has just succeeded.
+is_back() {
+    sed 's/^/# /' revert.log
+    : >/var/log/xen/guest-disk.log
+    wait_console disk 'writes=' 60 || fail "the guest says nothing" || return 1
+    first=$(first_writes disk)
+    [ "$first" -ge "$at" ] && [ "$first" -le $((at + 4000)) ] || fail "it goes on at $first" \
+        || return 1
+    quiet_disks disk && no_trace
+}
+
+# What becomes of a revert that cannot be, and of one of a guest that has crashed or was shut down.
+disk_revert_outcomes() {
+    # Requests that take longer than a back end may: it goes on as it was once they have ended.
+    asynchronous_guest && take 2 || return 1
+    (
+        until [ "$(xenstore-read "/local/domain/$(xl domid disk)/control/shutdown")" = suspend ]
+        do :; done
+        storage slow 20000
+    ) &
+    still_runs 'a back end of domain [0-9]* still uses' --in-place
+    status=$?
+    wait $!
+    storage linear && [ $status -eq 0 ] || return 1
+    xl destroy disk
+    rm -r store && $varve init store >/dev/null && make_pool $((192 * 2048)) || return 1
+    disk_config disk a b 'memory = 128' 'maxmem = 128'
+    start_disk_guest disk && wait_console disk 'writes=[0-9][0-9][0-9]' 120 || return 1
+    take 2 && at=$(knows disk~1) || return 1
+    revert="$varve xen revert disk store disk~1 --disk-state $cuts"
+    # Its disks are others than the checkpoint's.
+    resize a $((disk_sectors + 8192)) && still_runs 'has [0-9]* bytes now' || return 1
+    resize a $disk_sectors || return 1
+    id=$(next_thin)
+    dmsetup message pool 0 "create_thin $id" && activate c "$id" || return 1
+    xl block-attach disk phy:/dev/mapper/c,xvdc,w && sleep 2 && still_runs 'xvdc' || return 1
+    xl block-detach disk xvdc && sleep 2 && dmsetup remove --retry c || return 1
+    dmsetup message pool 0 "delete $id"
+    echo "# disks of another size, and another one: refused"
+    # A pool with no room for two states.
+    id=$(next_thin)
+    dmsetup message pool 0 "create_thin $id" \
+        && dmsetup create filler --table "0 $((512 * 2048)) thin /dev/mapper/pool $id" || return 1
+    dd if=/dev/zero of=/dev/mapper/filler bs=1M count=120 oflag=direct 2>/dev/null || return 1
+    echo "# $(fill)"
+    still_runs 'above the limit' || return 1
+    dmsetup remove --retry filler && dmsetup message pool 0 "delete $id" || return 1
+    xl sysrq disk c
+    tries=100
+    until xl list disk | tail -n 1 | grep -q -- '---[-s]c-'; do
+        tries=$((tries - 1))
+        [ $tries -gt 0 ] || { xl list; fail "it has not crashed"; return 1; }
+        usleep 200000
+    done
+    $revert >revert.log 2>&1 && is_back || { cat revert.log; return 1; }
+    echo "# crashed: reverted"
+    xl shutdown -w disk >/dev/null 2>&1
+    $revert >revert.log 2>&1 && is_back || { cat revert.log; return 1; }
+    echo "# shut down: reverted"
+    take 1 && whole disk && no_trace || return 1
+    xl destroy disk
+}
+
 # The process is killed while it reverts: the domain goes on as it was, or the guard reverts it.
 disk_revert_kill() {
     have_disk_guest || return 1
