@@ -5,10 +5,12 @@ struct Diff: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Lists the pages in which two checkpoints differ.",
         discussion: """
-            The pages of a disk are its blocks of 4 KiB.
+            The pages of a disk are its blocks of 4 KiB. If the volume has another size, or a \
+            volume is in one of the two only, that is said at the end.
 
             With --json, one object {"firstPage", "pages"} for each range, and a last object \
-            {"pagesDiffering", "ranges"}.
+            {"pagesDiffering", "ranges", "bytes", "onlyInFirst", "onlyInSecond"}; "bytes" has \
+            the two sizes of the volume.
             """)
 
     @Argument(help: "The repository.")
@@ -29,9 +31,13 @@ struct Diff: ParsableCommand {
     func run() throws {
         try reporting {
             let repository = try Reading.open(store, isJSON: json)
-            let ranges = try repository.difference(
-                from: try repository.checkpoint(named: first),
-                to: try repository.checkpoint(named: second), volume: volume)
+            let pair = try [first, second].map { try repository.checkpoint(named: $0) }
+            let ranges = try repository.difference(from: pair[0], to: pair[1], volume: volume)
+            let sizes = try pair.map { try $0.volume(named: volume).byteCount }
+            let only = zip(pair, pair.reversed()).map { one, other in
+                one.volumes.map(\.name)
+                    .filter { (try? other.volume(named: $0)) == nil }
+            }
             let total = ranges.reduce(0) { $0 + $1.count }
             for range in ranges {
                 let start = Int(range.first.rawValue)
@@ -49,11 +55,21 @@ struct Diff: ParsableCommand {
                 try Output.line(
                     JSON.object([
                         ("pagesDiffering", .integer(total)), ("ranges", .integer(ranges.count)),
+                        ("bytes", .array(sizes.map { .integer(Int($0)) })),
+                        ("onlyInFirst", .array(only[0].map { .string($0) })),
+                        ("onlyInSecond", .array(only[1].map { .string($0) })),
                     ]).text)
             } else {
                 let place = "in \(counted(ranges.count, "range"))"
                 try Output.line(
                     "\(counted(total, "page")) \(total == 1 ? "differs" : "differ"), \(place)")
+                if sizes[0] != sizes[1] {
+                    try Output.line("\(volume) has \(sizes[0]) bytes, and then \(sizes[1])")
+                }
+                for (checkpoint, names) in zip(pair, only) where !names.isEmpty {
+                    try Output.line(
+                        "only in \(checkpoint.id.short): \(names.joined(separator: ", "))")
+                }
             }
         }
     }

@@ -43,8 +43,7 @@ struct Import: ParsableCommand {
 
             A raw memory image, a file of 'xl save', a libxl or libxc stream, or a suspend image \
             of xenopsd; the format is detected from its first bytes. Cores, dumps, disk images, \
-            archives and compressed files are refused by name; --format raw imports any bytes as \
-            memory. Every page is compared with the lineage's newest checkpoint, and only what \
+            archives and compressed files are refused by name; --format raw imports any bytes. Every page is compared with the lineage's newest checkpoint, and only what \
             differs is stored. The state in a stream other than memory is kept with the \
             checkpoint.
 
@@ -181,7 +180,8 @@ struct Import: ParsableCommand {
     private func importVolumes(
         _ memory: InputSource?, _ repository: Repository, _ progress: ProgressLine
     ) throws -> Checkpoint {
-        let sources = try VolumeSources(memory, volumes)
+        let sources = try VolumeSources(
+            memory, volumes, detects: format == nil, isJSON: json)
         defer { withExtendedLifetime(sources) {} }
         return try repository.importVolumes(
             memory: sources.memory, disks: sources.disks, lineage: try LineageName(lineage),

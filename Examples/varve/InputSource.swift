@@ -12,6 +12,8 @@ final class InputSource {
     private(set) var position = 0
     /// True if `readSoon` gave up: nothing arrived, and the other end stayed open.
     private(set) var isLeftOpen = false
+    /// True for a block device that is mounted, or part of another device.
+    let isDeviceInUse: Bool
     private let descriptor: Int32
     /// Bytes that were peeked at and not read yet.
     private var head: [UInt8] = []
@@ -21,6 +23,7 @@ final class InputSource {
         name = "standard input"
         descriptor = STDIN_FILENO
         file = nil
+        isDeviceInUse = false
         guard !Output.wasClosed(STDIN_FILENO) else {
             throw ToolError("standard input is closed; redirect a file or pipe to it, or name one")
         }
@@ -41,6 +44,8 @@ final class InputSource {
         guard fstat(descriptor, &status) == 0 else {
             throw ToolError("\(path) cannot be examined: \(Output.reason())")
         }
+        isDeviceInUse =
+            status.st_mode & S_IFMT == S_IFBLK && InputSource.hasOwner(deviceAt: path)
         switch status.st_mode & S_IFMT {
         case S_IFREG: file = InputFile(descriptor, status, name: name)
         case S_IFDIR: throw ToolError("\(path) is a directory; name a file or '-'")
@@ -65,6 +70,14 @@ final class InputSource {
             throw ToolError("\(name) cannot be examined: \(Output.reason())")
         }
         return InputFile(descriptor, device: end, name: name)
+    }
+
+    /// Whether the kernel refuses another owner of a block device: open(2), O_EXCL.
+    private static func hasOwner(deviceAt path: PathArgument) -> Bool {
+        let descriptor = path.open(O_RDONLY | O_EXCL)
+        guard descriptor >= 0 else { return errno == EBUSY }
+        close(descriptor)
+        return false
     }
 
     /// Throws for a terminal, /dev/zero and the like: they contain no memory, and never end.

@@ -25,15 +25,23 @@ struct VolumeSources {
     private(set) var disks: [RawDiskImage] = []
     /// They own the descriptors.
     private var sources: [InputSource] = []
+    private let detects: Bool
+    private let isJSON: Bool
 
     /// - Parameters:
     ///   - memory: an image of the memory that was named by itself.
     ///   - arguments: the volumes.
-    init(_ memory: InputSource?, _ arguments: [VolumeArgument]) throws {
-        if let memory { self.memory = try add(memory) }
+    ///   - detects: whether known containers are refused.
+    init(
+        _ memory: InputSource?, _ arguments: [VolumeArgument], detects: Bool, isJSON: Bool
+    ) throws {
+        self.detects = detects
+        self.isJSON = isJSON
+        if let memory { self.memory = try add(memory, isDisk: false) }
         for argument in arguments {
-            let file = try add(InputSource(argument.path))
-            if argument.name == "memory" {
+            let isMemory = argument.name == "memory"
+            let file = try add(InputSource(argument.path), isDisk: !isMemory)
+            if isMemory {
                 guard self.memory == nil else { throw ToolError("the memory is named twice") }
                 self.memory = file
             } else {
@@ -42,7 +50,7 @@ struct VolumeSources {
         }
     }
 
-    private mutating func add(_ source: InputSource) throws -> InputFile {
+    private mutating func add(_ source: InputSource, isDisk: Bool) throws -> InputFile {
         sources.append(source)
         guard let file = try source.anyOrderFile() else {
             throw ToolError(
@@ -50,12 +58,20 @@ struct VolumeSources {
                     + "file or a block device")
         }
         let head = try source.peek(ImageContainer.byteCount)
-        if let container = head.withUnsafeBytes({ ImageContainer(detecting: $0) }),
-            container.holdsDisk
+        if detects, let container = head.withUnsafeBytes({ ImageContainer(detecting: $0) }),
+            !(isDisk && container.mayBeDisk)
         {
             throw ToolError(
-                "\(source.name) is \(container.name), not a raw image: convert it with "
-                    + "'qemu-img convert -O raw'")
+                "\(source.name) is \(container.name), not a raw image: "
+                    + (container.holdsDisk
+                        ? "convert it with 'qemu-img convert -O raw'" : container.remedy)
+                    + "; --format raw imports its bytes unchanged")
+        }
+        if source.isDeviceInUse {
+            Failure.notice(
+                "\(source.name) is in use: it is mounted, or part of another device; what is "
+                    + "written meanwhile may be in the image in part; import a snapshot of it",
+                code: "deviceInUse", isJSON: isJSON)
         }
         return file
     }

@@ -328,7 +328,7 @@ extension Repository {
             let number = try checkpoint.volume(named: volume).record.number
             return try pageMap(of: checkpoint, volumes: [number]).map[number]
         }
-        return maps[1].difference(from: maps[0]).runs()
+        return maps[1].differingRuns(from: maps[0])
     }
 }
 

@@ -65,6 +65,36 @@ import VarveTestSupport
         #expect(map.difference(from: fresh).isEmpty)
     }
 
+    /// Trees of the same and of different heights, against a comparison of every frame.
+    @Test func findsWhatDiffersBetweenTwoMaps() throws {
+        var random = TestSeed.generator(33)
+        for _ in 0..<60 {
+            var models: [[UInt64: PageContent]] = [[:], [:]]
+            for _ in 0..<Int.random(in: 0...200, using: &random) {
+                let height = UInt64.random(in: 1...4, using: &random)
+                let frame = UInt64.random(in: 0..<1 << (6 * height), using: &random)
+                let content: PageContent =
+                    Bool.random(using: &random) ? .zero : .present(PageMapTests.digest(&random))
+                // Most are in both.
+                let which = Int.random(in: 0..<8, using: &random)
+                for number in 0..<2 where which != number { models[number][frame] = content }
+            }
+            let maps = models.map { model in
+                let map = VolumeMap()
+                for (frame, content) in model { map.set(PageFrameNumber(frame), content) }
+                return map
+            }
+            let frames = Set(models[0].keys).union(models[1].keys)
+            var expected = DirtyBitmap()
+            for frame in frames where models[0][frame] != models[1][frame] {
+                expected.insert(PageFrameNumber(frame))
+            }
+            #expect(maps[0].difference(from: maps[1]) == expected)
+            #expect(maps[1].difference(from: maps[0]) == expected)
+            #expect(maps[0].differingRuns(from: maps[1]) == expected.runs())
+        }
+    }
+
     private static func remove(
         _ range: PageRange, _ map: VolumeMap, _ model: inout [UInt64: PageContent]
     ) {

@@ -77,6 +77,70 @@ import VarveTestSupport
         #expect(back.output == disk)
     }
 
+    /// Swap begins on a disk like this, and whatever is asked for is imported.
+    @Test func aSwapAreaIsADisk() throws {
+        #expect(try Tool.run("init", store).status == 0)
+        var swap = [UInt8](repeating: 0, count: 8192)
+        swap.replaceSubrange(4086..<4096, with: Array("SWAPSPACE2".utf8))
+        let file = try save(Data(swap), "swap")
+        let disk = try Tool.run("import", store, "--lineage", "web", "--volume", "xvda=\(file)")
+        #expect(disk.status == 0, "\(disk.error)")
+        let gzip = try save(Data([0x1f, 0x8b, 8, 0] + [UInt8](repeating: 0, count: 4092)), "gz")
+        let asked = try Tool.run(
+            "import", store, "--lineage", "web", "--format", "raw", "--volume", "xvda=\(gzip)")
+        #expect(asked.status == 0, "\(asked.error)")
+    }
+
+    /// An owner of a block device is what a mount has: open(2), O_EXCL.
+    @Test func aDeviceThatIsInUseIsNamed() throws {
+        #expect(try Tool.run("init", store).status == 0)
+        let file = try save(Data(repeating: 9, count: 65536), "disk")
+        guard let loop = try? Tool.shell("losetup --find --show \(file)"), loop.status == 0 else {
+            noteSkipped("skipped, a device in use: there is no loop device here")
+            return
+        }
+        let device = loop.text.trimmingCharacters(in: .whitespacesAndNewlines)
+        defer { _ = try? Tool.shell("losetup -d \(device)") }
+        for isInUse in [false, true] {
+            let owner = isInUse ? open(device, O_RDONLY | O_EXCL) : -1
+            defer { if owner >= 0 { close(owner) } }
+            #expect((owner >= 0) == isInUse)
+            let result = try Tool.run(
+                "import", store, "--lineage", "web", "--volume", "xvda=\(device)")
+            #expect(result.status == 0)
+            #expect(
+                result.error.contains("is in use: it is mounted, or part of another device")
+                    == isInUse, "\(result.error)")
+        }
+    }
+
+    @Test func changesOfSizeAndOfTheSetOfDisksAreShown() throws {
+        var random = TestSeed.generator(1623)
+        #expect(try Tool.run("init", store).status == 0)
+        let memory = try save(Data(Images.make(pages: 8, &random)), "memory")
+        var disk = VolumeCommandTests.disk(&random)
+        let names = [["xvda", "xvdb"], ["xvda", "xvdc"]]
+        for disks in names {
+            let file = try save(disk, "root")
+            let result = try Tool.run(
+                ["import", store, memory, "--lineage", "web"]
+                    + disks.flatMap { ["--volume", "\($0)=\(file)"] })
+            #expect(result.status == 0, "\(result.error)")
+            disk.append(Data(repeating: 0, count: 4096))
+        }
+        let last = try #require(
+            try Tool.run("diff", store, "web~1", "web", "--volume", "xvda", "--json").objects.last)
+        #expect(last["bytes"] as? [Int] == [disk.count - 8192, disk.count - 4096])
+        #expect(last["onlyInFirst"] as? [String] == ["xvdb"])
+        #expect(last["onlyInSecond"] as? [String] == ["xvdc"])
+        let text = try Tool.run("diff", store, "web~1", "web", "--volume", "xvda").text
+        #expect(
+            text.contains("xvda has \(disk.count - 8192) bytes, and then \(disk.count - 4096)"))
+        #expect(text.contains(": xvdb\n") && text.contains(": xvdc\n"), "\(text)")
+        let same = try Tool.run("diff", store, "web", "web", "--volume", "xvda").text
+        #expect(same == "0 pages differ, in 0 ranges\n")
+    }
+
     @Test func whatCannotBeIsSaid() throws {
         var random = TestSeed.generator(1622)
         #expect(try Tool.run("init", store).status == 0)
@@ -98,6 +162,13 @@ import VarveTestSupport
         let qcow = try save(
             Data([0x51, 0x46, 0x49, 0xfb] + [UInt8](repeating: 0, count: 4092)), "q")
         try refused("qemu-img convert", "--volume", "xvda=\(qcow)")
+        var tar = [UInt8](repeating: 0, count: 8192)
+        tar.replaceSubrange(257..<262, with: Array("ustar".utf8))
+        let archive = try save(Data(tar), "tar")
+        try refused("a tar archive, not a raw image: unpack it", "--volume", "xvda=\(archive)")
+        let gzip = try save(Data([0x1f, 0x8b, 8, 0] + [UInt8](repeating: 0, count: 4092)), "gz")
+        try refused("compressed by gzip", memory, "--volume", "xvda=\(gzip)")
+        try refused("compressed by gzip", "--volume", "memory=\(gzip)")
         #expect(
             try Tool.run(
                 "import", store, memory, "--lineage", "web", "--volume", "xvda=\(disk)"

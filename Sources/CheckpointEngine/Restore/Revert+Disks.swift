@@ -177,7 +177,7 @@ final class DiskRevert: RevertedDisks {
             if parent.id != target.id {
                 let number = parts[index].volume
                 known = try pipeline.withMap { base in
-                    map.difference(of: number, from: base).runs().map(\.frames)
+                    map.differingRuns(of: number, from: base).map(\.frames)
                 }
             }
             parts[index].known = known

@@ -99,8 +99,8 @@ final class DiskExchangeRevert: RevertedDisks {
         let written = last.written?[Array(volume.name.utf8)] ?? []
         guard parent.id != target.id else { return written }
         return written
-            + (try pipeline.withMap { map.difference(of: volume.number, from: $0) })
-            .runs().map(\.frames)
+            + (try pipeline.withMap { map.differingRuns(of: volume.number, from: $0) })
+            .map(\.frames)
     }
 
     /// Compares blocks with the checkpoint's, and writes those that differ.

@@ -90,7 +90,8 @@ struct MapLeaves {
     var layout: GuestLayout {
         mutating get {
             if let knownLayout { return knownLayout }
-            var frames = DirtyBitmap()
+            // Sparse: a disk may be large, and hold little.
+            var frames = FrameSet()
             forEachLeaf { frames.insert(wordIndex: $0, mask: $1) }
             let layout = GuestLayout(runs: frames.runs())
             knownLayout = layout

@@ -88,8 +88,8 @@ package final class PageMap: @unchecked Sendable {
         manifest.volumes.allSatisfy { self[$0.number].root() == $0.root }
     }
 
-    /// The frames of a volume whose content differs between two maps.
-    package func difference(of volume: VolumeNumber, from other: PageMap) -> DirtyBitmap {
-        self[volume].difference(from: other[volume])
+    /// The blocks of a disk whose content differs between two maps.
+    package func differingRuns(of disk: VolumeNumber, from other: PageMap) -> [PageRange] {
+        self[disk].differingRuns(from: other[disk])
     }
 }

@@ -199,19 +199,44 @@ extension VolumeMap {
 
     /// Frames whose content differs between two maps.
     ///
-    /// O(leaves); compares digests only where leaves differ.
+    /// Costs the nodes of the tree that differ; compares digests only where leaves differ.
     package func difference(from other: VolumeMap) -> DirtyBitmap {
+        var result = DirtyBitmap()
+        forEachDifference(from: other) { result.insert(wordIndex: $0, mask: $1) }
+        return result
+    }
+
+    /// The same of a disk, where it takes memory for what differs and not for the disk's size.
+    package func differingRuns(from other: VolumeMap) -> [PageRange] {
+        var result = FrameSet()
+        forEachDifference(from: other) { result.insert(wordIndex: $0, mask: $1) }
+        return result.runs()
+    }
+
+    /// Calls `body` with each leaf that differs, in ascending order, and the mask of its frames
+    /// that do.
+    private func forEachDifference(
+        from other: VolumeMap, _ body: (_ leaf: Int, _ mask: UInt64) -> Void
+    ) {
         _ = root()
         _ = other.root()
-        var result = DirtyBitmap()
-        for leaf in 0..<max(leaves.leafEnd, other.leaves.leafEnd) {
-            guard nodes[0][leaf] != other.nodes[0][leaf] else { continue }
-            for frame in UInt64(leaf) * 64..<UInt64(leaf) * 64 + 64 {
-                let number = PageFrameNumber(frame)
-                if self[number] != other[number] { result.insert(number) }
+        func visit(_ level: Int, _ node: Int) {
+            guard nodes[level][node] != other.nodes[level][node] else { return }
+            guard level == 0 else {
+                for child in node * 64..<node * 64 + 64 { visit(level - 1, child) }
+                return
             }
+            var mask: UInt64 = 0
+            for index in 0..<64 {
+                let frame = PageFrameNumber(UInt64(node * 64 + index))
+                if self[frame] != other[frame] { mask |= 1 << UInt64(index) }
+            }
+            if mask != 0 { body(node, mask) }
         }
-        return result
+        // What the taller tree has above has nothing to be compared with.
+        let top = min(nodes.count, other.nodes.count) - 1
+        let leafEnd = max(leaves.leafEnd, other.leaves.leafEnd)
+        for node in 0..<(leafEnd + (1 << (6 * top)) - 1) >> (6 * top) { visit(top, node) }
     }
 }
 

@@ -11,6 +11,8 @@ package struct ImageContainer: Hashable, Sendable {
     package let remedy: String
     /// True if it holds a disk.
     package let holdsDisk: Bool
+    /// True if a raw disk may begin like this: it is a swap area.
+    package let mayBeDisk: Bool
 
     /// Bytes that are needed to detect a format.
     package static let byteCount = 4096
@@ -23,6 +25,7 @@ package struct ImageContainer: Hashable, Sendable {
         name = mark.name
         remedy = mark.remedy.rawValue
         holdsDisk = mark.remedy == .disk
+        mayBeDisk = mark.mayBeDisk
     }
 
     // MARK: - Table
@@ -57,6 +60,8 @@ package struct ImageContainer: Hashable, Sendable {
         let remedy: Remedy
         let offset: Int
         let bytes: [UInt8]
+        /// Linux keeps it in a swap area, which is a disk or a partition.
+        var mayBeDisk: Bool { offset == 4086 }
         /// An additional check of the whole head.
         var condition: (@Sendable (UnsafeRawBufferPointer) -> Bool)?
 
