@@ -613,7 +613,7 @@ spread() {
 # With slow disks requests are under way in the suspension: each checkpoint says how many, as the
 # ring's own indices do. With --settle none is left, and a bound that is too short is kept.
 live_disks_under_way() {
-    asynchronous_guest && storage slow 700 || return 1
+    asynchronous_guest && storage slow 500 || return 1
     sleep 4
     take "$(many 3 10)"
     status=$?
