@@ -91,6 +91,19 @@ public protocol WritableGuest: Guest {
     /// written until then is in it. The default does nothing.
     func stopDevices() throws(GuestError)
 
+    /// Notes which pages a revert compares, in case this process dies before it has ended.
+    ///
+    /// Called in the pause, after `stopDevices` and before anything is changed. No other page
+    /// differs from the checkpoint. The default notes nothing.
+    ///
+    func noteRevert(of pages: DirtyBitmap, to checkpoint: CheckpointID)
+
+    /// The pages that a process noted that died in a revert to the same checkpoint, if the guest
+    /// has not run since; nil: every page is compared.
+    ///
+    /// Called before the pause. The default is nil.
+    func notedRevert(to checkpoint: CheckpointID) -> DirtyBitmap?
+
     /// Restores the state that must be in place before any page is written.
     ///
     /// Called in the pause for a revert, after `adoptLayout`; never for a restore. If this, or what
@@ -135,6 +148,12 @@ extension WritableGuest {
 
     /// Does nothing.
     public func stopDevices() throws(GuestError) {}
+
+    /// Notes nothing.
+    public func noteRevert(of pages: DirtyBitmap, to checkpoint: CheckpointID) {}
+
+    /// Nil: nothing was noted.
+    public func notedRevert(to checkpoint: CheckpointID) -> DirtyBitmap? { nil }
 
     /// Does nothing.
     public func prepareState(_ state: GuestState) throws(GuestError) {}

@@ -117,6 +117,11 @@ final class Scene {
     func revert(to checkpoint: Checkpoint, _ note: @autoclosure () -> String = "") throws {
         let session = try session ?? open()
         try session.revert(to: checkpoint)
+        try expectReverted(to: checkpoint, note())
+    }
+
+    /// The whole domain is the checkpoint's copy.
+    func expectReverted(to checkpoint: Checkpoint, _ note: @autoclosure () -> String = "") throws {
         let now = xen.with(Scene.number) { $0.still }
         let then = try #require(copies[checkpoint.id])
         let frames = Set(now.pages.keys).union(then.pages.keys)

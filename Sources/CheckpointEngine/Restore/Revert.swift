@@ -203,6 +203,7 @@ private struct RevertOperation {
             byteCount += try disks.plan(within: session.options.diskCutBudget)
             try disks.write()
         }
+        guest.noteRevert(of: sets.candidates, to: target.id)
         steps.end("late")
         try adoptLayout()
         return byteCount
@@ -284,6 +285,8 @@ private struct RevertOperation {
         try log.begin()
         _ = try takeLog(log)
         let now = try guest.layout()
+        // The guest stands still since another process reverted it.
+        if let noted = guest.notedRevert(to: target.id) { return (noted, now) }
         return (map.difference(from: try guest.pageMap()), now)
     }
 

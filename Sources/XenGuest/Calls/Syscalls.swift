@@ -90,6 +90,43 @@ func system_writeText(_ descriptor: Int32, _ text: String) {
     _ = pwrite(descriptor, bytes, bytes.count, 0)
 }
 
+/// `ftruncate(2)` to nothing.
+func system_truncate(_ descriptor: Int32) -> Int32 { retrying { ftruncate(descriptor, 0) } }
+
+/// `fstat(2)`: the size of a file; nil if it cannot be examined.
+func system_byteCount(_ descriptor: Int32) -> Int? {
+    var status = stat()
+    return fstat(descriptor, &status) == 0 ? Int(status.st_size) : nil
+}
+
+/// `pwrite(2)` of all bytes; false if one cannot be written.
+func system_write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: Int) -> Bool {
+    var done = 0
+    while done < bytes.count {
+        let rest = UnsafeRawBufferPointer(rebasing: bytes[done...])
+        let count = pwrite(descriptor, rest.baseAddress, rest.count, offset + done)
+        if count < 0 && errno == EINTR { continue }
+        guard count > 0 else { return false }
+        done += count
+    }
+    return true
+}
+
+/// `pread(2)` of all bytes; false if one cannot be read.
+func system_read(
+    _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: Int
+) -> Bool {
+    var done = 0
+    while done < bytes.count {
+        let rest = UnsafeMutableRawBufferPointer(rebasing: bytes[done...])
+        let count = pread(descriptor, rest.baseAddress, rest.count, offset + done)
+        if count < 0 && errno == EINTR { continue }
+        guard count > 0 else { return false }
+        done += count
+    }
+    return true
+}
+
 /// The names in a directory; none if it cannot be read.
 func system_names(in path: String) -> [String] {
     guard let directory = opendir(path) else { return [] }

@@ -25,6 +25,11 @@ extension XenDomain {
     public func prepareState(_ state: GuestState) throws(GuestError) {
         let context = try context(of: state)
         if let revert, revert.step != .running { return try revert.reset() }
+        if options.pauseMode == .suspend, let finishCommand {
+            // From the first page on the guest is neither what it was nor the checkpoint.
+            pauser.note(finish: finishCommand)
+            pauser.note(.forward)
+        }
         guard options.pauseMode == .pause, let records = HVMRecords(context) else { return }
         for processor in records.processors {
             try calls.interrupt(

@@ -289,6 +289,7 @@ extension XenDomain: WritableGuest {
         } else {
             try pauser.release()
         }
+        if finishCommand != nil { removeRevertNote() }
         unmapRetired()
     }
 

@@ -93,8 +93,26 @@ extension XenDomain {
         return found
     }
 
+    private var noteDirectory: String { options.lockDirectory ?? calls.lockDirectory }
+
+    /// Leaves the pages for the revert that the guard runs.
+    public func noteRevert(of pages: DirtyBitmap, to checkpoint: CheckpointID) {
+        guard finishCommand != nil else { return }
+        RevertNote.leave(pages, to: checkpoint, uuid, in: noteDirectory)
+    }
+
+    /// In the revert that the guard runs: what its predecessor noted.
+    public func notedRevert(to checkpoint: CheckpointID) -> DirtyBitmap? {
+        guard options.finishesRevert else { return nil }
+        return RevertNote.pages(to: checkpoint, uuid, in: noteDirectory)
+    }
+
+    /// Removes a note that is about an earlier stop.
+    func removeRevertNote() { RevertNote.remove(uuid, in: noteDirectory) }
+
     /// Pauses the domain; with devices, also one that does not answer, or has shut down.
     public func pauseForRevert() throws(GuestError) {
+        removeRevertNote()
         if let revert, standsStill { return try revert.stop(finish: finishCommand) }
         let ends = try FrontEnds(of: domainID, calls)
         guard !ends.isEmpty || options.finishesRevert else {
