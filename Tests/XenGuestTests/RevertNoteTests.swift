@@ -89,7 +89,7 @@ import VarveTestSupport
             scene.write()
             scene.domain?.finishCommand = ["varve"]
             scene.xen.failCall(number, errno: EIO)
-            try? scene.session?.revert(to: scene.checkpoints[0])
+            _ = try? scene.session?.revert(to: scene.checkpoints[0])
             let isOver = scene.xen.with { $0.fault != nil }
             scene.xen.failCall(nil)
             if isOver { break }
