@@ -91,18 +91,17 @@ public protocol WritableGuest: Guest {
     /// written until then is in it. The default does nothing.
     func stopDevices() throws(GuestError)
 
-    /// Notes which pages a revert compares, in case this process dies before it has ended.
+    /// Notes what a revert has found, in case this process dies before it has ended.
     ///
-    /// Called in the pause, after `stopDevices` and before anything is changed. No other page
-    /// differs from the checkpoint. The default notes nothing.
-    ///
-    func noteRevert(of pages: DirtyBitmap, to checkpoint: CheckpointID)
+    /// Called in the pause, after `stopDevices` and before anything is changed. The default notes
+    /// nothing.
+    func noteRevert(_ found: NotedRevert)
 
-    /// The pages that a process noted that died in a revert to the same checkpoint, if the guest
-    /// has not run since; nil: every page is compared.
+    /// What a process noted that died in a revert, if the guest has not run since; nil: all of the
+    /// memory and of the disks is compared.
     ///
-    /// Called before the pause. The default is nil.
-    func notedRevert(to checkpoint: CheckpointID) -> DirtyBitmap?
+    /// Called as a session begins, and before the pause. The default is nil.
+    func notedRevert() -> NotedRevert?
 
     /// Restores the state that must be in place before any page is written.
     ///
@@ -150,10 +149,10 @@ extension WritableGuest {
     public func stopDevices() throws(GuestError) {}
 
     /// Notes nothing.
-    public func noteRevert(of pages: DirtyBitmap, to checkpoint: CheckpointID) {}
+    public func noteRevert(_ found: NotedRevert) {}
 
     /// Nil: nothing was noted.
-    public func notedRevert(to checkpoint: CheckpointID) -> DirtyBitmap? { nil }
+    public func notedRevert() -> NotedRevert? { nil }
 
     /// Does nothing.
     public func prepareState(_ state: GuestState) throws(GuestError) {}
@@ -163,4 +162,21 @@ extension WritableGuest {
 
     /// Nil: pages are copied by `writePages`.
     public func mappedMemory(of range: PageRange) -> UnsafeMutableRawBufferPointer? { nil }
+}
+
+/// What a revert has found before it changes anything.
+public struct NotedRevert: Equatable, Sendable {
+    /// The checkpoint that the guest goes back to.
+    public var checkpoint: CheckpointID
+    /// The pages that are compared; no other one differs from the checkpoint.
+    public var pages: DirtyBitmap
+    /// The name of a cut that holds the checkpoint's disks; empty if there is none.
+    public var diskCut: String
+
+    /// Creates a value.
+    public init(checkpoint: CheckpointID, pages: DirtyBitmap, diskCut: String = "") {
+        self.checkpoint = checkpoint
+        self.pages = pages
+        self.diskCut = diskCut
+    }
 }

@@ -210,6 +210,72 @@ import VarveTestSupport
         }
     }
 
+    /// The process dies at any call after it has noted what it found. Another one uses the contents
+    /// that were prepared, and compares nothing.
+    @Test func anotherProcessCompletesARevert() throws {
+        var (deaths, news) = (0, 0)
+        for number in 0..<200 {
+            var test = ThinExchangeTests()
+            test.pool = SimulatedPool()
+            let pool = test.pool
+            let repository = try Repository.create(at: test.home.path.appending("store"))
+            let guest = SimulatedGuest(layout: GuestLayout(pageCount: 8))
+            func open(_ disks: ThinDisks) throws -> CaptureSession {
+                try CaptureSession(of: guest, in: repository, lineage: "own", disks: disks)
+            }
+            pool.write("a", 1, 1)
+            pool.write("b", 5, 2)
+            let first = try test.group()
+            let session = try open(first)
+            let target = try session.capture().checkpoint
+            let (volumes, pages) = (test.contents, guest.with { $0.pages })
+            pool.write("a", 1, 3)
+            pool.write("b", 9, 4)
+            guest.with { $0.write(2, [UInt8](repeating: 7, count: 4096)) }
+            _ = try session.capture()
+            let start = Mutex<Int?>(nil)
+            guest.with {
+                $0.onNote = {
+                    let count = pool.state.withLock { $0.callCount }
+                    start.withLock { $0 = count + number }
+                }
+            }
+            // From this call on everything fails, as for a process that is no more.
+            pool.state.withLock { state in
+                state.fault = { _, count in
+                    start.withLock { $0 }.map { count >= $0 } == true ? .before(EIO) : .none
+                }
+            }
+            _ = try? session.revert(to: target)
+            let isOver = session.diskReleaseFailure == nil
+            guest.with { $0.onNote = nil }
+            session.close()
+            pool.state.withLock { $0.fault = nil }
+            for name in pool.suspendedNames {
+                let number = pool.state.withLock { $0.devices[name]?.mapped.number }
+                _ = try number.map { try DiskGuard.resume($0, pool) }
+            }
+            if isOver { break }
+            if test.contents == volumes { news += 1 }
+            let second = try test.group()
+            let other = try open(second)
+            try second.dropLeftovers()
+            pool.state.withLock { $0.calls = [] }
+            let result = try other.revert(to: target)
+            #expect(result.writtenBlockCount == 0, "call \(number)")
+            let calls = pool.state.withLock { Set($0.calls) }
+            #expect(calls.isDisjoint(with: ["reserve_metadata_snap", "run"]), "call \(number)")
+            #expect(test.contents == volumes && test.ids == [1, 2], "call \(number)")
+            #expect(guest.with { $0.pages } == pages, "call \(number)")
+            #expect(other.diskReleaseFailure == nil)
+            other.close()
+            #expect(pool.isClean && pool.violations.isEmpty, "call \(number)")
+            #expect(try second.leftovers().isEmpty, "call \(number)")
+            deaths += 1
+        }
+        #expect(deaths > 10 && news > 3 && news < deaths)
+    }
+
     /// The process dies before any call: the volumes are whole, and the next one cleans up.
     @Test func aDeathAtAnyCallLeavesWholeVolumes() throws {
         struct Death: Error {}

@@ -28,6 +28,9 @@ public final class SimulatedGuest: WritableGuest {
         /// The number of pauses so far.
         public internal(set) var pauseCount = 0
         var resumeCount = 0
+        /// What a revert noted last, as a file would keep it; and called when it does.
+        public var noted: NotedRevert?
+        public var onNote: (@Sendable () -> Void)?
         /// Calls of `resume` that fail from now on.
         public var failingResumeCount = 0
         /// The pages when it was last resumed.
@@ -180,6 +183,18 @@ public final class SimulatedGuest: WritableGuest {
     public func captureState() throws(GuestError) -> GuestState {
         try call("captureState") { $0.state }
     }
+
+    /// Keeps it.
+    public func noteRevert(_ found: NotedRevert) {
+        let onNote = state.withLock { state in
+            state.noted = found
+            return state.onNote
+        }
+        onNote?()
+    }
+
+    /// What was noted last.
+    public func notedRevert() -> NotedRevert? { state.withLock { $0.noted } }
 
     /// Makes exactly these frames exist.
     public func adoptLayout(_ layout: GuestLayout) throws(GuestError) {

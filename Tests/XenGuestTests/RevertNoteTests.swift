@@ -15,7 +15,7 @@ import VarveTestSupport
     private var file: URL {
         URL(
             fileURLWithPath: directory.path.appending(
-                "revert-0102030405060708090a0b0c0d0e0f10.pages"
+                "revert-0102030405060708090a0b0c0d0e0f10.note"
             ).string)
     }
 
@@ -23,7 +23,7 @@ import VarveTestSupport
         CheckpointID(PageDigest(bytes: some(PageDigest.byteCount, &random)))
     }
 
-    @Test func pagesComeBackForTheirCheckpointOnly() {
+    @Test func aNoteComesBack() {
         var random = TestSeed.generator(9960)
         for _ in 0..<50 {
             let checkpoint = RevertNoteTests.checkpoint(&random)
@@ -31,11 +31,11 @@ import VarveTestSupport
             for _ in 0..<Int.random(in: 0...300, using: &random) {
                 pages.insert(PageFrameNumber(.random(in: 0..<1 << 16, using: &random)))
             }
-            RevertNote.leave(pages, to: checkpoint, uuid, in: path)
-            #expect(RevertNote.pages(to: checkpoint, uuid, in: path) == pages)
-            let other = RevertNoteTests.checkpoint(&random)
-            #expect(RevertNote.pages(to: other, uuid, in: path) == nil)
-            #expect(RevertNote.pages(to: checkpoint, Array(2...17), in: path) == nil)
+            let cut = ["", "cut-0123456789abcdef", "4:cut-5:ü"].randomElement(using: &random) ?? ""
+            let note = NotedRevert(checkpoint: checkpoint, pages: pages, diskCut: cut)
+            RevertNote.leave(note, uuid, in: path)
+            #expect(RevertNote.read(uuid, in: path) == note)
+            #expect(RevertNote.read(Array(2...17), in: path) == nil)
         }
         RevertNote.remove(uuid, in: path)
         #expect(!FileManager.default.fileExists(atPath: file.path))
@@ -48,27 +48,36 @@ import VarveTestSupport
         for frame in stride(from: UInt64(3), to: 4000, by: 71) {
             pages.insert(PageFrameNumber(frame))
         }
-        RevertNote.leave(pages, to: checkpoint, uuid, in: path)
+        let note = NotedRevert(checkpoint: checkpoint, pages: pages, diskCut: "cut-1")
+        RevertNote.leave(note, uuid, in: path)
         let whole = try Data(contentsOf: file)
         // The format, which another version of the tool may read.
-        #expect(whole.prefix(16) == Data(Array("VARVEREV".utf8) + [64, 0, 0, 0, 0, 0, 0, 0]))
-        #expect(whole.count == 24 + 64 + 8 * pages.words.count)
+        let count = UInt8(pages.words.count)
+        #expect(
+            whole.prefix(24)
+                == Data(
+                    Array("VARVEREV".utf8) + [5, 0, 0, 0, 0, 0, 0, 0, count, 0, 0, 0, 0, 0, 0, 0]))
+        #expect(whole[24..<56] == Data(checkpoint.digest.bytes))
+        #expect(whole[56..<61] == Data("cut-1".utf8) && whole[61] == 1 << 3)
+        #expect(whole.count == 61 + 8 * pages.words.count)
         for count in 0..<whole.count {
             try whole.prefix(count).write(to: file)
-            #expect(RevertNote.pages(to: checkpoint, uuid, in: path) == nil, "\(count) bytes")
+            #expect(RevertNote.read(uuid, in: path) == nil, "\(count) bytes")
         }
-        for offset in 0..<24 + 64 {
+        for offset in 0..<56 {
             var damaged = whole
             damaged[offset] ^= UInt8.random(in: 1...255, using: &random)
             try damaged.write(to: file)
-            #expect(RevertNote.pages(to: checkpoint, uuid, in: path) == nil, "byte \(offset)")
+            // Another checkpoint's note is not used for this one.
+            let found = RevertNote.read(uuid, in: path)
+            #expect(found?.checkpoint != checkpoint, "byte \(offset)")
         }
         try FileManager.default.removeItem(at: file)
-        #expect(RevertNote.pages(to: checkpoint, uuid, in: path) == nil)
+        #expect(RevertNote.read(uuid, in: path) == nil)
         try FileManager.default.createSymbolicLink(
             atPath: file.path, withDestinationPath: "/etc/passwd")
-        RevertNote.leave(pages, to: checkpoint, uuid, in: path)
-        #expect(RevertNote.pages(to: checkpoint, uuid, in: path) == nil)
+        RevertNote.leave(note, uuid, in: path)
+        #expect(RevertNote.read(uuid, in: path) == nil)
     }
 
     /// Whatever call the first process died at, once only forward was left: the second one compares
@@ -104,6 +113,6 @@ import VarveTestSupport
         }
         #expect(completed > 10)
         let names = try FileManager.default.contentsOfDirectory(atPath: scene.xen.lockDirectory)
-        #expect(!names.contains { $0.hasSuffix(".pages") }, "\(names)")
+        #expect(!names.contains { $0.hasSuffix(".note") }, "\(names)")
     }
 }

@@ -102,7 +102,8 @@ public final class CaptureSession: Sendable {
             }
             try SessionDisks.check(newest, hasDisks: group != nil, options)
             let disks = try group.map { (group) throws(GuestError) in
-                try SessionDisks(group, parent: newest)
+                try SessionDisks(
+                    group, parent: newest, noted: (guest as? any WritableGuest)?.notedRevert())
             }
             pipeline = try CheckpointPipeline(
                 repository: repository, parent: newest, disks: disks, options: options)

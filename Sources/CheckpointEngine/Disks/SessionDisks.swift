@@ -29,19 +29,29 @@ final class SessionDisks: Sendable {
         var failure: GuestError?
         /// The checkpoint of a revert that failed and left memory and disks of two instants.
         var mixedBy: CheckpointID?
+        /// What a process that died in a revert had prepared.
+        var prepared: (checkpoint: CheckpointID, cut: any DiskCut)?
     }
 
     let group: any DiskGroup
     private let state: Mutex<State>
 
-    /// - Parameter parent: the checkpoint that the first one follows; if its cut still stands, the
-    ///   first capture need not compare everything.
-    init(_ group: any DiskGroup, parent: Checkpoint?) throws(GuestError) {
+    /// - Parameters:
+    ///   - parent: the checkpoint that the first one follows; if its cut still stands, the first
+    ///     capture need not compare everything.
+    ///   - noted: a revert that this session is to complete; likewise.
+    init(
+        _ group: any DiskGroup, parent: Checkpoint?, noted: NotedRevert? = nil
+    ) throws(GuestError) {
         self.group = group
         var state = State()
         if let parent, let name = parent.cutName, let cut = try group.standingCut(name) {
             cut.readingEnded()
             state.last = Last(checkpoint: parent.id, cut: cut)
+        }
+        if let noted, !noted.diskCut.isEmpty, let cut = try group.standingCut(noted.diskCut) {
+            cut.readingEnded()
+            state.prepared = (noted.checkpoint, cut)
         }
         self.state = Mutex(state)
     }
@@ -74,6 +84,17 @@ final class SessionDisks: Sendable {
     /// The cut with which a checkpoint's disks can be compared; nil if there is none.
     func last(of checkpoint: CheckpointID) -> Last? {
         state.withLock { $0.last }.flatMap { $0.checkpoint == checkpoint ? $0 : nil }
+    }
+
+    /// Takes a cut that holds a checkpoint's disks, and is in no checkpoint; the caller owns it.
+    func takePrepared(_ checkpoint: CheckpointID) -> (any DiskCut)? {
+        state.withLock { state in
+            guard let prepared = state.prepared, prepared.checkpoint == checkpoint else {
+                return nil
+            }
+            state.prepared = nil
+            return prepared.cut
+        }
     }
 
     /// Notes that the disks are those of a checkpoint, but for blocks that were written after a
@@ -145,6 +166,8 @@ final class SessionDisks: Sendable {
     /// - Parameter keepsLast: whether that of the newest checkpoint is kept.
     func end(keepingLast keepsLast: Bool) {
         state.withLock { state in
+            if let prepared = state.prepared { state.retired.append(prepared.cut) }
+            state.prepared = nil
             // No checkpoint names the cut of a revert, so none would find it again.
             if let last = state.last, !keepsLast || last.written != nil {
                 state.retired.append(last.cut)

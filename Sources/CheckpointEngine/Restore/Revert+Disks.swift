@@ -61,6 +61,9 @@ protocol RevertedDisks: AnyObject {
     /// The number of blocks that differed, and were written.
     var blockCount: Int { get }
 
+    /// The name of a cut that holds the checkpoint's disks; empty if there is none.
+    var cutName: String { get }
+
     /// While the guest runs: prepares all that is possible.
     ///
     /// - Parameter map: the checkpoint's.
@@ -156,6 +159,9 @@ final class DiskRevert: RevertedDisks {
     var blockCount: Int {
         parts.reduce(0) { $1.differing.reduce($0) { $0 + $1.count } }
     }
+
+    /// None: the disks are not exchanged.
+    var cutName: String { "" }
 
     // MARK: - While the guest runs
 

@@ -29,6 +29,7 @@ final class DiskExchangeRevert: RevertedDisks {
     /// Of the new contents.
     private var cut: (any DiskCut)?
     private(set) var blockCount = 0
+    var cutName: String { cut?.name ?? "" }
     private let buffer = PageMemory.allocate(
         byteCount: DiskExchangeRevert.batchBlockCount * Page.byteCount)
 
@@ -50,15 +51,20 @@ final class DiskExchangeRevert: RevertedDisks {
         let now = try group.disks()
         try check(now)
         guard !now.isEmpty else { return }
+        let prepared = disks.takePrepared(target.id)
+        defer { if let prepared { disks.failed(prepared) } }
         let last = pipeline.parent.flatMap { disks.last(of: $0.id) }
-        let exchange = try group.prepareExchange(from: last?.cut)
+        let exchange = try group.prepareExchange(from: prepared ?? last?.cut)
         contents = exchange
         // It may have found other ones.
         try check(exchange.disks)
         for (index, disk) in exchange.disks.enumerated() {
             guard let volume = target.disks.first(where: { NameForm.areSame($0.name, disk.name) })
             else { preconditionFailure("its disks are the checkpoint's") }
-            let known = exchange.beginsWithCut ? try difference(volume, map, last) : nil
+            var known: [BlockRange]?
+            if exchange.beginsWithCut {
+                known = prepared == nil ? try difference(volume, map, last) : []
+            }
             var candidates: [BlockRange]
             if let known {
                 candidates = known

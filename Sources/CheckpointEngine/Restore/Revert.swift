@@ -203,7 +203,9 @@ private struct RevertOperation {
             byteCount += try disks.plan(within: session.options.diskCutBudget)
             try disks.write()
         }
-        guest.noteRevert(of: sets.candidates, to: target.id)
+        guest.noteRevert(
+            NotedRevert(
+                checkpoint: target.id, pages: sets.candidates, diskCut: disks?.cutName ?? ""))
         steps.end("late")
         try adoptLayout()
         return byteCount
@@ -286,7 +288,9 @@ private struct RevertOperation {
         _ = try takeLog(log)
         let now = try guest.layout()
         // The guest stands still since another process reverted it.
-        if let noted = guest.notedRevert(to: target.id) { return (noted, now) }
+        if let noted = guest.notedRevert(), noted.checkpoint == target.id {
+            return (noted.pages, now)
+        }
         return (map.difference(from: try guest.pageMap()), now)
     }
 

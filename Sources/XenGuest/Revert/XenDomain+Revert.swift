@@ -95,16 +95,16 @@ extension XenDomain {
 
     private var noteDirectory: String { options.lockDirectory ?? calls.lockDirectory }
 
-    /// Leaves the pages for the revert that the guard runs.
-    public func noteRevert(of pages: DirtyBitmap, to checkpoint: CheckpointID) {
+    /// Leaves a note for the revert that the guard runs.
+    public func noteRevert(_ found: NotedRevert) {
         guard finishCommand != nil else { return }
-        RevertNote.leave(pages, to: checkpoint, uuid, in: noteDirectory)
+        RevertNote.leave(found, uuid, in: noteDirectory)
     }
 
     /// In the revert that the guard runs: what its predecessor noted.
-    public func notedRevert(to checkpoint: CheckpointID) -> DirtyBitmap? {
+    public func notedRevert() -> NotedRevert? {
         guard options.finishesRevert else { return nil }
-        return RevertNote.pages(to: checkpoint, uuid, in: noteDirectory)
+        return RevertNote.read(uuid, in: noteDirectory)
     }
 
     /// Removes a note that is about an earlier stop.
