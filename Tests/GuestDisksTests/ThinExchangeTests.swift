@@ -210,8 +210,9 @@ import VarveTestSupport
         }
     }
 
-    /// The process dies at any call after it has noted what it found. Another one uses the contents
-    /// that were prepared, and compares nothing.
+    /// The process dies at any call after it has noted what it found.
+    ///
+    /// Another one uses the contents that were prepared, and compares nothing.
     @Test func anotherProcessCompletesARevert() throws {
         var (deaths, news) = (0, 0)
         for number in 0..<200 {
@@ -248,7 +249,10 @@ import VarveTestSupport
             }
             _ = try? session.revert(to: target)
             let isOver = session.diskReleaseFailure == nil
-            guest.with { $0.onNote = nil }
+            guest.with {
+                $0.onNote = nil
+                $0.standsStill = true
+            }
             session.close()
             pool.state.withLock { $0.fault = nil }
             for name in pool.suspendedNames {

@@ -28,8 +28,11 @@ public final class SimulatedGuest: WritableGuest {
         /// The number of pauses so far.
         public internal(set) var pauseCount = 0
         var resumeCount = 0
-        /// What a revert noted last, as a file would keep it; and called when it does.
+        /// What a revert noted last, as a file would keep it.
         public var noted: NotedRevert?
+        /// Whether it has not run since.
+        public var standsStill = false
+        /// Called when a revert notes something.
         public var onNote: (@Sendable () -> Void)?
         /// Calls of `resume` that fail from now on.
         public var failingResumeCount = 0
@@ -193,8 +196,10 @@ public final class SimulatedGuest: WritableGuest {
         onNote?()
     }
 
-    /// What was noted last.
-    public func notedRevert() -> NotedRevert? { state.withLock { $0.noted } }
+    /// What was noted last, if it has not run since.
+    public func notedRevert() -> NotedRevert? {
+        state.withLock { $0.standsStill ? $0.noted : nil }
+    }
 
     /// Makes exactly these frames exist.
     public func adoptLayout(_ layout: GuestLayout) throws(GuestError) {
