@@ -34,6 +34,7 @@ import XenStream
 
     @Test func theGuestGoesBackAndConnectsItsDevices() throws {
         let scene = try scene(9901, captures: 4)
+        var generations: Set<String> = []
         for round in 0..<30 {
             let target = try #require(scene.checkpoints.randomElement(using: &scene.random))
             let result = try scene.session?.revert(to: target)
@@ -45,6 +46,9 @@ import XenStream
                 ])
             try scene.revert(to: target, "round \(round)")
             expectConnected(scene, "round \(round)")
+            let generation = scene.xen.with { $0.store["/local/domain/7/data/varve/generation"] }
+            #expect(generation?.count == 32)
+            #expect(generations.insert(generation ?? "").inserted)
             scene.write()
             if round % 3 == 0 { _ = try scene.capture("round \(round)") }
             scene.write()

@@ -653,6 +653,16 @@ goes_back() {
     first=$(first_writes disk)
     [ "$first" -ge "$at" ] && [ "$first" -le $((at + 4000)) ] \
         || fail "after the revert to $point, at $at, it goes on at $first" || return 1
+    # The guest's wall clock is set when it continues, its monotonic clock is the checkpoint's.
+    read -r wall monotonic <<END
+$(console disk | tr -d '\r' | sed -n 's/.*wall=\([0-9]*\) monotonic=\([0-9]*\).*/\1 \2/p' | tail -n 1)
+END
+    late=$(($(date +%s) - wall))
+    generation=$(xenstore-read "/local/domain/$(xl domid disk)/data/varve/generation")
+    echo "# $at: wall clock $late s behind dom0's, monotonic clock at $monotonic s"
+    [ ${#generation} -eq 32 ] && [ "$generation" != "$last_generation" ] \
+        || fail "the generation is '$generation'" || return 1
+    last_generation=$generation
     # The first packet asks for the address.
     ping -c 3 -W 5 10.9.0.2 >pinged 2>&1 || { cat pinged; fail "no answer to pings"; return 1; }
     quiet_disks disk

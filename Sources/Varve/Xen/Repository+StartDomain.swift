@@ -129,6 +129,7 @@ private struct XenStart {
                         : "; its disks are left: "
                             + disks.map { $0.path.string }.joined(separator: ", ")))
         }
+        try host.renewGeneration(of: domain)
         return domain
     }
 

@@ -50,9 +50,11 @@ extension XenDomain {
         if let revert, revert.step != .running {
             // Even if no page differed: what the guest was doing ends here.
             revert.beginWriting()
+            try GuestGeneration.renew(of: domainID, calls)
             return try revert.attach(context)
         }
         guard options.pauseMode == .pause, let records = HVMRecords(context) else {
+            try GuestGeneration.renew(of: domainID, calls)
             try calls.setHVMContext(domainID, context)
             return
         }
@@ -61,6 +63,7 @@ extension XenDomain {
         // the guest sees what arrived from xenstore during the revert.
         let target = "/local/domain/\(domainID)/memory/target"
         if let value = try calls.read(target) { try calls.write(target, value) }
+        try GuestGeneration.renew(of: domainID, calls)
     }
 
     private func context(of state: GuestState) throws(GuestError) -> [UInt8] {

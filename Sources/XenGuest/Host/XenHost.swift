@@ -50,6 +50,19 @@ public final class XenHost: Sendable {
         public let condition: Condition
     }
 
+    /// Tells a domain that was restored that it is not the one that was saved
+    /// (`GuestGeneration`).
+    package func renewGeneration(of domain: Domain) throws(GuestError) {
+        do throws(GuestError) {
+            try GuestGeneration.renew(of: domain.domainID, calls)
+        } catch {
+            throw GuestError(
+                code: error.code,
+                message: "domain \(domain.name) was started, but \(error.message): its guest "
+                    + "cannot know that it was restored", errno: error.errno)
+        }
+    }
+
     /// All domains but domain 0.
     public func domains() throws(GuestError) -> [Domain] {
         var found: [Domain] = []

@@ -429,10 +429,13 @@ int main(int count, char **words) {
         }
         page->errors = errors;
         page->seconds++;
+        struct timespec wall, monotonic;
+        clock_gettime(CLOCK_REALTIME, &wall);
+        clock_gettime(CLOCK_MONOTONIC, &monotonic);
         printf("diskkeeper: seconds=%lu writes=%lu synchronous=%lu asynchronous=%lu ledger=%lu "
-               "history=%lu files=%lu reads=%lu errors=%lu\n", page->seconds, all,
-               written[SYNCHRONOUS], written[ASYNCHRONOUS], written[LEDGER], written[HISTORY],
-               files, reads, page->errors);
+               "history=%lu files=%lu reads=%lu errors=%lu wall=%ld monotonic=%ld\n",
+               page->seconds, all, written[SYNCHRONOUS], written[ASYNCHRONOUS], written[LEDGER],
+               written[HISTORY], files, reads, page->errors, wall.tv_sec, monotonic.tv_sec);
     }
     for (int t = 0; t < threads; t++) pthread_join(thread[t], NULL);
     for (int d = 0; d < 2; d++) if (umount(directory[d])) FAILED("umount");
