@@ -1,4 +1,7 @@
-/* grants DOMID: does a write through a grant that stays mapped show in the dirty log?
+/* grants DOMID GRANT SECONDS: holds a grant of the guest mapped for so long, as a back end does whose
+ * requests do not end.
+ *
+ * grants DOMID: does a write through a grant that stays mapped show in the dirty log?
  *
  * Maps the guest's grant 1 (the page it shares with xenstored, GNTTAB_RESERVED_XENSTORE) writable,
  * and writes to its unused end while the guest is paused, so that there are no other writes. Prints
@@ -9,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <xenctrl.h>
 #include <xengnttab.h>
 /* After xenctrl.h, which defines that this is a tool. */
@@ -31,8 +35,20 @@ static int is_dirty(unsigned mode) {
     return bits[frame / 64] >> frame % 64 & 1;
 }
 
+static int hold(uint32_t grant, unsigned seconds) {
+    xengnttab_handle *grants = xengnttab_open(NULL, 0);
+    void *page = grants ? xengnttab_map_grant_ref(grants, domid, grant, PROT_READ) : NULL;
+    if (!page) die("map");
+    puts("held");
+    fflush(stdout);
+    sleep(seconds);
+    if (xengnttab_unmap(grants, page, 1)) die("unmap");
+    return 0;
+}
+
 int main(int argc, char **argv) {
     domid = argc > 1 ? atoi(argv[1]) : 0;
+    if (argc == 4) return hold(atoi(argv[2]), atoi(argv[3]));
     xch = xc_interface_open(NULL, NULL, 0);
     xengnttab_handle *grants = xengnttab_open(NULL, 0);
     xen_pfn_t count;
