@@ -195,7 +195,7 @@ struct XenRevert: ParsableCommand {
     @Option(help: "The directory that notes what reverts of disks leave behind after a crash.")
     var diskState: PathArgument?
 
-    @Flag(help: .private)
+    @Flag(help: "Complete a revert that has left the domain standing still.")
     var finish = false
 
     @OptionGroup var lock: LockOptions
@@ -233,11 +233,29 @@ struct XenRevert: ParsableCommand {
             method.finishCommand = finishCommand(found)
             if replace { method.method = .replace }
             if inPlace { method.method = .inPlace }
-            let result = try checkpointer.revert(to: found, options: method)
+            let result = try standing(checkpointer, found) {
+                try checkpointer.revert(to: found, options: method)
+            }
             checkpointer.close()
             try LockOptions.close(
                 repository, after: "domain \(result.domainID) is back at \(found.id.short)")
             try show(result, found)
+        }
+    }
+
+    /// Adds the command that completes it to a failure that leaves the domain standing still.
+    private func standing<T>(
+        _ checkpointer: XenCheckpointer, _ checkpoint: Checkpoint, _ body: () throws -> T
+    ) throws -> T {
+        do {
+            return try body()
+        } catch where checkpointer.standsStill {
+            let failure = ToolError(error)
+            let words = ["varve"] + finishCommand(checkpoint).dropFirst().prefix { $0 != "--wait" }
+            throw ToolError(
+                "\(failure.message); '\(words.joined(separator: " "))"
+                    + (diskState.map { " --disk-state \($0)" } ?? "") + "' completes it",
+                failure.kind)
         }
     }
 

@@ -42,6 +42,8 @@ final class StreamTaker: DomainTaker {
     }
 
     var retentionReport: RetentionReport? { keeper?.report }
+    /// Such a domain is only replaced.
+    var standsStill: Bool { false }
 
     deinit { keeper?.requestClose() }
 

@@ -44,6 +44,13 @@ public struct XenRevertResult: Sendable {
 }
 
 extension XenCheckpointer {
+    /// True if a revert has failed and left the domain standing still, because it can neither go on
+    /// as it was nor as the checkpoint.
+    ///
+    /// Revert it once more; after the process has ended, another one can, with
+    /// `XenDomain.Options.finishesRevert`.
+    public var standsStill: Bool { taker.standsStill }
+
     /// Puts the domain back to a checkpoint, with its disks.
     ///
     /// Blocks. In place, the domain keeps its ID, devices and console, and this checkpointer goes

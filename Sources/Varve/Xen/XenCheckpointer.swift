@@ -260,6 +260,7 @@ protocol DomainTaker: Sendable {
     ) throws(CheckpointError) -> XenRevertResult
 
     var retentionReport: RetentionReport? { get }
+    var standsStill: Bool { get }
     func close()
 }
 
@@ -281,6 +282,7 @@ private final class LogTaker: DomainTaker {
     }
 
     var retentionReport: RetentionReport? { session.retentionReport }
+    var standsStill: Bool { domain.standsStill }
 
     func close() { session.close() }
 
