@@ -249,7 +249,7 @@ struct XenRevert: ParsableCommand {
     ) throws -> T {
         do {
             return try body()
-        } catch where checkpointer.standsStill {
+        } catch  where checkpointer.standsStill {
             let failure = ToolError(error)
             let words = ["varve"] + finishCommand(checkpoint).dropFirst().prefix { $0 != "--wait" }
             throw ToolError(
