@@ -808,7 +808,7 @@ disk_revert_outcomes() {
     id=$(next_thin)
     dmsetup message pool 0 "create_thin $id" \
         && dmsetup create filler --table "0 $((512 * 2048)) thin /dev/mapper/pool $id" || return 1
-    dd if=/dev/zero of=/dev/mapper/filler bs=1M count=120 oflag=direct 2>/dev/null || return 1
+    dd if=/dev/zero of=/dev/mapper/filler bs=1M count=138 oflag=direct 2>/dev/null || return 1
     echo "# $(fill)"
     still_runs 'above the limit' || return 1
     dmsetup remove --retry filler && dmsetup message pool 0 "delete $id" || return 1
