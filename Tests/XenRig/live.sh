@@ -310,7 +310,14 @@ live_pv() {
     at=$($cases wrote store pv~1)
     : >/var/log/xen/guest-new.log
     $varve xen restore store pv~1 --name new || return 1
-    began new "$at" && goes_on new && goes_on pv && $varve verify store
+    began new "$at" && goes_on new && goes_on pv && $varve verify store || return 1
+    xl destroy new
+    # It goes back as another domain of the same name.
+    was=$(xl domid pv)
+    : >/var/log/xen/guest-pv.log
+    $varve xen revert pv store pv~1 || return 1
+    [ "$(xl domid pv)" -ne "$was" ] || fail "it is the same domain" || return 1
+    began pv "$at" && goes_on pv
 }
 
 # Memory of the checkpointer of a 1 GiB guest: the page map, the staging pool, the index.
