@@ -307,7 +307,7 @@ let package = Package(
         .library(name: "varve-c", type: .dynamic, targets: ["VarveC"]))
     package.targets += [
         // The header, varve.h, and the few functions that are C themselves.
-        .target(name: "CVarve"),
+        .target(name: "CVarve", exclude: ["libvarve.map"]),
         .target(
             name: "VarveC",
             dependencies: [

@@ -72,7 +72,7 @@ private struct RestoreCall {
             try repository.restore(
                 checkpoint, volume: volume, into: writable, cancellation: control.cancellation,
                 progress: control.progress)
-        }
+        }.get()
         varve_restore_result.write(result) { result in
             result.written_page_count = UInt64(done.writtenPageCount)
             result.read_byte_count = UInt64(done.bytesRead)

@@ -57,15 +57,10 @@ final class OpenSession: Sendable {
     /// Runs what drives the guest.
     ///
     /// A failed callback is told from other failures of a guest.
-    func withTurn<T>(_ body: (Guest) throws -> T) throws -> T {
-        let result = turn.withLock { _ -> Result<T, any Error> in
-            do {
-                return .success(try guest.reportingCallbacks { try body(guest) })
-            } catch {
-                return .failure(error)
-            }
+    func withTurn<T: Sendable>(_ body: (Guest) throws -> T) throws(Failure) -> T {
+        try turn.withLock { _ -> Result<T, Failure> in guest.reportingCallbacks { try body(guest) }
         }
-        return try result.get()
+        .get()
     }
 
     /// A checkpoint of the session's repository.
@@ -81,18 +76,18 @@ final class OpenSession: Sendable {
 
 extension OpenSession.Guest {
     /// Runs `body`; if it fails because a callback did, the error says that.
-    func reportingCallbacks<T>(_ body: () throws -> T) throws -> T {
-        guard case .callbacks(let guest) = self else { return try body() }
-        guest.forgetFailure()
+    func reportingCallbacks<T>(_ body: () throws -> T) -> Result<T, Failure> {
+        if case .callbacks(let guest) = self { guest.forgetFailure() }
         do {
-            return try body()
+            return .success(try body())
         } catch {
             let failure = Failure(error)
-            guard let failed = guest.failedCallback,
+            guard case .callbacks(let guest) = self, let failed = guest.failedCallback,
                 error is GuestError || (error as? CheckpointError)?.code == .guest
-            else { throw failure }
-            throw Failure(
-                VARVE_CALLBACK_FAILED, failure.message, number: Int32(clamping: failed.result))
+            else { return .failure(failure) }
+            return .failure(
+                Failure(
+                    VARVE_CALLBACK_FAILED, failure.message, number: Int32(clamping: failed.result)))
         }
     }
 }
