@@ -124,11 +124,12 @@ int checkpoint_equals(varve_repository *repository, const varve_id *id,
                       const struct machine *machine, const uint8_t *copy) {
     varve_reader *reader = NULL;
     OK(varve_reader_open(repository, id, NULL, &reader));
-    int is_equal = 1;
-    for (size_t page = 0; page < PAGE_COUNT; page++) {
+    int is_equal = reader != NULL;
+    for (size_t page = 0; page < PAGE_COUNT && is_equal; page++) {
         uint8_t bytes[PAGE];
+        memset(bytes, 0xaa, PAGE);
         OK(varve_reader_read(reader, machine_frame(machine, page) * PAGE, bytes, PAGE));
-        is_equal = is_equal && memcmp(bytes, copy + page * PAGE, PAGE) == 0;
+        is_equal = memcmp(bytes, copy + page * PAGE, PAGE) == 0;
     }
     OK(varve_reader_close(reader));
     return is_equal;
