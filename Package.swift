@@ -315,6 +315,10 @@ let package = Package(
                 "CheckpointStore", "CheckpointUpkeep", "GuestModel", "LinuxGuest", "PackStore",
                 "VarveCore", .product(name: "SystemPackage", package: "swift-system"),
             ]),
+        // The cost of the interface for C beside the same captures from Swift.
+        .executableTarget(
+            name: "varve-boundary", dependencies: ["CVarve", "VarveC", "VarveCore"],
+            path: "Benchmarks/Boundary"),
     ]
 #endif
 

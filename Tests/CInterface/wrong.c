@@ -311,6 +311,8 @@ void wrong_dirty(const char *directory) {
     REFUSED();
     machine->dirty.bitmap_count = 4;
     REFUSED();
+    machine->dirty.bitmap_count = (size_t)-1;
+    REFUSED();
     machine->dirty.bitmap_count = REGION_COUNT;
     machine->dirty.bitmaps = NULL;
     REFUSED();
@@ -318,6 +320,9 @@ void wrong_dirty(const char *directory) {
     machine->dirty.frames = frames; // the second is in a hole
     machine->dirty.frame_count = 2;
     REFUSED();
+    machine->dirty.frame_count = (size_t)-1;
+    REFUSED();
+    machine->dirty.frame_count = 2;
     machine->dirty.frames = NULL;
     REFUSED();
     machine->dirty.frame_count = 0;
@@ -358,6 +363,7 @@ static void wrong_options(struct fixture *fixture) {
     WITH(compression_level, 100);
     WITH(audit_page_count, -1);
     WITH(precopy_rounds_max, 100000000);
+    WITH(precopy_rounds_max, -2);
 #undef WITH
     SIZED(varve_open_options, open);
     varve_repository *none = NULL;

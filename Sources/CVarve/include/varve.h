@@ -18,8 +18,8 @@
 //            call completes.
 // Callbacks  A callback may call varve_error_*, varve_version, varve_free,
 //            varve_cancellation_cancel, varve_session_cancel and varve_capture_cancel. All other
-//            functions return VARVE_IN_CALLBACK there. A callback must return normally: no longjmp,
-//            no C++ exception.
+//            functions return VARVE_IN_CALLBACK there; it must not wait for a thread that calls
+//            them, either. A callback must return normally: no longjmp, no C++ exception.
 // Structures A structure that may grow begins with `size`: clear it, then set `size` to its sizeof,
 //            also where the library fills it in. Options that are all zeros but for their size are
 //            the defaults, and so is NULL in their place.

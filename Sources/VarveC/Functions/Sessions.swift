@@ -33,7 +33,9 @@ final class OpenSession: Sendable {
             // The guest is paused all the time, so there is no use in copying before the pause but
             // where the pool is too small for one pause; and then there must be a round for it.
             settings.pauseBudget = .seconds(3600)
-            settings.precopyRoundsMax = max(2, settings.precopyRoundsMax)
+            if settings.precopyRoundsMax >= 0 {
+                settings.precopyRoundsMax = max(2, settings.precopyRoundsMax)
+            }
             anyGuest = guest
         case .callbacks(let guest): anyGuest = guest
         }

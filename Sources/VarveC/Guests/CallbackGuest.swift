@@ -126,6 +126,8 @@ final class CallbackGuest: WritableGuest {
 
     func resume() throws(GuestError) {
         try call("resume") { required.resume(context.pointer) }
+        // The engine tries twice: a failure that was made good is none.
+        state.withLock { if $0.failed?.name == "resume" { $0.failed = nil } }
     }
 
     func copyPages(

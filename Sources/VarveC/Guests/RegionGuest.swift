@@ -40,10 +40,8 @@ final class RegionGuest: WritableGuest {
             state.withLock { $0.isUnknown = true }
             return
         }
-        let bitmaps = UnsafeBufferPointer(start: dirty.bitmaps, count: dirty.bitmap_count)
-        let frames = UnsafeBufferPointer(start: dirty.frames, count: dirty.frame_count)
-        try check(bitmaps)
-        try check(frames)
+        let bitmaps = try bitmaps(of: dirty)
+        let frames = try frames(of: dirty)
         state.withLock { state in
             for (bitmap, region) in zip(bitmaps, set.regions) {
                 RegionGuest.add(bitmap.words, of: region, to: &state.dirty)
@@ -52,36 +50,47 @@ final class RegionGuest: WritableGuest {
         }
     }
 
-    private func check(_ bitmaps: UnsafeBufferPointer<varve_bitmap>) throws(Failure) {
-        guard bitmaps.count == 0 || bitmaps.count == set.regions.count else {
+    /// The bitmaps, one for each region or none; throws if they are not that.
+    private func bitmaps(
+        of dirty: varve_dirty
+    ) throws(Failure) -> UnsafeBufferPointer<varve_bitmap> {
+        let count = dirty.bitmap_count
+        guard count == 0 || count == set.regions.count else {
             throw Failure(
                 VARVE_INVALID_ARGUMENT,
-                "there are \(counted(bitmaps.count, "bitmap")), but "
+                "there are \(counted(UInt(bitPattern: count), "bitmap")), but "
                     + "\(counted(set.regions.count, "region")): there must be one for each")
         }
-        guard bitmaps.count == 0 || bitmaps.baseAddress != nil else {
+        guard count == 0 || dirty.bitmaps != nil else {
             throw Failure(VARVE_INVALID_ARGUMENT, "the array of bitmaps is NULL")
         }
+        let bitmaps = UnsafeBufferPointer(start: dirty.bitmaps, count: count)
         for (bitmap, region) in zip(bitmaps, set.regions) {
-            guard bitmap.words != nil, bitmap.word_count >= region.wordCount else {
+            let wordCount = bitmap.words == nil ? 0 : UInt(bitPattern: bitmap.word_count)
+            guard wordCount >= UInt(region.wordCount) else {
                 throw Failure(
                     VARVE_INVALID_ARGUMENT,
                     "the bitmap of the region of frames \(region.pages) has "
-                        + "\(counted(bitmap.words == nil ? 0 : bitmap.word_count, "word")), but "
-                        + "needs \(region.wordCount)")
+                        + "\(counted(wordCount, "word")), but needs \(region.wordCount)")
             }
         }
+        return bitmaps
     }
 
-    private func check(_ frames: UnsafeBufferPointer<UInt64>) throws(Failure) {
-        guard frames.count == 0 || frames.baseAddress != nil else {
-            throw Failure(VARVE_INVALID_ARGUMENT, "the array of frames is NULL")
+    /// The listed frames; throws if one is in no region.
+    private func frames(of dirty: varve_dirty) throws(Failure) -> UnsafeBufferPointer<UInt64> {
+        let count = dirty.frame_count
+        guard count >= 0, count == 0 || dirty.frames != nil else {
+            throw Failure(
+                VARVE_INVALID_ARGUMENT, "the array of frames is NULL, or its count no count")
         }
+        let frames = UnsafeBufferPointer(start: dirty.frames, count: count)
         for frame in frames where !set.layout.contains(PageFrameNumber(frame)) {
             throw Failure(
                 VARVE_INVALID_ARGUMENT,
                 "frame 0x\(String(frame, radix: 16)) is in none of the regions")
         }
+        return frames
     }
 
     /// Adds a bitmap whose first bit is a region's first page.
