@@ -299,6 +299,29 @@ let package = Package(
     ]
 )
 
+// The interface for C. It is of Swift 6.3, whose `@c @implementation` has the compiler compare each
+// function with the header; with an older toolchain everything else can still be built.
+#if compiler(>=6.3)
+    package.products.append(
+        // Scripts/libvarve builds it as the libvarve.so that programs link with.
+        .library(name: "varve-c", type: .dynamic, targets: ["VarveC"]))
+    package.targets += [
+        // The header, varve.h, and the few functions that are C themselves.
+        .target(name: "CVarve", exclude: ["libvarve.map"]),
+        .target(
+            name: "VarveC",
+            dependencies: [
+                "CVarve", "CheckpointEngine", "CheckpointFormat", "CheckpointIndex",
+                "CheckpointStore", "CheckpointUpkeep", "GuestModel", "LinuxGuest", "PackStore",
+                "VarveCore", .product(name: "SystemPackage", package: "swift-system"),
+            ]),
+        // The cost of the interface for C beside the same captures from Swift.
+        .executableTarget(
+            name: "varve-boundary", dependencies: ["CVarve", "VarveC", "VarveCore"],
+            path: "Benchmarks/Boundary"),
+    ]
+#endif
+
 for target in package.targets where target.type != .system {
     if target.name.hasPrefix("C") && !target.name.hasPrefix("Checkpoint") { continue }
     target.swiftSettings = [

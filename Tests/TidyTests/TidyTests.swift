@@ -106,16 +106,23 @@ import VarveTestSupport
 
     /// The code in an article is from a program that is built and run.
     @Test func codeInGuidesIsTheirProgramsCode() throws {
-        let programs = try TidyTests.files(["Examples/Guide"], [".swift"])
+        let swift = try TidyTests.files(["Examples/Guide"], [".swift"])
             .map { try TidyTests.text($0) }.joined()
-        for guide in ["FirstCheckpoint", "Concurrency", "AfterACrash", "YourOwnGuest"] {
-            let text = try TidyTests.text("Sources/Varve/Varve.docc/\(guide).md")
-            let blocks = text.components(separatedBy: "```swift\n").dropFirst()
-            #expect(!blocks.isEmpty)
-            for block in blocks {
-                let code = block.components(separatedBy: "```")[0]
-                #expect(programs.contains(code), "\(guide) shows code that no program has")
-            }
+        for guide in ["FirstCheckpoint", "Concurrency", "AfterACrash", "YourOwnGuest", "Embedding"]
+        {
+            try expectCode(of: guide, in: "swift", from: swift)
+        }
+        let c = try TidyTests.text("Examples/embed-c/emulator.c")
+        try expectCode(of: "Embedding", in: "c", from: c)
+    }
+
+    private func expectCode(of guide: String, in language: String, from programs: String) throws {
+        let text = try TidyTests.text("Sources/Varve/Varve.docc/\(guide).md")
+        let blocks = text.components(separatedBy: "```\(language)\n").dropFirst()
+        #expect(!blocks.isEmpty)
+        for block in blocks {
+            let code = block.components(separatedBy: "```")[0]
+            #expect(programs.contains(code), "\(guide) shows code that no program has")
         }
     }
 

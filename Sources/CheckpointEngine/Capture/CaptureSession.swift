@@ -343,6 +343,11 @@ public final class PendingCapture: Sendable {
         job.hasEnded(by: time, until: cancellation)
     }
 
+    /// Calls `body` once the capture has ended: on the thread that ends it, or at once.
+    package func whenEnded(_ body: @escaping @Sendable () -> Void) {
+        job.whenEnded(body)
+    }
+
     /// Blocks until the capture has ended.
     func ended() throws(CheckpointError) -> CaptureResult {
         CaptureResult(

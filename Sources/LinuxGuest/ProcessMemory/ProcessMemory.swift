@@ -1,4 +1,3 @@
-import CPageKernels
 import Glibc
 public import GuestModel
 import Synchronization
@@ -233,37 +232,6 @@ public final class ProcessMemory: WritableGuest {
                 try ProcessMemory.forEachPiece(of: runs[index], regions) { copy.add($0) }
             }
             copy.flush()
-        }
-    }
-
-    /// Copies scattered pieces, up to 32 at a time: past the caches, which are the guest's, and
-    /// with the next piece prefetched.
-    private struct PieceCopy {
-        private var target: UnsafeMutableRawPointer
-        private var pieces = InlineArray<32, ckernels_piece>(repeating: ckernels_piece())
-        private var count = 0
-        private var byteCount = 0
-
-        init(to bytes: UnsafeMutableRawBufferPointer) {
-            // If `bytes` is empty, nothing is added.
-            target = bytes.baseAddress ?? UnsafeMutableRawPointer(bitPattern: 1).unsafelyUnwrapped
-        }
-
-        mutating func add(_ bytes: UnsafeMutableRawBufferPointer) {
-            if count == pieces.count { flush() }
-            pieces[count] = ckernels_piece(from: bytes.baseAddress, length: bytes.count)
-            count += 1
-            byteCount += bytes.count
-        }
-
-        mutating func flush() {
-            let span = pieces.span
-            span.withUnsafeBufferPointer {
-                ckernels_stream_copy_pieces(target, $0.baseAddress, count)
-            }
-            target += byteCount
-            count = 0
-            byteCount = 0
         }
     }
 
