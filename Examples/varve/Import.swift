@@ -43,9 +43,9 @@ struct Import: ParsableCommand {
 
             A raw memory image, a file of 'xl save', a libxl or libxc stream, or a suspend image \
             of xenopsd; the format is detected from its first bytes. Cores, dumps, disk images, \
-            archives and compressed files are refused by name; --format raw imports any bytes. Every page is compared with the lineage's newest checkpoint, and only what \
-            differs is stored. The state in a stream other than memory is kept with the \
-            checkpoint.
+            archives and compressed files are refused by name; --format raw imports any bytes. \
+            Every page is compared with the lineage's newest checkpoint, and only what differs \
+            is stored. The state in a stream other than memory is kept with the checkpoint.
 
             Only one stream is read. If something follows its end, that is reported.
 

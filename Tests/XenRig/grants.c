@@ -1,5 +1,5 @@
-/* grants DOMID GRANT SECONDS: holds a grant of the guest mapped for so long, as a back end does whose
- * requests do not end.
+/* grants DOMID GRANT SECONDS: holds a grant of the guest mapped for so long, as a back end does
+ * whose requests do not end.
  *
  * grants DOMID: does a write through a grant that stays mapped show in the dirty log?
  *
