@@ -79,6 +79,8 @@ struct Contender {
     let name: String
     let memory: UnsafeMutableRawBufferPointer
     let capture: (_ words: [UInt64], _ begun: () -> Void) -> Void
+    /// Closes the repository, which removes it.
+    let close: () -> Void
     var begins: [Double] = []
     var processor: [Double] = []
 }
@@ -105,16 +107,22 @@ enum Contenders {
         options.poolByteCount = Boundary.poolByteCount
         let session = try CaptureSession(
             of: guest, in: repository, lineage: "swift", options: options)
-        return Contender(name: "Swift", memory: memory) { words, begun in
-            guest.state.withLock { $0.dirty.formUnion(words: words.span) }
-            do {
-                let pending = try session.begin()
-                begun()
-                _ = try pending.wait()
-            } catch {
-                fatalError("\(error)")
-            }
-        }
+        return Contender(
+            name: "Swift", memory: memory,
+            capture: { words, begun in
+                guest.state.withLock { $0.dirty.formUnion(words: words.span) }
+                do {
+                    let pending = try session.begin()
+                    begun()
+                    _ = try pending.wait()
+                } catch {
+                    fatalError("\(error)")
+                }
+            },
+            close: {
+                session.close()
+                try? repository.close()
+            })
     }
 
     private static func repository() -> OpaquePointer? {
@@ -154,19 +162,28 @@ enum Contenders {
         region.byte_count = UInt64(byteCount)
         var session: OpaquePointer?
         var options = options
-        must(varve_session_open_regions(repository(), "regions", &region, 1, &options, &session))
-        return Contender(name: "regions", memory: memory) { words, begun in
-            words.withUnsafeBufferPointer { words in
-                var bitmap = varve_bitmap(words: words.baseAddress, word_count: words.count)
-                withUnsafePointer(to: &bitmap) { bitmap in
-                    var dirty = varve_dirty()
-                    dirty.size = MemoryLayout<varve_dirty>.stride
-                    dirty.bitmaps = bitmap
-                    dirty.bitmap_count = 1
-                    capture(session, &dirty, begun)
+        let repository = repository()
+        must(varve_session_open_regions(repository, "regions", &region, 1, &options, &session))
+        return Contender(
+            name: "regions", memory: memory,
+            capture: { [session] words, begun in
+                words.withUnsafeBufferPointer { words in
+                    var bitmap = varve_bitmap(words: words.baseAddress, word_count: words.count)
+                    withUnsafePointer(to: &bitmap) { bitmap in
+                        var dirty = varve_dirty()
+                        dirty.size = MemoryLayout<varve_dirty>.stride
+                        dirty.bitmaps = bitmap
+                        dirty.bitmap_count = 1
+                        capture(session, &dirty, begun)
+                    }
                 }
-            }
-        }
+            },
+            close: { [session] in close(session, repository) })
+    }
+
+    private static func close(_ session: OpaquePointer?, _ repository: OpaquePointer?) {
+        must(varve_session_close(session))
+        must(varve_repository_close(repository))
     }
 
     /// What the callbacks are passed.
@@ -231,14 +248,18 @@ enum Contenders {
         var table = table()
         var session: OpaquePointer?
         var options = options
+        let repository = repository()
         must(
             varve_session_open_callbacks(
-                repository(), "callbacks", &table, Unmanaged.passRetained(context).toOpaque(),
+                repository, "callbacks", &table, Unmanaged.passRetained(context).toOpaque(),
                 &options, &session))
-        return Contender(name: "callbacks", memory: memory) { words, begun in
-            context.words = words
-            capture(session, nil, begun)
-        }
+        return Contender(
+            name: "callbacks", memory: memory,
+            capture: { [session] words, begun in
+                context.words = words
+                capture(session, nil, begun)
+            },
+            close: { [session] in close(session, repository) })
     }
 }
 
@@ -272,6 +293,7 @@ enum Boundary {
             }
         }
         report(contenders, pageCount)
+        for contender in contenders { contender.close() }
     }
 
     private static func measure(_ contender: inout Contender, _ words: [UInt64], _ round: Int) {

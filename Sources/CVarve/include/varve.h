@@ -43,7 +43,8 @@ extern "C" {
 // ---- Handles ----
 // A repository: a directory of checkpoints. Freed by varve_repository_close.
 typedef struct varve_repository varve_repository;
-// What captures one guest again and again. Freed by varve_session_close.
+// What captures one guest again and again; its captures and reverts run one at a time, and calls of
+// other threads wait. Freed by varve_session_close.
 typedef struct varve_session varve_session;
 // A capture that has begun. Freed by varve_capture_free.
 typedef struct varve_capture varve_capture;
