@@ -166,8 +166,8 @@ struct Program: ~Copyable {
         defer { buffer.deallocate() }
         var complaint: [UInt8] = []
         // What a program in the background has inherited stays open when this one has ended.
-        var isQuiet = false
-        while (output.reading >= 0 || errors.reading >= 0) && !(isQuiet && hasEnded()) {
+        var isOver = false
+        while (output.reading >= 0 || errors.reading >= 0) && !isOver {
             guard ContinuousClock.now < end else {
                 throw GuestError(
                     code: .timedOut,
@@ -177,7 +177,9 @@ struct Program: ~Copyable {
                 pollfd(fd: output.reading, events: Int16(POLLIN), revents: 0),
                 pollfd(fd: errors.reading, events: Int16(POLLIN), revents: 0),
             ]
-            isQuiet = poll(&polls, 2, 20) == 0
+            // In this order: what it wrote before it ended is in the pipes.
+            let hadEnded = hasEnded()
+            isOver = poll(&polls, 2, 20) == 0 && hadEnded
             if polls[0].revents != 0 {
                 let count = read(output.reading, buffer.baseAddress, buffer.count)
                 if count > 0 {
