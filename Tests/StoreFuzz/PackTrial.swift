@@ -3,10 +3,6 @@ import CheckpointIndex
 import GuestModel
 import PackStore
 
-#if canImport(CheckpointStore)
-    import CheckpointStore
-#endif
-
 /// A pack in memory, read like a store's pack.
 enum PackTrial {
     private static let repository = RepositoryID(words: (1, 2))

@@ -8,10 +8,6 @@
 import CheckpointFormat
 import GuestModel
 
-#if canImport(CheckpointStore)
-    import CheckpointStore
-#endif
-
 /// The format of an input.
 package enum StoreFuzz {
     /// The first byte of a pack: 10 open, 11 sealed, 12 rewritten and sealed.
