@@ -217,8 +217,10 @@ import VarveTestSupport
         let after = try repository.planPrune(options)
         #expect(after.isEmpty && after.deadPageCount == 0)
         #expect(after.unusedByteCount <= plan.unusedByteCount - plan.freedByteCount + 1024)
+        // A pack of which too little would be freed is kept, whatever the percentage is.
+        let worthwhile = after.packs.filter { $0.unusedByteCount >= options.rewriteByteCountMin }
         let unused = Double(after.unusedByteCount) * 100 / Double(after.byteCount)
-        #expect(unused <= percent + 0.1)
+        #expect(unused <= percent || worthwhile.isEmpty, "unused: \(unused) %")
         try check(repository, copies)
     }
 
