@@ -25,6 +25,13 @@ public protocol Guest: AnyObject, Sendable {
     /// When it throws, the engine calls it once more and then reports the failure.
     func resume() throws(GuestError)
 
+    /// How long the last pause took, if the guest knows it better than who called `pause` and
+    /// `resume`; the default is nil.
+    ///
+    /// Called after `resume` has returned. A guest that cleans up in `resume` after it runs again
+    /// does not count that.
+    var pauseTimes: PauseTimes? { get }
+
     /// Copies pages out of the guest, one run after another, without gaps.
     ///
     /// Called both while the guest runs (precopy: a torn page is fine, its dirty bit is set) and in
@@ -60,6 +67,9 @@ public protocol Guest: AnyObject, Sendable {
 extension Guest {
     /// Claims this object.
     public func claim() throws(GuestError) -> GuestClaim { try GuestClaim(of: self) }
+
+    /// Nil: the engine measures it.
+    public var pauseTimes: PauseTimes? { nil }
 
     /// Nil: any history may be this guest's.
     public func difference(fromHistory state: GuestState) -> String? { nil }
@@ -130,6 +140,22 @@ public protocol WritableGuest: Guest {
     /// - Returns: names of those that do not, after a time that depends on the guest.
     func awaitDevices() -> [String]
 
+    /// Calls `body` with the memory of each page of some runs, in their order, for it to be read
+    /// and changed.
+    ///
+    /// Called in the pause for a revert, after `prepareState`, if `mappedMemory` has none of these
+    /// pages. A guest that can map its pages for a moment need not be copied from and to; others
+    /// return false, which is the default.
+    ///
+    /// - Parameters:
+    ///   - runs: ascending runs, all in the layout.
+    ///   - body: must not be called after this has returned.
+    /// - Returns: false if the guest cannot do it; `body` was not called then.
+    func changePages(
+        _ runs: Span<PageRange>,
+        _ body: (PageFrameNumber, UnsafeMutableRawBufferPointer) -> Void
+    ) throws(GuestError) -> Bool
+
     /// The memory of some frames, contiguous, if this process can access it; else nil.
     ///
     /// Writes by the engine there count as `writePages`: the log records them. It stays valid until
@@ -147,6 +173,12 @@ extension WritableGuest {
 
     /// Does nothing.
     public func stopDevices() throws(GuestError) {}
+
+    /// False: its pages are copied, and written by `writePages`.
+    public func changePages(
+        _ runs: Span<PageRange>,
+        _ body: (PageFrameNumber, UnsafeMutableRawBufferPointer) -> Void
+    ) throws(GuestError) -> Bool { false }
 
     /// Notes nothing.
     public func noteRevert(_ found: NotedRevert) {}

@@ -234,12 +234,19 @@ struct CaptureOperation: ~Copyable {
         let state = try session.guest.captureState()
         job.move { $0.copied() }
         try guest.resume()
-        facts.times = PauseTimes(
-            request: paused - start, downtime: ContinuousClock.now - paused)
+        facts.times = times(start, paused)
         job.move { $0.resume() }
         let batches = room.batches()
         note(batches, copyTime)
         return Paused(state: state, batches: batches, audit: audit, timeNanoseconds: time)
+    }
+
+    /// How long the pause took that has just ended.
+    private func times(
+        _ start: ContinuousClock.Instant, _ paused: ContinuousClock.Instant
+    ) -> PauseTimes {
+        session.guest.pauseTimes
+            ?? PauseTimes(request: paused - start, downtime: ContinuousClock.now - paused)
     }
 
     /// Cuts the disks, in the pause.
@@ -352,9 +359,8 @@ struct CaptureOperation: ~Copyable {
         let state = try session.guest.captureState()
         job.move { $0.copied() }
         try guest.resume()
+        facts.times = times(start, paused)
         job.move { $0.resume() }
-        facts.times = PauseTimes(
-            request: paused - start, downtime: ContinuousClock.now - paused)
         facts.pausedPageCount = facts.copiedPageCount
         finish(Paused(state: state, batches: [], audit: nil, timeNanoseconds: time))
     }

@@ -176,9 +176,11 @@ private struct RevertOperation {
                     message: "\(failure); \(error)"))
         }
         if let failure { throw failure }
-        let times = PauseTimes(
-            request: pausedSince - start, downtime: ContinuousClock.now - pausedSince)
-        steps.end("resume")
+        let times =
+            guest.pauseTimes
+            ?? PauseTimes(
+                request: pausedSince - start, downtime: ContinuousClock.now - pausedSince)
+        steps.end("resume", at: pausedSince + times.downtime)
         session.pipeline.rebase(on: target, lease: lease, map: maps)
         disks?.complete()
         let unconnected = guest.awaitDevices()
@@ -367,17 +369,7 @@ private struct RevertOperation {
         var written = 0
         do {
             sets.present.forEachRun { work.add($0, of: guest) }
-            let mapped = work.mapped
-            for index in mapped.indices {
-                // Neither page is likely to be in the caches: ask for those to come.
-                if index + RevertOperation.prefetchDistance < mapped.count {
-                    let (range, memory) = mapped[index + RevertOperation.prefetchDistance]
-                    ckernels_prefetch(memory.baseAddress)
-                    staged.prefetch(range.first)
-                }
-                written += staged.put(mapped[index].range, to: mapped[index].memory)
-            }
-            for batch in StagedBatches.cut(work.scattered) { written += try writeDiffering(batch) }
+            try write(work, &written)
             steps.end("pages")
             try guest.restoreState(guestState)
             steps.end("state")
@@ -392,6 +384,26 @@ private struct RevertOperation {
                     + "; revert again or restore it")
         }
         return written
+    }
+
+    /// Writes the pages that differ.
+    private func write(_ work: RevertWork, _ written: inout Int) throws {
+        let mapped = work.mapped
+        for index in mapped.indices {
+            // Neither page is likely to be in the caches: ask for those to come.
+            if index + RevertOperation.prefetchDistance < mapped.count {
+                let (range, memory) = mapped[index + RevertOperation.prefetchDistance]
+                ckernels_prefetch(memory.baseAddress)
+                staged.prefetch(range.first)
+            }
+            written += staged.put(mapped[index].range, to: mapped[index].memory)
+        }
+        guard !work.scattered.isEmpty else { return }
+        let isChanged = try guest.changePages(work.scattered.span) { frame, page in
+            written += staged.put(PageRange(first: frame, count: 1), to: page)
+        }
+        guard !isChanged else { return }
+        for batch in StagedBatches.cut(work.scattered) { written += try writeDiffering(batch) }
     }
 
     /// Takes the log, and removes our own writes from it.
@@ -481,8 +493,8 @@ private final class StepTimes {
 
     func begin() { last = .now }
 
-    func end(_ name: String) {
-        let now = ContinuousClock.now
+    func end(_ name: String, at now: ContinuousClock.Instant = .now) {
+        let now = max(now, last)
         all.append(RevertResult.Step(name: name, duration: now - last))
         last = now
     }

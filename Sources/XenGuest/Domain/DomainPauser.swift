@@ -153,8 +153,8 @@ final class DomainPauser: Sendable {
     }
 
     private func forget() {
-        note(.running)
         stopClock()
+        note(.running)
         state.withLock { $0.isPaused = false }
     }
 

@@ -238,7 +238,7 @@ extension XenDomain: WritableGuest {
         _ runs: Span<PageRange>, to bytes: UnsafeMutableRawBufferPointer
     ) throws(GuestError) {
         var offset = 0
-        try forEachMapping(of: runs, isWritable: false) { pages, errors in
+        try forEachMapping(of: runs, isWritable: false) { pages, _, errors in
             for index in errors.indices {
                 let target = bytes.baseAddress.unsafelyUnwrapped + offset
                 if errors[index] == 0 {
@@ -277,7 +277,9 @@ extension XenDomain: WritableGuest {
     public func pause() throws(GuestError) { try pauser.pause() }
 
     /// The durations of the last pause.
-    package var pauseTimes: PauseTimes { pauser.times }
+    ///
+    /// The clock stops when Xen has let the domain run: unmapping memory comes after that.
+    public var pauseTimes: PauseTimes? { pauser.times }
 
     /// Resumes the domain.
     ///
@@ -319,7 +321,8 @@ extension XenDomain: WritableGuest {
         revert?.beginWriting()
         try source.withUnsafeBytes { (bytes) throws(GuestError) in
             var offset = 0
-            try forEachMapping(of: runs, isWritable: true) { (pages, errors) throws(GuestError) in
+            try forEachMapping(of: runs, isWritable: true) {
+                (pages, _, errors) throws(GuestError) in
                 for index in errors.indices {
                     guard errors[index] == 0 else {
                         throw GuestError(
@@ -336,10 +339,34 @@ extension XenDomain: WritableGuest {
         }
     }
 
-    /// Calls `body` with mapped pages and an error number for each, in the order of the runs.
+    /// Maps the pages for writing, 1,024 each; they are unmapped when the domain runs.
+    public func changePages(
+        _ runs: Span<PageRange>,
+        _ body: (PageFrameNumber, UnsafeMutableRawBufferPointer) -> Void
+    ) throws(GuestError) -> Bool {
+        revert?.beginWriting()
+        do throws(GuestError) {
+            try forEachMapping(of: runs, isWritable: true) { pages, frames, _ in
+                for (index, frame) in frames.enumerated() {
+                    body(
+                        PageFrameNumber(UInt64(frame)),
+                        UnsafeMutableRawBufferPointer(
+                            start: pages + index * Page.byteCount, count: Page.byteCount))
+                }
+            }
+        } catch {
+            throw pauser.cause(of: error)
+        }
+        return true
+    }
+
+    /// Calls `body` with mapped pages, their frames, and an error number for each, in the order of
+    /// the runs.
+    ///
+    /// What is mapped in a pause is unmapped after it, and nothing of it may fail then.
     private func forEachMapping(
         of runs: Span<PageRange>, isWritable: Bool,
-        _ body: (UnsafeMutableRawPointer, [Int32]) throws(GuestError) -> Void
+        _ body: (UnsafeMutableRawPointer, [UInt], [Int32]) throws(GuestError) -> Void
     ) throws(GuestError) {
         var frames: [UInt] = []
         frames.reserveCapacity(FrameScan.batchFrameCount)
@@ -357,7 +384,7 @@ extension XenDomain: WritableGuest {
 
     private func withMapping(
         of frames: [UInt], isWritable: Bool,
-        _ body: (UnsafeMutableRawPointer, [Int32]) throws(GuestError) -> Void
+        _ body: (UnsafeMutableRawPointer, [UInt], [Int32]) throws(GuestError) -> Void
     ) throws(GuestError) {
         var errors = [Int32](repeating: 0, count: frames.count)
         var address: UnsafeMutableRawPointer?
@@ -370,12 +397,10 @@ extension XenDomain: WritableGuest {
         let mapping = Mapping(address: address, pageCount: frames.count)
         let isPaused = pauser.isPaused
         state.withLock { state in
-            if isPaused && !isWritable { state.retired.append(mapping) }
+            if isPaused { state.retired.append(mapping) }
             if errors.contains(where: { $0 != 0 }) { state.scan = nil }
         }
-        defer {
-            if !isPaused || isWritable { calls.unmap(address, pageCount: frames.count) }
-        }
+        defer { if !isPaused { calls.unmap(address, pageCount: frames.count) } }
         if isPaused, let position = errors.firstIndex(where: { $0 != 0 }) {
             throw GuestError(
                 code: .callFailed,
@@ -383,6 +408,6 @@ extension XenDomain: WritableGuest {
                     + "cannot be mapped: the domain's memory layout changed; take the "
                     + "checkpoint again", errno: abs(errors[position]))
         }
-        try body(address, errors)
+        try body(address, frames, errors)
     }
 }

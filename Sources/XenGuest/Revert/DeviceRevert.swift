@@ -17,10 +17,11 @@ import Synchronization
 //             names what they wrote, once it is unmapped.
 //   reset     xc_domain_soft_reset: event channels, places of vcpu_info and shared_info are as in a
 //             new domain. Without it the guest's own calls on its return fail, and Linux panics.
+//             Back ends are asked to wait for a front end, which they begin to do meanwhile.
 //   writing   Disks are exchanged and pages written, by the engine.
 //   attach    The rings of xenstore and console are empty, the grant table is as in a new domain,
 //             and so are the event channels of xenstore and console, in this order; both daemons
-//             are told. Then the processors, and back ends that wait for a front end.
+//             are told. Then the processors, and every back end waits for a front end.
 //   go        The guest runs, and connects its devices.
 //
 // Going back (`resume` before `attached`):
@@ -63,6 +64,8 @@ final class DeviceRevert: Sendable {
         var isDetached = false
         /// It was reset since it ran the last time.
         var wasReset = false
+        /// Back ends were asked to wait for a front end since then.
+        var isOpening = false
     }
 
     private let domainID: UInt32
@@ -179,6 +182,11 @@ final class DeviceRevert: Sendable {
             state.step = .closing
             state.isDetached = true
         }
+        try closeEnds(by: deadline)
+    }
+
+    private func closeEnds(by deadline: ContinuousClock.Instant) throws(GuestError) {
+        state.withLock { $0.isOpening = false }
         try ends.close(by: deadline, calls)
         enter(.closed)
     }
@@ -193,6 +201,13 @@ final class DeviceRevert: Sendable {
         }
         // Disks are exchanged next.
         pauser?.note(.forward)
+        try openEnds()
+    }
+
+    private func openEnds() throws(GuestError) {
+        guard !state.withLock({ $0.isOpening }) else { return }
+        try ends.open(calls)
+        state.withLock { $0.isOpening = true }
     }
 
     /// Notes that pages are about to be written: the guest cannot continue as it was.
@@ -222,7 +237,8 @@ final class DeviceRevert: Sendable {
         try calls.write("\(root)/console/port", "\(consolePort)")
         try calls.introduce(domainID, frame: store, port: storePort)
         try calls.setHVMContext(domainID, context)
-        try ends.open(by: deadline, calls)
+        try openEnds()
+        try ends.awaitOpen(by: deadline, calls)
         try calls.write("\(root)/control/shutdown", "")
         enter(.attached)
     }
@@ -303,8 +319,7 @@ final class DeviceRevert: Sendable {
     private func goBackWithOwnState() throws(GuestError) {
         if step == .stopped || step == .closing {
             // It is patient: nothing else can be done as long as its memory is in use.
-            try ends.close(by: ContinuousClock.now + options.deviceTimeout * 6, calls)
-            enter(.closed)
+            try closeEnds(by: ContinuousClock.now + options.deviceTimeout * 6)
         }
         pauser?.note(.closing)
         let own = try calls.hvmContext(domainID)

@@ -110,9 +110,15 @@ struct FrontEnds: Sendable {
         }
     }
 
-    /// Makes all back ends wait for a front end.
-    func open(by deadline: ContinuousClock.Instant, _ calls: any XenCalls) throws(GuestError) {
+    /// Asks all back ends to wait for a front end.
+    func open(_ calls: any XenCalls) throws(GuestError) {
         for device in devices { try calls.write("\(device.front)/state", "1") }
+    }
+
+    /// Waits until they do.
+    func awaitOpen(
+        by deadline: ContinuousClock.Instant, _ calls: any XenCalls
+    ) throws(GuestError) {
         try awaitState(.initWait, devices, by: deadline, calls)
     }
 

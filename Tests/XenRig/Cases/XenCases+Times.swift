@@ -43,7 +43,7 @@ extension XenCases {
             suspend: { (try? guest.pause()) != nil },
             postcopy: {
                 guard (try? guest.resume()) != nil else { return false }
-                times.append(guest.pauseTimes)
+                times.append(guest.pauseTimes ?? PauseTimes())
                 return true
             },
             checkpoint: {
