@@ -828,17 +828,17 @@ disk_revert_outcomes() {
     xl destroy disk
 }
 
-# The process is killed while it reverts: the domain goes on as it was, or the guard reverts it.
+# The process is killed while it reverts, at any moment: the domain goes on as it was, or the guard
+# reverts it.
 disk_revert_kill() {
-    have_disk_guest || return 1
-    take 2 || return 1
+    have_disk_guest && take 2 || return 1
     kills=0
     : >stood
     while [ $kills -lt "$(many 6 60)" ]; do
         id=$(xl domid disk)
         back=/local/domain/0/backend/vbd/$id/51712/state
         $varve xen revert disk store disk~1 --disk-state $cuts >revert.log 2>&1 &
-        pid=$!
+        watch_death $!
         case $((kills % 3)) in
             # It is asked to suspend itself.
             0) until [ "$(xenstore-read /local/domain/$id/control/shutdown)" = suspend ] \
@@ -848,27 +848,62 @@ disk_revert_kill() {
                 [ $((kills % 3)) -eq 1 ] || usleep $((kills * 7919 % 300 * 1000)) ;;
         esac
         kill -9 $pid
-        dead=$(now)
-        wait $pid 2>/dev/null
-        : >/var/log/xen/guest-disk.log
-        until [ "$(xenstore-read $back)" = 4 ] && ! xl list disk | tail -n 1 | grep -q -- 's-\|p-'
-        do
-            [ "$(echo "$dead $(now)" | awk '{ print ($2 - $1 < 120) }')" = 1 ] \
-                || { xl list; cat revert.log; fail "it stands still"; return 1; }
-            usleep 20000
-        done
-        echo "$dead $(now)" | awk '{ print int(($2 - $1) * 1000) }' >>stood
-        wait_console disk 'writes=' 60 && quiet_disks disk || { cat revert.log; return 1; }
-        for device in a b; do
-            dmsetup info $device | grep -q 'State: *ACTIVE' || fail "$device is suspended" \
-                || return 1
-        done
-        # The guard's own revert holds the repository until it has ended.
-        take 1 --wait 60 && no_trace || return 1
-        grep 'the checkpointer of domain' words revert.log | tail -n 1
+        runs_again || return 1
         kills=$((kills + 1))
     done
-    sort -n stood | awk '{ v[NR] = $1 } END { print "# killed " NR " times; it ran again after",
+    tell_stood && whole disk && quiet_disks disk
+}
+
+# The same at each step of a revert: before and after the calls that change something.
+disk_revert_death() {
+    have_disk_guest && take 2 || return 1
+    : >stood
+    for name in pause soft-reset table suspend resume set-context unpause; do
+        printf '%s 1 before\n%s 1 after\n' $name $name
+    done >moments
+    for name in grants map memory channel parameter; do echo "$name 1 after"; done >>moments
+    for name in table suspend resume; do echo "$name 2 after"; done >>moments
+    round=0
+    while [ $round -lt "$(many 1 3)" ]; do
+        while read -r moment <&3; do
+            id=$(xl domid disk)
+            REVERT_DEATH=$moment LD_PRELOAD=/disks/bin/revertdeath.so \
+                $varve xen revert disk store disk~1 --disk-state $cuts </dev/null >revert.log 2>&1 &
+            watch_death $!
+            runs_again || { echo "at: $moment"; return 1; }
+            [ $died -eq 137 ] || fail "no death at '$moment', but status $died" || return 1
+            echo "# $moment: it stood still for $(tail -n 1 stood) ms; $fate"
+        done 3<moments
+        round=$((round + 1))
+    done
+    tell_stood && whole disk && quiet_disks disk
+}
+
+# watch_death PID: watches what becomes of the domain id when this process has died.
+watch_death() {
+    pid=$1
+    $cases death "$id" "$pid" >took &
+    watcher=$!
+}
+# runs_again: waits for that death, and until the domain runs; notes in the file stood for how many
+# milliseconds it did not. All is as it should be then.
+runs_again() {
+    wait "$pid" 2>/dev/null
+    died=$?
+    wait $watcher || { cat took revert.log; return 1; }
+    cut -d' ' -f1 took >>stood
+    : >/var/log/xen/guest-disk.log
+    wait_console disk 'writes=' 60 && quiet_disks disk || { cat revert.log; return 1; }
+    for device in a b; do
+        dmsetup info $device | grep -q 'State: *ACTIVE' || fail "$device is suspended" || return 1
+    done
+    # The guard's own revert holds the repository until it has ended.
+    take 1 --wait 60 && no_trace || return 1
+    fate=$(grep -h 'the checkpointer of domain' words revert.log | tail -n 1)
+}
+
+# tell_stood: how long it stood still after the deaths.
+tell_stood() {
+    sort -n stood | awk '{ v[NR] = $1 } END { print "# killed " NR " times; then it stood still for",
         v[int((NR + 1) / 2)] " ms (p50), " v[NR] " ms (max)" }'
-    whole disk && quiet_disks disk
 }

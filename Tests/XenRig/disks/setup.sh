@@ -107,6 +107,7 @@ for program in diskcheck diskdeath; do
     gcc -O2 -Wall -Wextra -Werror -static -o "$root/disks/bin/$program" $program.c
 done
 strip "$root"/disks/bin/*
+gcc -O2 -Wall -Wextra -Werror -shared -fPIC -o "$root/disks/bin/revertdeath.so" revertdeath.c
 for name in thin_check thin_delta thin_dump; do ln -s pdata_tools "$root/disks/bin/$name"; done
 cp "$root/disks/bin/diskcheck" "$disk_images/"
 install -m755 block vif "$root/etc/xen/scripts/"
