@@ -658,6 +658,8 @@ goes_back() {
 $(console disk | tr -d '\r' | sed -n 's/.*wall=\([0-9]*\) monotonic=\([0-9]*\).*/\1 \2/p' | tail -n 1)
 END
     late=$(($(date +%s) - wall))
+    # It was printed some seconds ago at most.
+    [ $late -ge -1 ] && [ $late -le 10 ] || fail "the guest's clock is $late s late" || return 1
     generation=$(xenstore-read "/local/domain/$(xl domid disk)/data/varve/generation")
     echo "# $at: wall clock $late s behind dom0's, monotonic clock at $monotonic s"
     [ ${#generation} -eq 32 ] && [ "$generation" != "$last_generation" ] \

@@ -100,6 +100,8 @@ public final class XenDomain: Sendable {
         /// The revert with devices that is in progress, or was the last one.
         var revert: DeviceRevert?
         var finishCommand: [String]?
+        /// A note of the revert in progress exists.
+        var hasRevertNote = false
     }
 
     /// Takes ownership of a domain, which runs unaffected until the first capture.
@@ -291,7 +293,7 @@ extension XenDomain: WritableGuest {
         } else {
             try pauser.release()
         }
-        if finishCommand != nil { removeRevertNote() }
+        if state.withLock({ $0.hasRevertNote }) { removeRevertNote() }
         unmapRetired()
     }
 

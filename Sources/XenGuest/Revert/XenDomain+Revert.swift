@@ -98,6 +98,7 @@ extension XenDomain {
     /// Leaves a note for the revert that the guard runs.
     public func noteRevert(_ found: NotedRevert) {
         guard finishCommand != nil else { return }
+        state.withLock { $0.hasRevertNote = true }
         RevertNote.leave(found, uuid, in: noteDirectory)
     }
 
@@ -108,7 +109,10 @@ extension XenDomain {
     }
 
     /// Removes a note that is about an earlier stop.
-    func removeRevertNote() { RevertNote.remove(uuid, in: noteDirectory) }
+    func removeRevertNote() {
+        RevertNote.remove(uuid, in: noteDirectory)
+        state.withLock { $0.hasRevertNote = false }
+    }
 
     /// Pauses the domain; with devices, also one that does not answer, or has shut down.
     public func pauseForRevert() throws(GuestError) {
