@@ -715,6 +715,7 @@ disk_revert() {
     done
     quiet_disks disk && no_trace || return 1
     echo "# $reverts reverts, microseconds (p50, max): standing still $(middle_of pauseMicroseconds)," \
+        "$(middle_of pagesCompared) pages compared, $(middle_of pagesWritten) written," \
         "suspend $(step stop), back ends $(step devices), log $(step late), reset $(step prepare)," \
         "disks $(step disks), pages $(step pages), state $(step state), resume $(step resume);" \
         "devices again after $(step reconnect)"
@@ -748,6 +749,24 @@ disk_revert() {
             || { cat fsck.log; fail "the file system of $volume is not clean"; return 1; }
     done
     drop_pool
+    without_devices
+}
+
+# The same reverts of a guest of this size that has no devices, to compare the times.
+without_devices() {
+    xl create -q /rig/pvh.cfg 'memory=128' 'maxmem=128' && settle pvh || return 1
+    $varve init bare >/dev/null
+    $varve xen checkpoint pvh bare --every 200ms --count 2 >/dev/null 2>words \
+        || { cat words; return 1; }
+    : >lines
+    for i in $(seq "$(many 4 20)"); do
+        $varve xen revert pvh bare "pvh~$((i % 2))" --json >>lines 2>words \
+            || { cat words; return 1; }
+        sleep 1
+    done
+    echo "# without devices: standing still $(middle_of pauseMicroseconds), suspend $(step stop)," \
+        "log $(step late), pages $(step pages), state $(step state), resume $(step resume)"
+    xl destroy pvh
 }
 
 # The same for a guest with two processors, and for reflinked files on loop devices.
