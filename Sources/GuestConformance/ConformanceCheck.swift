@@ -75,6 +75,8 @@ public enum ConformanceCheck: Int, CaseIterable, Sendable {
     case ownLayoutIsAdopted = 27
     /// State that was restored is what is captured next.
     case stateSurvivesARoundTrip = 28
+    /// `changePages` passes the guest's memory, page by page in order, in both directions.
+    case changedPagesAreTheGuests = 29
 }
 
 extension ConformanceCheck {

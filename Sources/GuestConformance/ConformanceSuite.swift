@@ -89,6 +89,7 @@ extension Examination {
         case .mappedMemoryIsTheGuests: try mappedMemoryIsTheGuests()
         case .ownLayoutIsAdopted: try ownLayoutIsAdopted()
         case .stateSurvivesARoundTrip: try stateSurvivesARoundTrip()
+        case .changedPagesAreTheGuests: try changedPagesAreTheGuests()
         }
     }
 }

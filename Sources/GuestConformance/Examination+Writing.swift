@@ -68,6 +68,42 @@ extension Examination {
         }
     }
 
+    mutating func changedPagesAreTheGuests() throws {
+        let guest = try writable()
+        let runs = scatteredRuns()
+        let frames = runs.flatMap { $0.frames.map { PageFrameNumber($0) } }
+        let pages = frames.map { _ in page() }
+        try paused {
+            let before = try copy(runs)
+            var seen: [PageFrameNumber] = []
+            var held: [UInt8] = []
+            let isChanged = try guest.changePages(runs.span) { frame, memory in
+                held += memory
+                if seen.count < pages.count { memory.copyBytes(from: pages[seen.count]) }
+                seen.append(frame)
+            }
+            guard isChanged else {
+                guard seen.isEmpty else {
+                    throw Finding("changePages returns false, and has called its argument")
+                }
+                throw Skip("the guest passes no pages to be changed")
+            }
+            guard seen == frames else {
+                throw Finding("changePages passes \(seen.count) pages, not the \(frames.count)")
+            }
+            guard Examination.same(held, before) else {
+                throw Finding("changePages passes other memory than copyPages copies")
+            }
+            for (frame, page) in zip(frames, pages) {
+                guard Examination.same(try copy(frame), page),
+                    Examination.same(try subject.read(frame), page)
+                else {
+                    throw Finding("frame \(frame) does not hold what changePages was to change")
+                }
+            }
+        }
+    }
+
     mutating func ownLayoutIsAdopted() throws {
         let guest = try writable()
         _ = try write()

@@ -145,7 +145,8 @@ public protocol WritableGuest: Guest {
     ///
     /// Called in the pause for a revert, after `prepareState`, if `mappedMemory` has none of these
     /// pages. A guest that can map its pages for a moment need not be copied from and to; others
-    /// return false, which is the default.
+    /// return false, which is the default. What is changed counts as `writePages`: the log records
+    /// it.
     ///
     /// - Parameters:
     ///   - runs: ascending runs, all in the layout.

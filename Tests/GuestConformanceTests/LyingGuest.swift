@@ -16,6 +16,7 @@ final class LyingGuest: WritableGuest {
         case secondLogIsDeaf, logComesAgain, outsideEndIsUnnoticed
         case everybodyMayOwn, ownerIsRefusedOddly, ownedForEver, oldClaimIsGiven, othersMayOwn
         case writesElsewhere, writesTooMuch, mapsACopy, adoptsByClearing
+        case changesACopy, changesTooFew
         case stateIsForgotten, stateFlickers
     }
 
@@ -252,6 +253,24 @@ extension LyingGuest {
         let copy = UnsafeMutableRawBufferPointer(rebasing: copies[place])
         copy.copyMemory(from: UnsafeRawBufferPointer(mapped))
         return copy
+    }
+
+    func changePages(
+        _ runs: Span<PageRange>,
+        _ body: (PageFrameNumber, UnsafeMutableRawBufferPointer) -> Void
+    ) throws(GuestError) -> Bool {
+        var frames: [PageFrameNumber] = []
+        for index in runs.indices { frames += runs[index].frames.map { PageFrameNumber($0) } }
+        for frame in frames.dropLast(lie == .changesTooFew ? 1 : 0) {
+            guard lie == .changesACopy else {
+                body(frame, page(frame))
+                continue
+            }
+            let copy = UnsafeMutableRawBufferPointer(rebasing: copies[..<Page.byteCount])
+            copy.copyMemory(from: UnsafeRawBufferPointer(page(frame)))
+            body(frame, copy)
+        }
+        return true
     }
 
     func restoreState(_ newState: GuestState) throws(GuestError) {
