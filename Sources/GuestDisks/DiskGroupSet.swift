@@ -150,6 +150,18 @@ private final class DiskExchangeSet: DiskExchange {
         return DiskCutSet(cuts)
     }
 
+    func load() throws(GuestError) {
+        for part in parts { try part.load() }
+    }
+
+    func unload() throws(GuestError) {
+        var failure: GuestError?
+        for part in parts {
+            do throws(GuestError) { try part.unload() } catch { failure = failure ?? error }
+        }
+        if let failure { throw failure }
+    }
+
     func exchange() throws(GuestError) {
         do throws(GuestError) {
             for part in parts {

@@ -51,6 +51,15 @@ public protocol DiskExchange: AnyObject, Sendable {
     ///   it.
     func finishWriting() throws(GuestError) -> any DiskCut
 
+    /// Does what of `exchange` is possible while the disks have their old contents.
+    ///
+    /// Called in the pause, while the guest's devices end their requests. `exchange` or `unload`
+    /// follows. The default does nothing.
+    func load() throws(GuestError)
+
+    /// Undoes `load`, also one that failed. The default does nothing.
+    func unload() throws(GuestError)
+
     /// Puts the new contents in the place of the old ones. Called in the pause: it must be fast.
     ///
     /// When it throws, all disks have the old ones, unless the message says otherwise. No disk is
@@ -65,4 +74,12 @@ public protocol DiskExchange: AnyObject, Sendable {
     ///
     /// When it throws, what is left is in the journal, and is dropped later.
     func end() throws(GuestError)
+}
+
+extension DiskExchange {
+    /// Does nothing.
+    public func load() throws(GuestError) {}
+
+    /// Does nothing.
+    public func unload() throws(GuestError) {}
 }

@@ -95,6 +95,15 @@ public protocol WritableGuest: Guest {
     /// default this is `pause`.
     func pauseForRevert() throws(GuestError)
 
+    /// Asks the devices to end every access to memory, without waiting for it.
+    ///
+    /// Called in the pause for a revert, before `stopDevices`; what else has to be done is done
+    /// between. The default returns false.
+    ///
+    /// - Returns: true if devices may write until `stopDevices` returns; false if it has nothing to
+    ///   wait for.
+    func beginStoppingDevices() throws(GuestError) -> Bool
+
     /// Ends every access to memory that is not the guest's own, as by devices.
     ///
     /// Called in the pause for a revert, before the log is read the last time: what devices have
@@ -171,6 +180,9 @@ extension WritableGuest {
 
     /// Pauses it.
     public func pauseForRevert() throws(GuestError) { try pause() }
+
+    /// False: there is nothing to wait for.
+    public func beginStoppingDevices() throws(GuestError) -> Bool { false }
 
     /// Does nothing.
     public func stopDevices() throws(GuestError) {}

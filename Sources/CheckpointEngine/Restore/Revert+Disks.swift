@@ -69,6 +69,13 @@ protocol RevertedDisks: AnyObject {
     /// - Parameter map: the checkpoint's.
     func prepare(_ map: PageMap, _ control: WorkControl) throws
 
+    /// In the pause, while devices end their requests: does what of the exchange is possible while
+    /// the disks hold what they held.
+    func load() throws
+
+    /// Undoes `load`: the revert has failed, and the guest is about to continue.
+    func unload() throws
+
     /// In the pause: finds what is left to do. Nothing is changed yet.
     ///
     /// - Returns: bytes read from packs.
@@ -228,6 +235,10 @@ final class DiskRevert: RevertedDisks {
     /// Nothing is written yet.
     ///
     /// - Returns: bytes read from packs.
+    func load() {}
+
+    func unload() {}
+
     func plan(within budget: Duration) throws -> Int {
         let cut = madeCut
         cutBudget = budget

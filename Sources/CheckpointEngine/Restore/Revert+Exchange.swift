@@ -175,6 +175,10 @@ final class DiskExchangeRevert: RevertedDisks {
 
     // MARK: - In the pause
 
+    func load() throws { try contents?.load() }
+
+    func unload() throws { try contents?.unload() }
+
     func plan(within budget: Duration) -> Int { 0 }
 
     func write() {}

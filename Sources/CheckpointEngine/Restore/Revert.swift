@@ -11,8 +11,8 @@ import Synchronization
 //                    their contents in the checkpoint are read, verified, and staged;
 //                    the same for pages that were written meanwhile, in rounds, until few come
 //                    the disks are prepared
-//   in the pause:    devices stop
-//                    the pages written since the last round are staged too
+//   in the pause:    devices stop; meanwhile the pages written since the last round are staged too,
+//                    and after it those that devices have written
 //                    the state is prepared, and the disks go back
 //                    every candidate is compared with the live page; those that differ are written
 //                    the state is restored
@@ -197,20 +197,45 @@ private struct RevertOperation {
     ///
     /// - Returns: bytes read from packs.
     private func readLate(_ known: GuestLayout?, _ sets: inout RevertSets) throws -> Int {
-        try guest.stopDevices()
-        steps.end("devices")
-        try addLate(known, to: &sets)
-        var byteCount = try staged.add(sets.late, .none)
-        if let disks {
-            byteCount += try disks.plan(within: session.options.diskCutBudget)
-            try disks.write()
+        do {
+            var byteCount = 0
+            if try guest.beginStoppingDevices() {
+                try disks?.load()
+                // Without a log all memory would be read twice.
+                if known != nil { byteCount = try stageLate(known, &sets) }
+            }
+            try guest.stopDevices()
+            steps.end("devices")
+            byteCount += try stageLate(known, &sets)
+            if let disks {
+                byteCount += try disks.plan(within: session.options.diskCutBudget)
+                try disks.write()
+            }
+            guest.noteRevert(
+                NotedRevert(
+                    checkpoint: target.id, pages: sets.candidates, diskCut: disks?.cutName ?? ""))
+            steps.end("late")
+            try adoptLayout()
+            return byteCount
+        } catch {
+            try unloadDisks(after: error)
+            throw error
         }
-        guest.noteRevert(
-            NotedRevert(
-                checkpoint: target.id, pages: sets.candidates, diskCut: disks?.cutName ?? ""))
-        steps.end("late")
-        try adoptLayout()
-        return byteCount
+    }
+
+    /// The guest is about to continue as it was, because of an error.
+    private func unloadDisks(after error: any Error) throws {
+        do { try disks?.unload() } catch let failure {
+            throw CheckpointError(.guest, "\(error); and \(failure)")
+        }
+    }
+
+    /// Stages pages that were written since the last round, or since this was called before.
+    ///
+    /// - Returns: bytes read from packs.
+    private func stageLate(_ known: GuestLayout?, _ sets: inout RevertSets) throws -> Int {
+        try addLate(known, to: &sets)
+        return try staged.add(sets.late, .none)
     }
 
     /// Prepares the guest's state, and exchanges the disks: no page is written yet.
@@ -223,6 +248,7 @@ private struct RevertOperation {
         } catch {
             session.state.mergeBack(DirtyBitmap(), comparesAll: true)
             // The memory is as it was: the disks follow it.
+            try unloadDisks(after: error)
             try disks?.takeBack(after: error)
             throw CheckpointError(
                 .guest,

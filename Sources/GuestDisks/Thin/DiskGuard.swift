@@ -3,8 +3,8 @@ import Synchronization
 
 // The guard is a small process that outlives the checkpointer. It reads one line for each step:
 //
-//   S MAJOR:MINOR ...   these devices are about to be suspended
-//   R                   all of them run
+//   S MAJOR:MINOR ...   these devices are about to be suspended, or to get another table loaded
+//   R                   all of them run, and have no other table loaded
 //
 // It prints one byte, '+', when it is ready. Each line is written before the step that can leave a
 // device suspended, and after the step that resumes it, so the guard never assumes a better state
@@ -92,6 +92,10 @@ public final class DiskGuard: Sendable {
                     try resume(number, calls)
                 }) {
                     resumed.append(name)
+                }
+                // Else the next one who resumes the device would put it in force.
+                try persistently { () throws(GuestError) in
+                    if try calls.device(number) != nil { try calls.prepare(.clear(number)).run() }
                 }
             } catch {
                 failure = failure ?? error

@@ -69,6 +69,7 @@ final class ThinExchange: DiskExchange {
         let loadOld: any PreparedRequest
         let suspend: any PreparedRequest
         let resume: any PreparedRequest
+        let clear: any PreparedRequest
 
         init(
             _ new: ThinReplacement, _ pool: ThinPool, _ calls: any DeviceMapperCalls
@@ -78,6 +79,7 @@ final class ThinExchange: DiskExchange {
             loadOld = try calls.prepare(.load(origin, new.table(new.oldID, pool)))
             suspend = try calls.prepare(.suspend(origin))
             resume = try calls.prepare(.resume(origin))
+            clear = try calls.prepare(.clear(origin))
         }
     }
 
@@ -88,6 +90,8 @@ final class ThinExchange: DiskExchange {
         /// Devices that may exist.
         var active: Set<String> = []
         var isExchanged = false
+        /// Tables with the new contents may be loaded, and not in force.
+        var isLoaded = false
     }
 
     private let group: ThinDisks
@@ -219,10 +223,31 @@ final class ThinExchange: DiskExchange {
 
     // MARK: - In the pause
 
+    /// Loads the tables, which takes longer than to put them in force.
+    func load() throws(GuestError) {
+        try noteSuspending()
+        state.withLock { $0.isLoaded = true }
+        for request in requests { try request.loadNew.run() }
+    }
+
+    /// Clears the tables: the next one who resumes a device would put them in force.
+    func unload() throws(GuestError) {
+        guard state.withLock({ $0.isLoaded }) else { return }
+        for request in requests {
+            try ThinDisks.persistently { () throws(GuestError) in try request.clear.run() }
+        }
+        state.withLock { $0.isLoaded = false }
+        diskGuard?.noteRunning()
+    }
+
     func exchange() throws(GuestError) {
         do throws(GuestError) {
-            try swap { $0.loadNew }
-            state.withLock { $0.isExchanged = true }
+            if !state.withLock({ $0.isLoaded }) { try load() }
+            try swap()
+            state.withLock { state in
+                state.isExchanged = true
+                state.isLoaded = false
+            }
         } catch {
             state.withLock { $0.isExchanged = true }
             try takeBack()
@@ -233,28 +258,36 @@ final class ThinExchange: DiskExchange {
     func takeBack() throws(GuestError) {
         guard state.withLock({ $0.isExchanged }) else { return }
         do throws(GuestError) {
-            try swap { $0.loadOld }
+            try noteSuspending()
+            state.withLock { $0.isLoaded = true }
+            for request in requests { try request.loadOld.run() }
+            try swap()
         } catch {
             throw GuestError(
                 code: error.code,
                 message: "the disks could not be put back to what they held (\(error.message)); "
                     + "look at them with dmsetup table before the guest runs", errno: error.errno)
         }
-        state.withLock { $0.isExchanged = false }
+        state.withLock { state in
+            state.isExchanged = false
+            state.isLoaded = false
+        }
     }
 
-    /// Gives all devices other tables; none is suspended afterwards.
-    private func swap(
-        _ load: (Requests) -> any PreparedRequest
-    ) throws(GuestError) {
-        if let diskGuard, !diskGuard.note(suspending: replacements.map(\.part.origin)) {
-            throw GuestError(
-                code: .unavailable,
-                message: "the guard has died, so no disk was exchanged; try again")
+    /// Tells the guard that devices may have a table loaded, or be suspended, from here on.
+    private func noteSuspending() throws(GuestError) {
+        guard let diskGuard, !diskGuard.note(suspending: replacements.map(\.part.origin)) else {
+            return
         }
+        throw GuestError(
+            code: .unavailable,
+            message: "the guard has died, so no disk was exchanged; try again")
+    }
+
+    /// Puts the loaded tables in force; no device is suspended afterwards.
+    private func swap() throws(GuestError) {
         var failure: GuestError?
         do throws(GuestError) {
-            for request in requests { try load(request).run() }
             for request in requests { try request.suspend.run() }
         } catch {
             failure = error
@@ -276,6 +309,7 @@ final class ThinExchange: DiskExchange {
 
     func end() throws(GuestError) {
         state.withLock { $0.files = [:] }
+        try unload()
         try deactivate()
         let (isExchanged, made) = state.withLock { ($0.isExchanged, $0.made) }
         for (index, new) in replacements.enumerated() {

@@ -174,14 +174,20 @@ final class DeviceRevert: Sendable {
         }
     }
 
-    /// Closes the back ends.
-    func close() throws(GuestError) {
+    /// Asks the back ends to close.
+    func beginClosing() throws(GuestError) {
         precondition(step == .stopped, "back ends are closed once the domain has stopped")
         pauser?.note(isRecoverable ? .closing : .forward)
         state.withLock { state in
             state.step = .closing
             state.isDetached = true
         }
+        try ends.beginClosing(calls)
+    }
+
+    /// Waits until the back ends are closed.
+    func close() throws(GuestError) {
+        precondition(step == .closing, "back ends are closed once they were asked to")
         try closeEnds(by: deadline)
     }
 
@@ -319,6 +325,7 @@ final class DeviceRevert: Sendable {
     private func goBackWithOwnState() throws(GuestError) {
         if step == .stopped || step == .closing {
             // It is patient: nothing else can be done as long as its memory is in use.
+            try ends.beginClosing(calls)
             try closeEnds(by: ContinuousClock.now + options.deviceTimeout * 6)
         }
         pauser?.note(.closing)

@@ -90,11 +90,17 @@ struct FrontEnds: Sendable {
         }
     }
 
-    /// Closes all back ends, and waits until none has memory of the domain mapped.
+    /// Asks all back ends to close.
+    func beginClosing(_ calls: any XenCalls) throws(GuestError) {
+        for device in devices { try calls.write("\(device.front)/state", "6") }
+    }
+
+    /// Waits until all back ends have closed, and none has memory of the domain mapped.
+    ///
+    /// Asks them again, too: a back end that holds memory tries again then.
     func close(by deadline: ContinuousClock.Instant, _ calls: any XenCalls) throws(GuestError) {
         while true {
             let pushed = ContinuousClock.now
-            for device in devices { try calls.write("\(device.front)/state", "6") }
             try awaitState(.closed, devices, by: deadline, calls)
             let grants = try calls.grantTable(domainID).dropFirst(GrantEntry.reservedCount)
             guard grants.contains(where: \.isMapped) else { return }
@@ -107,6 +113,7 @@ struct FrontEnds: Sendable {
             while ContinuousClock.now - pushed < FrontEnds.pushInterval {
                 system_sleep(microseconds: FrontEnds.pollMicroseconds)
             }
+            try beginClosing(calls)
         }
     }
 

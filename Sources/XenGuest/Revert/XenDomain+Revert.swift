@@ -128,6 +128,13 @@ extension XenDomain {
         try revert.stop(finish: finishCommand)
     }
 
+    /// Asks the back ends of the domain's devices to let go of its memory.
+    public func beginStoppingDevices() throws(GuestError) -> Bool {
+        guard let revert, revert.step != .running else { return false }
+        try revert.beginClosing()
+        return true
+    }
+
     /// Closes the back ends of the domain's devices, and waits until they have let go.
     public func stopDevices() throws(GuestError) {
         if let revert, revert.step != .running { try revert.close() }
