@@ -198,6 +198,11 @@ struct XenRevert: ParsableCommand {
     @Flag(help: "Complete a revert that has left the domain standing still.")
     var finish = false
 
+    // The domain's guard has begun this, and repeats it: another guard would cost time in which the
+    // domain stands still.
+    @Flag(help: .hidden)
+    var guarded = false
+
     @OptionGroup var lock: LockOptions
 
     @Flag(help: "Print the result as a JSON object.")
@@ -218,6 +223,7 @@ struct XenRevert: ParsableCommand {
             options.domain.pauseMode =
                 XenOrigin(try repository.state(of: found))?.pauseMode ?? .suspend
             options.domain.finishesRevert = finish
+            if guarded { options.domain.guardCommand = nil }
             // The revert checks whether the checkpoint belongs to this domain.
             options.capture.acceptsGuestChange = true
             options.disks = .tool
@@ -225,6 +231,7 @@ struct XenRevert: ParsableCommand {
                 Failure.notice($0, code: "disks", isJSON: json)
             }
             if let diskState { options.disks.stateDirectory = diskState.path }
+            if guarded { options.disks.guardCommand = [] }
             let checkpointer = try XenCheckpointer(
                 of: try XenHost().domain(named: domain), in: repository, lineage: found.lineage,
                 options: options)
@@ -251,7 +258,8 @@ struct XenRevert: ParsableCommand {
             return try body()
         } catch  where checkpointer.standsStill {
             let failure = ToolError(error)
-            let words = ["varve"] + finishCommand(checkpoint).dropFirst().prefix { $0 != "--wait" }
+            let words =
+                ["varve"] + finishCommand(checkpoint).dropFirst().prefix { $0 != "--guarded" }
             throw ToolError(
                 "\(failure.message); '\(words.joined(separator: " "))"
                     + (diskState.map { " --disk-state \($0)" } ?? "") + "' completes it",
@@ -263,7 +271,7 @@ struct XenRevert: ParsableCommand {
     private func finishCommand(_ checkpoint: Checkpoint) -> [String] {
         [
             "/proc/self/exe", "xen", "revert", domain, store.path.string, "\(checkpoint.id)",
-            "--finish", "--wait", "10",
+            "--finish", "--guarded", "--wait", "10",
         ] + (diskState.map { ["--disk-state", $0.path.string] } ?? [])
     }
 

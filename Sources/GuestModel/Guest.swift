@@ -212,16 +212,21 @@ extension WritableGuest {
 /// What a revert has found before it changes anything.
 public struct NotedRevert: Equatable, Sendable {
     /// The checkpoint that the guest goes back to.
-    public var checkpoint: CheckpointID
+    public let checkpoint: CheckpointID
     /// The pages that are compared; no other one differs from the checkpoint.
-    public var pages: DirtyBitmap
+    public let pages: DirtyBitmap
+    /// The guest's layout, which is the checkpoint's.
+    public let layout: GuestLayout
     /// The name of a cut that holds the checkpoint's disks; empty if there is none.
-    public var diskCut: String
+    public let diskCut: String
 
     /// Creates a value.
-    public init(checkpoint: CheckpointID, pages: DirtyBitmap, diskCut: String = "") {
+    public init(
+        checkpoint: CheckpointID, pages: DirtyBitmap, layout: GuestLayout, diskCut: String = ""
+    ) {
         self.checkpoint = checkpoint
         self.pages = pages
+        self.layout = layout
         self.diskCut = diskCut
     }
 }

@@ -69,6 +69,30 @@ import XenStream
         return scene
     }
 
+    @Test(arguments: [1, 2, 3, 4])
+    func whatCompletesARevertIsBegunThreeTimes(succeeding: Int) throws {
+        let scene = try scene()
+        let bytes = try make(RevertGuardTests.moves, scene.xen)
+        let count = Mutex(0)
+        var rest = bytes[...]
+        let text = try XenGuard.run(
+            domain: Scene.number, calls: scene.xen, patience: XenGuard.Patience(), ready: {},
+            next: { rest.popFirst() },
+            complete: { _ in
+                let tried = count.withLock { count in
+                    count += 1
+                    return count
+                }
+                return (tried == succeeding ? 0 : 9, "words of \(tried)")
+            })
+        #expect(count.withLock { $0 } == min(succeeding, 3))
+        let expected =
+            succeeding <= 3
+            ? "reverted by the guard (words of \(succeeding))"
+            : "left standing still, because the guard's revert failed (words of 3)"
+        #expect(text?.contains(expected) == true, "\(text ?? "nothing")")
+    }
+
     @Test func whereverTheCheckpointerDiesTheDomainRunsOrIsReverted() throws {
         let moves = RevertGuardTests.moves
         for cut in 0...moves.count {

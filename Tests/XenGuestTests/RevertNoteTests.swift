@@ -32,7 +32,13 @@ import VarveTestSupport
                 pages.insert(PageFrameNumber(.random(in: 0..<1 << 16, using: &random)))
             }
             let cut = ["", "cut-0123456789abcdef", "4:cut-5:ü"].randomElement(using: &random) ?? ""
-            let note = NotedRevert(checkpoint: checkpoint, pages: pages, diskCut: cut)
+            let runs = (0..<Int.random(in: 0...5, using: &random)).map {
+                PageRange(
+                    first: PageFrameNumber(UInt64($0) * 1000),
+                    count: .random(in: 1...999, using: &random))
+            }
+            let note = NotedRevert(
+                checkpoint: checkpoint, pages: pages, layout: GuestLayout(runs: runs), diskCut: cut)
             RevertNote.leave(note, uuid, in: path)
             #expect(RevertNote.read(uuid, in: path) == note)
             #expect(RevertNote.read(Array(2...17), in: path) == nil)
@@ -48,23 +54,31 @@ import VarveTestSupport
         for frame in stride(from: UInt64(3), to: 4000, by: 71) {
             pages.insert(PageFrameNumber(frame))
         }
-        let note = NotedRevert(checkpoint: checkpoint, pages: pages, diskCut: "cut-1")
+        let layout = GuestLayout(runs: [
+            PageRange(first: PageFrameNumber(1), count: 4000),
+            PageRange(first: PageFrameNumber(5000), count: 3),
+        ])
+        let note = NotedRevert(
+            checkpoint: checkpoint, pages: pages, layout: layout, diskCut: "cut-1")
         RevertNote.leave(note, uuid, in: path)
         let whole = try Data(contentsOf: file)
         // The format, which another version of the tool may read.
         let count = UInt8(pages.words.count)
         #expect(
-            whole.prefix(24)
+            whole.prefix(32)
                 == Data(
-                    Array("VARVEREV".utf8) + [5, 0, 0, 0, 0, 0, 0, 0, count, 0, 0, 0, 0, 0, 0, 0]))
-        #expect(whole[24..<56] == Data(checkpoint.digest.bytes))
-        #expect(whole[56..<61] == Data("cut-1".utf8) && whole[61] == 1 << 3)
-        #expect(whole.count == 61 + 8 * pages.words.count)
+                    Array("VARVEREV".utf8) + [5, 0, 0, 0, 0, 0, 0, 0, count, 0, 0, 0, 0, 0, 0, 0]
+                        + [2, 0, 0, 0, 0, 0, 0, 0]))
+        #expect(whole[32..<64] == Data(checkpoint.digest.bytes))
+        #expect(whole[64..<69] == Data("cut-1".utf8) && whole[69] == 1 << 3)
+        let runs: [UInt8] = [1, 0, 0, 0, 0, 0, 0, 0, 0xa0, 0x0f, 0, 0, 0, 0, 0, 0]
+        #expect(whole.suffix(32).prefix(16) == Data(runs))
+        #expect(whole.count == 69 + 8 * pages.words.count + 32)
         for count in 0..<whole.count {
             try whole.prefix(count).write(to: file)
             #expect(RevertNote.read(uuid, in: path) == nil, "\(count) bytes")
         }
-        for offset in 0..<56 {
+        for offset in 0..<64 {
             var damaged = whole
             damaged[offset] ^= UInt8.random(in: 1...255, using: &random)
             try damaged.write(to: file)

@@ -11,8 +11,10 @@ extension Guest {
     public func memoryRoot() throws(GuestError) -> PageDigest { try pageMap().root() }
 
     /// Returns the page map of the guest's current memory.
-    func pageMap() throws(GuestError) -> VolumeMap {
-        let layout = try layout()
+    func pageMap() throws(GuestError) -> VolumeMap { try pageMap(of: try layout()) }
+
+    /// Returns the page map of a part of it.
+    func pageMap(of layout: GuestLayout) throws(GuestError) -> VolumeMap {
         let map = VolumeMap()
         _ = map.adopt(layout)
         var classifier = PageClassifier()

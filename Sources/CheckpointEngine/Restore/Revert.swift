@@ -213,7 +213,8 @@ private struct RevertOperation {
             }
             guest.noteRevert(
                 NotedRevert(
-                    checkpoint: target.id, pages: sets.candidates, diskCut: disks?.cutName ?? ""))
+                    checkpoint: target.id, pages: sets.candidates, layout: map.layout,
+                    diskCut: disks?.cutName ?? ""))
             steps.end("late")
             try adoptLayout()
             return byteCount
@@ -314,12 +315,18 @@ private struct RevertOperation {
         // meanwhile is in the log.
         try log.begin()
         _ = try takeLog(log)
+        let noted = guest.notedRevert()
         let now = try guest.layout()
-        // The guest stands still since another process reverted it.
-        if let noted = guest.notedRevert(), noted.checkpoint == target.id {
-            return (noted.pages, now)
+        guard let noted, noted.checkpoint == target.id else {
+            return (map.difference(from: try guest.pageMap()), now)
         }
-        return (map.difference(from: try guest.pageMap()), now)
+        // The guest stands still since another process reverted it: no other page differs.
+        var present = noted.pages
+        present.formIntersection(DirtyBitmap(now))
+        var differing = map.difference(
+            from: try guest.pageMap(of: GuestLayout(runs: present.runs())))
+        differing.formIntersection(noted.pages)
+        return (differing, now)
     }
 
     /// Adds what joins the candidates in the pause: pages written since the last round; or, without

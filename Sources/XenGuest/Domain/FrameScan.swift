@@ -15,6 +15,13 @@ struct FrameScan: Sendable {
     /// The frames that were found.
     let layout: GuestLayout
 
+    /// What is known already.
+    init(layout: GuestLayout, pageCount: Int, frameCount: Int) {
+        self.layout = layout
+        self.pageCount = pageCount
+        self.frameCount = frameCount
+    }
+
     /// Queries each frame from 0.
     init(
         _ domain: UInt32, _ calls: any XenCalls, pageCount: Int, frameCount: Int

@@ -7,15 +7,19 @@ import GuestModel
 //   0   8   `VARVEREV`; not there until all is written
 //   8   8   bytes of the name of a cut
 //   16  8   words of the bitmap
-//   24  32  the checkpoint's ID
-//   56      the name of the cut, as UTF-8; then the words
+//   24  8   runs of the layout
+//   32  32  the checkpoint's ID
+//   64      the name of the cut, as UTF-8; then the words; then the first frame of each run, and how
+//           many there are
 //
 // It is about one stop of the domain: it is removed before the next one, and when the domain runs.
 
 /// What a revert in progress has found, for the one that completes it.
 enum RevertNote {
-    private static let headerByteCount = 56
+    private static let headerByteCount = 64
     private static let magic = Array("VARVEREV".utf8)
+    /// More than any domain has.
+    private static let frameEndMax: UInt64 = 1 << 40
     /// `DiskCut.name`.
     private static let nameByteCountMax = 4096
 
@@ -34,9 +38,14 @@ enum RevertNote {
         guard file >= 0 else { return }
         defer { system_close(file) }
         guard system_truncate(file) == 0 else { return }
-        let words = found.pages.words
         let name = Array(found.diskCut.utf8)
-        let sizes = [UInt64(name.count), UInt64(words.count)].map(\.littleEndian)
+        let runs = found.layout.runs
+        let sizes = [name.count, found.pages.words.count, runs.count].map {
+            UInt64($0).littleEndian
+        }
+        let words =
+            (found.pages.words + runs.flatMap { [$0.first.rawValue, UInt64($0.count)] })
+            .map(\.littleEndian)
         var header = magic
         sizes.withUnsafeBytes { header += $0 }
         header += found.checkpoint.digest.bytes
@@ -68,31 +77,46 @@ enum RevertNote {
             }
             return Int(clamping: value)
         }
-        let (nameCount, wordCount) = (number(8), number(16))
-        guard nameCount <= nameByteCountMax,
-            byteCount - headerByteCount - nameCount >= 0,
-            wordCount == (byteCount - headerByteCount - nameCount) / 8,
-            (byteCount - headerByteCount - nameCount) % 8 == 0
+        let (nameCount, wordCount, runCount) = (number(8), number(16), number(24))
+        let rest = byteCount - headerByteCount - nameCount
+        guard nameCount <= nameByteCountMax, rest >= 0, rest % 8 == 0, wordCount <= rest / 8,
+            runCount <= rest / 16, wordCount + 2 * runCount == rest / 8
         else { return nil }
         var name = [UInt8](repeating: 0, count: nameCount)
         guard name.withUnsafeMutableBytes({ system_read(file, $0, at: headerByteCount) }),
             let cut = String(validating: name, as: UTF8.self),
-            let pages = bitmap(file, at: headerByteCount + nameCount, wordCount: wordCount)
+            let words = words(file, at: headerByteCount + nameCount, wordCount + 2 * runCount),
+            let layout = layout(words[wordCount...])
         else { return nil }
-        let id = CheckpointID(PageDigest(bytes: header[24..<56]))
-        return NotedRevert(checkpoint: id, pages: pages, diskCut: cut)
+        var pages = DirtyBitmap()
+        for (index, word) in words[..<wordCount].enumerated() where word != 0 {
+            pages.insert(wordIndex: index, mask: word)
+        }
+        return NotedRevert(
+            checkpoint: CheckpointID(PageDigest(bytes: header[32..<64])), pages: pages,
+            layout: layout, diskCut: cut)
     }
 
-    private static func bitmap(_ file: Int32, at offset: Int, wordCount: Int) -> DirtyBitmap? {
-        var words = [UInt64](repeating: 0, count: wordCount)
+    private static func words(_ file: Int32, at offset: Int, _ count: Int) -> [UInt64]? {
+        var words = [UInt64](repeating: 0, count: count)
         guard words.withUnsafeMutableBytes({ system_read(file, $0, at: offset) }) else {
             return nil
         }
-        var pages = DirtyBitmap()
-        for (index, word) in words.enumerated() where word != 0 {
-            pages.insert(wordIndex: index, mask: UInt64(littleEndian: word))
+        return words.map { UInt64(littleEndian: $0) }
+    }
+
+    /// Ascending runs; nil if they are not.
+    private static func layout(_ words: ArraySlice<UInt64>) -> GuestLayout? {
+        var runs: [PageRange] = []
+        var end: UInt64 = 0
+        for index in stride(from: words.startIndex, to: words.endIndex, by: 2) {
+            let (first, count) = (words[index], words[index + 1])
+            guard first >= end, count > 0, first < frameEndMax, count <= frameEndMax - first
+            else { return nil }
+            runs.append(PageRange(first: PageFrameNumber(first), count: Int(count)))
+            end = first + count
         }
-        return pages
+        return GuestLayout(runs: runs)
     }
 
     /// Removes what was left.

@@ -110,6 +110,9 @@ public final class XenGuard: Sendable {
             next: { ChildProcess.nextByte() })
     }
 
+    /// How often a revert is tried to be completed.
+    private static let finishTries = 3
+
     /// How long to wait for a requested suspension.
     package struct Patience {
         /// If the request was not read, and was withdrawn.
@@ -167,10 +170,15 @@ public final class XenGuard: Sendable {
             if [.held, .halted, .closing, .forward].contains(hold) {
                 let text = try goBack(domain, from: hold, calls) {
                     guard let finish else { return "left standing still: revert it again" }
-                    let (status, words) = complete(finish)
-                    return status == 0
-                        ? "reverted by the guard (\(words))"
-                        : "left standing still, because the guard's revert failed (\(words))"
+                    // It has no guard of its own.
+                    var (status, words) = complete(finish)
+                    for _ in 1..<finishTries where status != 0 {
+                        try? calls.disableLog(domain)
+                        (status, words) = complete(finish)
+                    }
+                    guard status != 0 else { return "reverted by the guard (\(words))" }
+                    try? calls.disableLog(domain)
+                    return "left standing still, because the guard's revert failed (\(words))"
                 }
                 if let text { done.append(text) }
             } else if try release(domain, from: hold, patience, calls, meanwhile: endLog) {

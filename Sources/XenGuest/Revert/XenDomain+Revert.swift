@@ -103,9 +103,18 @@ extension XenDomain {
     }
 
     /// In the revert that the guard runs: what its predecessor noted.
+    ///
+    /// The domain has not run since, so the frames need not be looked for.
     public func notedRevert() -> NotedRevert? {
-        guard options.finishesRevert else { return nil }
-        return RevertNote.read(uuid, in: noteDirectory)
+        guard options.finishesRevert, let noted = RevertNote.read(uuid, in: noteDirectory),
+            let facts = try? calls.facts(domainID),
+            let frameCount = try? calls.frameCount(domainID)
+        else { return nil }
+        state.withLock {
+            $0.scan = FrameScan(
+                layout: noted.layout, pageCount: facts.pageCount, frameCount: frameCount)
+        }
+        return noted
     }
 
     /// Removes a note that is about an earlier stop.
