@@ -230,9 +230,8 @@ func branch(_ machine: Machine, from parent: Checkpoint, in repository: Reposito
         print("restore: the memory is equal")
 
         let report = try repository.verify()
-        print(
-            "verified: \(report.checkpointCount) checkpoints, \(report.findings.count) damaged places"
-        )
+        let (count, damaged) = (report.checkpointCount, report.findings.count)
+        print("verified: \(count) checkpoints, \(damaged) damaged places")
         try repository.close()
     }
 }
