@@ -1,6 +1,7 @@
 import CXen
 import Foundation
 import GuestModel
+import SystemPackage
 import Testing
 import VarveTestSupport
 

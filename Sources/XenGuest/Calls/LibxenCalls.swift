@@ -90,7 +90,9 @@ package final class LibxenCalls: XenCalls {
         let of = domain.map { " for domain \($0)" } ?? ""
         let remedy =
             switch code {
-            case EPERM, EACCES: "; run it as root in dom0"
+            case EPERM: "; run it as root in dom0"
+            // Also what Xen answers to libraries of another build than its own.
+            case EACCES: "; run it as root in dom0, with the libraries of the Xen that runs there"
             case ENOENT, ENXIO, ECONNREFUSED: "; is Xen's toolstack running?"
             default: ""
             }
@@ -106,8 +108,8 @@ package final class LibxenCalls: XenCalls {
 
     // MARK: - Domains
 
-    // `xc_domain_getinfolist` is in every version of Xen that Varve is built with;
-    // `xc_domain_getinfo` was removed in 4.18.
+    // `xc_domain_getinfolist` is in every version of Xen that Varve knows; `xc_domain_getinfo` was
+    // removed in 4.18.
 
     package func facts(_ domain: UInt32) throws(GuestError) -> DomainFacts? {
         var info = cxen_domaininfo()

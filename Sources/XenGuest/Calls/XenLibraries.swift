@@ -17,6 +17,13 @@ struct XenLibraries {
     static let known = (first...last).map { XenVersion(major: 4, minor: $0) }
     private static let (first, last): (UInt32, UInt32) = (17, 22)
 
+    /// Whether the layouts that CXen.h declares are those of this processor.
+    #if arch(x86_64)
+        private static let isSupported = true
+    #else
+        private static let isSupported = false
+    #endif
+
     /// Loads the libraries of the hypervisor that runs; if its version cannot be read, the latest
     /// ones that are installed.
     ///
@@ -24,11 +31,10 @@ struct XenLibraries {
     ///   - directory: where the libraries are, instead of the dynamic linker's own places.
     ///   - running: the hypervisor's version; nil if it cannot be read.
     init(in directory: String? = nil, of running: XenVersion?) throws(GuestError) {
-        #if !arch(x86_64)
+        guard XenLibraries.isSupported else {
             throw GuestError(
-                code: .unsupported,
-                message: "live domains of Xen are supported on x86-64 only")
-        #endif
+                code: .unsupported, message: "live domains of Xen are supported on x86-64 only")
+        }
         guard let version = running ?? XenLibraries.installed(in: directory).last else {
             throw GuestError(
                 code: .unsupported,
