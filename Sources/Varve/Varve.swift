@@ -1,5 +1,5 @@
-// The facade: `import Varve` gives an embedder everything. What does not need Xen is in `VarveCore`,
-// which can be imported alone.
+// The facade: `import Varve` gives an embedder everything. What does not need Xen is in
+// `VarveCore`, which can be imported alone.
 
 @_exported public import VarveCore
 @_exported public import XenGuest
