@@ -90,9 +90,9 @@ package final class LibxenCalls: XenCalls {
         let of = domain.map { " for domain \($0)" } ?? ""
         let remedy =
             switch code {
-            case EPERM: "; run it as root in dom0"
-            // Also what Xen answers to libraries of another build than its own.
-            case EACCES: "; run it as root in dom0, with the libraries of the Xen that runs there"
+            // Xen's answer to libraries of another build than its own.
+            case EACCES where geteuid() == 0: "; are Xen's libraries those of the Xen that runs?"
+            case EPERM, EACCES: "; run it as root in dom0"
             case ENOENT, ENXIO, ECONNREFUSED: "; is Xen's toolstack running?"
             default: ""
             }

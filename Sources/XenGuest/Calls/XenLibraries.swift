@@ -5,9 +5,9 @@ import GuestModel
 /// Xen's libraries, which are loaded when live domains are used for the first time.
 ///
 /// So one build runs on hosts without Xen, and with each version that is `known`. libxenctrl,
-/// libxenguest and libxenlight carry the version in their names, and the hypervisor refuses every
-/// version but its own, so the libraries are those of the hypervisor that runs. The dynamic linker
-/// finds them where it finds linked ones (decision 0030).
+/// libxenguest and libxenlight carry the version in their names, and the hypervisor refuses those
+/// with another interface than its own, so the libraries are those of the hypervisor that runs. The
+/// dynamic linker finds them where it finds linked ones (decision 0030).
 struct XenLibraries {
     /// The version of Xen that they belong to.
     let version: XenVersion
@@ -77,10 +77,10 @@ struct XenLibraries {
             others.isEmpty
             ? ""
             : "; those of \(others.map(\.description).joined(separator: ", ")) are installed, "
-                + "which this hypervisor refuses"
+                + "which are for another hypervisor"
         return GuestError(
             code: .unsupported,
-            message: "there are no libraries for Xen \(version), which runs here "
+            message: "the libraries of Xen \(version), which runs here, cannot be loaded "
                 + "(\(problem))\(hint); install them (\(package("\(version)")))")
     }
 
