@@ -9,7 +9,7 @@ let package = Package(
     name: "varve",
     products: [
         .library(name: "Varve", targets: ["Varve"]),
-        // The same without live Xen domains, for hosts that have no library of Xen.
+        // The same without live Xen domains.
         .library(name: "VarveCore", targets: ["VarveCore"]),
         // Checks for an embedder's own guest, for its tests.
         .library(name: "GuestConformance", targets: ["GuestConformance"]),
@@ -28,9 +28,6 @@ let package = Package(
         // C, by module map: each stands for one Debian package.
         .systemLibrary(name: "CZstd", providers: [.apt(["libzstd-dev"])]),
         .systemLibrary(name: "CLMDB", providers: [.apt(["liblmdb-dev"])]),
-        // libxenctrl, libxenguest, libxenforeignmemory, libxenstore and libxenlight: the only way
-        // to a domain that Xen supports.
-        .systemLibrary(name: "CXen", providers: [.apt(["libxen-dev"])]),
         // libdevmapper: snapshots of thin volumes in the pause take milliseconds through it, and a
         // third of a second through dmsetup or lvm commands.
         .systemLibrary(name: "CDeviceMapper", providers: [.apt(["libdevmapper-dev"])]),
@@ -41,6 +38,11 @@ let package = Package(
         // C of our own.
         .target(name: "CPageKernels"),
         .target(name: "CLinux"),
+        // Declarations of what is used of libxenctrl, libxenguest, libxenforeignmemory, libxenstore
+        // and libxenlight, the only way to a domain that Xen supports. They are loaded at run time
+        // (decision 0030), so that one build runs without Xen and with each version of it; neither
+        // the build nor the program needs a package of Xen.
+        .target(name: "CXen"),
         // The arguments of the command line tool where /proc is not mounted.
         .target(name: "CArguments", path: "Examples/CArguments"),
 
@@ -101,9 +103,9 @@ let package = Package(
             ]),
 
         .target(name: "XenStream", dependencies: ["GuestModel"]),
-        .target(name: "XenGuest", dependencies: ["GuestModel", "XenStream", "CXen"]),
+        .target(name: "XenGuest", dependencies: ["GuestModel", "XenStream", "CLinux", "CXen"]),
 
-        // The facade: what needs no library of Xen, and all of it.
+        // The facade: what needs no Xen, and all of it.
         .target(
             name: "VarveCore",
             dependencies: [
@@ -246,8 +248,9 @@ let package = Package(
         .testTarget(
             name: "XenGuestTests",
             dependencies: [
-                // Memory of a simulated domain is a memfd, which glibc hides from Swift.
-                "CLinux", "CheckpointEngine", "CheckpointFormat", "CheckpointIndex",
+                // Memory of a simulated domain is a memfd, which glibc hides from Swift; functions of
+                // simulated libraries are called through CXen's table.
+                "CLinux", "CXen", "CheckpointEngine", "CheckpointFormat", "CheckpointIndex",
                 "CheckpointStore",
                 "CheckpointUpkeep", "GuestConformance", "GuestDisks", "GuestModel", "PackStore",
                 "Varve", "VarveTestSupport", "XenGuest", "XenStream",

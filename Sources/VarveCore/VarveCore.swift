@@ -1,5 +1,5 @@
-// Everything except live Xen domains: it builds and runs without Xen's libraries. Xen's streams are
-// read and written here too (`importXenStream`, `export`), because that needs no library of Xen.
+// Everything except live Xen domains. Xen's streams are read and written here too
+// (`importXenStream`, `export`), because that needs no library of Xen.
 
 @_exported public import CheckpointEngine
 @_exported public import CheckpointFormat

@@ -35,6 +35,44 @@ import VarveTestSupport
         #expect(result.error.contains(saying), "\(result.error)", sourceLocation: location)
     }
 
+    // MARK: - Hosts without Xen
+
+    /// True on a host without Xen; otherwise prints that these tests cannot be done.
+    private static let isWithoutXen: Bool = {
+        let devices = ["/dev/xen/privcmd", "/proc/xen/privcmd"]
+        if !devices.contains(where: { FileManager.default.fileExists(atPath: $0) }) { return true }
+        noteSkipped("skipped, a host without Xen: this one has it")
+        return false
+    }()
+
+    @Test func theToolNeedsNoLibraryOfXen() throws {
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: try #require(Tool.path))
+        process.environment = ["LD_TRACE_LOADED_OBJECTS": "1"]
+        let libraries = try Tool.finish(process).text
+        #expect(libraries.contains("liblmdb"), "\(libraries)")
+        #expect(!libraries.contains("libxen"), "\(libraries)")
+    }
+
+    @Test(.enabled(if: isWithoutXen)) func withoutXenEachCommandSaysSo() throws {
+        let store = try store()
+        let file = try save(guest(3).bytes, "stream")
+        #expect(try Tool.run("import", store, file, "--lineage", "web").status == 0)
+        let sentence =
+            "varve: no Xen runs here, or this is not its control domain: there is neither "
+            + "/dev/xen/privcmd nor /proc/xen/privcmd; run it in dom0\n"
+        for command in [
+            ["list"], ["doctor"], ["doctor", "web"], ["checkpoint", "web", store],
+            ["restore", store, "web"], ["revert", "web", store, "web"], ["monitor", "web"],
+        ] {
+            let result = try Tool.run(["xen"] + command)
+            #expect(result.status == 1, "\(command)")
+            #expect(result.error == sentence, "\(command)")
+            #expect(result.output.isEmpty, "\(command)")
+        }
+        #expect(try Tool.run("verify", store).status == 0)
+    }
+
     // MARK: - Import and export
 
     @Test(arguments: StreamMaker.Wrapper.allCases, [true, false])

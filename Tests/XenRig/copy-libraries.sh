@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # copy-libraries.sh ROOT PROGRAM...
-# Copies the shared libraries that programs load into ROOT/usr/lib. Where Xen is another Debian's
+# Copies the shared libraries that programs and libraries are linked with into ROOT/usr/lib. Where Xen is another Debian's
 # (XENRIG_XEN), they are that Debian's, all of them.
 set -euo pipefail
 # shellcheck source=settings.sh

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # run.sh SCRIPT [FILE...]
 # Boots Xen and dom0 under QEMU's software emulation, runs SCRIPT there (busybox's sh, as root) with
-# the FILEs in /payload, prints its output and exits with its status. The libraries of a program
-# among the FILEs are added.
+# the FILEs in /payload, prints its output and exits with its status. The libraries that a program
+# among the FILEs is linked with are added; Xen's own are there.
 #
 #   XENRIG_XEN=4.20          a version of Xen other than 4.17
 #   XENRIG_SHARE=DIRECTORY   a directory of the host, mounted as /share in dom0

@@ -22,13 +22,8 @@ case $XENRIG_XEN in
 esac
 key=$(cat "$rig"/setup.sh "$rig"/settings.sh "$rig"/own-apt.sh "$rig"/*.py "$rig"/dom0/* \
     "$rig"/domu/* "$rig"/copy-libraries.sh | sha256sum | cut -c1-12)
-packages=$VARVE_XEN_CACHE/packages-$XENRIG_XEN-2
+packages=$VARVE_XEN_CACHE/packages-$XENRIG_XEN-3
 images=$VARVE_XEN_CACHE/images-$XENRIG_XEN-$key
-# The version of another Debian brings all of its libraries, the C library too; Xen's own are also
-# in a folder of their own, for the linker.
+# The version of another Debian brings all of its libraries, the C library too.
 sysroot=
-develop=
-if [ "$suite" != "$(. /etc/os-release && echo "${VERSION_CODENAME:-}")" ]; then
-    sysroot=$packages
-    develop=$packages/develop
-fi
+[ "$suite" = "$(. /etc/os-release && echo "${VERSION_CODENAME:-}")" ] || sysroot=$packages

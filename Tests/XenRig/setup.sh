@@ -38,17 +38,18 @@ fi
 xen_packages=("xen-hypervisor-$XENRIG_XEN-amd64" "xen-utils-$XENRIG_XEN" xenstore-utils libyajl2)
 xen_libraries=(libxencall1 libxendevicemodel1 libxenevtchn1 libxenforeignmemory1 libxengnttab1
     libxenhypfs1 "libxenmisc$XENRIG_XEN" libxenstore4 libxentoolcore1 libxentoollog1)
+# Its headers, with which Scripts/xen-test compares the declarations of Sources/CXen.
+xen_libraries+=(libxen-dev)
 if [ ! -e "$packages/done" ]; then
     echo "fetching Xen $XENRIG_XEN and a kernel by apt into $VARVE_XEN_CACHE"
     rm -rf "$packages"
     mkdir -p "$packages/deb"
     apt=(-o APT::Sandbox::User=root)
     if [ -n "$sysroot" ]; then
-        # Another Debian's: with its C library, and what Varve is built against.
+        # Another Debian's: with its C library, and what Varve is linked with.
         own_apt "$suite" "$packages/apt"
         xen_packages+=(libc6 libgcc-s1 libstdc++6 liblzma5 libuuid1 libzstd1 zlib1g liblmdb0
             libdevmapper1.02.1 libudev1 libselinux1 libpcre2-8-0 libcap2)
-        xen_libraries+=(libxen-dev)
     elif [ -z "$(ls /var/lib/apt/lists/*Packages* 2>/dev/null)" ]; then
         apt-get update -qq
     fi
@@ -61,10 +62,7 @@ if [ ! -e "$packages/done" ]; then
     (cd "$packages/deb" && apt-get "${apt[@]}" -qq download \
         "${xen_packages[@]}" "${xen_libraries[@]}" "$kernel")
     for package in "$packages"/deb/*.deb; do dpkg-deb -x "$package" "$packages"; done
-    if [ -n "$develop" ]; then
-        for package in "$packages"/deb/libxen*.deb; do dpkg-deb -x "$package" "$develop"; done
-    fi
-    rm -rf "$packages/deb" "$packages/apt"
+    rm -rf "$packages/deb" "$packages/apt" "$packages"/usr/lib/*/*.a
     # Of the kernel's modules some twenty are used.
     [ -e "$packages/lib/modules" ] || ln -sfn usr/lib "$packages/lib"
     (
@@ -107,7 +105,14 @@ for tool in xl xenstored xenconsoled xenconsole xen-init-dom0 libxl-save-helper;
 done
 for tool in "$packages"/usr/bin/xenstore*; do [ ! -e "$tool" ] || cp "$tool" "$root/bin/"; done
 cp /bin/busybox "$root/bin/"
-./copy-libraries.sh "$root" "$tools"/* "$root/bin/xenstore"
+# Varve loads these by name, so ldd does not show them.
+loaded=()
+for library in libxencall.so.1 libxendevicemodel.so.1 libxenforeignmemory.so.1 libxengnttab.so.1 \
+    libxenstore.so.4 libxentoollog.so.1 lib{xenctrl,xenguest,xenlight}.so."$XENRIG_XEN"; do
+    cp -L "$packages/usr/lib/x86_64-linux-gnu/$library" "$root/usr/lib/"
+    loaded+=("$packages/usr/lib/x86_64-linux-gnu/$library")
+done
+./copy-libraries.sh "$root" "$tools"/* "$root/bin/xenstore" "${loaded[@]}"
 # pthread_cancel loads it by name, so ldd does not show it; xl aborts without it.
 cp -L "$sysroot/usr/lib/x86_64-linux-gnu/libgcc_s.so.1" "$root/usr/lib/"
 number=10

@@ -1,4 +1,4 @@
-import CXen
+import CLinux
 import Glibc
 package import GuestModel
 import Synchronization
@@ -35,7 +35,7 @@ package final class ChildProcess: Sendable {
         }
         collected = file
         var (inputEnds, outputEnds): ([Int32], [Int32]) = ([-1, -1], [-1, -1])
-        guard pipe2(&inputEnds, O_CLOEXEC) == 0, pipe2(&outputEnds, O_CLOEXEC) == 0 else {
+        guard clinux_pipe(&inputEnds) == 0, clinux_pipe(&outputEnds) == 0 else {
             let error = ChildProcess.failure("pipe2", "")
             for descriptor in inputEnds + [file] where descriptor >= 0 { close(descriptor) }
             throw error

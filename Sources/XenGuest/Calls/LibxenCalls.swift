@@ -3,16 +3,17 @@ import Glibc
 package import GuestModel
 import Synchronization
 
-/// The calls, implemented with the libraries of the installed Xen.
+/// The calls, implemented with the libraries of the Xen that runs (`XenLibraries`).
 ///
 /// Several threads may use the handles (libxenctrl: one hypercall buffer cache with a lock), but
 /// only one may call `waitForRelease`.
 package final class LibxenCalls: XenCalls {
+    private let xen: cxen_calls
     private nonisolated(unsafe) let control: OpaquePointer
     private nonisolated(unsafe) let memory: OpaquePointer
     private nonisolated(unsafe) let store: OpaquePointer
     private nonisolated(unsafe) let deviceModel: OpaquePointer
-    private nonisolated(unsafe) let logger: UnsafeMutablePointer<xentoollog_logger>
+    private nonisolated(unsafe) let logger: OpaquePointer
     private let libxl = Mutex<Handle?>(nil)
     private let isWatching = Mutex(false)
 
@@ -20,44 +21,48 @@ package final class LibxenCalls: XenCalls {
 
     /// Opens all handles.
     ///
-    /// Throws one sentence if there is no Xen, or no permission.
+    /// Throws one sentence if there is no Xen, no library of it, or no permission.
     package init() throws(GuestError) {
         guard LibxenCalls.hasPrivilegedDevice else {
             throw GuestError(
                 code: .unsupported,
-                message: "this is not Xen's control domain: there is neither /dev/xen/privcmd nor "
-                    + "/proc/xen/privcmd; run it in dom0")
+                message: "no Xen runs here, or this is not its control domain: there is neither "
+                    + "/dev/xen/privcmd nor /proc/xen/privcmd; run it in dom0")
         }
-        guard let tool = LibxenCalls.makeLogger() else {
+        let xen = try XenLibraries(of: XenLibraries.runningVersion()).calls
+        guard let tool = xen.makeLogger(above: CXEN_LOG_CRITICAL) else {
             throw LibxenCalls.failure("xtl_createlogger_stdiostream", nil)
         }
+        // Failures are reported by the errors of this class; the libraries' own lines would repeat
+        // them.
         logger = tool
-        guard let control = xc_interface_open(tool, tool, 0) else {
+        guard let control = xen.xc_interface_open(tool, tool, 0) else {
             let error = LibxenCalls.failure("xc_interface_open", nil)
-            xtl_logger_destroy(tool)
+            xen.xtl_logger_destroy(tool)
             throw error
         }
-        guard let memory = xenforeignmemory_open(tool, 0) else {
+        guard let memory = xen.xenforeignmemory_open(tool, 0) else {
             let error = LibxenCalls.failure("xenforeignmemory_open", nil)
-            xc_interface_close(control)
-            xtl_logger_destroy(tool)
+            _ = xen.xc_interface_close(control)
+            xen.xtl_logger_destroy(tool)
             throw error
         }
-        guard let deviceModel = xendevicemodel_open(tool, 0) else {
+        guard let deviceModel = xen.xendevicemodel_open(tool, 0) else {
             let error = LibxenCalls.failure("xendevicemodel_open", nil)
-            xenforeignmemory_close(memory)
-            xc_interface_close(control)
-            xtl_logger_destroy(tool)
+            _ = xen.xenforeignmemory_close(memory)
+            _ = xen.xc_interface_close(control)
+            xen.xtl_logger_destroy(tool)
             throw error
         }
-        guard let store = xs_open(0) else {
+        guard let store = xen.xs_open(0) else {
             let error = LibxenCalls.failure("xs_open", nil)
-            xendevicemodel_close(deviceModel)
-            xenforeignmemory_close(memory)
-            xc_interface_close(control)
-            xtl_logger_destroy(tool)
+            _ = xen.xendevicemodel_close(deviceModel)
+            _ = xen.xenforeignmemory_close(memory)
+            _ = xen.xc_interface_close(control)
+            xen.xtl_logger_destroy(tool)
             throw error
         }
+        self.xen = xen
         self.control = control
         self.memory = memory
         self.store = store
@@ -65,12 +70,12 @@ package final class LibxenCalls: XenCalls {
     }
 
     deinit {
-        if let libxl = libxl.withLock({ $0 }) { libxl_ctx_free(libxl.pointer) }
-        xs_close(store)
-        xendevicemodel_close(deviceModel)
-        xenforeignmemory_close(memory)
-        xc_interface_close(control)
-        xtl_logger_destroy(logger)
+        if let libxl = libxl.withLock({ $0 }) { _ = xen.libxl_ctx_free(libxl.pointer) }
+        xen.xs_close(store)
+        _ = xen.xendevicemodel_close(deviceModel)
+        _ = xen.xenforeignmemory_close(memory)
+        _ = xen.xc_interface_close(control)
+        xen.xtl_logger_destroy(logger)
     }
 
     package let lockDirectory = "/run/varve"
@@ -79,20 +84,14 @@ package final class LibxenCalls: XenCalls {
         access("/dev/xen/privcmd", F_OK) == 0 || access("/proc/xen/privcmd", F_OK) == 0
     }
 
-    /// Failures are reported by the errors of this class; the libraries' own lines would repeat
-    /// them.
-    private static func makeLogger() -> UnsafeMutablePointer<xentoollog_logger>? {
-        guard let file = fdopen(STDERR_FILENO, "w") else { return nil }
-        guard let logger = xtl_createlogger_stdiostream(file, XTL_CRITICAL, 0) else { return nil }
-        return UnsafeMutableRawPointer(logger).assumingMemoryBound(to: xentoollog_logger.self)
-    }
-
     private static func failure(_ call: String, _ domain: UInt32?) -> GuestError {
         let code = errno
         let reason = String(cString: strerror(code))
         let of = domain.map { " for domain \($0)" } ?? ""
         let remedy =
             switch code {
+            // Xen's answer to libraries of another build than its own.
+            case EACCES where geteuid() == 0: "; are Xen's libraries those of the Xen that runs?"
             case EPERM, EACCES: "; run it as root in dom0"
             case ENOENT, ENXIO, ECONNREFUSED: "; is Xen's toolstack running?"
             default: ""
@@ -109,12 +108,12 @@ package final class LibxenCalls: XenCalls {
 
     // MARK: - Domains
 
-    // `xc_domain_getinfolist` is in every version of Xen that Varve is built with;
-    // `xc_domain_getinfo` was removed in 4.18.
+    // `xc_domain_getinfolist` is in every version of Xen that Varve knows; `xc_domain_getinfo` was
+    // removed in 4.18.
 
     package func facts(_ domain: UInt32) throws(GuestError) -> DomainFacts? {
-        var info = xc_domaininfo_t()
-        let count = xc_domain_getinfolist(control, domain, 1, &info)
+        var info = cxen_domaininfo()
+        let count = xen.xc_domain_getinfolist(control, domain, 1, &info)
         // It returns the next domain if the requested one is gone.
         if count == 0 || (count < 0 && errno == ESRCH) { return nil }
         if count < 0 { throw LibxenCalls.failure("xc_domain_getinfolist", domain) }
@@ -125,8 +124,8 @@ package final class LibxenCalls: XenCalls {
         var all: [DomainFacts] = []
         var next: UInt32 = 0
         while true {
-            var infos = [xc_domaininfo_t](repeating: xc_domaininfo_t(), count: 256)
-            let count = xc_domain_getinfolist(control, next, UInt32(infos.count), &infos)
+            var infos = [cxen_domaininfo](repeating: cxen_domaininfo(), count: 256)
+            let count = xen.xc_domain_getinfolist(control, next, UInt32(infos.count), &infos)
             if count < 0 && errno != ESRCH {
                 throw LibxenCalls.failure("xc_domain_getinfolist", nil)
             }
@@ -138,18 +137,18 @@ package final class LibxenCalls: XenCalls {
         }
     }
 
-    private static func facts(_ info: xc_domaininfo_t) -> DomainFacts {
+    private static func facts(_ info: cxen_domaininfo) -> DomainFacts {
         var facts = DomainFacts(domain: UInt32(info.domain))
         withUnsafeBytes(of: info.handle) { facts.handle = Array($0) }
         func has(_ flag: UInt32) -> Bool { info.flags & flag != 0 }
-        facts.isHVM = has(XEN_DOMINF_hvm_guest)
-        facts.isPaused = has(XEN_DOMINF_paused)
-        facts.isDying = has(XEN_DOMINF_dying)
+        facts.isHVM = has(CXEN_DOMINF_HVM_GUEST)
+        facts.isPaused = has(CXEN_DOMINF_PAUSED)
+        facts.isDying = has(CXEN_DOMINF_DYING)
         // A crash is a shutdown with that reason.
-        if has(XEN_DOMINF_shutdown) {
-            let reason = info.flags >> UInt32(XEN_DOMINF_shutdownshift)
+        if has(CXEN_DOMINF_SHUTDOWN) {
+            let reason = info.flags >> CXEN_DOMINF_SHUTDOWN_SHIFT
             facts.shutdown =
-                ShutdownReason(rawValue: reason & UInt32(XEN_DOMINF_shutdownmask)) ?? .other
+                ShutdownReason(rawValue: reason & CXEN_DOMINF_SHUTDOWN_MASK) ?? .other
         }
         facts.pageCount = Int(info.tot_pages)
         facts.vcpuCount = Int(info.nr_online_vcpus)
@@ -158,33 +157,33 @@ package final class LibxenCalls: XenCalls {
     }
 
     package func pause(_ domain: UInt32) throws(GuestError) {
-        try check("xc_domain_pause", domain, xc_domain_pause(control, domain))
+        try check("xc_domain_pause", domain, xen.xc_domain_pause(control, domain))
     }
 
     package func unpause(_ domain: UInt32) throws(GuestError) {
-        try check("xc_domain_unpause", domain, xc_domain_unpause(control, domain))
+        try check("xc_domain_unpause", domain, xen.xc_domain_unpause(control, domain))
     }
 
     package func resumeSuspended(_ domain: UInt32) throws(GuestError) {
-        try check("xc_domain_resume", domain, xc_domain_resume(control, domain, 1))
+        try check("xc_domain_resume", domain, xen.xc_domain_resume(control, domain, 1))
     }
 
     package func resumeStopped(_ domain: UInt32) throws(GuestError) {
-        try check("xc_domain_resume(slow)", domain, xc_domain_resume(control, domain, 0))
+        try check("xc_domain_resume(slow)", domain, xen.xc_domain_resume(control, domain, 0))
     }
 
     package func shutDown(_ domain: UInt32, _ reason: ShutdownReason) throws(GuestError) {
         try check(
             "xc_domain_shutdown", domain,
-            xc_domain_shutdown(control, domain, Int32(reason.rawValue)))
+            xen.xc_domain_shutdown(control, domain, Int32(reason.rawValue)))
     }
 
     package func softReset(_ domain: UInt32) throws(GuestError) {
-        try check("xc_domain_soft_reset", domain, xc_domain_soft_reset(control, domain))
+        try check("xc_domain_soft_reset", domain, xen.xc_domain_soft_reset(control, domain))
     }
 
     package func version() throws(GuestError) -> (major: UInt32, minor: UInt32) {
-        let version = xc_version(control, XENVER_version, nil)
+        let version = xen.xc_version(control, CXEN_XENVER_VERSION, nil)
         try check("xc_version", nil, version)
         return (UInt32(version) >> 16, UInt32(version) & 0xffff)
     }
@@ -192,42 +191,43 @@ package final class LibxenCalls: XenCalls {
     // MARK: - The dirty log
 
     package func enableLog(_ domain: UInt32) throws(GuestError) {
-        let operation = UInt32(XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY)
+        let operation = CXEN_SHADOW_OP_ENABLE_LOGDIRTY
         try check(
             "xc_shadow_control(ENABLE_LOGDIRTY)", domain,
-            xc_shadow_control(control, domain, operation, nil, 0))
+            xen.xc_shadow_control(control, domain, operation, nil, 0))
     }
 
     package func disableLog(_ domain: UInt32) throws(GuestError) {
-        let operation = UInt32(XEN_DOMCTL_SHADOW_OP_OFF)
+        let operation = CXEN_SHADOW_OP_OFF
         try check(
             "xc_shadow_control(OFF)", domain,
-            xc_shadow_control(control, domain, operation, nil, 0))
+            xen.xc_shadow_control(control, domain, operation, nil, 0))
     }
 
     /// What `DECLARE_HYPERCALL_BUFFER` and `xc_hypercall_buffer_alloc_pages` do in C.
     private final class Buffer: LogBuffer, @unchecked Sendable {
         // Unchecked: used by one thread at a time, see `LogBuffer`.
         private let owner: LibxenCalls
-        fileprivate var descriptor: xc_hypercall_buffer_t
+        fileprivate var descriptor: cxen_hypercall_buffer
         private let pageCount: Int32
         let words: UnsafeBufferPointer<UInt64>
 
         init(_ owner: LibxenCalls, frameCount: Int) throws(GuestError) {
             self.owner = owner
             pageCount = Int32(frameCount / 8 / Page.byteCount + 1)
-            descriptor = xc_hypercall_buffer_t(
+            descriptor = cxen_hypercall_buffer(
                 hbuf: nil, param_shadow: nil, dir: 0, ubuf: UnsafeMutableRawPointer(bitPattern: -1),
                 sz: 0)
             guard
-                let bytes = xc__hypercall_buffer_alloc_pages(owner.control, &descriptor, pageCount)
+                let bytes = owner.xen.xc__hypercall_buffer_alloc_pages(
+                    owner.control, &descriptor, pageCount)
             else { throw LibxenCalls.failure("xc_hypercall_buffer_alloc_pages", nil) }
             let count = Int(pageCount) * Page.byteCount / 8
             words = UnsafeBufferPointer(
                 start: bytes.assumingMemoryBound(to: UInt64.self), count: count)
         }
 
-        deinit { xc__hypercall_buffer_free_pages(owner.control, &descriptor, pageCount) }
+        deinit { owner.xen.xc__hypercall_buffer_free_pages(owner.control, &descriptor, pageCount) }
     }
 
     package func makeLogBuffer(frameCount: Int) throws(GuestError) -> any LogBuffer {
@@ -241,11 +241,11 @@ package final class LibxenCalls: XenCalls {
         guard let buffer = buffer as? Buffer else {
             preconditionFailure("a log buffer of another instance")
         }
-        var stats = xc_shadow_op_stats_t()
+        var stats = cxen_shadow_stats()
         let code =
-            operation == .clean ? XEN_DOMCTL_SHADOW_OP_CLEAN : XEN_DOMCTL_SHADOW_OP_PEEK
-        let mode = isFinal ? UInt32(XEN_DOMCTL_SHADOW_LOGDIRTY_FINAL) : 0
-        let count = xc_logdirty_control(
+            operation == .clean ? CXEN_SHADOW_OP_CLEAN : CXEN_SHADOW_OP_PEEK
+        let mode = isFinal ? CXEN_SHADOW_LOGDIRTY_FINAL : 0
+        let count = xen.xc_logdirty_control(
             control, domain, UInt32(code), &buffer.descriptor, UInt(frameCount), mode, &stats)
         guard count >= 0 else {
             throw LibxenCalls.failure("xc_logdirty_control(\(operation))", domain)
@@ -260,9 +260,9 @@ package final class LibxenCalls: XenCalls {
     }
 
     package func logCount(_ domain: UInt32, frameCount: Int) throws(GuestError) -> Int {
-        var stats = xc_shadow_op_stats_t()
-        let count = xc_logdirty_control(
-            control, domain, UInt32(XEN_DOMCTL_SHADOW_OP_PEEK), nil, UInt(frameCount), 0, &stats)
+        var stats = cxen_shadow_stats()
+        let count = xen.xc_logdirty_control(
+            control, domain, CXEN_SHADOW_OP_PEEK, nil, UInt(frameCount), 0, &stats)
         guard count >= 0 else { throw LibxenCalls.failure("xc_logdirty_control(PEEK)", domain) }
         return Int(stats.dirty_count)
     }
@@ -270,8 +270,8 @@ package final class LibxenCalls: XenCalls {
     // MARK: - Memory
 
     package func frameCount(_ domain: UInt32) throws(GuestError) -> Int {
-        var count: xen_pfn_t = 0
-        try check("xc_domain_nr_gpfns", domain, xc_domain_nr_gpfns(control, domain, &count))
+        var count: UInt = 0
+        try check("xc_domain_nr_gpfns", domain, xen.xc_domain_nr_gpfns(control, domain, &count))
         return Int(count)
     }
 
@@ -280,7 +280,7 @@ package final class LibxenCalls: XenCalls {
     ) throws(GuestError) {
         try check(
             "xc_get_pfn_type_batch", domain,
-            xc_get_pfn_type_batch(control, domain, UInt32(frames.count), frames.baseAddress))
+            xen.xc_get_pfn_type_batch(control, domain, UInt32(frames.count), frames.baseAddress))
     }
 
     package func map(
@@ -289,14 +289,14 @@ package final class LibxenCalls: XenCalls {
     ) throws(GuestError) -> UnsafeMutableRawPointer {
         let protection = isWritable ? PROT_READ | PROT_WRITE : PROT_READ
         guard
-            let address = xenforeignmemory_map(
+            let address = xen.xenforeignmemory_map(
                 memory, domain, protection, frames.count, frames.baseAddress, errors.baseAddress)
         else { throw LibxenCalls.failure("xenforeignmemory_map", domain) }
         return address
     }
 
     package func unmap(_ address: UnsafeMutableRawPointer, pageCount: Int) {
-        xenforeignmemory_unmap(memory, address, pageCount)
+        _ = xen.xenforeignmemory_unmap(memory, address, pageCount)
     }
 
     package func grantTable(_ domain: UInt32) throws(GuestError) -> [GrantEntry] {
@@ -308,7 +308,7 @@ package final class LibxenCalls: XenCalls {
     }
 
     package func grantVersion(_ domain: UInt32) throws(GuestError) -> Int {
-        let version = xc_gnttab_get_version(control, domain)
+        let version = xen.xc_gnttab_get_version(control, domain)
         try check("xc_gnttab_get_version", domain, version)
         return Int(version)
     }
@@ -323,7 +323,8 @@ package final class LibxenCalls: XenCalls {
                 let offset = index * 8
                 let flags = table.load(fromByteOffset: offset, as: UInt16.self) & 3 << 3
                 table.storeBytes(
-                    of: flags | UInt16(GTF_permit_access), toByteOffset: offset, as: UInt16.self)
+                    of: flags | UInt16(CXEN_GTF_PERMIT_ACCESS), toByteOffset: offset,
+                    as: UInt16.self)
                 table.storeBytes(of: 0, toByteOffset: offset + 2, as: UInt16.self)
                 table.storeBytes(
                     of: UInt32(truncatingIfNeeded: frame), toByteOffset: offset + 4,
@@ -339,28 +340,28 @@ package final class LibxenCalls: XenCalls {
         _ domain: UInt32, _ protection: Int32, _ body: (UnsafeMutableRawBufferPointer) -> T
     ) throws(GuestError) -> T? {
         // To map more frames would make the table grow.
-        var size = gnttab_query_size()
-        size.dom = domid_t(domain)
-        guard xc_gnttab_query_size(control, &size) == 0, size.status == 0 else {
+        var size = cxen_grant_table_size()
+        size.dom = UInt16(domain)
+        guard xen.xc_gnttab_query_size(control, &size) == 0, size.status == 0 else {
             throw LibxenCalls.failure("xc_gnttab_query_size", domain)
         }
         guard size.nr_frames > 0 else { return nil }
         var address: UnsafeMutableRawPointer?
-        let resource = xenforeignmemory_map_resource(
-            memory, domid_t(domain), UInt32(XENMEM_resource_grant_table),
-            UInt32(XENMEM_resource_grant_table_id_shared), 0, UInt(size.nr_frames), &address,
+        let resource = xen.xenforeignmemory_map_resource(
+            memory, UInt16(domain), CXEN_RESOURCE_GRANT_TABLE,
+            CXEN_RESOURCE_GRANT_TABLE_SHARED, 0, UInt(size.nr_frames), &address,
             protection, 0)
         guard let resource, let address else {
             throw LibxenCalls.failure("xenforeignmemory_map_resource(grant table)", domain)
         }
-        defer { xenforeignmemory_unmap_resource(memory, resource) }
+        defer { _ = xen.xenforeignmemory_unmap_resource(memory, resource) }
         return body(
             UnsafeMutableRawBufferPointer(
                 start: address, count: Int(size.nr_frames) * Page.byteCount))
     }
 
     package func allocateChannel(_ domain: UInt32) throws(GuestError) -> UInt32 {
-        let port = xc_evtchn_alloc_unbound(control, domain, 0)
+        let port = xen.xc_evtchn_alloc_unbound(control, domain, 0)
         try check("xc_evtchn_alloc_unbound", domain, port)
         return UInt32(port)
     }
@@ -376,7 +377,7 @@ package final class LibxenCalls: XenCalls {
     private static func entriesV2(_ entries: UnsafeRawBufferPointer) -> [GrantEntry] {
         stride(from: 0, to: entries.count, by: 16).map { offset in
             let flags = entries.load(fromByteOffset: offset, as: UInt16.self)
-            let allowsWriting = flags & UInt16(GTF_type_mask) != 0 && flags & 1 << 2 == 0
+            let allowsWriting = flags & UInt16(CXEN_GTF_TYPE_MASK) != 0 && flags & 1 << 2 == 0
             return GrantEntry(
                 flags: allowsWriting ? flags | 1 << 4 : flags,
                 frame: entries.load(fromByteOffset: offset + 8, as: UInt64.self))
@@ -386,10 +387,10 @@ package final class LibxenCalls: XenCalls {
     // MARK: - State
 
     package func hvmContext(_ domain: UInt32) throws(GuestError) -> [UInt8] {
-        let size = xc_domain_hvm_getcontext(control, domain, nil, 0)
+        let size = xen.xc_domain_hvm_getcontext(control, domain, nil, 0)
         guard size > 0 else { throw LibxenCalls.failure("xc_domain_hvm_getcontext", domain) }
         var context = [UInt8](repeating: 0, count: Int(size))
-        let count = xc_domain_hvm_getcontext(control, domain, &context, UInt32(size))
+        let count = xen.xc_domain_hvm_getcontext(control, domain, &context, UInt32(size))
         guard count > 0 else { throw LibxenCalls.failure("xc_domain_hvm_getcontext", domain) }
         return Array(context[..<Int(count)])
     }
@@ -398,7 +399,7 @@ package final class LibxenCalls: XenCalls {
         var context = context
         try check(
             "xc_domain_hvm_setcontext", domain,
-            xc_domain_hvm_setcontext(control, domain, &context, UInt32(context.count)))
+            xen.xc_domain_hvm_setcontext(control, domain, &context, UInt32(context.count)))
     }
 
     package func interrupt(
@@ -408,8 +409,8 @@ package final class LibxenCalls: XenCalls {
         let address = 0xfee0_0000 | UInt64(processor * 2) << 12
         try check(
             "xendevicemodel_inject_msi", domain,
-            xendevicemodel_inject_msi(
-                deviceModel, domid_t(domain), address, UInt32(vector)))
+            xen.xendevicemodel_inject_msi(
+                deviceModel, UInt16(domain), address, UInt32(vector)))
     }
 
     package func hvmParameter(
@@ -418,7 +419,7 @@ package final class LibxenCalls: XenCalls {
         var value: UInt64 = 0
         try check(
             "xc_hvm_param_get(\(index))", domain,
-            xc_hvm_param_get(control, domain, index, &value))
+            xen.xc_hvm_param_get(control, domain, index, &value))
         return value
     }
 
@@ -426,14 +427,15 @@ package final class LibxenCalls: XenCalls {
         _ domain: UInt32, _ index: UInt32, _ value: UInt64
     ) throws(GuestError) {
         try check(
-            "xc_hvm_param_set(\(index))", domain, xc_hvm_param_set(control, domain, index, value))
+            "xc_hvm_param_set(\(index))", domain,
+            xen.xc_hvm_param_set(control, domain, index, value))
     }
 
     package func tsc(_ domain: UInt32) throws(GuestError) -> TSCFacts {
         var facts = TSCFacts()
         try check(
             "xc_domain_get_tsc_info", domain,
-            xc_domain_get_tsc_info(
+            xen.xc_domain_get_tsc_info(
                 control, domain, &facts.mode, &facts.nanoseconds, &facts.kilohertz,
                 &facts.incarnation))
         return facts
@@ -442,22 +444,22 @@ package final class LibxenCalls: XenCalls {
     package func policies(
         _ domain: UInt32
     ) throws(GuestError) -> (cpuid: [UInt8], msr: [UInt8]) {
-        guard let policy = xc_cpu_policy_init() else {
+        guard let policy = xen.xc_cpu_policy_init() else {
             throw LibxenCalls.failure("xc_cpu_policy_init", domain)
         }
-        defer { xc_cpu_policy_destroy(policy) }
+        defer { xen.xc_cpu_policy_destroy(policy) }
         var (leafCount, msrCount): (UInt32, UInt32) = (0, 0)
         try check(
             "xc_cpu_policy_get_size", domain,
-            xc_cpu_policy_get_size(control, &leafCount, &msrCount))
+            xen.xc_cpu_policy_get_size(control, &leafCount, &msrCount))
         try check(
             "xc_cpu_policy_get_domain", domain,
-            xc_cpu_policy_get_domain(control, domain, policy))
-        var leaves = [xen_cpuid_leaf_t](repeating: xen_cpuid_leaf_t(), count: Int(leafCount))
-        var msrs = [xen_msr_entry_t](repeating: xen_msr_entry_t(), count: Int(msrCount))
+            xen.xc_cpu_policy_get_domain(control, domain, policy))
+        var leaves = [cxen_cpuid_leaf](repeating: cxen_cpuid_leaf(), count: Int(leafCount))
+        var msrs = [cxen_msr_entry](repeating: cxen_msr_entry(), count: Int(msrCount))
         try check(
             "xc_cpu_policy_serialise", domain,
-            xc_cpu_policy_serialise(control, policy, &leaves, &leafCount, &msrs, &msrCount))
+            xen.xc_cpu_policy_serialise(control, policy, &leaves, &leafCount, &msrs, &msrCount))
         return (
             leaves[..<Int(leafCount)].withUnsafeBytes { Array($0) },
             msrs[..<Int(msrCount)].withUnsafeBytes { Array($0) }
@@ -466,27 +468,28 @@ package final class LibxenCalls: XenCalls {
 
     package func configuration(_ domain: UInt32) throws(GuestError) -> [UInt8] {
         let context = try libxlContext()
-        var configuration = libxl_domain_config()
-        libxl_domain_config_init(&configuration)
-        defer { libxl_domain_config_dispose(&configuration) }
-        let code = libxl_retrieve_domain_configuration(
-            context.pointer, domain, &configuration, nil)
-        guard code == 0, let text = libxl_domain_config_to_json(context.pointer, &configuration)
-        else {
-            throw GuestError(
-                code: .callFailed,
-                message: "libxl has no configuration of domain \(domain) (error \(code)); was it "
-                    + "created by another toolstack?")
+        return try xen.withConfiguration { (configuration) throws(GuestError) in
+            let code = xen.libxl_retrieve_domain_configuration(
+                context.pointer, domain, configuration, nil)
+            guard code == 0,
+                let text = xen.libxl_domain_config_to_json(context.pointer, configuration)
+            else {
+                throw GuestError(
+                    code: .callFailed,
+                    message: "libxl has no configuration of domain \(domain) (error \(code)); was "
+                        + "it created by another toolstack?")
+            }
+            defer { free(text) }
+            return Array(UnsafeRawBufferPointer(start: text, count: strlen(text)))
         }
-        defer { free(text) }
-        return Array(UnsafeRawBufferPointer(start: text, count: strlen(text)))
     }
 
     private func libxlContext() throws(GuestError) -> Handle {
         try libxl.withLock { (slot) throws(GuestError) -> Handle in
             if let handle = slot { return handle }
             var context: OpaquePointer?
-            guard libxl_ctx_alloc(&context, LIBXL_VERSION, 0, logger) == 0, let context else {
+            guard xen.libxl_ctx_alloc(&context, CXEN_LIBXL_VERSION, 0, logger) == 0, let context
+            else {
                 throw LibxenCalls.failure("libxl_ctx_alloc", nil)
             }
             let handle = Handle(pointer: context)
@@ -501,16 +504,16 @@ package final class LibxenCalls: XenCalls {
     ) throws(GuestError) {
         // The callbacks get the address of the steps, which is valid during the call.
         let result = withUnsafePointer(to: steps) { pointer in
-            var callbacks = save_callbacks()
+            var callbacks = cxen_save_callbacks()
             callbacks.suspend = { data in LibxenCalls.steps(data).suspend() ? 1 : 0 }
             callbacks.postcopy = { data in LibxenCalls.steps(data).postcopy() ? 1 : 0 }
             callbacks.checkpoint = { data in LibxenCalls.steps(data).checkpoint() ? 1 : 0 }
             callbacks.wait_checkpoint = { _ in 1 }
             callbacks.switch_qemu_logdirty = { _, _, _ in 0 }
             callbacks.data = UnsafeMutableRawPointer(mutating: UnsafeRawPointer(pointer))
-            return xc_domain_save(
-                control, descriptor, domain, isLive ? UInt32(XCFLAGS_LIVE) : 0, &callbacks,
-                isCheckpointed ? XC_STREAM_REMUS : XC_STREAM_PLAIN, -1)
+            return xen.xc_domain_save(
+                control, descriptor, domain, isLive ? CXEN_SAVE_LIVE : 0, &callbacks,
+                isCheckpointed ? CXEN_STREAM_REMUS : CXEN_STREAM_PLAIN, -1)
         }
         try check("xc_domain_save", domain, result)
     }
@@ -524,7 +527,7 @@ package final class LibxenCalls: XenCalls {
 
     package func read(_ path: String) throws(GuestError) -> String? {
         var count: UInt32 = 0
-        guard let bytes = xs_read(store, 0, path, &count) else {
+        guard let bytes = xen.xs_read(store, 0, path, &count) else {
             if errno == ENOENT { return nil }
             throw LibxenCalls.failure("xs_read(\(path))", nil)
         }
@@ -534,13 +537,15 @@ package final class LibxenCalls: XenCalls {
     }
 
     package func write(_ path: String, _ value: String) throws(GuestError) {
-        let isWritten = value.withCString { xs_write(store, 0, path, $0, UInt32(value.utf8.count)) }
+        let isWritten = value.withCString {
+            xen.xs_write(store, 0, path, $0, UInt32(value.utf8.count))
+        }
         guard isWritten else { throw LibxenCalls.failure("xs_write(\(path))", nil) }
     }
 
     package func list(_ path: String) throws(GuestError) -> [String] {
         var count: UInt32 = 0
-        guard let names = xs_directory(store, 0, path, &count) else {
+        guard let names = xen.xs_directory(store, 0, path, &count) else {
             if errno == ENOENT { return [] }
             throw LibxenCalls.failure("xs_directory(\(path))", nil)
         }
@@ -554,16 +559,16 @@ package final class LibxenCalls: XenCalls {
             return !isWatching
         }
         // xenstored fires it when a domain is suspended too.
-        if isNew, !xs_watch(store, "@releaseDomain", "varve") {
+        if isNew, !xen.xs_watch(store, "@releaseDomain", "varve") {
             throw LibxenCalls.failure("xs_watch(@releaseDomain)", nil)
         }
-        var ready = pollfd(fd: xs_fileno(store), events: Int16(POLLIN), revents: 0)
+        var ready = pollfd(fd: xen.xs_fileno(store), events: Int16(POLLIN), revents: 0)
         _ = poll(&ready, 1, Int32(milliseconds))
-        while let event = xs_check_watch(store) { free(event) }
+        while let event = xen.xs_check_watch(store) { free(event) }
     }
 
     package func announceResumed(_ domain: UInt32) throws(GuestError) {
-        guard xs_resume_domain(store, domain) else {
+        guard xen.xs_resume_domain(store, domain) else {
             throw LibxenCalls.failure("xs_resume_domain", domain)
         }
     }
@@ -571,7 +576,7 @@ package final class LibxenCalls: XenCalls {
     package func introduce(
         _ domain: UInt32, frame: UInt64, port: UInt32
     ) throws(GuestError) {
-        guard xs_introduce_domain(store, domain, UInt(frame), port) else {
+        guard xen.xs_introduce_domain(store, domain, UInt(frame), port) else {
             throw LibxenCalls.failure("xs_introduce_domain", domain)
         }
     }

@@ -4,54 +4,60 @@ import GuestModel
 
 /// `LifecycleCalls` by libxenlight, with a context of its own; its messages go to standard error.
 final class LibxlLifecycleCalls: LifecycleCalls {
+    private let xen: cxen_calls
     private nonisolated(unsafe) let context: OpaquePointer
-    private nonisolated(unsafe) let logger: UnsafeMutablePointer<xentoollog_logger>
+    private nonisolated(unsafe) let logger: OpaquePointer
 
     init() throws(GuestError) {
-        guard let file = fdopen(STDERR_FILENO, "w"),
-            let made = xtl_createlogger_stdiostream(file, XTL_ERROR, 0)
-        else { throw LibxlLifecycleCalls.failure("xtl_createlogger_stdiostream", ERROR_FAIL) }
-        logger = UnsafeMutableRawPointer(made).assumingMemoryBound(to: xentoollog_logger.self)
+        xen = try XenLibraries(of: XenLibraries.runningVersion()).calls
+        guard let logger = xen.makeLogger(above: CXEN_LOG_ERROR) else {
+            throw LibxlLifecycleCalls.failure(
+                xen, "xtl_createlogger_stdiostream", CXEN_LIBXL_ERROR_FAIL)
+        }
+        self.logger = logger
         var context: OpaquePointer?
-        let code = libxl_ctx_alloc(&context, LIBXL_VERSION, 0, logger)
+        let code = xen.libxl_ctx_alloc(&context, CXEN_LIBXL_VERSION, 0, logger)
         guard code == 0, let context else {
-            throw LibxlLifecycleCalls.failure("libxl_ctx_alloc", libxl_error(code))
+            throw LibxlLifecycleCalls.failure(xen, "libxl_ctx_alloc", code)
         }
         self.context = context
     }
 
     deinit {
-        libxl_ctx_free(context)
-        xtl_logger_destroy(logger)
+        _ = xen.libxl_ctx_free(context)
+        xen.xtl_logger_destroy(logger)
     }
 
-    private static func failure(_ call: String, _ code: libxl_error) -> GuestError {
-        GuestError(
-            code: .callFailed,
-            message: "\(call) failed with \(String(cString: libxl_error_to_string(code)))")
+    private static func failure(
+        _ xen: cxen_calls, _ call: String, _ code: Int32
+    ) -> GuestError {
+        // No text if this version of libxenlight has no such error.
+        let text = xen.libxl_error_to_string(code).map { String(cString: $0) } ?? "\(code)"
+        return GuestError(code: .callFailed, message: "\(call) failed with \(text)")
     }
 
     private func check(_ call: String, _ code: Int32) throws(GuestError) {
-        guard code == 0 else { throw LibxlLifecycleCalls.failure(call, libxl_error(code)) }
+        guard code == 0 else { throw LibxlLifecycleCalls.failure(xen, call, code) }
     }
 
     func destroy(_ domain: UInt32) throws(GuestError) {
-        try check("libxl_domain_destroy", libxl_domain_destroy(context, domain, nil))
+        try check("libxl_domain_destroy", xen.libxl_domain_destroy(context, domain, nil))
     }
 
     func dumpCore(of domain: UInt32, to path: String) throws(GuestError) {
-        try check("libxl_domain_core_dump", libxl_domain_core_dump(context, domain, path, nil))
+        try check("libxl_domain_core_dump", xen.libxl_domain_core_dump(context, domain, path, nil))
     }
 
     func preserve(
         _ domain: UInt32, _ configuration: [UInt8], suffix: String
     ) throws(GuestError) {
         try with(configuration) { (parsed) throws(GuestError) in
-            var uuid = libxl_uuid()
-            libxl_uuid_generate(&uuid)
+            var uuid = cxen_uuid()
+            xen.libxl_uuid_generate(&uuid)
             try check(
                 "libxl_domain_preserve",
-                libxl_domain_preserve(context, domain, &parsed.c_info, suffix, uuid))
+                // The configuration begins with what this call takes.
+                xen.libxl_domain_preserve(context, domain, parsed, suffix, uuid))
         }
     }
 
@@ -60,7 +66,7 @@ final class LibxlLifecycleCalls: LifecycleCalls {
             var domain = UInt32.max
             try check(
                 "libxl_domain_create_new",
-                libxl_domain_create_new(context, &parsed, &domain, nil, nil))
+                xen.libxl_domain_create_new(context, parsed, &domain, nil, nil))
             try unpause(domain)
             return domain
         }
@@ -70,24 +76,24 @@ final class LibxlLifecycleCalls: LifecycleCalls {
         try with(configuration) { (parsed) throws(GuestError) in
             try check(
                 "libxl_domain_soft_reset",
-                libxl_domain_soft_reset(context, &parsed, domain, nil, nil))
+                xen.libxl_domain_soft_reset(context, parsed, domain, nil, nil))
             try unpause(domain)
         }
     }
 
     private func unpause(_ domain: UInt32) throws(GuestError) {
-        try check("libxl_domain_unpause", libxl_domain_unpause(context, domain, nil))
+        try check("libxl_domain_unpause", xen.libxl_domain_unpause(context, domain, nil))
     }
 
     private func with<T>(
-        _ configuration: [UInt8], _ body: (inout libxl_domain_config) throws(GuestError) -> T
+        _ configuration: [UInt8], _ body: (OpaquePointer) throws(GuestError) -> T
     ) throws(GuestError) -> T {
-        var parsed = libxl_domain_config()
-        libxl_domain_config_init(&parsed)
-        defer { libxl_domain_config_dispose(&parsed) }
-        let text = String(decoding: configuration, as: UTF8.self)
-        try check(
-            "libxl_domain_config_from_json", libxl_domain_config_from_json(context, &parsed, text))
-        return try body(&parsed)
+        try xen.withConfiguration { (parsed) throws(GuestError) in
+            let text = String(decoding: configuration, as: UTF8.self)
+            try check(
+                "libxl_domain_config_from_json",
+                xen.libxl_domain_config_from_json(context, parsed, text))
+            return try body(parsed)
+        }
     }
 }

@@ -1,4 +1,4 @@
-import CXen
+import CLinux
 import Glibc
 import GuestModel
 import Synchronization
@@ -11,7 +11,7 @@ final class Pipe: Sendable {
 
     init() throws(GuestError) {
         var ends: [Int32] = [-1, -1]
-        guard pipe2(&ends, O_CLOEXEC) == 0 else {
+        guard clinux_pipe(&ends) == 0 else {
             throw GuestError(
                 code: .callFailed,
                 message: "pipe2 failed: \(String(cString: strerror(errno)))", errno: errno)

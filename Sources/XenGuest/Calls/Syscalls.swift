@@ -1,4 +1,3 @@
-import CXen
 import Glibc
 
 // System calls for the locks of domains, one function each. Results are the kernel's, -1 with errno
