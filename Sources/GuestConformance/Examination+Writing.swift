@@ -74,7 +74,7 @@ extension Examination {
         let frames = runs.flatMap { $0.frames.map { PageFrameNumber($0) } }
         let pages = frames.map { _ in page() }
         try paused {
-            let before = try copy(runs)
+            let before = try frames.flatMap { try copy($0) }
             var seen: [PageFrameNumber] = []
             var held: [UInt8] = []
             let isChanged = try guest.changePages(runs.span) { frame, memory in

@@ -9,8 +9,8 @@ import GuestModel
 //   16  8   words of the bitmap
 //   24  8   runs of the layout
 //   32  32  the checkpoint's ID
-//   64      the name of the cut, as UTF-8; then the words; then the first frame of each run, and how
-//           many there are
+//   64      the name of the cut, as UTF-8; then the words; then the runs, each as its first frame
+//           and the number of its frames
 //
 // It is about one stop of the domain: it is removed before the next one, and when the domain runs.
 
