@@ -226,7 +226,7 @@ import Varve
         #expect(heard.last?.hasPrefix("STOPPING=1\n") == true)
     }
 
-    /// The watchdog hears beats while the schedule keeps its promise, or while the process computes.
+    /// The watchdog hears beats while the schedule keeps its promise, or the process computes.
     @Test func beatsFollowTheSchedule() {
         let count = Lines()
         let start = ContinuousClock.now

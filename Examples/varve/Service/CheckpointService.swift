@@ -8,8 +8,8 @@ import Varve
 //          │                          └──── a pause ◀── a failure                  │
 //          └───────────────────────────────────────────────────────────────────────┘
 //
-// Beside it a thread looks once a second whether the domain is up, so that the end of one is noticed
-// in a long interval too; writes the metrics; and tells the watchdog.
+// Beside it a thread looks once a second whether the domain is up, so that the end of one is
+// noticed in a long interval too; writes the metrics; and tells the watchdog.
 
 /// Takes checkpoints of one domain after another, all of one name, until it is stopped.
 final class CheckpointService: Sendable {

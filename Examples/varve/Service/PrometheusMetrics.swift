@@ -3,8 +3,8 @@ import Synchronization
 
 /// A backend of swift-metrics that keeps values for Prometheus.
 ///
-/// Counters, gauges, meters and timers; a timer is a histogram in seconds, and so is a recorder that
-/// aggregates, in its own unit. What it keeps is written by `text`.
+/// Counters, gauges, meters and timers; a timer is a histogram in seconds, and so is a recorder
+/// that aggregates, in its own unit. What it keeps is written by `text`.
 final class PrometheusMetrics: MetricsFactory {
     /// The upper limits of a histogram's buckets, in seconds: of downtimes, from well below a
     /// millisecond to a guest that all but misses its time to suspend.
@@ -18,7 +18,7 @@ final class PrometheusMetrics: MetricsFactory {
         enum Value: Equatable {
             case counter(Double)
             case gauge(Double)
-            /// How many values were in each bucket alone, the last one without a limit; and the sum.
+            /// How many values were in each bucket alone, the last one without a limit; the sum.
             case histogram([Int], sum: Double)
         }
 

@@ -38,8 +38,8 @@ final class XenDomainSource: DomainSource {
         self.monitorCommand = monitorCommand
     }
 
-    /// Calls Xen; if that fails, the next call opens its interfaces again, because a daemon of Xen's
-    /// may have been started again.
+    /// Calls Xen; if that fails, the next call opens its interfaces again, because a daemon of
+    /// Xen's may have been started again.
     private func calling<T>(_ body: (XenHost) throws -> T) throws -> T {
         let host = try host.withLock { host in
             let open = try host ?? openHost()
