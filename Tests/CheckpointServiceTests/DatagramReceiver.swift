@@ -1,9 +1,10 @@
 import Glibc
+import PackStore
 import SystemPackage
 import VarveTestSupport
 
 /// A socket of a test's own that receives what a service sends.
-final class DatagramReceiver {
+final class DatagramReceiver: Sendable {
     /// Its address, as `NOTIFY_SOCKET` has it.
     let address: String
     private let descriptor: Int32
@@ -38,6 +39,21 @@ final class DatagramReceiver {
         var bytes = [UInt8](repeating: 0, count: 1 << 16)
         let count = recv(descriptor, &bytes, bytes.count, 0)
         return Array(bytes.prefix(max(0, count)))
+    }
+
+    /// Receives on a thread of its own until the service stops: a sender waits, for a second, while
+    /// the queue is full, which has room for ten.
+    func collect() throws -> Monitor<[String]> {
+        let heard = Monitor<[String]>([])
+        _ = try Threads.Thread { [self] in
+            while true {
+                let text = nextText()
+                if text.isEmpty { return }
+                heard.change { $0.append(text) }
+                if text.hasPrefix("STOPPING=1") { return }
+            }
+        }
+        return heard
     }
 
     /// The next datagram as text.

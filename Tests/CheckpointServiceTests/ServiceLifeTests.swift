@@ -207,23 +207,22 @@ import Varve
         let notifier = ServiceNotifier { name in
             ["NOTIFY_SOCKET": receiver.address, "WATCHDOG_USEC": "30000"][name]
         }
+        let heard = try receiver.collect()
+        func hears(_ condition: (String) -> Bool) -> Bool {
+            heard.wait(atMost: .seconds(30)) { $0.contains(where: condition) ? true : nil } ?? false
+        }
         let life = try ServiceLife(notifier: notifier) { $0.start() }
-        var heard: [String] = []
-        while !heard.contains(where: { $0.contains("checkpoint 1, 3 dirty pages") }) {
-            heard.append(receiver.nextText())
-            guard heard.count < 1000, heard.last != "" else { break }
-        }
-        #expect(heard.contains("STATUS=waits for domain web"))
-        #expect(heard.contains("STATUS=takes charge of domain web (1)"))
-        #expect(
-            heard.contains("STATUS=begins lineage 'web' with all memory of domain web (1)"))
-        while heard.last != "WATCHDOG=1", heard.last != "" { heard.append(receiver.nextText()) }
-        #expect(heard.last == "WATCHDOG=1")
+        // The first checkpoint's at once, others when a second has passed.
+        #expect(hears { $0.hasPrefix("STATUS=domain web (1): checkpoint 1, 3 dirty pages, down") })
+        #expect(hears { $0 == "WATCHDOG=1" })
         #expect(isSuccess(life.stopped()))
-        while heard.last?.hasPrefix("STOPPING=1\n") == false, heard.last != "" {
-            heard.append(receiver.nextText())
-        }
-        #expect(heard.last?.hasPrefix("STOPPING=1\n") == true)
+        #expect(hears { $0.hasPrefix("STOPPING=1\nSTATUS=ends") })
+        let order = heard.read { $0 }.filter { $0.hasPrefix("STATUS=") }
+        #expect(
+            order.prefix(3) == [
+                "STATUS=waits for domain web", "STATUS=takes charge of domain web (1)",
+                "STATUS=begins lineage 'web' with all memory of domain web (1)",
+            ])
     }
 
     /// The watchdog hears beats while the schedule keeps its promise, or the process computes.

@@ -287,12 +287,13 @@ final class CheckpointService: Sendable {
         [("VARVE_DOMAIN", domain.name), ("VARVE_LINEAGE", lineage)]
     }
 
-    /// Sets the status, at most once a second unless it is another kind of status.
+    /// Sets the status; that of a checkpoint only if there was none of another in the last second.
     private func say(_ text: String, always: Bool = false) {
         let now = ContinuousClock.now
         let isDue = tally.withLock { tally in
             if !always, let said = tally.saidAt, now - said < .seconds(1) { return false }
-            tally.saidAt = now
+            // A checkpoint's status takes the place of any other at once.
+            tally.saidAt = always ? nil : now
             return true
         }
         if isDue { notifier.say(text) }
