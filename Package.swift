@@ -23,6 +23,10 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-system", from: "1.6.0"),
         // The command line of Examples/varve and Examples/TimeTravel. The library does not use it.
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.6.0"),
+        // Metrics of 'varve xen serve': its counters are those of swift-metrics, so that a program
+        // that takes the service's code over can record them by a backend of its own. The tool
+        // alone depends on it; the library does not.
+        .package(url: "https://github.com/apple/swift-metrics", from: "2.5.0"),
     ],
     targets: [
         // C, by module map: each stands for one Debian package.
@@ -148,8 +152,9 @@ let package = Package(
             dependencies: [
                 "CArguments", "Varve", .product(name: "SystemPackage", package: "swift-system"),
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "CoreMetrics", package: "swift-metrics"),
             ],
-            path: "Examples/varve"),
+            path: "Examples/varve", exclude: ["systemd"]),
         .executableTarget(
             name: "TimeTravel",
             dependencies: [
@@ -254,6 +259,8 @@ let package = Package(
                 "CheckpointStore",
                 "CheckpointUpkeep", "GuestConformance", "GuestDisks", "GuestModel", "PackStore",
                 "Varve", "VarveTestSupport", "XenGuest", "XenStream",
+                // Its service, with simulated domains.
+                "varve-cli",
                 .product(name: "SystemPackage", package: "swift-system"),
             ],
             exclude: ["fake-xl.sh"]),
@@ -279,6 +286,14 @@ let package = Package(
             name: "CommandLineTests",
             dependencies: [
                 "CheckpointEngine", "CheckpointStore", "VarveTestSupport",
+                .product(name: "SystemPackage", package: "swift-system"),
+            ]),
+        // The service of the command line tool, without Xen: its domains are simulated.
+        .testTarget(
+            name: "CheckpointServiceTests",
+            dependencies: [
+                "CheckpointEngine", "GuestModel", "PackStore", "Varve", "VarveTestSupport",
+                "varve-cli", .product(name: "CoreMetrics", package: "swift-metrics"),
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
         .testTarget(name: "TidyTests", dependencies: ["VarveTestSupport"]),

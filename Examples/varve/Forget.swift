@@ -180,12 +180,18 @@ struct RetentionRules: ParsableArguments {
     }
 
     private static func duration(_ text: String) throws -> Duration {
+        guard let span = span(text) else {
+            throw ValidationError("'\(text)' is not a time; give a number and one of s, m, h, d, w")
+        }
+        return span
+    }
+
+    /// A number and one of s, m, h, d, w; nil if it is something else.
+    static func span(_ text: String) -> Duration? {
         let units: [Character: Int] = ["s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800]
         guard let unit = text.last.flatMap({ units[$0] }), let count = Int(text.dropLast()),
             count >= 0, count <= 1_000_000
-        else {
-            throw ValidationError("'\(text)' is not a time; give a number and one of s, m, h, d, w")
-        }
+        else { return nil }
         return .seconds(count * unit)
     }
 }

@@ -10,7 +10,7 @@ struct Xen: ParsableCommand {
             resumed in any case: a guard process does that if this one dies.
             """,
         subcommands: [
-            XenList.self, XenCheckpoint.self, XenRestoreCommand.self, XenRevert.self,
+            XenList.self, XenCheckpoint.self, XenServe.self, XenRestoreCommand.self, XenRevert.self,
             XenDoctor.self, XenMonitorCommand.self, XenGuardCommand.self, XenDiskGuardCommand.self,
         ])
 

@@ -22,8 +22,13 @@ struct XenMonitorCommand: ParsableCommand {
     @Flag(help: .hidden)
     var background = false
 
+    /// Has systemd start it, outside of the sandbox and the control group of the caller's service.
+    @Flag(help: .hidden)
+    var startUnit = false
+
     func run() throws {
         try reporting {
+            if startUnit { return try start() }
             let found = try XenHost().domain(named: domain)
             if background { try redirect(found.name) }
             let end = try XenMonitor.run(domain: found.domainID, announcesReady: background) {
@@ -34,6 +39,16 @@ struct XenMonitorCommand: ParsableCommand {
                     "varve: another monitor of domain \(found.name) runs already")
             }
         }
+    }
+
+    /// Starts the unit of this command, and announces that as a monitor announces itself.
+    private func start() throws {
+        let unit = "varve-monitor@\(domain).service"
+        let status = try ChildProcess(["systemctl", "start", unit]).wait()
+        guard status == 0 else {
+            throw ToolError("systemctl cannot start \(unit); 'journalctl -u \(unit)' may tell why")
+        }
+        try Output.write("+", to: STDOUT_FILENO)
     }
 
     /// Standard error becomes a log: the terminal of the process that started this is not its own.

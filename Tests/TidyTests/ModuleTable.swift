@@ -33,8 +33,13 @@ enum ModuleTable {
             .map { target in
                 PackageTarget(
                     name: target.c99name, path: target.path,
-                    dependencies: Set(target.target_dependencies ?? [])
-                        .union(target.product_dependencies ?? []))
+                    // An executable's module is imported by its name as an identifier.
+                    dependencies: Set(
+                        (target.target_dependencies ?? []).map {
+                            $0.replacingOccurrences(of: "-", with: "_")
+                        }
+                    )
+                    .union(target.product_dependencies ?? []))
             }
     }
 

@@ -27,7 +27,7 @@ lost_guest() {
 
 # clean_up [KEPT]: removes the processes and guests of a case, except a guest of this name.
 clean_up() {
-    killall -q -9 varve XenCases
+    killall -q -9 varve XenCases notes
     for domain in $(xl list | awk -v kept="$1" 'NR > 2 && $1 != kept { print $1 }'); do
         xl destroy "$domain"
     done

@@ -420,6 +420,74 @@ eventually() {
 }
 new_domain() { now_id=$(xl domid pvh 2>/dev/null) && [ "$now_id" -ne "$1" ]; }
 
+# The service as systemd runs it, with a socket that keeps what it notifies: it takes checkpoints,
+# waits when the guest is destroyed, goes on with the next guest of the name, and ends by SIGTERM.
+live_serve() {
+    have_guest pvh || return 1
+    $varve init served || return 1
+    cat >web.conf <<END
+domain = pvh
+store = /run/case/served
+lineage = web
+interval = 500ms
+keep-last = 50
+audit = 16
+metrics = /run/case/web.prom
+END
+    { cat web.conf && echo 'wait = soon'; } >wrong.conf
+    $varve xen serve web --config wrong.conf 2>words
+    status=$?
+    cat words
+    [ $status -eq 2 ] || fail "exit status $status with a wrong configuration" || return 1
+    grep -q 'wrong.conf:8: wait = soon' words || fail "the line is not named" || return 1
+    /payload/notes notify >notes &
+    recorder=$!
+    eventually "no socket" [ -S notify ] || return 1
+    NOTIFY_SOCKET=/run/case/notify WATCHDOG_USEC=15000000 \
+        $varve xen serve web --config web.conf >served.log 2>&1 &
+    server=$!
+    served_goes_on && goes_on pvh || { cat served.log; return 1; }
+    [ "$(metric varve_domain_up)" = 1 ] || fail "the domain is not up" || return 1
+    xl destroy pvh
+    eventually "the end was not noticed" eval '[ "$(metric varve_domain_up)" = 0 ]' || return 1
+    [ -d "/proc/$server" ] || { cat served.log; fail "the service has ended"; return 1; }
+    start_guest pvh && settle pvh || return 1
+    served_goes_on && goes_on pvh || { cat served.log; return 1; }
+    kill -TERM $server
+    wait $server
+    status=$?
+    kill $recorder
+    sed 's/^/# /' served.log
+    [ $status -eq 0 ] || fail "exit status $status" || return 1
+    grep -q 'has ended; lineage .web. goes on' served.log || fail "the end is not told" || return 1
+    grep -q 'resumes lineage .web. after' served.log || fail "it did not resume" || return 1
+    grep -q 'has another UUID' served.log || fail "another guest is not told of" || return 1
+    for note in 'READY=1' 'WATCHDOG=1' 'STOPPING=1' 'STATUS=waits for domain pvh' \
+        'STATUS=domain pvh .*: checkpoint .*, downtime'; do
+        grep -qx "$note.*" notes || { cat notes; fail "no note $note"; return 1; }
+    done
+    cat web.prom
+    [ "$(metric varve_domain_up)" = 0 ] || fail "the domain is called up" || return 1
+    [ "$(metric varve_downtime_seconds_count)" = "$(metric varve_checkpoints_total)" ] \
+        || fail "not all downtimes are counted" || return 1
+    ! grep -q varve_failures_total web.prom || fail "something failed" || return 1
+    # It left no guard and no log; the lineage is one, and whole.
+    ! ps | grep -q '[x]en guard' || fail "a guard is left" || return 1
+    $varve xen checkpoint pvh store && goes_on pvh || return 1
+    count=$($varve log served --lineage web --json | wc -l)
+    echo "# $(metric varve_checkpoints_total) checkpoints by the service, $count are kept"
+    [ "$count" -ge 6 ] && [ "$count" -le 50 ] || fail "$count checkpoints are kept" || return 1
+    $varve verify served
+}
+# metric NAME: its value in the service's file.
+metric() { sed -n "s/^$1{[^}]*} //p" web.prom 2>/dev/null; }
+# served_goes_on: the service has taken three checkpoints more, and the domain's audit found nothing.
+served_goes_on() {
+    wanted=$(metric varve_checkpoints_total)
+    wanted=$((${wanted:-0} + 3))
+    eventually "no checkpoints" eval '[ "$(metric varve_checkpoints_total || echo 0)" -ge '"$wanted"' ] 2>/dev/null'
+}
+
 # The effect of the emulation itself on guests in log-dirty mode; it proves nothing about Varve.
 #   Scripts/xen-test --all --only live-churn
 live_churn() {
