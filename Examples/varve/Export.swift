@@ -39,7 +39,9 @@ struct Export: ParsableCommand {
     @Argument(help: "The checkpoint.")
     var checkpoint: String
 
-    @Argument(help: "The file, pipe or device to write; '-' is standard output.")
+    @Argument(
+        help: ArgumentHelp(
+            "The file, pipe or device to write; '-' is standard output.", valueName: "file"))
     var image: PathArgument
 
     @Option(help: "The volume to write: 'memory', or a disk's name.")

@@ -7,6 +7,8 @@ import Varve
 struct PathArgument: ExpressibleByArgument, CustomStringConvertible {
     let bytes: [UInt8]
 
+    static var defaultCompletionKind: CompletionKind { .file() }
+
     init?(argument: String) {
         bytes = Arguments.path(argument)
     }
@@ -44,6 +46,8 @@ struct PathArgument: ExpressibleByArgument, CustomStringConvertible {
 /// The name of a store, which is text.
 struct StoreArgument: ExpressibleByArgument, CustomStringConvertible {
     let description: String
+
+    static var defaultCompletionKind: CompletionKind { .directory }
 
     init?(argument: String) {
         // An unset variable of a script does not mean the current directory.

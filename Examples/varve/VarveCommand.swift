@@ -15,9 +15,10 @@ struct VarveCommand: ParsableCommand {
 
             Exit codes: 0 done; 1 failed; 2 wrong usage; 3 corruption found; 4 done, but the \
             result could not be printed (commands that write, verify and repair); 129, 130 or 143 \
-            stopped by SIGHUP, ^C or SIGTERM; 141 the reader of the output has gone. With --json, \
-            results are one JSON object per line on standard output, and an error is one on \
-            standard error.
+            stopped by SIGHUP, ^C or SIGTERM; 141 the reader of the output has gone.
+
+            With --json, results are one JSON object per line on standard output, and an error is \
+            one on standard error.
             """,
         version: "0.1.0",
         subcommands: [
