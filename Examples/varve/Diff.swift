@@ -3,6 +3,7 @@ import Varve
 
 struct Diff: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "diff",
         abstract: "Lists the pages in which two checkpoints differ.",
         discussion: """
             The pages of a disk are its blocks of 4 KiB. If the volume has another size, or a \

@@ -13,6 +13,7 @@ enum FileFormat: String, CaseIterable, ExpressibleByArgument {
 
 struct Export: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "export",
         abstract: "Writes a checkpoint as a file: a volume, or a guest that Xen restores.",
         discussion: """
             raw    the memory from frame 0, or a disk: what is zero or does not exist is a hole

@@ -3,6 +3,7 @@ import Varve
 
 struct Forget: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "forget",
         abstract: "Forgets checkpoints; 'varve prune' frees their space.",
         discussion: """
             Either names checkpoints, or says which to keep of each lineage: a checkpoint is \

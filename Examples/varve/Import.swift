@@ -33,6 +33,7 @@ enum ImportFormat: String, CaseIterable, ExpressibleByArgument {
 
 struct Import: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "import",
         abstract: "Imports a guest's memory and disks: raw images, or a stream of Xen.",
         discussion: """
             With --volume, the raw images of a guest's disks, of the same instant as the memory: \

@@ -4,6 +4,7 @@ import Varve
 
 struct Init: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "init",
         abstract: "Creates a repository.",
         discussion: """
             STORE must not exist or be an empty directory, which keeps its permissions. Files \

@@ -3,6 +3,7 @@ import Varve
 
 struct Log: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "log",
         abstract: "Lists checkpoints, the newest first.",
         discussion: """
             --newest, --before and the times may be combined: 'log STORE -n 20 --before ID' is the \

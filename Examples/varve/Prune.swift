@@ -3,6 +3,7 @@ import Varve
 
 struct Prune: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "prune",
         abstract: "Frees the space of forgotten checkpoints and abandoned transactions.",
         discussion: """
             Packs of which nothing is needed are removed. The sparsest of the others are rewritten \

@@ -4,6 +4,7 @@ import Varve
 
 struct Receive: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "receive",
         abstract: "Acts as the receiver of 'xl remus' and 'xl migrate'.",
         discussion: """
             xl remus -s '' DOMAIN 'varve receive STORE --lineage NAME'

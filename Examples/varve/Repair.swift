@@ -3,6 +3,7 @@ import Varve
 
 struct Repair: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "repair",
         abstract: "Makes a damaged repository whole again, without what cannot be saved.",
         discussion: """
             Without --execute it reads every byte, shows what is damaged, what would be done and \

@@ -3,6 +3,7 @@ import Varve
 
 struct Show: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "show",
         abstract: "Shows one checkpoint, and describes its guest.",
         discussion: "The guest is known from the state in a stream of Xen.")
 

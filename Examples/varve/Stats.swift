@@ -3,6 +3,7 @@ import Varve
 
 struct Stats: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "stats",
         abstract: "Shows what a repository contains and how much space it takes.")
 
     @Argument(help: "The repository.")

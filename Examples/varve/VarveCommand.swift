@@ -21,6 +21,8 @@ struct VarveCommand: ParsableCommand {
             one on standard error.
             """,
         version: "0.1.0",
+        // Each has a `commandName`: the name of a type takes as long to be looked up as the program
+        // takes to start.
         subcommands: [
             Init.self, Import.self, Receive.self, Log.self, Show.self, Diff.self, Export.self,
             LabelCommand.self, Forget.self, Prune.self, Verify.self, Repair.self, Stats.self,

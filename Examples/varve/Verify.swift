@@ -3,6 +3,7 @@ import Varve
 
 struct Verify: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "verify",
         abstract: "Reads every byte of a repository and checks it.",
         discussion: """
             Names each damaged place and the checkpoints that cannot be restored. Exit code 3 if \

@@ -4,6 +4,7 @@ import Varve
 
 struct Xen: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "xen",
         abstract: "Checkpoints running domains of Xen, and restores them.",
         discussion: """
             Runs in dom0, as root. A domain is named by its ID or its name. It is \
