@@ -165,6 +165,18 @@ final class SimulatedPool: DeviceMapperCalls {
     var holdsMetadata: Bool { state.withLock { $0.metadataSnapshot != nil } }
     var violations: [String] { state.withLock { $0.violations } }
 
+    /// Volumes with a table that is loaded and not in force.
+    var loadedNames: [String] {
+        state.withLock { $0.devices.values.filter { $0.prepared != nil }.map(\.mapped.name).sorted() }
+    }
+
+    func number(_ name: String) throws(GuestError) -> DeviceNumber {
+        guard let device = state.withLock({ $0.devices[name] }) else {
+            throw SimulatedPool.error("number", ENXIO)
+        }
+        return device.mapped.number
+    }
+
     /// True if nothing but the volumes is left.
     var isClean: Bool {
         suspendedNames.isEmpty && snapshotIDs.isEmpty && cutDevices.isEmpty && !holdsMetadata

@@ -101,6 +101,48 @@ import VarveTestSupport
         #expect(try disks.leftovers().isEmpty)
     }
 
+    /// Tables are loaded in the pause; if the revert then fails, the next one who resumes a volume
+    /// must not put them in force.
+    @Test(arguments: [false, true])
+    func loadedTablesAreInForceOrCleared(isExchanged: Bool) throws {
+        let disks = try group()
+        pool.write("a", 1, 1)
+        let before = contents
+        let exchange = try disks.prepareExchange(from: nil)
+        try write(exchange, 0, 16, 5)
+        let standing = try exchange.finishWriting()
+        try exchange.load()
+        #expect(contents == before && pool.loadedNames == ["a", "b"])
+        if isExchanged { try exchange.exchange() } else { try exchange.unload() }
+        #expect(pool.loadedNames.isEmpty && (contents == before) != isExchanged)
+        for name in ["a", "b"] { try pool.prepare(.resume(try pool.number(name))).run() }
+        #expect((contents == before) != isExchanged)
+        try exchange.end()
+        try standing.release()
+        #expect(pool.isClean && pool.violations.isEmpty)
+    }
+
+    /// The guard clears tables that a dead process has loaded, and resumes what it has suspended.
+    @Test func theGuardClearsLoadedTables() throws {
+        for suspended in [[], ["a"], ["a", "b"]] {
+            do {
+                let exchange = try group().prepareExchange(from: nil)
+                _ = try exchange.finishWriting()
+                try exchange.load()
+                for name in suspended { try pool.prepare(.suspend(try pool.number(name))).run() }
+            }
+            var lines = ["S 253:4 253:5"][...]
+            _ = try DiskGuard.run(calls: pool, ready: {}, next: { lines.popFirst() })
+            #expect(pool.loadedNames.isEmpty && pool.suspendedNames.isEmpty, "\(suspended)")
+            // A volume that is resumed while it is suspended gets what is loaded.
+            for (index, name) in ["a", "b"].enumerated() {
+                #expect((ids[index] == UInt32(index + 1)) != suspended.contains(name))
+            }
+            try group().dropLeftovers()
+            #expect(ids == [1, 2] && pool.isClean, "\(suspended)")
+        }
+    }
+
     /// Guests go back and forth, and the pool holds no more than one cut of each volume.
     @Test func aGuestGoesBackAndForthWithItsVolumes() throws {
         var random = TestSeed.generator(9920)
