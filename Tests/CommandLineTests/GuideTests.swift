@@ -44,7 +44,7 @@ import VarveTestSupport
         let lines = try run("your-own-guest", "own")
         #expect(
             lines == [
-                "checks: 0 failed, 3 skipped", "changed: 3 pages of 64", "after the revert: 1",
+                "checks: 0 failed, 4 skipped", "changed: 3 pages of 64", "after the revert: 1",
             ])
     }
 

@@ -167,7 +167,9 @@ final class SimulatedPool: DeviceMapperCalls {
 
     /// Volumes with a table that is loaded and not in force.
     var loadedNames: [String] {
-        state.withLock { $0.devices.values.filter { $0.prepared != nil }.map(\.mapped.name).sorted() }
+        state.withLock { state in
+            state.devices.values.filter { $0.prepared != nil }.map(\.mapped.name).sorted()
+        }
     }
 
     func number(_ name: String) throws(GuestError) -> DeviceNumber {
