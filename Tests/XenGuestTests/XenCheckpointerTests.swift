@@ -179,7 +179,7 @@ import VarveTestSupport
                 }
             }
         }
-        #expect(error?.repositoryError?.code == .noSpace)
+        #expect(error?.repositoryError?.code == .noSpace, "\(error.map { "\($0)" } ?? "none")")
         checkpointer.close()
         #expect(xen.complaints(Scene.number, isLogOn: false) == [])
     }

@@ -304,7 +304,16 @@ private final class LogTaker: DomainTaker {
             while let lateness = times.next(until: stop) {
                 // The domain runs again when `begin` returns; the previous one is made durable
                 // meanwhile.
-                let next = Pending(capture: try session.begin(), lateness: lateness)
+                let next: Pending
+                do throws(CheckpointError) {
+                    next = Pending(capture: try session.begin(), lateness: lateness)
+                } catch {
+                    // If the previous one failed, that is the cause.
+                    let previous = pending
+                    pending = nil
+                    try settle(previous, handler)
+                    throw error
+                }
                 let previous = pending
                 pending = next
                 try settle(previous, handler)
