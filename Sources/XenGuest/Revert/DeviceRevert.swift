@@ -187,7 +187,8 @@ final class DeviceRevert: Sendable {
 
     /// Waits until the back ends are closed.
     func close() throws(GuestError) {
-        precondition(step == .closing, "back ends are closed once they were asked to")
+        if step == .stopped { try beginClosing() }
+        precondition(step == .closing, "back ends are closed once the domain has stopped")
         try closeEnds(by: deadline)
     }
 
