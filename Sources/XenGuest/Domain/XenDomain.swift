@@ -341,7 +341,7 @@ extension XenDomain: WritableGuest {
         }
     }
 
-    /// Maps the pages for writing, 1,024 each; they are unmapped when the domain runs.
+    /// Maps the pages for writing, 1,024 each.
     public func changePages(
         _ runs: Span<PageRange>,
         _ body: (PageFrameNumber, UnsafeMutableRawBufferPointer) -> Void
@@ -365,7 +365,10 @@ extension XenDomain: WritableGuest {
     /// Calls `body` with mapped pages, their frames, and an error number for each, in the order of
     /// the runs.
     ///
-    /// What is mapped in a pause is unmapped after it, and nothing of it may fail then.
+    /// What is mapped in a pause to be read is unmapped after it. What is mapped for writing is
+    /// unmapped at once: shadow paging cannot make a page table of a page that another domain can
+    /// write, and searches all of the domain's shadows each time it tries (sh_remove_write_access
+    /// of xen/arch/x86/mm/shadow/common.c).
     private func forEachMapping(
         of runs: Span<PageRange>, isWritable: Bool,
         _ body: (UnsafeMutableRawPointer, [UInt], [Int32]) throws(GuestError) -> Void
@@ -399,10 +402,12 @@ extension XenDomain: WritableGuest {
         let mapping = Mapping(address: address, pageCount: frames.count)
         let isPaused = pauser.isPaused
         state.withLock { state in
-            if isPaused { state.retired.append(mapping) }
+            if isPaused && !isWritable { state.retired.append(mapping) }
             if errors.contains(where: { $0 != 0 }) { state.scan = nil }
         }
-        defer { if !isPaused { calls.unmap(address, pageCount: frames.count) } }
+        defer {
+            if !isPaused || isWritable { calls.unmap(address, pageCount: frames.count) }
+        }
         if isPaused, let position = errors.firstIndex(where: { $0 != 0 }) {
             throw GuestError(
                 code: .callFailed,
