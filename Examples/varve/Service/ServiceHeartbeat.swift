@@ -3,8 +3,8 @@ import Varve
 
 /// The beats of a service for the watchdog of the service manager.
 ///
-/// A beat says that the schedule goes on, not that a thread exists: whoever makes progress promises
-/// within which time there will be more, and beats stop when that has passed. An interval may be
+/// A beat says that the schedule goes on, not that a thread exists: with each progress the service
+/// promises when there will be more, and beats stop when that time has passed. An interval may be
 /// longer than the watchdog's time, so the beats in between are sent by another thread. A capture
 /// may take long for good reasons, such as a comparison of all memory and of whole disks; as its
 /// length cannot be known, an overdue schedule counts as alive as long as the process computes.
