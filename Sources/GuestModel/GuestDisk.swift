@@ -136,7 +136,8 @@ public protocol DiskCut: AnyObject, Sendable {
     /// The blocks in which a disk may differ from an earlier cut, ascending and separated; nil if
     /// that is unknown, and then every block that may be stored is compared.
     ///
-    /// A block that differs and is not named is lost, so name too many rather than too few. Blocks.
+    /// A block that differs and is not named is lost, so name too many rather than too few. The
+    /// block in which a disk ended, or ends now, need not be named if only the size changed. Blocks.
     ///
     /// - Parameters:
     ///   - index: the disk.

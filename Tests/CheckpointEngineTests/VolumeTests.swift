@@ -244,6 +244,29 @@ import VarveTestSupport
         }
     }
 
+    /// What a cut knows of changes need not contain the block in which a disk ends: what is cut off
+    /// there reads as zeros.
+    @Test func theBlockInWhichAResizedDiskEndsIsRead() throws {
+        let repository = try Repository.create(at: directory.path.appending("store"))
+        let guest = SimulatedGuest(layout: GuestLayout(pageCount: 4))
+        let group = SimulatedDisks()
+        group.set(["xvda": [UInt8](repeating: 7, count: 4 * 4096)])
+        let session = try CaptureSession(of: guest, in: repository, lineage: "web", disks: group)
+        defer { session.close() }
+        _ = try session.capture()
+        for count in [2 * 4096 + 512, 2 * 4096, 4096 + 1024, 512, 6 * 4096 - 512, 6 * 4096] {
+            var disk = Array((group.contents["xvda"] ?? []).prefix(count))
+            disk += [UInt8](repeating: 0, count: count - disk.count)
+            group.set(["xvda": disk])
+            let checkpoint = try session.capture().checkpoint
+            let image = SimulatedGuest(layout: .empty)
+            try repository.restore(checkpoint, volume: "xvda", into: image)
+            #expect(checkpoint.disks[0].byteCount == UInt64(count))
+            #expect(image.bytes(6 * 4096).prefix(count) == disk[...], "\(count)")
+            #expect(image.bytes(6 * 4096).dropFirst(count).allSatisfy { $0 == 0 }, "\(count)")
+        }
+    }
+
     @Test func memoryAloneIsRefusedUnlessThatIsWanted() throws {
         let repository = try Repository.create(at: directory.path.appending("store"))
         let guest = SimulatedGuest(layout: GuestLayout(pageCount: 4))

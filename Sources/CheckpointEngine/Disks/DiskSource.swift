@@ -1,3 +1,4 @@
+import CheckpointFormat
 import GuestModel
 
 /// Disks at one instant: what a checkpoint's disks are read from.
@@ -44,11 +45,19 @@ struct CutDisks: DiskSource {
     func requestsUnderWay(ofDisk index: Int) -> Int? { cut.requestsUnderWay(ofDisk: index) }
 
     func changedBlocks(ofDisk index: Int) throws -> [BlockRange]? {
-        guard let parent, let changed = try cut.changedBlocks(ofDisk: index, since: parent) else {
+        guard let parent, var changed = try cut.changedBlocks(ofDisk: index, since: parent) else {
             return nil
         }
-        guard let written = written[Array(disks[index].name.utf8)] else { return changed }
-        return BlockLists.joined(changed + written)
+        let disk = disks[index]
+        changed += written[Array(disk.name.utf8)] ?? []
+        if let then = parent.disks.first(where: { NameForm.areSame($0.name, disk.name) }),
+            then.byteCount != disk.byteCount
+        {
+            // What was cut off in the middle of a block reads as zeros now.
+            let end = min(then.byteCount, disk.byteCount) / UInt64(Page.byteCount)
+            changed.append((end..<end + 1).clamped(to: 0..<BlockLists.blockCount(disk.byteCount)))
+        }
+        return BlockLists.joined(changed)
     }
 
     func storedBlocks(ofDisk index: Int) throws -> [BlockRange] {
