@@ -4,7 +4,7 @@
 public enum ConformanceCheck: Int, CaseIterable, Sendable {
     // Memory.
 
-    /// The layout is the same each time, and in the pause.
+    /// The layout is the same each time, and in the pause; `existing` returns the frames in it.
     case layoutIsStable = 1
     /// The copy equals what the guest reads in its memory.
     case copyEqualsMemory = 2

@@ -12,6 +12,17 @@ extension Examination {
         guard try paused({ try guest.layout() }) == layout else {
             throw Finding("layout() differs in the pause")
         }
+        guard let writable = guest as? any WritableGuest else { return }
+        // The frames of the sample, and some that may not exist.
+        var frames = DirtyBitmap()
+        for frame in sample { frames.insert(frame) }
+        let end = layout.runs.last?.end.rawValue ?? 0
+        for distance in 0..<3 as Range<UInt64> { frames.insert(PageFrameNumber(end + distance)) }
+        var expected = frames
+        expected.formIntersection(DirtyBitmap(layout))
+        guard try writable.existing(frames) == expected else {
+            throw Finding("existing(_:) returns other frames than those in layout()")
+        }
     }
 
     mutating func copyEqualsMemory() throws {

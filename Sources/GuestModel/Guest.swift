@@ -144,6 +144,12 @@ public protocol WritableGuest: Guest {
     /// Restores the state other than memory, after the pages. Called in the pause for a revert.
     func restoreState(_ state: GuestState) throws(GuestError)
 
+    /// Those of some frames that exist now.
+    ///
+    /// Called while the guest runs, after a revert. The default asks for the whole layout; a guest
+    /// that has to search for it may ask for these frames only.
+    func existing(_ frames: DirtyBitmap) throws(GuestError) -> DirtyBitmap
+
     /// Waits until the devices work again, after a revert, while the guest runs.
     ///
     /// - Returns: names of those that do not, after a time that depends on the guest.
@@ -175,6 +181,13 @@ public protocol WritableGuest: Guest {
 }
 
 extension WritableGuest {
+    /// Those in the layout.
+    public func existing(_ frames: DirtyBitmap) throws(GuestError) -> DirtyBitmap {
+        var frames = frames
+        frames.formIntersection(DirtyBitmap(try layout()))
+        return frames
+    }
+
     /// Accepts any state.
     public func checkState(_ state: GuestState) throws(GuestError) {}
 

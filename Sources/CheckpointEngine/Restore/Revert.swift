@@ -470,10 +470,8 @@ private struct RevertOperation {
     ///
     /// They are copied, not compared in place: a running guest may release memory.
     private func differing(_ frames: DirtyBitmap) throws(GuestError) -> DirtyBitmap {
-        var frames = frames
-        frames.formIntersection(DirtyBitmap(try guest.layout()))
         var result = DirtyBitmap()
-        for batch in StagedBatches.cut(frames.runs()) {
+        for batch in StagedBatches.cut(try guest.existing(frames).runs()) {
             let slot = session.pipeline.pool.take()
             try forEachDiffering(batch, slot) { frame in result.insert(frame) }
         }

@@ -146,16 +146,8 @@ extension XenDomain: DirtyTracking {
         guard let layout = state.withLock({ $0.scan?.layout }) else { return }
         var strange = bitmap
         strange.subtract(DirtyBitmap(layout))
-        var frames: [UInt] = []
-        strange.forEachRun { run in frames += run.frames.map { UInt($0) } }
-        while !frames.isEmpty {
-            let batch = Array(frames.prefix(FrameScan.batchFrameCount))
-            frames.removeFirst(batch.count)
-            if try FrameScan.havePages(batch, domainID, calls).contains(true) {
-                state.withLock { $0.scan = nil }
-                return
-            }
-        }
+        guard try !FrameScan.existing(strange, domainID, calls).isEmpty else { return }
+        state.withLock { $0.scan = nil }
     }
 
     /// Counts the log without clearing it.

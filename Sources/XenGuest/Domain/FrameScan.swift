@@ -43,6 +43,23 @@ struct FrameScan: Sendable {
         layout = GuestLayout(runs: runs)
     }
 
+    /// Those of some frames that have a page.
+    static func existing(
+        _ frames: DirtyBitmap, _ domain: UInt32, _ calls: any XenCalls
+    ) throws(GuestError) -> DirtyBitmap {
+        var candidates: [UInt] = []
+        frames.forEachRun { run in candidates += run.frames.map { UInt($0) } }
+        var result = DirtyBitmap()
+        while !candidates.isEmpty {
+            let batch = Array(candidates.prefix(batchFrameCount))
+            candidates.removeFirst(batch.count)
+            for (frame, hasPage) in zip(batch, try havePages(batch, domain, calls)) where hasPage {
+                result.insert(PageFrameNumber(UInt64(frame)))
+            }
+        }
+        return result
+    }
+
     /// Which of at most 1,024 frames have a page.
     static func havePages(
         _ frames: [UInt], _ domain: UInt32, _ calls: any XenCalls

@@ -149,6 +149,14 @@ extension XenDomain {
         if let revert, revert.step != .running { try revert.close() }
     }
 
+    /// Asks for these frames only: after a revert with devices another number of pages belongs to
+    /// the domain, so that the layout would have to be searched.
+    public func existing(_ frames: DirtyBitmap) throws(GuestError) -> DirtyBitmap {
+        try explaining { () throws(GuestError) in
+            try FrameScan.existing(frames, domainID, calls)
+        }
+    }
+
     /// Waits until the guest has connected its devices again, `Options.deviceTimeout` at most.
     public func awaitDevices() -> [String] { revert?.awaitConnections() ?? [] }
 
