@@ -4,8 +4,8 @@
 // A session over a domain is opened here; captures, reverts and the rest are the functions
 // varve_session_* and varve_capture_* of varve.h.
 //
-// Domains    PVH domains. PV domains, and HVM domains with a device model, are refused with
-//            VARVE_UNSUPPORTED; the tool `varve` takes checkpoints of PV domains.
+// Domains    A session is over a PVH domain. PV domains, and HVM domains with a device model, are
+//            refused with VARVE_UNSUPPORTED; the tool `varve` takes checkpoints of PV domains.
 // Host       x86-64, root in dom0, Xen 4.17 to 4.22. Xen's libraries are loaded when a function of
 //            this header is first called: a program needs none to start. Where there are none, or
 //            no Xen runs, each function returns VARVE_UNSUPPORTED, and the message says what is

@@ -14,18 +14,25 @@ extension XenCases {
     /// in the pause, and has to take them itself.
     static func written(_ store: String, _ lineage: String) throws {
         let repository = try Repository.open(at: FilePath(store), .reading)
-        var selection = CheckpointSelection()
-        selection.lineage = try LineageName(lineage)
+        var pages = WrittenPages()
         var counts: [UInt64] = []
-        for checkpoint in try repository.checkpoints(selection) {
-            var pages = WrittenPages()
-            try VolumeReader(checkpoint, from: repository).read { _, contents in
-                for start in stride(from: 0, to: contents.count, by: Page.byteCount) {
-                    pages.add(
-                        UnsafeRawBufferPointer(
-                            rebasing: contents[start..<start + Page.byteCount]))
+        var last: Checkpoint?
+        for checkpoint in try repository.checkpoints(lineage: LineageName(lineage)) {
+            let reader = try VolumeReader(checkpoint, from: repository)
+            if let last {
+                // All other pages are those of the one before, which was read.
+                for range in try repository.difference(from: last, to: checkpoint) {
+                    let bytes = UnsafeMutableRawBufferPointer.allocate(
+                        byteCount: range.byteCount, alignment: Page.byteCount)
+                    defer { bytes.deallocate() }
+                    var span = bytes.mutableBytes
+                    try reader.read(range, into: &span)
+                    pages.replace([range], UnsafeRawBufferPointer(bytes))
                 }
+            } else {
+                try reader.read { pages.replace($0, $1) }
             }
+            last = checkpoint
             do {
                 counts.append(try pages.check())
             } catch {
@@ -44,25 +51,34 @@ extension XenCases {
 /// The pages of the program that are found in one checkpoint.
 struct WrittenPages {
     private struct Content {
+        let index: UInt64
         let count: UInt64
         let sum: UInt64
         let isFilled: Bool
     }
 
     private static let magic = Array("XENRIG-PAGE-v1\n\0".utf8)
+    /// By their frames.
     private var found: [UInt64: Content] = [:]
 
-    /// Takes a page of memory, if it is one of the program's.
-    mutating func add(_ bytes: UnsafeRawBufferPointer) {
-        guard bytes[..<16].elementsEqual(WrittenPages.magic) else { return }
+    /// Takes the contents of frames, in place of what they held before.
+    mutating func replace(_ runs: [PageRange], _ contents: UnsafeRawBufferPointer) {
+        var offset = 0
+        for frame in runs.flatMap(\.frames) {
+            found[UInt64(frame)] = WrittenPages.content(
+                UnsafeRawBufferPointer(rebasing: contents[offset..<offset + Page.byteCount]))
+            offset += Page.byteCount
+        }
+    }
+
+    /// A page of memory, if it is one of the program's.
+    private static func content(_ bytes: UnsafeRawBufferPointer) -> Content? {
+        guard bytes[..<16].elementsEqual(magic) else { return nil }
         let index = bytes.loadUnaligned(fromByteOffset: 16, as: UInt64.self)
-        let page = Content(
-            count: bytes.loadUnaligned(fromByteOffset: 24, as: UInt64.self),
+        return Content(
+            index: index, count: bytes.loadUnaligned(fromByteOffset: 24, as: UInt64.self),
             sum: bytes.loadUnaligned(fromByteOffset: 32, as: UInt64.self),
             isFilled: bytes[40...].allSatisfy { $0 == UInt8(truncatingIfNeeded: index) })
-        // A page that the kernel has moved leaves an older one in free memory.
-        if let known = found[index], known.count > page.count { return }
-        found[index] = page
     }
 
     /// Throws unless all pages are of one instant.
@@ -71,8 +87,12 @@ struct WrittenPages {
     ///
     /// - Returns: the number of writes until then.
     func check() throws -> UInt64 {
-        let pageCount = UInt64(found.count)
-        let newest = found.values.map(\.count).max() ?? 0
+        // A page that the kernel has moved leaves an older one in free memory.
+        let pages = Dictionary(found.values.map { ($0.index, $0) }) {
+            $0.count > $1.count ? $0 : $1
+        }
+        let pageCount = UInt64(pages.count)
+        let newest = pages.values.map(\.count).max() ?? 0
         guard pageCount > 1000, newest > 0 else {
             throw Failed("\(pageCount) pages of the program, and \(newest) writes")
         }
@@ -80,7 +100,7 @@ struct WrittenPages {
         let last = (newest - 1) % pageCount
         var torn = 0
         for index in 0..<pageCount {
-            guard let page = found[index] else { throw Failed("page \(index) is missing") }
+            guard let page = pages[index] else { throw Failed("page \(index) is missing") }
             let age = (last + pageCount - index) % pageCount
             let count = newest > age ? newest - age : 0
             guard page.count == count, page.isFilled else {
