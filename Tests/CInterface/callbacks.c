@@ -1,5 +1,7 @@
 #include <stdlib.h>
 
+#include <varve_xen.h>
+
 #include "cases.h"
 
 struct scene {
@@ -142,6 +144,11 @@ static void call_back_in(struct guest *guest, enum callback callback) {
     EXPECT(VARVE_IN_CALLBACK, varve_session_parent(guest->session, &id));
     EXPECT(VARVE_IN_CALLBACK, varve_repository_statistics(guest->repository, &statistics));
     EXPECT(VARVE_IN_CALLBACK, varve_repository_close(guest->repository));
+    uint32_t domain;
+    EXPECT(VARVE_IN_CALLBACK, varve_xen_find("web", &domain));
+    varve_session *session = NULL;
+    EXPECT(VARVE_IN_CALLBACK,
+           varve_session_open_xen(guest->repository, "web", 1, NULL, NULL, &session));
 }
 
 static void cancel_session(struct guest *guest, enum callback callback) {

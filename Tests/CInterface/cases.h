@@ -21,6 +21,7 @@ void wrong_regions(const char *directory);
 void wrong_dirty(const char *directory);
 void wrong_values(const char *directory);
 void wrong_order(const char *directory);
+void wrong_xen(const char *directory);
 void failing_callbacks(const char *directory);
 void calling_back_in(const char *directory);
 
@@ -57,6 +58,19 @@ extern int failure_count;
     struct type name;                                                                             \
     memset(&name, 0, sizeof name);                                                                \
     name.size = sizeof name
+
+// Sizes that are too small, that were not set, and that are of a newer program.
+#define WRONG_SIZES(structure, call)                                                              \
+    do {                                                                                          \
+        size_t right_ = (structure).size;                                                         \
+        (structure).size = 0;                                                                     \
+        EXPECT(VARVE_INVALID_ARGUMENT, call);                                                     \
+        (structure).size = right_ - 1;                                                            \
+        EXPECT(VARVE_INVALID_ARGUMENT, call);                                                     \
+        (structure).size = (size_t)-1;                                                            \
+        EXPECT(VARVE_INVALID_ARGUMENT, call);                                                     \
+        (structure).size = right_;                                                                \
+    } while (0)
 
 // ---- A machine ----
 

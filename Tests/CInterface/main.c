@@ -27,6 +27,7 @@ static const struct {
     {"wrong_dirty", wrong_dirty},
     {"wrong_values", wrong_values},
     {"wrong_order", wrong_order},
+    {"wrong_xen", wrong_xen},
     {"failing_callbacks", failing_callbacks},
     {"calling_back_in", calling_back_in},
 };

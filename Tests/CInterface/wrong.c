@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <varve_xen.h>
+
 #include "cases.h"
 
 // Every function with handles of the sort that `handle` is: each refuses it.
@@ -17,6 +19,7 @@ static void refuse_all(void *handle, const struct machine *machine) {
     SIZED(varve_checkpoint, checkpoint);
     SIZED(varve_volume, volume);
     SIZED(varve_prune_info, info);
+    SIZED(varve_xen_domain, domain);
     varve_plan *plan = NULL;
     varve_reader *reader = NULL;
     varve_capture *capture = NULL;
@@ -50,6 +53,10 @@ static void refuse_all(void *handle, const struct machine *machine) {
                                  NULL, NULL, NULL));
     EXPECT(VARVE_INVALID_HANDLE,
            varve_restore_callbacks(repository, &id, &callbacks, NULL, NULL, NULL, NULL));
+    EXPECT(VARVE_INVALID_HANDLE,
+           varve_session_open_xen(repository, "web", 1, NULL, NULL, &session));
+    EXPECT(VARVE_INVALID_HANDLE, varve_xen_restore(repository, &id, NULL, NULL, NULL));
+    EXPECT(VARVE_INVALID_HANDLE, varve_xen_show(handle, &domain));
 
     EXPECT(VARVE_INVALID_HANDLE, varve_session_capture(handle, NULL, NULL, NULL));
     EXPECT(VARVE_INVALID_HANDLE, varve_session_begin(handle, NULL, NULL, &capture));
@@ -148,19 +155,6 @@ static void close_fixture(struct fixture *fixture) {
     OK(varve_repository_close(fixture->repository));
     machine_close(&fixture->machine);
 }
-
-// Sizes that are too small, that were not set, and that are of a newer program.
-#define WRONG_SIZES(structure, call)                                                              \
-    do {                                                                                          \
-        size_t right_ = (structure).size;                                                         \
-        (structure).size = 0;                                                                     \
-        EXPECT(VARVE_INVALID_ARGUMENT, call);                                                     \
-        (structure).size = right_ - 1;                                                            \
-        EXPECT(VARVE_INVALID_ARGUMENT, call);                                                     \
-        (structure).size = (size_t)-1;                                                            \
-        EXPECT(VARVE_INVALID_ARGUMENT, call);                                                     \
-        (structure).size = right_;                                                                \
-    } while (0)
 
 void wrong_structures(const char *directory) {
     struct fixture fixture;

@@ -112,7 +112,9 @@ import VarveTestSupport
         {
             try expectCode(of: guide, in: "swift", from: swift)
         }
-        let c = try TidyTests.text("Examples/embed-c/emulator.c")
+        let c = try ["embed-c/emulator.c", "embed-libxl/toolstack.c"].map {
+            try TidyTests.text("Examples/\($0)")
+        }.joined()
         try expectCode(of: "Embedding", in: "c", from: c)
     }
 

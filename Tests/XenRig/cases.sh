@@ -27,7 +27,7 @@ lost_guest() {
 
 # clean_up [KEPT]: removes the processes and guests of a case, except a guest of this name.
 clean_up() {
-    killall -q -9 varve XenCases notes
+    killall -q -9 varve XenCases embed-libxl notes
     for domain in $(xl list | awk -v kept="$1" 'NR > 2 && $1 != kept { print $1 }'); do
         xl destroy "$domain"
     done
@@ -64,7 +64,7 @@ run() {
         sleep "$3"
         echo "the case took longer than $3 s; it was stopped" >>/run/case/case.log
         kill -9 $shell
-        killall -q -9 varve XenCases xl libxl-save-helper
+        killall -q -9 varve XenCases embed-libxl xl libxl-save-helper
     ) >/dev/null 2>&1 &
     limit=$!
     wait $shell

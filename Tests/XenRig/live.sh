@@ -178,6 +178,55 @@ live_revert() {
     done
 }
 
+# A toolstack in C on libxl, with libvarve in its process (Examples/embed-libxl). A checkpoint is
+# started beside the guest, and the guest goes back to it. In each checkpoint all of the guest's
+# pages are of one instant.
+live_libxl() {
+    toolstack=/payload/embed-libxl
+    mkdir c
+    /payload/c-cases c wrong_xen >words || { cat words; return 1; }
+    grep -qx 'wrong_xen: in dom0' words || fail "the cases from C are not in dom0" || return 1
+    have_guest pvh || return 1
+    devices pvh >devices
+    $toolstack checkpoint pvh store "$(many 4 40)" || return 1
+    unbroken pvh devices || return 1
+    at=$($cases wrote store pvh~2) || return 1
+    : >/var/log/xen/guest-new.log
+    $toolstack restore store pvh~2 new || return 1
+    $cases same "$(xl domid new)" store pvh~2 || return 1
+    xl unpause new
+    began new "$at" && goes_on new || return 1
+    xl destroy new
+    # It must have left the checkpoint far behind, or `began` would say nothing.
+    eventually "the guest stays near its checkpoint" eval '[ "$(writes pvh)" -gt '$((at + 8000))' ]' \
+        || return 1
+    $toolstack revert pvh store pvh~2 || return 1
+    : >/var/log/xen/guest-pvh.log
+    began pvh "$at" && goes_on pvh || return 1
+    $cases written store pvh && goes_on pvh
+}
+
+# The toolstack is killed: its guard, the same program, lets the guest go on.
+live_libxl_kill() {
+    toolstack=/payload/embed-libxl
+    have_guest pvh || return 1
+    id=$(xl domid pvh)
+    $toolstack checkpoint pvh store 1000 >lines 2>kill.log &
+    killed=$!
+    wait_file lines 30 || { cat kill.log; fail "no checkpoint came"; return 1; }
+    took=$($cases kill "$id" $killed) || { echo "$took"; return 1; }
+    wait 2>/dev/null
+    cat kill.log
+    echo "# killed after $(wc -l <lines) checkpoints: the guest was paused for ${took%% *} ms after it"
+    [ "${took%% *}" -le 1000 ] || fail "the guest was paused too long" || return 1
+    goes_on pvh || return 1
+    # The next session is refused if the log was left on.
+    $toolstack checkpoint pvh store 1 >words || { cat words; return 1; }
+    grep '^before this: the checkpointer of domain' words \
+        || { cat words; fail "what the guard did is not told"; return 1; }
+    $cases compare "$id" store 2 200 && goes_on pvh && $varve verify store
+}
+
 # The checkpointer is killed: the guest runs again within a second, the log is off, the next capture
 # is complete, and the store is whole.
 live_kill() {

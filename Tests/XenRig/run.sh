@@ -2,7 +2,8 @@
 # run.sh SCRIPT [FILE...]
 # Boots Xen and dom0 under QEMU's software emulation, runs SCRIPT there (busybox's sh, as root) with
 # the FILEs in /payload, prints its output and exits with its status. The libraries that a program
-# among the FILEs is linked with are added; Xen's own are there.
+# among the FILEs is linked with are added; Xen's own are there. One that is linked with libvarve
+# finds it beside itself, and may need nothing else but Xen's and the C library.
 #
 #   XENRIG_XEN=4.20          a version of Xen other than 4.17
 #   XENRIG_SHARE=DIRECTORY   a directory of the host, mounted as /share in dom0
@@ -30,7 +31,9 @@ shift
 for file in "$@"; do
     cp -L "$file" "$work/root/payload/"
     if head -c 4 "$file" | grep -q ELF; then
-        "$rig/copy-libraries.sh" "$work/root" "$file"
+        # libvarve is in no system whose libraries could be listed.
+        readelf -d "$file" | grep 'NEEDED.*\[libvarve\.so' >/dev/null ||
+            "$rig/copy-libraries.sh" "$work/root" "$file"
         strip "$work/root/payload/$(basename "$file")"
     fi
 done

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "varve.h"
+#include "varve_xen.h"
 
 // What VarveC needs of C: memory that each thread has of its own, and calls that Swift cannot
 // import. None of it is in the interface of libvarve.

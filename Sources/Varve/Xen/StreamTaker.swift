@@ -44,6 +44,7 @@ final class StreamTaker: DomainTaker {
     var retentionReport: RetentionReport? { keeper?.report }
     /// Such a domain is only replaced.
     var standsStill: Bool { false }
+    var captureSession: CaptureSession? { nil }
 
     deinit { keeper?.requestClose() }
 

@@ -91,13 +91,24 @@ public final class XenCheckpointer: Sendable {
         of domain: XenHost.Domain, in repository: Repository, lineage: LineageName,
         options: Options = Options()
     ) throws(CheckpointError) {
+        try self.init(
+            of: domain, in: repository, lineage: lineage, parent: nil, options: options)
+    }
+
+    /// The same from a checkpoint on that the first one follows, which begins a branch.
+    ///
+    /// - Parameter parent: of a PVH domain; nil: the lineage's newest.
+    package convenience init(
+        of domain: XenHost.Domain, in repository: Repository, lineage: LineageName,
+        parent: Checkpoint?, options: Options
+    ) throws(CheckpointError) {
         do {
             let finder = XenDiskFinder(host: try XenHost(), options: options.disks)
             var options = options
             let disks = try finder.choose(for: domain, &options)
             options.domain.disksGoBack = disks != nil
             if case .none = options.disks.selection,
-                let newest = try repository.newest(ofLineage: lineage)
+                let newest = try parent ?? repository.newest(ofLineage: lineage)
             {
                 // As its history has disks, a checkpoint without any says that they are omitted.
                 let hadDisks = !newest.disks.isEmpty || newest.omitsDisks
@@ -110,7 +121,7 @@ public final class XenCheckpointer: Sendable {
             } else {
                 try self.init(
                     of: try XenDomain(domain.domainID, options: options.domain), in: repository,
-                    lineage: lineage, disks: disks, options: options)
+                    lineage: lineage, parent: parent, disks: disks, options: options)
             }
         } catch {
             throw CheckpointError(wrapping: error)
@@ -122,10 +133,11 @@ public final class XenCheckpointer: Sendable {
     /// Drops what cuts of dead processes left, but for the cut that it continues from.
     package convenience init(
         of domain: XenDomain, in repository: Repository, lineage: LineageName,
-        disks: (any DiskGroup)? = nil, options: Options
+        parent: Checkpoint? = nil, disks: (any DiskGroup)? = nil, options: Options
     ) throws(CheckpointError) {
         let session = try CaptureSession(
-            of: domain, in: repository, lineage: lineage, disks: disks, options: options.capture)
+            of: domain, in: repository, lineage: lineage, parent: parent, disks: disks,
+            options: options.capture)
         do throws(GuestError) {
             // The session owns the cut that it continues from, so that one is left.
             if let disks { try XenDiskFinder.dropLeftovers(of: disks) }
@@ -203,6 +215,11 @@ public final class XenCheckpointer: Sendable {
     /// The domain runs. Blocks; retention thins the lineage once more. Calling it again has no
     /// effect. The domain's lock is held until this object is released.
     public func close() { taker.close() }
+
+    /// The session of a PVH domain, by which captures are begun and awaited; nil for a PV domain.
+    ///
+    /// This object closes it.
+    package var session: CaptureSession? { taker.captureSession }
 }
 
 extension XenCheckpointer {
@@ -261,6 +278,8 @@ protocol DomainTaker: Sendable {
 
     var retentionReport: RetentionReport? { get }
     var standsStill: Bool { get }
+    /// Nil if it captures without one.
+    var captureSession: CaptureSession? { get }
     func close()
 }
 
@@ -283,6 +302,7 @@ private final class LogTaker: DomainTaker {
 
     var retentionReport: RetentionReport? { session.retentionReport }
     var standsStill: Bool { domain.standsStill }
+    var captureSession: CaptureSession? { session }
 
     func close() { session.close() }
 

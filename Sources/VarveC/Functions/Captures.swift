@@ -38,8 +38,7 @@ struct CaptureInput {
     /// The failure of a call that passes what only sessions over regions take.
     static let foreign = Failure(
         VARVE_INVALID_ARGUMENT,
-        "dirty pages and state are the callbacks' to give in a session over callbacks; leave them "
-            + "NULL")
+        "only a session over regions takes dirty pages and a state; leave them NULL")
 
     init(_ input: UnsafePointer<varve_capture_input>?) throws(Failure) {
         let input = try varve_capture_input.read(input) ?? varve_capture_input()
@@ -58,7 +57,7 @@ struct CaptureInput {
         case .regions(let guest):
             try guest.add(dirty)
             guest.save(state)
-        case .callbacks:
+        case .callbacks, .domain:
             guard dirty == nil, state.isEmpty else { throw CaptureInput.foreign }
         }
     }

@@ -67,6 +67,7 @@ private struct RestoreCall {
             switch guest {
             case .regions(let guest): guest
             case .callbacks(let guest): guest
+            case .domain: preconditionFailure("a domain is started, not filled")
             }
         let done = try guest.reportingCallbacks {
             try repository.restore(

@@ -6,6 +6,7 @@ import CheckpointStore
 import GuestModel
 import PackStore
 import Synchronization
+import Varve
 
 /// A session that the program has open.
 final class OpenSession: Sendable {
@@ -13,6 +14,7 @@ final class OpenSession: Sendable {
     enum Guest: Sendable {
         case regions(RegionGuest)
         case callbacks(CallbackGuest)
+        case domain(DomainGuest)
     }
 
     let session: CaptureSession
@@ -38,6 +40,7 @@ final class OpenSession: Sendable {
             }
             anyGuest = guest
         case .callbacks(let guest): anyGuest = guest
+        case .domain: preconditionFailure("a domain's session is its checkpointer's")
         }
         let name = try LineageName(lineage)
         try owner.beginSession()
@@ -56,6 +59,23 @@ final class OpenSession: Sendable {
         self.owner = owner
     }
 
+    /// A session over a domain, which `begin` begins.
+    init(in owner: OpenRepository, _ begin: () throws -> DomainGuest) throws {
+        try owner.beginSession()
+        do {
+            let domain = try begin()
+            guard let session = domain.checkpointer.session else {
+                throw Failure(VARVE_UNSUPPORTED, "a PV domain has no session")
+            }
+            self.session = session
+            guest = .domain(domain)
+        } catch {
+            owner.endSession()
+            throw error
+        }
+        self.owner = owner
+    }
+
     /// Runs what drives the guest.
     ///
     /// A failed callback is told from other failures of a guest.
@@ -68,6 +88,14 @@ final class OpenSession: Sendable {
     /// A checkpoint of the session's repository.
     func checkpoint(_ id: CheckpointID) throws(RepositoryError) -> Checkpoint {
         try owner.repository.checkpoint(id: id)
+    }
+
+    fileprivate func revert(
+        to checkpoint: Checkpoint, _ control: CallControl
+    ) throws -> RevertResult {
+        if case .domain(let domain) = guest { return try domain.revert(to: checkpoint, control) }
+        return try session.revert(
+            to: checkpoint, cancellation: control.cancellation, progress: control.progress)
     }
 
     func close() {
@@ -95,7 +123,7 @@ extension OpenSession.Guest {
 }
 
 extension CaptureOptions {
-    fileprivate init(_ options: varve_session_options) throws(Failure) {
+    init(_ options: varve_session_options) throws(Failure) {
         self.init()
         if options.pool_byte_count > 0 { poolByteCount = Int(clamping: options.pool_byte_count) }
         if options.pause_budget_nanoseconds != 0 {
@@ -203,12 +231,10 @@ public func varve_session_revert(
         let (done, bytes) = try open.withTurn { guest -> (RevertResult, [UInt8]) in
             switch guest {
             case .regions(let guest): try guest.add(dirty)
-            case .callbacks:
+            case .callbacks, .domain:
                 guard dirty == nil, state == nil else { throw CaptureInput.foreign }
             }
-            let checkpoint = try open.checkpoint(id)
-            let done = try open.session.revert(
-                to: checkpoint, cancellation: control.cancellation, progress: control.progress)
+            let done = try open.revert(to: try open.checkpoint(id), control)
             guard case .regions(let guest) = guest else { return (done, []) }
             return (done, guest.restoredState)
         }

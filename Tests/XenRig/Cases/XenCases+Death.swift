@@ -92,7 +92,8 @@ enum Processes {
                 continue
             }
             let words = command.split(separator: 0).map { String(decoding: $0, as: UTF8.self) }
-            if words.suffix(3) == ["xen", "guard", "\(domain)"] { return process }
+            // The tool's, and the one of a program with libvarve.
+            if words.suffix(2) == ["guard", "\(domain)"] { return process }
         }
         return nil
     }

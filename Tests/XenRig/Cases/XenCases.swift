@@ -21,6 +21,7 @@ import XenGuest
 ///     XenCases death DOMAIN PID                           the same when PID dies by itself
 ///     XenCases ended DOMAIN MILLISECONDS                  that it ends within this time, and how
 ///     XenCases wrote STORE CHECKPOINT                     the guest's count of writes
+///     XenCases written STORE LINEAGE                      every page as the guest wrote it
 ///     XenCases memory COMMAND...                          peak memory of a process
 ///     XenCases tee FILE                                   what busybox's tee does, 1 KiB at a time
 @main
@@ -29,6 +30,7 @@ struct XenCases {
         let words = Array(CommandLine.arguments.dropFirst())
         do {
             if words.count == 3, words[0] == "wrote" { return try wrote(words[1], words[2]) }
+            if words.count == 3, words[0] == "written" { return try written(words[1], words[2]) }
             if words.count > 1, words[0] == "memory" { return try memory(Array(words[1...])) }
             if words.count == 2, words[0] == "tee" { return try tee(words[1]) }
             guard words.count >= 3, let domain = UInt32(words[1]) else {
