@@ -132,6 +132,11 @@ final class OpenReader: Sendable {
             try reader.readBytes(at: offset, into: &span)
         }
     }
+
+    /// The frames that are not zero, and the size as a raw image.
+    func extents() -> (runs: [PageRange], byteCount: UInt64) {
+        reader.withLock { ($0.contentRuns, $0.imageByteCount) }
+    }
 }
 
 /// How a call is watched and ended early.

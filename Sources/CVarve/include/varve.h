@@ -207,7 +207,6 @@ struct varve_statistics {
     uint64_t metadata_byte_count;
     uint64_t abandoned_byte_count; // of captures that were never published
 };
-
 // Computes statistics, all of one moment. Blocks.
 int varve_repository_statistics(varve_repository *repository,
                                 struct varve_statistics *statistics);
@@ -268,7 +267,6 @@ struct varve_prune_info {
     uint64_t removed_pack_count;
     uint64_t rewritten_pack_count;
 };
-
 // Determines what a prune would do. Changes nothing, except that it may seal a pack. Blocks.
 int varve_prune_plan(varve_repository *repository, const struct varve_prune_options *options,
                      const struct varve_call *call, varve_plan **plan);
@@ -316,7 +314,6 @@ struct varve_checkpoint {
     char lineage[256];
     char label[256]; // empty if there is none
 };
-
 // Describes a checkpoint. Blocks.
 int varve_checkpoint_show(varve_repository *repository, const varve_id *id,
                           struct varve_checkpoint *checkpoint);
@@ -332,7 +329,6 @@ struct varve_volume {
     uint64_t changed_page_count;
     uint8_t root[32]; // Merkle root: equal for equal contents
 };
-
 // Describes a volume of a checkpoint: 0 is the memory, disks follow. VARVE_NOT_FOUND past the last.
 int varve_checkpoint_volume(varve_repository *repository, const varve_id *id, size_t index,
                             struct varve_volume *volume);
@@ -364,6 +360,11 @@ int varve_reader_open(varve_repository *repository, const varve_id *id, const ch
 // Reads bytes of the volume from an offset; each page is verified. What does not exist reads as
 // zeros. After a failure `bytes` has nothing unverified in it. One read at a time. Blocks.
 int varve_reader_read(varve_reader *reader, uint64_t offset, void *bytes, size_t byte_count);
+// Determines what the volume holds: the frames that are not zero, as ascending ranges that do not
+// touch, and its size as a raw image. Reads nothing from the disk. The array is the caller's, and
+// NULL if the count is 0.
+int varve_reader_extents(varve_reader *reader, varve_range **ranges, size_t *count,
+                         uint64_t *byte_count);
 int varve_reader_close(varve_reader *reader);
 
 // ---- Guests ----

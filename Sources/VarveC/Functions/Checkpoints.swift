@@ -256,6 +256,24 @@ public func varve_reader_read(
 
 /// See `varve.h`.
 @c @implementation
+public func varve_reader_extents(
+    _ reader: OpaquePointer?, _ ranges: UnsafeMutablePointer<UnsafeMutablePointer<varve_range>?>?,
+    _ count: UnsafeMutablePointer<Int>?, _ byteCount: UnsafeMutablePointer<UInt64>?
+) -> Int32 {
+    boundary {
+        let ranges = try require(ranges, "the place for the ranges")
+        let count = try require(count, "the place for their number")
+        let byteCount = try require(byteCount, "the place for the size")
+        let found = try Handles.find(reader, OpenReader.self).extents()
+        ranges.pointee = try CallerMemory.copy(
+            found.runs.map { varve_range(first: $0.first.rawValue, count: UInt64($0.count)) })
+        count.pointee = found.runs.count
+        byteCount.pointee = found.byteCount
+    }
+}
+
+/// See `varve.h`.
+@c @implementation
 public func varve_reader_close(_ reader: OpaquePointer?) -> Int32 {
     boundary { try Handles.remove(reader, OpenReader.self) }
 }

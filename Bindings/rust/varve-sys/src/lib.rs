@@ -496,6 +496,10 @@ extern "C" {
     pub fn varve_reader_read(
         reader: *mut varve_reader, offset: u64, bytes: *mut c_void, byte_count: usize,
     ) -> c_int;
+    pub fn varve_reader_extents(
+        reader: *mut varve_reader, ranges: *mut *mut varve_range, count: *mut usize,
+        byte_count: *mut u64,
+    ) -> c_int;
     pub fn varve_reader_close(reader: *mut varve_reader) -> c_int;
     pub fn varve_session_open_regions(
         repository: *mut varve_repository, lineage: *const c_char, regions: *const varve_region,
