@@ -39,6 +39,7 @@ static void refuse_all(void *handle, const struct machine *machine) {
            varve_checkpoint_diff(repository, &id, &id, NULL, &ranges, &count));
     EXPECT(VARVE_INVALID_HANDLE,
            varve_checkpoint_export(repository, &id, NULL, VARVE_FORMAT_RAW, 1, NULL));
+    EXPECT(VARVE_INVALID_HANDLE, varve_checkpoint_set_label(repository, &id, "label"));
     EXPECT(VARVE_INVALID_HANDLE, varve_reader_open(repository, &id, NULL, &reader));
     EXPECT(VARVE_INVALID_HANDLE,
            varve_session_open_regions(repository, "machine", machine->regions, REGION_COUNT, NULL,
@@ -56,6 +57,7 @@ static void refuse_all(void *handle, const struct machine *machine) {
     EXPECT(VARVE_INVALID_HANDLE,
            varve_session_revert(handle, &id, NULL, NULL, NULL, NULL, NULL));
     EXPECT(VARVE_INVALID_HANDLE, varve_session_parent(handle, &id));
+    EXPECT(VARVE_INVALID_HANDLE, varve_session_disk_failure(handle));
     EXPECT(VARVE_INVALID_HANDLE, varve_session_cancel(handle));
     EXPECT(VARVE_INVALID_HANDLE, varve_session_close(handle));
     EXPECT(VARVE_INVALID_HANDLE, varve_capture_descriptor(handle, &descriptor));

@@ -127,6 +127,9 @@ public func varve_checkpoint_volume(
             volume.zero_page_count = UInt64(found.zeroPageCount)
             volume.changed_page_count = UInt64(found.changedPageCount)
             withUnsafeMutableBytes(of: &volume.root) { $0.copyBytes(from: found.root.bytes) }
+            volume.extent_byte_count =
+                found.isDisk
+                ? found.byteCount : found.record.frameEnd * UInt64(Page.byteCount)
         }
     }
 }
