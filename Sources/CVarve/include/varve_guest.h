@@ -68,15 +68,15 @@ enum { VARVE_BLOCKS_UNKNOWN = -1 };
 //   release               when a later cut has taken its place, or at the end of the session
 //
 // and, to compare, all but `release` in the pause if a revert cannot put back what it wrote. What
-// changed is known by comparing two cuts, so a cut stands until a later one was read. The
-// callbacks are passed the context of the guest's, and the rules for those hold, but `changed`,
-// `stored`, `read` and `release` may be called on threads of the library, the last one also after
-// the call that failed has returned. Ranges that are not as described, or not within the disk, are
-// a failure of the guest.
+// changed is known by comparing two cuts, so a cut stands until a later one was read. The callbacks
+// are passed the context of the guest's, and the rules for those hold, but `changed`, `stored`,
+// `read` and `release` may be called on threads of the library, the last one also after the call
+// that failed has returned. Ranges that are not as described, or not within the disk, are a failure
+// of the guest.
 struct varve_disk_callbacks {
     size_t size;
-    // The disks, each with a name of its own; none is allowed. They may change between captures. In
-    // the pause, after `cut`, they must be those from before, with the sizes that they have in it.
+    // The disks, each with a name of its own, or no disk. They may change between captures. In the
+    // pause, after `cut`, they must be those from before, with the sizes that they have in it.
     int (*list)(void *context, const struct varve_disk **disks, size_t *count);
     // Does all of a cut that may take long or fail. Or NULL.
     int (*prepare)(void *context, uint64_t cut);
