@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "disks.h"
@@ -30,18 +31,20 @@ struct file_copy {
     varve_id id;
 };
 
+// Creates the files, or opens those that are there.
 static void open_files(struct files *files, const char *directory) {
     static const char *const names[FILE_COUNT] = {"root", "data"};
     memset(files, 0, sizeof *files);
     snprintf(files->directory, sizeof files->directory, "%s", directory);
     snprintf(files->state, sizeof files->state, "%s/state", directory);
-    CHECK(mkdir(directory, 0700) == 0);
+    int is_new = mkdir(directory, 0700) == 0;
     for (size_t index = 0; index < FILE_COUNT; index++) {
         snprintf(files->paths[index], sizeof files->paths[index], "%s/%s.img", directory,
                  names[index]);
-        files->descriptors[index] = open(files->paths[index], O_RDWR | O_CREAT | O_EXCL, 0600);
+        files->descriptors[index] = open(files->paths[index], O_RDWR | O_CREAT, 0600);
         CHECK(files->descriptors[index] >= 0);
-        CHECK(ftruncate(files->descriptors[index], 100 * PAGE + (off_t)index * 512) == 0);
+        off_t byte_count = 100 * PAGE + (off_t)index * 512;
+        CHECK(!is_new || ftruncate(files->descriptors[index], byte_count) == 0);
         files->list[index].size = sizeof files->list[index];
         files->list[index].name = names[index];
         files->list[index].path = files->paths[index];
@@ -228,6 +231,54 @@ static void take_with_callbacks(const char *directory, struct files *files) {
     free(guest);
 }
 
+// Takes a checkpoint, and ends without closing anything.
+static void die(const char *directory, const char *place) {
+    struct files *files = malloc(sizeof *files);
+    open_files(files, place);
+    char store[2048];
+    snprintf(store, sizeof store, "%s-dies", directory);
+    varve_repository *repository = NULL;
+    OK(varve_repository_create(store, &repository));
+    free_copy(take(open_session(repository, files, 1), files));
+    _exit(failure_count == 0 ? 7 : 1);
+}
+
+// What a process that died has left is removed by the next session, of another lineage here.
+static void remove_leftovers(const char *directory, const char *mounted) {
+    char parent[2048], program[4096] = "", place[2048], store[2048];
+    snprintf(parent, sizeof parent, "%.*s", (int)(strrchr(directory, '/') - directory), directory);
+    CHECK(readlink("/proc/self/exe", program, sizeof program - 1) > 0);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        setenv("VARVE_DIES", "1", 1);
+        execl(program, "cases", parent, "right_files", (char *)NULL);
+        _exit(1);
+    }
+    int status = 0;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 7);
+    snprintf(place, sizeof place, "%s/%d", mounted, (int)child);
+    snprintf(store, sizeof store, "%s-dies", directory);
+    struct files *files = malloc(sizeof *files);
+    open_files(files, place);
+    CHECK(clone_count(files) == FILE_COUNT);
+    varve_repository *repository = NULL;
+    SIZED(varve_open_options, writing);
+    writing.access = VARVE_WRITING;
+    OK(varve_repository_open(store, &writing, &repository));
+    SIZED(varve_session_options, options);
+    options.files = &files->files;
+    varve_session *session = NULL;
+    OK(varve_session_open_regions(repository, "other", files->machine.regions, REGION_COUNT,
+                                  &options, &session));
+    CHECK(clone_count(files) == 0);
+    OK(varve_session_disk_failure(session));
+    OK(varve_session_close(session));
+    OK(varve_repository_close(repository));
+    close_files(files);
+    free(files);
+}
+
 void right_files(const char *directory) {
     const char *mounted = getenv("VARVE_REFLINKS");
     if (!mounted) {
@@ -237,11 +288,14 @@ void right_files(const char *directory) {
     }
     char place[1024];
     snprintf(place, sizeof place, "%s/%d", mounted, (int)getpid());
+    if (getenv("VARVE_DIES"))
+        die(directory, place);
     struct files *files = malloc(sizeof *files);
     open_files(files, place);
     take_twenty(directory, files);
     machine_clean(&files->machine);
     take_with_callbacks(directory, files);
+    remove_leftovers(directory, mounted);
     close_files(files);
     free(files);
 }

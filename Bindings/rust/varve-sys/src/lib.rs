@@ -456,11 +456,7 @@ pub struct varve_disk_callbacks {
         ) -> c_int,
     >,
     pub resize: Option<
-        unsafe extern "C" fn(
-            context: *mut c_void,
-            disk: *const c_char,
-            byte_count: u64,
-        ) -> c_int,
+        unsafe extern "C" fn(context: *mut c_void, disk: *const c_char, byte_count: u64) -> c_int,
     >,
 }
 
@@ -631,9 +627,7 @@ extern "C" {
     ) -> c_int;
     pub fn varve_plan_free(plan: *mut varve_plan) -> c_int;
     pub fn varve_repair_plan(
-        path: *const c_char,
-        options: *const varve_repair_options,
-        call: *const varve_call,
+        path: *const c_char, options: *const varve_repair_options, call: *const varve_call,
         info: *mut varve_repair_info,
     ) -> c_int;
     pub fn varve_checkpoint_list(
@@ -647,9 +641,7 @@ extern "C" {
         repository: *mut varve_repository, id: *const varve_id, checkpoint: *mut varve_checkpoint,
     ) -> c_int;
     pub fn varve_checkpoint_set_label(
-        repository: *mut varve_repository,
-        id: *const varve_id,
-        label: *const c_char,
+        repository: *mut varve_repository, id: *const varve_id, label: *const c_char,
     ) -> c_int;
     pub fn varve_checkpoint_volume(
         repository: *mut varve_repository, id: *const varve_id, index: usize,
