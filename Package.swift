@@ -324,14 +324,15 @@ let package = Package(
         // Scripts/libvarve builds it as the libvarve.so that programs link with.
         .library(name: "varve-c", type: .dynamic, targets: ["VarveC"]))
     package.targets += [
-        // The header, varve.h, and the few functions that are C themselves.
+        // The header, varve.h, what it includes, and the few functions that are C themselves.
         .target(name: "CVarve", exclude: ["libvarve.map"]),
         .target(
             name: "VarveC",
             dependencies: [
                 "CVarve", "CheckpointEngine", "CheckpointFormat", "CheckpointIndex",
-                "CheckpointStore", "CheckpointUpkeep", "GuestModel", "LinuxGuest", "PackStore",
-                "VarveCore", .product(name: "SystemPackage", package: "swift-system"),
+                "CheckpointStore", "CheckpointUpkeep", "GuestDisks", "GuestModel", "LinuxGuest",
+                "PackStore", "VarveCore",
+                .product(name: "SystemPackage", package: "swift-system"),
             ]),
         // The cost of the interface for C beside the same captures from Swift.
         .executableTarget(

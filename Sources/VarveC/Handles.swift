@@ -133,10 +133,8 @@ final class OpenReader: Sendable {
         }
     }
 
-    /// The frames that are not zero, and the size as a raw image.
-    func extents() -> (runs: [PageRange], byteCount: UInt64) {
-        reader.withLock { ($0.contentRuns, $0.imageByteCount) }
-    }
+    /// The frames that are not zero.
+    func extents() -> [PageRange] { reader.withLock { $0.contentRuns } }
 }
 
 /// How a call is watched and ended early.

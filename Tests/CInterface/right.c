@@ -259,9 +259,9 @@ static void check_list(const char *directory, const varve_id *ids) {
     varve_session *session = NULL;
     struct machine machine;
     machine_open(&machine);
-    OK(varve_session_open_regions(reading, "one", machine.regions, REGION_COUNT, NULL, &session));
-    EXPECT(VARVE_READ_ONLY, varve_session_capture(session, NULL, NULL, NULL));
-    OK(varve_session_close(session));
+    EXPECT(VARVE_READ_ONLY, varve_session_open_regions(reading, "one", machine.regions,
+                                                       REGION_COUNT, NULL, &session));
+    CHECK(session == NULL);
     machine_close(&machine);
     OK(varve_repository_close(reading));
 }
@@ -323,9 +323,10 @@ static int end_at_once(void *context, const struct varve_progress *progress) {
 static void check_extents(varve_reader *reader, int image) {
     varve_range *ranges = NULL;
     size_t count = 0, next = 0;
-    uint64_t byte_count = 0, frame_end = 0, found_count = 0, range_page_count = 0;
-    OK(varve_reader_extents(reader, &ranges, &count, &byte_count));
-    CHECK(byte_count == (uint64_t)lseek(image, 0, SEEK_END) && count > 0);
+    uint64_t byte_count = (uint64_t)lseek(image, 0, SEEK_END);
+    uint64_t frame_end = 0, found_count = 0, range_page_count = 0;
+    OK(varve_reader_extents(reader, &ranges, &count));
+    CHECK(count > 0);
     for (size_t i = 0; i < count; i++) {
         CHECK(ranges[i].count > 0 && (i == 0 || ranges[i].first > frame_end));
         frame_end = ranges[i].first + ranges[i].count;

@@ -12,12 +12,6 @@ extension VolumeReader {
     /// Takes time in proportion to the page map; nothing is read from the disk.
     package var contentRuns: [PageRange] { map.contentRuns() }
 
-    /// The size of the volume as a raw image: of a disk its own; of the memory, where its last page
-    /// ends.
-    package var imageByteCount: UInt64 {
-        volume.isDisk ? volume.byteCount : layout.frameEnd * UInt64(Page.byteCount)
-    }
-
     /// Reads the pages of a range of frames, and verifies each against its digest.
     ///
     /// Frames that do not exist read as zeros; `layout` lists those that do. Blocks for the disk.

@@ -127,6 +127,9 @@ public func varve_checkpoint_volume(
             volume.zero_page_count = UInt64(found.zeroPageCount)
             volume.changed_page_count = UInt64(found.changedPageCount)
             withUnsafeMutableBytes(of: &volume.root) { $0.copyBytes(from: found.root.bytes) }
+            volume.extent_byte_count =
+                found.isDisk
+                ? found.byteCount : found.record.frameEnd * UInt64(Page.byteCount)
         }
     }
 }
@@ -258,17 +261,15 @@ public func varve_reader_read(
 @c @implementation
 public func varve_reader_extents(
     _ reader: OpaquePointer?, _ ranges: UnsafeMutablePointer<UnsafeMutablePointer<varve_range>?>?,
-    _ count: UnsafeMutablePointer<Int>?, _ byteCount: UnsafeMutablePointer<UInt64>?
+    _ count: UnsafeMutablePointer<Int>?
 ) -> Int32 {
     boundary {
         let ranges = try require(ranges, "the place for the ranges")
         let count = try require(count, "the place for their number")
-        let byteCount = try require(byteCount, "the place for the size")
         let found = try Handles.find(reader, OpenReader.self).extents()
         ranges.pointee = try CallerMemory.copy(
-            found.runs.map { varve_range(first: $0.first.rawValue, count: UInt64($0.count)) })
-        count.pointee = found.runs.count
-        byteCount.pointee = found.byteCount
+            found.map { varve_range(first: $0.first.rawValue, count: UInt64($0.count)) })
+        count.pointee = found.count
     }
 }
 
