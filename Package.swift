@@ -324,7 +324,8 @@ let package = Package(
         // Scripts/libvarve builds it as the libvarve.so that programs link with.
         .library(name: "varve-c", type: .dynamic, targets: ["VarveC"]))
     package.targets += [
-        // The headers, varve.h and varve_xen.h, and the few functions that are C themselves.
+        // The headers, varve.h with what it includes and varve_xen.h, and the few functions that are C
+        // themselves.
         .target(name: "CVarve", exclude: ["libvarve.map"]),
         // Over all of the facade: live domains cost the library no dependency, because Xen's
         // libraries are loaded when they are used.
@@ -332,8 +333,8 @@ let package = Package(
             name: "VarveC",
             dependencies: [
                 "CVarve", "CheckpointEngine", "CheckpointFormat", "CheckpointIndex",
-                "CheckpointStore", "CheckpointUpkeep", "GuestModel", "LinuxGuest", "PackStore",
-                "Varve", "VarveCore",
+                "CheckpointStore", "CheckpointUpkeep", "GuestDisks", "GuestModel", "LinuxGuest",
+                "PackStore", "Varve", "VarveCore",
                 .product(name: "SystemPackage", package: "swift-system"),
             ]),
         // The cost of the interface for C beside the same captures from Swift.

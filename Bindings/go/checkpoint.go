@@ -128,6 +128,7 @@ type Volume struct {
 	ZeroPageCount    uint64
 	ChangedPageCount uint64
 	Root             [32]byte // Merkle root: equal for equal contents
+	ExtentByteCount  uint64   // where it ends: what is read past that is zeros
 }
 
 // Volumes describes the volumes of a checkpoint: the memory, then disks. Blocks.
@@ -157,8 +158,21 @@ func (r *Repository) Volumes(id ID) ([]Volume, error) {
 			ZeroPageCount:    uint64(v.zero_page_count),
 			ChangedPageCount: uint64(v.changed_page_count),
 			Root:             *(*[32]byte)(unsafe.Pointer(&v.root)),
+			ExtentByteCount:  uint64(v.extent_byte_count),
 		})
 	}
+}
+
+// SetLabel gives a checkpoint a label, or removes the one that it has (empty). Later checkpoints of
+// its lineage lose that label. Blocks for one sync.
+func (r *Repository) SetLabel(id ID, label string) error {
+	defer runtime.KeepAlive(r)
+	var a arena
+	defer a.free()
+	checkpoint, name := packID(id), a.text(label, true)
+	return a.call(func() C.int {
+		return C.varve_checkpoint_set_label(r.handle, &checkpoint, name)
+	})
 }
 
 // State reads the state that the capture was given. Blocks.

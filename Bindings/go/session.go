@@ -30,6 +30,18 @@ type SessionOptions struct {
 	AuditPageCount     int
 	AcceptsGuestChange bool // the lineage may be another guest's
 	OmitsDisks         bool // the guest has disks, which its checkpoints leave out
+	// Files are the guest's disks, which are cut and reverted with its memory: varve_guest.h says
+	// what they may be. StateDirectory notes what that leaves; it is needed with files.
+	Files          []File
+	StateDirectory string
+	KeepsDiskCut   bool // for the next session, which then need not compare the files as a whole
+}
+
+// A File is a raw file on XFS or btrfs that is a disk of the guest.
+type File struct {
+	Name           string // the volume's
+	Path           string
+	BlockByteCount int // logical block size: 512 or 4096; 0: 512
 }
 
 // A Session captures one guest into one lineage, again and again. Its captures and reverts run one
@@ -80,6 +92,28 @@ func (a *arena) sessionOptions(options *SessionOptions) *C.struct_varve_session_
 	place.audit_page_count = C.int(options.AuditPageCount)
 	place.accepts_guest_change = truth(options.AcceptsGuestChange)
 	place.omits_disks = truth(options.OmitsDisks)
+	place.files = a.files(options.Files, options.StateDirectory)
+	place.keeps_disk_cut = truth(options.KeepsDiskCut)
+	return place
+}
+
+func (a *arena) files(files []File, stateDirectory string) *C.struct_varve_files {
+	if len(files) == 0 {
+		return nil
+	}
+	place := (*C.struct_varve_files)(a.allocate(C.sizeof_struct_varve_files))
+	place.size = C.sizeof_struct_varve_files
+	place.files = (*C.struct_varve_file)(
+		a.allocate(uintptr(len(files)) * C.sizeof_struct_varve_file))
+	place.count = C.size_t(len(files))
+	place.state_directory = a.text(stateDirectory, true)
+	for index := range files {
+		file := &unsafe.Slice(place.files, len(files))[index]
+		file.size = C.sizeof_struct_varve_file
+		file.name = a.text(files[index].Name, false)
+		file.path = a.text(files[index].Path, false)
+		file.block_byte_count = C.int(files[index].BlockByteCount)
+	}
 	return place
 }
 

@@ -129,6 +129,15 @@ func checkLists(t *testing.T, repository *Repository, all []taken) {
 	equal(t, len(volumes), 1)
 	equal(t, volumes[0].Name, "memory")
 	equal(t, volumes[0].PageCount, 130)
+	equal(t, volumes[0].ExtentByteCount, 230*PageSize)
+	must(t, repository.SetLabel(ids[16], "given-later"))
+	labelled, err := repository.Find("given-later")
+	must(t, err)
+	equal(t, labelled, ids[16])
+	must(t, repository.SetLabel(ids[16], ""))
+	unlabelled, err := repository.Checkpoint(ids[16])
+	must(t, err)
+	equal(t, unlabelled.Label, "")
 	statistics, err := repository.Statistics()
 	must(t, err)
 	equal(t, statistics.CheckpointCount, 21)
@@ -306,4 +315,43 @@ func deepen(depth int) {
 		deepen(depth - 1)
 	}
 	runtime.KeepAlive(&handle)
+}
+
+func TestFilesAreCutAndRevertedWithTheMemory(t *testing.T) {
+	place := os.Getenv("VARVE_REFLINKS")
+	if place == "" {
+		t.Skip("there is no file system with reflinks")
+	}
+	place, err := os.MkdirTemp(place, "go")
+	must(t, err)
+	defer os.RemoveAll(place)
+	path := place + "/root.img"
+	write := func(text string) { must(t, os.WriteFile(path, []byte(text), 0o600)) }
+	image := func(first byte) string {
+		return string(bytes.Repeat([]byte{first}, 5*PageSize)) + string(make([]byte, 512))
+	}
+	write(image('a'))
+	machine := newMachine(t)
+	repository, _ := newStore(t)
+	session, err := repository.Session("machine", machine.regions, &SessionOptions{
+		Files: []File{{Name: "root", Path: path}}, StateDirectory: place + "/state",
+	})
+	must(t, err)
+	first, err := session.Capture(background, nil)
+	must(t, err)
+	write(image('b'))
+	machine.run()
+	_, err = session.Capture(background, nil)
+	must(t, err)
+	_, err = session.Revert(background, first.ID, nil)
+	must(t, err)
+	now, err := os.ReadFile(path)
+	must(t, err)
+	equal(t, string(now), image('a'))
+	must(t, session.Close())
+	volumes, err := repository.Volumes(first.ID)
+	must(t, err)
+	equal(t, len(volumes), 2)
+	equal(t, volumes[1].Name, "root")
+	equal(t, volumes[1].ExtentByteCount, 5*PageSize+512)
 }

@@ -180,6 +180,18 @@ value varve_ml_find(value repository, value name) {
     CAMLreturn(id_value(&id));
 }
 
+value varve_ml_set_label(value repository, value id, value label) {
+    CAMLparam3(repository, id, label);
+    varve_repository *handle = HANDLE(repository, repository);
+    struct failure failure;
+    varve_id name = id_argument(id);
+    char *text = optional_text(label);
+    BLOCKING(failure, varve_checkpoint_set_label(handle, &name, text));
+    caml_stat_free(text);
+    check(&failure);
+    CAMLreturn(Val_unit);
+}
+
 value varve_ml_checkpoint(value repository, value id) {
     CAMLparam2(repository, id);
     CAMLlocal2(result, content);
@@ -220,13 +232,14 @@ value varve_ml_volume(value repository, value id, value index) {
     v.size = sizeof v;
     BLOCKING(failure, varve_checkpoint_volume(handle, &name, number, &v));
     check(&failure);
-    result = caml_alloc_tuple(6);
+    result = caml_alloc_tuple(7);
     Store_field(result, 0, text_value(v.name));
     Store_field(result, 1, Val_bool(v.is_disk));
     Store_field(result, 2, Val_long(v.byte_count));
     Store_field(result, 3, Val_long(v.page_count));
     Store_field(result, 4, Val_long(v.changed_page_count));
     Store_field(result, 5, caml_alloc_initialized_string(sizeof v.root, (const char *)v.root));
+    Store_field(result, 6, Val_long(v.extent_byte_count));
     CAMLreturn(result);
 }
 

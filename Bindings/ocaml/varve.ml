@@ -114,6 +114,7 @@ type volume = {
   page_count : int;
   changed_page_count : int;
   root : string;
+  extent_byte_count : int;
 }
 
 type range = { first : int; count : int }
@@ -165,6 +166,7 @@ module Repository = struct
   external list_raw : t -> string option -> int -> id option -> id array = "varve_ml_checkpoints"
   external find : t -> string -> id = "varve_ml_find"
   external checkpoint : t -> id -> checkpoint = "varve_ml_checkpoint"
+  external set_label : t -> id -> string option -> unit = "varve_ml_set_label"
   external volume : t -> id -> int -> volume = "varve_ml_volume"
   external state : t -> id -> string = "varve_ml_state"
   external difference_raw : t -> id -> id -> string option -> range array = "varve_ml_difference"

@@ -129,6 +129,7 @@ type volume = {
   page_count : int;  (** that exist; of a disk, blocks that are not zero *)
   changed_page_count : int;
   root : string;  (** Merkle root, 32 bytes: equal for equal contents *)
+  extent_byte_count : int;  (** where it ends: what is read past that is zeros *)
 }
 
 type range = { first : int; count : int }
@@ -202,6 +203,11 @@ module Repository : sig
   val find : t -> string -> id
 
   val checkpoint : t -> id -> checkpoint
+
+  (** Gives a checkpoint a label, or removes the one that it has. Later checkpoints of its lineage
+      lose that label. *)
+  val set_label : t -> id -> string option -> unit
+
   val volumes : t -> id -> volume list
 
   (** The state that the capture was given. *)

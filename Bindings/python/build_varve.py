@@ -1,6 +1,6 @@
-"""Compiles the module that calls libvarve, from the declarations of its own header.
+"""Compiles the module that calls libvarve, from the declarations of its own headers.
 
-cffi has the C compiler compare them with the installed header, so a layout that differs is an error
+cffi has the C compiler compare them with the installed headers, so a layout that differs is an error
 when the wheel is built and not when it is used.
 """
 
@@ -20,7 +20,7 @@ def pkg_config(option):
 
 
 def declarations(path):
-    """The header as cffi reads it: without comments, directives, and what is for C++."""
+    """A header as cffi reads it: without comments, directives, and what is for C++."""
     with open(path, encoding="utf-8") as file:
         text = file.read()
     text = re.sub(r"//[^\n]*", "", text)
@@ -36,9 +36,15 @@ include = next(
 libraries = pkg_config("--libs")
 
 ffibuilder = FFI()
-ffibuilder.cdef(declarations(os.path.join(include, "varve.h")))
+for header in ("varve.h", "varve_guest.h", "varve_repair.h"):
+    ffibuilder.cdef(declarations(os.path.join(include, header)))
 ffibuilder.cdef(
-    'extern "Python" int varve_python_progress(void *, const struct varve_progress *);'
+    """
+    extern "Python" int varve_python_progress(void *, const struct varve_progress *);
+    extern "Python" void varve_python_finding(
+        void *, const struct varve_corruption *, int, const varve_id *, size_t);
+    extern "Python" void varve_python_loss(void *, const struct varve_loss *);
+    """
 )
 ffibuilder.set_source(
     "varve._varve",

@@ -132,6 +132,9 @@ final class OpenReader: Sendable {
             try reader.readBytes(at: offset, into: &span)
         }
     }
+
+    /// The frames that are not zero.
+    func extents() -> [PageRange] { reader.withLock { $0.contentRuns } }
 }
 
 /// How a call is watched and ended early.

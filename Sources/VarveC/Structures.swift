@@ -30,12 +30,18 @@ extension varve_volume: SizedStructure {}
 extension varve_region: SizedStructure {}
 extension varve_dirty: SizedStructure {}
 extension varve_callbacks: SizedStructure {}
+extension varve_disk: SizedStructure {}
+extension varve_disk_callbacks: SizedStructure {}
+extension varve_file: SizedStructure {}
+extension varve_files: SizedStructure {}
 extension varve_session_options: SizedStructure {}
 extension varve_capture_input: SizedStructure {}
 extension varve_capture_result: SizedStructure {}
 extension varve_revert_result: SizedStructure {}
 extension varve_restore_options: SizedStructure {}
 extension varve_restore_result: SizedStructure {}
+extension varve_repair_options: SizedStructure {}
+extension varve_repair_info: SizedStructure {}
 
 extension SizedStructure {
     /// No structure will ever be this large: a size that was not set is found.

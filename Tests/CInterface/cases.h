@@ -24,6 +24,14 @@ void wrong_order(const char *directory);
 void wrong_xen(const char *directory);
 void failing_callbacks(const char *directory);
 void calling_back_in(const char *directory);
+void right_files(const char *directory);
+void wrong_files(const char *directory);
+void right_disks(const char *directory);
+void failing_disks(const char *directory);
+void lying_disks(const char *directory);
+void mapped_pages(const char *directory);
+void labels(const char *directory);
+void repair_plans(const char *directory);
 
 // ---- Checks ----
 

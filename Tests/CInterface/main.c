@@ -30,6 +30,14 @@ static const struct {
     {"wrong_xen", wrong_xen},
     {"failing_callbacks", failing_callbacks},
     {"calling_back_in", calling_back_in},
+    {"right_files", right_files},
+    {"wrong_files", wrong_files},
+    {"right_disks", right_disks},
+    {"failing_disks", failing_disks},
+    {"lying_disks", lying_disks},
+    {"mapped_pages", mapped_pages},
+    {"labels", labels},
+    {"repair_plans", repair_plans},
 };
 
 int main(int argument_count, char **arguments) {

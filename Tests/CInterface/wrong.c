@@ -42,6 +42,7 @@ static void refuse_all(void *handle, const struct machine *machine) {
            varve_checkpoint_diff(repository, &id, &id, NULL, &ranges, &count));
     EXPECT(VARVE_INVALID_HANDLE,
            varve_checkpoint_export(repository, &id, NULL, VARVE_FORMAT_RAW, 1, NULL));
+    EXPECT(VARVE_INVALID_HANDLE, varve_checkpoint_set_label(repository, &id, "label"));
     EXPECT(VARVE_INVALID_HANDLE, varve_reader_open(repository, &id, NULL, &reader));
     EXPECT(VARVE_INVALID_HANDLE,
            varve_session_open_regions(repository, "machine", machine->regions, REGION_COUNT, NULL,
@@ -63,6 +64,7 @@ static void refuse_all(void *handle, const struct machine *machine) {
     EXPECT(VARVE_INVALID_HANDLE,
            varve_session_revert(handle, &id, NULL, NULL, NULL, NULL, NULL));
     EXPECT(VARVE_INVALID_HANDLE, varve_session_parent(handle, &id));
+    EXPECT(VARVE_INVALID_HANDLE, varve_session_disk_failure(handle));
     EXPECT(VARVE_INVALID_HANDLE, varve_session_cancel(handle));
     EXPECT(VARVE_INVALID_HANDLE, varve_session_close(handle));
     EXPECT(VARVE_INVALID_HANDLE, varve_capture_descriptor(handle, &descriptor));
@@ -70,6 +72,7 @@ static void refuse_all(void *handle, const struct machine *machine) {
     EXPECT(VARVE_INVALID_HANDLE, varve_capture_cancel(handle));
     EXPECT(VARVE_INVALID_HANDLE, varve_capture_free(handle));
     EXPECT(VARVE_INVALID_HANDLE, varve_reader_read(handle, 0, &id, 1));
+    EXPECT(VARVE_INVALID_HANDLE, varve_reader_extents(handle, &ranges, &count));
     EXPECT(VARVE_INVALID_HANDLE, varve_reader_close(handle));
     EXPECT(VARVE_INVALID_HANDLE, varve_plan_show(handle, &info));
     EXPECT(VARVE_INVALID_HANDLE, varve_plan_execute(handle, NULL, NULL));
@@ -428,6 +431,7 @@ void wrong_values(const char *directory) {
     EXPECT(VARVE_NOT_FOUND, varve_repository_open("/nowhere", NULL, &none));
     OK(varve_reader_open(repository, &fixture.id, NULL, &reader));
     EXPECT(VARVE_INVALID_ARGUMENT, varve_reader_read(reader, 0, NULL, 1));
+    EXPECT(VARVE_INVALID_ARGUMENT, varve_reader_extents(reader, NULL, NULL));
     EXPECT(VARVE_SIZE_MISMATCH, varve_reader_read(reader, UINT64_MAX, &id, sizeof id));
     OK(varve_reader_read(reader, (uint64_t)1 << 50, &id, sizeof id));
     OK(varve_reader_close(reader));

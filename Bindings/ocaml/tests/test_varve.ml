@@ -116,8 +116,14 @@ let check_lists repository ids copies =
   let age = Unix.gettimeofday () -. (float checkpoint.time_nanoseconds /. 1e9) in
   check "time" (age >= 0. && age < 3600.);
   (match Repository.volumes repository ids.(0) with
-  | [ volume ] -> check "volume" (volume.name = "memory" && volume.page_count = 130)
+  | [ volume ] ->
+      check "volume" (volume.name = "memory" && volume.page_count = 130);
+      check "extent" (volume.extent_byte_count = 230 * page_size)
   | _ -> check "volumes" false);
+  Repository.set_label repository ids.(16) (Some "given-later");
+  check "label" (Repository.find repository "given-later" = ids.(16));
+  Repository.set_label repository ids.(16) None;
+  check "no label" ((Repository.checkpoint repository ids.(16)).label = None);
   check "statistics" ((Repository.statistics repository).checkpoint_count = 21);
   with_directory (fun directory ->
       let path = Filename.concat directory "export" in

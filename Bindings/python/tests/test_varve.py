@@ -106,7 +106,15 @@ class VarveTests(unittest.TestCase):
         self.assertEqual(repository.checkpoints("machine"), ids)
         self.assertEqual(repository.checkpoints("machine", newest=2, before=ids[5]), ids[3:5])
         self.assertEqual(repository.checkpoint(ids[1]).lineage, "machine")
-        self.assertEqual([v.name for v in repository.volumes(ids[0])], ["memory"])
+        (volume,) = repository.volumes(ids[0])
+        self.assertEqual(volume.name, "memory")
+        self.assertEqual((volume.byte_count, volume.extent_byte_count), (130 * PAGE, 230 * PAGE))
+        repository.set_label(ids[15], "given-later")
+        self.assertEqual(repository.find("given-later").id, ids[15])
+        repository.set_label(ids[15], None)
+        self.assertIsNone(repository.checkpoint(ids[15]).label)
+        with self.assertRaises(varve.InvalidName):
+            repository.set_label(ids[15], "machine")
         self.assertEqual(repository.statistics().checkpoint_count, 21)
         with tempfile.TemporaryFile() as file:
             repository.export(ids[7], file)
@@ -200,6 +208,81 @@ class VarveTests(unittest.TestCase):
                 repository.restore(id, self.machine.regions)
             self.assertEqual(caught.exception.corruption.file, "packs/00000001.pack")
             self.assertEqual(caught.exception.corruption.checkpoint, id)
+
+    def test_a_repair_is_planned(self):
+        with varve.Repository.create(self.path) as repository:
+            with repository.session("machine", self.machine.regions) as session:
+                self.machine.run()
+                id = session.capture(label="damaged").id
+            with self.assertRaises(varve.Busy):
+                varve.plan_repair(self.path)
+        plan = varve.plan_repair(self.path)
+        self.assertEqual((plan.findings, plan.losses, plan.whole_checkpoint_count), ([], [], 1))
+        with open(os.path.join(self.path, "packs", "00000001.pack"), "r+b") as pack:
+            pack.seek(9000)
+            pack.write(b"damaged!")
+        plan = varve.plan_repair(self.path)
+        self.assertEqual(plan.whole_checkpoint_count, 0)
+        self.assertEqual(plan.findings[0].corruption.file, "packs/00000001.pack")
+        self.assertIn(plan.findings[0].remedy, ("rewritten", "removed"))
+        self.assertIn(id, plan.findings[0].affected)
+        (loss,) = plan.losses
+        self.assertEqual((loss.id, loss.lineage, loss.label), (id, "machine", "damaged"))
+        self.assertTrue(all(disk is None and pages.count > 0 for disk, pages in loss.lost))
+        with self.assertRaises(varve.Cancelled), varve.Cancellation() as cancellation:
+            cancellation.cancel()
+            varve.plan_repair(self.path, cancellation=cancellation)
+
+    def test_a_session_needs_a_repository_for_writing(self):
+        varve.Repository.create(self.path).close()
+        with varve.Repository.open(self.path) as repository:
+            with self.assertRaises(varve.ReadOnly):
+                repository.session("machine", self.machine.regions)
+
+    def test_files_are_cut_and_reverted_with_the_memory(self):
+        if "VARVE_REFLINKS" not in os.environ:
+            self.skipTest("there is no file system with reflinks")
+        with tempfile.TemporaryDirectory(dir=os.environ["VARVE_REFLINKS"]) as place:
+            path = os.path.join(place, "root.img")
+            with open(path, "wb") as image:
+                image.truncate(60 * PAGE + 512)
+            with varve.Repository.create(self.path) as repository:
+                self.check_files(repository, path, os.path.join(place, "state"))
+            self.assertEqual(sorted(os.listdir(place)), ["root.img", "state"])
+
+    def check_files(self, repository, path, state):
+        machine, taken = self.machine, []
+
+        def write():
+            machine.run()
+            with open(path, "r+b") as image:
+                image.seek(machine.random.randrange(60) * PAGE)
+                image.write(machine.random.randbytes(3000))
+
+        def contents():
+            with open(path, "rb") as image:
+                return image.read()
+
+        files = [varve.File("root", path)]
+        with repository.session(
+            "machine", machine.regions, files=files, state_directory=state
+        ) as session:
+            for _ in range(5):
+                write()
+                result = session.capture(machine.take_dirty())
+                self.assertGreater(result.disk_nanoseconds, 0)
+                taken.append((result.id, machine.copy(), contents()))
+            for id, memory, image in reversed(taken):
+                write()
+                reverted = session.revert(id, machine.take_dirty())
+                self.assertGreater(reverted.written_block_count, 0)
+                self.assertEqual((machine.copy(), contents()), (memory, image))
+            session.check_disks()
+        for id, _, image in taken:
+            _, volume = repository.volumes(id)
+            self.assertEqual((volume.name, volume.extent_byte_count), ("root", len(image)))
+            with repository.reader(id, "root") as reader:
+                self.assertEqual(reader.read(0, volume.extent_byte_count), image)
 
     def test_threads_and_objects_that_are_dropped(self):
         repository = varve.Repository.create_volatile()

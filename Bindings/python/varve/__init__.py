@@ -31,16 +31,20 @@ from ._errors import (
 from ._repository import (
     Cancellation,
     Checkpoint,
+    Finding,
+    Loss,
     Prune,
     Range,
     Reader,
+    RepairPlan,
     Repository,
     Statistics,
     VerifyReport,
     Volume,
+    plan_repair,
     version,
 )
-from ._session import Capture, CaptureResult, Dirty, Region, RevertResult, Session
+from ._session import Capture, CaptureResult, Dirty, File, Region, RevertResult, Session
 
 __all__ = [
     "AmbiguousName",
@@ -55,15 +59,19 @@ __all__ = [
     "Dirty",
     "Error",
     "Exists",
+    "File",
+    "Finding",
     "InvalidArgument",
     "InvalidHandle",
     "InvalidName",
+    "Loss",
     "NotFound",
     "Prune",
     "Range",
     "ReadOnly",
     "Reader",
     "Region",
+    "RepairPlan",
     "Repository",
     "RevertResult",
     "Session",
@@ -71,5 +79,6 @@ __all__ = [
     "TimedOut",
     "VerifyReport",
     "Volume",
+    "plan_repair",
     "version",
 ]

@@ -1,9 +1,9 @@
 """Repositories, their checkpoints, and what reads them."""
 
 import os
-from typing import Callable, List, NamedTuple, Optional
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
-from ._errors import check, sized, text
+from ._errors import Corruption, check, corruption, sized, text
 from ._varve import ffi, lib
 
 
@@ -21,6 +21,7 @@ class Volume(NamedTuple):
     page_count: int
     changed_page_count: int
     root: str
+    extent_byte_count: int  # where it ends: what is read past that is zeros
 
 
 class Checkpoint(NamedTuple):
@@ -73,6 +74,49 @@ class Prune(NamedTuple):
     byte_count: int
     freed_byte_count: int
     copied_byte_count: int
+
+
+class Finding(NamedTuple):
+    """A damaged place, and how it is repaired: "rewritten", "removed", "moved" and the like."""
+
+    corruption: Corruption
+    remedy: str
+    affected: List[str]
+
+
+class Loss(NamedTuple):
+    """A checkpoint that cannot be restored bit for bit.
+
+    ``lost`` has the disk (None: the memory) and the pages; it is empty if its page map or its state
+    is lost. Without a description of it there is no lineage.
+    """
+
+    id: str
+    lineage: Optional[str]
+    label: Optional[str]
+    reason: Corruption
+    lost: List[Tuple[Optional[str], Range]]
+
+
+class RepairPlan(NamedTuple):
+    """What a repair of a repository would do."""
+
+    findings: List[Finding]
+    losses: List[Loss]
+    whole_checkpoint_count: int
+    rewritten_pack_count: int
+    removed_pack_count: int
+    missing_pack_count: int
+    moved_file_count: int
+    saved_page_count: int
+    copied_byte_count: int
+    kept_byte_count: int
+
+
+_remedies = {
+    getattr(lib, "VARVE_REMEDY_" + name.upper()): name
+    for name in ("rewritten", "removed", "moved", "renamed", "named", "rebuilt", "forgotten")
+}
 
 
 class Handle:
@@ -204,7 +248,7 @@ class Repository(Handle):
         return cls(place[0])
 
     def session(self, lineage, regions, **options):
-        """Begins a session over regions; options are those of ``varve_session_options``."""
+        """Begins a session over regions; see ``Session`` for the options."""
         from ._session import Session
 
         return Session(self, lineage, regions, **options)
@@ -262,6 +306,7 @@ class Repository(Handle):
                     place.page_count,
                     place.changed_page_count,
                     bytes(place.root).hex(),
+                    place.extent_byte_count,
                 )
             )
         return result
@@ -329,6 +374,10 @@ class Repository(Handle):
         call.check(lib.varve_repository_verify(self._handle, ffi.NULL, call._place, place))
         return VerifyReport(*(getattr(place, name) for name in VerifyReport._fields))
 
+    def set_label(self, id, label):
+        """Gives a checkpoint a label, or removes the one that it has (None)."""
+        check(lib.varve_checkpoint_set_label(self._handle, pack_id(id), pack_text(label)))
+
     def forget(self, ids):
         """Forgets checkpoints: all of them, or none."""
         array = ffi.new("varve_id[]", len(ids))
@@ -348,6 +397,49 @@ class Repository(Handle):
             return Prune(*(getattr(done, name) for name in Prune._fields))
         finally:
             lib.varve_plan_free(plan[0])
+
+
+@ffi.def_extern()
+def varve_python_finding(context, place, remedy, affected, affected_count):
+    findings, _ = ffi.from_handle(context)
+    ids = [unpack_id(affected[index]) for index in range(affected_count)]
+    findings.append(Finding(corruption(place), _remedies.get(remedy, str(remedy)), ids))
+
+
+@ffi.def_extern()
+def varve_python_loss(context, place):
+    _, losses = ffi.from_handle(context)
+    lost = [
+        (text(part.disk), Range(part.pages.first, part.pages.count))
+        for part in (place.lost[index] for index in range(place.lost_count))
+    ]
+    losses.append(
+        Loss(
+            unpack_id(place.id),
+            text(place.lineage),
+            text(place.label),
+            corruption(place.reason),
+            lost,
+        )
+    )
+
+
+def plan_repair(path, wait_seconds=0.0, cancellation=None, progress=None) -> RepairPlan:
+    """Determines what a repair of a damaged repository would do; changes nothing.
+
+    The repository must not be open for writing. ``varve repair --execute`` does what is planned.
+    """
+    options = sized("varve_repair_options")
+    options.wait_nanoseconds = -1 if wait_seconds is None else int(wait_seconds * 1e9)
+    found = ([], [])
+    context = ffi.new_handle(found)
+    options.context = context
+    options.finding = lib.varve_python_finding
+    options.loss = lib.varve_python_loss
+    call = Call(cancellation, progress)
+    info = sized("varve_repair_info")
+    call.check(lib.varve_repair_plan(os.fsencode(path), options, call._place, info))
+    return RepairPlan(*found, *(getattr(info, name) for name in RepairPlan._fields[2:]))
 
 
 def take_bytes(state, count):

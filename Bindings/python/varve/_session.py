@@ -1,5 +1,6 @@
 """Sessions over regions of memory."""
 
+import os
 from typing import NamedTuple, Optional
 
 from ._errors import check, sized
@@ -16,6 +17,17 @@ class Region:
     def __init__(self, buffer, guest_address=0):
         self._memory = ffi.from_buffer(buffer, require_writable=True)
         self.guest_address = guest_address
+
+
+class File(NamedTuple):
+    """A raw file on XFS or btrfs that is a disk of the guest; its checkpoints have it too.
+
+    ``name`` is the volume's. ``block_byte_count`` is 512 or 4096.
+    """
+
+    name: str
+    path: str
+    block_byte_count: int = 512
 
 
 class Dirty:
@@ -48,6 +60,7 @@ class CaptureResult(NamedTuple):
     stored_page_count: int
     added_byte_count: int
     downtime_nanoseconds: int
+    disk_nanoseconds: int
 
 
 class RevertResult(NamedTuple):
@@ -56,6 +69,7 @@ class RevertResult(NamedTuple):
     state: bytes
     written_page_count: int
     compared_page_count: int
+    written_block_count: int
 
 
 def pack_regions(regions):
@@ -67,6 +81,31 @@ def pack_regions(regions):
         place.address = region._memory
         place.byte_count = len(region._memory)
     return array, [region._memory for region in regions]
+
+
+def _files(files, state_directory, clone_directory):
+    """The structure of some files, and what must be kept while it is used; nothing for none."""
+    if not files:
+        return ffi.NULL, ()
+    array = ffi.new("struct varve_file[]", len(files))
+    keep = [array]
+
+    def pack_path(path):
+        keep.append(ffi.NULL if path is None else ffi.new("char[]", os.fsencode(path)))
+        return keep[-1]
+
+    for place, file in zip(array, files):
+        place.size = ffi.sizeof("struct varve_file")
+        keep.append(pack_text(file.name))
+        place.name = keep[-1]
+        place.path = pack_path(file.path)
+        place.block_byte_count = file.block_byte_count
+    result = sized("varve_files")
+    result.files = array
+    result.count = len(files)
+    result.state_directory = pack_path(state_directory)
+    result.clone_directory = pack_path(clone_directory)
+    return result, keep
 
 
 def _input(dirty, state, label):
@@ -90,17 +129,31 @@ def _result(place):
 class Session(Handle):
     """Captures one guest into one lineage, again and again.
 
-    The guest must not write while a call of this runs; after ``begin`` it may.
+    The guest must not write while a call of this runs; after ``begin`` it may. ``files`` are its
+    disks, which are cut with the memory, and ``state_directory`` notes what that leaves; the header
+    ``varve_guest.h`` says more. Other options are those of ``varve_session_options``.
     """
 
     _free = staticmethod(lib.varve_session_close)
 
-    def __init__(self, repository, lineage, regions, parent: Optional[str] = None, **options):
+    def __init__(
+        self,
+        repository,
+        lineage,
+        regions,
+        parent: Optional[str] = None,
+        files=(),
+        state_directory=None,
+        clone_directory=None,
+        **options,
+    ):
         place = sized("varve_session_options")
         first = ffi.NULL if parent is None else pack_id(parent)
         place.parent = first
         for name, value in options.items():
             setattr(place, name, value)
+        disks, _keep = _files(files, state_directory, clone_directory)
+        place.files = disks
         array, self._memory = pack_regions(regions)
         self._repository = repository
         session = ffi.new("varve_session **")
@@ -146,8 +199,15 @@ class Session(Handle):
             )
         )
         return RevertResult(
-            take_bytes(state, count), place.written_page_count, place.compared_page_count
+            take_bytes(state, count),
+            place.written_page_count,
+            place.compared_page_count,
+            place.written_block_count,
         )
+
+    def check_disks(self):
+        """Raises why a cut of the disks could not be dropped, if that has happened."""
+        check(lib.varve_session_disk_failure(self._handle))
 
     @property
     def parent(self) -> Optional[str]:

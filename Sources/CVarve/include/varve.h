@@ -331,7 +331,15 @@ struct varve_volume {
     uint64_t zero_page_count;
     uint64_t changed_page_count;
     uint8_t root[32]; // Merkle root: equal for equal contents
+    // Where it ends: of a disk, byte_count; of the memory, the end of its last page.
+    uint64_t extent_byte_count;
 };
+
+// Gives a checkpoint a label, or removes the one that it has (NULL). From then on the label refers
+// to this checkpoint: later ones of its lineage lose it. After a failure the old label remains.
+// Blocks for one sync.
+int varve_checkpoint_set_label(varve_repository *repository, const varve_id *id,
+                               const char *label);
 
 // Describes a volume of a checkpoint: 0 is the memory, disks follow. VARVE_NOT_FOUND past the last.
 int varve_checkpoint_volume(varve_repository *repository, const varve_id *id, size_t index,
@@ -361,9 +369,13 @@ int varve_checkpoint_export(varve_repository *repository, const varve_id *id, co
 // volume holds; the checkpoint's pages are not pruned while the reader exists. Blocks.
 int varve_reader_open(varve_repository *repository, const varve_id *id, const char *volume,
                       varve_reader **reader);
-// Reads bytes of the volume from an offset; each page is verified. What does not exist reads as
-// zeros. After a failure `bytes` has nothing unverified in it. One read at a time. Blocks.
+// Reads bytes of the volume from an offset; each page is verified. What does not exist, also past
+// the volume's extent_byte_count, reads as zeros. After a failure `bytes` has nothing unverified in
+// it. One read at a time. Blocks.
 int varve_reader_read(varve_reader *reader, uint64_t offset, void *bytes, size_t byte_count);
+// Determines which frames of the volume are not zero, as ascending ranges that do not touch, by the
+// page map alone. The array is the caller's, and NULL if the count is 0.
+int varve_reader_extents(varve_reader *reader, varve_range **ranges, size_t *count);
 int varve_reader_close(varve_reader *reader);
 
 // ---- Guests ----
@@ -401,50 +413,7 @@ struct varve_dirty {
     size_t frame_count;
 };
 
-// What the callback take_dirty may return beside 0 and a failure.
-enum { VARVE_DIRTY_UNKNOWN = -1 };
-// A guest as a table of callbacks. Each is passed the context, and returns 0, or another value for
-// a failure: the call then ends with VARVE_CALLBACK_FAILED, with the guest running again if it was
-// paused. They are called on the thread that made the call, one at a time, unless it is said. They
-// may block; between pause and resume they should be fast. What a callback returns by a pointer is
-// the caller's, and must be valid until its next callback is called.
-struct varve_callbacks {
-    size_t size;
-    // The frames that exist, in any order, without overlaps. Called as a capture begins and in the
-    // pause.
-    int (*layout)(void *context, const varve_range **ranges, size_t *count);
-    // When this returns 0 no page changes until resume. When it fails, the guest must be running.
-    int (*pause)(void *context);
-    // Called once for each pause that returned 0, whatever failed; once more if it fails.
-    int (*resume)(void *context);
-    // Copies pages out, one range after another, without gaps. Also called while the guest runs.
-    int (*copy_pages)(void *context, const varve_range *ranges, size_t count, void *pages);
-
-    // Begins the dirty log: from now on writes are recorded. NULL if it always runs.
-    int (*start_dirty)(void *context);
-    // Without it every capture copies and compares every page. Sets bits for the pages written
-    // since the last take, frame n in the layout of varve_bitmap, and clears the log in the same
-    // step. Frames past word_count * 64 are left out: they are new, and are copied anyway.
-    // `is_final` is not 0 in the pause. VARVE_DIRTY_UNKNOWN means that pages may be missing: every
-    // page is compared. After a failure, too.
-    int (*take_dirty)(void *context, uint64_t *words, size_t word_count, int is_final);
-    // The number of pages in the log, or an estimate, by which the beginning of the pause is
-    // chosen. NULL: the pause begins at once.
-    int64_t (*count_dirty)(void *context);
-    // Ends it; the result is ignored. Called on the thread that closes the session. Or NULL.
-    int (*stop_dirty)(void *context);
-
-    // The state other than memory, which is stored with each checkpoint. Called in the pause. NULL:
-    // there is none.
-    int (*save_state)(void *context, const void **state, size_t *byte_count);
-
-    // For reverts and restores, which fail with VARVE_UNSUPPORTED if it is NULL: copies pages in,
-    // one range after another, without gaps. For a restore it is called by several threads at once,
-    // never for the same page. The log may record these writes or not.
-    int (*write_pages)(void *context, const varve_range *ranges, size_t count, const void *pages);
-    // Takes a checkpoint's state, after its pages. NULL: only an empty state is accepted.
-    int (*restore_state)(void *context, const void *state, size_t byte_count);
-};
+// A guest can also be a table of callbacks: varve_guest.h.
 
 // ---- Sessions ----
 enum { VARVE_LEVEL_STORED = INT32_MIN };
@@ -458,13 +427,19 @@ struct varve_session_options {
     int64_t pause_budget_nanoseconds;
     // Rounds of copying before the pause. 0: 8; -1: none.
     int precopy_rounds_max;
-    int overlapping_captures_max; // 0: 4
+    int overlapping_captures_max; // 0: 4; with disks it is always 1
     int worker_count;             // threads that compress and write; 0: processors and one more
     int compression_level;        // of zstd, -7 to 19, or VARVE_LEVEL_STORED; 0: level 1
     // Pages that the dirty log calls clean and that each capture compares. 0: none.
     int audit_page_count;
     int accepts_guest_change; // the lineage may be another guest's
     int omits_disks;          // the guest has disks, which its checkpoints leave out
+    // Files that are the guest's disks: varve_guest.h. NULL: it has none, or callbacks for them.
+    const struct varve_files *files;
+    int64_t disk_cut_budget_nanoseconds; // how long their cut may take in the pause; 0: 2 s
+    // The last cut of the files stands when the session is closed, so that the next session need
+    // not compare them as a whole. It takes space as they are written.
+    int keeps_disk_cut;
 };
 
 // Begins a session over regions, for a program that pauses its guest and has its dirty log itself.
@@ -476,12 +451,6 @@ int varve_session_open_regions(varve_repository *repository, const char *lineage
                                const struct varve_region *regions, size_t region_count,
                                const struct varve_session_options *options,
                                varve_session **session);
-// Begins a session over callbacks. The context must be valid until the session is closed. Blocks.
-int varve_session_open_callbacks(varve_repository *repository, const char *lineage,
-                                 const struct varve_callbacks *callbacks, void *context,
-                                 const struct varve_session_options *options,
-                                 varve_session **session);
-
 struct varve_capture_input {
     size_t size;
     const char *label; // of the checkpoint; or NULL
@@ -504,6 +473,7 @@ struct varve_capture_result {
     int64_t downtime_nanoseconds; // that it was paused
     // Pages that an audit found missing in the dirty log; the checkpoint has them.
     uint64_t missed_page_count;
+    int64_t disk_nanoseconds; // of downtime_nanoseconds, spent on the cut of the disks
 };
 
 // Takes a checkpoint, and returns when it is durable. If it fails, also because it is cancelled,
@@ -525,16 +495,18 @@ struct varve_revert_result {
     uint64_t compared_page_count;
     int64_t request_nanoseconds;
     int64_t downtime_nanoseconds;
+    uint64_t written_block_count; // of disks
 };
 
-// Reverts the guest to a checkpoint, in place: only pages that differ are written, and all are
-// verified before the first is. The next capture follows that checkpoint. `dirty` is what was
-// written since the last capture or revert, as for a capture (NULL: unknown; always for callbacks).
-// For regions the checkpoint's state is returned as by varve_checkpoint_state; `state` and
-// `state_byte_count` may both be NULL. Clear the guest's own dirty log afterwards, or leave it: a
-// page that is named needlessly costs only its comparison. If it fails before a page was written
-// the guest is unchanged; otherwise the message says so, and reverting again completes it. `call`
-// and `result` may be NULL. Waits for captures under way. Blocks.
+// Reverts the guest to a checkpoint, in place: only pages, and blocks of its disks, that differ are
+// written, and all are verified before the first is. The next capture follows that checkpoint.
+// `dirty` is what was written since the last capture or revert, as for a capture (NULL: unknown;
+// always for callbacks). For regions the checkpoint's state is returned as by
+// varve_checkpoint_state; `state` and `state_byte_count` may both be NULL. Clear the guest's own
+// dirty log afterwards, or leave it: a page that is named needlessly costs only its comparison. If
+// it fails before a page was written the guest is unchanged; otherwise the message says so, and
+// reverting again completes it. `call` and `result` may be NULL. Waits for captures under way.
+// Blocks.
 int varve_session_revert(varve_session *session, const varve_id *id,
                          const struct varve_dirty *dirty, const struct varve_call *call,
                          struct varve_revert_result *result, void **state,
@@ -544,6 +516,9 @@ int varve_session_revert(varve_session *session, const varve_id *id,
 int varve_session_parent(varve_session *session, varve_id *id);
 // Cancels all captures and reverts of the session that have begun; does not wait for them.
 int varve_session_cancel(varve_session *session);
+// Why a cut of the disks, or what a process that died had left beside the files, could not be
+// dropped, the last time that happened: this call then fails so. VARVE_OK if it did not happen.
+int varve_session_disk_failure(varve_session *session);
 // Closes a session: waits for captures under way, which are completed, and frees the handle.
 // Handles of captures remain. Blocks.
 int varve_session_close(varve_session *session);
@@ -586,14 +561,12 @@ int varve_restore_regions(varve_repository *repository, const varve_id *id,
                           const struct varve_restore_options *options,
                           const struct varve_call *call, struct varve_restore_result *result,
                           void **state, size_t *state_byte_count);
-// The same through write_pages and restore_state; the guest is neither paused nor resumed.
-int varve_restore_callbacks(varve_repository *repository, const varve_id *id,
-                            const struct varve_callbacks *callbacks, void *context,
-                            const struct varve_restore_options *options,
-                            const struct varve_call *call, struct varve_restore_result *result);
 
 #ifdef __cplusplus
 }
 #endif
+
+#include "varve_guest.h"
+#include "varve_repair.h"
 
 #endif

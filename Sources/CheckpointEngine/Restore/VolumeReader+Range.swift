@@ -7,6 +7,11 @@ public import GuestModel
 // takes time in proportion to the guest's size, because the page map is read then.
 
 extension VolumeReader {
+    /// The frames that exist and are not zero, as ascending runs that do not touch.
+    ///
+    /// Takes time in proportion to the page map; nothing is read from the disk.
+    package var contentRuns: [PageRange] { map.contentRuns() }
+
     /// Reads the pages of a range of frames, and verifies each against its digest.
     ///
     /// Frames that do not exist read as zeros; `layout` lists those that do. Blocks for the disk.

@@ -51,6 +51,18 @@ package final class VolumeMap: @unchecked Sendable {
     /// O(leaves) if they changed since the last call.
     package var layout: GuestLayout { leaves.layout }
 
+    /// The frames that have a digest: they exist and are not zero.
+    ///
+    /// O(leaves), and takes memory for these frames.
+    package func contentRuns() -> [PageRange] {
+        var result = FrameSet()
+        leaves.forEachLeaf { leaf, _ in
+            let mask = leaves.present(leaf)
+            if mask != 0 { result.insert(wordIndex: leaf, mask: mask) }
+        }
+        return result.runs()
+    }
+
     /// Calls `body` with each group of 64 frames in which some exist: its number, and the mask of
     /// these.
     package func forEachLeaf<E: Error>(_ body: (Int, UInt64) throws(E) -> Void) throws(E) {

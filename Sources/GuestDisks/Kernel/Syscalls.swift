@@ -178,8 +178,9 @@ func system_list(_ path: FilePath) -> [String]? {
     var names: [String] = []
     errno = 0
     while let entry = readdir(stream) {
-        let name = withUnsafeBytes(of: entry.pointee.d_name) { bytes in
-            String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+        // In place: the record ends with the name, and the type has room for the longest one.
+        let name = withUnsafePointer(to: &entry.pointee.d_name) { bytes in
+            String(cString: UnsafeRawPointer(bytes).assumingMemoryBound(to: CChar.self))
         }
         if name != "." && name != ".." { names.append(name) }
     }

@@ -7,11 +7,27 @@ import Synchronization
 /// A capture that has begun, of which the program has a handle.
 final class OpenCapture: Sendable {
     let pending: PendingCapture
+    private let guest: OpenSession.Guest
     /// Made when the program asks for it.
     private let event = Mutex<EventDescriptor?>(nil)
 
-    init(_ pending: PendingCapture) {
+    init(_ pending: PendingCapture, of guest: OpenSession.Guest) {
         self.pending = pending
+        self.guest = guest
+    }
+
+    /// Waits until the capture has ended.
+    func wait() throws(Failure) -> CaptureResult { try OpenCapture.wait(pending, guest) }
+
+    /// Waits until a capture has ended: its disks are read after the call that began it.
+    static func wait(
+        _ pending: PendingCapture, _ guest: OpenSession.Guest
+    ) throws(Failure) -> CaptureResult {
+        do throws(CheckpointError) {
+            return try pending.wait()
+        } catch {
+            throw guest.failure(for: error)
+        }
     }
 
     /// The descriptor that is readable once the capture has ended.
@@ -100,11 +116,13 @@ public func varve_session_capture(
         let open = try Handles.find(session, OpenSession.self)
         let input = try CaptureInput(input)
         let control = try CallControl(call)
+        let pending = try open.begin(input, control)
         do {
-            write(try open.begin(input, control).wait(), to: result)
+            write(try pending.wait(), to: result)
         } catch let error as CheckpointError {
-            guard let audit = error.audit else { throw error }
-            write(try open.beginAgain(input, control).wait(), to: result, audit)
+            guard let audit = error.audit else { throw open.guest.failure(for: error) }
+            let again = try open.beginAgain(input, control)
+            write(try OpenCapture.wait(again, open.guest), to: result, audit)
         }
     }
 }
@@ -121,7 +139,8 @@ public func varve_session_begin(
         let open = try Handles.find(session, OpenSession.self)
         let input = try CaptureInput(input)
         let control = try CallControl(call)
-        place.pointee = try Handles.add(OpenCapture(try open.begin(input, control)))
+        let pending = try open.begin(input, control)
+        place.pointee = try Handles.add(OpenCapture(pending, of: open.guest))
     }
 }
 
@@ -144,7 +163,8 @@ public func varve_capture_wait(
 ) -> Int32 {
     boundary {
         try varve_capture_result.checkPlace(result, isOptional: true)
-        let pending = try Handles.find(capture, OpenCapture.self).pending
+        let open = try Handles.find(capture, OpenCapture.self)
+        let pending = open.pending
         guard timeout >= -1 else { throw invalid("timeout_nanoseconds", timeout) }
         if timeout >= 0 {
             let time = ContinuousClock.now + .nanoseconds(timeout)
@@ -152,7 +172,7 @@ public func varve_capture_wait(
                 throw Failure(VARVE_TIMED_OUT, "the capture has not ended yet")
             }
         }
-        write(try pending.wait(), to: result)
+        write(try open.wait(), to: result)
     }
 }
 
@@ -183,5 +203,6 @@ private func write(
         result.request_nanoseconds = done.pauseTimes.request.wholeNanoseconds
         result.downtime_nanoseconds = done.pauseTimes.downtime.wholeNanoseconds
         result.missed_page_count = UInt64(audit?.missedPageCount ?? 0)
+        result.disk_nanoseconds = (done.diskTimes.drain + done.diskTimes.cut).wholeNanoseconds
     }
 }

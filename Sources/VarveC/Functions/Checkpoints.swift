@@ -127,6 +127,9 @@ public func varve_checkpoint_volume(
             volume.zero_page_count = UInt64(found.zeroPageCount)
             volume.changed_page_count = UInt64(found.changedPageCount)
             withUnsafeMutableBytes(of: &volume.root) { $0.copyBytes(from: found.root.bytes) }
+            volume.extent_byte_count =
+                found.isDisk
+                ? found.byteCount : found.record.frameEnd * UInt64(Page.byteCount)
         }
     }
 }
@@ -251,6 +254,22 @@ public func varve_reader_read(
         }
         try reader.read(
             at: offset, into: UnsafeMutableRawBufferPointer(start: bytes, count: byteCount))
+    }
+}
+
+/// See `varve.h`.
+@c @implementation
+public func varve_reader_extents(
+    _ reader: OpaquePointer?, _ ranges: UnsafeMutablePointer<UnsafeMutablePointer<varve_range>?>?,
+    _ count: UnsafeMutablePointer<Int>?
+) -> Int32 {
+    boundary {
+        let ranges = try require(ranges, "the place for the ranges")
+        let count = try require(count, "the place for their number")
+        let found = try Handles.find(reader, OpenReader.self).extents()
+        ranges.pointee = try CallerMemory.copy(
+            found.map { varve_range(first: $0.first.rawValue, count: UInt64($0.count)) })
+        count.pointee = found.count
     }
 }
 

@@ -52,7 +52,7 @@ public func varve_repository_create(
     boundary {
         let place = try require(repository, "the place for the repository")
         place.pointee = nil
-        let path = try filePath(path)
+        let path = try filePath(path, "the path")
         place.pointee = try Handles.add(OpenRepository(try Repository.create(at: path)))
     }
 }
@@ -69,7 +69,7 @@ public func varve_repository_create_volatile(
             if parent == nil {
                 try Repository.createVolatile()
             } else {
-                try Repository.createVolatile(in: try filePath(parent))
+                try Repository.createVolatile(in: try filePath(parent, "the path"))
             }
         place.pointee = try Handles.add(OpenRepository(created))
     }
@@ -84,7 +84,7 @@ public func varve_repository_open(
     boundary {
         let place = try require(repository, "the place for the repository")
         place.pointee = nil
-        let path = try filePath(path)
+        let path = try filePath(path, "the path")
         let options = try varve_open_options.read(options) ?? varve_open_options()
         let access: Repository.Access =
             switch options.access {
@@ -92,11 +92,7 @@ public func varve_repository_open(
             case Int32(VARVE_WRITING.rawValue): .writing
             default: throw invalid("access", options.access)
             }
-        guard options.wait_nanoseconds >= -1 else {
-            throw invalid("wait_nanoseconds", options.wait_nanoseconds)
-        }
-        let waiting = LockWaiting(
-            atMost: options.wait_nanoseconds < 0 ? nil : .nanoseconds(options.wait_nanoseconds))
+        let waiting = try lockWaiting(options.wait_nanoseconds)
         let cancellation: Cancellation? =
             options.cancellation == nil ? nil : try Handles.find(options.cancellation)
         let opened = try Repository.open(
@@ -115,11 +111,18 @@ public func varve_repository_close(_ repository: OpaquePointer?) -> Int32 {
     }
 }
 
-private func filePath(_ path: UnsafePointer<CChar>?) throws(Failure) -> FilePath {
-    guard let path else { throw Failure(VARVE_INVALID_ARGUMENT, "the path is NULL") }
+/// A path of the caller's; throws for NULL and for an empty one.
+func filePath(_ path: UnsafePointer<CChar>?, _ name: String) throws(Failure) -> FilePath {
+    guard let path else { throw Failure(VARVE_INVALID_ARGUMENT, "\(name) is NULL") }
     let result = FilePath(platformString: path)
-    guard !result.isEmpty else { throw Failure(VARVE_INVALID_ARGUMENT, "the path is empty") }
+    guard !result.isEmpty else { throw Failure(VARVE_INVALID_ARGUMENT, "\(name) is empty") }
     return result
+}
+
+/// How long to wait for another writer; -1: without limit.
+func lockWaiting(_ nanoseconds: Int64) throws(Failure) -> LockWaiting {
+    guard nanoseconds >= -1 else { throw invalid("wait_nanoseconds", nanoseconds) }
+    return LockWaiting(atMost: nanoseconds < 0 ? nil : .nanoseconds(nanoseconds))
 }
 
 /// The failure for an option whose value is not one of the interface's.

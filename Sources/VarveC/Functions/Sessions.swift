@@ -3,6 +3,7 @@ import CheckpointEngine
 import CheckpointFormat
 import CheckpointIndex
 import CheckpointStore
+import GuestDisks
 import GuestModel
 import PackStore
 import Synchronization
@@ -20,6 +21,8 @@ final class OpenSession: Sendable {
     let session: CaptureSession
     let guest: Guest
     private let owner: OpenRepository
+    /// Why what a process that died had left beside the files could not be dropped.
+    private let leftoverFailure: GuestError?
     /// Held by a call until the guest runs again: what it passed to the guest is for it alone.
     private let turn = Mutex(())
 
@@ -43,6 +46,10 @@ final class OpenSession: Sendable {
         case .domain: preconditionFailure("a domain's session is its checkpointer's")
         }
         let name = try LineageName(lineage)
+        // Reverts alone would be possible; a session that cannot capture is a mistake, though.
+        _ = try owner.repository.openWriter()
+        let files = try FileDisks.make(given.files)
+        let disks: (any DiskGroup)? = try guest.disks(besides: files)
         try owner.beginSession()
         do {
             let parent: Checkpoint? =
@@ -50,13 +57,25 @@ final class OpenSession: Sendable {
                 ? nil : try owner.repository.checkpoint(id: try CheckpointID(given.parent))
             session = try CaptureSession(
                 of: anyGuest, in: owner.repository, lineage: name, parent: parent,
-                options: settings)
+                disks: disks, options: settings)
         } catch {
             owner.endSession()
             throw error
         }
         self.guest = guest
         self.owner = owner
+        // The session has taken over the cut that it continues from.
+        do throws(GuestError) {
+            _ = try files?.dropLeftovers()
+            leftoverFailure = nil
+        } catch {
+            leftoverFailure = error
+        }
+    }
+
+    /// Why something of the disks could not be dropped; nil if nothing ever was.
+    var diskFailure: Failure? {
+        (session.diskReleaseFailure ?? leftoverFailure).map { guest.failure(for: $0) }
     }
 
     /// A session over a domain, which `begin` begins.
@@ -107,18 +126,31 @@ final class OpenSession: Sendable {
 extension OpenSession.Guest {
     /// Runs `body`; if it fails because a callback did, the error says that.
     func reportingCallbacks<T>(_ body: () throws -> T) -> Result<T, Failure> {
-        if case .callbacks(let guest) = self { guest.forgetFailure() }
+        if case .callbacks(let guest) = self { guest.failures.forgetLast() }
         do {
             return .success(try body())
         } catch {
-            let failure = Failure(error)
-            guard case .callbacks(let guest) = self, let failed = guest.failedCallback,
-                error is GuestError || (error as? CheckpointError)?.code == .guest
-            else { return .failure(failure) }
-            return .failure(
-                Failure(
-                    VARVE_CALLBACK_FAILED, failure.message, number: Int32(clamping: failed.result)))
+            return .failure(failure(for: error))
         }
+    }
+
+    /// The failure for an error of the engine.
+    func failure(for error: any Error) -> Failure {
+        switch self {
+        case .regions: Failure(error)
+        case .callbacks(let guest): guest.failures.failure(for: error)
+        }
+    }
+
+    /// The guest's disks: the files that a session was given, or the guest's own callbacks.
+    func disks(besides files: ReflinkDisks?) throws(Failure) -> (any DiskGroup)? {
+        guard case .callbacks(let guest) = self, let own = guest.disks else { return files }
+        guard files == nil else {
+            throw Failure(
+                VARVE_INVALID_ARGUMENT,
+                "the guest has callbacks for disks, and the session files; give one of the two")
+        }
+        return own
     }
 }
 
@@ -144,6 +176,10 @@ extension CaptureOptions {
         auditPageCount = Int(options.audit_page_count)
         acceptsGuestChange = options.accepts_guest_change != 0
         omitsDisks = options.omits_disks != 0
+        if options.disk_cut_budget_nanoseconds != 0 {
+            diskCutBudget = .nanoseconds(options.disk_cut_budget_nanoseconds)
+        }
+        keepsDiskCut = options.keeps_disk_cut != 0
     }
 }
 
@@ -201,6 +237,14 @@ public func varve_session_parent(
 
 /// See `varve.h`.
 @c @implementation
+public func varve_session_disk_failure(_ session: OpaquePointer?) -> Int32 {
+    boundary {
+        if let failure = try Handles.find(session, OpenSession.self).diskFailure { throw failure }
+    }
+}
+
+/// See `varve.h`.
+@c @implementation
 public func varve_session_cancel(_ session: OpaquePointer?) -> Int32 {
     boundaryInCallbacks { try Handles.find(session, OpenSession.self).session.cancel() }
 }
@@ -244,6 +288,7 @@ public func varve_session_revert(
             result.compared_page_count = UInt64(done.comparedPageCount)
             result.request_nanoseconds = done.pauseTimes.request.wholeNanoseconds
             result.downtime_nanoseconds = done.pauseTimes.downtime.wholeNanoseconds
+            result.written_block_count = UInt64(done.writtenBlockCount)
         }
     }
 }

@@ -1,23 +1,17 @@
 import CVarve
 import CheckpointFormat
 import GuestModel
+import LinuxGuest
 import Synchronization
 
 /// A guest that a program's table of callbacks stands for.
 final class CallbackGuest: WritableGuest {
-    /// A callback that failed.
-    struct FailedCallback: Sendable {
-        let name: String
-        let result: Int
-    }
-
     private struct State {
         var log: DirtyLog?
         /// The end of the frames of the last layout.
         var frameEnd: UInt64 = 0
         /// Room for what the log says: it is taken in the pause.
         var words: [UInt64] = []
-        var failed: FailedCallback?
     }
 
     /// Callbacks that are always there.
@@ -29,15 +23,15 @@ final class CallbackGuest: WritableGuest {
             ) -> Int32
         let pause: @convention(c) (UnsafeMutableRawPointer?) -> Int32
         let resume: @convention(c) (UnsafeMutableRawPointer?) -> Int32
-        let copyPages:
-            @convention(c) (
-                UnsafeMutableRawPointer?, UnsafePointer<varve_range>?, Int, UnsafeMutableRawPointer?
-            ) -> Int32
     }
 
     private let required: Required
-    private let table: varve_callbacks
+    private let calls: CallerTable<varve_callbacks>
+    private var table: varve_callbacks { calls.table }
     private let context: CallerContext
+    let failures = CallbackFailures()
+    /// Nil if the table has none.
+    let disks: (any DiskGroup)?
     let startsZeroed: Bool
     private let state = Mutex(State())
 
@@ -49,37 +43,31 @@ final class CallbackGuest: WritableGuest {
             throw Failure(VARVE_INVALID_ARGUMENT, "the table of callbacks is NULL")
         }
         guard let layout = table.layout, let pause = table.pause, let resume = table.resume,
-            let copyPages = table.copy_pages
+            table.copy_pages != nil || table.map_pages != nil
         else {
             throw Failure(
                 VARVE_INVALID_ARGUMENT,
-                "the callbacks layout, pause, resume and copy_pages must not be NULL")
+                "the callbacks layout, pause, resume, and copy_pages or map_pages must not be NULL")
         }
-        required = Required(layout: layout, pause: pause, resume: resume, copyPages: copyPages)
-        self.table = table
+        required = Required(layout: layout, pause: pause, resume: resume)
+        calls = CallerTable(table: table, context: context)
+        if let table = try varve_disk_callbacks.read(table.disks) {
+            let calls = try DiskCalls(table, context, failures)
+            disks = calls.canWrite ? WritableCallbackDisks(calls) : CallbackDisks(calls)
+        } else {
+            disks = nil
+        }
         self.context = CallerContext(context)
         self.startsZeroed = startsZeroed
     }
 
-    // MARK: - Failures
-
-    /// The callback that failed since the last `forgetFailure`.
-    var failedCallback: FailedCallback? { state.withLock { $0.failed } }
-
-    func forgetFailure() {
-        state.withLock { $0.failed = nil }
+    /// Calls a callback that returns 0 or a failure.
+    private func call(_ name: String, _ body: () -> Int32) throws(GuestError) {
+        try failures.call(name, body)
     }
 
     private func failure(_ name: String, _ result: Int) -> GuestError {
-        state.withLock { $0.failed = FailedCallback(name: name, result: result) }
-        return GuestError(
-            code: .callFailed, message: "the guest's callback \(name) returned \(result)")
-    }
-
-    /// Calls a callback that returns 0 or a failure.
-    private func call(_ name: String, _ body: () -> Int32) throws(GuestError) {
-        let result = inCallback(body)
-        guard result == 0 else { throw failure(name, Int(result)) }
+        failures.note(name, result)
     }
 
     // MARK: - Guest
@@ -127,21 +115,68 @@ final class CallbackGuest: WritableGuest {
     func resume() throws(GuestError) {
         try call("resume") { required.resume(context.pointer) }
         // The engine tries twice: a failure that was made good is none.
-        state.withLock { if $0.failed?.name == "resume" { $0.failed = nil } }
+        failures.forgive("resume")
     }
 
     func copyPages(
         _ runs: Span<PageRange>, into destination: inout MutableRawSpan
     ) throws(GuestError) {
-        let result = destination.withUnsafeMutableBytes { bytes in
-            CallbackGuest.withRanges(runs) { ranges in
-                inCallback {
-                    required.copyPages(
-                        context.pointer, ranges.baseAddress, ranges.count, bytes.baseAddress)
+        try destination.withUnsafeMutableBytes { (bytes) throws(GuestError) in
+            guard table.map_pages != nil else { return try copy(runs, to: bytes.baseAddress) }
+            var pieces = PieceCopy(to: bytes)
+            for index in runs.indices {
+                guard let memory = try map(runs[index]) else {
+                    return try copyEach(runs, to: bytes)
                 }
+                pieces.add(memory)
+            }
+            pieces.flush()
+        }
+    }
+
+    private func copy(
+        _ runs: Span<PageRange>, to destination: UnsafeMutableRawPointer?
+    ) throws(GuestError) {
+        guard let copy = table.copy_pages else {
+            throw GuestError(
+                code: .unavailable,
+                message: "the guest's callback map_pages has no memory for frames "
+                    + "\(runs[0]), and there is no copy_pages")
+        }
+        let result = CallbackGuest.withRanges(runs) { ranges in
+            inCallback {
+                copy(context.pointer, ranges.baseAddress, ranges.count, destination)
             }
         }
         guard result == 0 else { throw failure("copy_pages", Int(result)) }
+    }
+
+    /// The same of runs some of which have no memory in this process.
+    private func copyEach(
+        _ runs: Span<PageRange>, to destination: UnsafeMutableRawBufferPointer
+    ) throws(GuestError) {
+        var offset = 0
+        for index in runs.indices {
+            let run = runs[index]
+            let place = UnsafeMutableRawBufferPointer(
+                rebasing: destination[offset..<offset + run.byteCount])
+            if let memory = try map(run) {
+                place.copyMemory(from: UnsafeRawBufferPointer(memory))
+            } else {
+                try copy([run].span, to: place.baseAddress)
+            }
+            offset += run.byteCount
+        }
+    }
+
+    /// The memory of a run; nil if it has none in this process.
+    private func map(_ run: PageRange) throws(GuestError) -> UnsafeMutableRawBufferPointer? {
+        guard let map = table.map_pages else { return nil }
+        var memory: UnsafeMutableRawPointer?
+        try call("map_pages") {
+            map(context.pointer, run.first.rawValue, UInt64(run.count), &memory)
+        }
+        return memory.map { UnsafeMutableRawBufferPointer(start: $0, count: run.byteCount) }
     }
 
     /// Calls `body` with runs as the interface has them, in memory of the stack.
@@ -174,10 +209,13 @@ final class CallbackGuest: WritableGuest {
 
     // MARK: - WritableGuest
 
+    private static let readOnly = GuestError(
+        code: .unsupported,
+        message: "the guest cannot be written: it has neither write_pages nor map_pages")
+
     func checkState(_ state: GuestState) throws(GuestError) {
-        guard table.write_pages != nil else {
-            throw GuestError(
-                code: .unsupported, message: "the guest cannot be written: it has no write_pages")
+        guard table.write_pages != nil || table.map_pages != nil else {
+            throw CallbackGuest.readOnly
         }
         let bytes = try MachineState.bytes(of: state)
         guard bytes.isEmpty || table.restore_state != nil else {
@@ -200,10 +238,7 @@ final class CallbackGuest: WritableGuest {
     }
 
     func writePages(_ runs: Span<PageRange>, from source: RawSpan) throws(GuestError) {
-        guard let write = table.write_pages else {
-            throw GuestError(
-                code: .unsupported, message: "the guest cannot be written: it has no write_pages")
-        }
+        guard let write = table.write_pages else { return try writeMapped(runs, from: source) }
         let result = source.withUnsafeBytes { bytes in
             CallbackGuest.withRanges(runs) { ranges in
                 inCallback {
@@ -212,6 +247,31 @@ final class CallbackGuest: WritableGuest {
             }
         }
         guard result == 0 else { throw failure("write_pages", Int(result)) }
+    }
+
+    private func writeMapped(_ runs: Span<PageRange>, from source: RawSpan) throws(GuestError) {
+        guard table.map_pages != nil else { throw CallbackGuest.readOnly }
+        try source.withUnsafeBytes { (bytes) throws(GuestError) in
+            var offset = 0
+            for index in runs.indices {
+                let run = runs[index]
+                guard let memory = try map(run) else {
+                    throw GuestError(
+                        code: .unavailable,
+                        message: "the guest's callback map_pages has no memory for frames \(run), "
+                            + "and there is no write_pages")
+                }
+                let end = offset + run.byteCount
+                memory.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[offset..<end]))
+                offset = end
+            }
+        }
+    }
+
+    /// Nil also if the callback fails: `writePages`, which is called then, calls it again.
+    func mappedMemory(of range: PageRange) -> UnsafeMutableRawBufferPointer? {
+        guard table.write_pages == nil else { return nil }
+        return try? map(range)
     }
 
     func restoreState(_ state: GuestState) throws(GuestError) {

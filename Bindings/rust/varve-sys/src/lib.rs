@@ -1,4 +1,5 @@
-//! Declarations of libvarve, as in `varve.h`, whose comments document them.
+//! Declarations of libvarve, as in `varve.h` and the headers that it includes, whose comments
+//! document them.
 //!
 //! They are written by hand. A test compares the layout of each structure and each constant with
 //! the header through a compiler of C, and the list of functions with the header's.
@@ -46,7 +47,8 @@ structures! {
     varve_verify_options varve_verify_report varve_prune_options varve_prune_info varve_selection
     varve_checkpoint varve_volume varve_region varve_dirty varve_callbacks varve_session_options
     varve_capture_input varve_capture_result varve_revert_result varve_restore_options
-    varve_restore_result
+    varve_restore_result varve_file varve_files varve_disk varve_disk_callbacks varve_loss
+    varve_repair_options varve_repair_info
 }
 
 pub const VARVE_OK: c_int = 0;
@@ -98,6 +100,14 @@ pub const VARVE_FORMAT_ELF: c_int = 1;
 pub const VARVE_FORMAT_LIBXC: c_int = 2;
 pub const VARVE_FORMAT_XL: c_int = 3;
 pub const VARVE_DIRTY_UNKNOWN: c_int = -1;
+pub const VARVE_BLOCKS_UNKNOWN: c_int = -1;
+pub const VARVE_REMEDY_REWRITTEN: c_int = 0;
+pub const VARVE_REMEDY_REMOVED: c_int = 1;
+pub const VARVE_REMEDY_MOVED: c_int = 2;
+pub const VARVE_REMEDY_RENAMED: c_int = 3;
+pub const VARVE_REMEDY_NAMED: c_int = 4;
+pub const VARVE_REMEDY_REBUILT: c_int = 5;
+pub const VARVE_REMEDY_FORGOTTEN: c_int = 6;
 pub const VARVE_LEVEL_STORED: c_int = c_int::MIN;
 
 #[repr(C)]
@@ -269,6 +279,7 @@ pub struct varve_volume {
     pub zero_page_count: u64,
     pub changed_page_count: u64,
     pub root: [u8; 32],
+    pub extent_byte_count: u64,
 }
 
 #[repr(C)]
@@ -353,6 +364,153 @@ pub struct varve_callbacks {
             byte_count: usize,
         ) -> c_int,
     >,
+    pub map_pages: Option<
+        unsafe extern "C" fn(
+            context: *mut c_void,
+            first: u64,
+            count: u64,
+            pages: *mut *mut c_void,
+        ) -> c_int,
+    >,
+    pub disks: *const varve_disk_callbacks,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct varve_file {
+    pub size: usize,
+    pub name: *const c_char,
+    pub path: *const c_char,
+    pub block_byte_count: c_int,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct varve_files {
+    pub size: usize,
+    pub files: *const varve_file,
+    pub count: usize,
+    pub state_directory: *const c_char,
+    pub clone_directory: *const c_char,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct varve_disk {
+    pub size: usize,
+    pub name: *const c_char,
+    pub byte_count: u64,
+    pub block_byte_count: c_int,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct varve_disk_callbacks {
+    pub size: usize,
+    pub list: Option<
+        unsafe extern "C" fn(
+            context: *mut c_void,
+            disks: *mut *const varve_disk,
+            count: *mut usize,
+        ) -> c_int,
+    >,
+    pub prepare: Option<unsafe extern "C" fn(context: *mut c_void, cut: u64) -> c_int>,
+    pub cut: Option<unsafe extern "C" fn(context: *mut c_void, cut: u64) -> c_int>,
+    pub changed: Option<
+        unsafe extern "C" fn(
+            context: *mut c_void,
+            cut: u64,
+            earlier: u64,
+            disk: *const c_char,
+            blocks: *mut *const varve_range,
+            count: *mut usize,
+        ) -> c_int,
+    >,
+    pub stored: Option<
+        unsafe extern "C" fn(
+            context: *mut c_void,
+            cut: u64,
+            disk: *const c_char,
+            blocks: *mut *const varve_range,
+            count: *mut usize,
+        ) -> c_int,
+    >,
+    pub read: Option<
+        unsafe extern "C" fn(
+            context: *mut c_void,
+            cut: u64,
+            disk: *const c_char,
+            first: u64,
+            count: u64,
+            bytes: *mut c_void,
+        ) -> c_int,
+    >,
+    pub release: Option<unsafe extern "C" fn(context: *mut c_void, cut: u64) -> c_int>,
+    pub write: Option<
+        unsafe extern "C" fn(
+            context: *mut c_void,
+            disk: *const c_char,
+            first: u64,
+            count: u64,
+            bytes: *const c_void,
+        ) -> c_int,
+    >,
+    pub resize: Option<
+        unsafe extern "C" fn(context: *mut c_void, disk: *const c_char, byte_count: u64) -> c_int,
+    >,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct varve_lost {
+    pub disk: *const c_char,
+    pub pages: varve_range,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct varve_loss {
+    pub size: usize,
+    pub id: varve_id,
+    pub lineage: *const c_char,
+    pub label: *const c_char,
+    pub reason: *const varve_corruption,
+    pub lost: *const varve_lost,
+    pub lost_count: usize,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct varve_repair_options {
+    pub size: usize,
+    pub wait_nanoseconds: i64,
+    pub finding: Option<
+        unsafe extern "C" fn(
+            context: *mut c_void,
+            corruption: *const varve_corruption,
+            remedy: c_int,
+            affected: *const varve_id,
+            affected_count: usize,
+        ),
+    >,
+    pub loss: Option<unsafe extern "C" fn(context: *mut c_void, loss: *const varve_loss)>,
+    pub context: *mut c_void,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct varve_repair_info {
+    pub size: usize,
+    pub finding_count: u64,
+    pub whole_checkpoint_count: u64,
+    pub lost_checkpoint_count: u64,
+    pub rewritten_pack_count: u64,
+    pub removed_pack_count: u64,
+    pub missing_pack_count: u64,
+    pub moved_file_count: u64,
+    pub saved_page_count: u64,
+    pub copied_byte_count: u64,
+    pub kept_byte_count: u64,
 }
 
 #[repr(C)]
@@ -369,6 +527,9 @@ pub struct varve_session_options {
     pub audit_page_count: c_int,
     pub accepts_guest_change: c_int,
     pub omits_disks: c_int,
+    pub files: *const varve_files,
+    pub disk_cut_budget_nanoseconds: i64,
+    pub keeps_disk_cut: c_int,
 }
 
 #[repr(C)]
@@ -395,6 +556,7 @@ pub struct varve_capture_result {
     pub request_nanoseconds: i64,
     pub downtime_nanoseconds: i64,
     pub missed_page_count: u64,
+    pub disk_nanoseconds: i64,
 }
 
 #[repr(C)]
@@ -405,6 +567,7 @@ pub struct varve_revert_result {
     pub compared_page_count: u64,
     pub request_nanoseconds: i64,
     pub downtime_nanoseconds: i64,
+    pub written_block_count: u64,
 }
 
 #[repr(C)]
@@ -463,6 +626,10 @@ extern "C" {
         plan: *mut varve_plan, call: *const varve_call, done: *mut varve_prune_info,
     ) -> c_int;
     pub fn varve_plan_free(plan: *mut varve_plan) -> c_int;
+    pub fn varve_repair_plan(
+        path: *const c_char, options: *const varve_repair_options, call: *const varve_call,
+        info: *mut varve_repair_info,
+    ) -> c_int;
     pub fn varve_checkpoint_list(
         repository: *mut varve_repository, selection: *const varve_selection,
         ids: *mut *mut varve_id, count: *mut usize,
@@ -472,6 +639,9 @@ extern "C" {
     ) -> c_int;
     pub fn varve_checkpoint_show(
         repository: *mut varve_repository, id: *const varve_id, checkpoint: *mut varve_checkpoint,
+    ) -> c_int;
+    pub fn varve_checkpoint_set_label(
+        repository: *mut varve_repository, id: *const varve_id, label: *const c_char,
     ) -> c_int;
     pub fn varve_checkpoint_volume(
         repository: *mut varve_repository, id: *const varve_id, index: usize,
@@ -495,6 +665,9 @@ extern "C" {
     ) -> c_int;
     pub fn varve_reader_read(
         reader: *mut varve_reader, offset: u64, bytes: *mut c_void, byte_count: usize,
+    ) -> c_int;
+    pub fn varve_reader_extents(
+        reader: *mut varve_reader, ranges: *mut *mut varve_range, count: *mut usize,
     ) -> c_int;
     pub fn varve_reader_close(reader: *mut varve_reader) -> c_int;
     pub fn varve_session_open_regions(
@@ -521,6 +694,7 @@ extern "C" {
         state_byte_count: *mut usize,
     ) -> c_int;
     pub fn varve_session_parent(session: *mut varve_session, id: *mut varve_id) -> c_int;
+    pub fn varve_session_disk_failure(session: *mut varve_session) -> c_int;
     pub fn varve_session_cancel(session: *mut varve_session) -> c_int;
     pub fn varve_session_close(session: *mut varve_session) -> c_int;
     pub fn varve_capture_descriptor(capture: *mut varve_capture, descriptor: *mut c_int) -> c_int;

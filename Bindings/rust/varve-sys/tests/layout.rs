@@ -83,32 +83,46 @@ structures! {
     }
     "struct " varve_volume {
         size, name, is_disk, block_byte_count, byte_count, page_count, zero_page_count,
-        changed_page_count, root
+        changed_page_count, root, extent_byte_count
     }
     "struct " varve_region { size, guest_address, address, descriptor, offset, byte_count }
     "struct " varve_bitmap { words, word_count }
     "struct " varve_dirty { size, bitmaps, bitmap_count, frames, frame_count }
     "struct " varve_callbacks {
         size, layout, pause, resume, copy_pages, start_dirty, take_dirty, count_dirty,
-        stop_dirty, save_state, write_pages, restore_state
+        stop_dirty, save_state, write_pages, restore_state, map_pages, disks
     }
     "struct " varve_session_options {
         size, parent, pool_byte_count, pause_budget_nanoseconds, precopy_rounds_max,
         overlapping_captures_max, worker_count, compression_level, audit_page_count,
-        accepts_guest_change, omits_disks
+        accepts_guest_change, omits_disks, files, disk_cut_budget_nanoseconds, keeps_disk_cut
     }
     "struct " varve_capture_input { size, label, dirty, state, state_byte_count }
     "struct " varve_capture_result {
         size, id, dirty_page_count, copied_page_count, paused_page_count,
         changed_page_count, stored_page_count, added_byte_count, request_nanoseconds,
-        downtime_nanoseconds, missed_page_count
+        downtime_nanoseconds, missed_page_count, disk_nanoseconds
     }
     "struct " varve_revert_result {
         size, written_page_count, compared_page_count, request_nanoseconds,
-        downtime_nanoseconds
+        downtime_nanoseconds, written_block_count
     }
     "struct " varve_restore_options { size, volume, starts_zeroed }
     "struct " varve_restore_result { size, written_page_count, read_byte_count }
+    "struct " varve_file { size, name, path, block_byte_count }
+    "struct " varve_files { size, files, count, state_directory, clone_directory }
+    "struct " varve_disk { size, name, byte_count, block_byte_count }
+    "struct " varve_disk_callbacks {
+        size, list, prepare, cut, changed, stored, read, release, write, resize
+    }
+    "struct " varve_lost { disk, pages }
+    "struct " varve_loss { size, id, lineage, label, reason, lost, lost_count }
+    "struct " varve_repair_options { size, wait_nanoseconds, finding, loss, context }
+    "struct " varve_repair_info {
+        size, finding_count, whole_checkpoint_count, lost_checkpoint_count,
+        rewritten_pack_count, removed_pack_count, missing_pack_count, moved_file_count,
+        saved_page_count, copied_byte_count, kept_byte_count
+    }
 }
 
 macro_rules! constants {
@@ -139,7 +153,10 @@ constants! {
     VARVE_READING VARVE_WRITING VARVE_DEPTH_FULL
     VARVE_DEPTH_STRUCTURE VARVE_DEPTH_SAMPLE VARVE_FORMAT_RAW
     VARVE_FORMAT_ELF VARVE_FORMAT_LIBXC VARVE_FORMAT_XL
-    VARVE_DIRTY_UNKNOWN VARVE_LEVEL_STORED
+    VARVE_DIRTY_UNKNOWN VARVE_LEVEL_STORED VARVE_BLOCKS_UNKNOWN
+    VARVE_REMEDY_REWRITTEN VARVE_REMEDY_REMOVED VARVE_REMEDY_MOVED
+    VARVE_REMEDY_RENAMED VARVE_REMEDY_NAMED VARVE_REMEDY_REBUILT
+    VARVE_REMEDY_FORGOTTEN
 }
 
 /// The flags that pkg-config gave to the build script.
@@ -183,13 +200,15 @@ fn structures_and_constants_are_those_of_the_header() {
     assert_eq!(numbers.len(), of_c.len());
 }
 
-/// The header's text without comments.
+/// The text of `varve.h`, and of the headers that it includes, without comments.
 fn header() -> String {
     let directory = flags()
         .iter()
         .find_map(|flag| flag.strip_prefix("-I"))
         .map_or_else(|| PathBuf::from("/usr/include"), PathBuf::from);
-    let text = fs::read_to_string(directory.join("varve.h")).unwrap();
+    let text = ["varve.h", "varve_guest.h", "varve_repair.h"]
+        .map(|name| fs::read_to_string(directory.join(name)).unwrap())
+        .concat();
     text.lines().map(|line| line.split("//").next().unwrap_or("")).collect::<Vec<_>>().join("\n")
 }
 
@@ -234,7 +253,7 @@ fn nothing_of_the_header_is_missing() {
     let names = header
         .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
         .collect::<std::collections::BTreeSet<_>>();
-    let macros = ["VARVE_H", "VARVE_VERSION"];
+    let macros = ["VARVE_H", "VARVE_GUEST_H", "VARVE_REPAIR_H", "VARVE_VERSION"];
     for name in names.iter().filter(|name| name.starts_with("VARVE_") && !macros.contains(name)) {
         assert!(numbers.contains_key(*name), "the constant {name}");
     }

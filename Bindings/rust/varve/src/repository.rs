@@ -158,6 +158,8 @@ pub struct Volume {
     pub changed_page_count: u64,
     /// Merkle root: equal for equal contents.
     pub root: [u8; 32],
+    /// Where it ends: what is read past that is zeros.
+    pub extent_byte_count: u64,
 }
 
 /// Consecutive frames.
@@ -400,8 +402,19 @@ impl Repository {
                 zero_page_count: place.zero_page_count,
                 changed_page_count: place.changed_page_count,
                 root: place.root,
+                extent_byte_count: place.extent_byte_count,
             });
         }
+    }
+
+    /// Gives a checkpoint a label, or removes the one that it has (`None`). Later checkpoints of its
+    /// lineage lose that label. Blocks for one sync.
+    pub fn set_label(&self, id: Id, label: Option<&str>) -> Result<()> {
+        let label = c_optional(label)?;
+        // SAFETY: the arguments are valid for the call.
+        check(unsafe {
+            varve_sys::varve_checkpoint_set_label(self.handle, &id.packed(), pointer(&label))
+        })
     }
 
     /// Reads the state that the capture was given. Blocks.

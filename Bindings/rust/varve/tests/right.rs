@@ -102,6 +102,11 @@ fn check_lists(repository: &Repository, taken: &[Taken]) -> varve::Result<()> {
     let volumes = repository.volumes(ids[0])?;
     assert_eq!(volumes.len(), 1);
     assert_eq!((volumes[0].name.as_str(), volumes[0].page_count), ("memory", 130));
+    assert_eq!(volumes[0].extent_byte_count, 230 * 4096);
+    repository.set_label(ids[16], Some("given-later"))?;
+    assert_eq!(repository.find("given-later")?, ids[16]);
+    repository.set_label(ids[16], None)?;
+    assert_eq!(repository.checkpoint(ids[16])?.label, None);
     assert_eq!(repository.statistics()?.checkpoint_count, 21);
     repository.forget(&ids[..15])?;
     assert!(repository.prune(0.0, Watch::default())?.freed_byte_count > 0);
