@@ -137,7 +137,8 @@ public protocol DiskCut: AnyObject, Sendable {
     /// that is unknown, and then every block that may be stored is compared.
     ///
     /// A block that differs and is not named is lost, so name too many rather than too few. The
-    /// block in which a disk ended, or ends now, need not be named if only the size changed. Blocks.
+    /// block in which a disk ended, or ends now, need not be named if only the size changed.
+    /// Blocks.
     ///
     /// - Parameters:
     ///   - index: the disk.
