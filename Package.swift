@@ -324,8 +324,8 @@ let package = Package(
         // Scripts/libvarve builds it as the libvarve.so that programs link with.
         .library(name: "varve-c", type: .dynamic, targets: ["VarveC"]))
     package.targets += [
-        // The headers, varve.h with what it includes and varve_xen.h, and the few functions that are C
-        // themselves.
+        // The headers, varve.h with what it includes and varve_xen.h, and the few functions that are
+        // C themselves.
         .target(name: "CVarve", exclude: ["libvarve.map"]),
         // Over all of the facade: live domains cost the library no dependency, because Xen's
         // libraries are loaded when they are used.
