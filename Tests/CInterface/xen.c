@@ -42,7 +42,6 @@ static void wrong_xen_options(varve_repository *repository) {
     WRONG(revert_suspend_timeout_nanoseconds, -1);
     WRONG(device_timeout_nanoseconds, INT64_MIN);
     WRONG(disk_settle_nanoseconds, -1);
-    WRONG(disk_cut_budget_nanoseconds, -1);
     WRONG(guard_command, no_words);
     WRONG(guard_command, no_text);
     WRONG(finish_command, no_words);
@@ -51,6 +50,11 @@ static void wrong_xen_options(varve_repository *repository) {
     WRONG(disk_guard_command, no_text);
     WRONG(disk_state_directory, "");
     WRONG(lock_directory, "\xff\xfe");
+    SIZED(varve_session_options, options);
+    SIZED(varve_files, files);
+    options.files = &files;
+    EXPECT(VARVE_INVALID_ARGUMENT,
+           varve_session_open_xen(repository, "web", NO_DOMAIN, &options, NULL, &session));
     CHECK(session == NULL);
 #undef WRONG
 #undef REFUSED

@@ -437,8 +437,8 @@ struct varve_session_options {
     // Files that are the guest's disks: varve_guest.h. NULL: it has none, or callbacks for them.
     const struct varve_files *files;
     int64_t disk_cut_budget_nanoseconds; // how long their cut may take in the pause; 0: 2 s
-    // The last cut of the files stands when the session is closed, so that the next session need
-    // not compare them as a whole. It takes space as they are written.
+    // The last cut of the disks stands when the session is closed, so that the next session need
+    // not compare them as a whole. It takes space as they are written. Not of callbacks.
     int keeps_disk_cut;
 };
 

@@ -90,11 +90,6 @@ struct varve_xen_options {
     const char *disk_state_directory;
     // How long the suspended domain waits until no request to its disks is under way. 0: not.
     int64_t disk_settle_nanoseconds;
-    // How long the cut of the disks may take in the pause; 0: 2 s.
-    int64_t disk_cut_budget_nanoseconds;
-    // The last cut is kept when the session is closed, so that the next session need not compare
-    // the whole disks. It takes space where the disks are.
-    int keeps_disk_cut;
     // Where locks of domains are; all programs of a host must name the same. NULL: /run/varve.
     const char *lock_directory;
 
@@ -108,7 +103,8 @@ struct varve_xen_options {
 int varve_xen_find(const char *name, uint32_t *domain_id);
 
 // Begins a session over a running domain, which is not affected before the first capture. Both
-// options may be NULL. Of the session's options, omits_disks leaves the domain's disks out.
+// options may be NULL. Of the session's options, omits_disks leaves the domain's disks out, and
+// keeps_disk_cut keeps the last cut of them; `files` must be NULL.
 //
 // VARVE_NOT_FOUND if there is no such domain; VARVE_BUSY if it has another owner;
 // VARVE_ANOTHER_GUEST if the lineage is that of a domain with another UUID; VARVE_UNSUPPORTED if it

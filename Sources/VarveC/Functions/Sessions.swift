@@ -73,13 +73,9 @@ final class OpenSession: Sendable {
         }
     }
 
-    /// Why something of the disks could not be dropped; nil if nothing ever was.
-    var diskFailure: Failure? {
-        (session.diskReleaseFailure ?? leftoverFailure).map { guest.failure(for: $0) }
-    }
-
     /// A session over a domain, which `begin` begins.
     init(in owner: OpenRepository, _ begin: () throws -> DomainGuest) throws {
+        _ = try owner.repository.openWriter()
         try owner.beginSession()
         do {
             let domain = try begin()
@@ -93,6 +89,12 @@ final class OpenSession: Sendable {
             throw error
         }
         self.owner = owner
+        leftoverFailure = nil
+    }
+
+    /// Why something of the disks could not be dropped; nil if nothing ever was.
+    var diskFailure: Failure? {
+        (session.diskReleaseFailure ?? leftoverFailure).map { guest.failure(for: $0) }
     }
 
     /// Runs what drives the guest.
@@ -137,7 +139,7 @@ extension OpenSession.Guest {
     /// The failure for an error of the engine.
     func failure(for error: any Error) -> Failure {
         switch self {
-        case .regions: Failure(error)
+        case .regions, .domain: Failure(error)
         case .callbacks(let guest): guest.failures.failure(for: error)
         }
     }

@@ -99,11 +99,10 @@ extension XenCheckpointer.Options {
         self.init()
         domain = try XenDomain.Options(xen)
         capture = try CaptureOptions(given)
-        capture.keepsDiskCut = xen.keeps_disk_cut != 0
-        if let time = try duration(
-            xen.disk_cut_budget_nanoseconds, "disk_cut_budget_nanoseconds")
-        {
-            capture.diskCutBudget = time
+        guard given.files == nil else {
+            throw Failure(
+                VARVE_INVALID_ARGUMENT,
+                "a domain's disks are those of its configuration; leave `files` NULL")
         }
         disks = try XenDiskOptions(xen)
         // Whether disks are omitted then is seen by what the domain has.
