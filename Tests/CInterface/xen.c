@@ -50,8 +50,9 @@ static void wrong_xen_options(varve_repository *repository) {
     WRONG(disk_guard_command, no_text);
     WRONG(disk_state_directory, "");
     WRONG(lock_directory, "\xff\xfe");
-    SIZED(varve_session_options, options);
     SIZED(varve_files, files);
+    memset(&options, 0, sizeof options);
+    options.size = sizeof options;
     options.files = &files;
     EXPECT(VARVE_INVALID_ARGUMENT,
            varve_session_open_xen(repository, "web", NO_DOMAIN, &options, NULL, &session));
