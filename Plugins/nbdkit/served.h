@@ -64,7 +64,7 @@ int served_read(struct served *served, void *bytes, uint64_t offset, size_t byte
 // The extent that an offset is in: returns 1 if it is data and 0 for a hole, and where it ends.
 int served_extent(const struct served *served, uint64_t offset, uint64_t *end);
 
-// ---- cache.c: blocks that were read, of all exports, at most so many ----
+// ---- cache.c: a bounded cache of blocks, shared by all exports ----
 enum { CACHE_BLOCK_BYTE_COUNT = 65536 };
 
 int cache_create(size_t byte_count);

@@ -74,6 +74,29 @@ extension SizedStructure {
         return pointer.pointee
     }
 
+    /// Calls `body` with each element of an array of the caller's.
+    ///
+    /// Where the next one begins depends on the size with which the program was compiled.
+    ///
+    /// - Parameter name: what the elements are, in the plural.
+    static func forEach(
+        of array: UnsafePointer<Self>, count: Int, _ name: String,
+        _ body: (Self) throws(Failure) -> Void
+    ) throws(Failure) {
+        var place = UnsafeRawPointer(array)
+        let stride = place.load(as: Int.self)
+        for _ in 0..<count {
+            guard let element = try read(place.assumingMemoryBound(to: Self.self)),
+                element.size == stride
+            else {
+                throw Failure(
+                    VARVE_INVALID_ARGUMENT, "all \(name) of an array must have the same size")
+            }
+            try body(element)
+            place += stride
+        }
+    }
+
     /// Throws unless there is a place for a result, before it is computed.
     ///
     /// - Parameter isOptional: whether NULL is allowed.

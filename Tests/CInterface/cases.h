@@ -114,6 +114,8 @@ int machine_equals(const struct machine *machine, const uint8_t *copy);
 
 // The input of a capture: the dirty pages and the counter.
 struct varve_capture_input machine_input(struct machine *machine);
+// Takes checkpoints of a new machine; the array is as long as `count`.
+void machine_fill(varve_repository *repository, const char *lineage, varve_id *ids, int count);
 
 // ---- A machine as callbacks ----
 

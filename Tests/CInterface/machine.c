@@ -278,3 +278,21 @@ struct varve_callbacks guest_callbacks(void) {
     callbacks.restore_state = restore_state;
     return callbacks;
 }
+
+void machine_fill(varve_repository *repository, const char *lineage, varve_id *ids, int count) {
+    struct machine machine;
+    machine_open(&machine);
+    varve_session *session = NULL;
+    OK(varve_session_open_regions(repository, lineage, machine.regions, REGION_COUNT, NULL,
+                                  &session));
+    for (int index = 0; index < count; index++) {
+        struct varve_capture_input input = machine_input(&machine);
+        SIZED(varve_capture_result, result);
+        OK(varve_session_capture(session, &input, NULL, &result));
+        ids[index] = result.id;
+        machine_clean(&machine);
+        machine_run(&machine, 50);
+    }
+    OK(varve_session_close(session));
+    machine_close(&machine);
+}

@@ -205,25 +205,6 @@ void right_callbacks(const char *directory) {
     guest_close(&guest);
 }
 
-// Takes some checkpoints; the array is as long as `count`.
-static void fill(varve_repository *repository, const char *lineage, varve_id *ids, int count) {
-    struct machine machine;
-    machine_open(&machine);
-    varve_session *session = NULL;
-    OK(varve_session_open_regions(repository, lineage, machine.regions, REGION_COUNT, NULL,
-                                  &session));
-    for (int index = 0; index < count; index++) {
-        struct varve_capture_input input = machine_input(&machine);
-        SIZED(varve_capture_result, result);
-        OK(varve_session_capture(session, &input, NULL, &result));
-        ids[index] = result.id;
-        machine_clean(&machine);
-        machine_run(&machine, 50);
-    }
-    OK(varve_session_close(session));
-    machine_close(&machine);
-}
-
 static void check_list(const char *directory, const varve_id *ids) {
     SIZED(varve_open_options, options);
     options.access = VARVE_READING;
@@ -270,7 +251,7 @@ void right_upkeep(const char *directory) {
     varve_repository *repository = NULL;
     OK(varve_repository_create(directory, &repository));
     varve_id ids[5];
-    fill(repository, "one", ids, 5);
+    machine_fill(repository, "one", ids, 5);
     check_list(directory, ids);
     SIZED(varve_statistics, statistics);
     OK(varve_repository_statistics(repository, &statistics));
@@ -303,7 +284,7 @@ void right_upkeep(const char *directory) {
     OK(varve_repository_close(repository));
 
     OK(varve_repository_create_volatile("/dev/shm", &repository));
-    fill(repository, "one", ids, 2);
+    machine_fill(repository, "one", ids, 2);
     OK(varve_repository_close(repository));
 }
 
@@ -384,7 +365,7 @@ void right_calls(const char *directory) {
     varve_repository *repository = NULL;
     OK(varve_repository_create(directory, &repository));
     varve_id id;
-    fill(repository, "one", &id, 1);
+    machine_fill(repository, "one", &id, 1);
     check_export(repository, &id);
 
     int calls = 0;
@@ -526,7 +507,7 @@ void damage(const char *directory) {
     varve_repository *repository = NULL;
     OK(varve_repository_create(directory, &repository));
     varve_id id;
-    fill(repository, "one", &id, 1);
+    machine_fill(repository, "one", &id, 1);
     OK(varve_repository_close(repository));
     char path[4096];
     snprintf(path, sizeof path, "%s/packs/00000001.pack", directory);

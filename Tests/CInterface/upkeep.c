@@ -4,24 +4,6 @@
 
 // Labels that are given later, where volumes end, and plans of repairs.
 
-static void take(varve_repository *repository, varve_id *ids, int count) {
-    struct machine machine;
-    machine_open(&machine);
-    varve_session *session = NULL;
-    OK(varve_session_open_regions(repository, "one", machine.regions, REGION_COUNT, NULL,
-                                  &session));
-    for (int index = 0; index < count; index++) {
-        struct varve_capture_input input = machine_input(&machine);
-        SIZED(varve_capture_result, result);
-        OK(varve_session_capture(session, &input, NULL, &result));
-        ids[index] = result.id;
-        machine_clean(&machine);
-        machine_run(&machine, 5);
-    }
-    OK(varve_session_close(session));
-    machine_close(&machine);
-}
-
 static int has_label(varve_repository *repository, const varve_id *id, const char *label) {
     SIZED(varve_checkpoint, checkpoint);
     OK(varve_checkpoint_show(repository, id, &checkpoint));
@@ -32,7 +14,7 @@ void labels(const char *directory) {
     varve_repository *repository = NULL;
     OK(varve_repository_create(directory, &repository));
     varve_id ids[3], found;
-    take(repository, ids, 3);
+    machine_fill(repository, "one", ids, 3);
     OK(varve_checkpoint_set_label(repository, &ids[0], "before-update"));
     OK(varve_checkpoint_find(repository, "before-update", &found));
     CHECK(memcmp(&found, &ids[0], sizeof found) == 0);
@@ -122,7 +104,7 @@ void repair_plans(const char *directory) {
     varve_repository *repository = NULL;
     OK(varve_repository_create(directory, &repository));
     varve_id id;
-    take(repository, &id, 1);
+    machine_fill(repository, "one", &id, 1);
     OK(varve_checkpoint_set_label(repository, &id, "damaged"));
     SIZED(varve_repair_info, info);
     EXPECT(VARVE_LOCKED, varve_repair_plan(directory, NULL, NULL, &info));

@@ -141,8 +141,6 @@ final class DiskRevert: RevertedDisks {
     private var map = PageMap(disksIn: .process)
     private var parts: [Part]
     private var cut: (any DiskCut)?
-    /// The cut of the newest checkpoint, and blocks that differ from it in that checkpoint.
-    private var last: SessionDisks.Last?
     private var cutBudget = Duration.zero
     private let buffer = PageMemory.allocate(
         byteCount: DiskRevert.batchBlockCount * Page.byteCount)
@@ -180,7 +178,6 @@ final class DiskRevert: RevertedDisks {
         try check(try group.disks())
         cut = try group.prepareCut()
         guard let parent = pipeline.parent else { return }
-        last = disks.last(of: parent.id)
         for index in parts.indices {
             // A disk that was removed and came back may have another number.
             guard let volume = parent.manifest.volume(parts[index].volume),
@@ -268,10 +265,9 @@ final class DiskRevert: RevertedDisks {
     private func candidates(_ part: Part, _ cut: any DiskCut) throws -> [BlockRange] {
         let volume = map[part.volume]
         var found: [BlockRange]
-        if let known = part.known, let last,
-            let changed = try cut.changedBlocks(ofDisk: part.index, since: last.cut)
-        {
-            found = known + changed + (last.written?[Array(part.name.utf8)] ?? [])
+        let source = disks.source(cut, after: pipeline.parent?.id)
+        if let known = part.known, let changed = try source.changedBlocks(ofDisk: part.index) {
+            found = known + changed
             if part.changesSize {
                 let end = min(part.byteCount, part.nowByteCount) / UInt64(Page.byteCount)
                 // What was cut off is no change that a cut names.

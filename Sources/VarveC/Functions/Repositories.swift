@@ -119,6 +119,11 @@ func filePath(_ path: UnsafePointer<CChar>?, _ name: String) throws(Failure) -> 
     return result
 }
 
+/// A path of the caller's; nil for NULL.
+func optional(
+    path: UnsafePointer<CChar>?, _ name: String
+) throws(Failure) -> FilePath? { path == nil ? nil : try filePath(path, name) }
+
 /// How long to wait for another writer; -1: without limit.
 func lockWaiting(_ nanoseconds: Int64) throws(Failure) -> LockWaiting {
     guard nanoseconds >= -1 else { throw invalid("wait_nanoseconds", nanoseconds) }

@@ -47,10 +47,7 @@ extension XenRestoreDisks {
         _ given: varve_xen_restore_options, _ state: () throws -> GuestState
     ) throws {
         func place() throws(Failure) -> FilePath {
-            guard let path = try optionalPath(given.disks_place, "disks_place") else {
-                throw Failure(VARVE_INVALID_ARGUMENT, "disks_place is NULL")
-            }
-            return path
+            try filePath(given.disks_place, "disks_place")
         }
         switch given.disks {
         case Int32(VARVE_XEN_DISKS_NONE.rawValue): return nil
@@ -65,7 +62,9 @@ extension XenRestoreDisks {
                     "the checkpoint is not one of a running domain, and has no cut of its disks")
             }
             var options = XenDiskOptions()
-            if let path = try optionalPath(given.disk_state_directory, "disk_state_directory") {
+            if let path = try optional(
+                path: given.disk_state_directory, "disk_state_directory")
+            {
                 options.stateDirectory = path
             }
             let group = try ThinDisks(

@@ -33,14 +33,6 @@ private func duration(_ nanoseconds: Int64, _ name: String) throws(Failure) -> D
     return nanoseconds == 0 ? nil : .nanoseconds(nanoseconds)
 }
 
-/// A path of the caller's; nil for NULL.
-func optionalPath(_ path: UnsafePointer<CChar>?, _ name: String) throws(Failure) -> FilePath? {
-    guard let path else { return nil }
-    let result = FilePath(platformString: path)
-    guard !result.isEmpty else { throw Failure(VARVE_INVALID_ARGUMENT, "\(name) is empty") }
-    return result
-}
-
 extension XenDomain.Options {
     fileprivate init(_ given: varve_xen_options) throws(Failure) {
         self.init()
@@ -78,7 +70,7 @@ extension XenDiskOptions {
         self.init()
         command = try VarveC.command(given.disk_command, "disk_command")
         guardCommand = try VarveC.command(given.disk_guard_command, "disk_guard_command")
-        if let path = try optionalPath(given.disk_state_directory, "disk_state_directory") {
+        if let path = try optional(path: given.disk_state_directory, "disk_state_directory") {
             stateDirectory = path
         }
         if let time = try duration(given.disk_settle_nanoseconds, "disk_settle_nanoseconds") {

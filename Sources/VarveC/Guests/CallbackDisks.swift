@@ -60,18 +60,21 @@ final class DiskCalls: Sendable {
         }
         guard count > 0 else { return [] }
         guard let pointer else { throw DiskCalls.wrong("list returned \(count) disks, no array") }
-        // Where the next one begins depends on the size with which the program was compiled.
-        let stride = UnsafeRawPointer(pointer).load(as: Int.self)
-        var place = UnsafeRawPointer(pointer)
-        var disks: [GuestDisk] = []
-        for _ in 0..<count {
-            let disk = try DiskCalls.disk(place, stride: stride)
-            guard !disks.contains(where: { $0.name.utf8.elementsEqual(disk.name.utf8) }) else {
-                throw DiskCalls.wrong(
-                    "list returned two disks named '\(PrintableText.escape(disk.name))'")
+        var read: [(disk: varve_disk, name: String)] = []
+        do throws(Failure) {
+            try varve_disk.forEach(of: pointer, count: count, "disks") { (disk) throws(Failure) in
+                read.append((disk, try require(string: disk.name, "the name")))
             }
-            disks.append(disk)
-            place += stride
+        } catch {
+            throw DiskCalls.wrong("list returned what is no disk: \(error.message)")
+        }
+        var disks: [GuestDisk] = []
+        for (disk, name) in read {
+            guard !disks.contains(where: { $0.name.utf8.elementsEqual(name.utf8) }) else {
+                throw DiskCalls.wrong(
+                    "list returned two disks named '\(PrintableText.escape(name))'")
+            }
+            disks.append(try DiskCalls.disk(disk, name))
         }
         return disks
     }
@@ -81,19 +84,8 @@ final class DiskCalls: Sendable {
     private static let byteCountMax: UInt64 = 1 << 44
 
     private static func disk(
-        _ place: UnsafeRawPointer, stride: Int
+        _ disk: varve_disk, _ name: String
     ) throws(GuestError) -> GuestDisk {
-        let disk: varve_disk
-        let name: String
-        do throws(Failure) {
-            guard let read = try varve_disk.read(place.assumingMemoryBound(to: varve_disk.self)),
-                read.size == stride
-            else { throw Failure(VARVE_INVALID_ARGUMENT, "all disks must have the same size") }
-            disk = read
-            name = try require(string: disk.name, "the name")
-        } catch {
-            throw wrong("list returned what is no disk: \(error.message)")
-        }
         let sector = disk.block_byte_count == 0 ? 512 : Int(disk.block_byte_count)
         guard [512, 4096].contains(sector), 1...byteCountMax ~= disk.byte_count,
             disk.byte_count % UInt64(sector) == 0

@@ -45,7 +45,7 @@ final class CallbackFailures: Sendable {
         state.withLock { if $0.last?.name == name { $0.last = nil } }
     }
 
-    /// The failure for an error of the engine: that of a callback, if one is behind it.
+    /// The failure for an error of the engine; if a callback caused it, the failure names that.
     func failure(for error: any Error) -> Failure {
         let failure = Failure(error)
         guard let result = result(behind: error) else { return failure }

@@ -16,18 +16,8 @@ enum FileDisks {
                 VARVE_INVALID_ARGUMENT,
                 "there are \(files.count) files; a guest with files has 1 to \(countMax)")
         }
-        // Where the next one begins depends on the size with which the program was compiled.
-        let stride = UnsafeRawPointer(first).load(as: Int.self)
-        var place = UnsafeRawPointer(first)
         var found: [ReflinkDisks.File] = []
-        for _ in 0..<files.count {
-            guard let file = try varve_file.read(place.assumingMemoryBound(to: varve_file.self)),
-                file.size == stride
-            else {
-                throw Failure(
-                    VARVE_INVALID_ARGUMENT, "all files of an array must have the same size")
-            }
-            place += stride
+        try varve_file.forEach(of: first, count: files.count, "files") { (file) throws(Failure) in
             found.append(
                 ReflinkDisks.File(
                     name: try require(string: file.name, "the name of a file"),
@@ -35,9 +25,7 @@ enum FileDisks {
                     sectorByteCount: file.block_byte_count == 0 ? 512 : Int(file.block_byte_count)))
         }
         let directory = try filePath(files.state_directory, "the state directory")
-        let clones =
-            files.clone_directory == nil
-            ? nil : try filePath(files.clone_directory, "the clone directory")
+        let clones = try optional(path: files.clone_directory, "the clone directory")
         let group = try ReflinkDisks(
             files: found, stateDirectory: directory, cloneDirectory: clones)
         // Wrong names and missing files are refused before the session begins.

@@ -72,19 +72,8 @@ final class RegionSet: Sendable {
         }
         var regions: [Region] = []
         var mappings: [Mapping] = []
-        // Where the next one begins depends on the size with which the program was compiled.
-        let stride = UnsafeRawPointer(pointer).load(as: Int.self)
-        var place = UnsafeRawPointer(pointer)
-        for _ in 0..<count {
-            guard
-                let region = try varve_region.read(
-                    place.assumingMemoryBound(to: varve_region.self)),
-                region.size == stride
-            else {
-                throw Failure(
-                    VARVE_INVALID_ARGUMENT, "all regions of an array must have the same size")
-            }
-            place += stride
+        try varve_region.forEach(of: pointer, count: count, "regions") {
+            (region) throws(Failure) in
             let pages = try RegionSet.pages(of: region)
             if let address = region.address {
                 let bytes = UnsafeMutableRawBufferPointer(start: address, count: pages.byteCount)

@@ -1,8 +1,5 @@
-import CheckpointEngine
-import CheckpointStore
 import Glibc
 import GuestModel
-import SystemPackage
 import Varve
 import XenGuest
 
@@ -79,24 +76,6 @@ extension XenCases {
         }
         try calls.disableLog(domain)
         print("the guest lived through \(count) reads")
-    }
-
-    /// Prints the guest program's count: the newest in its pages.
-    ///
-    /// A page begins with 16 bytes of magic; its count is at 24 (Tests/XenRig/domu/dirtier.c).
-    static func wrote(_ store: String, _ name: String) throws {
-        let repository = try Repository.open(at: FilePath(store), .reading)
-        let magic = Array("XENRIG-PAGE-v1\n\0".utf8)
-        var newest: UInt64 = 0
-        try VolumeReader(repository.checkpoint(named: name), from: repository).read {
-            _, contents in
-            for start in stride(from: 0, to: contents.count, by: Page.byteCount)
-            where contents[start..<start + magic.count].elementsEqual(magic) {
-                let count = contents.loadUnaligned(fromByteOffset: start + 24, as: UInt64.self)
-                newest = max(newest, count)
-            }
-        }
-        print(newest)
     }
 
     private static func middleAndMax(_ values: [Double]) -> String {

@@ -3,9 +3,19 @@ import CheckpointStore
 import SystemPackage
 import Varve
 
-// The pages of the guest's program (domu/dirtier.c) in checkpoints: `XenCases written`.
+// The pages of the guest's program (domu/dirtier.c) in checkpoints: `XenCases wrote` and `written`.
 
 extension XenCases {
+    /// Prints the guest program's count: the newest in its pages.
+    static func wrote(_ store: String, _ name: String) throws {
+        let repository = try Repository.open(at: FilePath(store), .reading)
+        var pages = WrittenPages()
+        try VolumeReader(repository.checkpoint(named: name), from: repository).read {
+            pages.replace($0, $1)
+        }
+        print(pages.newestCount)
+    }
+
     /// In each checkpoint of a lineage, every page of the guest's program holds what the guest had
     /// last written to it at one instant.
     ///
@@ -71,6 +81,9 @@ struct WrittenPages {
         }
     }
 
+    /// The number of writes that the program has counted.
+    var newestCount: UInt64 { found.values.map(\.count).max() ?? 0 }
+
     /// A page of memory, if it is one of the program's.
     private static func content(_ bytes: UnsafeRawBufferPointer) -> Content? {
         guard bytes[..<16].elementsEqual(magic) else { return nil }
@@ -92,7 +105,7 @@ struct WrittenPages {
             $0.count > $1.count ? $0 : $1
         }
         let pageCount = UInt64(pages.count)
-        let newest = pages.values.map(\.count).max() ?? 0
+        let newest = newestCount
         guard pageCount > 1000, newest > 0 else {
             throw Failed("\(pageCount) pages of the program, and \(newest) writes")
         }
