@@ -1,5 +1,6 @@
 // A hash table of blocks whose entries are also in a list, the one that was used last first. Memory
-// for a block is allocated as the cache fills, and then reused.
+// for a block is allocated as the cache fills, and then reused. nbdkit's own filter `cache` has one
+// copy of a block for all exports, and would mix them up.
 
 #define _POSIX_C_SOURCE 200809L
 #include "served.h"

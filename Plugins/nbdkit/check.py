@@ -44,11 +44,12 @@ def read(path):
 class Server:
     """An nbdkit with the plugin, on a socket."""
 
-    def __init__(self, *parameters, of=store):
+    def __init__(self, *parameters, of=store, filters=()):
         self.socket = f"{work}/socket-{time.monotonic_ns()}"
         self.log = open(f"{self.socket}.log", "w+")
         self.process = subprocess.Popen(
-            ["nbdkit", "-f", "-U", self.socket, plugin, f"store={of}", *parameters],
+            ["nbdkit", "-f", "-U", self.socket, *(f"--filter={each}" for each in filters),
+             plugin, f"store={of}", *parameters],
             stdout=self.log, stderr=self.log)
         end = time.monotonic() + 120
         while not os.path.exists(self.socket):
@@ -411,6 +412,26 @@ def check_beside(server, chain):
           "all right; a checkpoint that is open outlives forget and prune")
 
 
+def check_overlay(chain):
+    """The filter `cow` as the documents use it: for one export, and the checkpoint stays."""
+    image = chain[-1][1]["xvda"]
+    changed = bytes(PAGE) if any(image[:PAGE]) else b"x" * PAGE
+    parameters = ["checkpoint=web", "exportname=xvda", "exportname-strict=true"]
+    with Server(*parameters, filters=["exportname", "cow"]) as server:
+        handle = server.connect("xvda")
+        handle.pwrite(changed, 0)
+        expect(handle.pread(len(image), 0) == changed + image[PAGE:], "what cow was written")
+        handle.shutdown()
+        for other in ["xvdb", "web/xvda", "xvda@since=web~1"]:
+            expect(run("nbdinfo", server.uri(other), check=False).returncode != 0,
+                   f"'{other}' is refused: it would show what was written to xvda")
+    with Server() as server:
+        handle = server.connect("web/xvda")
+        expect(handle.pread(len(image), 0) == image, "the checkpoint is as it was")
+        handle.shutdown()
+    print("nbdkit: the filter cow serves one export, and leaves the checkpoint as it is")
+
+
 def main():
     print(f"nbdkit: VARVE_SEED={seed}")
     chain = create_store(21)
@@ -428,6 +449,7 @@ def main():
                 expect(handle.pread(count, offset) == image[offset:offset + count],
                        f"{count} bytes at {offset} with {parameters}")
             handle.shutdown()
+    check_overlay(chain)
     check_names(chain)
     check_damage(chain)
     with Server() as server:
