@@ -76,17 +76,18 @@ import VarveTestSupport
         let path = home.path.appending("lock")
         try write([1], to: path, at: 0)
         var file: OpenFile? = try OpenFile(path, O_RDWR)
-        let descriptor = try #require(file?.descriptor)
-        #expect(system_lock(descriptor) == 0)
-        _ = try Program.run(
-            ["/bin/sh", "-c", "sleep 2 & exit 0"], within: .seconds(20), inherited: descriptor
-        ) { _ in }
+        try #require(file).withDescriptor { descriptor in
+            #expect(system_lock(descriptor) == 0)
+            _ = try Program.run(
+                ["/bin/sh", "-c", "sleep 2 & exit 0"], within: .seconds(20), inherited: descriptor
+            ) { _ in }
+        }
         // As the kernel closes it when this process is killed.
         file = nil
         let other = try OpenFile(path, O_RDWR)
-        #expect(system_lock(other.descriptor) != 0)
+        #expect(other.withDescriptor(system_lock) != 0)
         var waited = 0
-        while system_lock(other.descriptor) != 0 && waited < 1000 {
+        while other.withDescriptor(system_lock) != 0 && waited < 1000 {
             usleep(20_000)
             waited += 1
         }

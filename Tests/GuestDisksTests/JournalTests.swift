@@ -1,4 +1,6 @@
+import Foundation
 import Glibc
+import Synchronization
 import SystemPackage
 import Testing
 import VarveTestSupport
@@ -82,6 +84,30 @@ import VarveTestSupport
         KernelFault.set(nil)
         #expect(other == nil && entry.record.kind == .thin)
         #expect(try journal.read("cut-1") == entry.record)
+    }
+
+    /// A replaced entry's old file is unlocked before it is closed: its number may be that of a
+    /// file which another thread has opened and locked meanwhile.
+    @Test func replacingAnEntryReleasesNoOtherLock() throws {
+        let home = TemporaryDirectory()
+        let taken = Mutex<[String]>([])
+        DispatchQueue.concurrentPerform(iterations: 4) { thread in
+            do {
+                let journal = try Journal(home.path.appending("state-\(thread)"))
+                for number in 0..<250 {
+                    let name = "cut-\(number)"
+                    let entry = try journal.add(name, JournalRecord(.reflink))
+                    for _ in 0..<2 {
+                        try entry.replace(JournalRecord(.thin))
+                        if try journal.take(name) != nil { taken.withLock { $0.append(name) } }
+                    }
+                    try entry.remove()
+                }
+            } catch {
+                taken.withLock { $0.append("\(error)") }
+            }
+        }
+        #expect(taken.withLock { $0 }.isEmpty)
     }
 
     @Test func tornEntriesAreRemovedAndDamagedOnesAreListed() throws {

@@ -151,7 +151,7 @@ final class HookedCut: DiskCut {
         switch status.st_mode & S_IFMT {
         case S_IFREG: break
         case S_IFBLK:
-            guard system_deviceSize(file.descriptor, &byteCount) == 0 else {
+            guard file.withDescriptor({ system_deviceSize($0, &byteCount) }) == 0 else {
                 throw GuestError.call("BLKGETSIZE64", path.printable)
             }
         default:

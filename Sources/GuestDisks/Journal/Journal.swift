@@ -72,7 +72,7 @@ struct Journal: Sendable {
             throw GuestError.call("open", path.printable)
         }
         let file = OpenFile(descriptor: descriptor, path: path)
-        guard system_lock(descriptor) == 0 else {
+        guard file.withDescriptor(system_lock) == 0 else {
             if errno == EWOULDBLOCK { return nil }
             throw GuestError.call("flock", path.printable)
         }
@@ -82,7 +82,7 @@ struct Journal: Sendable {
         guard system_lstat(path, &named) == 0, named.st_ino == own.st_ino,
             named.st_dev == own.st_dev, let record = try Journal.record(file)
         else {
-            system_unlock(descriptor)
+            file.withDescriptor(system_unlock)
             return nil
         }
         return JournalEntry(self, name, record, file)
@@ -105,7 +105,7 @@ struct Journal: Sendable {
             let descriptor = system_open(path, O_RDWR | O_NOFOLLOW)
             guard descriptor >= 0 else { continue }
             let file = OpenFile(descriptor: descriptor, path: path)
-            if system_lock(file.descriptor) == 0 { _ = system_unlink(path) }
+            if file.withDescriptor(system_lock) == 0 { _ = system_unlink(path) }
         }
     }
 
@@ -118,19 +118,19 @@ struct Journal: Sendable {
         let newPath = directory.appending(".\(name).new")
         let file = try OpenFile(newPath, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600)
         do throws(GuestError) {
-            guard system_lock(file.descriptor) == 0 else {
+            guard file.withDescriptor(system_lock) == 0 else {
                 throw GuestError.call("flock", newPath.printable)
             }
             var done = 0
             let bytes = Array(record.text.utf8)
             while done < bytes.count {
-                let count = bytes[done...].withUnsafeBytes {
-                    system_pwrite(file.descriptor, $0, at: done)
+                let count = file.withDescriptor { file in
+                    bytes[done...].withUnsafeBytes { system_pwrite(file, $0, at: done) }
                 }
                 guard count > 0 else { throw GuestError.call("pwrite", newPath.printable) }
                 done += count
             }
-            guard system_fsync(file.descriptor) == 0 else {
+            guard file.withDescriptor(system_fsync) == 0 else {
                 throw GuestError.call("fsync", newPath.printable)
             }
             guard system_rename(newPath, path) == 0 else {
@@ -151,7 +151,7 @@ struct Journal: Sendable {
     /// Makes the names in a directory durable.
     static func sync(_ directory: FilePath) throws(GuestError) {
         let folder = try OpenFile(directory, O_RDONLY | O_DIRECTORY)
-        guard system_fsync(folder.descriptor) == 0 else {
+        guard folder.withDescriptor(system_fsync) == 0 else {
             throw GuestError.call("fsync", directory.printable)
         }
     }
@@ -162,7 +162,9 @@ struct Journal: Sendable {
             return nil
         }
         var bytes = [UInt8](repeating: 0, count: Int(status.st_size))
-        let count = bytes.withUnsafeMutableBytes { system_pread(file.descriptor, $0, at: 0) }
+        let count = file.withDescriptor { file in
+            bytes.withUnsafeMutableBytes { system_pread(file, $0, at: 0) }
+        }
         guard count >= 0 else { throw GuestError.call("pread", file.path.printable) }
         return String(validating: bytes[..<count], as: UTF8.self).flatMap {
             JournalRecord(text: $0)
@@ -192,7 +194,7 @@ final class JournalEntry: Sendable {
     deinit {
         // Closing is not enough: a program that another thread is starting briefly has every
         // descriptor.
-        state.withLock { system_unlock($0.file.descriptor) }
+        state.withLock { $0.file.withDescriptor(system_unlock) }
     }
 
     var record: JournalRecord { state.withLock { $0.record } }
@@ -202,7 +204,7 @@ final class JournalEntry: Sendable {
     func withLock<T: Sendable>(
         _ body: (Int32) throws(GuestError) -> T
     ) throws(GuestError) -> T {
-        try body(state.withLock { $0.file }.descriptor)
+        try state.withLock { $0.file }.withDescriptor(body)
     }
 
     /// Replaces what it says, durably.
@@ -211,7 +213,7 @@ final class JournalEntry: Sendable {
     func replace(_ record: JournalRecord) throws(GuestError) {
         try state.withLock { (state) throws(GuestError) in
             let file = try journal.write(name, record)
-            system_unlock(state.file.descriptor)
+            state.file.withDescriptor(system_unlock)
             state = State(record: record, file: file)
             try journal.sync()
         }

@@ -58,6 +58,6 @@ final class BlockReader: Sendable {
             }
         }
         try cached.read(into: destination, at: offset, end: byteCount)
-        system_forget(cached.descriptor, offset..<offset + destination.count)
+        cached.withDescriptor { system_forget($0, offset..<offset + destination.count) }
     }
 }

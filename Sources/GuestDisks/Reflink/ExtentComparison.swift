@@ -42,7 +42,7 @@ struct ExtentComparison {
     ///
     /// fstatfs(2); magic numbers from include/uapi/linux/magic.h.
     private static func isComparable(_ file: OpenFile) throws(GuestError) -> Bool {
-        guard let type = system_fileSystem(file.descriptor) else {
+        guard let type = file.withDescriptor(system_fileSystem) else {
             throw GuestError.call("fstatfs", file.path.printable)
         }
         return type == 0x5846_5342 || type == 0x9123_683e
@@ -116,7 +116,7 @@ struct ExtentComparison {
 
         private mutating func refill(from position: UInt64) throws(GuestError) -> Bool {
             extents = Array(repeating: clinux_extent(), count: 256)
-            let count = system_extents(file.descriptor, from: position, &extents)
+            let count = file.withDescriptor { system_extents($0, from: position, &extents) }
             guard count >= 0 else {
                 if errno == EOPNOTSUPP || errno == ENOTTY { return false }
                 throw GuestError.call("FIEMAP", file.path.printable)

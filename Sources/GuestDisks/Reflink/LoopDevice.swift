@@ -60,7 +60,9 @@ package enum LoopDevice {
     private static func contents(of path: FilePath) throws(GuestError) -> [UInt8] {
         let file = try OpenFile(path)
         var bytes = [UInt8](repeating: 0, count: 4096)
-        let count = bytes.withUnsafeMutableBytes { system_pread(file.descriptor, $0, at: 0) }
+        let count = file.withDescriptor { file in
+            bytes.withUnsafeMutableBytes { system_pread(file, $0, at: 0) }
+        }
         guard count >= 0 else { throw GuestError.call("pread", path.printable) }
         let line = bytes.prefix(count)
         return Array(line.last == UInt8(ascii: "\n") ? line.dropLast() : line)

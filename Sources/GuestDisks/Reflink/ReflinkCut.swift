@@ -73,7 +73,7 @@ final class ReflinkCut: DiskCut {
                 state.parts[index].clone = clone
                 try ReflinkCut.probe(clone, source)
                 // So that the clone finds little to write in the pause.
-                guard system_fdatasync(source.descriptor) == 0 else {
+                guard source.withDescriptor(system_fdatasync) == 0 else {
                     throw GuestError.call("fdatasync", source.path.printable)
                 }
             }
@@ -83,8 +83,8 @@ final class ReflinkCut: DiskCut {
     /// Throws unless a file's blocks can be shared with a clone, which is empty afterwards.
     static func probe(_ clone: OpenFile, _ source: OpenFile) throws(GuestError) {
         // btrfs shares blocks only between files that are both written in place, or both not.
-        if system_isNocow(source.descriptor) == 1 && system_isNocow(clone.descriptor) == 0 {
-            guard system_setNocow(clone.descriptor) == 0 else {
+        if source.withDescriptor(system_isNocow) == 1 && clone.withDescriptor(system_isNocow) == 0 {
+            guard clone.withDescriptor(system_setNocow) == 0 else {
                 throw GuestError.call("FS_IOC_SETFLAGS", clone.path.printable)
             }
         }
@@ -92,10 +92,10 @@ final class ReflinkCut: DiskCut {
         // All of a small file; a range of a larger one must end at a block of the file system.
         let block = Int(status.st_blksize)
         let length = Int(status.st_size) > block ? block : 0
-        guard system_cloneBeginning(clone.descriptor, from: source.descriptor, length) == 0 else {
+        guard clone.clone(source, length) == 0 else {
             throw refusal(source.path, clone.path, errno)
         }
-        guard system_truncate(clone.descriptor) == 0 else {
+        guard clone.withDescriptor(system_truncate) == 0 else {
             throw GuestError.call("ftruncate", clone.path.printable)
         }
     }
@@ -138,7 +138,7 @@ final class ReflinkCut: DiskCut {
             for index in state.parts.indices {
                 guard let source = state.parts[index].source, let clone = state.parts[index].clone
                 else { continue }
-                guard system_clone(clone.descriptor, from: source.descriptor) == 0 else {
+                guard clone.clone(source) == 0 else {
                     throw ReflinkCut.refusal(source.path, clone.path, errno)
                 }
                 state.disks[index] = try ReflinkDisks.disk(state.parts[index].file, clone.status())
@@ -168,7 +168,7 @@ final class ReflinkCut: DiskCut {
         var directories: Set<FilePath> = []
         for part in state.parts {
             guard let clone = part.clone else { continue }
-            guard system_fsync(clone.descriptor) == 0 else {
+            guard clone.withDescriptor(system_fsync) == 0 else {
                 throw GuestError.call("fsync", clone.path.printable)
             }
             directories.insert(part.clonePath.removingLastComponent())
@@ -226,13 +226,13 @@ final class ReflinkCut: DiskCut {
         let end = Int(clamping: disk.byteCount)
         var offset = 0
         while offset < end {
-            let data = system_seekData(clone.descriptor, offset)
+            let data = clone.withDescriptor { system_seekData($0, offset) }
             guard data >= 0 else {
                 if errno == ENXIO { break }
                 if errno == EINVAL { return BlockRanges.all(disk.blockCount) }
                 throw GuestError.call("lseek", clone.path.printable)
             }
-            let hole = system_seekHole(clone.descriptor, data)
+            let hole = clone.withDescriptor { system_seekHole($0, data) }
             guard hole >= 0 else { throw GuestError.call("lseek", clone.path.printable) }
             guard hole > data, found.add(bytes: UInt64(data)..<UInt64(hole)) else {
                 return BlockRanges.all(disk.blockCount)

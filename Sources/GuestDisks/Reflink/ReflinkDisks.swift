@@ -140,7 +140,7 @@ public final class ReflinkDisks: JournaledDisks, RevertibleDisks {
     /// Sets the size of a file.
     public func resize(_ disk: String, to byteCount: UInt64) throws(GuestError) {
         let file = try openForWriting(disk)
-        guard system_resize(file.descriptor, Int(clamping: byteCount)) == 0 else {
+        guard file.withDescriptor({ system_resize($0, Int(clamping: byteCount)) }) == 0 else {
             throw GuestError.call("ftruncate", file.path.printable)
         }
     }

@@ -69,11 +69,11 @@ final class ReflinkExchange: DiskExchange {
 
     func finishWriting() throws(GuestError) -> any DiskCut {
         for part in parts {
-            guard system_fsync(part.new.descriptor) == 0 else {
+            guard part.new.withDescriptor(system_fsync) == 0 else {
                 throw GuestError.call("fsync", part.new.path.printable)
             }
             // So that the exchange finds little to write in the pause.
-            guard system_fdatasync(part.source.descriptor) == 0 else {
+            guard part.source.withDescriptor(system_fdatasync) == 0 else {
                 throw GuestError.call("fdatasync", part.source.path.printable)
             }
         }
@@ -112,7 +112,7 @@ final class ReflinkExchange: DiskExchange {
     }
 
     static func clone(_ source: OpenFile, to target: OpenFile) throws(GuestError) {
-        guard system_clone(target.descriptor, from: source.descriptor) == 0 else {
+        guard target.clone(source) == 0 else {
             throw GuestError.call("FICLONE", target.path.printable)
         }
     }
@@ -208,7 +208,7 @@ extension ReflinkDisks: ExchangeableDisks {
                 let clone = try OpenFile(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600)
                 try ReflinkCut.probe(clone, part.new)
                 try ReflinkExchange.clone(part.new, to: clone)
-                guard system_fsync(clone.descriptor) == 0 else {
+                guard clone.withDescriptor(system_fsync) == 0 else {
                     throw GuestError.call("fsync", clone.path.printable)
                 }
                 try Journal.sync(path.removingLastComponent())

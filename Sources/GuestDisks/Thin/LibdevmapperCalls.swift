@@ -184,7 +184,7 @@ package struct LibdevmapperCalls: DeviceMapperCalls {
         var bytes: Int32 = 0
         try withNode(of: number, in: directory) { (path) throws(GuestError) in
             let device = try OpenFile(path)
-            guard system_deviceSector(device.descriptor, &bytes) == 0 else {
+            guard device.withDescriptor({ system_deviceSector($0, &bytes) }) == 0 else {
                 throw GuestError.call("BLKSSZGET", path.printable)
             }
         }

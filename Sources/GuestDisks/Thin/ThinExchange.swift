@@ -204,7 +204,7 @@ final class ThinExchange: DiskExchange {
             return state.files
         }
         for (_, file) in files {
-            guard system_fsync(file.writer.descriptor) == 0 else {
+            guard file.writer.withDescriptor(system_fsync) == 0 else {
                 throw GuestError.call("fsync", file.writer.path.printable)
             }
         }
@@ -532,9 +532,11 @@ extension OpenFile {
         let end = min(source.count, max(0, Int(clamping: end) - offset))
         var done = 0
         while done < end {
-            let count = system_pwrite(
-                descriptor, UnsafeRawBufferPointer(rebasing: source[done..<end]),
-                at: offset + done)
+            let count = withDescriptor { descriptor in
+                system_pwrite(
+                    descriptor, UnsafeRawBufferPointer(rebasing: source[done..<end]),
+                    at: offset + done)
+            }
             guard count > 0 else { throw GuestError.call("pwrite", path.printable) }
             done += count
         }

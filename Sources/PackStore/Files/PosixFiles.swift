@@ -108,10 +108,13 @@ package final class PosixFiles: RepositoryFiles {
     }
 
     package func createDirectory(_ path: String) throws(FileError) {
-        let result =
-            path.isEmpty
-            ? system_mkdir(absoluteRoot ?? root.string)
-            : system_mkdirat(try rootDirectory("mkdir").descriptor, path)
+        let result: Int32
+        if path.isEmpty {
+            result = system_mkdir(absoluteRoot ?? root.string)
+        } else {
+            let directory = try rootDirectory("mkdir")
+            result = withExtendedLifetime(directory) { system_mkdirat(directory.descriptor, path) }
+        }
         if result != 0 && errno != EEXIST { throw failure("mkdir", path) }
     }
 
