@@ -91,24 +91,30 @@ package struct PageGroupTable: Hashable, Sendable {
     package func forEachLocation<E: Error>(
         pack: UInt32, recordOffset offset: UInt32, _ body: (PageLocation) throws(E) -> Void
     ) throws(E) {
-        try PageGroupTable.forEachLocation(in: blocks[...], pack: pack, recordOffset: offset, body)
+        try PageGroupTable.forEachLocation(
+            of: 0..<pageCount, in: blocks[...], pack: pack, recordOffset: offset, body)
     }
 
-    /// The same for the blocks of a table.
+    /// The same for some pages of the blocks of a table, by their positions in it.
     package static func forEachLocation<E: Error>(
-        in blocks: ArraySlice<Block>, pack: UInt32, recordOffset offset: UInt32,
-        _ body: (PageLocation) throws(E) -> Void
+        of pages: Range<Int>, in blocks: ArraySlice<Block>, pack: UInt32,
+        recordOffset offset: UInt32, _ body: (PageLocation) throws(E) -> Void
     ) throws(E) {
-        let headByteCount = headByteCount(blocks.count)
-        var blockOffset = offset + UInt32(RecordHeader.byteCount + headByteCount)
+        var blockOffset = offset + UInt32(RecordHeader.byteCount + headByteCount(blocks.count))
+        var first = 0
         for block in blocks {
-            for slot in 0..<block.pageCount {
+            guard first < pages.upperBound else { return }
+            let end = first + Int(block.pageCount)
+            var page = max(first, pages.lowerBound)
+            while page < min(end, pages.upperBound) {
                 try body(
                     PageLocation(
                         pack: pack, blockOffset: blockOffset, blockByteCount: block.byteCount,
-                        blockPageCount: block.pageCount, slot: slot))
+                        blockPageCount: block.pageCount, slot: UInt8(page - first)))
+                page += 1
             }
             blockOffset += block.byteCount
+            first = end
         }
     }
 

@@ -60,7 +60,8 @@ package struct TransactionGroups: Sendable {
             let group = groups[position]
             let first = UInt64(group.firstOrdinal)
             let blocks = blocks(of: group)
-            guard next < first + blocks.reduce(0, { $0 + UInt64($1.pageCount) }) else {
+            let groupEnd = first + blocks.reduce(0) { $0 + UInt64($1.pageCount) }
+            guard next < groupEnd else {
                 position += 1
                 continue
             }
@@ -69,15 +70,11 @@ package struct TransactionGroups: Sendable {
                 next += 1
                 continue
             }
-            var here = first
+            let last = min(end, groupEnd)
             try PageGroupTable.forEachLocation(
-                in: blocks, pack: group.location.pack, recordOffset: group.location.offset
-            ) { (location) throws(E) in
-                defer { here += 1 }
-                guard here == next, next < end else { return }
-                try body(location)
-                next += 1
-            }
+                of: Int(next - first)..<Int(last - first), in: blocks, pack: group.location.pack,
+                recordOffset: group.location.offset, body)
+            next = last
             position += 1
         }
     }

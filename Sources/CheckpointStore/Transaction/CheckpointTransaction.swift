@@ -316,23 +316,20 @@ package final class CheckpointTransaction: Sendable {
             var number = run.first.rawValue
             while number < run.end.rawValue {
                 let frame = PageFrameNumber(number)
-                let rest = Int(run.end.rawValue - number)
-                let zeroCount = map.zeroCount(from: frame.inVolume, atMost: rest)
-                let absentCount =
-                    zeroCount > 0 ? 0 : map.absentCount(from: frame.inVolume, atMost: rest)
-                if zeroCount + absentCount > 0 {
-                    let count = zeroCount + absentCount
+                let content = map[frame.inVolume]
+                guard case .present(let digest) = content else {
+                    let rest = Int(run.end.rawValue - number)
+                    let count =
+                        content == .zero
+                        ? map.zeroCount(from: frame.inVolume, atMost: rest)
+                        : map.absentCount(from: frame.inVolume, atMost: rest)
                     try builder.append(
-                        PageRange(first: frame, count: count), zeroCount > 0 ? .zero : .absent)
+                        PageRange(first: frame, count: count), content == .zero ? .zero : .absent)
                     number += UInt64(count)
                     continue
                 }
                 number += 1
-                let content = map[frame.inVolume]
-                var ordinal = draft.stored.ordinal(frame)
-                if ordinal == nil, case .present(let digest) = content {
-                    ordinal = draft.stored.adopt(digest)
-                }
+                let ordinal = draft.stored.ordinal(frame) ?? draft.stored.adopt(digest)
                 try builder.append(frame, content, ordinal: ordinal)
             }
         }
