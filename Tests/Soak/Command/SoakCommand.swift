@@ -119,7 +119,7 @@ struct SoakCommand {
                     + "\(rounded(processor)) ms, \(rounded(processor / base.processor)) times; "
                     + "\(Int(result.median { Double($0.readByteCount) })) bytes read, "
                     + "\(Int(result.median { Double($0.deadPageCount) })) pages died; the index "
-                    + "made anew in \(Int(result.rebuildMilliseconds)) ms\n  all: "
+                    + "rebuilt in \(Int(result.rebuildMilliseconds)) ms\n  all: "
                     + result.costs.map {
                         "(\(rounded($0.planMilliseconds)) + \(rounded($0.executeMilliseconds)) ms, "
                             + "\(rounded($0.processorMilliseconds)) ms, "
