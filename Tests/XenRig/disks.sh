@@ -360,7 +360,8 @@ stored() { $varve log store --json | wc -l; }
 
 # refused PATTERN [WORD...]: a checkpoint fails with one sentence that has the pattern and with exit
 # status 1; nothing is stored, nothing of a cut is left, and the guest runs without an error.
-refused() {
+refused() { refusal "$@" && quiet_disks disk; }
+refusal() {
     pattern=$1
     shift
     before=$(stored)
@@ -371,7 +372,7 @@ refused() {
     [ "$(grep -c "$pattern" words)" -eq 1 ] && [ "$(wc -l <words)" -eq 1 ] \
         || { cat words; fail "not one sentence with '$pattern'"; return 1; }
     [ "$(stored)" -eq "$before" ] || fail "something was stored" || return 1
-    no_trace && quiet_disks disk
+    no_trace
 }
 
 # complete: the cause is gone: the next checkpoint is whole.
@@ -417,8 +418,20 @@ disk_full() {
     done
     echo "# $(fill)"
     refused 'of its metadata, above the limit of 75.0 %; extend it' || return 1
+    # Full: the pool gives no new block, and makes none that is shared the volume's own. The guest
+    # is paused until there is space, for such a write of its would fail.
+    xl pause disk
+    tries=400
+    until dmsetup status pool | grep -q ' ro '; do
+        tries=$((tries - 1))
+        [ $tries -gt 0 ] || fail "the metadata are not full: $(fill)" || return 1
+        dmsetup message pool 0 "create_thin $(next_thin)" 2>/dev/null || sleep 0.2
+    done
+    echo "# $(fill)"
+    refusal 'has no metadata space left; extend it' || return 1
     grow_pool pool_data pool_meta || return 1
     echo "# extended: $(fill)"
+    xl unpause disk
     complete || return 1
     xl destroy disk
 }

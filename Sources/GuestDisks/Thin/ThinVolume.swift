@@ -123,6 +123,9 @@ struct ThinPool: Hashable, Sendable {
         guard status.mode != "out_of_data_space" else {
             throw refusal("has no data space left; extend it (lvextend)")
         }
+        guard status.mode == "rw" || status.metadataPercent < 100 else {
+            throw refusal("has no metadata space left; extend it (lvextend --poolmetadatasize)")
+        }
         guard status.mode == "rw" else {
             throw refusal("is in mode '\(PrintableText.escape(status.mode))'; repair it")
         }
