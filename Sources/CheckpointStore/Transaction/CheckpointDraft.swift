@@ -12,7 +12,7 @@ import Synchronization
 /// Workers call it from several threads, each for different frames. Two versions of one frame must
 /// be added one after the other; the last one counts.
 package final class CheckpointDraft: Sendable {
-    struct State: Sendable {
+    struct State: ~Copyable, Sendable {
         var map: PageMap
         var changed = FrameSet()
         var stored: StoredPages

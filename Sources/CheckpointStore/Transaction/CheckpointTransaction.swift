@@ -311,8 +311,13 @@ package final class CheckpointTransaction: Sendable {
                     location: try self.append(
                         .mapPart, payload: part.encoded(compressor: compressor))))
         }
+        var volume = VolumeNumber.memory
+        var map = draft.map.memory
         try frames.forEachRun { (run) throws(RepositoryError) in
-            let map = draft.map[run.volume]
+            if run.volume != volume {
+                volume = run.volume
+                map = draft.map[volume]
+            }
             var number = run.first.rawValue
             while number < run.end.rawValue {
                 let frame = PageFrameNumber(number)

@@ -8,8 +8,10 @@ package import PackStore
 /// A page stored for one frame may by now also be the content of another frame. When the first
 /// frame changes again, its page becomes an orphan that the map can still refer to; otherwise the
 /// other frame would have a digest whose location is in no map.
-package struct StoredPages: Sendable {
-    private var ofMemory = StoredOrdinals(in: ScratchMemory(.process))
+///
+/// Not copyable: a copy for each page that is looked up would count references.
+package struct StoredPages: ~Copyable, Sendable {
+    private let ofMemory = StoredOrdinals(in: ScratchMemory(.process))
     private var ofDisks: [VolumeNumber: StoredOrdinals] = [:]
     private let disksMemory: ScratchMemory
     private var orphans: [PageDigest: UInt32] = [:]
@@ -21,7 +23,9 @@ package struct StoredPages: Sendable {
     package mutating func insert(_ frame: PageFrameNumber, ordinal: UInt32) {
         let volume = frame.volume
         if volume == .memory { return ofMemory.set(frame, ordinal) }
-        ofDisks[volume, default: StoredOrdinals(in: disksMemory)].set(frame.inVolume, ordinal)
+        let disk = ofDisks[volume] ?? StoredOrdinals(in: disksMemory)
+        ofDisks[volume] = disk
+        disk.set(frame.inVolume, ordinal)
     }
 
     /// Records that `frame` no longer contains `digest`.
@@ -46,8 +50,8 @@ package struct StoredPages: Sendable {
 
 /// The ordinals of one volume's frames, in leaves of 64 that exist where a page was stored.
 ///
-/// Unchecked: it belongs to one `StoredPages`, which has one user at a time and no copies.
-private struct StoredOrdinals: @unchecked Sendable {
+/// Unchecked: it belongs to one `StoredPages`, which has one user at a time.
+private final class StoredOrdinals: @unchecked Sendable {
     private typealias Leaf = UnsafeMutablePointer<UInt32>
 
     private static let leavesPerChunk = 512
@@ -72,11 +76,11 @@ private struct StoredOrdinals: @unchecked Sendable {
         return leaf + Int(frame.rawValue % 64)
     }
 
-    mutating func set(_ frame: PageFrameNumber, _ ordinal: UInt32) {
+    func set(_ frame: PageFrameNumber, _ ordinal: UInt32) {
         (place(of: frame) ?? addPlace(of: frame)).pointee = ~ordinal
     }
 
-    private mutating func addPlace(of frame: PageFrameNumber) -> UnsafeMutablePointer<UInt32> {
+    private func addPlace(of frame: PageFrameNumber) -> UnsafeMutablePointer<UInt32> {
         let leaf = Int(frame.rawValue / 64)
         let (chunk, index) = leaf.quotientAndRemainder(dividingBy: StoredOrdinals.leavesPerChunk)
         if chunk >= chunks.count {
@@ -90,7 +94,7 @@ private struct StoredOrdinals: @unchecked Sendable {
     }
 
     /// Forgets the ordinal of a frame, and returns it.
-    mutating func remove(_ frame: PageFrameNumber) -> UInt32? {
+    func remove(_ frame: PageFrameNumber) -> UInt32? {
         guard let place = place(of: frame), place.pointee != 0 else { return nil }
         defer { place.pointee = 0 }
         return ~place.pointee
