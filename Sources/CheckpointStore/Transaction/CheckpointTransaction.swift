@@ -311,13 +311,9 @@ package final class CheckpointTransaction: Sendable {
                     location: try self.append(
                         .mapPart, payload: part.encoded(compressor: compressor))))
         }
-        var volume = VolumeNumber.memory
-        var map = draft.map.memory
+        let memory = draft.map.memory
         try frames.forEachRun { (run) throws(RepositoryError) in
-            if run.volume != volume {
-                volume = run.volume
-                map = draft.map[volume]
-            }
+            let map = run.volume == .memory ? memory : draft.map[run.volume]
             var number = run.first.rawValue
             while number < run.end.rawValue {
                 let frame = PageFrameNumber(number)
