@@ -9,9 +9,10 @@ struct Diff: ParsableCommand {
             The pages of a disk are its blocks of 4 KiB. If the volume has another size, or a \
             volume is in one of the two only, that is said at the end.
 
-            With --json, one object {"firstPage", "pages"} for each range, and a last object \
-            {"pagesDiffering", "ranges", "bytes", "onlyInFirst", "onlyInSecond"}; "bytes" has \
-            the two sizes of the volume.
+            With --json, one object {"firstPage", "pages", "offset", "length"} for each range, \
+            and a last object {"pagesDiffering", "ranges", "bytes", "onlyInFirst", \
+            "onlyInSecond"}. "offset" and "length" are the range in bytes, as backup software \
+            takes it: up to the end of the larger volume. "bytes" has the two sizes of the volume.
             """)
 
     @Argument(help: "The repository.")
@@ -39,13 +40,17 @@ struct Diff: ParsableCommand {
                 one.volumes.map(\.name)
                     .filter { (try? other.volume(named: $0)) == nil }
             }
+            let byteEnd = Int(sizes.max() ?? 0)
             let total = ranges.reduce(0) { $0 + $1.count }
             for range in ranges {
                 let start = Int(range.first.rawValue)
                 if json {
+                    let offset = start * Page.byteCount
+                    let end = min((start + range.count) * Page.byteCount, byteEnd)
                     try Output.line(
                         JSON.object([
                             ("firstPage", .integer(start)), ("pages", .integer(range.count)),
+                            ("offset", .integer(offset)), ("length", .integer(end - offset)),
                         ]).text)
                 } else {
                     let end = start + range.count - 1

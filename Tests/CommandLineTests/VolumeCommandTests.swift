@@ -141,6 +141,34 @@ import VarveTestSupport
         #expect(same == "0 pages differ, in 0 ranges\n")
     }
 
+    /// The ranges in bytes bring an image of the first up to the second, also in the block in which a
+    /// disk ends.
+    @Test func rangesInBytesGiveTheNextImage() throws {
+        var random = TestSeed.generator(1624)
+        #expect(try Tool.run("init", store).status == 0)
+        let before = VolumeCommandTests.disk(&random)
+        var after = before
+        after[4096 * 7] ^= 1
+        after.replaceSubrange(4096 * 2..<4096 * 3, with: repeatElement(0, count: 4096))
+        after[after.count - 1] = 78
+        for disk in [before, after] {
+            let file = try save(disk, "disk")
+            let result = try Tool.run("import", store, "--lineage", "web", "--volume", "xvda=\(file)")
+            #expect(result.status == 0, "\(result.error)")
+        }
+        let lines = try Tool.run("diff", store, "web~1", "web", "--volume", "xvda", "--json").objects
+        var image = before
+        var total = 0
+        for range in lines.dropLast() {
+            let offset = try #require(range["offset"] as? Int)
+            let length = try #require(range["length"] as? Int)
+            image.replaceSubrange(offset..<offset + length, with: after[offset..<offset + length])
+            total += length
+        }
+        #expect(image == after)
+        #expect(total == 2 * 4096 + 1536)
+    }
+
     @Test func whatCannotBeIsSaid() throws {
         var random = TestSeed.generator(1622)
         #expect(try Tool.run("init", store).status == 0)
