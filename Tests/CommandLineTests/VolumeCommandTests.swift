@@ -141,7 +141,7 @@ import VarveTestSupport
         #expect(same == "0 pages differ, in 0 ranges\n")
     }
 
-    /// The ranges in bytes bring an image of the first up to the second, also in the block in which a
+    /// Ranges in bytes bring an image of the first up to the second, also in the block in which the
     /// disk ends.
     @Test func rangesInBytesGiveTheNextImage() throws {
         var random = TestSeed.generator(1624)
@@ -153,10 +153,13 @@ import VarveTestSupport
         after[after.count - 1] = 78
         for disk in [before, after] {
             let file = try save(disk, "disk")
-            let result = try Tool.run("import", store, "--lineage", "web", "--volume", "xvda=\(file)")
+            let result = try Tool.run(
+                "import", store, "--lineage", "web", "--volume", "xvda=\(file)")
             #expect(result.status == 0, "\(result.error)")
         }
-        let lines = try Tool.run("diff", store, "web~1", "web", "--volume", "xvda", "--json").objects
+        let lines = try Tool.run(
+            "diff", store, "web~1", "web", "--volume", "xvda", "--json"
+        ).objects
         var image = before
         var total = 0
         for range in lines.dropLast() {
