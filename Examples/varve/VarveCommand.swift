@@ -26,7 +26,7 @@ struct VarveCommand: ParsableCommand {
         subcommands: [
             Init.self, Import.self, Receive.self, Log.self, Show.self, Diff.self, Export.self,
             LabelCommand.self, Forget.self, Prune.self, Verify.self, Repair.self, Stats.self,
-            Xen.self,
+            Serve.self, Mount.self, Unmount.self, Xen.self,
         ])
 
     mutating func run() throws {

@@ -171,7 +171,7 @@ package final class ChildProcess: Sendable {
     }
 
     /// False once it has ended.
-    var isRunning: Bool {
+    package var isRunning: Bool {
         status.withLock { status in
             if status == nil {
                 var code: Int32 = 0

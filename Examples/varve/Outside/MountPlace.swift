@@ -1,0 +1,183 @@
+import Glibc
+import Varve
+
+// What stands while a disk is mounted:
+//
+//   nbdkit (varve, filters) ── nbdfuse ── PLACE/fuse/disk ── /dev/loopN ── DIRECTORY
+//
+// The loop device is released with the last mount, nbdfuse ends when its file system is unmounted,
+// and nbdkit ends with nbdfuse. So the mounts alone say what there is, and no other record can be
+// wrong.
+
+/// The directory in which one mounted disk is exposed as a file.
+struct MountPlace {
+    private static let parent = "/run/varve/mounts"
+
+    let path: String
+
+    /// Where nbdfuse shows the disk.
+    var fuse: String { "\(path)/fuse" }
+
+    /// Creates a place, for root alone.
+    static func create() throws -> MountPlace {
+        for directory in ["/run/varve", parent] {
+            guard mkdir(directory, 0o700) == 0 || errno == EEXIST else {
+                throw ToolError("\(directory) cannot be created: \(Output.reason())")
+            }
+        }
+        var name = Array("\(parent)/XXXXXX".utf8CString)
+        guard mkdtemp(&name) != nil else {
+            throw ToolError("a directory in \(parent) cannot be created: \(Output.reason())")
+        }
+        let path = String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        let place = MountPlace(path: path)
+        guard mkdir(place.fuse, 0o700) == 0 else {
+            throw ToolError("\(place.fuse) cannot be created: \(Output.reason())")
+        }
+        return place
+    }
+
+    /// The place of what is mounted at a directory; throws if that is nothing of `varve mount`.
+    static func find(mountedAt directory: String) throws -> MountPlace {
+        guard let resolved = realpath(directory, nil) else {
+            throw ToolError("\(directory) cannot be found: \(Output.reason())")
+        }
+        defer { free(resolved) }
+        let target = String(cString: resolved)
+        // The last one covers the others.
+        guard let source = MountTable.read().last(where: { $0.target == target })?.source else {
+            throw ToolError("nothing is mounted at \(directory)")
+        }
+        let loop = source.split(separator: "/").last ?? ""
+        let backing = MountTable.text(of: "/sys/block/\(loop)/loop/backing_file")
+        guard backing.hasPrefix(parent + "/"), let end = backing.firstRange(of: "/fuse/disk") else {
+            throw ToolError("\(directory) was not mounted by 'varve mount'; use umount")
+        }
+        return MountPlace(path: String(backing[..<end.lowerBound]))
+    }
+
+    /// True while a loop device uses the file, as it does while it is mounted.
+    var isMounted: Bool {
+        guard let loops = opendir("/sys/block") else { return true }
+        defer { closedir(loops) }
+        while let entry = readdir(loops) {
+            let name = withUnsafeBytes(of: &entry.pointee.d_name) {
+                String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+            }
+            if name.hasPrefix("loop"),
+                MountTable.text(of: "/sys/block/\(name)/loop/backing_file").hasPrefix(path + "/")
+            {
+                return true
+            }
+        }
+        return false
+    }
+
+    /// Ends nbdfuse, if it runs, and removes the place.
+    func remove() {
+        // Lazily: the kernel releases a loop device a moment after its last use.
+        umount2(fuse, Int32(MNT_DETACH.rawValue))
+        rmdir(fuse)
+        rmdir(path)
+    }
+}
+
+/// The mounts of this process's name space.
+enum MountTable {
+    /// A mounted file system: its device or name, and its directory.
+    struct Entry {
+        let source: String
+        let target: String
+    }
+
+    /// Reads `/proc/self/mountinfo` (proc(5)).
+    static func read() -> [Entry] {
+        text(of: "/proc/self/mountinfo").split(separator: "\n").compactMap { line in
+            let words = line.split(separator: " ")
+            guard let separator = words.firstIndex(of: "-"), words.count > separator + 2,
+                separator > 4
+            else { return nil }
+            return Entry(
+                source: plain(words[separator + 2]), target: plain(words[4]))
+        }
+    }
+
+    /// Octal escapes of blanks and backslashes undone.
+    private static func plain(_ word: Substring) -> String {
+        var bytes: [UInt8] = []
+        var rest = Array(word.utf8)[...]
+        while let byte = rest.popFirst() {
+            if byte == UInt8(ascii: "\\"), rest.count >= 3,
+                let code = UInt8(String(decoding: rest.prefix(3), as: UTF8.self), radix: 8)
+            {
+                bytes.append(code)
+                rest = rest.dropFirst(3)
+            } else {
+                bytes.append(byte)
+            }
+        }
+        return String(decoding: bytes, as: UTF8.self)
+    }
+
+    /// A file of the kernel; empty if it cannot be read.
+    static func text(of path: String) -> String {
+        let file = open(path, O_RDONLY | O_CLOEXEC)
+        guard file >= 0 else { return "" }
+        defer { close(file) }
+        var bytes: [UInt8] = []
+        var buffer = [UInt8](repeating: 0, count: 65536)
+        while true {
+            let count = read(file, &buffer, buffer.count)
+            if count < 0, errno == EINTR { continue }
+            guard count > 0 else { break }
+            bytes += buffer[..<count]
+        }
+        while bytes.last == UInt8(ascii: "\n") { bytes.removeLast() }
+        return String(decoding: bytes, as: UTF8.self)
+    }
+}
+
+/// The file systems that are mounted: those of which the kernel reads no other disk than the one
+/// that it is given.
+enum FileSystemType: String {
+    case ext2
+    case ext3
+    case ext4
+    case xfs
+    case vfat
+    case iso9660
+    case squashfs
+
+    /// Options of mount(8) that it needs.
+    var options: [String] {
+        // The running guest's disk may be mounted here, and has the same UUID.
+        self == .xfs ? ["nouuid"] : []
+    }
+
+    /// What a file contains, by blkid's probing, which reads superblocks only.
+    static func find(in image: String, _ disk: String, isPartition: Bool) throws -> FileSystemType {
+        let process = try ChildProcess(
+            ["blkid", "--probe", "--output", "export", image], collectsOutput: true)
+        let status = process.wait()
+        var values: [Substring: Substring] = [:]
+        for line in process.collectedLines {
+            let pair = line.split(separator: "=", maxSplits: 1)
+            if pair.count == 2 { values[pair[0]] = pair[1] }
+        }
+        if let found = values["TYPE"] {
+            if let type = FileSystemType(rawValue: String(found)) { return type }
+            throw ToolError(
+                "\(disk) contains '\(found)', which this command does not mount, so that nothing "
+                    + "of a guest is activated on its host; read it in a virtual machine: 'varve "
+                    + "serve', and guestfish --ro")
+        }
+        if let table = values["PTTYPE"], !isPartition {
+            throw ToolError("\(disk) has a partition table (\(table)); name one by --partition")
+        }
+        // 8: more than one file system fits.
+        throw ToolError(
+            status == 8
+                ? "\(disk) has signs of several file systems, and is not mounted"
+                : "\(disk) has no file system that blkid knows")
+    }
+}

@@ -1,0 +1,56 @@
+import ArgumentParser
+import Glibc
+import Varve
+
+/// The plugin for nbdkit, for commands that serve checkpoints.
+struct NbdkitOptions: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "The plugin, if nbdkit does not find it: nbdkit-varve-plugin.so with its path.",
+            valueName: "file"))
+    var plugin = "varve"
+
+    /// The words that start nbdkit with the plugin, up to the plugin's parameters.
+    ///
+    /// - Parameters:
+    ///   - options: nbdkit's own options.
+    ///   - parameters: `key=value`, of the plugin and of filters.
+    func command(_ options: [String], _ parameters: [String]) -> [String] {
+        ["nbdkit"] + options + [plugin] + parameters
+    }
+
+    /// Throws a sentence with the remedy unless nbdkit and the plugin can be started.
+    func check() throws {
+        try Tools.require("nbdkit", package: "nbdkit")
+        // Prints what the plugin says of itself.
+        let process = try ChildProcess(command(["--dump-plugin"], []), collectsOutput: true)
+        guard process.wait() != 0 else { return }
+        let reason = process.collectedLines.last ?? "it ended"
+        throw ToolError(
+            "nbdkit cannot load the plugin '\(plugin)': \(reason); install the package "
+                + "nbdkit-plugin-varve, or name the file with --plugin")
+    }
+}
+
+/// Programs of others that commands start.
+enum Tools {
+    /// Throws if a program is not in PATH.
+    static func require(_ name: String, package: String) throws {
+        let path = getenv("PATH").map { String(cString: $0) } ?? "/usr/bin:/bin"
+        let isThere = path.split(separator: ":").contains { access("\($0)/\(name)", X_OK) == 0 }
+        guard !isThere else { return }
+        throw ToolError("\(name) is not installed; install the package \(package)")
+    }
+
+    /// Runs a program to its end; throws its last line if it fails.
+    ///
+    /// - Returns: what it printed, at most 4 KiB.
+    @discardableResult
+    static func run(_ command: [String]) throws -> [String] {
+        let process = try ChildProcess(command, collectsOutput: true)
+        let status = process.wait()
+        let lines = process.collectedLines
+        guard status != 0 else { return lines }
+        throw ToolError("\(command[0]) failed: \(lines.last ?? "it ended with status \(status)")")
+    }
+}

@@ -1,0 +1,176 @@
+import ArgumentParser
+import CLinux
+import Glibc
+import Varve
+
+struct Serve: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "serve",
+        abstract: "Serves checkpoints as block devices (NBD).",
+        discussion: """
+            An export is named CHECKPOINT/VOLUME: 'web~10/xvda', 'web/memory'. It has only what \
+            differs from another checkpoint if '@since=OTHER' follows. If CHECKPOINT is given, \
+            only that one is served, and 'xvda' alone is a name, too.
+
+            The command becomes nbdkit, which runs until a signal ends it. When it prints its URI, \
+            clients can connect. What they read is verified first. An open export holds its \
+            checkpoint, so that a prune keeps its pages.
+
+            NBD has no encryption of its own, and a client reads all that is served: a socket \
+            is for its owner alone, and --port without --tls is for networks that you trust.
+            """)
+
+    @Argument(help: "The repository.")
+    var store: StoreArgument
+
+    @Argument(help: "The checkpoint to serve; without it, all of them.")
+    var checkpoint: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "The Unix socket to create; without it, varve.sock in $XDG_RUNTIME_DIR or /run.",
+            valueName: "path"))
+    var socket: String?
+
+    @Option(help: "Listen on this TCP port instead, of the loopback address only.")
+    var port: UInt16?
+
+    @Option(help: "With --port: listen on this address instead; '::' is all of them.")
+    var address: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "With --port: require TLS, with the certificates in this directory.",
+            valueName: "directory"))
+    var tls: String?
+
+    @Option(help: "Serve this volume of CHECKPOINT alone.")
+    var volume: String?
+
+    @Flag(
+        help: """
+            With --volume: clients may write. What they write is in a temporary file, and gone \
+            when the server ends.
+            """)
+    var writable = false
+
+    @OptionGroup var nbdkit: NbdkitOptions
+
+    func validate() throws {
+        if port == nil, address != nil || tls != nil {
+            throw ValidationError("--address and --tls require --port")
+        }
+        if port != nil, socket != nil {
+            throw ValidationError("--socket and --port exclude each other")
+        }
+        if port == 0 { throw ValidationError("--port 0 is no port") }
+        if volume != nil, checkpoint == nil {
+            throw ValidationError("--volume requires CHECKPOINT")
+        }
+        // nbdkit's filters keep one overlay for all exports.
+        if writable, volume == nil { throw ValidationError("--writable requires --volume") }
+    }
+
+    func run() throws {
+        try reporting {
+            let parameters = try self.parameters()
+            try nbdkit.check()
+            var options = ["--foreground"]
+            if volume != nil { options.append("--filter=exportname") }
+            options.append(writable ? "--filter=cow" : "--readonly")
+            if let port {
+                options += ["--port", "\(port)", "--ipaddr", address ?? "localhost"]
+                if let tls { options += ["--tls=require", "--tls-certificates=\(tls)"] }
+                let host = address.map { $0.contains(":") ? "[\($0)]" : $0 } ?? "localhost"
+                try Output.line("\(tls == nil ? "nbd" : "nbds")://\(host):\(port)/")
+            } else {
+                let path = socket ?? Serve.defaultSocket
+                try ListeningSocket.pass(on: path)
+                try Output.line("nbd+unix:///?socket=\(path)")
+            }
+            try execute(nbdkit.command(options, parameters))
+        }
+    }
+
+    /// The parameters of the plugin and of the filters, after a look whether there is such a thing.
+    private func parameters() throws -> [String] {
+        let repository = try Reading.open(store)
+        var parameters = ["store=\(store)"]
+        guard let checkpoint else { return parameters }
+        let found = try repository.checkpoint(named: checkpoint)
+        // The name keeps its meaning.
+        parameters.append("checkpoint=\(found.id)")
+        guard let volume else { return parameters }
+        let name = try found.volume(named: volume).name
+        return parameters + [
+            "exportname=\(name)", "exportname-strict=true", "default-export=\(name)",
+            "exportname-list=explicit",
+        ]
+    }
+
+    private static var defaultSocket: String {
+        let directory = getenv("XDG_RUNTIME_DIR").map { String(cString: $0) } ?? ""
+        return "\(directory.isEmpty ? "/run" : directory)/varve.sock"
+    }
+
+    /// Becomes the program; returns only by an error.
+    private func execute(_ command: [String]) throws -> Never {
+        signal(SIGPIPE, SIG_DFL)
+        let words = command.map { strdup($0) } + [nil]
+        execvp(command[0], words)
+        throw ToolError("\(command[0]) cannot be started: \(Output.reason())")
+    }
+}
+
+/// A Unix socket on which the program that this process becomes accepts connections.
+///
+/// It listens before that program runs, so a client never comes too early (systemd's protocol of
+/// socket activation, sd_listen_fds(3), which nbdkit understands).
+enum ListeningSocket {
+    /// Creates the socket, for its owner alone, and leaves it to the next program.
+    ///
+    /// A socket on which no process listens any more is replaced.
+    static func pass(on path: String) throws {
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        let bytes = Array(path.utf8)
+        guard !bytes.isEmpty, bytes.count < MemoryLayout.size(ofValue: address.sun_path) else {
+            throw ToolError("a socket's path has 1 to 107 bytes, and '\(path)' has \(bytes.count)")
+        }
+        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: bytes) }
+        let length = socklen_t(MemoryLayout<sockaddr_un>.size)
+        func with(_ call: (UnsafePointer<sockaddr>) -> Int32) -> Int32 {
+            withUnsafePointer(to: &address) {
+                $0.withMemoryRebound(to: sockaddr.self, capacity: 1, call)
+            }
+        }
+        func open() throws -> Int32 {
+            let descriptor = Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+            guard descriptor >= 0 else { throw ToolError("socket: \(Output.reason())") }
+            return descriptor
+        }
+        let probe = try open()
+        let isServed = with { connect(probe, $0, length) } == 0
+        let isStale = !isServed && errno == ECONNREFUSED
+        close(probe)
+        guard !isServed else {
+            throw ToolError("another process serves \(path); name another with --socket")
+        }
+        if isStale { unlink(path) }
+        let descriptor = try open()
+        let mask = umask(0o177)
+        let isBound = with { bind(descriptor, $0, length) } == 0
+        let reason = Output.reason()
+        umask(mask)
+        guard isBound, listen(descriptor, SOMAXCONN) == 0 else {
+            close(descriptor)
+            throw ToolError("the socket \(path) cannot be created: \(reason)")
+        }
+        // SD_LISTEN_FDS_START: what is open there belongs to the process that ends here.
+        guard descriptor == 3 || dup2(descriptor, 3) == 3, fcntl(3, F_SETFD, 0) == 0 else {
+            throw ToolError("the socket \(path) cannot be passed on: \(Output.reason())")
+        }
+        setenv("LISTEN_FDS", "1", 1)
+        setenv("LISTEN_PID", "\(getpid())", 1)
+    }
+}
