@@ -76,7 +76,7 @@ struct MountPlace {
     /// Ends nbdfuse, if it runs, and removes the place.
     func remove() {
         // Lazily: the kernel releases a loop device a moment after its last use.
-        umount2(fuse, Int32(MNT_DETACH.rawValue))
+        umount2(fuse, Int32(MNT_DETACH))
         rmdir(fuse)
         rmdir(path)
     }
@@ -127,7 +127,7 @@ enum MountTable {
         var bytes: [UInt8] = []
         var buffer = [UInt8](repeating: 0, count: 65536)
         while true {
-            let count = read(file, &buffer, buffer.count)
+            let count = Glibc.read(file, &buffer, buffer.count)
             if count < 0, errno == EINTR { continue }
             guard count > 0 else { break }
             bytes += buffer[..<count]
