@@ -8,7 +8,6 @@ import glob
 import hashlib
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -60,12 +59,13 @@ class Served:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            expect(self.process.wait(60) == 0, "serve ends by a signal")
-        finally:
+    def __exit__(self, kind, *_):
+        if kind is not None:
             self.process.kill()
+            print(self.process.communicate()[1], file=sys.stderr)
+            return
+        self.process.terminate()
+        expect(self.process.wait(60) == 0, "serve ends well by a signal")
 
     def export(self, name):
         return self.uri.replace("nbd+unix:///", f"nbd+unix:///{name}").replace(
@@ -101,7 +101,7 @@ def check_serve(images):
                "nothing is written")
     with Served(store, "--port", "10899") as server:
         same(server.export("two/root"), images["root"])
-    refuses("no checkpoint", "serve", store, "none", "--socket", place, "--plugin", plugin)
+    refuses("no lineage, label or checkpoint", "serve", store, "none", "--socket", place, "--plugin", plugin)
     refuses("no volume 'x'", "serve", store, "one", "--volume", "x", "--plugin", plugin)
     refuses("cannot load the plugin", "serve", store, "--plugin", f"{work}/none.so")
     refuses("1 to 107 bytes", "serve", store, "--socket", "x" * 200, "--plugin", plugin)
@@ -165,6 +165,7 @@ def check_mount(images):
         run(tool, "unmount", mounted)
         gone("unmount")
         expect(os.listdir(mounted) == [], "nothing is mounted")
+    check_ends(images)
     expect("needs_recovery" in run("dumpe2fs", "-h", images["root"]).stdout,
            "the journal of the image is dirty")
     refuses("partition table (dos)", "mount", store, "two", mounted, "--volume", "parted",
@@ -184,6 +185,38 @@ def check_mount(images):
     gone("a refusal")
     print("nbdkit: 'varve mount' shows what was committed, of ext4 after recovery, of XFS and of "
           "a partition; nothing is left of it, or of refusals")
+
+
+def check_ends(images):
+    """Mounts that end in another way than by 'varve unmount'."""
+    expected = images["files"]["two/root"]["committed"]
+    # The server is killed: reads fail, and the rest can be ended.
+    mount("two", mounted, "--volume", "root")
+    run("pkill", "-KILL", "-f", f"nbdkit .*store={store}")
+    run(tool, "unmount", mounted)
+    gone("a killed server")
+    # umount(8) alone leaves the server, until the next mount.
+    mount("two", mounted, "--volume", "root")
+    run("umount", mounted)
+    expect(leftovers() != [], "the server goes on")
+    mount("two", mounted, "--volume", "root")
+    expect(len(glob.glob("/run/varve/mounts/*")) == 1, "the next mount removes it")
+    with open(f"{mounted}/committed", "rb") as opened:
+        expect(opened.read() == expected, "what the next mount shows")
+    run(tool, "unmount", mounted)
+    gone("unmount")
+    # Killed at any time, it leaves nothing that the next one does not remove.
+    for number in range(20):
+        process = subprocess.Popen([tool, "mount", store, "two", mounted, "--volume", "root",
+                                    "--plugin", plugin], stdout=subprocess.DEVNULL)
+        time.sleep(number * 0.02)
+        process.kill()
+        process.wait()
+        if run("mountpoint", "-q", mounted, check=False).returncode == 0:
+            run(tool, "unmount", mounted)
+    mount("two", mounted, "--volume", "root")
+    run(tool, "unmount", mounted)
+    gone("a killed mount")
 
 
 def dirty(image, source):

@@ -54,7 +54,7 @@ struct Mount: ParsableCommand {
                 let work = try mount(disk, of: found, in: place)
                 try Output.report(work) { try Output.line(work) }
             } catch {
-                if !place.isMounted { place.remove() }
+                place.abandon()
                 throw error
             }
         }
@@ -93,7 +93,7 @@ struct Mount: ParsableCommand {
             throw ToolError("\(directory) is no directory")
         }
         try nbdkit.check()
-        try Tools.require("nbdfuse", package: "libnbd-bin")
+        try Tools.require("nbdfuse", package: "nbdfuse")
         for name in ["losetup", "mount", "umount"] { try Tools.require(name, package: "mount") }
         try Tools.require("blkid", package: "util-linux")
         guard access("/dev/fuse", R_OK | W_OK) == 0 else {
@@ -107,14 +107,18 @@ struct Mount: ParsableCommand {
     ) throws -> String {
         let image = try expose(disk, of: found, in: place)
         let type = try FileSystemType.find(in: image, disk, isPartition: partition != nil)
-        let device = try Tools.run(["losetup", "--find", "--show", image]).last ?? ""
+        // Both inherit the lock: if this process is killed, the place is not removed while they work.
+        let device =
+            try Tools.run(["losetup", "--find", "--show", image], inherited: place.lock).last ?? ""
         // Unless something uses it by then, the device goes away with this command.
         defer { _ = try? Tools.run(["losetup", "--detach", device]) }
-        try Tools.run([
-            "mount", "-t", type.rawValue, "-o",
-            (["ro", "nodev", "nosuid", "noexec"] + type.options).joined(separator: ","),
-            device, directory,
-        ])
+        let options = ["ro", "nodev", "nosuid", "noexec"] + type.options
+        try Tools.run(
+            [
+                "mount", "-t", type.rawValue, "-o", options.joined(separator: ","), device,
+                directory,
+            ],
+            inherited: place.lock)
         return "mounted \(disk) of \(found.id.short) (\(type.rawValue)) at \(directory); "
             + "'varve unmount \(directory)' ends that"
     }
@@ -125,10 +129,7 @@ struct Mount: ParsableCommand {
         _ disk: String, of found: Checkpoint, in place: MountPlace
     ) throws -> String {
         var options = ["--exit-with-parent", "--filter=exportname"]
-        var parameters = [
-            "store=\(store)", "checkpoint=\(found.id)", "exportname=\(disk)",
-            "exportname-strict=true", "default-export=\(disk)",
-        ]
+        var parameters = ["store=\(store)", "checkpoint=\(found.id)"] + NbdkitOptions.only(disk)
         if let partition {
             options.append("--filter=partition")
             parameters.append("partition=\(partition)")
@@ -168,7 +169,7 @@ struct Unmount: ParsableCommand {
             let place = try MountPlace.find(mountedAt: directory)
             // While programs use files of it, this fails, and all stays as it is.
             try Tools.run(["umount", directory])
-            place.remove()
+            place.abandon()
         }
     }
 }

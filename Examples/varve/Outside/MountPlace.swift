@@ -14,27 +14,58 @@ struct MountPlace {
     private static let parent = "/run/varve/mounts"
 
     let path: String
+    /// Locks it as long as the descriptor is open in any process; -1 in those that use none.
+    let lock: Int32
 
     /// Where nbdfuse shows the disk.
     var fuse: String { "\(path)/fuse" }
 
-    /// Creates a place, for root alone.
+    /// Creates a place, for root alone; it is locked as long as this process lives, and programs
+    /// that inherit the lock.
+    ///
+    /// Places that neither a mount nor a process uses any more are removed: of processes that were
+    /// killed, and of mounts that umount(8) ended.
     static func create() throws -> MountPlace {
         for directory in ["/run/varve", parent] {
             guard mkdir(directory, 0o700) == 0 || errno == EEXIST else {
                 throw ToolError("\(directory) cannot be created: \(Output.reason())")
             }
         }
+        // Between the creation of a place and its lock, no other process must look.
+        let lock = lock(parent, LOCK_EX)
+        defer { close(lock) }
+        guard lock >= 0 else { throw ToolError("\(parent) cannot be locked: \(Output.reason())") }
+        for name in MountTable.entries(of: parent) {
+            let path = "\(parent)/\(name)"
+            let place = MountPlace(path: path, lock: MountPlace.lock(path, LOCK_EX | LOCK_NB))
+            guard place.lock >= 0 else { continue }
+            place.abandon()
+            close(place.lock)
+        }
         var name = Array("\(parent)/XXXXXX".utf8CString)
         guard mkdtemp(&name) != nil else {
             throw ToolError("a directory in \(parent) cannot be created: \(Output.reason())")
         }
         let path = String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        let place = MountPlace(path: path)
-        guard mkdir(place.fuse, 0o700) == 0 else {
+        let place = MountPlace(path: path, lock: MountPlace.lock(path, LOCK_EX | LOCK_NB))
+        guard place.lock >= 0, mkdir(place.fuse, 0o700) == 0 else {
             throw ToolError("\(place.fuse) cannot be created: \(Output.reason())")
         }
         return place
+    }
+
+    /// Locks a directory until its descriptor is closed, and returns that; -1 and `errno` on failure.
+    private static func lock(_ path: String, _ operation: Int32) -> Int32 {
+        let descriptor = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+        guard descriptor >= 0 else { return -1 }
+        while flock(descriptor, operation) != 0 {
+            if errno == EINTR { continue }
+            let code = errno
+            close(descriptor)
+            errno = code
+            return -1
+        }
+        return descriptor
     }
 
     /// The place of what is mounted at a directory; throws if that is nothing of `varve mount`.
@@ -53,28 +84,28 @@ struct MountPlace {
         guard backing.hasPrefix(parent + "/"), let end = backing.firstRange(of: "/fuse/disk") else {
             throw ToolError("\(directory) was not mounted by 'varve mount'; use umount")
         }
-        return MountPlace(path: String(backing[..<end.lowerBound]))
+        return MountPlace(path: String(backing[..<end.lowerBound]), lock: -1)
     }
 
-    /// True while a loop device uses the file, as it does while it is mounted.
-    var isMounted: Bool {
-        guard let loops = opendir("/sys/block") else { return true }
-        defer { closedir(loops) }
-        while let entry = readdir(loops) {
-            let name = withUnsafeBytes(of: &entry.pointee.d_name) {
-                String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
-            }
-            if name.hasPrefix("loop"),
-                MountTable.text(of: "/sys/block/\(name)/loop/backing_file").hasPrefix(path + "/")
-            {
-                return true
-            }
-        }
-        return false
+    /// The loop devices that use the file.
+    private var devices: [String] {
+        MountTable.entries(of: "/sys/block").filter {
+            MountTable.text(of: "/sys/block/\($0)/loop/backing_file").hasPrefix(path + "/")
+        }.map { "/dev/\($0)" }
+    }
+
+    /// Removes the place unless it is mounted.
+    func abandon() {
+        let devices = devices
+        let mounted = Set(MountTable.read().map(\.source))
+        guard mounted.isDisjoint(with: devices) else { return }
+        // One that another name space has mounted goes away when it is unmounted there.
+        for device in devices { _ = try? Tools.run(["losetup", "--detach", device]) }
+        remove()
     }
 
     /// Ends nbdfuse, if it runs, and removes the place.
-    func remove() {
+    private func remove() {
         // Lazily: the kernel releases a loop device a moment after its last use.
         umount2(fuse, Int32(MNT_DETACH))
         rmdir(fuse)
@@ -117,6 +148,20 @@ enum MountTable {
             }
         }
         return String(decoding: bytes, as: UTF8.self)
+    }
+
+    /// The names in a directory; none if it cannot be read.
+    static func entries(of path: String) -> [String] {
+        guard let directory = opendir(path) else { return [] }
+        defer { closedir(directory) }
+        var names: [String] = []
+        while let entry = readdir(directory) {
+            let name = withUnsafeBytes(of: &entry.pointee.d_name) {
+                String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+            }
+            if name != ".", name != ".." { names.append(name) }
+        }
+        return names
     }
 
     /// A file of the kernel; empty if it cannot be read.

@@ -19,6 +19,16 @@ struct NbdkitOptions: ParsableArguments {
         ["nbdkit"] + options + [plugin] + parameters
     }
 
+    /// Parameters of the filter `exportname` that leave one export, which is the default, too.
+    ///
+    /// The strict filter looks the empty name up before it gives it its meaning.
+    static func only(_ volume: String) -> [String] {
+        [
+            "exportname=\(volume)", "exportname=", "default-export=\(volume)",
+            "exportname-strict=true", "exportname-list=defaultonly",
+        ]
+    }
+
     /// Throws a sentence with the remedy unless nbdkit and the plugin can be started.
     func check() throws {
         try Tools.require("nbdkit", package: "nbdkit")
@@ -44,10 +54,11 @@ enum Tools {
 
     /// Runs a program to its end; throws its last line if it fails.
     ///
+    /// - Parameter inherited: an open file that it inherits.
     /// - Returns: what it printed, at most 4 KiB.
     @discardableResult
-    static func run(_ command: [String]) throws -> [String] {
-        let process = try ChildProcess(command, collectsOutput: true)
+    static func run(_ command: [String], inherited: Int32? = nil) throws -> [String] {
+        let process = try ChildProcess(command, collectsOutput: true, inherited: inherited)
         let status = process.wait()
         let lines = process.collectedLines
         guard status != 0 else { return lines }

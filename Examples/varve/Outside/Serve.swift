@@ -1,5 +1,4 @@
 import ArgumentParser
-import CLinux
 import Glibc
 import Varve
 
@@ -78,16 +77,18 @@ struct Serve: ParsableCommand {
             var options = ["--foreground"]
             if volume != nil { options.append("--filter=exportname") }
             options.append(writable ? "--filter=cow" : "--readonly")
+            if let tls { options += ["--tls=require", "--tls-certificates=\(tls)"] }
+            let sockets: ListeningSockets
             if let port {
-                options += ["--port", "\(port)", "--ipaddr", address ?? "localhost"]
-                if let tls { options += ["--tls=require", "--tls-certificates=\(tls)"] }
+                sockets = try ListeningSockets(address: address ?? "localhost", port: port)
                 let host = address.map { $0.contains(":") ? "[\($0)]" : $0 } ?? "localhost"
                 try Output.line("\(tls == nil ? "nbd" : "nbds")://\(host):\(port)/")
             } else {
                 let path = socket ?? Serve.defaultSocket
-                try ListeningSocket.pass(on: path)
+                sockets = try ListeningSockets(path: path)
                 try Output.line("nbd+unix:///?socket=\(path)")
             }
+            try sockets.passOn()
             try execute(nbdkit.command(options, parameters))
         }
     }
@@ -102,10 +103,7 @@ struct Serve: ParsableCommand {
         parameters.append("checkpoint=\(found.id)")
         guard let volume else { return parameters }
         let name = try found.volume(named: volume).name
-        return parameters + [
-            "exportname=\(name)", "exportname-strict=true", "default-export=\(name)",
-            "exportname-list=explicit",
-        ]
+        return parameters + NbdkitOptions.only(name)
     }
 
     private static var defaultSocket: String {
@@ -119,58 +117,5 @@ struct Serve: ParsableCommand {
         let words = command.map { strdup($0) } + [nil]
         execvp(command[0], words)
         throw ToolError("\(command[0]) cannot be started: \(Output.reason())")
-    }
-}
-
-/// A Unix socket on which the program that this process becomes accepts connections.
-///
-/// It listens before that program runs, so a client never comes too early (systemd's protocol of
-/// socket activation, sd_listen_fds(3), which nbdkit understands).
-enum ListeningSocket {
-    /// Creates the socket, for its owner alone, and leaves it to the next program.
-    ///
-    /// A socket on which no process listens any more is replaced.
-    static func pass(on path: String) throws {
-        var address = sockaddr_un()
-        address.sun_family = sa_family_t(AF_UNIX)
-        let bytes = Array(path.utf8)
-        guard !bytes.isEmpty, bytes.count < MemoryLayout.size(ofValue: address.sun_path) else {
-            throw ToolError("a socket's path has 1 to 107 bytes, and '\(path)' has \(bytes.count)")
-        }
-        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: bytes) }
-        let length = socklen_t(MemoryLayout<sockaddr_un>.size)
-        func with(_ call: (UnsafePointer<sockaddr>) -> Int32) -> Int32 {
-            withUnsafePointer(to: &address) {
-                $0.withMemoryRebound(to: sockaddr.self, capacity: 1, call)
-            }
-        }
-        func open() throws -> Int32 {
-            let descriptor = Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
-            guard descriptor >= 0 else { throw ToolError("socket: \(Output.reason())") }
-            return descriptor
-        }
-        let probe = try open()
-        let isServed = with { connect(probe, $0, length) } == 0
-        let isStale = !isServed && errno == ECONNREFUSED
-        close(probe)
-        guard !isServed else {
-            throw ToolError("another process serves \(path); name another with --socket")
-        }
-        if isStale { unlink(path) }
-        let descriptor = try open()
-        let mask = umask(0o177)
-        let isBound = with { bind(descriptor, $0, length) } == 0
-        let reason = Output.reason()
-        umask(mask)
-        guard isBound, listen(descriptor, SOMAXCONN) == 0 else {
-            close(descriptor)
-            throw ToolError("the socket \(path) cannot be created: \(reason)")
-        }
-        // SD_LISTEN_FDS_START: what is open there belongs to the process that ends here.
-        guard descriptor == 3 || dup2(descriptor, 3) == 3, fcntl(3, F_SETFD, 0) == 0 else {
-            throw ToolError("the socket \(path) cannot be passed on: \(Output.reason())")
-        }
-        setenv("LISTEN_FDS", "1", 1)
-        setenv("LISTEN_PID", "\(getpid())", 1)
     }
 }
