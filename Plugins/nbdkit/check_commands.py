@@ -212,6 +212,10 @@ def check_ends(images):
         time.sleep(number * 0.02)
         process.kill()
         process.wait()
+        # What it had started goes on.
+        while run("pgrep", "-f", f"^(losetup|mount) .*({mounted}|/run/varve/mounts)",
+                  check=False).returncode == 0:
+            time.sleep(0.01)
         if run("mountpoint", "-q", mounted, check=False).returncode == 0:
             run(tool, "unmount", mounted)
     mount("two", mounted, "--volume", "root")

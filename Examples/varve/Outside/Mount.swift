@@ -93,7 +93,7 @@ struct Mount: ParsableCommand {
             throw ToolError("\(directory) is no directory")
         }
         try nbdkit.check()
-        try Tools.require("nbdfuse", package: "nbdfuse")
+        try Tools.require("nbdfuse", package: "libnbd-bin")
         for name in ["losetup", "mount", "umount"] { try Tools.require(name, package: "mount") }
         try Tools.require("blkid", package: "util-linux")
         guard access("/dev/fuse", R_OK | W_OK) == 0 else {
