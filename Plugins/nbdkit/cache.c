@@ -21,6 +21,11 @@ static struct entry **buckets; // a power of two of them; NULL: nothing is kept
 static size_t bucket_count, entry_count, entry_count_max;
 static struct entry *newest, *oldest;
 
+// The blocks of which a part was read and not found, each in a place that its hash gives. One that
+// another displaces is only forgotten.
+#define MISS_COUNT 4096
+static struct { uint64_t owner, block; } misses[MISS_COUNT];
+
 int cache_create(size_t byte_count) {
     entry_count_max = byte_count / CACHE_BLOCK_BYTE_COUNT;
     if (entry_count_max == 0) return 0;
@@ -42,9 +47,12 @@ void cache_free(void) {
     entry_count = 0;
 }
 
+static uint64_t hash_of(uint64_t owner, uint64_t block) {
+    return ((owner * 0x9e3779b97f4a7c15u + block) * 0xff51afd7ed558ccdu) >> 32;
+}
+
 static struct entry **bucket_of(uint64_t owner, uint64_t block) {
-    uint64_t hash = (owner * 0x9e3779b97f4a7c15u + block) * 0xff51afd7ed558ccdu;
-    return &buckets[(hash >> 32) & (bucket_count - 1)];
+    return &buckets[hash_of(owner, block) & (bucket_count - 1)];
 }
 
 static void leave_list(struct entry *entry) {
@@ -77,6 +85,18 @@ int cache_get(uint64_t owner, uint64_t block, size_t offset, void *bytes, size_t
     }
     pthread_mutex_unlock(&lock);
     return entry != NULL;
+}
+
+int cache_wants(uint64_t owner, uint64_t block, size_t byte_count) {
+    if (buckets == NULL) return 0;
+    if (byte_count * 4 >= CACHE_BLOCK_BYTE_COUNT) return 1;
+    size_t place = hash_of(owner, block) % MISS_COUNT;
+    pthread_mutex_lock(&lock);
+    int is_second = misses[place].owner == owner && misses[place].block == block;
+    misses[place].owner = is_second ? 0 : owner;
+    misses[place].block = block;
+    pthread_mutex_unlock(&lock);
+    return is_second;
 }
 
 // An entry that is in no bucket and not in the list; NULL if there is no memory for one.

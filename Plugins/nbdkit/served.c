@@ -217,9 +217,9 @@ static int read_part(struct served *served, uint64_t block, size_t offset, unsig
                      size_t byte_count) {
     if (cache_get(served->number, block, offset, bytes, byte_count)) return VARVE_OK;
     uint64_t start = block * CACHE_BLOCK_BYTE_COUNT;
-    unsigned char *whole = settings.cache_byte_count < CACHE_BLOCK_BYTE_COUNT
-                               ? NULL
-                               : malloc(CACHE_BLOCK_BYTE_COUNT);
+    unsigned char *whole = cache_wants(served->number, block, byte_count)
+                               ? malloc(CACHE_BLOCK_BYTE_COUNT)
+                               : NULL;
     // What is past the end of the volume reads as zeros.
     if (whole != NULL &&
         read_verified(served, start, whole, CACHE_BLOCK_BYTE_COUNT) == VARVE_OK) {

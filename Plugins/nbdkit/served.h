@@ -71,6 +71,9 @@ int cache_create(size_t byte_count);
 void cache_free(void);
 // Copies bytes out of a block; returns 0 if it is not there.
 int cache_get(uint64_t owner, uint64_t block, size_t offset, void *bytes, size_t byte_count);
+// True if a block of which a part is to be read, and which is not there, should be read as a whole:
+// if it is a large part, or the second one. Verifying all of it for one page takes twice as long.
+int cache_wants(uint64_t owner, uint64_t block, size_t byte_count);
 // Keeps a copy of a whole block, in place of the one that was used least recently.
 void cache_put(uint64_t owner, uint64_t block, const void *bytes);
 

@@ -72,7 +72,7 @@ struct Serve: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let parameters = try self.parameters()
+            var parameters = try self.parameters()
             try nbdkit.check()
             var options = ["--foreground"]
             if volume != nil { options.append("--filter=exportname") }
@@ -80,6 +80,10 @@ struct Serve: ParsableCommand {
             if let tls { options += ["--tls=require", "--tls-certificates=\(tls)"] }
             let sockets: ListeningSockets
             if let port {
+                // nbdkit 1.32 ends by an assertion (raw_send_socket) if a client breaks a connection
+                // of which several requests are under way.
+                options.append("--filter=noparallel")
+                parameters.append("serialize=requests")
                 sockets = try ListeningSockets(address: address ?? "localhost", port: port)
                 let host = address.map { $0.contains(":") ? "[\($0)]" : $0 } ?? "localhost"
                 try Output.line("\(tls == nil ? "nbd" : "nbds")://\(host):\(port)/")
