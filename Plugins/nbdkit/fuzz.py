@@ -212,9 +212,9 @@ def damage(folder):
              if os.path.getsize(os.path.join(place, name)) > 0]
     for _ in range(chance.choice([1, 1, 3, 20])):
         path = chance.choice(files)
-        if not os.path.exists(path):
-            continue
         length = os.path.getsize(path)
+        if length == 0:
+            continue
         kind = chance.randrange(6)
         with open(path, "r+b") as file:
             if kind == 0:
