@@ -7,6 +7,7 @@ The server must neither crash nor hang; a well-behaved client beside the hostile
 is right; and of a damaged repository no byte may be wrong: a read gives the right bytes or fails.
 """
 
+import json
 import os
 import random
 import shutil
@@ -32,6 +33,7 @@ def run(*command):
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def stop(what):
@@ -40,12 +42,16 @@ def stop(what):
 
 
 def create():
-    """Three checkpoints of a disk and a memory, in several packs; returns the images."""
+    """Three checkpoints of a disk and a memory; returns the images by 'ID/VOLUME'.
+
+    By ID, because a repository that is cut off, and has lost its head, has a lineage that ends
+    earlier: its name means an older checkpoint then.
+    """
     images = {}
     run(tool, "init", store)
     content = bytearray(chance.randbytes(PAGE * 64) + bytes(PAGE * 64) + b"text " * (PAGE * 40))
     content = content[:PAGE * 300 + 512]
-    for number in range(3):
+    for _ in range(3):
         for _ in range(20):
             frame = chance.randrange(300)
             content[frame * PAGE:(frame + 1) * PAGE] = chance.choice(
@@ -57,8 +63,9 @@ def create():
             file.write(memory)
         run(tool, "import", store, f"{work}/memory", "--lineage", "web", "--volume",
             f"xvda={image}")
+        newest = json.loads(run(tool, "show", store, "web", "--json"))["id"]
         for volume, bytes_ in [("xvda", bytes(content)), ("memory", memory)]:
-            images[f"web~{2 - number}/{volume}"] = bytes_
+            images[f"{newest}/{volume}"] = bytes_
     return images
 
 
@@ -167,7 +174,8 @@ def check_clients(images, until):
     done = threading.Event()
 
     def behave():
-        right = images["web~0/xvda"]
+        # The newest one's.
+        right = [each for name, each in images.items() if name.endswith("/xvda")][-1]
         own = random.Random(seed)
         while not done.is_set():
             handle = nbd.NBD()
