@@ -121,7 +121,7 @@ final class Notices: Sendable {
         #expect(try with("100/1000 851/1000").contains("85.1 % of its data, above"))
         #expect(try with("751/1000 1/1000").contains("75.1 % of its metadata, above"))
         #expect(try with("1/1000 1/1000", "out_of_data_space x y -").contains("lvextend"))
-        #expect(try with("999/1000 1000/1000", "ro x y -").contains("no metadata space left"))
+        #expect(try with("1000/1000 1/1000", "ro x y -").contains("no metadata space left"))
         #expect(try with("1/1000 1/1000", "ro x y -").contains("mode 'ro'"))
         #expect(try with("1/1000 1/1000", "rw x y needs_check").contains("thin_check"))
         #expect(try with("1/0 1/1000").contains("has failed"))

@@ -107,7 +107,7 @@ struct Mount: ParsableCommand {
     ) throws -> String {
         let image = try expose(disk, of: found, in: place)
         let type = try FileSystemType.find(in: image, disk, isPartition: partition != nil)
-        // Both inherit the lock: if this process is killed, the place is not removed while they work.
+        // Both inherit the lock: if this process is killed, they still have their place.
         let device =
             try Tools.run(["losetup", "--find", "--show", image], inherited: place.lock).last ?? ""
         // Unless something uses it by then, the device goes away with this command.
@@ -115,7 +115,7 @@ struct Mount: ParsableCommand {
         let options = ["ro", "nodev", "nosuid", "noexec"] + type.options
         try Tools.run(
             [
-                "mount", "-t", type.rawValue, "-o", options.joined(separator: ","), device,
+                "mount", "-t", type.rawValue, "-o", options.joined(separator: ","), "--", device,
                 directory,
             ],
             inherited: place.lock)
@@ -168,7 +168,7 @@ struct Unmount: ParsableCommand {
         try reporting {
             let place = try MountPlace.find(mountedAt: directory)
             // While programs use files of it, this fails, and all stays as it is.
-            try Tools.run(["umount", directory])
+            try Tools.run(["umount", "--", directory])
             place.abandon()
         }
     }

@@ -54,7 +54,8 @@ struct MountPlace {
         return place
     }
 
-    /// Locks a directory until its descriptor is closed, and returns that; -1 and `errno` on failure.
+    /// Locks a directory until its descriptor is closed, and returns that; -1 and `errno` on
+    /// failure.
     private static func lock(_ path: String, _ operation: Int32) -> Int32 {
         let descriptor = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
         guard descriptor >= 0 else { return -1 }

@@ -80,8 +80,8 @@ struct Serve: ParsableCommand {
             if let tls { options += ["--tls=require", "--tls-certificates=\(tls)"] }
             let sockets: ListeningSockets
             if let port {
-                // nbdkit 1.32 ends by an assertion (raw_send_socket) if a client breaks a connection
-                // of which several requests are under way.
+                // nbdkit 1.32 ends by an assertion (raw_send_socket) if a client breaks a
+                // connection of which several requests are under way.
                 options.append("--filter=noparallel")
                 parameters.append("serialize=requests")
                 sockets = try ListeningSockets(address: address ?? "localhost", port: port)
