@@ -42,9 +42,12 @@ struct NbdkitOptions: ParsableArguments {
         // Prints what the plugin says of itself.
         let process = try ChildProcess(command(["--dump-plugin"], []), collectsOutput: true)
         guard process.wait() != 0 else { return }
-        let reason = process.collectedLines.last ?? "it ended"
+        // nbdkit's last line refers to its manual.
+        let lines = process.collectedLines
+        let line = lines.last { $0.contains("error: ") } ?? lines.last ?? "it ended"
+        let reason = line.firstRange(of: "error: ").map { line[$0.upperBound...] } ?? line[...]
         throw ToolError(
-            "nbdkit cannot load the plugin '\(file)': \(reason); install the package "
+            "nbdkit cannot load the plugin: \(reason); install the package "
                 + "nbdkit-plugin-varve, or name the file with --plugin")
     }
 }
