@@ -6,9 +6,26 @@ import Varve
 struct NbdkitOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "The plugin, if nbdkit does not find it: nbdkit-varve-plugin.so with its path.",
+            """
+            The plugin nbdkit-varve-plugin.so, with its path; without it, the one that was \
+            installed with this program, or that of nbdkit's own directory.
+            """,
             valueName: "file"))
-    var plugin = "varve"
+    var plugin: String?
+
+    /// Where Scripts/install puts the plugin, below its prefix.
+    private static let place = "/lib/nbdkit/plugins/nbdkit-varve-plugin.so"
+
+    /// The plugin as nbdkit's first argument: a file, or a name that nbdkit looks up itself.
+    private var file: String {
+        if let plugin { return plugin }
+        guard let program = realpath("/proc/self/exe", nil) else { return "varve" }
+        defer { free(program) }
+        // PREFIX/bin/varve
+        let prefix = String(cString: program).split(separator: "/").dropLast(2)
+        let installed = prefix.map { "/\($0)" }.joined() + Self.place
+        return access(installed, R_OK) == 0 ? installed : "varve"
+    }
 
     /// The words that start nbdkit with the plugin, up to the plugin's parameters.
     ///
@@ -16,7 +33,7 @@ struct NbdkitOptions: ParsableArguments {
     ///   - options: nbdkit's own options.
     ///   - parameters: `key=value`, of the plugin and of filters.
     func command(_ options: [String], _ parameters: [String]) -> [String] {
-        ["nbdkit"] + options + [plugin] + parameters
+        ["nbdkit"] + options + [file] + parameters
     }
 
     /// Parameters of the filter `exportname` that leave one export, which is the default, too.
@@ -35,9 +52,12 @@ struct NbdkitOptions: ParsableArguments {
         // Prints what the plugin says of itself.
         let process = try ChildProcess(command(["--dump-plugin"], []), collectsOutput: true)
         guard process.wait() != 0 else { return }
-        let reason = process.collectedLines.last ?? "it ended"
+        // nbdkit's last line refers to its manual.
+        let lines = process.collectedLines
+        let line = lines.last { $0.contains("error: ") } ?? lines.last ?? "it ended"
+        let reason = line.firstRange(of: "error: ").map { line[$0.upperBound...] } ?? line[...]
         throw ToolError(
-            "nbdkit cannot load the plugin '\(plugin)': \(reason); install the package "
+            "nbdkit cannot load the plugin: \(reason); install the package "
                 + "nbdkit-plugin-varve, or name the file with --plugin")
     }
 }
