@@ -107,8 +107,8 @@ def main():
         middle = statistics.median(seconds[kind])
         p50, p99 = (statistics.median(each[i] for each in times[kind]) for i in (0, 1))
         most, own = (max(each[i] for each in peaks[kind]) for i in (0, 1))
-        print(f"{kind:5}  sequential, cold: {size / middle / (1 << 20):6.0f} MiB/s   4 KiB at random,"
-              f" warm: p50 {p50:5.1f} us, p99 {p99:6.1f} us   memory: {most} MiB, {own} its own")
+        print(f"{kind:5}  sequential, cold: {size / middle / (1 << 20):6.0f} MiB/s   "
+              f"4 KiB at random, warm: p50 {p50:5.1f} us, p99 {p99:6.1f} us   memory: {most} MiB, {own} its own")
     ratios = [b / a for a, b in zip(seconds["varve"], seconds["file"])]
     print(f"varve reads {statistics.median(ratios):.2f} times as fast as file, sequentially "
           f"({min(ratios):.2f} to {max(ratios):.2f}, {ROUNDS} pairs)")

@@ -1,7 +1,7 @@
 """Checks 'varve serve', 'varve mount' and 'varve unmount'; `check` runs it.
 
 python3 check_commands.py PLUGIN VARVE DIRECTORY: the plugin, the tool and an empty directory.
-Mounts are skipped where there is no root, no loop device or no FUSE.
+They are skipped where file systems cannot be mounted.
 """
 
 import glob
@@ -48,10 +48,10 @@ def refuses(words, *command, status=1):
 class Served:
     """A running 'varve serve'; its URI is what it printed."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, directory=None):
         self.process = subprocess.Popen(
             [tool, "serve", *arguments, "--plugin", plugin], stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True)
+            stderr=subprocess.PIPE, text=True, cwd=directory)
         self.uri = self.process.stdout.readline().strip()
         expect(self.uri.startswith("nbd"), f"serve {arguments}: {self.uri}"
                + (self.process.stderr.read() if self.process.poll() is not None else ""))
@@ -101,10 +101,28 @@ def check_serve(images):
                "nothing is written")
     with Served(store, "--port", "10899") as server:
         same(server.export("two/root"), images["root"])
-    refuses("no lineage, label or checkpoint", "serve", store, "none", "--socket", place, "--plugin", plugin)
+    refuses("no lineage, label or checkpoint", "serve", store, "none", "--socket", place,
+            "--plugin", plugin)
     refuses("no volume 'x'", "serve", store, "one", "--volume", "x", "--plugin", plugin)
     refuses("cannot load the plugin", "serve", store, "--plugin", f"{work}/none.so")
-    refuses("1 to 107 bytes", "serve", store, "--socket", "x" * 200, "--plugin", plugin)
+    refuses("1 to 107 bytes", "serve", store, "--socket", "x" * 200, "--plugin", plugin, status=2)
+    # What is no socket stays as it is.
+    file, link = f"{work}/precious", f"{work}/link"
+    with open(file, "w") as opened:
+        opened.write("precious")
+    os.symlink(file, link)
+    os.mkfifo(f"{work}/pipe")
+    for name in [file, link, f"{work}/pipe", work, f"{store}/lock"]:
+        before = os.lstat(name)
+        refuses("is no socket; it was left", "serve", store, "--socket", name, "--plugin", plugin)
+        expect(os.lstat(name)[:2] == before[:2], f"{name} is the same file")
+    with open(file) as opened:
+        expect(opened.read() == "precious", "the file's content")
+    # A URI is one, whatever the path.
+    with Served(store, "--socket", "a b%41?&#.sock", directory=work) as server:
+        same(server.export("two%2Froot"), images["root"])
+    refuses("needs ca-cert.pem", "serve", store, "--port", "10899", "--tls", work, "--plugin",
+            plugin)
     refuses("cannot be created", "serve", store, "--socket", f"{work}/none/s", "--plugin", plugin)
     refuses("requires --volume", "serve", store, "one", "--writable", status=2)
     print("nbdkit: 'varve serve' serves all checkpoints, one, one volume, and a copy to write to")
@@ -168,7 +186,7 @@ def check_mount(images):
     check_ends(images)
     expect("needs_recovery" in run("dumpe2fs", "-h", images["root"]).stdout,
            "the journal of the image is dirty")
-    refuses("partition table (dos)", "mount", store, "two", mounted, "--volume", "parted",
+    refuses("by --partition: 1 (8M), 2 (48M)", "mount", store, "two", mounted, "--volume", "parted",
             "--plugin", plugin)
     refuses("contains 'swap'", "mount", store, "two", mounted, "--volume", "swap", "--plugin",
             plugin)
@@ -199,6 +217,11 @@ def check_ends(images):
     mount("two", mounted, "--volume", "root")
     run("umount", mounted)
     expect(leftovers() != [], "the server goes on")
+    run(tool, "unmount", mounted)
+    gone("'varve unmount' after umount(8)")
+    mount("two", mounted, "--volume", "root")
+    refuses("is mounted at", "mount", store, "two", mounted, "--volume", "root", "--plugin", plugin)
+    run("umount", mounted)
     mount("two", mounted, "--volume", "root")
     expect(len(glob.glob("/run/varve/mounts/*")) == 1, "the next mount removes it")
     with open(f"{mounted}/committed", "rb") as opened:
@@ -273,11 +296,29 @@ def create_images():
     return images
 
 
+def lacking():
+    """What of mounts this machine cannot do; empty if nothing."""
+    if os.geteuid() != 0:
+        return "no root"
+    if not os.path.exists("/dev/fuse"):
+        return "no /dev/fuse"
+    probe = f"{work}/probe"
+    os.mkdir(f"{probe}.d")
+    for kind, size in [("ext4", "8M"), ("xfs", "300M")]:
+        run("truncate", "-s", size, probe)
+        run(f"mkfs.{kind}", "-q", probe)
+        done = run("mount", "-o", "loop", probe, f"{probe}.d", check=False)
+        if done.returncode != 0:
+            return f"{kind} cannot be mounted: {done.stderr.splitlines()[0]}"
+        run("umount", f"{probe}.d")
+        os.unlink(probe)
+    return ""
+
+
 def main():
-    can_mount = os.geteuid() == 0 and os.path.exists("/dev/fuse") and os.path.exists(
-        "/dev/loop-control")
-    if not can_mount:
-        line = "skipped, varve serve and mount: no root, no /dev/fuse or no loop devices"
+    reason = lacking()
+    if reason:
+        line = f"skipped, varve serve and mount: {reason}"
         print(line)
         if os.environ.get("VARVE_SKIPS"):
             with open(os.environ["VARVE_SKIPS"], "a") as file:

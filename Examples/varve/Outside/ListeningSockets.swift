@@ -8,6 +8,11 @@ import Varve
 struct ListeningSockets {
     private let descriptors: [Int32]
 
+    /// True if a path has a length that a socket's can have (unix(7)).
+    static func canBe(_ path: String) -> Bool {
+        (1..<MemoryLayout.size(ofValue: sockaddr_un().sun_path)).contains(path.utf8.count)
+    }
+
     /// Creates a Unix socket, for its owner alone.
     ///
     /// A socket on which no process listens any more is replaced.
@@ -15,7 +20,7 @@ struct ListeningSockets {
         var address = sockaddr_un()
         address.sun_family = sa_family_t(AF_UNIX)
         let bytes = Array(path.utf8)
-        guard !bytes.isEmpty, bytes.count < MemoryLayout.size(ofValue: address.sun_path) else {
+        guard ListeningSockets.canBe(path) else {
             throw ToolError("a socket's path has 1 to 107 bytes, and '\(path)' has \(bytes.count)")
         }
         withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: bytes) }
@@ -26,12 +31,22 @@ struct ListeningSockets {
                 }
             }
         }
-        let probe = try ListeningSockets.open(AF_UNIX)
-        let isServed = with { connect(probe, $0, $1) }
-        if !isServed, errno == ECONNREFUSED { unlink(path) }
-        close(probe)
-        guard !isServed else {
-            throw ToolError("another process serves \(path); name another with --socket")
+        // A file of another kind refuses connections, too.
+        var status = stat()
+        if lstat(path, &status) == 0 {
+            guard status.st_mode & S_IFMT == S_IFSOCK else {
+                throw ToolError(
+                    "\(path) exists, and is no socket; it was left as it is: name another with "
+                        + "--socket")
+            }
+            let probe = try ListeningSockets.open(AF_UNIX)
+            let isServed = with { connect(probe, $0, $1) }
+            let isStale = !isServed && errno == ECONNREFUSED
+            close(probe)
+            guard !isServed else {
+                throw ToolError("another process serves \(path); name another with --socket")
+            }
+            if isStale { unlink(path) }
         }
         let descriptor = try ListeningSockets.open(AF_UNIX)
         let mask = umask(0o177)
@@ -42,7 +57,8 @@ struct ListeningSockets {
         guard isBound, listen(descriptor, SOMAXCONN) == 0 else {
             let reason = Output.reason()
             close(descriptor)
-            throw ToolError("the socket \(path) cannot be created: \(reason)")
+            throw ToolError(
+                "the socket \(path) cannot be created: \(reason); name another with --socket")
         }
         descriptors = [descriptor]
     }

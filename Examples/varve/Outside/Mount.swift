@@ -92,6 +92,11 @@ struct Mount: ParsableCommand {
         guard status.st_mode & S_IFMT == S_IFDIR else {
             throw ToolError("\(directory) is no directory")
         }
+        guard try MountTable.source(mountedAt: directory) == nil else {
+            throw ToolError(
+                "something is mounted at \(directory) already; unmount it first, or name another "
+                    + "directory")
+        }
         try nbdkit.check()
         try Tools.require("nbdfuse", package: "libnbd-bin")
         for name in ["losetup", "mount", "umount"] { try Tools.require(name, package: "mount") }
@@ -129,7 +134,9 @@ struct Mount: ParsableCommand {
         _ disk: String, of found: Checkpoint, in place: MountPlace
     ) throws -> String {
         var options = ["--exit-with-parent", "--filter=exportname"]
-        var parameters = ["store=\(store)", "checkpoint=\(found.id)"] + NbdkitOptions.only(disk)
+        var parameters =
+            ["store=\(absolutePath(store.description))", "checkpoint=\(found.id)"]
+            + NbdkitOptions.only(disk)
         if let partition {
             options.append("--filter=partition")
             parameters.append("partition=\(partition)")
@@ -157,7 +164,11 @@ struct Mount: ParsableCommand {
 struct Unmount: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "unmount",
-        abstract: "Ends what 'varve mount' began.")
+        abstract: "Ends what 'varve mount' began.",
+        discussion: """
+            While a program uses a file below the directory, this fails, and everything stays as \
+            it is. What umount(8) or a killed process left is removed as well.
+            """)
 
     @Argument(
         help: ArgumentHelp("The directory where it is mounted.", valueName: "directory"),
@@ -166,9 +177,21 @@ struct Unmount: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let place = try MountPlace.find(mountedAt: directory)
-            // While programs use files of it, this fails, and all stays as it is.
-            try Tools.run(["umount", "--", directory])
+            guard let place = try MountPlace.find(mountedAt: directory) else {
+                guard try MountPlace.dropLeftovers() else {
+                    throw ToolError("nothing is mounted at \(directory)")
+                }
+                return Output.standardError(
+                    "varve: nothing was mounted at \(directory); what umount(8) had left of "
+                        + "mounts was removed")
+            }
+            do {
+                try Tools.run(["umount", "--", directory])
+            } catch {
+                throw ToolError(
+                    "\(ToolError(error).message); if a process or another mount below it uses it, 'fuser -vm "
+                        + "\(directory)' shows which")
+            }
             place.abandon()
         }
     }

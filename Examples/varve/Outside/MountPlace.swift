@@ -22,9 +22,6 @@ struct MountPlace {
 
     /// Creates a place, for root alone; it is locked as long as this process lives, and programs
     /// that inherit the lock.
-    ///
-    /// Places that neither a mount nor a process uses any more are removed: of processes that were
-    /// killed, and of mounts that umount(8) ended.
     static func create() throws -> MountPlace {
         for directory in ["/run/varve", parent] {
             guard mkdir(directory, 0o700) == 0 || errno == EEXIST else {
@@ -35,13 +32,7 @@ struct MountPlace {
         let lock = lock(parent, LOCK_EX)
         defer { close(lock) }
         guard lock >= 0 else { throw ToolError("\(parent) cannot be locked: \(Output.reason())") }
-        for name in MountTable.entries(of: parent) {
-            let path = "\(parent)/\(name)"
-            let place = MountPlace(path: path, lock: MountPlace.lock(path, LOCK_EX | LOCK_NB))
-            guard place.lock >= 0 else { continue }
-            place.abandon()
-            close(place.lock)
-        }
+        removeLeftovers()
         var name = Array("\(parent)/XXXXXX".utf8CString)
         guard mkdtemp(&name) != nil else {
             throw ToolError("a directory in \(parent) cannot be created: \(Output.reason())")
@@ -52,6 +43,30 @@ struct MountPlace {
             throw ToolError("\(place.fuse) cannot be created: \(Output.reason())")
         }
         return place
+    }
+
+    /// Removes places that neither a mount nor a process uses any more: of processes that were
+    /// killed, and of mounts that umount(8) ended.
+    ///
+    /// - Returns: true if there was one.
+    static func dropLeftovers() throws -> Bool {
+        let lock = lock(parent, LOCK_EX)
+        defer { close(lock) }
+        return lock >= 0 && removeLeftovers()
+    }
+
+    /// The same, for a caller that has locked the parent.
+    @discardableResult
+    private static func removeLeftovers() -> Bool {
+        var isRemoved = false
+        for name in MountTable.entries(of: parent) {
+            let path = "\(parent)/\(name)"
+            let place = MountPlace(path: path, lock: MountPlace.lock(path, LOCK_EX | LOCK_NB))
+            guard place.lock >= 0 else { continue }
+            if place.abandon() { isRemoved = true }
+            close(place.lock)
+        }
+        return isRemoved
     }
 
     /// Locks a directory until its descriptor is closed, and returns that; -1 and `errno` on
@@ -69,17 +84,10 @@ struct MountPlace {
         return descriptor
     }
 
-    /// The place of what is mounted at a directory; throws if that is nothing of `varve mount`.
-    static func find(mountedAt directory: String) throws -> MountPlace {
-        guard let resolved = realpath(directory, nil) else {
-            throw ToolError("\(directory) cannot be found: \(Output.reason())")
-        }
-        defer { free(resolved) }
-        let target = String(cString: resolved)
-        // The last one covers the others.
-        guard let source = MountTable.read().last(where: { $0.target == target })?.source else {
-            throw ToolError("nothing is mounted at \(directory)")
-        }
+    /// The place of what is mounted at a directory, or nil if nothing is; throws if that is nothing
+    /// of `varve mount`.
+    static func find(mountedAt directory: String) throws -> MountPlace? {
+        guard let source = try MountTable.source(mountedAt: directory) else { return nil }
         let loop = source.split(separator: "/").last ?? ""
         let backing = MountTable.text(of: "/sys/block/\(loop)/loop/backing_file")
         guard backing.hasPrefix(parent + "/"), let end = backing.firstRange(of: "/fuse/disk") else {
@@ -95,14 +103,16 @@ struct MountPlace {
         }.map { "/dev/\($0)" }
     }
 
-    /// Removes the place unless it is mounted.
-    func abandon() {
+    /// Removes the place unless it is mounted; returns true if it was removed.
+    @discardableResult
+    func abandon() -> Bool {
         let devices = devices
         let mounted = Set(MountTable.read().map(\.source))
-        guard mounted.isDisjoint(with: devices) else { return }
+        guard mounted.isDisjoint(with: devices) else { return false }
         // One that another name space has mounted goes away when it is unmounted there.
         for device in devices { _ = try? Tools.run(["losetup", "--detach", device]) }
         remove()
+        return true
     }
 
     /// Ends nbdfuse, if it runs, and removes the place.
@@ -120,6 +130,17 @@ enum MountTable {
     struct Entry {
         let source: String
         let target: String
+    }
+
+    /// The device or name of what is mounted at a directory, or nil.
+    static func source(mountedAt directory: String) throws -> String? {
+        guard let resolved = realpath(directory, nil) else {
+            throw ToolError("\(directory) cannot be used: \(Output.reason())")
+        }
+        defer { free(resolved) }
+        let target = String(cString: resolved)
+        // The last one covers the others.
+        return read().last { $0.target == target }?.source
     }
 
     /// Reads `/proc/self/mountinfo` (proc(5)).
@@ -218,7 +239,15 @@ enum FileSystemType: String {
                     + "serve', and guestfish --ro")
         }
         if let table = values["PTTYPE"], !isPartition {
-            throw ToolError("\(disk) has a partition table (\(table)); name one by --partition")
+            let list = try? Tools.run(
+                ["partx", "--raw", "--noheadings", "--output", "NR,SIZE", image])
+            let partitions = (list ?? []).map { line in
+                let words = line.split(separator: " ")
+                return words.count == 2 ? "\(words[0]) (\(words[1]))" : line
+            }
+            throw ToolError(
+                "\(disk) has a partition table (\(table)); name one by --partition: "
+                    + partitions.joined(separator: ", "))
         }
         // 8: more than one file system fits.
         throw ToolError(

@@ -62,6 +62,13 @@ struct NbdkitOptions: ParsableArguments {
     }
 }
 
+/// A path that means the same from another directory: absolute, unless that cannot be found out.
+func absolutePath(_ path: String) -> String {
+    guard !path.hasPrefix("/"), let current = getcwd(nil, 0) else { return path }
+    defer { free(current) }
+    return "\(String(cString: current))/\(path)"
+}
+
 /// Programs of others that commands start.
 enum Tools {
     /// Throws if a program is not in PATH.
@@ -72,7 +79,7 @@ enum Tools {
         throw ToolError("\(name) is not installed; install the package \(package)")
     }
 
-    /// Runs a program to its end; throws its last line if it fails.
+    /// Runs a program to its end; throws its first line if it fails.
     ///
     /// - Parameter inherited: an open file that it inherits.
     /// - Returns: what it printed, at most 4 KiB.
@@ -82,6 +89,6 @@ enum Tools {
         let status = process.wait()
         let lines = process.collectedLines
         guard status != 0 else { return lines }
-        throw ToolError("\(command[0]) failed: \(lines.last ?? "it ended with status \(status)")")
+        throw ToolError("\(command[0]) failed: \(lines.first ?? "it ended with status \(status)")")
     }
 }

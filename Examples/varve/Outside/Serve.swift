@@ -15,6 +15,8 @@ struct Serve: ParsableCommand {
             clients can connect. What they read is verified first. An open export holds its \
             checkpoint, so that a prune keeps its pages.
 
+            A signal ends it with exit code 0. A socket remains, and the next server replaces it.
+
             NBD has no encryption of its own, and a client reads all that is served: a socket \
             is for its owner alone, and --port without --tls is for networks that you trust.
             """)
@@ -39,7 +41,10 @@ struct Serve: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "With --port: require TLS, with the certificates in this directory.",
+            """
+            With --port: require TLS, with ca-cert.pem, server-cert.pem and server-key.pem in this \
+            directory.
+            """,
             valueName: "directory"))
     var tls: String?
 
@@ -62,6 +67,10 @@ struct Serve: ParsableCommand {
         if port != nil, socket != nil {
             throw ValidationError("--socket and --port exclude each other")
         }
+        if let socket, !ListeningSockets.canBe(socket) {
+            throw ValidationError("--socket is a path of 1 to 107 bytes")
+        }
+        if address == "" { throw ValidationError("--address is empty") }
         if port == 0 { throw ValidationError("--port 0 is no port") }
         if volume != nil, checkpoint == nil {
             throw ValidationError("--volume requires CHECKPOINT")
@@ -77,7 +86,11 @@ struct Serve: ParsableCommand {
             var options = ["--foreground"]
             if volume != nil { options.append("--filter=exportname") }
             options.append(writable ? "--filter=cow" : "--readonly")
-            if let tls { options += ["--tls=require", "--tls-certificates=\(tls)"] }
+            if let tls {
+                let words = ["--tls=require", "--tls-certificates=\(tls)"]
+                try checkTLS(words)
+                options += words
+            }
             let sockets: ListeningSockets
             if let port {
                 // nbdkit 1.32 ends by an assertion (raw_send_socket) if a client breaks a
@@ -90,7 +103,7 @@ struct Serve: ParsableCommand {
             } else {
                 let path = socket ?? Serve.defaultSocket
                 sockets = try ListeningSockets(path: path)
-                try Output.line("nbd+unix:///?socket=\(path)")
+                try Output.line("nbd+unix:///?socket=\(Serve.encoded(absolutePath(path)))")
             }
             try sockets.passOn()
             try execute(nbdkit.command(options, parameters))
@@ -100,7 +113,7 @@ struct Serve: ParsableCommand {
     /// The parameters of the plugin and of the filters, after a look whether there is such a thing.
     private func parameters() throws -> [String] {
         let repository = try Reading.open(store)
-        var parameters = ["store=\(store)"]
+        var parameters = ["store=\(absolutePath(store.description))"]
         guard let checkpoint else { return parameters }
         let found = try repository.checkpoint(named: checkpoint)
         // The name keeps its meaning.
@@ -113,6 +126,27 @@ struct Serve: ParsableCommand {
     private static var defaultSocket: String {
         let directory = getenv("XDG_RUNTIME_DIR").map { String(cString: $0) } ?? ""
         return "\(directory.isEmpty ? "/run" : directory)/varve.sock"
+    }
+
+    /// Throws if nbdkit cannot use the certificates: before a URI is printed.
+    private func checkTLS(_ options: [String]) throws {
+        let command = ["nbdkit", "--unix", "-"] + options + ["null", "--run", "true"]
+        let process = try ChildProcess(command, collectsOutput: true)
+        guard process.wait() != 0 else { return }
+        throw ToolError(
+            "nbdkit cannot use the certificates of --tls: "
+                + "\(process.collectedLines.first ?? "it ended"); the directory needs ca-cert.pem, "
+                + "server-cert.pem and server-key.pem (nbdkit-tls(1))")
+    }
+
+    /// A path in a URI (RFC 3986).
+    private static func encoded(_ path: String) -> String {
+        let plain = Set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/".utf8)
+        return path.utf8.map { byte in
+            if plain.contains(byte) { return String(Character(Unicode.Scalar(byte))) }
+            let digits = String(byte, radix: 16, uppercase: true)
+            return "%" + (byte < 16 ? "0" : "") + digits
+        }.joined()
     }
 
     /// Becomes the program; returns only by an error.
