@@ -189,8 +189,8 @@ struct Unmount: ParsableCommand {
                 try Tools.run(["umount", "--", directory])
             } catch {
                 throw ToolError(
-                    "\(ToolError(error).message); if a process or another mount below it uses it, 'fuser -vm "
-                        + "\(directory)' shows which")
+                    "\(ToolError(error).message); if a process or another mount below it uses it, "
+                        + "'fuser -vm \(directory)' shows which")
             }
             place.abandon()
         }
