@@ -14,15 +14,13 @@ import time
 
 import nbd
 
+from programs import run
+
 PAGE = 4096
 ROUNDS = 5
 plugin, tool, work = sys.argv[1:4]
 size = int(sys.argv[4]) << 20 if len(sys.argv) > 4 else 1 << 30
 image, store = f"{work}/disk.img", f"{work}/store"
-
-
-def run(*command):
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def create():

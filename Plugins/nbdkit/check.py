@@ -16,19 +16,14 @@ import urllib.parse
 
 import nbd
 
+from programs import run
+
 PAGE = 4096
 plugin, tool, work = sys.argv[1:4]
 seed = int(os.environ.get("VARVE_SEED") or random.randrange(1 << 32))
 chance = random.Random(seed)
 store = f"{work}/store"
 volumes = ["memory", "xvda", "xvdb"]
-
-
-def run(*command, check=True):
-    done = subprocess.run(command, capture_output=True, text=True)
-    if check and done.returncode != 0:
-        sys.exit(f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}")
-    return done
 
 
 def expect(condition, what):

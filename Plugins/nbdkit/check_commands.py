@@ -13,16 +13,11 @@ import subprocess
 import sys
 import time
 
+from programs import run
+
 plugin, tool, work = sys.argv[1:4]
 store = f"{work}/store"
 mounted = f"{work}/mounted"
-
-
-def run(*command, check=True, **rest):
-    done = subprocess.run(command, capture_output=True, text=True, **rest)
-    if check and done.returncode != 0:
-        sys.exit(f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}")
-    return done
 
 
 def expect(condition, what):

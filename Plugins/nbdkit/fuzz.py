@@ -20,6 +20,8 @@ import time
 
 import nbd
 
+from programs import run
+
 PAGE = 4096
 plugin, tool, work = sys.argv[1:4]
 seconds = float(sys.argv[4])
@@ -27,13 +29,6 @@ seed = int(os.environ.get("VARVE_SEED") or random.randrange(1 << 32))
 chance = random.Random(seed)
 store, image = f"{work}/store", f"{work}/disk.img"
 counts = {"clients": 0, "repositories": 0, "right": 0, "failed": 0, "refused": 0}
-
-
-def run(*command):
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def stop(what):
@@ -63,7 +58,7 @@ def create():
             file.write(memory)
         run(tool, "import", store, f"{work}/memory", "--lineage", "web", "--volume",
             f"xvda={image}")
-        newest = json.loads(run(tool, "show", store, "web", "--json"))["id"]
+        newest = json.loads(run(tool, "show", store, "web", "--json").stdout)["id"]
         for volume, bytes_ in [("xvda", bytes(content)), ("memory", memory)]:
             images[f"{newest}/{volume}"] = bytes_
     return images

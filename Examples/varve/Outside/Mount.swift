@@ -178,7 +178,7 @@ struct Unmount: ParsableCommand {
     func run() throws {
         try reporting {
             guard let place = try MountPlace.find(mountedAt: directory) else {
-                guard try MountPlace.dropLeftovers() else {
+                guard MountPlace.dropLeftovers() else {
                     throw ToolError("nothing is mounted at \(directory)")
                 }
                 return Output.standardError(

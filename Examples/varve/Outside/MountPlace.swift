@@ -49,7 +49,7 @@ struct MountPlace {
     /// killed, and of mounts that umount(8) ended.
     ///
     /// - Returns: true if there was one.
-    static func dropLeftovers() throws -> Bool {
+    static func dropLeftovers() -> Bool {
         let lock = lock(parent, LOCK_EX)
         defer { close(lock) }
         return lock >= 0 && removeLeftovers()
